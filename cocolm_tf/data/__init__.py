@@ -1,0 +1,1 @@
+"""From a corpus to the batches of pretraining: sources, packing, shards, manifest, pipeline."""

@@ -1,0 +1,153 @@
+"""The English prose in the docstrings of Python modules, read from their source."""
+
+import ast
+import inspect
+import os
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+
+# Of little prose and much parsing.
+_SKIPPED_FOLDERS = {"__pycache__", "test", "tests", "idle_test"}
+# Where packages are installed below the standard library's own folder.
+_PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
+
+_WORD = re.compile(r"[\"'(\[]*[A-Za-z]+(?:['\-/][A-Za-z]+)*[\"')\]]*[.,;:!?]*[\"')\]]*")
+_HAS_LETTER = re.compile(r"[^\W\d_]")
+# Words that English can hardly do without and that Python code does not use.
+_FUNCTION_WORD = re.compile(
+    r"\b(?:an?|are|be|been|by|can|has|have|its?|may|must|of|on|that|the|their|these|they|this|"
+    r"to|was|were|when|which|will|you|your)\b",
+    re.IGNORECASE,
+)
+# The least share of a paragraph's tokens that are words: below it stand code and tables.
+_MIN_WORD_SHARE = 0.65
+
+
+def installed_modules() -> Iterator[str]:
+    """Finds the source files of the standard library and of the installed packages.
+
+    Returns:
+        The paths of their `.py` files in an order that depends on the names alone, tests left
+        out: the standard library first.
+
+    Example:
+    ```python
+    print(next(installed_modules()))
+    ```
+    """
+    roots = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    for root in dict.fromkeys(map(os.path.realpath, roots)):
+        for folder, subfolders, files in os.walk(root):
+            skipped = _SKIPPED_FOLDERS | (_PACKAGE_FOLDERS if folder == root else set())
+            # In place: os.walk then goes only there, in this order.
+            subfolders[:] = sorted(set(subfolders) - skipped)
+            for file in sorted(files):
+                if file.endswith(".py"):
+                    yield os.path.join(folder, file)
+
+
+def documents(paths: Iterable[str], min_words: int = 8) -> Iterator[str]:
+    """Reads the prose of modules' docstrings, each distinct docstring once.
+
+    A file that cannot be read or parsed is passed over.
+
+    Args:
+        paths: The modules' source files.
+        min_words: Docstrings with fewer words of prose than this are left out.
+
+    Returns:
+        One document for each module that has any prose: the paragraphs, one a line.
+
+    Example:
+    ```python
+    for document in documents([inspect.__file__]):
+        print(document)
+    ```
+    """
+    seen = set()
+    for path in paths:
+        paragraphs = []
+        for docstring in _docstrings(path):
+            prose = prose_paragraphs(docstring)
+            if sum(len(paragraph.split()) for paragraph in prose) < min_words:
+                continue
+            text = "\n".join(prose)
+            if text not in seen:
+                seen.add(text)
+                paragraphs.append(text)
+        if paragraphs:
+            yield "\n".join(paragraphs)
+
+
+def prose_paragraphs(docstring: str) -> list[str]:
+    """Returns the paragraphs of a docstring that are English prose.
+
+    Code (doctests, fenced blocks, anything with few words in it) and rules are dropped; the lines
+    of a paragraph are joined, and runs of white space become one space.
+
+    Args:
+        docstring: A docstring as it stands in the source.
+
+    Returns:
+        The paragraphs, each one line.
+
+    Example:
+    ```python
+    prose_paragraphs('''Return the sum
+        of two numbers.
+
+        >>> add(1, 2)
+        3
+        ''')  # ['Return the sum of two numbers.']
+    ```
+    """
+    paragraphs = [[]]
+    fenced = doctest = False
+    for line in inspect.cleandoc(docstring).split("\n"):
+        line = line.strip()
+        if line.startswith(("```", "~~~")):
+            fenced = not fenced
+            line = ""
+        # A doctest's output ends where a blank line does.
+        doctest = bool(line) and (doctest or line.startswith(">>>"))
+        if fenced or doctest or not line:
+            paragraphs.append([])
+        elif _HAS_LETTER.search(line):
+            paragraphs[-1].append(line)
+    joined = (" ".join(" ".join(lines).split()) for lines in paragraphs)
+    return [paragraph for paragraph in joined if _is_prose(paragraph)]
+
+
+def _is_prose(paragraph: str) -> bool:
+    if not _FUNCTION_WORD.search(paragraph):
+        return False
+    tokens = paragraph.split(" ")
+    words = sum(_WORD.fullmatch(token) is not None for token in tokens)
+    return words >= _MIN_WORD_SHARE * len(tokens)
+
+
+def _docstrings(path: str) -> Iterator[str]:
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+        if b'"""' not in source and b"'''" not in source:
+            return  # Parsing takes nearly all of the time; hardly any docstring is lost by this.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Invalid escapes in other people's strings.
+            module = ast.parse(source)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    yield from _docstrings_below(module)
+
+
+def _docstrings_below(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        docstring = ast.get_docstring(node, clean=False)
+        if docstring:
+            yield docstring
+    for child in ast.iter_child_nodes(node):
+        # Definitions stand only among statements, and most of a tree is expressions.
+        if isinstance(child, ast.stmt):
+            yield from _docstrings_below(child)

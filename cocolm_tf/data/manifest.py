@@ -1,0 +1,221 @@
+"""`manifest.json`: what a dataset holds, what made it, and how to tell that it is whole.
+
+It is written last, so a folder without it is not a dataset.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from cocolm_tf.data import shards as shard_files
+from cocolm_tf.data.shards import TEMPORARY_SUFFIX, Shard
+from cocolm_tf.errors import UserError
+
+FILE_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+_COUNTS = ("documents", "skipped_documents", "text_bytes", "text_tokens", "sequences", "tokens")
+
+
+class Vocabulary(Protocol):
+    """What a manifest asks of a tokenizer.
+
+    Example:
+    ```python
+    vocabulary: Vocabulary = load_vocabulary("vocabulary")
+    ```
+    """
+
+    def vocabulary_size(self) -> int:
+        """Returns the number of ids."""
+
+    def fingerprint(self) -> str:
+        """Returns a hash of everything that decides which ids a text gets."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of one dataset.
+
+    Args:
+        directory: The folder of the dataset.
+        sequence_length: The most tokens of a record, special tokens included.
+        vocabulary_size: The number of ids of the vocabulary.
+        vocabulary_fingerprint: The tokenizer's `fingerprint()`.
+        parameters: What else made it: the seed, the compression, the source.
+        shards: The shards, in the order of their numbers.
+
+    Example:
+    ```python
+    manifest = Manifest.load("data/train")
+    print(manifest.counts["sequences"], manifest.fill_rate)
+    ```
+    """
+
+    directory: str
+    sequence_length: int
+    vocabulary_size: int
+    vocabulary_fingerprint: str
+    parameters: dict[str, Any]
+    shards: tuple[Shard, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The shards' `documents`, `skipped_documents`, ..., `tokens`, each summed up."""
+        return {name: sum(getattr(shard, name) for shard in self.shards) for name in _COUNTS}
+
+    @property
+    def fill_rate(self) -> float:
+        """The share of a batch, padded to `sequence_length`, that is not padding."""
+        counts = self.counts
+        return counts["tokens"] / (counts["sequences"] * self.sequence_length)
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of the shards, in the order of their numbers."""
+        return [os.path.join(self.directory, shard.file) for shard in self.shards]
+
+    @classmethod
+    def load(cls, path: str) -> "Manifest":
+        """Reads the manifest of a dataset.
+
+        Args:
+            path: The folder of the dataset, or a path or glob of shards in it.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            UserError: If there is no manifest, or it is not one that this version reads.
+        """
+        directory = path if tf.io.gfile.isdir(path) else os.path.dirname(path)
+        file = os.path.join(directory, FILE_NAME)
+        if not tf.io.gfile.exists(file):
+            raise UserError(f"{file} does not exist: {directory or '.'!r} is not a built dataset.")
+        try:
+            with tf.io.gfile.GFile(file) as stream:
+                fields = json.load(stream)
+            version = fields["format_version"]
+            if version != FORMAT_VERSION:
+                raise UserError(f"{file} has format version {version}, not {FORMAT_VERSION}.")
+            return cls(
+                directory=directory,
+                sequence_length=fields["sequence_length"],
+                vocabulary_size=fields["vocabulary"]["size"],
+                vocabulary_fingerprint=fields["vocabulary"]["fingerprint"],
+                parameters=fields["parameters"],
+                shards=tuple(Shard(**shard) for shard in fields["shards"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is damaged ({error}): build the dataset again.") from error
+
+    def save(self) -> None:
+        """Writes the manifest into its folder, in one atomic step."""
+        fields = {
+            "format_version": FORMAT_VERSION,
+            "sequence_length": self.sequence_length,
+            "counts": self.counts,
+            "vocabulary": {
+                "size": self.vocabulary_size,
+                "fingerprint": self.vocabulary_fingerprint,
+            },
+            "parameters": self.parameters,
+            "shards": [dataclasses.asdict(shard) for shard in self.shards],
+        }
+        file = os.path.join(self.directory, FILE_NAME)
+        with tf.io.gfile.GFile(file + TEMPORARY_SUFFIX, "w") as stream:
+            stream.write(json.dumps(fields, indent=2) + "\n")
+        tf.io.gfile.rename(file + TEMPORARY_SUFFIX, file, overwrite=True)
+
+    def verify(self, tokenizer: Vocabulary | None = None, checksums: bool = True) -> None:
+        """Checks that the dataset is whole and fits the vocabulary.
+
+        Args:
+            tokenizer: The tokenizer to train with; None to leave it unchecked.
+            checksums: Whether to read every shard, and not only to look at its size.
+
+        Raises:
+            UserError: If a shard is missing, truncated or altered (with the number of the first
+                record that cannot be read), or the vocabulary is another one.
+
+        Example:
+        ```python
+        Manifest.load("data/train").verify(load_vocabulary("vocabulary"))
+        ```
+        """
+        if tokenizer is not None and tokenizer.fingerprint() != self.vocabulary_fingerprint:
+            raise UserError(
+                f"{self.directory} was built with another vocabulary, of {self.vocabulary_size} "
+                f"ids and fingerprint {self.vocabulary_fingerprint[:12]}, than the one given, of "
+                f"{tokenizer.vocabulary_size()} and {tokenizer.fingerprint()[:12]}: give that "
+                "--vocabulary or build the dataset again."
+            )
+        for shard, path in zip(self.shards, self.paths, strict=True):
+            if not tf.io.gfile.exists(path):
+                raise UserError(f"{path} is missing: {FILE_NAME} beside it lists it.")
+            intact = tf.io.gfile.stat(path).length == shard.bytes
+            if intact and checksums:
+                intact = shard_files.sha256_of(path) == shard.sha256
+            if not intact:
+                raise UserError(f"{path} {_damage(path, shard)}: build the dataset again.")
+
+
+def resolve_shards(pattern: str) -> tuple[list[str], Manifest]:
+    """Finds shards to train on and the manifest beside them.
+
+    Args:
+        pattern: The folder of a dataset, for all of its shards, or a glob of shards.
+
+    Returns:
+        The paths of the shards, sorted, and the manifest of the dataset that they belong to.
+
+    Raises:
+        UserError: If nothing matches, the shards are of several datasets, or there is no manifest
+            beside them.
+
+    Example:
+    ```python
+    paths, manifest = resolve_shards("data/train/*.tfrecord")
+    ```
+    """
+    if tf.io.gfile.isdir(pattern):
+        trained = os.path.join(pattern, "train")
+        if not _has_manifest(pattern) and _has_manifest(trained):
+            raise UserError(f"{pattern} has its datasets one level below: give {trained}.")
+        manifest = Manifest.load(pattern)
+        return manifest.paths, manifest
+    try:
+        paths = sorted(filter(shard_files.is_shard, tf.io.gfile.glob(pattern)))
+    except tf.errors.NotFoundError:
+        paths = []
+    if not paths:
+        raise UserError(
+            f"no shard matches {pattern!r}: give a folder that build_pretraining_data.py wrote, or "
+            "a glob of its *.tfrecord files."
+        )
+    directories = sorted({os.path.dirname(path) for path in paths})
+    if len(directories) > 1:
+        raise UserError(f"{pattern!r} matches shards of several datasets: {directories}.")
+    manifest = Manifest.load(paths[0])
+    listed = {shard.file for shard in manifest.shards}
+    for path in paths:
+        if os.path.basename(path) not in listed:
+            raise UserError(f"{path} is not a shard of the {FILE_NAME} beside it: remove it.")
+    return paths, manifest
+
+
+def _has_manifest(directory: str) -> bool:
+    return tf.io.gfile.exists(os.path.join(directory, FILE_NAME))
+
+
+def _damage(path: str, shard: Shard) -> str:
+    records, whole = shard_files.readable_records(path)
+    if not whole:
+        return f"is truncated or corrupt at record {records} (of {shard.sequences}, from 0)"
+    if records != shard.sequences:
+        return f"has {records} records and not the {shard.sequences} of {FILE_NAME}"
+    return f"was altered: its checksum is not the one in {FILE_NAME}"

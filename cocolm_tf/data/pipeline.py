@@ -1,0 +1,180 @@
+"""Shards to batches: what the training step reads, in an order that can be entered anywhere.
+
+An epoch visits every sequence once. Its shards are shuffled and taken a group at a time, and the
+sequences of a group are shuffled together. As the manifest tells how many sequences each shard
+has, a run that is resumed goes straight to the group it was in: this costs the reading of one
+group, not of the epoch.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from cocolm_tf.data.manifest import resolve_shards
+from cocolm_tf.data.shards import compression, parse
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import crop_views, mask_views
+from cocolm_tf.errors import UserError
+
+SHARDS_PER_GROUP = 8
+SHUFFLE_BUFFER = 200_000
+
+
+@dataclass(frozen=True)
+class PretrainingData:
+    """The shards of a dataset, and how batches are made of them.
+
+    Args:
+        paths: the shards.
+        sequences: how many sequences each of them has.
+        sequence_length: int. S, the length that batches are padded to.
+        special: the special tokens.
+        mask_fraction: float. The share of ordinary tokens to mask.
+        crop_fraction: float. The share of its tokens that the second view keeps.
+        seed: int. Decides order, masks and crops.
+
+    Example:
+    ```python
+    data = PretrainingData.open("data/*.tfrecord", 128, SpecialTokens(mask=8191))
+    batches = data.training_batches(batch_size=32)
+    ```
+    """
+
+    paths: Sequence[str]
+    sequences: Sequence[int]
+    sequence_length: int
+    special: SpecialTokens
+    mask_fraction: float = 0.15
+    crop_fraction: float = 0.9
+    seed: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        pattern: str,
+        sequence_length: int,
+        special: SpecialTokens,
+        mask_fraction: float = 0.15,
+        crop_fraction: float = 0.9,
+        seed: int = 0,
+    ) -> "PretrainingData":
+        """Finds the shards that a folder holds or a glob matches.
+
+        Raises:
+            UserError: if there are none, or they hold longer sequences.
+        """
+        paths, manifest = resolve_shards(pattern)
+        if manifest.sequence_length > sequence_length:
+            raise UserError(
+                f"{manifest.directory} has sequences of {manifest.sequence_length} tokens, more "
+                f"than data.sequence_length={sequence_length}: set that, or build shorter ones."
+            )
+        counts = {shard.file: shard.sequences for shard in manifest.shards}
+        sequences = [counts[os.path.basename(path)] for path in paths]
+        return cls(paths, sequences, sequence_length, special, mask_fraction, crop_fraction, seed)
+
+    def training_batches(
+        self, batch_size: int, start: int = 0, pipelines: int = 1, pipeline: int = 0
+    ) -> tf.data.Dataset:
+        """An endless dataset of batches, shuffled anew and masked anew in every epoch.
+
+        Batch number n is a function of the shards, the seed, `batch_size`, `pipelines`,
+        `pipeline` and n alone.
+
+        Args:
+            batch_size: int. B, of one replica.
+            start: int. The number of the first batch: how many the run has had before.
+            pipelines: int. How many hosts read; each reads its own share of the shards.
+            pipeline: int. Which of them this is.
+
+        Returns:
+            A dataset of the batches that `CocoLMPretrainer` takes, all of the same static shapes.
+
+        Raises:
+            UserError: if there are fewer shards than hosts.
+        """
+        if len(self.paths) < pipelines:
+            raise UserError(
+                f"{len(self.paths)} shards do not suffice for {pipelines} hosts: build the data "
+                f"with --num_shards={pipelines} or more."
+            )
+        mine = slice(pipeline, None, pipelines)
+        records = self._shuffled_records(
+            self.paths[mine], self.sequences[mine], start * batch_size, pipeline
+        )
+        numbered = records.batch(batch_size, drop_remainder=True).enumerate(start)
+        return self._viewed(numbered, pipelines, pipeline)
+
+    def validation_batches(self, batch_size: int) -> tf.data.Dataset:
+        """One pass over the shards in order, with the same masks and crops every time.
+
+        Sequences that do not fill a last batch are left out: the shapes are static.
+
+        Args:
+            batch_size: int. B, of all replicas.
+
+        Returns:
+            A dataset of batches as `training_batches` gives.
+
+        Raises:
+            UserError: if there are fewer sequences than a batch holds.
+        """
+        if sum(self.sequences) < batch_size:
+            raise UserError(
+                f"the validation data has {sum(self.sequences)} sequences, fewer than one batch "
+                f"of {batch_size}: build more, or set validation.batch_size."
+            )
+        records = _read(tf.constant(self.paths), compression(self.paths[0]))
+        return self._viewed(records.batch(batch_size, drop_remainder=True).enumerate(), 1, 0)
+
+    def _viewed(self, numbered: tf.data.Dataset, pipelines: int, pipeline: int) -> tf.data.Dataset:
+        def view(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+            token_ids = parse(serialized, self.sequence_length, self.special.pad)
+            token_ids = tf.ensure_shape(token_ids, [serialized.shape[0], self.sequence_length])
+            seed = tf.stack([tf.cast(self.seed, tf.int64), number * pipelines + pipeline])
+            mask_seed, crop_seed = tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 2))
+            return {
+                "token_ids": token_ids,
+                "padding_mask": token_ids != self.special.pad,
+                **mask_views(token_ids, self.mask_fraction, self.special, mask_seed),
+                **crop_views(token_ids, self.crop_fraction, self.special, crop_seed),
+            }
+
+        return numbered.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def _shuffled_records(
+        self, paths: Sequence[str], sequences: Sequence[int], consumed: int, pipeline: int
+    ) -> tf.data.Dataset:
+        """The records of endless epochs, from number `consumed` on."""
+        per_epoch = -(-len(paths) // SHARDS_PER_GROUP)
+
+        def members(group: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            """Which shards the group has, counted through all epochs, and its seed."""
+            place = [self.seed, tf.cast(group // per_epoch, tf.int32)]
+            order = tf.random.experimental.stateless_shuffle(tf.range(len(paths)), place)
+            begin = tf.cast(group % per_epoch, tf.int32) * SHARDS_PER_GROUP
+            seed = tf.random.experimental.stateless_fold_in(place, tf.cast(group, tf.int32))
+            seed = tf.random.experimental.stateless_fold_in(seed, pipeline)
+            return order[begin : begin + SHARDS_PER_GROUP], seed[1]
+
+        epochs, skip = divmod(consumed, sum(sequences))
+        first = epochs * per_epoch
+        while skip >= (size := sum(sequences[i] for i in members(tf.constant(first))[0].numpy())):
+            first, skip = first + 1, skip - size
+
+        def records(group: tf.Tensor) -> tf.data.Dataset:
+            shards, seed = members(group)
+            shuffled = _read(tf.gather(paths, shards), compression(paths[0])).shuffle(
+                SHUFFLE_BUFFER, seed=tf.cast(seed, tf.int64), reshuffle_each_iteration=False
+            )
+            return shuffled.skip(tf.where(group == first, tf.cast(skip, tf.int64), 0))
+
+        return tf.data.Dataset.counter(first).flat_map(records)
+
+
+def _read(paths: tf.Tensor, compression_type: str) -> tf.data.Dataset:
+    return tf.data.TFRecordDataset(
+        paths, compression_type, num_parallel_reads=min(SHARDS_PER_GROUP, 4)
+    )

@@ -1,0 +1,137 @@
+"""The flags by which a program is told its text, and what they mean."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from cocolm_tf.data import sources
+from cocolm_tf.errors import UserError
+
+_SOURCES = ("input", "tfds", "docstrings")
+# The flags that say more about a source, and that source.
+_OWNERS = {
+    "one_document_per_line": "input",
+    "jsonl_field": "input",
+    "tfds_field": "tfds",
+    "tfds_split": "tfds",
+}
+
+
+def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags.
+
+    Args:
+        flag_values: Where to define them.
+
+    Example:
+    ```python
+    define_source_flags()
+    ```
+    """
+    flags.DEFINE_string(
+        "input",
+        None,
+        "Text files: one or several comma-separated globs. A line is a paragraph and a blank line "
+        "ends a document. Files that end in .gz are decompressed.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "one_document_per_line",
+        False,
+        "With --input: every line is a document.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "jsonl_field",
+        None,
+        "With --input: the files are JSON lines, and this field of each is a document.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "tfds",
+        None,
+        "A dataset of TensorFlow Datasets, e.g. wikipedia/20230601.en. The environment variable "
+        "TFDS_DATA_DIR says where they are kept.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "tfds_field", "text", "With --tfds: the feature that is text.", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "tfds_split",
+        "train",
+        "With --tfds: the split, e.g. train[:10%].",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "docstrings",
+        False,
+        "The docstrings of the standard library and of the installed packages.",
+        flag_values=flag_values,
+    )
+
+
+def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterator[str]:
+    """Opens the source that the flags name.
+
+    Args:
+        flag_values: The parsed flags.
+
+    Returns:
+        The documents.
+
+    Raises:
+        UserError: If the flags name no source or several, contradict each other, or name something
+            that is not there.
+
+    Example:
+    ```python
+    documents = documents_from_flags()
+    ```
+    """
+    source = describe_source(flag_values)
+    if "docstrings" in source:
+        return sources.docstring_documents()
+    if "tfds" in source:
+        return sources.tfds_documents(
+            source["tfds"], source["tfds_field"], split=source["tfds_split"]
+        )
+    if "jsonl_field" in source:
+        return sources.jsonl_documents(source["input"], source["jsonl_field"])
+    return sources.text_documents(source["input"], source["one_document_per_line"])
+
+
+def describe_source(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
+    """Returns what the flags say about the source, for the manifest.
+
+    Args:
+        flag_values: The parsed flags.
+
+    Returns:
+        The flag that names the source and those that say more about it.
+
+    Raises:
+        UserError: If the flags name no source or several, or contradict each other.
+
+    Example:
+    ```python
+    describe_source()  # {'input': 'corpus/*.txt', 'one_document_per_line': False}
+    ```
+    """
+    given = [name for name in _SOURCES if flag_values[name].value]
+    if len(given) != 1:
+        found = "and ".join(f"--{name} " for name in given) or "none of them "
+        raise UserError(f"give one of --input, --tfds and --docstrings ({found}was given).")
+    (source,) = given
+    for name, owner in _OWNERS.items():
+        if flag_values[name].present and owner != source:
+            raise UserError(f"--{name} goes with --{owner}, not with --{source}.")
+    if flag_values.jsonl_field is not None and flag_values.one_document_per_line:
+        raise UserError("--one_document_per_line and --jsonl_field exclude each other.")
+    details = [name for name, owner in _OWNERS.items() if owner == source]
+    return {
+        name: flag_values[name].value
+        for name in (source, *details)
+        if flag_values[name].value is not None
+    }

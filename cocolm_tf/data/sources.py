@@ -1,0 +1,246 @@
+"""Where text comes from: files, JSON lines, TensorFlow Datasets, installed packages.
+
+Every source is an iterator of documents, and a document is one string: its paragraphs, joined by
+newlines, without blank lines. A source reads its files in sorted order, so the same files always
+give the same documents in the same order. A mistake that can be seen without reading any text,
+such as a pattern that matches nothing, is raised by the call and not by the first `next()`.
+"""
+
+import glob
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+
+from absl import logging
+
+from cocolm_tf.data import docstrings
+from cocolm_tf.errors import UserError
+
+
+def text_documents(pattern: str, one_document_per_line: bool = False) -> Iterator[str]:
+    """Reads plain text files.
+
+    Bytes that are not UTF-8 become U+FFFD; a file that has such characters is named in a warning
+    with their number.
+
+    Args:
+        pattern: One or several comma-separated globs (`**` recurses) of files, gzip-compressed
+            where their name ends in `.gz`.
+        one_document_per_line: Whether each line is a document; otherwise each line is a
+            paragraph, and blank lines (and the ends of files) separate documents.
+
+    Returns:
+        The documents.
+
+    Raises:
+        UserError: If the pattern matches no file, or a file cannot be read.
+
+    Example:
+    ```python
+    with open("/tmp/corpus.txt", "w") as file:
+        file.write("First paragraph.\\nSecond paragraph.\\n\\nAnother document.\\n")
+    list(text_documents("/tmp/corpus.txt"))
+    # ['First paragraph.\\nSecond paragraph.', 'Another document.']
+    ```
+    """
+    paths = matching_files(pattern)
+
+    def documents() -> Iterator[str]:
+        for path in paths:
+            paragraphs = []
+            for line in _lines(path):
+                line = line.strip()
+                if line and one_document_per_line:
+                    yield line
+                elif line:
+                    paragraphs.append(line)
+                elif paragraphs:
+                    yield "\n".join(paragraphs)
+                    paragraphs = []
+            if paragraphs:
+                yield "\n".join(paragraphs)
+
+    return documents()
+
+
+def jsonl_documents(pattern: str, field: str) -> Iterator[str]:
+    """Reads JSON lines: one object a line, the text of a document in one of its fields.
+
+    Documents without text and blank lines are left out.
+
+    Args:
+        pattern: As for `text_documents`.
+        field: The name of the field, whose value is a string.
+
+    Returns:
+        The documents.
+
+    Raises:
+        UserError: If the pattern matches no file, or a line is not such an object.
+
+    Example:
+    ```python
+    with open("/tmp/corpus.jsonl", "w") as file:
+        file.write('{"id": 1, "text": "A document."}\\n')
+    list(jsonl_documents("/tmp/corpus.jsonl", field="text"))  # ['A document.']
+    ```
+    """
+    paths = matching_files(pattern)
+
+    def documents() -> Iterator[str]:
+        for path in paths:
+            for number, line in enumerate(_lines(path), start=1):
+                if line.strip():
+                    text = _json_field(line, field, f"{path}:{number}")
+                    if document := _without_blank_lines(text):
+                        yield document
+
+    return documents()
+
+
+def tfds_documents(
+    name: str, field: str = "text", split: str = "train", data_dir: str | None = None
+) -> Iterator[str]:
+    """Reads one text field of a TensorFlow Datasets dataset, downloading it if need be.
+
+    Documents without text are left out; bytes that are not UTF-8 become U+FFFD.
+
+    Args:
+        name: The dataset, as `tfds.builder` takes it, e.g. `"wikipedia/20230601.en"`.
+        field: The feature that holds the text of a document.
+        split: The split, as `tfds.load` takes it, e.g. `"train[:10%]"`.
+        data_dir: Where TensorFlow Datasets keeps its files; None for its default.
+
+    Returns:
+        The documents.
+
+    Raises:
+        UserError: If there is no such dataset, split or text field, or it cannot be downloaded.
+
+    Example:
+    ```python
+    documents = tfds_documents("imdb_reviews", field="text", split="train[:1%]")
+    ```
+    """
+    # Slow to import, and the other sources do without it.
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise UserError(
+            f"TensorFlow Datasets has no dataset {name!r}: {_first_line(error)}"
+        ) from error
+    try:
+        builder.download_and_prepare()
+    except (OSError, tfds.download.DownloadError, tf.errors.OpError) as error:
+        raise UserError(f"dataset {name!r} cannot be prepared: {_first_line(error)}") from error
+    features = builder.info.features
+    texts = sorted(key for key, feature in features.items() if feature.dtype in (str, tf.string))
+    if field not in texts:
+        raise UserError(f"dataset {name!r} has no text field {field!r}: it has {texts}.")
+    try:
+        dataset = builder.as_dataset(split=split, shuffle_files=False)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"dataset {name!r} has no split {split!r}: it has {sorted(builder.info.splits)}."
+        ) from error
+
+    def documents() -> Iterator[str]:
+        for example in dataset.as_numpy_iterator():
+            if document := _without_blank_lines(example[field].decode("utf-8", "replace")):
+                yield document
+
+    return documents()
+
+
+def docstring_documents(min_words: int = 8) -> Iterator[str]:
+    """Reads the docstrings of the standard library and of the installed packages.
+
+    It is a corpus of millions of words of English that every machine with Python has: nothing to
+    download, and the same on the same environment. The modules are parsed, never imported.
+
+    Args:
+        min_words: Docstrings with fewer words of prose than this are left out.
+
+    Returns:
+        The documents, one for each module: its docstrings' paragraphs.
+
+    Example:
+    ```python
+    print(next(docstring_documents()))
+    ```
+    """
+    return docstrings.documents(docstrings.installed_modules(), min_words)
+
+
+def matching_files(pattern: str) -> list[str]:
+    """Returns the files that a pattern matches.
+
+    Args:
+        pattern: One or several comma-separated globs.
+
+    Returns:
+        The paths, sorted, each once.
+
+    Raises:
+        UserError: If one of the globs matches no file.
+
+    Example:
+    ```python
+    matching_files("/tmp/*.txt,/tmp/*.txt.gz")
+    ```
+    """
+    paths = set()
+    for one in filter(None, map(str.strip, pattern.split(","))):
+        found = {path for path in glob.glob(one, recursive=True) if os.path.isfile(path)}
+        if not found:
+            raise UserError(f"no file matches {one!r}.")
+        paths |= found
+    if not paths:
+        raise UserError(f"{pattern!r} is no pattern: give the glob of the files to read.")
+    return sorted(paths)
+
+
+def _lines(path: str) -> Iterator[str]:
+    opener = gzip.open if path.endswith(".gz") else open
+    replaced = 0
+    try:
+        # "utf-8-sig" is UTF-8 that may start with a byte order mark.
+        with opener(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+            for line in file:
+                replaced += line.count("\ufffd")
+                yield line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+    if replaced:
+        logging.warning(
+            "%s: %d characters U+FFFD, which replaces what is not UTF-8.", path, replaced
+        )
+
+
+def _json_field(line: str, field: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{where} is not a JSON object: each line must be {{{field!r}: text, ...}}."
+        )
+    if field not in row:
+        raise UserError(f"{where} has no field {field!r}: it has {sorted(row)}.")
+    if not isinstance(row[field], str):
+        raise UserError(f"{where}: field {field!r} is not a string.")
+    return row[field]
+
+
+def _without_blank_lines(text: str) -> str:
+    return "\n".join(filter(None, map(str.strip, text.split("\n"))))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

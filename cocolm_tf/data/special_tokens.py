@@ -1,0 +1,32 @@
+"""The ids that mean something other than text."""
+
+import dataclasses
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialTokens:
+    """The special tokens of a vocabulary; all but the mask are the same in each.
+
+    Args:
+        mask: int. The last id.
+        start: int. In front of every sequence.
+        pad: int. Behind a sequence shorter than its batch.
+        end: int. Behind every document.
+
+    Example:
+    ```python
+    SpecialTokens(mask=32767).contains(tf.constant([0, 7]))  # [True, False]
+    ```
+    """
+
+    mask: int
+    start: int = 0
+    pad: int = 1
+    end: int = 2
+
+    def contains(self, token_ids: tf.Tensor) -> tf.Tensor:
+        """Whether each id is special: a bool tensor of the same shape."""
+        ids = tf.constant([self.start, self.pad, self.end, self.mask], token_ids.dtype)
+        return tf.reduce_any(token_ids[..., tf.newaxis] == ids, axis=-1)

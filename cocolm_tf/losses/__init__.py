@@ -1,0 +1,21 @@
+"""The pretraining losses: pure functions of tensors that XLA can compile.
+
+They compute in float32 whatever the precision of their inputs, and return float32 scalars.
+"""
+
+from cocolm_tf.losses.copy import copy_loss
+from cocolm_tf.losses.corrective_lm import corrective_lm_loss
+from cocolm_tf.losses.masked_lm import masked_lm_loss
+from cocolm_tf.losses.replicas import global_share
+from cocolm_tf.losses.sequence_contrastive import contrastive_cosines, sequence_contrastive_loss
+from cocolm_tf.losses.weighted import weighted_mean
+
+__all__ = [
+    "contrastive_cosines",
+    "copy_loss",
+    "corrective_lm_loss",
+    "global_share",
+    "masked_lm_loss",
+    "sequence_contrastive_loss",
+    "weighted_mean",
+]

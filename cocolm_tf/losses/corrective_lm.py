@@ -1,0 +1,66 @@
+"""Corrective language modeling: the main model restores what the auxiliary one replaced."""
+
+import tensorflow as tf
+
+from cocolm_tf.losses.masked_lm import label_cross_entropy
+from cocolm_tf.losses.weighted import weighted_mean
+
+
+def corrective_lm_loss(
+    lm_logits: tf.Tensor,
+    copy_logits: tf.Tensor,
+    input_ids: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+    use_copy: bool = True,
+    stop_gradient: bool = True,
+) -> tf.Tensor:
+    """Negative log likelihood of the original token under copy mechanism and LM head together.
+
+    The model either copies its input, with probability p_copy, or draws from the vocabulary
+    softmax, so the original token has the likelihood
+    `(input == label) * p_copy + (1 - p_copy) * softmax(lm_logits)[label]`
+    (paper, section 3.3, the LM loss below equation 2).
+
+    Args:
+        lm_logits: `[N, V]` float16, bfloat16 or float32, one row per position to predict.
+        copy_logits: `[N]` float, the copy head's logits at these positions.
+        input_ids: `[N]` int32, the tokens that the main model read, sampled ones included.
+        labels: `[N]` int32, the original tokens.
+        weights: `[N]` float or bool, 0 for the rows that pad the batch to N.
+        use_copy: False leaves the copy mechanism out: cross entropy of the softmax alone.
+        stop_gradient: True keeps this loss from training the copy head, which then learns from
+            `copy_loss` alone.
+
+    Returns:
+        float32 scalar, the weighted mean in nats.
+
+    Raises:
+        ValueError: If the shapes do not match.
+
+    Example:
+    ```python
+    corrective_lm_loss(
+        lm_logits=tf.zeros([2, 8]),
+        copy_logits=tf.constant([4.0, -4.0]),
+        input_ids=tf.constant([3, 7]),
+        labels=tf.constant([3, 5]),
+        weights=tf.constant([1.0, 1.0]),
+    )
+    ```
+    """
+    log_p_lm = -label_cross_entropy(lm_logits, labels, weights)
+    if not use_copy:
+        return weighted_mean(-log_p_lm, weights)
+
+    copy_logits = tf.cast(copy_logits, tf.float32)
+    copy_logits.shape.assert_is_compatible_with(log_p_lm.shape)
+    if stop_gradient:
+        copy_logits = tf.stop_gradient(copy_logits)
+    log_p_copied = tf.math.log_sigmoid(copy_logits)
+    log_p_generated = tf.math.log_sigmoid(-copy_logits) + log_p_lm
+    log_p_either = tf.reduce_logsumexp(tf.stack([log_p_copied, log_p_generated]), axis=0)
+    # Selecting between two finite branches, instead of adding log(0) for a replaced token, keeps
+    # infinities and so NaN out of the gradients.
+    is_original = tf.equal(tf.cast(input_ids, tf.int32), tf.cast(labels, tf.int32))
+    return weighted_mean(-tf.where(is_original, log_p_either, log_p_generated), weights)

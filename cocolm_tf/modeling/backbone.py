@@ -1,0 +1,186 @@
+"""The encoder: a BERT-style Transformer with relative positions."""
+
+from typing import Any, Self
+
+import keras
+import keras_nlp
+
+from cocolm_tf.modeling.dropout import Dropout
+from cocolm_tf.modeling.relative_position import AttentionBias
+from cocolm_tf.modeling.transformer import TransformerBlock, normal_initializer
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class CocoLMBackbone(keras_nlp.models.Backbone):
+    """COCO-LM's Transformer encoder (paper, sections 3.3 and 4).
+
+    BERT's architecture with learned absolute positions, LayerNorm after each residual sum, exact
+    GELU and no segment embedding, plus a relative position bias shared by all layers. The main
+    model and the auxiliary model are both of this class; the auxiliary is built with
+    `embeddings_of=main`, and then has the main model's word and position tables as its own.
+
+    Args:
+        vocabulary_size: int.
+        num_layers: int.
+        num_heads: int. Divides `hidden_dim`.
+        hidden_dim: int. Width of the hidden states.
+        intermediate_dim: int. Width of the feed-forward networks' hidden layers.
+        dropout: float. Rate on the embeddings, the attention probabilities and the sublayers.
+        max_sequence_length: int. Rows of the position table.
+        relative_position_bins: int. Rows of the relative position table; 0 for none.
+        relative_position_max_distance: int. The distance from which on all pairs share a row.
+        embedding_dim: int, or None for `hidden_dim`. Width of the word and position tables; where
+            it differs, a dense layer follows them.
+        layer_norm_epsilon: float.
+        rematerialize: bool. Recompute each block in the backward pass: less memory, more time.
+        dtype: dtype or policy of the computation, as in Keras.
+        embeddings_of: another `CocoLMBackbone` whose word and position tables this one shares, or
+            None. Not part of the configuration: a shared table is saved with its owner.
+
+    Call arguments:
+        inputs: dict of `token_ids` [B, S] int32 and `padding_mask` [B, S], non-zero at real
+            tokens.
+
+    Returns:
+        Hidden states [B, S, hidden_dim]. The first is the sequence's representation.
+
+    Raises:
+        ValueError: if the sizes do not fit each other.
+
+    Example:
+    ```python
+    backbone = CocoLMBackbone(
+        vocabulary_size=1000, num_layers=2, num_heads=2, hidden_dim=32, intermediate_dim=64
+    )
+    backbone({"token_ids": tf.ones([1, 8], tf.int32), "padding_mask": tf.ones([1, 8])})
+    ```
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        dropout: float = 0.1,
+        max_sequence_length: int = 512,
+        relative_position_bins: int = 32,
+        relative_position_max_distance: int = 128,
+        embedding_dim: int | None = None,
+        layer_norm_epsilon: float = 1e-5,
+        rematerialize: bool = False,
+        dtype: Any = None,
+        embeddings_of: Self | None = None,
+        **kwargs: Any,
+    ) -> None:
+        embedding_dim = embedding_dim or hidden_dim
+        # One generator for all layers: a training step sets its state and so decides every mask.
+        seed_generator = keras.random.SeedGenerator()
+
+        # === Layers ===
+        if embeddings_of is None:
+            token_embedding = keras_nlp.layers.ReversibleEmbedding(
+                vocabulary_size,
+                embedding_dim,
+                embeddings_initializer=normal_initializer(),
+                dtype=dtype,
+                name="token_embedding",
+            )
+            position_embedding = keras_nlp.layers.PositionEmbedding(
+                max_sequence_length,
+                initializer=normal_initializer(),
+                dtype=dtype,
+                name="position_embedding",
+            )
+        else:
+            token_embedding = embeddings_of.token_embedding
+            position_embedding = embeddings_of.position_embedding
+            embedding_dim = token_embedding.output_dim
+        embeddings_norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=dtype, name="embeddings_norm"
+        )
+        embeddings_dropout = Dropout(
+            dropout, seed_generator, dtype=dtype, name="embeddings_dropout"
+        )
+        attention_bias = AttentionBias(
+            num_heads,
+            relative_position_bins,
+            relative_position_max_distance,
+            max_sequence_length,
+            dtype=dtype,
+            name="attention_bias",
+        )
+        blocks = [
+            TransformerBlock(
+                num_heads,
+                intermediate_dim,
+                dropout,
+                seed_generator,
+                layer_norm_epsilon,
+                rematerialize,
+                dtype=dtype,
+                name=f"transformer_block_{i}",
+            )
+            for i in range(num_layers)
+        ]
+
+        # === Functional model ===
+        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+        padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
+        x = token_embedding(token_ids)
+        x = x + position_embedding(x)
+        x = embeddings_dropout(embeddings_norm(x))
+        if embedding_dim != hidden_dim:
+            x = keras.layers.Dense(
+                hidden_dim,
+                kernel_initializer=normal_initializer(),
+                dtype=dtype,
+                name="embeddings_projection",
+            )(x)
+        x = x * keras.ops.cast(keras.ops.expand_dims(padding_mask, -1), x.dtype)
+        bias = attention_bias(padding_mask)
+        for block in blocks:
+            x = block(x, bias)
+        super().__init__(
+            inputs={"token_ids": token_ids, "padding_mask": padding_mask},
+            outputs=x,
+            dtype=dtype,
+            **kwargs,
+        )
+
+        # === Configuration ===
+        self.token_embedding = token_embedding
+        self.position_embedding = position_embedding
+        self.blocks = blocks
+        self.seed_generator = seed_generator
+        self.vocabulary_size = vocabulary_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
+        self.dropout = dropout
+        self.max_sequence_length = max_sequence_length
+        self.relative_position_bins = relative_position_bins
+        self.relative_position_max_distance = relative_position_max_distance
+        self.embedding_dim = embedding_dim
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.rematerialize = rematerialize
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that rebuild this architecture."""
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "intermediate_dim": self.intermediate_dim,
+            "dropout": self.dropout,
+            "max_sequence_length": self.max_sequence_length,
+            "relative_position_bins": self.relative_position_bins,
+            "relative_position_max_distance": self.relative_position_max_distance,
+            "embedding_dim": self.embedding_dim,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "rematerialize": self.rematerialize,
+        }

@@ -1,0 +1,71 @@
+"""Corruption of the main model's input: which token replaces a masked one."""
+
+import tensorflow as tf
+
+
+def place(token_ids: tf.Tensor, positions: tf.Tensor, replacements: tf.Tensor) -> tf.Tensor:
+    """Writes tokens into sequences.
+
+    Args:
+        token_ids: [B, S] int32.
+        positions: [B, M] int32, distinct within a sequence.
+        replacements: [B * M] int32, or a scalar for every position.
+
+    Returns:
+        [B, S] int32: `token_ids` but for the given positions.
+
+    Example:
+    ```python
+    place(tf.constant([[5, 6, 7]]), tf.constant([[1]]), tf.constant([9]))  # [[5, 9, 7]]
+    ```
+    """
+    rows = tf.repeat(tf.range(tf.shape(positions)[0]), tf.shape(positions)[1])
+    indices = tf.stack([rows, tf.reshape(positions, [-1])], axis=1)
+    updates = tf.broadcast_to(replacements, tf.shape(rows))
+    return tf.tensor_scatter_nd_update(token_ids, indices, updates)
+
+
+def sample_tokens(logits: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draws one token per row from the softmax of its logits (paper, Eq. 1).
+
+    By the Gumbel maximum, which needs no normalization and no second copy of the probabilities.
+    No gradient flows through the draw.
+
+    Args:
+        logits: [N, V] floating.
+        seed: integer tensor [2]; the draw is a function of it.
+
+    Returns:
+        [N] int32.
+
+    Example:
+    ```python
+    sample_tokens(tf.zeros([4, 100]), seed=tf.constant([1, 2]))
+    ```
+    """
+    logits = tf.cast(tf.stop_gradient(logits), tf.float32)
+    uniform = tf.random.stateless_uniform(
+        tf.shape(logits), tf.cast(seed, tf.int32), minval=1e-38, maxval=1.0
+    )
+    return tf.argmax(logits - tf.math.log(-tf.math.log(uniform)), axis=-1, output_type=tf.int32)
+
+
+def random_tokens(shape: tf.Tensor, vocabulary_size: int, seed: tf.Tensor) -> tf.Tensor:
+    """Draws tokens uniformly: the "random replacements" of the paper's Table 3.
+
+    Args:
+        shape: of the result.
+        vocabulary_size: int.
+        seed: integer tensor [2]; the draw is a function of it.
+
+    Returns:
+        int32 tensor of the given shape.
+
+    Example:
+    ```python
+    random_tokens([4], vocabulary_size=100, seed=tf.constant([1, 2]))
+    ```
+    """
+    return tf.random.stateless_uniform(
+        shape, tf.cast(seed, tf.int32), maxval=vocabulary_size, dtype=tf.int32
+    )

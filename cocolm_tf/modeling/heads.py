@@ -1,0 +1,144 @@
+"""The layers that turn hidden states into predictions."""
+
+import keras
+import tensorflow as tf
+
+from cocolm_tf.modeling.transformer import exact_gelu, normal_initializer
+
+
+class TiedProjection(keras.layers.Layer):
+    """Logits over the vocabulary: the word embeddings in reverse, plus a bias.
+
+    Args:
+        token_embedding: `ReversibleEmbedding` of the model whose vocabulary is predicted.
+
+    Call arguments:
+        x: [N, embedding_dim].
+
+    Returns:
+        [N, vocabulary_size].
+
+    Example:
+    ```python
+    TiedProjection(backbone.token_embedding)(tf.ones([3, backbone.embedding_dim]))
+    ```
+    """
+
+    def __init__(self, token_embedding: keras.layers.ReversibleEmbedding, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.token_embedding = token_embedding
+
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
+        """Creates the bias; the matrix is the embedding's."""
+        self.bias = self.add_weight(
+            name="bias", shape=(self.token_embedding.input_dim,), initializer="zeros"
+        )
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Projects."""
+        return self.token_embedding(x, reverse=True) + self.bias
+
+
+class Transform(keras.layers.Layer):
+    """Dense, GELU, LayerNorm: what stands before a prediction or a comparison.
+
+    Args:
+        units: int. Width of the result.
+        layer_norm_epsilon: float.
+
+    Call arguments:
+        x: [..., width].
+
+    Returns:
+        [..., units].
+
+    Example:
+    ```python
+    Transform(8)(tf.ones([3, 4]))
+    ```
+    """
+
+    def __init__(self, units: int, layer_norm_epsilon: float = 1e-5, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(
+            units, kernel_initializer=normal_initializer(), dtype=self.dtype_policy, name="dense"
+        )
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="norm"
+        )
+
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
+        """Creates the sublayers."""
+        self.dense.build(x_shape)
+        self.norm.build((*x_shape[:-1], self.dense.units))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Transforms."""
+        return self.norm(exact_gelu(self.dense(x)))
+
+
+class MaskedLMHead(keras.layers.Layer):
+    """BERT's masked language modeling head: `Transform`, then the tied projection.
+
+    Args:
+        token_embedding: `ReversibleEmbedding` of the model whose vocabulary is predicted.
+        layer_norm_epsilon: float.
+
+    Call arguments:
+        x: hidden states at the masked positions, [N, H].
+
+    Returns:
+        Logits [N, vocabulary_size].
+
+    Example:
+    ```python
+    MaskedLMHead(backbone.token_embedding)(tf.ones([3, backbone.hidden_dim]))
+    ```
+    """
+
+    def __init__(
+        self,
+        token_embedding: keras.layers.ReversibleEmbedding,
+        layer_norm_epsilon: float = 1e-5,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.transform = Transform(
+            token_embedding.output_dim, layer_norm_epsilon, dtype=self.dtype_policy
+        )
+        self.projection = TiedProjection(token_embedding, dtype=self.dtype_policy)
+
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
+        """Creates the sublayers."""
+        self.transform.build(x_shape)
+        self.projection.build((None, self.transform.dense.units))
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Predicts."""
+        return self.projection(self.transform(x))
+
+
+class CopyHead(keras.layers.Layer):
+    """One logit per token that it is the original: w_copy^T h (paper, section 3.3).
+
+    Call arguments:
+        x: hidden states [B, S, H].
+
+    Returns:
+        Logits [B, S].
+
+    Example:
+    ```python
+    CopyHead()(tf.ones([2, 5, 8]))
+    ```
+    """
+
+    def build(self, x_shape: tuple[int | None, ...]) -> None:
+        """Creates w_copy."""
+        self.kernel = self.add_weight(
+            name="kernel", shape=(x_shape[-1],), initializer=normal_initializer()
+        )
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Scores."""
+        return tf.linalg.matvec(x, tf.convert_to_tensor(self.kernel))

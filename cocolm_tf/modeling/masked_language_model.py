@@ -1,0 +1,70 @@
+"""A masked language model: an encoder that predicts the tokens at chosen positions."""
+
+import keras
+import tensorflow as tf
+
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.heads import MaskedLMHead
+
+
+class MaskedLanguageModel(keras.Model):
+    """Predicts the tokens that `[MASK]` hides (paper, section 3.1).
+
+    COCO-LM's auxiliary model, and BERT's and RoBERTa's whole one. Only the positions asked for
+    meet the vocabulary matrix.
+
+    Args:
+        backbone: `CocoLMBackbone`.
+
+    Call arguments:
+        inputs: dict of `token_ids` [B, S] and `padding_mask` [B, S].
+        positions: [B, M] int32. Where to predict.
+        training: bool. Whether dropout acts.
+
+    Returns:
+        Logits [B * M, vocabulary_size].
+
+    Example:
+    ```python
+    model = MaskedLanguageModel(backbone)
+    inputs = {"token_ids": tf.ones([1, 8], tf.int32), "padding_mask": tf.ones([1, 8])}
+    model(inputs, positions=tf.constant([[2, 5]]))
+    ```
+    """
+
+    def __init__(self, backbone: CocoLMBackbone, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.backbone = backbone
+        self.head = MaskedLMHead(
+            backbone.token_embedding,
+            backbone.layer_norm_epsilon,
+            dtype=backbone.dtype_policy,
+            name="masked_lm_head",
+        )
+        self.head.build((None, backbone.hidden_dim))
+        self.built = True
+
+    def call(
+        self, inputs: dict[str, tf.Tensor], positions: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        """Predicts."""
+        return self.head(gather_positions(self.backbone(inputs, training=training), positions))
+
+
+def gather_positions(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Takes what stands at the given positions of each sequence.
+
+    Args:
+        x: [B, S] or [B, S, H].
+        positions: [B, M] int32.
+
+    Returns:
+        [B * M] or [B * M, H]: the rows of all sequences, one after the other.
+
+    Example:
+    ```python
+    gather_positions(tf.constant([[5, 6, 7]]), tf.constant([[2, 0]]))  # [7, 5]
+    ```
+    """
+    taken = tf.gather(x, positions, batch_dims=1)
+    return tf.reshape(taken, tf.concat([[-1], tf.shape(x)[2:]], 0))

@@ -1,0 +1,108 @@
+"""What is worth watching beside the losses: the accuracies of the paper's figure 8.
+
+Each function returns pairs of a mean and the weight it was taken over, so that means of batches
+and replicas combine into the mean of all.
+"""
+
+import tensorflow as tf
+
+Measures = dict[str, tuple[tf.Tensor, tf.Tensor]]
+
+
+def masked_lm_measures(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> Measures:
+    """How often a masked language model's best guess is right.
+
+    Args:
+        logits: [N, V].
+        labels: [N] int32.
+        weights: [N] float32.
+
+    Returns:
+        `mlm_accuracy`.
+
+    Example:
+    ```python
+    masked_lm_measures(tf.eye(3), tf.constant([0, 1, 0]), tf.ones([3]))  # 2/3, of weight 3
+    ```
+    """
+    guesses = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    return {"mlm_accuracy": _share(tf.equal(guesses, labels), weights)}
+
+
+def copy_measures(copy_logits: tf.Tensor, is_original: tf.Tensor, is_real: tf.Tensor) -> Measures:
+    """How well the copy head tells original tokens from replaced ones.
+
+    Args:
+        copy_logits: [B, S].
+        is_original: [B, S] bool.
+        is_real: [B, S], non-zero at real tokens.
+
+    Returns:
+        `copy_accuracy_replaced`, `copy_accuracy_original` and `replacement_rate`, the share of
+        the real tokens that are not the original ones.
+
+    Example:
+    ```python
+    copy_measures(tf.constant([[2.0, -2.0]]), tf.constant([[True, True]]), tf.ones([1, 2]))
+    ```
+    """
+    real = tf.cast(is_real, tf.float32)
+    original = real * tf.cast(is_original, tf.float32)
+    says_original = copy_logits > 0
+    return {
+        "copy_accuracy_replaced": _share(~says_original, real - original),
+        "copy_accuracy_original": _share(says_original, original),
+        "replacement_rate": _share(~is_original, real),
+    }
+
+
+def corrective_lm_measures(
+    lm_logits: tf.Tensor,
+    copy_logits: tf.Tensor | None,
+    input_ids: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+) -> Measures:
+    """How often the corrective language model's best guess is the original token.
+
+    Args:
+        lm_logits: [N, V].
+        copy_logits: [N], or None for a language model without the copy mechanism.
+        input_ids: [N] int32. The tokens that the main model read.
+        labels: [N] int32. The original tokens.
+        weights: [N] float32.
+
+    Returns:
+        `lm_accuracy_replaced` and `lm_accuracy_original`: over the positions where the input
+        differs from the original, and over those where it does not.
+
+    Example:
+    ```python
+    ids = tf.constant([0, 1, 0])
+    corrective_lm_measures(tf.eye(3), tf.zeros([3]), ids, ids, tf.ones([3]))
+    ```
+    """
+    guesses = tf.argmax(lm_logits, axis=-1, output_type=tf.int32)
+    if copy_logits is not None:
+        guesses = tf.where(_copies(lm_logits, copy_logits, input_ids), input_ids, guesses)
+    right, original = tf.equal(guesses, labels), tf.cast(tf.equal(input_ids, labels), tf.float32)
+    return {
+        "lm_accuracy_replaced": _share(right, weights * (1 - original)),
+        "lm_accuracy_original": _share(right, weights * original),
+    }
+
+
+def _copies(lm_logits: tf.Tensor, copy_logits: tf.Tensor, input_ids: tf.Tensor) -> tf.Tensor:
+    """Whether the input token is likelier, copied or predicted, than the LM head's best."""
+    lm_logits = tf.cast(lm_logits, tf.float32)
+    normalizer = tf.reduce_logsumexp(lm_logits, axis=-1)
+    best = tf.exp(tf.reduce_max(lm_logits, axis=-1) - normalizer)
+    same = tf.exp(tf.gather(lm_logits, input_ids, batch_dims=1) - normalizer)
+    copy = tf.sigmoid(tf.cast(copy_logits, tf.float32))
+    return copy + (1 - copy) * same >= (1 - copy) * best
+
+
+def _share(events: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    weight = tf.reduce_sum(weights)
+    hits = tf.reduce_sum(tf.cast(events, tf.float32) * weights)
+    return tf.math.divide_no_nan(hits, weight), weight

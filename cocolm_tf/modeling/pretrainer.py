@@ -1,0 +1,245 @@
+"""COCO-LM pretraining: correct and contrast corrupted text (paper, section 3.3)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cocolm_tf.losses import (
+    contrastive_cosines,
+    copy_loss,
+    corrective_lm_loss,
+    masked_lm_loss,
+    sequence_contrastive_loss,
+)
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
+from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
+from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel, gather_positions
+from cocolm_tf.modeling.measures import (
+    Measures,
+    copy_measures,
+    corrective_lm_measures,
+    masked_lm_measures,
+)
+from cocolm_tf.modeling.training_step import Batch, TrainingStep
+
+Losses = dict[str, tf.Tensor]
+
+SAMPLING_MODES = ("eval", "train", "zero_dropout")
+
+
+class CocoLMPretrainer(TrainingStep):
+    """COCO-LM's two Transformers and its objective; `fit()` trains them.
+
+    The auxiliary model fills masked positions with tokens that it samples, and learns by masked
+    language modeling. The main model reads the result, learns to tell which tokens were replaced
+    and what they were (corrective language modeling), and to keep two views of one text together
+    and apart from all others (sequence contrastive learning). All are trained jointly. A task
+    whose weight is 0 is not built and not paid for.
+
+    Args:
+        backbone: `CocoLMBackbone`, the main model.
+        auxiliary: `MaskedLanguageModel`, the auxiliary model; where its `trainable` is False it
+            samples but does not learn. None replaces masked tokens at random.
+        mask_token_id: int. The token that hides another from the auxiliary model.
+        sampling: which pass of the auxiliary model is sampled from. `"eval"`: a second one
+            without dropout (the paper's). `"train"`: the one that learns. `"zero_dropout"`: the
+            one that learns, of an auxiliary model without dropout (METRO's; one pass serves both).
+        copy_weight: float. Factor of the copy loss, lambda_copy in the paper.
+        lm_weight: float. Factor of the LM loss.
+        scl_weight: float. Factor of the contrastive loss.
+        all_token_lm: bool. Whether the LM loss is over all tokens, as ELECTRA's All-Token MLM,
+            instead of the masked positions.
+        use_copy: bool. Whether the LM loss has the copy mechanism.
+        stop_gradient: bool. Whether the LM loss leaves the copy probability alone.
+        temperature: float. Of the contrastive loss.
+        projection: bool. Whether the sequence vectors pass a dense layer, GELU and LayerNorm
+            before they are compared. The paper does not mention it, the released models have it.
+        seed: int. Decides dropout and sampling.
+
+    A batch is a dict of `token_ids` [B, S] int32, `padding_mask` [B, S] bool,
+    `masked_positions` [B, M] int32, `masked_weights` [B, M] float32 (0 for unused positions), and
+    the second view: `crop_token_ids` [B, C] int32, `crop_padding_mask` [B, C] bool.
+
+    Example:
+    ```python
+    sizes = dict(vocabulary_size=1000, num_heads=2, hidden_dim=32, intermediate_dim=64)
+    main = CocoLMBackbone(num_layers=2, **sizes)
+    auxiliary = MaskedLanguageModel(CocoLMBackbone(num_layers=1, embeddings_of=main, **sizes))
+    pretrainer = CocoLMPretrainer(main, auxiliary, mask_token_id=999)
+    pretrainer.compile(keras.optimizers.AdamW(1e-3), clip_norm=2.0)
+    pretrainer.fit(dataset, epochs=1, steps_per_epoch=100)
+    ```
+    """
+
+    def __init__(
+        self,
+        backbone: CocoLMBackbone,
+        auxiliary: MaskedLanguageModel | None,
+        mask_token_id: int,
+        sampling: str = "eval",
+        copy_weight: float = 50.0,
+        lm_weight: float = 1.0,
+        scl_weight: float = 1.0,
+        all_token_lm: bool = False,
+        use_copy: bool = True,
+        stop_gradient: bool = True,
+        temperature: float = 1.0,
+        projection: bool = True,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(seed=seed, dtype=backbone.dtype_policy, **kwargs)
+        if sampling not in SAMPLING_MODES:
+            raise ValueError(f"sampling is one of {', '.join(SAMPLING_MODES)}, not {sampling!r}.")
+        if sampling == "zero_dropout" and auxiliary and auxiliary.backbone.dropout:
+            raise ValueError("sampling='zero_dropout' needs an auxiliary model without dropout.")
+        self.backbone = backbone
+        self.auxiliary = auxiliary
+        self.sampling_seeds = keras.random.SeedGenerator(seed)
+        self.copy_head = self.lm_head = self.projection = None
+        if copy_weight or (lm_weight and use_copy):
+            self.copy_head = self._built(CopyHead, name="copy_head")
+        if lm_weight:
+            self.lm_head = self._built(TiedProjection, backbone.token_embedding, name="lm_head")
+        if scl_weight and projection:
+            sizes = (backbone.hidden_dim, backbone.layer_norm_epsilon)
+            self.projection = self._built(Transform, *sizes, name="projection")
+        self.built = True
+
+        self.mask_token_id = mask_token_id
+        self.sampling = sampling
+        self.all_token_lm = all_token_lm
+        self.use_copy = use_copy
+        self.stop_gradient = stop_gradient
+        self.temperature = temperature
+        # Equation 4.
+        weights = {
+            "mlm_loss": 1.0 if auxiliary and auxiliary.trainable else 0.0,
+            "copy_loss": copy_weight,
+            "lm_loss": lm_weight,
+            "scl_loss": scl_weight,
+        }
+        self.coefficients = {name: weight for name, weight in weights.items() if weight}
+
+    def compute(self, batch: Batch, training: bool) -> tuple[Losses, Measures]:
+        """The losses of section 3.3, and the measures of figures 7 and 8."""
+        corrupted, losses, measures = self._corrupt(batch, training)
+        inputs = {"token_ids": corrupted, "padding_mask": batch["padding_mask"]}
+        hidden = self.backbone(inputs, training=training)
+        tasks = [self._correct(hidden, corrupted, batch)]
+        if "scl_loss" in self.coefficients:
+            tasks.append(self._contrast(hidden, batch, training))
+        for task_losses, task_measures in tasks:
+            losses |= task_losses
+            measures |= task_measures
+        return losses, measures
+
+    def _corrupt(self, batch: Batch, training: bool) -> tuple[tf.Tensor, Losses, Measures]:
+        """Equation 1: the auxiliary model learns what [MASK] hides, and replaces it."""
+        original, positions = batch["token_ids"], batch["masked_positions"]
+        weights = tf.reshape(batch["masked_weights"], [-1])
+        labels = gather_positions(original, positions)
+        losses, measures = {}, {}
+        if self.auxiliary is None:
+            size, vocabulary_size = tf.shape(labels), self.backbone.vocabulary_size
+            sampled = random_tokens(size, vocabulary_size, self.sampling_seeds.next())
+        else:
+            masked = place(original, positions, self.mask_token_id)
+            inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
+            logits = self.auxiliary(inputs, positions=positions, training=training)
+            losses["mlm_loss"] = masked_lm_loss(logits, labels, weights)
+            measures = masked_lm_measures(logits, labels, weights)
+            if training and self.sampling == "eval":
+                logits = self.auxiliary(inputs, positions=positions, training=False)
+            sampled = sample_tokens(logits, self.sampling_seeds.next())
+        # Unused positions keep their token.
+        replacements = tf.where(weights > 0, sampled, labels)
+        return place(original, positions, replacements), losses, measures
+
+    def _correct(
+        self, hidden: tf.Tensor, corrupted: tf.Tensor, batch: Batch
+    ) -> tuple[Losses, Measures]:
+        """Equation 2: the main model detects the replaced tokens and restores them (CLM)."""
+        original, is_real = batch["token_ids"], batch["padding_mask"]
+        is_original = tf.equal(corrupted, original)
+        losses, measures = {}, {}
+        copy_logits = None
+        if self.copy_head:
+            copy_logits = self.copy_head(hidden)
+            losses["copy_loss"] = copy_loss(copy_logits, is_original, is_real)
+            measures |= copy_measures(copy_logits, is_original, is_real)
+        if self.lm_head:
+            rows = tf.reshape(self._lm_weights(batch), [-1])
+            hidden, corrupted, original = (
+                self._lm_rows(x, batch) for x in (hidden, corrupted, original)
+            )
+            copy_logits = self._lm_rows(copy_logits, batch) if self.use_copy else None
+            logits = self.lm_head(hidden)
+            losses["lm_loss"] = corrective_lm_loss(
+                logits, copy_logits, corrupted, original, rows, self.use_copy, self.stop_gradient
+            )
+            measures |= corrective_lm_measures(logits, copy_logits, corrupted, original, rows)
+        return losses, measures
+
+    def _contrast(self, hidden: tf.Tensor, batch: Batch, training: bool) -> tuple[Losses, Measures]:
+        """Equation 3: the corrupted text and a crop of the original are two views of it (SCL)."""
+        inputs = {"token_ids": batch["crop_token_ids"], "padding_mask": batch["crop_padding_mask"]}
+        crop = self.backbone(inputs, training=training)
+        first, second = hidden[:, 0], crop[:, 0]
+        if self.projection:
+            first, second = self.projection(first), self.projection(second)
+        positive, negative = contrastive_cosines(first, second)
+        pairs = tf.cast(tf.shape(first)[0], tf.float32)
+        return (
+            {"scl_loss": sequence_contrastive_loss(first, second, self.temperature)},
+            {"positive_cosine": (positive, pairs), "negative_cosine": (negative, pairs)},
+        )
+
+    def _lm_rows(self, x: tf.Tensor, batch: Batch) -> tf.Tensor:
+        """What stands where the main model's language modeling is trained: [N] or [N, H]."""
+        if self.all_token_lm:
+            return tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0))
+        return gather_positions(x, batch["masked_positions"])
+
+    def _lm_weights(self, batch: Batch) -> tf.Tensor:
+        if self.all_token_lm:
+            return tf.cast(batch["padding_mask"], tf.float32)
+        return batch["masked_weights"]
+
+    def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Masked positions, real tokens and sequences: what the losses are means over."""
+        return {
+            "mlm_loss": tf.reduce_sum(batch["masked_weights"]),
+            "copy_loss": tf.reduce_sum(tf.cast(batch["padding_mask"], tf.float32)),
+            "lm_loss": tf.reduce_sum(self._lm_weights(batch)),
+            "scl_loss": tf.cast(tf.shape(batch["token_ids"])[0], tf.float32),
+        }
+
+    def seed_generators(self) -> Iterator[keras.random.SeedGenerator]:
+        """Those of both models' dropout, and that of the samples."""
+        yield self.sampling_seeds
+        yield self.backbone.seed_generator
+        if self.auxiliary is not None:
+            yield self.auxiliary.backbone.seed_generator
+
+    def meter_names(self) -> list[str]:
+        """The measures that the tasks at hand give."""
+        names = []
+        if self.auxiliary is not None:
+            names += ["mlm_loss", "mlm_accuracy"]
+        if self.copy_head:
+            names += ["copy_loss", "copy_accuracy_replaced", "copy_accuracy_original"]
+            names += ["replacement_rate"]
+        if self.lm_head:
+            names += ["lm_loss", "lm_accuracy_replaced", "lm_accuracy_original"]
+        if "scl_loss" in self.coefficients:
+            names += ["scl_loss", "positive_cosine", "negative_cosine"]
+        return names
+
+    def _built(self, head: type[keras.layers.Layer], *sizes: Any, name: str) -> keras.layers.Layer:
+        layer = head(*sizes, dtype=self.backbone.dtype_policy, name=name)
+        layer.build((None, self.backbone.hidden_dim))
+        return layer

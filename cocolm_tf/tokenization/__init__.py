@@ -1,0 +1,1 @@
+"""Text to token ids and back: text preparation, the tokenizer, training a vocabulary."""

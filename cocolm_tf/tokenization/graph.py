@@ -1,0 +1,109 @@
+"""Text to ids and ids to text as one TensorFlow module, that can be exported and served."""
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from cocolm_tf.tokenization.dictionary import (
+    UNKNOWN_TOKEN_ID,
+    Dictionary,
+)
+from cocolm_tf.tokenization.normalization import PUNCTUATION, normalize
+
+# How SentencePiece writes the space before a word.
+WORD_START = "▁"
+
+
+class TokenizerGraph(tf.Module):
+    """The tokenizer's computation, and nothing of Keras.
+
+    SentencePiece's time goes into finding the pieces of a word, and texts repeat their words: so
+    each batch is cut into words, and each different word is segmented once. That gives the same
+    pieces as segmenting whole texts, as long as no piece reaches across a space.
+
+    Args:
+        proto: A serialized SentencePiece model whose pieces hold no space but a leading one.
+        dictionary: The ids of the pieces.
+        lowercase: Whether texts are lowercased first.
+
+    Example:
+    ```python
+    class Embedder(tf.Module):
+        def __init__(self, tokenizer: CocoLMTokenizer):
+            self.graph = tokenizer.graph_module()
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def ids(self, text: tf.Tensor) -> tf.Tensor:
+            return self.graph.tokenize(text).to_tensor(1)
+    ```
+    """
+
+    def __init__(self, proto: bytes, dictionary: Dictionary, lowercase: bool = False) -> None:
+        super().__init__(name="tokenizer")
+        self.lowercase = lowercase
+        self._mask_token_id = len(dictionary.tokens) - 1
+        self._segmenter = tf_text.SentencepieceTokenizer(proto, out_type=tf.string)
+        piece_ids = tf.range(UNKNOWN_TOKEN_ID + 1, self._mask_token_id)
+        self._piece_to_id = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(
+                tf.constant(dictionary.pieces, tf.string), piece_ids
+            ),
+            default_value=UNKNOWN_TOKEN_ID,
+        )
+        self._id_to_piece = tf.constant(dictionary.tokens)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")], autograph=False)
+    def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """Turns texts into ids, without special tokens around them.
+
+        Args:
+            texts: `[B]` string. UTF-8; invalid bytes become U+FFFD.
+
+        Returns:
+            `[B, (N)]` int32 ragged tensor. An empty text has no ids.
+        """
+        with tf.device("cpu"):
+            words = tf.strings.split(normalize(texts, self.lowercase), " ")
+            distinct, index = tf.unique(words.flat_values)
+            pieces = self._segmenter.tokenize(distinct)
+            surfaces = pieces.flat_values
+            ids = self._piece_to_id.lookup(surfaces)
+            is_space = tf.equal(surfaces, WORD_START)
+            is_punctuation = tf.strings.regex_full_match(surfaces, rf"[{PUNCTUATION}](?s:.*)")
+
+            # From the pieces of the different words to those of the texts.
+            positions = tf.gather(pieces.with_flat_values(tf.range(tf.size(ids))), index)
+            rows = words.with_flat_values(positions).merge_dims(1, 2)
+            positions = rows.flat_values
+            row_ends = rows.row_splits[1:]
+            is_last = tf.scatter_nd(
+                row_ends[:, tf.newaxis], tf.ones_like(row_ends), [tf.size(positions, tf.int64) + 1]
+            )
+            # A word that SentencePiece does not know how to begin leaves a lone space. The
+            # released tokenizer drops it before punctuation and at the end of a text.
+            next_is_punctuation = tf.concat([tf.gather(is_punctuation, positions), [True]], 0)[1:]
+            droppable = next_is_punctuation | (is_last[1:] > 0)
+            keep = ~(tf.gather(is_space, positions) & droppable)
+            return tf.ragged.boolean_mask(
+                rows.with_flat_values(tf.gather(ids, positions)), rows.with_flat_values(keep)
+            )
+
+    @tf.function(
+        input_signature=[tf.RaggedTensorSpec([None, None], tf.int32, ragged_rank=1)],
+        autograph=False,
+    )
+    def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
+        """Turns ids back into prepared text.
+
+        Args:
+            ids: `[B, (N)]` int32 ragged tensor, every id in the vocabulary.
+
+        Returns:
+            `[B]` string. Special tokens are left out, except that an unknown one shows as "⁇".
+        """
+        with tf.device("cpu"):
+            is_text = (ids >= UNKNOWN_TOKEN_ID) & (ids < self._mask_token_id)
+            ids = tf.ragged.boolean_mask(ids, is_text)
+            pieces = tf.gather(self._id_to_piece, ids.flat_values)
+            pieces = tf.where(ids.flat_values == UNKNOWN_TOKEN_ID, " ⁇ ", pieces)
+            texts = tf.strings.reduce_join(ids.with_flat_values(pieces), axis=-1)
+            return tf.strings.strip(tf.strings.regex_replace(texts, rf"[ {WORD_START}]+", " "))

@@ -1,0 +1,108 @@
+"""The text preparation of the released COCO-LM models, as TensorFlow string operations.
+
+Subword segmentation sees words that stand apart from their punctuation, with plain quotes and
+dashes. The rules are those of the released tokenizer, quirks included: ids that differ from the
+ones a checkpoint was trained with would silently cost accuracy.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+# RE2 character classes, without their brackets so that they combine. Punctuation is every ASCII
+# sign that is no letter, digit, space or control character, and Unicode's category P.
+PUNCTUATION = r"!-/:-@\[-`{-~\pP"
+# What `str.split()` splits on, besides the plain space.
+_OTHER_SPACE = (
+    r"\x09-\x0d\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
+    r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+)
+# The complement of Unicode's \w: RE2's \b knows ASCII words only.
+_NON_WORD = r"[^\pL\pN_]|$"
+
+_QUOTES_AND_DASHES = (
+    (r"``|''", '"'),
+    (r"[‘’´]", "'"),
+    (r"[“”]", '"'),
+    (r"[—–]", "-"),
+)
+# A lone plain space, by far the most frequent one, is no match: that is what makes it cheap.
+_SPACES = ((rf"[ {_OTHER_SPACE}]{{2,}}|[{_OTHER_SPACE}]", " "),)
+# A word of nothing but punctuation matches neither pattern, and stays whole.
+_EDGE_PUNCTUATION = (
+    (rf"(^| )([{PUNCTUATION}]+)([^{PUNCTUATION} ])", r"\1\2 \3"),
+    (rf"([^{PUNCTUATION} ])([{PUNCTUATION}]+)( |$)", r"\1 \2\3"),
+)
+# Only the upper case endings of two letters are cut off from what follows them.
+_CONTRACTIONS = (
+    (rf"' ([smdtSMDT]|ll|re|ve)({_NON_WORD})", r"'\1\2"),
+    (rf"' (LL|RE|VE)({_NON_WORD})", r"'\1 \2"),
+    (r" {2,}", " "),
+)
+
+
+def normalize(texts: tf.Tensor, lowercase: bool = False) -> tf.Tensor:
+    """Prepares texts for subword segmentation.
+
+    In this order: invalid UTF-8 becomes U+FFFD; typographic quotes and dashes become plain ones;
+    white space becomes single spaces; the runs of punctuation that begin and end a word become
+    words of their own; the English contractions that this tore apart ("' s") are rejoined
+    ("'s"). The rules are the released tokenizer's, in `microsoft/COCO-LM`.
+
+    Args:
+        texts: string tensor of any shape. UTF-8.
+        lowercase: Whether to lowercase first, by Unicode's rules, for an uncased vocabulary.
+
+    Returns:
+        string tensor of the same shape: words separated by single spaces, no space at the ends.
+
+    Example:
+    ```python
+    normalize(tf.constant(["He’ll  say “no” (twice)."]))  # b'He\\'ll say " no " ( twice ).'
+    ```
+    """
+    texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+    if lowercase:
+        # tf.strings.lower drops whatever follows a NUL.
+        texts = tf.strings.regex_replace(texts, r"\x00", "\ufffd")
+        texts = tf.strings.lower(texts, encoding="utf-8")
+    texts = _replace(texts, _QUOTES_AND_DASHES + _SPACES)
+    texts = tf.strings.strip(texts)
+    texts = _replace(texts, _EDGE_PUNCTUATION + _CONTRACTIONS)
+    # A contraction at the very end has left a space behind it.
+    return tf.strings.strip(texts)
+
+
+def as_string_tensor(texts: Any) -> tf.Tensor:
+    """Makes a tensor of Python strings, whatever is in them.
+
+    Args:
+        texts: A string, a list or array of strings, or a string tensor.
+
+    Returns:
+        The string tensor.
+
+    Raises:
+        ValueError: If there is anything but strings.
+
+    Example:
+    ```python
+    as_string_tensor(["The cat sat.", "It slept."])  # shape [2]
+    ```
+    """
+    try:
+        return tf.convert_to_tensor(texts, tf.string)
+    except ValueError:
+        # Half of a surrogate pair, as careless JSON has them, has no UTF-8 encoding. These bytes
+        # are not valid UTF-8 either, so `normalize` replaces them.
+        if isinstance(texts, str):
+            return tf.constant(texts.encode("utf-8", "surrogatepass"))
+        if not all(isinstance(text, str) for text in texts):
+            raise
+        return tf.constant([text.encode("utf-8", "surrogatepass") for text in texts])
+
+
+def _replace(texts: tf.Tensor, rules: tuple[tuple[str, str], ...]) -> tf.Tensor:
+    for pattern, rewrite in rules:
+        texts = tf.strings.regex_replace(texts, pattern, rewrite)
+    return texts

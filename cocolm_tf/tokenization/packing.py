@@ -1,0 +1,102 @@
+"""Token ids to the fixed-size rows a model takes: special tokens, truncation, padding."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from cocolm_tf.tokenization.dictionary import END_TOKEN_ID, PAD_TOKEN_ID, START_TOKEN_ID
+
+Ids = Any  # what `to_ragged` takes: TensorFlow has no name for it
+
+
+def pack(first: Ids, second: Ids | None = None, *, sequence_length: int) -> dict[str, tf.Tensor]:
+    """Lays out token ids as `<s> A </s>`, or as `<s> A </s> </s> B </s>` for pairs.
+
+    What is too long is cut at its end. Of a pair it is the longer text that is cut, until both
+    are equally long, and then both in turn.
+
+    Args:
+        first: `[B, (N)]` int ragged tensor, `[B, N]` tensor or list of lists of ids, without
+            special tokens; or `[N]` for a single text.
+        second: The same for the second texts of pairs; None for single texts.
+        sequence_length: S, how long every row becomes.
+
+    Returns:
+        A dictionary of `token_ids`, `[B, S]` int32, and `padding_mask`, `[B, S]` bool, true at
+        real tokens; `[S]` both if `first` was a single text.
+
+    Raises:
+        ValueError: If `sequence_length` leaves no room for a token of each text.
+
+    Example:
+    ```python
+    pack([[7, 8, 9]], [[5]], sequence_length=8)["token_ids"]  # [[0, 7, 8, 9, 2, 2, 5, 2]]
+    ```
+    """
+    first, is_batched = to_ragged(first)
+    texts = [first] if second is None else [first, to_ragged(second)[0]]
+    num_special_tokens = 2 if second is None else 4
+    budget = sequence_length - num_special_tokens
+    if budget < len(texts):
+        raise ValueError(
+            f"sequence_length is {sequence_length}; {len(texts)} text(s) with their special "
+            f"tokens need {num_special_tokens + len(texts)} at least."
+        )
+    if second is not None:
+        lengths = [text.row_lengths() for text in texts]
+        # The share each side is sure of; what the other side leaves unused comes on top.
+        shares = [(budget + 1) // 2, budget // 2]
+        limits = [
+            tf.minimum(
+                lengths[i], tf.maximum(tf.cast(shares[i], tf.int64), budget - lengths[1 - i])
+            )
+            for i in range(2)
+        ]
+        texts = [_truncated(text, limit) for text, limit in zip(texts, limits, strict=True)]
+    else:
+        texts = [first[:, :budget]]
+
+    rows = first.nrows()
+    start, end = (tf.fill([rows, 1], token) for token in (START_TOKEN_ID, END_TOKEN_ID))
+    parts = [start, texts[0], end] + ([end, texts[1], end] if second is not None else [])
+    packed = tf.concat(parts, axis=1)
+    token_ids = packed.to_tensor(PAD_TOKEN_ID, shape=[None, sequence_length])
+    padding_mask = tf.sequence_mask(packed.row_lengths(), sequence_length)
+    features = {"token_ids": token_ids, "padding_mask": padding_mask}
+    return features if is_batched else {name: x[0] for name, x in features.items()}
+
+
+def to_ragged(ids: Ids) -> tuple[tf.RaggedTensor, bool]:
+    """Brings token ids into one form.
+
+    Args:
+        ids: The ids of a text or of a batch: lists, or a dense or ragged integer tensor.
+
+    Returns:
+        The ids as a `[B, (N)]` int32 ragged tensor, and whether they came as a batch.
+
+    Raises:
+        ValueError: If the ids have another rank.
+
+    Example:
+    ```python
+    to_ragged([7, 8])  # <tf.RaggedTensor [[7, 8]]>, False
+    ```
+    """
+    if isinstance(ids, list | tuple):
+        ids = tf.ragged.constant(ids, dtype=tf.int32)
+    if not isinstance(ids, tf.RaggedTensor):
+        ids = tf.convert_to_tensor(ids)
+    ids = tf.cast(ids, tf.int32)
+    rank = ids.shape.rank
+    if rank not in (1, 2):
+        raise ValueError(f"token ids are those of a text or of a batch, not of shape {ids.shape}.")
+    if not isinstance(ids, tf.RaggedTensor):
+        ids = tf.RaggedTensor.from_tensor(ids if rank == 2 else ids[tf.newaxis])
+    return ids.with_row_splits_dtype(tf.int64), rank == 2
+
+
+def _truncated(ids: tf.RaggedTensor, limits: tf.Tensor) -> tf.RaggedTensor:
+    """Keeps the first `limits[i]` ids of row i."""
+    columns = tf.ragged.range(ids.row_lengths())
+    return tf.ragged.boolean_mask(ids, columns < limits[:, tf.newaxis])

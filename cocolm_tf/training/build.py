@@ -1,0 +1,91 @@
+"""A configuration made into a model and an optimizer."""
+
+import keras
+
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig
+from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
+
+
+def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> CocoLMPretrainer:
+    """Builds both models and their objective, with fresh weights.
+
+    Args:
+        config: the run.
+        mask_token_id: int. Of the vocabulary.
+
+    Returns:
+        The pretrainer, not yet compiled. Build it inside the scope of the strategy.
+
+    Example:
+    ```python
+    pretrainer = build_pretrainer(load_config("configs/pretrain/small.yaml"), mask_token_id=8191)
+    ```
+    """
+    keras.utils.set_random_seed(config.runtime.seed)
+    precision = config.runtime.precision
+    main = CocoLMBackbone(**config.model.as_dict(), dtype=precision, name="main")
+    return CocoLMPretrainer(
+        main,
+        _build_auxiliary(config, main),
+        mask_token_id,
+        sampling=config.auxiliary.sampling,
+        seed=config.runtime.seed,
+        **config.objective.as_dict(),
+    )
+
+
+def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedLanguageModel | None:
+    auxiliary = config.auxiliary
+    if auxiliary.replacements == "random":
+        return None
+    sizes = config.model.as_dict() | {"num_layers": auxiliary.num_layers}
+    for key in ("num_heads", "hidden_dim", "intermediate_dim"):
+        sizes[key] = getattr(auxiliary, key) or sizes[key]
+    if auxiliary.sampling == "zero_dropout":
+        sizes["dropout"] = 0.0
+    backbone = CocoLMBackbone(
+        **sizes, dtype=config.runtime.precision, embeddings_of=main, name="auxiliary"
+    )
+    return MaskedLanguageModel(backbone, name="auxiliary_model")
+
+
+def build_optimizer(
+    config: OptimizerConfig, train_steps: int, pretrainer: CocoLMPretrainer
+) -> AdamW:
+    """Builds the optimizer, which knows what not to decay.
+
+    Args:
+        config: the optimizer's part of the configuration.
+        train_steps: int. The length of the run.
+        pretrainer: whose variables it updates.
+
+    Returns:
+        The optimizer. Build it inside the scope of the strategy.
+
+    Example:
+    ```python
+    optimizer = build_optimizer(config.optimizer, config.trainer.train_steps, pretrainer)
+    ```
+    """
+    schedule = LinearWarmupDecay(
+        config.learning_rate, config.warmup_steps, train_steps, config.end_learning_rate
+    )
+    optimizer = AdamW(
+        schedule,
+        weight_decay=config.weight_decay,
+        beta_1=config.beta_1,
+        beta_2=config.beta_2,
+        epsilon=config.epsilon,
+    )
+    # Vectors are biases, LayerNorm's scales and the copy head; tables are matrices.
+    undecayed = [v for v in pretrainer.trainable_variables if len(v.shape) < 2]
+    if not config.decay_embeddings:
+        undecayed += [
+            pretrainer.backbone.token_embedding.embeddings,
+            pretrainer.backbone.position_embedding.position_embeddings,
+        ]
+    optimizer.exclude_from_weight_decay(var_list=undecayed)
+    return optimizer

@@ -1,0 +1,92 @@
+"""Tokenizes a corpus and packs it into the TFRecord shards that pretraining reads.
+
+    build_pretraining_data.py --input='corpus/*.txt' --vocabulary=VOCAB --output_dir=DATA
+
+The text comes from --input, --tfds or --docstrings. The same text and --seed give the same
+shards, whatever --num_workers is.
+"""
+
+import os
+import time
+
+from absl import flags
+
+from cocolm_tf import program
+from cocolm_tf.data import source_flags
+
+FLAGS = flags.FLAGS
+
+source_flags.define_source_flags()
+flags.DEFINE_string("vocabulary", None, "The folder of the vocabulary.", required=True)
+flags.DEFINE_string("output_dir", None, "The folder to write the dataset to.", required=True)
+flags.DEFINE_integer(
+    "sequence_length", 512, "The most tokens of a sequence, <s> and </s> included.", lower_bound=8
+)
+flags.DEFINE_integer(
+    "num_shards",
+    16,
+    "The number of files. More of them than there are readers (hosts times parallel reads) let "
+    "training shuffle well.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "num_workers",
+    os.cpu_count(),
+    "The number of processes that tokenize; 0 to tokenize in the program's own.",
+    lower_bound=0,
+)
+flags.DEFINE_integer("seed", 0, "Decides which document goes to which shard.")
+flags.DEFINE_bool("compress", False, "Compress the shards with gzip.")
+flags.DEFINE_float(
+    "validation_fraction",
+    0.0,
+    "The share of the documents to hold out. If it is above 0, --output_dir gets two datasets, "
+    "train/ and validation/, for --train_data and --validation_data of pretrain.py.",
+    lower_bound=0.0,
+    upper_bound=0.5,
+)
+flags.DEFINE_bool("overwrite", False, "Replace a finished dataset in --output_dir.")
+
+
+def main() -> str:
+    documents = source_flags.documents_from_flags(FLAGS)
+
+    # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
+    from cocolm_tf.data.build import build_shards
+    from cocolm_tf.data.manifest import Manifest
+
+    started = time.perf_counter()
+    manifests = [
+        build_shards(
+            documents,
+            vocabulary_dir=FLAGS.vocabulary,
+            sequence_length=FLAGS.sequence_length,
+            num_shards=FLAGS.num_shards,
+            num_workers=FLAGS.num_workers,
+            output_dir=FLAGS.output_dir,
+            seed=FLAGS.seed,
+            compress=FLAGS.compress,
+            validation_fraction=FLAGS.validation_fraction,
+            overwrite=FLAGS.overwrite,
+            source=source_flags.describe_source(FLAGS),
+        )
+    ]
+    seconds = time.perf_counter() - started
+    if FLAGS.validation_fraction:
+        manifests.append(Manifest.load(os.path.join(FLAGS.output_dir, "validation")))
+    megabytes = sum(manifest.counts["text_bytes"] for manifest in manifests) / 1e6
+    header = ("shards", "documents", "without text", "sequences", "tokens", "fill rate", "dataset")
+    print("{:>6} {:>10} {:>12} {:>10} {:>13} {:>9}  {}".format(*header))
+    for manifest in manifests:
+        counts = manifest.counts
+        print(
+            f"{len(manifest.shards):6} {counts['documents']:10,} {counts['skipped_documents']:12,} "
+            f"{counts['sequences']:10,} {counts['tokens']:13,} {manifest.fill_rate:9.1%}  "
+            f"{manifest.directory}"
+        )
+    print(f"{megabytes:.1f} MB of text in {seconds:.1f} s: {megabytes / seconds:.2f} MB/s")
+    return FLAGS.output_dir
+
+
+if __name__ == "__main__":
+    program.run(main)

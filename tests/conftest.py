@@ -1,0 +1,30 @@
+"""What every test session needs before TensorFlow starts, and the strategies tests share."""
+
+import os
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import pytest
+import tensorflow as tf
+
+# Four logical CPUs stand in for four accelerators. Devices cannot be split once TensorFlow has
+# used them, so this comes before any test module is imported.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)
+
+
+@pytest.fixture
+def mirrored_strategy(request: pytest.FixtureRequest) -> tf.distribute.MirroredStrategy:
+    """A MirroredStrategy over two logical CPUs, or over as many as an indirect parameter says.
+
+    `@pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)`
+    """
+    replicas = getattr(request, "param", 2)
+    # The default, TensorFlow's collectives, allows one strategy a process: they number their
+    # groups and messages from 1 in every strategy, and a second one's would meet the first's.
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{index}" for index in range(replicas)],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )

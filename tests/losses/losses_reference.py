@@ -1,0 +1,84 @@
+"""The paper's equations in float64 NumPy, term by term, for the tests to compare with."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> float:
+    return float((values * weights).sum() / weights.sum())
+
+
+def masked_lm_loss(logits, labels, weights) -> float:
+    p_label = softmax(np.float64(logits))[np.arange(len(labels)), labels]
+    return mean(-np.log(p_label), weights)
+
+
+def copy_loss(copy_logits, is_original, mask) -> float:
+    p_copy = sigmoid(np.float64(copy_logits))
+    return mean(-np.where(is_original, np.log(p_copy), np.log(1 - p_copy)), mask)
+
+
+def corrective_lm_loss(lm_logits, copy_logits, input_ids, labels, weights, use_copy=True) -> float:
+    likelihoods = []
+    for row, copy, read, label in zip(
+        np.float64(lm_logits), np.float64(copy_logits), input_ids, labels, strict=True
+    ):
+        p_lm = softmax(row)[label]
+        p_copy = sigmoid(copy) if use_copy else 0.0
+        likelihoods.append((read == label) * p_copy + (1 - p_copy) * p_lm)
+    return mean(-np.log(likelihoods), weights)
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return one @ other / (np.linalg.norm(one) * np.linalg.norm(other))
+
+
+def sequence_contrastive_loss(first, second, temperature=1.0) -> float:
+    first, second = np.float64(first), np.float64(second)
+    views = [*((0, k) for k in range(len(first))), *((1, k) for k in range(len(first)))]
+    vector = {(0, k): first[k] for k in range(len(first))}
+    vector |= {(1, k): second[k] for k in range(len(first))}
+    losses = []
+    for side, k in views:
+        positive = (1 - side, k)
+        similarity = {
+            other: np.exp(cosine(vector[side, k], vector[other]) / temperature)
+            for other in views
+            if other != (side, k)
+        }
+        losses.append(-np.log(similarity[positive] / sum(similarity.values())))
+    return float(np.mean(losses))
+
+
+def contrastive_cosines(first, second) -> tuple[float, float]:
+    first, second = np.float64(first), np.float64(second)
+    vectors = [*first, *second]
+    positives, negatives = [], []
+    for i, one in enumerate(vectors):
+        for j, other in enumerate(vectors):
+            if i != j:
+                same_text = i % len(first) == j % len(first)
+                (positives if same_text else negatives).append(cosine(one, other))
+    return float(np.mean(positives)), float(np.mean(negatives))
+
+
+def gradient(function: Callable[[np.ndarray], float], at: np.ndarray) -> np.ndarray:
+    """Central differences in float64, with an error of about 1e-9 for the losses here."""
+    at = np.array(at, np.float64)
+    slopes = np.zeros_like(at)
+    step = 1e-5
+    for index in np.ndindex(at.shape):
+        shift = np.zeros_like(at)
+        shift[index] = step
+        slopes[index] = (function(at + shift) - function(at - shift)) / (2 * step)
+    return slopes

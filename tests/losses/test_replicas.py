@@ -1,0 +1,189 @@
+"""Under a MirroredStrategy the losses and their gradients are those of one device."""
+
+import subprocess
+import sys
+
+import losses_reference as reference
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cocolm_tf.losses import (
+    contrastive_cosines,
+    global_share,
+    masked_lm_loss,
+    sequence_contrastive_loss,
+)
+from cocolm_tf.losses.replicas import gather_over_replicas, sum_over_replicas
+
+two_and_four_replicas = pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
+
+
+def run(strategy: tf.distribute.Strategy, function, *batches: np.ndarray):
+    """Calls `function` in replica context, compiled, on equal slices of the batches.
+
+    Returns what each replica returned.
+    """
+    replicas = strategy.num_replicas_in_sync
+
+    def distribute(batch):
+        slices = np.split(batch, replicas)
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(slices[context.replica_id_in_sync_group])
+        )
+
+    arguments = [distribute(batch) for batch in batches]
+    results = tf.function(lambda *arguments: strategy.run(function, arguments))(*arguments)
+    local = [strategy.experimental_local_results(result) for result in tf.nest.flatten(results)]
+    return list(zip(*local, strict=True))
+
+
+@two_and_four_replicas
+def test_contrastive_loss_and_gradients_equal_one_device(mirrored_strategy, views):
+    def step(first, second):
+        with tf.GradientTape() as tape:
+            tape.watch([first, second])
+            loss = sequence_contrastive_loss(first, second, temperature=0.3)
+            share = loss / mirrored_strategy.num_replicas_in_sync
+        return loss, *tape.gradient(share, [first, second])
+
+    losses, *gradients = zip(*run(mirrored_strategy, step, *views), strict=True)
+    first, second = tf.constant(views[0]), tf.constant(views[1])
+    with tf.GradientTape() as tape:
+        tape.watch([first, second])
+        expected = sequence_contrastive_loss(first, second, temperature=0.3)
+    np.testing.assert_allclose(losses, [expected] * len(losses), rtol=1e-6)
+    for gradient, one_device in zip(
+        gradients, tape.gradient(expected, [first, second]), strict=True
+    ):
+        np.testing.assert_allclose(np.concatenate(gradient), one_device, atol=1e-7)
+
+
+@two_and_four_replicas
+def test_summed_gradients_of_a_shared_weight_equal_one_device(mirrored_strategy, views):
+    """The whole training arrangement: shared weights, shares of each loss, summed gradients."""
+    rng = np.random.default_rng(4)
+    kernel_value = rng.normal(size=(5, 6)).astype(np.float32)
+    labels = rng.integers(6, size=8).astype(np.int32)
+    weights = np.float32([1, 1, 1, 1, 0, 0, 0.5, 0])  # an unequal share for each replica
+
+    def objective(kernel, first, second, labels, weights, replicas):
+        contrastive = sequence_contrastive_loss(first @ kernel, second @ kernel)
+        masked_lm = masked_lm_loss(first @ kernel, labels, weights)
+        return contrastive / replicas + global_share(weights) * masked_lm
+
+    def loss_and_gradient(kernel, *batch, replicas=1):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            loss = objective(kernel, *batch, replicas=replicas)
+        return loss, tape.gradient(loss, kernel)
+
+    with mirrored_strategy.scope():
+        kernel = tf.Variable(kernel_value)
+
+    def step(*batch):
+        loss, gradient = loss_and_gradient(
+            kernel.value(), *batch, replicas=mirrored_strategy.num_replicas_in_sync
+        )
+        return sum_over_replicas((loss, gradient))
+
+    batch = (*views, labels, weights)
+    expected_loss, expected_gradient = loss_and_gradient(
+        tf.constant(kernel_value), *(tf.constant(array) for array in batch)
+    )
+    for loss, gradient in run(mirrored_strategy, step, *batch):
+        assert float(loss) == pytest.approx(float(expected_loss), rel=1e-6)
+        np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
+@two_and_four_replicas
+def test_cosines_are_those_of_the_global_batch(mirrored_strategy, views):
+    expected = reference.contrastive_cosines(*views)
+    for cosines in run(mirrored_strategy, contrastive_cosines, *views):
+        np.testing.assert_allclose(cosines, expected, atol=1e-5)
+
+
+@two_and_four_replicas
+def test_shares_add_up_to_one(mirrored_strategy):
+    weights = np.float32([3, 0, 0, 0, 1, 1, 2, 1])
+    shares = [float(share) for (share,) in run(mirrored_strategy, global_share, weights)]
+    sums = [part.sum() for part in np.split(weights, len(shares))]
+    np.testing.assert_allclose(shares, np.array(sums) / 8)
+
+
+def test_shares_without_any_weight_are_zero(mirrored_strategy):
+    shares = run(mirrored_strategy, global_share, np.zeros([4], np.float32))
+    assert [float(share) for (share,) in shares] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "share"), [([0.5, 0.0], 1), ([True, False], 1), ([0.0, 0.0], 0)]
+)
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_share_of_a_lone_replica(weights, share, jit_compile):
+    assert tf.function(global_share, jit_compile=jit_compile)(tf.constant(weights)) == share
+
+
+def test_gather_is_in_replica_order(mirrored_strategy):
+    batch = np.arange(6, dtype=np.float32).reshape(6, 1)
+    for (gathered,) in run(mirrored_strategy, gather_over_replicas, batch):
+        np.testing.assert_array_equal(gathered, batch)
+
+
+@pytest.mark.parametrize("strategy_name", ["default", "one_device", "cross_replica"])
+def test_communicates_nothing_elsewhere(strategy_name, views, mirrored_strategy):
+    expected = pytest.approx(reference.sequence_contrastive_loss(*views), rel=1e-5)
+    if strategy_name == "default":
+        assert float(sequence_contrastive_loss(*views)) == expected
+    elif strategy_name == "one_device":
+        strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+        assert float(strategy.run(sequence_contrastive_loss, views)) == expected
+    else:
+        with mirrored_strategy.scope():
+            assert float(sequence_contrastive_loss(*views)) == expected
+
+
+COLLECTIVES = """
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)
+from cocolm_tf.losses import global_share, sequence_contrastive_loss
+
+strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(4)])
+
+
+@tf.function
+def step(rows):
+    def replica_step(rows):
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            loss = sequence_contrastive_loss(rows, rows) / 4
+        return 4 * loss, tape.gradient(loss, rows), global_share(tf.ones([2]))
+
+    return strategy.run(replica_step, [rows])
+
+
+corner = tf.eye(8, 9) + tf.eye(9)[8]
+rows = strategy.experimental_distribute_values_from_function(
+    lambda context: corner[2 * context.replica_id_in_sync_group :][:2]
+)
+losses, gradients, shares = map(strategy.experimental_local_results, step(rows))
+with tf.GradientTape() as tape:
+    tape.watch(corner)
+    expected = sequence_contrastive_loss(corner, corner)
+for loss, share in zip(losses, shares):
+    tf.debugging.assert_near(loss, expected)
+    tf.debugging.assert_near(share, 0.25)
+tf.debugging.assert_near(tf.concat(gradients, 0), tape.gradient(expected, corner), atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+def test_collectives_equal_one_device():
+    """The default communication, in a process of its own (see `mirrored_strategy`)."""
+    finished = subprocess.run(
+        [sys.executable, "-c", COLLECTIVES], capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr
