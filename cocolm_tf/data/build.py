@@ -172,8 +172,8 @@ def _deal(documents: Iterable[str], splits: list[_Split], seed: int) -> Iterator
         heapq.heapify(heap)
     shares = [split.share for split in splits]
     for document in documents:
-        # JSON can hold lone surrogates, which UTF-8 cannot.
-        text = document.encode("utf-8", "replace")
+        # Half of a surrogate pair, which JSON can hold, becomes what the tokenizer replaces.
+        text = document.encode("utf-8", "surrogatepass")
         (heap,) = generator.choices(heaps, shares)
         size, _, path = heap[0]
         # The random number decides between shards of equal size.

@@ -1,9 +1,9 @@
 """Shards to batches: what the training step reads, in an order that can be entered anywhere.
 
 An epoch visits every sequence once. Its shards are shuffled and taken a group at a time, and the
-sequences of a group are shuffled together. As the manifest tells how many sequences each shard
-has, a run that is resumed goes straight to the group it was in: this costs the reading of one
-group, not of the epoch.
+sequences of a group are shuffled together, up to `SHUFFLE_WINDOW` at a time. As the manifest tells
+how many sequences each shard has, a run that is resumed goes straight to the group it was in: this
+costs the reading of one group, not of the epoch.
 """
 
 import os
@@ -19,7 +19,7 @@ from cocolm_tf.data.views import crop_views, mask_views
 from cocolm_tf.errors import UserError
 
 SHARDS_PER_GROUP = 8
-SHUFFLE_BUFFER = 200_000
+SHUFFLE_WINDOW = 200_000
 
 
 @dataclass(frozen=True)
@@ -166,12 +166,22 @@ class PretrainingData:
 
         def records(group: tf.Tensor) -> tf.data.Dataset:
             shards, seed = members(group)
-            shuffled = _read(tf.gather(paths, shards), compression(paths[0])).shuffle(
-                SHUFFLE_BUFFER, seed=tf.cast(seed, tf.int64), reshuffle_each_iteration=False
-            )
+            shuffled = _shuffle(_read(tf.gather(paths, shards), compression(paths[0])), seed)
             return shuffled.skip(tf.where(group == first, tf.cast(skip, tf.int64), 0))
 
         return tf.data.Dataset.counter(first).flat_map(records)
+
+
+def _shuffle(records: tf.data.Dataset, seed: tf.Tensor) -> tf.data.Dataset:
+    """Shuffles as a function of the seed alone, which `Dataset.shuffle` does not."""
+
+    def shuffle(window: tf.Tensor, chunk: tf.Tensor) -> tf.data.Dataset:
+        place = tf.stack([seed, tf.cast(window, tf.int32)])
+        return tf.data.Dataset.from_tensor_slices(
+            tf.random.experimental.stateless_shuffle(chunk, place)
+        )
+
+    return records.batch(SHUFFLE_WINDOW).enumerate().flat_map(shuffle)
 
 
 def _read(paths: tf.Tensor, compression_type: str) -> tf.data.Dataset:

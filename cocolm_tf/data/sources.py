@@ -136,7 +136,8 @@ def tfds_documents(
         ) from error
     try:
         builder.download_and_prepare()
-    except (OSError, tfds.download.DownloadError, tf.errors.OpError) as error:
+    # Some datasets need packages of their own to be prepared.
+    except (OSError, ImportError, tfds.download.DownloadError, tf.errors.OpError) as error:
         raise UserError(f"dataset {name!r} cannot be prepared: {_first_line(error)}") from error
     features = builder.info.features
     texts = sorted(key for key, feature in features.items() if feature.dtype in (str, tf.string))
@@ -196,7 +197,7 @@ def matching_files(pattern: str) -> list[str]:
     """
     paths = set()
     for one in filter(None, map(str.strip, pattern.split(","))):
-        found = {path for path in glob.glob(one, recursive=True) if os.path.isfile(path)}
+        found = {path for path in glob.glob(one, recursive=True) if not os.path.isdir(path)}
         if not found:
             raise UserError(f"no file matches {one!r}.")
         paths |= found

@@ -4,6 +4,7 @@ Everything here holds for any model that states its losses; what COCO-LM's losse
 `cocolm_tf.modeling.pretrainer`.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -178,9 +179,19 @@ class TrainingStep(keras.Model):
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Callable:
-        """The function that `evaluate()` and `fit()`'s validation call for every batch."""
+        """The function that `evaluate()` and `fit()`'s validation call."""
         if self.test_function is None or force:
-            self.test_function = self._looped(self.test_step, steps=1)
+            one = self._looped(self.test_step, steps=1)
+
+            def function(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
+                logs = one(iterator)
+                # Keras counts executions; the last one may find fewer batches than it may take.
+                with contextlib.suppress(StopIteration):
+                    for _ in range(self.steps_per_execution - 1):
+                        logs = one(iterator)
+                return logs
+
+            self.test_function = function
         return self.test_function
 
     # How the step works.

@@ -77,6 +77,7 @@ class TransformerBlock(keras.layers.Layer):
         width = x_shape[-1]
         if width % self.num_heads:
             raise ValueError(f"hidden_dim {width} is not a multiple of {self.num_heads} heads.")
+        self.dropout.build(x_shape)
         self.query = self._dense("query", width, width)
         self.key = self._dense("key", width, width)
         self.value = self._dense("value", width, width)

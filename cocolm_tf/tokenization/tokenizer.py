@@ -13,7 +13,6 @@ from keras_hub.src.utils.preset_utils import KerasPresetLoader
 from keras_hub.src.utils.tensor_utils import preprocessing_function
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization import packing
 from cocolm_tf.tokenization.dictionary import (
     END_TOKEN,
     END_TOKEN_ID,
@@ -28,6 +27,7 @@ from cocolm_tf.tokenization.dictionary import (
 )
 from cocolm_tf.tokenization.graph import WORD_START, TokenizerGraph
 from cocolm_tf.tokenization.normalization import as_string_tensor
+from cocolm_tf.tokenization.segment_packing import pack_segments, to_ragged
 
 CONFIG_FILENAME = "tokenizer.json"
 MODEL_FILENAME = "vocabulary.spm"
@@ -169,14 +169,14 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
 
     @preprocessing_function
     def _detokenize_tf(self, ids: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-        ids, is_batched = packing.to_ragged(ids)
+        ids, is_batched = to_ragged(ids)
         texts = self._graph.detokenize(ids)
         return texts if is_batched else texts[0]
 
     def pack(
         self, first: Any, second: Any | None = None, *, sequence_length: int
     ) -> dict[str, tf.Tensor]:
-        """Lays out ids as a model takes them: see `packing.pack`.
+        """Lays out ids as a model takes them: see `segment_packing.pack_segments`.
 
         Args:
             first: The ids of texts.
@@ -191,7 +191,7 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
         features = tokenizer.pack(tokenizer(["The cat sat."]), sequence_length=16)
         ```
         """
-        return packing.pack(first, second, sequence_length=sequence_length)
+        return pack_segments(first, second, sequence_length=sequence_length)
 
     def graph_module(self) -> TokenizerGraph:
         """Returns the computation as a `tf.Module`.

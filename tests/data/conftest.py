@@ -1,29 +1,12 @@
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
+from data_stand_ins import WordTokenizer, some_documents
 
 from cocolm_tf.data import build
 from cocolm_tf.data.manifest import Manifest
-
-
-class WordTokenizer:
-    """Hashes words: as much of a tokenizer as building data needs."""
-
-    start_token_id, pad_token_id, end_token_id = 0, 1, 2
-
-    def __init__(self, name: str = "words"):
-        self._name = name
-
-    def __call__(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        return tf.cast(tf.strings.to_hash_bucket_fast(tf.strings.split(texts), 96), tf.int32) + 4
-
-    def vocabulary_size(self) -> int:
-        return 100
-
-    def fingerprint(self) -> str:
-        return self._name.ljust(64, "0")
 
 
 @pytest.fixture
@@ -53,5 +36,17 @@ def make_dataset(
     return make
 
 
-def some_documents(count: int = 60) -> list[str]:
-    return [f"document {index} " + "and so on " * (index % 13) for index in range(count)]
+@pytest.fixture
+def write_modules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[dict[str, str | bytes]], None]:
+    """Writes Python files, by name and source, to where the installed packages seem to be."""
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "packages"))
+
+    def write(modules: dict[str, str | bytes]) -> None:
+        for name, source in modules.items():
+            path = tmp_path / "packages" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source.encode() if isinstance(source, str) else source)
+
+    return write

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from conftest import WordTokenizer
+from data_stand_ins import WordTokenizer
 
 from cocolm_tf.data.manifest import FILE_NAME, Manifest, resolve_shards
 from cocolm_tf.data.shards import serialize

@@ -9,7 +9,9 @@ from cocolm_tf.tokenization.dictionary import END_TOKEN_ID, PAD_TOKEN_ID, START_
 Ids = Any  # what `to_ragged` takes: TensorFlow has no name for it
 
 
-def pack(first: Ids, second: Ids | None = None, *, sequence_length: int) -> dict[str, tf.Tensor]:
+def pack_segments(
+    first: Ids, second: Ids | None = None, *, sequence_length: int
+) -> dict[str, tf.Tensor]:
     """Lays out token ids as `<s> A </s>`, or as `<s> A </s> </s> B </s>` for pairs.
 
     What is too long is cut at its end. Of a pair it is the longer text that is cut, until both
@@ -30,36 +32,28 @@ def pack(first: Ids, second: Ids | None = None, *, sequence_length: int) -> dict
 
     Example:
     ```python
-    pack([[7, 8, 9]], [[5]], sequence_length=8)["token_ids"]  # [[0, 7, 8, 9, 2, 2, 5, 2]]
+    pack_segments([[7, 8, 9]], [[5]], sequence_length=8)["token_ids"]  # [[0, 7, 8, 9, 2, 2, 5, 2]]
     ```
     """
     first, is_batched = to_ragged(first)
-    texts = [first] if second is None else [first, to_ragged(second)[0]]
-    num_special_tokens = 2 if second is None else 4
+    num_texts, num_special_tokens = (1, 2) if second is None else (2, 4)
     budget = sequence_length - num_special_tokens
-    if budget < len(texts):
+    if budget < num_texts:
         raise ValueError(
-            f"sequence_length is {sequence_length}; {len(texts)} text(s) with their special "
-            f"tokens need {num_special_tokens + len(texts)} at least."
+            f"sequence_length is {sequence_length}; {num_texts} text(s) with their special tokens "
+            f"need {num_special_tokens + num_texts} at least."
         )
-    if second is not None:
-        lengths = [text.row_lengths() for text in texts]
-        # The share each side is sure of; what the other side leaves unused comes on top.
-        shares = [(budget + 1) // 2, budget // 2]
-        limits = [
-            tf.minimum(
-                lengths[i], tf.maximum(tf.cast(shares[i], tf.int64), budget - lengths[1 - i])
-            )
-            for i in range(2)
-        ]
-        texts = [_truncated(text, limit) for text, limit in zip(texts, limits, strict=True)]
+    start, end = (tf.fill([first.nrows(), 1], id) for id in (START_TOKEN_ID, END_TOKEN_ID))
+    if second is None:
+        packed = tf.concat([start, first[:, :budget], end], axis=1)
     else:
-        texts = [first[:, :budget]]
-
-    rows = first.nrows()
-    start, end = (tf.fill([rows, 1], token) for token in (START_TOKEN_ID, END_TOKEN_ID))
-    parts = [start, texts[0], end] + ([end, texts[1], end] if second is not None else [])
-    packed = tf.concat(parts, axis=1)
+        second, _ = to_ragged(second)
+        # Half of the room is sure; what the other text leaves of its own half comes on top.
+        half = budget // 2
+        limits = tf.maximum(budget - half, budget - second.row_lengths())
+        second_limits = tf.maximum(half, budget - first.row_lengths())
+        first, second = _truncated(first, limits), _truncated(second, second_limits)
+        packed = tf.concat([start, first, end, end, second, end], axis=1)
     token_ids = packed.to_tensor(PAD_TOKEN_ID, shape=[None, sequence_length])
     padding_mask = tf.sequence_mask(packed.row_lengths(), sequence_length)
     features = {"token_ids": token_ids, "padding_mask": padding_mask}

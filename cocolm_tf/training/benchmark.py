@@ -1,0 +1,350 @@
+"""How fast a configuration trains on this machine's device, apart from reading the data."""
+
+import os
+import platform
+import resource
+import sys
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import crop_views, mask_views
+from cocolm_tf.errors import UserError
+from cocolm_tf.training.build import build_optimizer, build_pretrainer
+from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.distribution import make_strategy, per_replica_batch
+from cocolm_tf.training.flops import pretraining_flops
+
+# <s>, <pad>, </s> and <unk>; the mask token is the last.
+_FIRST_ORDINARY_TOKEN = 4
+
+
+def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> dict[str, Any]:
+    """Times training steps of a configuration on one device.
+
+    The model, the optimizer and the compiled step are those of a training run; the batches are
+    of random tokens, made beforehand. Each step is timed by itself and waited for, so that one
+    that something else disturbed does not count in the median; nothing is gained by
+    `trainer.steps_per_loop`, which is left out.
+
+    Rates are those of the median step. Tokens are those of the text, B * S a step: what the
+    auxiliary model and the crops read of them again is not counted, so that the rates of
+    different objectives compare.
+
+    Args:
+        config: the run. `trainer.batch_size` sequences are one step on the one device, whatever
+            `trainer.micro_batches` cuts them into.
+        steps: int. Steps to time, at least 1.
+        warmup_steps: int. Steps to run untimed after the first, which traces and compiles.
+
+    Returns:
+        What JSON can hold; times in seconds, memory in bytes:
+        `device`, `precision`, `jit_compile`, `batch_size`, `sequence_length`, `micro_batches`,
+        `parameters`, `steps`; `tokens_per_second`, `sequences_per_second`; `step_seconds`, a dict
+        of `min`, `first_quartile`, `median`, `third_quartile`, `max` and `mean`;
+        `first_step_seconds`; `flops_per_step` and, part by part, `flops_by_part` (see
+        `pretraining_flops`); `flops_per_second`; `matmul_flops_per_second` (see `matmul_rate`)
+        and `matmul_share`, the share of it that the step reaches; `peak_memory_bytes` (see
+        `peak_memory`); `skipped_updates`, the timed steps whose gradients were not finite.
+
+    Raises:
+        UserError: if the sizes do not go together or do not fit into memory.
+
+    Example:
+    ```python
+    config = load_config("configs/pretrain/small.yaml", "trainer.batch_size=4")
+    benchmark(config, steps=3)["tokens_per_second"]
+    ```
+    """
+    strategy = make_strategy("one_device")
+    trainer = config.trainer
+    per_replica_batch(trainer.batch_size, trainer.micro_batches, strategy)
+    batches = random_batches(config)
+    with strategy.scope():
+        try:
+            pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
+        except ValueError as error:
+            raise UserError(f"the model cannot be built: {' '.join(str(error).split())}") from error
+        pretrainer.compile(
+            build_optimizer(config.optimizer, trainer.train_steps, pretrainer),
+            clip_norm=config.optimizer.clip_norm,
+            micro_batches=trainer.micro_batches,
+            jit_compile=config.runtime.jit_compile,
+        )
+    # The machine's speed changes with what else it does: look at it on both sides of the steps.
+    rate_before = matmul_rate(pretrainer.compute_dtype)
+    _forget_peak_memory()
+    try:
+        first, seconds = _time_steps(pretrainer, batches, steps, warmup_steps)
+    except tf.errors.ResourceExhaustedError as error:
+        raise UserError(
+            f"trainer.batch_size={trainer.batch_size} in trainer.micro_batches="
+            f"{trainer.micro_batches} does not fit into the memory of {describe_device()}: "
+            f"lower the first or raise the second."
+        ) from error
+    memory = peak_memory()
+    rate = max(rate_before, matmul_rate(pretrainer.compute_dtype))
+
+    median = float(np.median(seconds))
+    flops = pretraining_flops(config)
+    return {
+        "device": describe_device(),
+        "precision": config.runtime.precision,
+        "jit_compile": config.runtime.jit_compile,
+        "batch_size": trainer.batch_size,
+        "sequence_length": config.data.sequence_length,
+        "micro_batches": trainer.micro_batches,
+        "parameters": sum(int(np.prod(v.shape)) for v in pretrainer.trainable_variables),
+        "steps": steps,
+        "tokens_per_second": trainer.batch_size * config.data.sequence_length / median,
+        "sequences_per_second": trainer.batch_size / median,
+        "step_seconds": summarize(seconds),
+        "first_step_seconds": first,
+        "flops_per_step": sum(flops.values()),
+        "flops_by_part": flops,
+        "flops_per_second": sum(flops.values()) / median,
+        "matmul_flops_per_second": rate,
+        "matmul_share": sum(flops.values()) / median / rate,
+        "peak_memory_bytes": memory,
+        "skipped_updates": int(pretrainer.get_metrics_result()["skipped_updates"]),
+    }
+
+
+def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset:
+    """Makes batches of full sequences of random tokens, masked and cropped as in training.
+
+    Args:
+        config: the run. Batches have its `trainer.batch_size`.
+        count: int. How many different ones there are.
+
+    Returns:
+        An endless dataset of the batches that `CocoLMPretrainer` takes, all of the same static
+        shapes, kept in memory once made.
+
+    Raises:
+        UserError: if the vocabulary or the sequences have no room for an ordinary token.
+
+    Example:
+    ```python
+    next(iter(random_batches(PretrainingConfig())))["token_ids"]  # [2048, 512]
+    ```
+    """
+    batch, length = config.trainer.batch_size, config.data.sequence_length
+    special = SpecialTokens(mask=config.model.vocabulary_size - 1)
+    if special.mask <= _FIRST_ORDINARY_TOKEN:
+        raise UserError(
+            f"model.vocabulary_size={config.model.vocabulary_size} leaves no ordinary token "
+            f"beside the special ones: it must be at least {_FIRST_ORDINARY_TOKEN + 2}."
+        )
+    if length < 3:
+        raise UserError(
+            f"data.sequence_length={length} leaves no room between <s> and </s>: it must be "
+            "at least 3."
+        )
+
+    def views(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        seed = tf.stack([config.runtime.seed, tf.cast(number, tf.int32)])
+        text_seed, mask_seed, crop_seed = tf.unstack(tf.random.split(seed, 3))
+        text = tf.random.stateless_uniform(
+            [batch, length - 2],
+            text_seed,
+            minval=_FIRST_ORDINARY_TOKEN,
+            maxval=special.mask,
+            dtype=tf.int32,
+        )
+        token_ids = tf.pad(text, [[0, 0], [1, 0]], constant_values=special.start)
+        token_ids = tf.pad(token_ids, [[0, 0], [0, 1]], constant_values=special.end)
+        return {
+            "token_ids": token_ids,
+            "padding_mask": token_ids != special.pad,
+            **mask_views(token_ids, config.data.mask_fraction, special, mask_seed),
+            **crop_views(token_ids, config.data.crop_fraction, special, crop_seed),
+        }
+
+    return tf.data.Dataset.range(count).map(views).cache().repeat().prefetch(1)
+
+
+def matmul_rate(dtype: str, min_seconds: float = 0.5) -> float:
+    """Measures the FLOPs a second of a large matrix product on the device that trains.
+
+    The best of several, as everything else that a machine does can only slow a product down. The
+    matrices are 2048 wide on a CPU; an accelerator needs larger ones to be busy.
+
+    Args:
+        dtype: of the matrices, a pretrainer's `compute_dtype`.
+        min_seconds: float. Products are repeated for at least this long, and at least thrice.
+
+    Returns:
+        FLOPs a second, a product of n x n matrices being 2n^3.
+
+    Example:
+    ```python
+    matmul_rate("float32") / 1e9  # GFLOP/s
+    ```
+    """
+    # A call to an accelerator costs as much time as some products: make it several.
+    width, products = (8192, 8) if tf.config.list_physical_devices("GPU") else (2048, 1)
+    left = tf.cast(tf.random.stateless_normal([width, width], [1, 2]), dtype)
+    # Scaled so that however many products keep the magnitude.
+    right = tf.cast(tf.random.stateless_normal([width, width], [3, 4]) * width**-0.5, dtype)
+
+    @tf.function(autograph=False)
+    def multiply(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+        for _ in range(products):
+            left = tf.matmul(left, right)
+        return left[0, 0]
+
+    float(multiply(left, right))  # traces
+    best, spent, calls = float("inf"), 0.0, 0
+    while calls < 3 or spent < min_seconds:
+        started = time.perf_counter()
+        float(multiply(left, right))  # waits for the device
+        elapsed = time.perf_counter() - started
+        best, spent, calls = min(best, elapsed), spent + elapsed, calls + 1
+    return products * 2 * width**3 / best
+
+
+def peak_memory() -> int:
+    """The most memory used so far, in bytes.
+
+    Of a GPU, what TensorFlow allocated on it since the benchmark's steps began; of a CPU, what
+    the whole process held since it started, its programs and libraries included.
+
+    Example:
+    ```python
+    peak_memory() / 2**30  # GiB
+    ```
+    """
+    if tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts it in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe_device() -> str:
+    """Names the device that one-device training takes: the first GPU, or the CPU.
+
+    Example:
+    ```python
+    describe_device()  # "CPU, x86_64, 8 cores"
+    ```
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return f"GPU, {details.get('device_name', 'unnamed')}"
+    return f"CPU, {_cpu_name()}, {os.cpu_count()} cores"
+
+
+def summarize(seconds: list[float]) -> dict[str, float]:
+    """Gives the median, spread and mean of times.
+
+    Example:
+    ```python
+    summarize([1.0, 2.0, 4.0])["median"]  # 2.0
+    ```
+    """
+    names = ("min", "first_quartile", "median", "third_quartile", "max")
+    quartiles = np.percentile(seconds, [0, 25, 50, 75, 100])
+    spread = {name: float(value) for name, value in zip(names, quartiles, strict=True)}
+    return spread | {"mean": float(np.mean(seconds))}
+
+
+def format_report(result: dict[str, Any]) -> str:
+    """Lays a benchmark's result out for reading.
+
+    Args:
+        result: what `benchmark` returns.
+
+    Returns:
+        A table of several lines.
+
+    Example:
+    ```python
+    print(format_report(benchmark(config, steps=10)))
+    ```
+    """
+    seconds, flops = result["step_seconds"], result["flops_per_step"]
+    compiled = ", XLA" if result["jit_compile"] else ""
+    parts = f" in {result['micro_batches']} parts" if result["micro_batches"] > 1 else ""
+    rows = [
+        ("device", result["device"]),
+        ("precision", result["precision"] + compiled),
+        ("parameters", f"{result['parameters']:,}"),
+        ("step", f"{result['batch_size']:,} x {result['sequence_length']:,} tokens{parts}"),
+        ("tokens/s", f"{result['tokens_per_second']:,.0f}"),
+        ("sequences/s", f"{result['sequences_per_second']:,.2f}"),
+        ("step time", f"{seconds['median']:.4g} s, median of {result['steps']}"),
+        ("  quartiles", f"{seconds['first_quartile']:.4g} to {seconds['third_quartile']:.4g} s"),
+        ("  extremes", f"{seconds['min']:.4g} to {seconds['max']:.4g} s"),
+        ("first step", f"{result['first_step_seconds']:.4g} s, tracing and compiling included"),
+        ("peak memory", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"),
+        ("model FLOPs", f"{_si(flops)}FLOP a step, {_si(result['flops_per_second'])}FLOP/s"),
+        (
+            "  of a matmul's",
+            f"{result['matmul_share']:.1%} of {_si(result['matmul_flops_per_second'])}FLOP/s",
+        ),
+    ]
+    by_part = sorted(result["flops_by_part"].items(), key=lambda item: -item[1])
+    rows += [(f"  {part}", f"{part_flops / flops:6.1%}") for part, part_flops in by_part]
+    if result["skipped_updates"]:
+        rows.append(("skipped updates", f"{result['skipped_updates']}: gradients not finite"))
+    return "\n".join(f"{name:24}{value}" for name, value in rows)
+
+
+def _time_steps(
+    pretrainer: keras.Model, batches: tf.data.Dataset, steps: int, warmup_steps: int
+) -> tuple[float, list[float]]:
+    """Seconds of the first step, and of each of the timed ones."""
+    strategy = pretrainer.distribute_strategy
+    iterator = iter(strategy.distribute_datasets_from_function(lambda _: batches))
+    function = pretrainer.make_train_function()
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        result = function(iterator)
+        # Its value is there only once the device has done all that was asked of it before.
+        float(result["gradient_norm"])
+        return time.perf_counter() - started
+
+    with tqdm(total=1 + warmup_steps + steps, desc="compiling", unit="step") as progress:
+
+        def counted(phase: str) -> float:
+            progress.set_description(phase)
+            elapsed = seconds()
+            progress.update()
+            return elapsed
+
+        first = counted("compiling")
+        for _ in range(warmup_steps):
+            counted("warming up")
+        pretrainer.reset_metrics()
+        return first, [counted("timing") for _ in range(steps)]
+
+
+def _forget_peak_memory() -> None:
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.reset_memory_stats("GPU:0")
+
+
+def _cpu_name() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _si(number: float) -> str:
+    """Three digits and a prefix: 1.23e12 is `1.23 T`."""
+    for exponent, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if number >= 10**exponent:
+            return f"{number / 10**exponent:.3g} {prefix}"
+    return f"{number:.3g} "

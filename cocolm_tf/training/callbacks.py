@@ -1,0 +1,192 @@
+"""What happens between steps: logs, a progress bar, checkpoints, the end of a hopeless run."""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tqdm import tqdm
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.training.checkpoints import Checkpoints
+
+METRICS_FILENAME = "metrics.jsonl"
+
+
+class MetricsLog(keras.callbacks.Callback):
+    """Writes every metric to `metrics.jsonl` and for TensorBoard.
+
+    A training line holds the means over the steps since the line before it, so the model's
+    metrics start anew with each. A line is an object with `step`, `split` (`train` or
+    `validation`), `seconds` since the program started and the metrics by their names.
+
+    Args:
+        directory: the run's folder.
+        first_step: int. Where the run goes on; later lines of an earlier attempt are dropped.
+        interval: int. Steps between two lines.
+        tokens_per_step: int.
+
+    Example:
+    ```python
+    pretrainer.fit(batches, callbacks=[MetricsLog("runs/first", 0, 100, 32 * 128)])
+    ```
+    """
+
+    def __init__(
+        self, directory: str, first_step: int, interval: int, tokens_per_step: int
+    ) -> None:
+        super().__init__()
+        self._path = os.path.join(directory, METRICS_FILENAME)
+        _drop_lines_after(self._path, first_step)
+        self._writers = {
+            split: tf.summary.create_file_writer(os.path.join(directory, "tensorboard", split))
+            for split in ("train", "validation")
+        }
+        self._interval = interval
+        self._tokens_per_step = tokens_per_step
+        self._start = self._lap = time.monotonic()
+        self._lap_step = first_step
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes a training line when its time has come."""
+        step = int(self.model.optimizer.iterations)
+        if step % self._interval:
+            return
+        now = time.monotonic()
+        tokens = (step - self._lap_step) * self._tokens_per_step
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        self._write(step, "train", values | {"tokens_per_second": tokens / (now - self._lap)})
+        self.model.reset_metrics()
+        self._lap, self._lap_step = time.monotonic(), step
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Writes a validation line."""
+        training = ("gradient_norm", "learning_rate", "skipped_updates")
+        values = {k: float(v) for k, v in (logs or {}).items() if k not in training}
+        self._write(int(self.model.optimizer.iterations), "validation", values)
+        self._lap = time.monotonic()
+
+    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+        seconds = round(time.monotonic() - self._start, 1)
+        with open(self._path, "a") as file:
+            line = {"step": step, "split": split, "seconds": seconds, **values}
+            file.write(json.dumps(line) + "\n")
+        with self._writers[split].as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self._writers[split].flush()
+
+
+def _drop_lines_after(path: str, step: int) -> None:
+    if not os.path.exists(path):
+        return
+    with open(path) as file:
+        # A line without its end was being written when the run was killed.
+        lines = [line for line in file if line.endswith("\n")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    with open(path + ".tmp", "w") as file:
+        file.writelines(kept)
+    os.replace(path + ".tmp", path)
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """A line on the terminal: steps, time left, loss and speed.
+
+    Args:
+        first_step: int. Where the run starts.
+        train_steps: int. Where it ends.
+        tokens_per_step: int.
+
+    Example:
+    ```python
+    pretrainer.fit(batches, verbose=0, callbacks=[ProgressBar(0, 1000, 32 * 128)])
+    ```
+    """
+
+    def __init__(self, first_step: int, train_steps: int, tokens_per_step: int) -> None:
+        super().__init__()
+        self._tokens_per_step = tokens_per_step
+        self._bar = tqdm(
+            total=train_steps,
+            initial=first_step,
+            unit="step",
+            desc="pretraining",
+            file=sys.stderr,
+            mininterval=1.0,
+            # A log file wants a line now and then, not one a second.
+            miniters=None if sys.stderr.isatty() else max(1, train_steps // 200),
+        )
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Moves the bar."""
+        done = int(self.model.optimizer.iterations) - self._bar.n
+        rate = self._bar.format_dict["rate"] or 0.0
+        self._bar.set_postfix_str(
+            f"loss {float(logs['loss']):.2f}, {rate * self._tokens_per_step:.0f} tokens/s",
+            refresh=False,
+        )
+        self._bar.update(done)
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Prints what a validation found, above the bar."""
+        shown = ("loss", "mlm_loss", "copy_loss", "lm_loss", "scl_loss")
+        losses = ", ".join(f"{k} {float(logs[k]):.3f}" for k in shown if k in logs)
+        self._bar.write(f"step {self._bar.n}: validation {losses}", file=sys.stderr)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leaves the bar as it is."""
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Ends the line."""
+        self._bar.close()
+
+
+class SaveCheckpoints(keras.callbacks.Callback):
+    """Saves a checkpoint every so many steps.
+
+    Example:
+    ```python
+    pretrainer.fit(batches, callbacks=[SaveCheckpoints(checkpoints, interval=5000)])
+    ```
+    """
+
+    def __init__(self, checkpoints: Checkpoints, interval: int) -> None:
+        super().__init__()
+        self._checkpoints = checkpoints
+        self._interval = interval
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Saves when the time has come."""
+        if int(self.model.optimizer.iterations) % self._interval == 0:
+            self._checkpoints.save()
+
+
+class StopHopelessRun(keras.callbacks.Callback):
+    """Ends a run whose updates are skipped again and again.
+
+    Args:
+        limit: int. How many updates in a row may be skipped.
+
+    Example:
+    ```python
+    pretrainer.fit(batches, callbacks=[StopHopelessRun(limit=100)])
+    ```
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Raises a `UserError` when it is enough."""
+        skipped = int(self.model.skipped_in_a_row)
+        if skipped >= self._limit:
+            raise UserError(
+                f"the last {skipped} updates were skipped, as their losses or gradients were not "
+                "finite: lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or "
+                "train in another runtime.precision."
+            )

@@ -1,0 +1,129 @@
+"""What a pretraining step costs, counted from its configuration: the FLOPs of matrix products.
+
+A product of an m x k and a k x n matrix counts 2mkn: a multiplication and an addition each. All
+else (softmax, LayerNorm, dropout, lookups, the optimizer) is of a lower order and left out, and so
+is what rematerialization computes a second time: these are the model's FLOPs, not the hardware's.
+"""
+
+import math
+
+from cocolm_tf.training.config import PretrainingConfig
+
+# A backward pass takes two products, by either factor, for each of the forward pass.
+_FORWARD_AND_BACKWARD = 3
+
+
+def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
+    """Counts the FLOPs of one training step, part by part.
+
+    With B sequences of S tokens in a batch, C = 1 + round((S - 1) * crop_fraction) tokens in a
+    crop, M = ceil(S * mask_fraction) masked positions, V tokens in the vocabulary, E the width of
+    the embeddings and H the main model's, a forward pass takes, for each sequence,
+
+    - `main_corrupted`, `main_crop`: `encoder_flops` of S and of C tokens;
+    - `auxiliary`: `encoder_flops` of S tokens in the auxiliary model;
+    - `mlm_head`: 2MHE + 2MEV, the H here being the auxiliary model's;
+    - `auxiliary_sampling`: `auxiliary` and `mlm_head` once more, if `auxiliary.sampling` is eval;
+    - `copy_head`: 2SH;
+    - `lm_head`: 2NHV, with N = M, or S if the objective is over all tokens;
+    - `scl_head`: the projection of both views, 2 * 2H^2, and for each micro-batch of b sequences
+      their similarities, 2 * (2b)^2 * H.
+
+    Trained parts count three times, forward and backward; `auxiliary_sampling` is not trained.
+
+    Args:
+        config: the run. Parts that it does without are left out.
+
+    Returns:
+        FLOPs from the name of each part. Padding counts, as it is computed on.
+
+    Example:
+    ```python
+    flops = pretraining_flops(PretrainingConfig())
+    sum(flops.values()) / 1e15  # PFLOPs for a step of COCO-LM base
+    ```
+    """
+    model, objective = config.model, config.objective
+    length = config.data.sequence_length
+    masked = math.ceil(length * config.data.mask_fraction)
+    crop = 1 + round((length - 1) * config.data.crop_fraction)
+    width, vocabulary = model.hidden_dim, model.vocabulary_size
+    sizes = (model.num_layers, width, model.intermediate_dim)
+
+    trained = {"main_corrupted": encoder_flops(length, *sizes)}
+    if objective.scl_weight:
+        trained["main_crop"] = encoder_flops(crop, *sizes)
+    if config.auxiliary.replacements != "random":
+        trained |= _auxiliary_flops(config, length, masked)
+    if objective.copy_weight or (objective.lm_weight and objective.use_copy):
+        trained["copy_head"] = _product(length, width, 1)
+    if objective.lm_weight:
+        rows = length if objective.all_token_lm else masked
+        trained["lm_head"] = _product(rows, width, vocabulary)
+    batch = config.trainer.batch_size
+    step = {part: _FORWARD_AND_BACKWARD * batch * flops for part, flops in trained.items()}
+
+    if "auxiliary" in trained and config.auxiliary.sampling == "eval":
+        step["auxiliary_sampling"] = batch * (trained["auxiliary"] + trained["mlm_head"])
+    if objective.scl_weight:
+        micro_batches = config.trainer.micro_batches
+        vectors = 2 * batch // micro_batches
+        contrast = _product(vectors, width, vectors)
+        if objective.projection:
+            contrast += _product(vectors, width, width)
+        step["scl_head"] = _FORWARD_AND_BACKWARD * micro_batches * contrast
+    return step
+
+
+def encoder_flops(
+    length: int,
+    num_layers: int,
+    hidden_dim: int,
+    intermediate_dim: int,
+    embedding_dim: int | None = None,
+) -> int:
+    """Counts the FLOPs of an encoder's forward pass over one sequence.
+
+    With L tokens, width H, intermediate width I and embeddings E wide, each layer takes 8LH^2 for
+    query, key, value and output, 4L^2H for the attention logits and the weighted values, and 4LHI
+    for the feed-forward network. Where E is not H, projecting the embeddings takes another 2LEH.
+
+    Args:
+        length: int. Tokens, padding included.
+        num_layers: int.
+        hidden_dim: int.
+        intermediate_dim: int.
+        embedding_dim: int, or None for `hidden_dim`.
+
+    Returns:
+        FLOPs. The number of heads makes no difference.
+
+    Example:
+    ```python
+    encoder_flops(length=512, num_layers=12, hidden_dim=768, intermediate_dim=3072)
+    ```
+    """
+    projections = 4 * _product(length, hidden_dim, hidden_dim)
+    attention = 2 * _product(length, hidden_dim, length)
+    feed_forward = 2 * _product(length, hidden_dim, intermediate_dim)
+    flops = num_layers * (projections + attention + feed_forward)
+    if embedding_dim not in (None, hidden_dim):
+        flops += _product(length, embedding_dim, hidden_dim)
+    return flops
+
+
+def _auxiliary_flops(config: PretrainingConfig, length: int, masked: int) -> dict[str, int]:
+    model, auxiliary = config.model, config.auxiliary
+    width = auxiliary.hidden_dim or model.hidden_dim
+    intermediate = auxiliary.intermediate_dim or model.intermediate_dim
+    # The embeddings are the main model's.
+    embedding = model.hidden_dim
+    return {
+        "auxiliary": encoder_flops(length, auxiliary.num_layers, width, intermediate, embedding),
+        "mlm_head": _product(masked, width, embedding)
+        + _product(masked, embedding, model.vocabulary_size),
+    }
+
+
+def _product(rows: int, inner: int, columns: int) -> int:
+    return 2 * rows * inner * columns

@@ -1,0 +1,160 @@
+"""A pretraining run: shards in, a preset out."""
+
+import os
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.tokenization.vocabulary import load_vocabulary
+from cocolm_tf.training.build import build_optimizer, build_pretrainer
+from cocolm_tf.training.callbacks import (
+    MetricsLog,
+    ProgressBar,
+    SaveCheckpoints,
+    StopHopelessRun,
+)
+from cocolm_tf.training.checkpoints import Checkpoints
+from cocolm_tf.training.config import PretrainingConfig, TrainerConfig, save_config
+from cocolm_tf.training.distribution import per_replica_batch
+from cocolm_tf.training.preset import load_preset, save_preset
+
+
+def pretrain(
+    config: PretrainingConfig,
+    train_data: str,
+    vocabulary: str,
+    model_dir: str,
+    strategy: tf.distribute.Strategy,
+    validation_data: str = "",
+    init_preset: str = "",
+) -> str:
+    """Pretrains, or goes on pretraining where an earlier run with the same folder stopped.
+
+    Args:
+        config: what to train and how.
+        train_data: folder or glob of shards.
+        vocabulary: folder of the vocabulary that the shards were built with.
+        model_dir: RUN. Gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and,
+            at the end, `preset/`.
+        strategy: the devices.
+        validation_data: folder or glob of shards held out, or nothing.
+        init_preset: a preset to start from, or nothing.
+
+    Returns:
+        The path of the preset.
+
+    Raises:
+        UserError: if something given does not exist or does not fit the rest.
+
+    Example:
+    ```python
+    config = load_config("configs/pretrain/small.yaml")
+    pretrain(config, "data", "vocabulary", "runs/first", make_strategy("one_device"))
+    ```
+    """
+    tokenizer = _matching_vocabulary(vocabulary, config)
+    train = _open_data(train_data, tokenizer, config)
+    validation = _open_data(validation_data, tokenizer, config) if validation_data else None
+    replica_batch = per_replica_batch(
+        config.trainer.batch_size, config.trainer.micro_batches, strategy
+    )
+    validation_batches = validation and validation.validation_batches(config.trainer.batch_size)
+
+    with strategy.scope():
+        pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
+        if init_preset:
+            missing = load_preset(pretrainer, init_preset)
+            if missing:
+                print(f"Not in {init_preset}, so initialized afresh: {', '.join(missing)}.")
+        pretrainer.compile(
+            build_optimizer(config.optimizer, config.trainer.train_steps, pretrainer),
+            clip_norm=config.optimizer.clip_norm,
+            micro_batches=config.trainer.micro_batches,
+            steps_per_execution=config.trainer.steps_per_loop,
+            jit_compile=config.runtime.jit_compile,
+        )
+    checkpoints = Checkpoints(
+        os.path.join(model_dir, "checkpoints"), pretrainer, config.trainer.max_checkpoints
+    )
+    step = checkpoints.restore()
+    os.makedirs(model_dir, exist_ok=True)
+    save_config(config, os.path.join(model_dir, "config.yaml"))
+
+    def host_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        # Each of a host's replicas takes one batch a step.
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        return train.training_batches(
+            replica_batch, step * replicas, context.num_input_pipelines, context.input_pipeline_id
+        )
+
+    tokens_per_step = config.trainer.batch_size * config.data.sequence_length
+    bar = ProgressBar(step, config.trainer.train_steps, tokens_per_step)
+    callbacks = [
+        MetricsLog(model_dir, step, config.trainer.log_interval, tokens_per_step),
+        SaveCheckpoints(checkpoints, config.trainer.checkpoint_interval),
+        StopHopelessRun(config.trainer.max_skipped_updates),
+        bar,
+    ]
+    for steps, epochs in _segments(step, config.trainer):
+        pretrainer.fit(
+            strategy.distribute_datasets_from_function(host_batches),
+            epochs=epochs,
+            steps_per_epoch=steps,
+            validation_data=validation_batches,
+            validation_steps=config.trainer.validation_steps or None,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+        step += steps * epochs
+    bar.close()
+    checkpoints.save()
+    preset = os.path.join(model_dir, "preset")
+    save_preset(pretrainer, tokenizer, preset)
+    return preset
+
+
+def _segments(step: int, trainer: TrainerConfig) -> Iterator[tuple[int, int]]:
+    """Cuts what is left of a run into stretches of equal epochs that end in a validation.
+
+    Yields:
+        Steps an epoch, and how many such epochs follow each other.
+    """
+    interval, end = trainer.validation_interval, trainer.train_steps
+    if step % interval:
+        first = min(interval - step % interval, end - step)
+        yield first, 1
+        step += first
+    if epochs := (end - step) // interval:
+        yield interval, epochs
+    if rest := (end - step) % interval:
+        yield rest, 1
+
+
+def _matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTokenizer:
+    tokenizer = load_vocabulary(vocabulary)
+    if tokenizer.vocabulary_size() != config.model.vocabulary_size:
+        raise UserError(
+            f"--vocabulary={vocabulary} has {tokenizer.vocabulary_size()} tokens, but "
+            f"model.vocabulary_size={config.model.vocabulary_size}."
+        )
+    return tokenizer
+
+
+def _open_data(
+    pattern: str, tokenizer: CocoLMTokenizer, config: PretrainingConfig
+) -> PretrainingData:
+    Manifest.load(pattern).verify(tokenizer, checksums=config.data.verify_checksums)
+    return PretrainingData.open(
+        pattern,
+        config.data.sequence_length,
+        SpecialTokens(mask=tokenizer.mask_token_id),
+        config.data.mask_fraction,
+        config.data.crop_fraction,
+        config.runtime.seed,
+    )

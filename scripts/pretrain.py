@@ -1,0 +1,48 @@
+"""Pretrains COCO-LM from shards, or goes on where an earlier run stopped."""
+
+from absl import flags
+
+from cocolm_tf import program
+
+flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
+flags.DEFINE_multi_string(
+    "params_override", [], "Changes to the configuration: a.b=1,c.d=x, or a YAML file. Repeatable."
+)
+flags.DEFINE_string("train_data", None, "Folder or glob of the shards to train on.")
+flags.DEFINE_string("validation_data", "", "Folder or glob of shards to validate on.")
+flags.DEFINE_string("vocabulary", None, "Folder of the vocabulary that the shards were built with.")
+flags.DEFINE_string(
+    "model_dir", None, "Folder of the run. A run that is already there goes on from its checkpoint."
+)
+flags.DEFINE_string("init_preset", "", "Preset to start from: continued pretraining.")
+flags.DEFINE_enum(
+    "distribution_strategy",
+    "one_device",
+    ["one_device", "mirrored", "multi_worker_mirrored", "tpu"],
+    "The devices to train on.",
+)
+flags.DEFINE_string("tpu", "", "Address of the TPU, or local.")
+flags.mark_flags_as_required(["config_file", "train_data", "vocabulary", "model_dir"])
+
+FLAGS = flags.FLAGS
+
+
+def main() -> str:
+    # Imported once the flags are known, so that --help and mistakes in them answer at once.
+    from cocolm_tf.training.config import load_config
+    from cocolm_tf.training.distribution import make_strategy
+    from cocolm_tf.training.pretraining import pretrain
+
+    return pretrain(
+        load_config(FLAGS.config_file, FLAGS.params_override),
+        FLAGS.train_data,
+        FLAGS.vocabulary,
+        FLAGS.model_dir,
+        make_strategy(FLAGS.distribution_strategy, FLAGS.tpu),
+        FLAGS.validation_data,
+        FLAGS.init_preset,
+    )
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from cocolm_tf.data import sources
+from cocolm_tf.data.source_flags import (
+    define_source_flags,
+    describe_source,
+    documents_from_flags,
+)
+from cocolm_tf.errors import UserError
+
+
+def parsed(*arguments: str) -> flags.FlagValues:
+    values = flags.FlagValues()
+    define_source_flags(values)
+    values(["program", *arguments])
+    return values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "give one of --input, --tfds and --docstrings .none of them was given"),
+        (["--input=a", "--docstrings"], "--input and --docstrings was given"),
+        (["--docstrings", "--tfds_split=test"], "--tfds_split goes with --tfds, not"),
+        (["--tfds=a", "--one_document_per_line"], "--one_document_per_line goes with --input"),
+        (["--input=a", "--jsonl_field=b", "--one_document_per_line"], "exclude each other"),
+    ],
+)
+def test_contradictions_are_refused(arguments: list[str], complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        documents_from_flags(parsed(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "source"),
+    [
+        (["--input=a"], {"input": "a", "one_document_per_line": False}),
+        (
+            ["--input=a", "--jsonl_field=b"],
+            {"input": "a", "one_document_per_line": False, "jsonl_field": "b"},
+        ),
+        (["--tfds=a"], {"tfds": "a", "tfds_field": "text", "tfds_split": "train"}),
+        (["--docstrings"], {"docstrings": True}),
+    ],
+)
+def test_the_description_has_what_decides_the_text(arguments: list[str], source: dict):
+    assert describe_source(parsed(*arguments)) == source
+
+
+def test_text_files(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n")
+    assert list(documents_from_flags(parsed(f"--input={path}"))) == ["one\ntwo"]
+    arguments = [f"--input={path}", "--one_document_per_line"]
+    assert list(documents_from_flags(parsed(*arguments))) == ["one", "two"]
+
+
+def test_json_lines(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "one"}\n')
+    arguments = [f"--input={path}", "--jsonl_field=body"]
+    assert list(documents_from_flags(parsed(*arguments))) == ["one"]
+
+
+def test_the_other_sources(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "tfds_documents", lambda *args, **kwargs: (args, kwargs))
+    monkeypatch.setattr(sources, "docstring_documents", lambda: "docstrings")
+    assert documents_from_flags(parsed("--docstrings")) == "docstrings"
+    arguments = ["--tfds=a/b", "--tfds_field=c", "--tfds_split=d"]
+    assert documents_from_flags(parsed(*arguments)) == (("a/b", "c"), {"split": "d"})

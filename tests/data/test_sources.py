@@ -1,0 +1,145 @@
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cocolm_tf.data.sources import (
+    docstring_documents,
+    jsonl_documents,
+    matching_files,
+    text_documents,
+    tfds_documents,
+)
+from cocolm_tf.errors import UserError
+
+WORDS = st.lists(
+    st.lists(st.text("abé ", min_size=1).filter(str.strip), min_size=1, max_size=4), max_size=6
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(WORDS, st.integers(1, 3))
+def test_text_documents_are_what_blank_lines_separate(tmp_path: Path, corpus, blank_lines):
+    corpus = [[paragraph.strip() for paragraph in document] for document in corpus]
+    text = ("\n" * (blank_lines + 1)).join("\n".join(document) for document in corpus)
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    documents = text_documents(str(tmp_path / "a.txt"))
+    assert [document.split("\n") for document in documents] == corpus
+
+
+def test_a_document_ends_with_its_file_and_files_are_sorted(tmp_path: Path):
+    (tmp_path / "b.txt").write_text("three\r\n \t\r\nfour\r\n")
+    with gzip.open(tmp_path / "a.txt.gz", "wt") as file:
+        file.write("one\ntwo")
+    documents = text_documents(f"{tmp_path}/b.txt, {tmp_path}/*.gz,{tmp_path}/b*")
+    assert list(documents) == ["one\ntwo", "three", "four"]
+
+
+def test_one_document_per_line(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one\n\n two \nthree")
+    documents = text_documents(str(tmp_path / "a.txt"), one_document_per_line=True)
+    assert list(documents) == ["one", "two", "three"]
+
+
+def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9\n\nna\xefve\n")
+    assert list(text_documents(str(tmp_path / "a.txt"))) == ["caf\ufffd", "na\ufffdve"]
+    assert len(warnings) == 1 and "a.txt: 2 characters" in warnings[0]
+
+
+def test_a_pattern_that_matches_nothing_is_named_at_once(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "folder.csv").mkdir()
+    for missing in ("*.text", "*.csv"):
+        with pytest.raises(UserError, match=missing.replace("*", r"\*")):
+            text_documents(f"{tmp_path}/*.txt,{tmp_path}/{missing}")
+    with pytest.raises(UserError, match="is no pattern"):
+        matching_files(" , ")
+
+
+def test_a_broken_gzip_file_is_named(tmp_path: Path):
+    whole = gzip.compress(b"some text\n" * 1000)
+    (tmp_path / "a.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "b.gz").write_bytes(b"plain text")
+    for name in ("a.gz", "b.gz"):
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            list(text_documents(str(tmp_path / name)))
+
+
+def test_jsonl_documents(tmp_path: Path):
+    rows = [{"text": "one\n\ntwo", "id": 1}, {"text": " "}, {"text": "three"}]
+    lines = "\n\n".join(map(json.dumps, rows))
+    (tmp_path / "a.jsonl").write_text(lines)
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.write(lines)
+    documents = jsonl_documents(f"{tmp_path}/*.jsonl*", "text")
+    assert list(documents) == ["one\ntwo", "three"] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{text: 1}", "is not JSON"),
+        ('["text"]', "is not a JSON object"),
+        ('{"body": "b"}', "has no field 'text': it has .'body'."),
+        ('{"text": 3}', "field 'text' is not a string"),
+    ],
+)
+def test_a_bad_jsonl_line_is_named(tmp_path: Path, line: str, complaint: str):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(UserError, match=rf"a.jsonl:2.*{complaint}"):
+        list(jsonl_documents(str(tmp_path / "a.jsonl"), "text"))
+
+
+@pytest.fixture
+def tiny_tfds(tmp_path: Path) -> str:
+    """The folder of a prepared dataset `tiny`, with three examples."""
+    folder = tmp_path / "tiny" / "1.0.0"
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": tf.int64})
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name="tiny", split="train", filetype_suffix="tfrecord"
+    )
+    with tf.io.TFRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1))) as file:
+        for label, text in enumerate(["one\n\ntwo", "", "three"]):
+            file.write(features.serialize_example({"text": text, "label": label}))
+    split = tfds.core.SplitInfo(
+        name="train", shard_lengths=[3], num_bytes=0, filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder), features=features, split_infos=[split], filename_template=template
+    )
+    return str(tmp_path)
+
+
+def test_tfds_documents(tiny_tfds: str):
+    assert list(tfds_documents("tiny", data_dir=tiny_tfds)) == ["one\ntwo", "three"]
+    assert list(tfds_documents("tiny", split="train[2:]", data_dir=tiny_tfds)) == ["three"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"name": "tinny"}, "no dataset 'tinny'"),
+        ({"field": "label"}, "no text field 'label': it has .'text'."),
+        ({"split": "test"}, "no split 'test': it has .'train'."),
+    ],
+)
+def test_what_a_tfds_dataset_lacks_is_named(tiny_tfds: str, arguments: dict, complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        tfds_documents(**({"name": "tiny", "data_dir": tiny_tfds} | arguments))
+
+
+def test_docstring_documents_read_this_environment(write_modules: Callable):
+    write_modules({"b.py": '"""The first words of the module b are these few ones."""'})
+    (document,) = docstring_documents()
+    assert document == "The first words of the module b are these few ones."

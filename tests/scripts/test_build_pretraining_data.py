@@ -1,0 +1,114 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cocolm_tf.data.manifest import FILE_NAME, Manifest
+from cocolm_tf.tokenization.vocabulary import train_vocabulary
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, str(ROOT / "scripts" / "build_pretraining_data.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    text = "\n\n".join(f"Document {index} says this.\nAnd that." for index in range(100))
+    (folder / "corpus.txt").write_text(text)
+    train_vocabulary(text.split("\n\n"), 50, folder / "vocabulary")
+    return folder
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+
+
+def flags(corpus: Path, output_dir: Path) -> list[str]:
+    return [
+        f"--input={corpus}/corpus.txt",
+        f"--vocabulary={corpus}/vocabulary",
+        "--sequence_length=32",
+        "--num_shards=2",
+        f"--output_dir={output_dir}",
+    ]
+
+
+@pytest.mark.slow
+def test_it_builds_and_says_what(corpus: Path, tmp_path: Path):
+    done = run(*flags(corpus, tmp_path / "data"), "--num_workers=2", "--validation_fraction=0.2")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == str(tmp_path / "data")
+    assert "MB/s" in lines[-2]
+    for line, name in zip(lines[1:3], ("train", "validation"), strict=True):
+        manifest = Manifest.load(str(tmp_path / "data" / name))
+        manifest.verify()
+        assert str(manifest.counts["documents"]) in line.split()
+        assert manifest.parameters["source"]["input"] == f"{corpus}/corpus.txt"
+    assert "building" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_a_killed_build_leaves_no_dataset_and_no_process(corpus: Path, tmp_path: Path):
+    pipe, output_dir = tmp_path / "endless.txt", tmp_path / "data"
+    os.mkfifo(pipe)
+    arguments = [*flags(corpus, output_dir), f"--input={pipe}", "--num_workers=2"]
+    with subprocess.Popen(
+        [*PROGRAM, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as build:
+        # The build waits for the end of the pipe, and so is killed before its own.
+        with open(pipe, "w") as file:
+            file.write("Some text.\n\n" * 3000)
+            file.flush()
+            while b"building" not in build.stderr.readline(1000):
+                assert build.poll() is None
+            children = Path(f"/proc/{build.pid}/task/{build.pid}/children").read_text().split()
+            build.send_signal(signal.SIGKILL)
+            build.wait()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}/exe").exists() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert list(output_dir.glob("*.tmp"))
+    assert not (output_dir / FILE_NAME).exists()
+
+    done = run(*flags(corpus, output_dir), "--num_workers=1")
+    assert done.returncode == 0, done.stderr
+    Manifest.load(str(output_dir)).verify()
+    assert not list(output_dir.glob("*.tmp"))
+
+
+def test_help_is_instant():
+    started = time.perf_counter()
+    done = run("--help")
+    assert "--validation_fraction" in done.stdout
+    assert time.perf_counter() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("--input=/nowhere/*.txt", "error: no file matches '/nowhere/*.txt'."),
+        ("--docstrings", "error: give one of --input, --tfds and --docstrings"),
+        ("--num_shards=0", "--num_shards=0"),
+        ("--validation_fraction=0.9", "--validation_fraction=0.9"),
+        ("again", "error: unexpected argument 'again'"),
+    ],
+)
+def test_a_mistake_gets_one_line_at_once(corpus: Path, tmp_path: Path, change, complaint):
+    started = time.perf_counter()
+    done = run(*flags(corpus, tmp_path / "data"), change)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.perf_counter() - started < 3
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cocolm_tf.tokenization.segment_packing import pack_segments, to_ragged
+
+ROWS = st.lists(
+    st.tuples(st.lists(st.integers(4, 99), max_size=12), st.lists(st.integers(4, 99), max_size=12)),
+    min_size=1,
+    max_size=5,
+)
+
+
+def packed_in_python(first: list[int], second: list[int] | None, length: int) -> list[int]:
+    first, second = list(first), None if second is None else list(second)
+    if second is None:
+        row = [0, *first[: length - 2], 2]
+    else:
+        while len(first) + len(second) > length - 4:
+            (first if len(first) > len(second) else second).pop()
+        row = [0, *first, 2, 2, *second, 2]
+    return row + [1] * (length - len(row))
+
+
+@settings(deadline=None, max_examples=50)
+@given(ROWS, st.integers(6, 32))
+def test_pairs_equal_popping_from_the_longer(rows: list[tuple[list[int], list[int]]], length: int):
+    features = pack_segments(
+        tf.ragged.constant([a for a, _ in rows], dtype=tf.int32, ragged_rank=1),
+        tf.ragged.constant([b for _, b in rows], dtype=tf.int32, ragged_rank=1),
+        sequence_length=length,
+    )
+    expected = np.array([packed_in_python(a, b, length) for a, b in rows])
+    np.testing.assert_array_equal(features["token_ids"], expected)
+    np.testing.assert_array_equal(features["padding_mask"], expected != 1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(ROWS, st.integers(3, 32))
+def test_single_texts(rows: list[tuple[list[int], list[int]]], length: int):
+    features = pack_segments(
+        tf.ragged.constant([a for a, _ in rows], dtype=tf.int32, ragged_rank=1),
+        sequence_length=length,
+    )
+    expected = np.array([packed_in_python(a, None, length) for a, _ in rows])
+    np.testing.assert_array_equal(features["token_ids"], expected)
+    np.testing.assert_array_equal(features["padding_mask"], expected != 1)
+
+
+def test_types_and_shapes():
+    features = pack_segments([[7, 8], [9, 10]], sequence_length=6)
+    assert features["token_ids"].dtype == tf.int32
+    assert features["padding_mask"].dtype == tf.bool
+    assert features["token_ids"].shape == features["padding_mask"].shape == [2, 6]
+
+
+def test_a_single_text_has_no_batch_axis():
+    features = pack_segments(tf.constant([7, 8], tf.int64), [9], sequence_length=8)
+    assert features["token_ids"].numpy().tolist() == [0, 7, 8, 2, 2, 9, 2, 1]
+    assert features["padding_mask"].shape == [8]
+
+
+def test_runs_in_a_pipeline():
+    dataset = tf.data.Dataset.from_tensors(tf.ragged.constant([[7, 8, 9], [5]], dtype=tf.int32))
+    (features,) = dataset.map(lambda ids: pack_segments(ids, ids, sequence_length=8))
+    assert features["token_ids"].numpy().tolist() == [
+        [0, 7, 8, 2, 2, 7, 8, 2],
+        [0, 5, 2, 2, 5, 2, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize(("second", "length"), [(None, 2), ([[5]], 5), (None, 0)])
+def test_too_short_a_sequence_is_refused(second: list[list[int]] | None, length: int):
+    with pytest.raises(ValueError, match=f"sequence_length is {length}"):
+        pack_segments([[4]], second, sequence_length=length)
+
+
+def test_ragged_tensors_of_other_types():
+    ids = tf.RaggedTensor.from_row_splits(
+        tf.constant([5, 6], tf.int64), tf.constant([0, 2], tf.int32)
+    )
+    ragged, is_batched = to_ragged(ids)
+    assert is_batched
+    assert (ragged.dtype, ragged.row_splits.dtype) == (tf.int32, tf.int64)
+
+
+def test_higher_ranks_are_refused():
+    with pytest.raises(ValueError, match=r"\(1, 1, 1\)"):
+        to_ragged(tf.zeros([1, 1, 1], tf.int32))

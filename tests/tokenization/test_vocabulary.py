@@ -1,0 +1,163 @@
+import collections
+import pathlib
+import shutil
+
+import pytest
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization import vocabulary
+from cocolm_tf.tokenization.dictionary import Dictionary
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.tokenization.vocabulary import load_vocabulary, train_vocabulary
+
+
+def names(folder: pathlib.Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_has_the_size_asked_for(vocabulary_dir: pathlib.Path, tokenizer: CocoLMTokenizer):
+    assert tokenizer.vocabulary_size() == 150
+    assert len(Dictionary.read(vocabulary_dir / "dict.txt").pieces) == 145
+
+
+def test_writes_a_released_folder_and_a_preset(vocabulary_dir: pathlib.Path):
+    assert {"sp.model", "dict.txt", "tokenizer.json"} < names(vocabulary_dir)
+    loaded = [
+        load_vocabulary(vocabulary_dir),
+        CocoLMTokenizer.from_preset(vocabulary_dir),
+        CocoLMTokenizer(vocabulary_dir / "sp.model", vocabulary_dir / "dict.txt"),
+        CocoLMTokenizer(vocabulary_dir / "sp.model"),
+    ]
+    assert len({tokenizer.fingerprint() for tokenizer in loaded}) == 1
+
+
+def test_knows_every_character_of_its_corpus(tokenizer: CocoLMTokenizer, corpus: list[str]):
+    assert tokenizer.unk_token_id not in {id for ids in tokenizer(corpus) for id in ids}
+
+
+def test_counts_are_those_of_the_corpus(
+    vocabulary_dir: pathlib.Path, tokenizer: CocoLMTokenizer, corpus: list[str]
+):
+    dictionary = Dictionary.read(vocabulary_dir / "dict.txt")
+    seen = collections.Counter(id for ids in tokenizer(corpus) for id in ids)
+    for piece, count in zip(dictionary.pieces, dictionary.counts, strict=True):
+        if piece != "▁":
+            assert count == seen[tokenizer.token_to_id(piece)], piece
+
+
+def test_is_deterministic_and_ignores_the_order_of_texts(
+    tmp_path: pathlib.Path, tokenizer: CocoLMTokenizer, corpus: list[str]
+):
+    again = train_vocabulary(corpus[::-1], 150, tmp_path / "new", character_coverage=1.0)
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_batches_do_not_change_it(
+    tmp_path: pathlib.Path,
+    tokenizer: CocoLMTokenizer,
+    corpus: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(vocabulary, "_BATCH_CHARACTERS", 100)
+    again = train_vocabulary(iter(corpus), 150, tmp_path / "new", character_coverage=1.0)
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_uncased_stays_uncased(tmp_path: pathlib.Path, corpus: list[str]):
+    train_vocabulary(corpus, 120, tmp_path / "new", lowercase=True, character_coverage=1.0)
+    loaded = load_vocabulary(tmp_path / "new")
+    assert loaded.lowercase
+    assert loaded("THE CAT").numpy().tolist() == loaded("the cat").numpy().tolist()
+    assert not any(character.isupper() for piece in loaded.get_vocabulary() for character in piece)
+
+
+def test_forgets_the_rarest_words_first(tmp_path: pathlib.Path):
+    texts = ["common frequent", "common frequent", "common zzz qqq"]
+    tokenizer = train_vocabulary(texts, 20, tmp_path / "new", max_distinct_words=3)
+    assert "z" not in tokenizer.get_vocabulary()
+    assert "m" in tokenizer.get_vocabulary()
+
+
+def test_rare_characters_are_left_to_unknown(tmp_path: pathlib.Path, corpus: list[str]):
+    texts = corpus * 20 + ["日"]
+    tokenizer = train_vocabulary(texts, 150, tmp_path / "new", character_coverage=0.999)
+    assert tokenizer.unk_token_id in tokenizer("日").numpy()
+
+
+@pytest.mark.parametrize("size", [200_000, 8])
+def test_says_which_sizes_are_possible(tmp_path: pathlib.Path, corpus: list[str], size: int):
+    with pytest.raises(UserError, match=f"vocabulary_size is {size}") as error:
+        train_vocabulary(corpus, size, tmp_path / "new", character_coverage=1.0)
+    assert list(tmp_path.iterdir()) == []
+    (possible,) = (
+        int(word.strip(";.")) for word in str(error.value).split()[3:] if word[0].isdigit()
+    )
+    tokenizer = train_vocabulary(corpus, possible, tmp_path / "new", character_coverage=1.0)
+    assert tokenizer.vocabulary_size() == possible
+
+
+@pytest.mark.parametrize("texts", [[], ["", " \n "]])
+def test_an_empty_corpus(tmp_path: pathlib.Path, texts: list[str]):
+    with pytest.raises(UserError, match="the corpus is empty"):
+        train_vocabulary(texts, 100, tmp_path / "new")
+
+
+def test_odd_texts_do_no_harm(tmp_path: pathlib.Path, corpus: list[str]):
+    odd = ["\x00", "\ud800", "a\tb\x85c", "▁ ▁a", "x" * 100_000, "\ufeff\u200b", "1\t2"]
+    tokenizer = train_vocabulary(corpus + odd, 150, tmp_path / "new")
+    assert tokenizer.vocabulary_size() == 150
+
+
+def test_coverage_is_a_share(tmp_path: pathlib.Path, corpus: list[str]):
+    with pytest.raises(UserError, match="character_coverage is 99"):
+        train_vocabulary(corpus, 150, tmp_path / "new", character_coverage=99)
+
+
+def test_does_not_overwrite_unasked(tmp_path: pathlib.Path, corpus: list[str]):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match="not empty"):
+        train_vocabulary(corpus, 150, tmp_path)
+    assert names(tmp_path) == {"mine.txt"}
+    train_vocabulary(corpus, 150, tmp_path, overwrite=True)
+    assert "mine.txt" not in names(tmp_path)
+
+
+def test_loads_a_released_folder(tmp_path: pathlib.Path, vocabulary_dir: pathlib.Path):
+    shutil.copy(vocabulary_dir / "sp.model", tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} has no dict.txt"):
+        load_vocabulary(tmp_path)
+    (tmp_path / "dict.txt").write_text("▁the 3\n▁cat 2\n", encoding="utf-8")
+    assert load_vocabulary(tmp_path).vocabulary_size() == 7
+    (tmp_path / "sp.model").unlink()
+    with pytest.raises(UserError, match=f"{tmp_path} has no sp.model"):
+        load_vocabulary(tmp_path)
+
+
+def test_names_a_missing_folder(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="nothing is not a folder"):
+        load_vocabulary(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("missing", ["vocabulary.spm", "dict.txt"])
+def test_names_a_missing_asset(tmp_path: pathlib.Path, vocabulary_dir: pathlib.Path, missing: str):
+    folder = tmp_path / "preset"
+    shutil.copytree(vocabulary_dir, folder)
+    (folder / "assets" / "tokenizer" / missing).unlink()
+    with pytest.raises(UserError, match=missing):
+        load_vocabulary(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "not json",
+        "{}",
+        "[]",
+        '{"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}, '
+        '"registered_name": null}',
+    ],
+)
+def test_names_a_preset_of_something_else(tmp_path: pathlib.Path, content: str):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=f"{tmp_path}.*CocoLMTokenizer"):
+        load_vocabulary(tmp_path)
