@@ -59,10 +59,10 @@ def main() -> str:
     from cocolm_tf.training.config import load_config
 
     config = load_config(FLAGS.config_file, overrides)
-    result = {"config_file": FLAGS.config_file} | benchmark(config, FLAGS.steps, FLAGS.warmup_steps)
-    print(f"{'configuration':24}{FLAGS.config_file} {' '.join(overrides)}")
+    result = benchmark(config, FLAGS.steps, FLAGS.warmup_steps)
+    print(f"{'configuration':24}{' '.join([FLAGS.config_file, *overrides])}")
     print(format_report(result))
-    return json.dumps(result | {"params_override": overrides})
+    return json.dumps({"config_file": FLAGS.config_file, "params_override": overrides} | result)
 
 
 def _overrides_by_flags() -> list[str]:
@@ -70,8 +70,8 @@ def _overrides_by_flags() -> list[str]:
     if FLAGS.mixed_precision:
         if precision not in (None, "mixed_bfloat16"):
             raise UserError(
-                f"--mixed_precision means --precision=mixed_bfloat16: leave out it or "
-                f"--precision={precision}."
+                f"--mixed_precision means --precision=mixed_bfloat16: leave it out, or leave "
+                f"--precision={precision} out."
             )
         precision = "mixed_bfloat16"
     values = {

@@ -26,7 +26,6 @@ from tqdm import tqdm
 from cocolm_tf.data.manifest import FILE_NAME, Manifest
 from cocolm_tf.data.shards import TEMPORARY_SUFFIX, Shard, ShardWriter, is_shard, shard_name
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.vocabulary import load_vocabulary
 
 MIN_SEQUENCE_LENGTH = 8
 
@@ -82,6 +81,8 @@ def build_shards(
 
     Example:
     ```python
+    from cocolm_tf.data.sources import text_documents
+
     documents = text_documents("corpus/*.txt")
     manifest = build_shards(documents, "vocabulary", 512, 16, 4, "data")
     print(manifest.counts)
@@ -296,6 +297,9 @@ def _set_up_process() -> None:
 
 
 def _open_shards(vocabulary_dir: str, sequence_length: int, paths: list[str]) -> _VocabularyFacts:
+    # Slow to import, and only workers need it.
+    from cocolm_tf.tokenization.vocabulary import load_vocabulary
+
     tokenizer = load_vocabulary(vocabulary_dir)
     for directory in {os.path.dirname(path) for path in paths}:
         tf.io.gfile.makedirs(directory)

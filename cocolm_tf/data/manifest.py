@@ -26,7 +26,10 @@ class Vocabulary(Protocol):
 
     Example:
     ```python
+    from cocolm_tf.tokenization.vocabulary import load_vocabulary
+
     vocabulary: Vocabulary = load_vocabulary("vocabulary")
+    vocabulary.fingerprint()
     ```
     """
 
@@ -51,7 +54,7 @@ class Manifest:
 
     Example:
     ```python
-    manifest = Manifest.load("data/train")
+    manifest = Manifest.load("data")
     print(manifest.counts["sequences"], manifest.fill_rate)
     ```
     """
@@ -144,7 +147,9 @@ class Manifest:
 
         Example:
         ```python
-        Manifest.load("data/train").verify(load_vocabulary("vocabulary"))
+        from cocolm_tf.tokenization.vocabulary import load_vocabulary
+
+        Manifest.load("data").verify(load_vocabulary("vocabulary"))
         ```
         """
         if tokenizer is not None and tokenizer.fingerprint() != self.vocabulary_fingerprint:
@@ -179,7 +184,7 @@ def resolve_shards(pattern: str) -> tuple[list[str], Manifest]:
 
     Example:
     ```python
-    paths, manifest = resolve_shards("data/train/*.tfrecord")
+    paths, manifest = resolve_shards("data/*.tfrecord")
     ```
     """
     if tf.io.gfile.isdir(pattern):

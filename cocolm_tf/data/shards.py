@@ -98,7 +98,7 @@ def compression(path: str) -> str:
 
     Example:
     ```python
-    tf.data.TFRecordDataset("a.tfrecord.gz", compression_type=compression("a.tfrecord.gz"))
+    compression("data/data-00000-of-00016.tfrecord.gz")  # 'GZIP'
     ```
     """
     return "GZIP" if path.removesuffix(TEMPORARY_SUFFIX).endswith(".gz") else ""
@@ -139,7 +139,7 @@ def parse(serialized: tf.Tensor, sequence_length: int, pad_token_id: int = 1) ->
 
     Example:
     ```python
-    dataset = tf.data.TFRecordDataset("data-00000-of-00001.tfrecord").batch(32)
+    dataset = tf.data.TFRecordDataset("data/data-00000-of-00016.tfrecord").batch(32)
     dataset = dataset.map(lambda records: parse(records, sequence_length=512))
     ```
     """
@@ -166,7 +166,7 @@ def readable_records(path: str) -> tuple[int, bool]:
 
     Example:
     ```python
-    readable_records("data-00000-of-00001.tfrecord")  # (128, True)
+    readable_records("data/data-00000-of-00016.tfrecord")  # (128, True)
     ```
     """
     count = 0
@@ -189,7 +189,7 @@ def sha256_of(path: str) -> str:
 
     Example:
     ```python
-    sha256_of("data-00000-of-00001.tfrecord")
+    sha256_of("data/data-00000-of-00016.tfrecord")
     ```
     """
     digest = hashlib.sha256()

@@ -26,7 +26,9 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 
     Example:
     ```python
-    define_source_flags()
+    flag_values = flags.FlagValues()
+    define_source_flags(flag_values)
+    flag_values(["program", "--docstrings"])
     ```
     """
     flags.DEFINE_string(
@@ -87,7 +89,10 @@ def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterato
 
     Example:
     ```python
-    documents = documents_from_flags()
+    flag_values = flags.FlagValues()
+    define_source_flags(flag_values)
+    flag_values(["program", "--input=corpus/*.txt"])
+    documents = documents_from_flags(flag_values)
     ```
     """
     source = describe_source(flag_values)
@@ -116,7 +121,10 @@ def describe_source(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, An
 
     Example:
     ```python
-    describe_source()  # {'input': 'corpus/*.txt', 'one_document_per_line': False}
+    flag_values = flags.FlagValues()
+    define_source_flags(flag_values)
+    flag_values(["program", "--input=corpus/*.txt"])
+    describe_source(flag_values)  # {'input': 'corpus/*.txt', 'one_document_per_line': False}
     ```
     """
     given = [name for name in _SOURCES if flag_values[name].value]

@@ -192,7 +192,7 @@ def matching_files(pattern: str) -> list[str]:
 
     Example:
     ```python
-    matching_files("/tmp/*.txt,/tmp/*.txt.gz")
+    matching_files("corpus/*.txt,corpus/*")
     ```
     """
     paths = set()

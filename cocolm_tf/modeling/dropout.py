@@ -74,4 +74,5 @@ def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
     # Two decisions a word. The bits are read as signed numbers, whence the shifted threshold.
     bits = tf.reshape(tf.bitcast(words, tf.int16), [-1])[:size]
     keep = tf.reshape(bits, tf.shape(x)) >= threshold - 2 ** (_BITS - 1)
-    return tf.where(keep, x * (2**_BITS / (2**_BITS - threshold)), tf.zeros([], x.dtype))
+    # A product, as its gradient is one pass where that of a selection is three.
+    return x * (tf.cast(keep, x.dtype) * (2**_BITS / (2**_BITS - threshold)))

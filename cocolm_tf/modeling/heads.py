@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from cocolm_tf.modeling.transformer import exact_gelu, normal_initializer
+from cocolm_tf.modeling.gelu import exact_gelu
+from cocolm_tf.modeling.transformer import normal_initializer
 
 
 class TiedProjection(keras.layers.Layer):
@@ -36,7 +37,10 @@ class TiedProjection(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Projects."""
-        return self.token_embedding(x, reverse=True) + self.bias
+        # Not `token_embedding(x, reverse=True)`: an embedding does not autocast, so that the largest
+        # product of the model would be float32 in mixed precision.
+        matrix = tf.convert_to_tensor(self.token_embedding.embeddings)
+        return tf.matmul(x, matrix, transpose_b=True) + self.bias
 
 
 class Transform(keras.layers.Layer):

@@ -194,6 +194,11 @@ class TrainingStep(keras.Model):
             self.test_function = function
         return self.test_function
 
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        # The model is built before it is compiled. Keras, to build it, would average a batch over
+        # the replicas, which fails on boolean masks, and drop that batch.
+        pass
+
     # How the step works.
 
     def _looped(self, step: Callable[[Batch], None], steps: int) -> Callable:

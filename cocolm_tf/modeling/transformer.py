@@ -1,9 +1,12 @@
 """The Transformer encoder block of BERT, with a bias added to its attention logits."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
 from cocolm_tf.modeling.dropout import Dropout, dropout
+from cocolm_tf.modeling.gelu import exact_gelu
 
 
 def normal_initializer() -> keras.initializers.Initializer:
@@ -15,17 +18,6 @@ def normal_initializer() -> keras.initializers.Initializer:
     ```
     """
     return keras.initializers.RandomNormal(stddev=0.02)
-
-
-def exact_gelu(x: tf.Tensor) -> tf.Tensor:
-    """GELU by the error function, not by its tanh approximation.
-
-    Example:
-    ```python
-    exact_gelu(tf.constant([-1.0, 0.0, 1.0]))
-    ```
-    """
-    return tf.nn.gelu(x, approximate=False)
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -91,18 +83,15 @@ class TransformerBlock(keras.layers.Layer):
         """Transforms `x`."""
         # Drawn before the transformation, so that a second run of it drops the same elements.
         seeds = [self.dropout.draw(training) for _ in range(3)]
+        transform = functools.partial(self._transform, seeds=seeds)
         if self.rematerialize and training:
-            return keras.remat(self._transform)(x, attention_bias, *seeds)
-        return self._transform(x, attention_bias, *seeds)
+            transform = keras.remat(transform)
+        return transform(x, attention_bias)
 
     def _transform(
-        self,
-        x: tf.Tensor,
-        attention_bias: tf.Tensor,
-        probability_seed: tf.Tensor | None,
-        attention_seed: tf.Tensor | None,
-        output_seed: tf.Tensor | None,
+        self, x: tf.Tensor, attention_bias: tf.Tensor, seeds: list[tf.Tensor | None]
     ) -> tf.Tensor:
+        probability_seed, attention_seed, output_seed = seeds
         attended = self._attend(x, attention_bias, probability_seed)
         attended = dropout(self.attention_output(attended), self.dropout.rate, attention_seed)
         x = self.attention_norm(x + attended)

@@ -50,8 +50,8 @@ def pack_segments(
         second, _ = to_ragged(second)
         # Half of the room is sure; what the other text leaves of its own half comes on top.
         half = budget // 2
-        limits = tf.maximum(budget - half, budget - second.row_lengths())
-        second_limits = tf.maximum(half, budget - first.row_lengths())
+        limits = tf.maximum(budget - second.row_lengths(), budget - half)
+        second_limits = tf.maximum(budget - first.row_lengths(), half)
         first, second = _truncated(first, limits), _truncated(second, second_limits)
         packed = tf.concat([start, first, end, end, second, end], axis=1)
     token_ids = packed.to_tensor(PAD_TOKEN_ID, shape=[None, sequence_length])

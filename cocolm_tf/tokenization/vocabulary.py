@@ -71,8 +71,7 @@ def train_vocabulary(
     counts = _count_words(texts, lowercase, max_distinct_words)
     if not counts:
         raise UserError("there is no text to learn a vocabulary from: the corpus is empty.")
-    # The order decides ties between merges, and should not depend on the order of the texts.
-    words = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    words = list(counts.items())
     tqdm.tqdm.write(
         f"learning {vocabulary_size} tokens from {len(words)} different words", file=sys.stderr
     )

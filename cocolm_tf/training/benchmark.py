@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+import cocolm_tf
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import crop_views, mask_views
 from cocolm_tf.errors import UserError
@@ -28,9 +29,8 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
     """Times training steps of a configuration on one device.
 
     The model, the optimizer and the compiled step are those of a training run; the batches are
-    of random tokens, made beforehand. Each step is timed by itself and waited for, so that one
-    that something else disturbed does not count in the median; nothing is gained by
-    `trainer.steps_per_loop`, which is left out.
+    of random tokens, made beforehand. Each step is called, waited for and timed by itself, whatever
+    `trainer.steps_per_loop` is, so that the median is safe from the few that something disturbs.
 
     Rates are those of the median step. Tokens are those of the text, B * S a step: what the
     auxiliary model and the crops read of them again is not counted, so that the rates of
@@ -44,13 +44,16 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
 
     Returns:
         What JSON can hold; times in seconds, memory in bytes:
-        `device`, `precision`, `jit_compile`, `batch_size`, `sequence_length`, `micro_batches`,
-        `parameters`, `steps`; `tokens_per_second`, `sequences_per_second`; `step_seconds`, a dict
-        of `min`, `first_quartile`, `median`, `third_quartile`, `max` and `mean`;
-        `first_step_seconds`; `flops_per_step` and, part by part, `flops_by_part` (see
-        `pretraining_flops`); `flops_per_second`; `matmul_flops_per_second` (see `matmul_rate`)
-        and `matmul_share`, the share of it that the step reaches; `peak_memory_bytes` (see
-        `peak_memory`); `skipped_updates`, the timed steps whose gradients were not finite.
+        `device`, `versions`, `precision`, `jit_compile`, `batch_size`, `sequence_length`,
+        `micro_batches`, `parameters` (trainable numbers) and `steps`: what was measured;
+        `tokens_per_second`, `sequences_per_second`;
+        `step_seconds`: `min`, `first_quartile`, `median`, `third_quartile`, `max`, `mean`;
+        `first_step_seconds`, with tracing and compiling;
+        `flops_per_step` and its parts `flops_by_part` (see `pretraining_flops`);
+        `flops_per_second`, `matmul_flops_per_second` (see `matmul_rate`) and `matmul_share`, the
+        first divided by the second;
+        `peak_memory_bytes` (see `peak_memory`);
+        `skipped_updates`, the timed steps whose gradients were not finite.
 
     Raises:
         UserError: if the sizes do not go together or do not fit into memory.
@@ -94,6 +97,11 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
     flops = pretraining_flops(config)
     return {
         "device": describe_device(),
+        "versions": {
+            "cocolm_tf": cocolm_tf.__version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+        },
         "precision": config.runtime.precision,
         "jit_compile": config.runtime.jit_compile,
         "batch_size": trainer.batch_size,
@@ -270,11 +278,14 @@ def format_report(result: dict[str, Any]) -> str:
     print(format_report(benchmark(config, steps=10)))
     ```
     """
-    seconds, flops = result["step_seconds"], result["flops_per_step"]
+    seconds, flops, versions = (
+        result[key] for key in ("step_seconds", "flops_per_step", "versions")
+    )
     compiled = ", XLA" if result["jit_compile"] else ""
     parts = f" in {result['micro_batches']} parts" if result["micro_batches"] > 1 else ""
     rows = [
         ("device", result["device"]),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("precision", result["precision"] + compiled),
         ("parameters", f"{result['parameters']:,}"),
         ("step", f"{result['batch_size']:,} x {result['sequence_length']:,} tokens{parts}"),

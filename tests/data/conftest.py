@@ -7,6 +7,7 @@ from data_stand_ins import WordTokenizer, some_documents
 
 from cocolm_tf.data import build
 from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.tokenization import vocabulary
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def make_dataset(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: WordTokenizer
 ) -> Callable[..., Manifest]:
     """Builds a dataset in this process; takes the arguments of `build_shards` to change."""
-    monkeypatch.setattr(build, "load_vocabulary", lambda directory: tokenizer)
+    monkeypatch.setattr(vocabulary, "load_vocabulary", lambda directory: tokenizer)
 
     def make(documents: list[str] | None = None, **changes) -> Manifest:
         arguments = {

@@ -1,3 +1,6 @@
+import sys
+import unicodedata
+
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
@@ -48,6 +51,15 @@ def test_prepares_as_the_released_tokenizer(text: str, expected: str):
 @settings(deadline=None, max_examples=100)
 @given(st.lists(odd_texts(), min_size=1, max_size=30))
 def test_equals_the_rules_written_in_python(texts: list[str]):
+    results = [text.decode() for text in normalize(tf.constant(texts)).numpy()]
+    assert results == [reference_normalize(text) for text in texts]
+
+
+@pytest.mark.parametrize("template", ["a{}b", "{}a.", "a' s{}", "{}"])
+def test_treats_every_character_as_python_does(template: str):
+    characters = map(chr, range(sys.maxunicode + 1))
+    assigned = [c for c in characters if unicodedata.category(c) not in ("Cs", "Cn", "Co")]
+    texts = [template.format(character) for character in assigned]
     results = [text.decode() for text in normalize(tf.constant(texts)).numpy()]
     assert results == [reference_normalize(text) for text in texts]
 

@@ -26,6 +26,18 @@ def reference_ids(tokenizer: CocoLMTokenizer, text: str) -> list[int]:
     ]
 
 
+def train_sentencepiece(folder: pathlib.Path, corpus: list[str], **options: bool) -> pathlib.Path:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_prefix=str(folder / "sp"),
+        model_type="bpe",
+        vocab_size=150,
+        minloglevel=2,
+        **options,
+    )
+    return folder / "sp.model"
+
+
 def run_python(program: str, *arguments: object) -> str:
     result = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -63,6 +75,16 @@ def test_a_lone_space_before_punctuation_is_dropped(
 ):
     ids = tokenizer(text).numpy().tolist()
     assert ids[: len(expected)] == [tokenizer.token_to_id(piece) for piece in expected]
+
+
+def test_a_lone_space_at_the_end_is_dropped(tmp_path: pathlib.Path, corpus: list[str]):
+    # Only a model that keeps white space as it is ever leaves one there.
+    path = train_sentencepiece(tmp_path, corpus, remove_extra_whitespaces=False)
+    tokenizer = CocoLMTokenizer(path)
+    texts = ["a ▁", "b", "▁"]
+    space = tokenizer.token_to_id("▁")
+    assert tokenizer(texts) == [reference_ids(tokenizer, text) for text in texts]
+    assert tokenizer(texts)[2] == [space]
 
 
 def test_a_text_has_the_same_ids_alone_and_in_a_batch(tokenizer: CocoLMTokenizer):
@@ -257,16 +279,9 @@ def test_a_model_is_not_a_model(tmp_path: pathlib.Path):
 def test_models_that_do_not_work_word_by_word_are_refused(
     tmp_path: pathlib.Path, corpus: list[str], option: dict[str, bool], message: str
 ):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus),
-        model_prefix=str(tmp_path / "sp"),
-        model_type="bpe",
-        vocab_size=200,
-        minloglevel=2,
-        **option,
-    )
+    path = train_sentencepiece(tmp_path, corpus, **option)
     with pytest.raises(UserError, match=message):
-        CocoLMTokenizer(tmp_path / "sp.model")
+        CocoLMTokenizer(path)
 
 
 def test_string_output_is_refused(tokenizer: CocoLMTokenizer):

@@ -1,0 +1,392 @@
+"""The curves of a run: its metrics, read from the log and drawn over its steps."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+
+import matplotlib
+
+from cocolm_tf.errors import UserError
+
+matplotlib.use("Agg")  # before pyplot, which otherwise looks for a screen
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+METRICS_FILENAME = "metrics.jsonl"
+TRAINING, VALIDATION = "train", "validation"
+
+# The colors of everything that a figure draws. Whoever embeds one can replace them.
+INK, FAINT_INK, GRID = "#24292f", "#6e7781", "#e4e7eb"
+BLUE, ORANGE = "#2f6db5", "#d4680f"
+
+_PERCENT, _POWERS, _PREFIXES = "percent", "powers", "prefixes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What a run has logged.
+
+    Args:
+        lines: from each split, `train` and `validation`, its lines in the order of their steps.
+
+    Example:
+    ```python
+    metrics = Metrics({"train": [{"step": 100, "loss": 9.0}], "validation": []})
+    metrics.series("train", "loss")  # ([100], [9.0])
+    ```
+    """
+
+    lines: dict[str, list[dict[str, float]]]
+
+    def series(self, split: str, name: str) -> tuple[list[int], list[float]]:
+        """The steps at which a metric was logged, and its values there."""
+        found = [(line["step"], line[name]) for line in self.lines[split] if name in line]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def final(self) -> tuple[str, dict[str, float]]:
+        """The last validation line, or the last training line of a run without validation.
+
+        Returns:
+            The split and the line.
+        """
+        split = VALIDATION if self.lines[VALIDATION] else TRAINING
+        return split, self.lines[split][-1]
+
+    @property
+    def last_step(self) -> int:
+        """The last step that anything was logged at."""
+        return max(lines[-1]["step"] for lines in self.lines.values() if lines)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took, in seconds, the attempts of a resumed one added up."""
+        logged = sorted((line for lines in self.lines.values() for line in lines), key=_order)
+        total = before = 0.0
+        for line in logged:
+            # Each attempt counts from 0.
+            total += line["seconds"] - (before if line["seconds"] >= before else 0.0)
+            before = line["seconds"]
+        return total
+
+
+def read_metrics(model_dir: str) -> Metrics:
+    """Reads the log of a run, which may still be going on.
+
+    Args:
+        model_dir: the run's folder, with its `metrics.jsonl`.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        UserError: if the folder has no log, or one without lines, or with a broken one.
+
+    Example:
+    ```python
+    steps, losses = read_metrics("runs/first").series("validation", "loss")
+    ```
+    """
+    path = os.path.join(model_dir, METRICS_FILENAME)
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{model_dir} has no {METRICS_FILENAME}: give the --model_dir of a pretraining run."
+        )
+    lines: dict[str, list[dict[str, float]]] = {TRAINING: [], VALIDATION: []}
+    with open(path) as file:
+        for number, text in enumerate(file, start=1):
+            if not text.endswith("\n"):
+                break  # it is being written
+            try:
+                line = json.loads(text)
+                lines[line["split"]].append(line | {"step": int(line["step"])})
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}, line {number}, is not a line of metrics: it must be a JSON object "
+                    "with step, split (train or validation) and numbers."
+                ) from error
+    if not any(lines.values()):
+        raise UserError(f"{path} has no lines yet: wait for the run's first log_interval.")
+    for of_split in lines.values():
+        of_split.sort(key=lambda line: line["step"])
+    return Metrics(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A figure to draw.
+
+    Args:
+        name: of its file.
+        title: what it shows.
+        unit: of the vertical axis.
+        curves: the metrics it shows, with what to call each; one or two.
+        scale: `percent`, `powers` (logarithmic), `prefixes` (k, M) or nothing special.
+        note: a sentence on what to look for.
+
+    Example:
+    ```python
+    Plot("loss", "Total loss", "nats", {"loss": "total"})
+    ```
+    """
+
+    name: str
+    title: str
+    unit: str
+    curves: dict[str, str]
+    scale: str = ""
+    note: str = ""
+
+
+PLOTS = (
+    Plot(
+        "loss",
+        "Total loss",
+        "nats",
+        {"loss": "total"},
+        note="The weighted sum of the four losses below; what training minimizes.",
+    ),
+    Plot(
+        "mlm_loss",
+        "Masked LM loss",
+        "nats per masked token",
+        {"mlm_loss": "masked LM"},
+        note="The auxiliary model's cross entropy. A uniform guess has log(vocabulary size).",
+    ),
+    Plot(
+        "copy_loss",
+        "Copy loss",
+        "nats per token",
+        {"copy_loss": "copy"},
+        note="Binary cross entropy of telling original from replaced tokens. It may rise while "
+        "the auxiliary model learns to fool the main one.",
+    ),
+    Plot(
+        "lm_loss",
+        "Corrective LM loss",
+        "nats per masked token",
+        {"lm_loss": "corrective LM"},
+        note="The main model's cross entropy of the original tokens, copied or corrected.",
+    ),
+    Plot(
+        "scl_loss",
+        "Contrastive loss",
+        "nats per sequence",
+        {"scl_loss": "contrastive"},
+        note="Cross entropy of finding a sequence's other view in the batch.",
+    ),
+    Plot(
+        "copy_accuracy",
+        "Copy head's accuracy",
+        "share of the tokens",
+        {"copy_accuracy_replaced": "replaced", "copy_accuracy_original": "original"},
+        _PERCENT,
+        "How many replaced tokens are flagged, and how many original ones are not: paper, "
+        "figure 8.",
+    ),
+    Plot(
+        "lm_accuracy",
+        "Corrective LM's accuracy",
+        "share of the masked tokens",
+        {"lm_accuracy_replaced": "replaced", "lm_accuracy_original": "original"},
+        _PERCENT,
+        "How often its best guess is the original token, where the input was replaced and where "
+        "it was not: paper, figure 8.",
+    ),
+    Plot(
+        "mlm_accuracy",
+        "Masked LM's accuracy",
+        "share of the masked tokens",
+        {"mlm_accuracy": "masked LM"},
+        _PERCENT,
+        "How often the auxiliary model's best guess is right.",
+    ),
+    Plot(
+        "cosine",
+        "Cosine of sequence pairs",
+        "mean cosine",
+        {"positive_cosine": "positive", "negative_cosine": "negative"},
+        note="Two views of one text, and views of different texts: paper, figures 7a and 7b.",
+    ),
+    Plot(
+        "learning_rate",
+        "Learning rate",
+        "step size",
+        {"learning_rate": "learning rate"},
+        note="Linear warm-up, then linear decay.",
+    ),
+    Plot(
+        "gradient_norm",
+        "Gradient norm",
+        "global norm",
+        {"gradient_norm": "gradient norm"},
+        _POWERS,
+        "Before clipping.",
+    ),
+    Plot(
+        "throughput",
+        "Throughput",
+        "tokens per second",
+        {"tokens_per_second": "tokens per second"},
+        _PREFIXES,
+        "Tokens of the text, over all devices.",
+    ),
+)
+
+
+def plots_of(metrics: Metrics) -> list[Plot]:
+    """The plots that a run has something for: an objective without a task has none of its.
+
+    Args:
+        metrics: what the run logged.
+
+    Returns:
+        Plots in the order of `PLOTS`, without the curves that have no values.
+
+    Example:
+    ```python
+    [plot.name for plot in plots_of(read_metrics("runs/first"))]
+    ```
+    """
+    logged = {name for lines in metrics.lines.values() for line in lines for name in line}
+    plots = []
+    for plot in PLOTS:
+        curves = {name: label for name, label in plot.curves.items() if name in logged}
+        if curves:
+            plots.append(dataclasses.replace(plot, curves=curves))
+    return plots
+
+
+def draw(plot: Plot, metrics: Metrics) -> Figure:
+    """Draws one plot: training as a thin line, validation as a line with dots.
+
+    Args:
+        plot: what to draw.
+        metrics: of the run.
+
+    Returns:
+        The figure. Close it (`pyplot.close`) when it is saved.
+
+    Example:
+    ```python
+    draw(PLOTS[0], read_metrics("runs/first")).savefig("/tmp/loss.png")
+    ```
+    """
+    style = {
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": INK,
+        "axes.edgecolor": FAINT_INK,
+        "axes.labelcolor": FAINT_INK,
+        "xtick.color": FAINT_INK,
+        "ytick.color": FAINT_INK,
+    }
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(figsize=(5.4, 3.3), layout="constrained")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_title(plot.title, loc="left", fontsize=11.5, fontweight="bold", color=INK)
+        axes.set_xlabel("step")
+        axes.set_ylabel(plot.unit)
+        axes.margins(x=0.01)
+        ends = _draw_curves(axes, plot, metrics)
+        _set_scale(axes, plot, metrics)
+        if len(plot.curves) > 1:
+            _label_ends(axes, ends)
+        splits = [split for split in (TRAINING, VALIDATION) if _has(metrics, split, plot)]
+        if len(splits) > 1:
+            _explain_splits(axes)
+    return figure
+
+
+def _draw_curves(
+    axes: Axes, plot: Plot, metrics: Metrics
+) -> list[tuple[str, str, tuple[float, float]]]:
+    """Returns the label, the color and the last point of each curve."""
+    ends = []
+    for (name, label), color in zip(plot.curves.items(), (ORANGE, BLUE), strict=False):
+        color = color if len(plot.curves) > 1 else BLUE
+        steps, values = metrics.series(TRAINING, name)
+        few = "." if len(steps) == 1 else ""  # a line needs two points to be seen
+        axes.plot(steps, values, color=color, linewidth=0.9, alpha=0.5, marker=few)
+        last = (steps, values)
+        steps, values = metrics.series(VALIDATION, name)
+        # Many validations would make dots into a band.
+        every = max(1, math.ceil(len(steps) / 25))
+        axes.plot(
+            steps, values, color=color, linewidth=1.8, marker="o", markersize=3.5, markevery=every
+        )
+        last = (steps, values) if steps else last
+        ends.append((label, color, (last[0][-1], last[1][-1])))
+    return ends
+
+
+def _set_scale(axes: Axes, plot: Plot, metrics: Metrics) -> None:
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if plot.scale == _PERCENT:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylim(0, 1.02 if axes.get_ylim()[1] > 0.5 else None)
+    elif plot.scale == _PREFIXES:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_ylim(0, None)
+    elif plot.scale == _POWERS and _all_positive(plot, metrics):
+        axes.set_yscale("log")
+
+
+def _all_positive(plot: Plot, metrics: Metrics) -> bool:
+    return all(value > 0 for name in plot.curves for value in metrics.series(TRAINING, name)[1])
+
+
+def _has(metrics: Metrics, split: str, plot: Plot) -> bool:
+    return any(metrics.series(split, name)[0] for name in plot.curves)
+
+
+def _label_ends(
+    axes: Axes, ends: Sequence[tuple[str, str, tuple[float, float]]], gap: float = 0.08
+) -> None:
+    """Names each curve beside its end, `gap` of the axis's height apart at the least."""
+    low, high = axes.get_ylim()
+    right = axes.get_xlim()[1]
+    height = -math.inf
+    for label, color, (_, value) in sorted(ends, key=lambda end: end[2][1]):
+        share = (value - low) / (high - low) if math.isfinite(value) else 0.0
+        height = max(share, height + gap)
+        axes.annotate(
+            label,
+            (right, low + height * (high - low)),
+            xytext=(5, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _explain_splits(axes: Axes) -> None:
+    axes.legend(
+        handles=[
+            Line2D([], [], color=FAINT_INK, linewidth=0.9, alpha=0.7, label="training"),
+            Line2D([], [], color=FAINT_INK, linewidth=1.8, marker="o", markersize=3.5),
+        ],
+        labels=["training", "validation"],
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=2,
+        frameon=False,
+        borderaxespad=0.2,
+        handlelength=1.6,
+        columnspacing=1.2,
+        fontsize=8.5,
+        labelcolor=FAINT_INK,
+    )
+
+
+def _order(line: dict[str, float]) -> tuple[int, float]:
+    return line["step"], line["seconds"]

@@ -1,0 +1,110 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cocolm_tf.modeling.transformer import TransformerBlock, exact_gelu, normal_initializer
+
+
+def make_block(dropout: float = 0.0, **changes) -> TransformerBlock:
+    keras.utils.set_random_seed(0)
+    return TransformerBlock(2, 12, dropout, keras.random.SeedGenerator(5), **changes)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-4, 4, 33, dtype=np.float32)
+    expected = [v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x]
+    np.testing.assert_allclose(exact_gelu(x), expected, atol=1e-6)
+
+
+def test_matrices_start_normal():
+    matrix = normal_initializer()([300, 300]).numpy()
+    assert matrix.std() == pytest.approx(0.02, rel=0.02)
+    assert matrix.mean() == pytest.approx(0, abs=5 * 0.02 / 300)
+
+
+def test_refuses_a_width_that_the_heads_do_not_divide():
+    with pytest.raises(ValueError, match="7 is not a multiple of 2 heads"):
+        make_block()(tf.ones([1, 3, 7]), tf.zeros([1, 1, 1, 3]))
+
+
+def test_bias_steers_attention():
+    # All but one key excluded: every query then reads that key's value alone.
+    block, x = make_block(), tf.random.normal([1, 4, 8])
+    only = tf.constant([-1e9, -1e9, 0.0, -1e9])[tf.newaxis, tf.newaxis, tf.newaxis]
+    attended = block._attend(block(x, only) * 0 + x, only, None)
+    np.testing.assert_allclose(attended[0], np.tile(block.value(x)[0, 2], (4, 1)), atol=1e-6)
+
+
+def test_heads_have_biases_of_their_own():
+    block, x = make_block(), tf.random.normal([1, 4, 8])
+    block.build(x.shape)
+    first = np.zeros([1, 2, 4, 4], np.float32)
+    first[:, 0, :, 1:] = -1e9
+    attended = block._attend(x, tf.constant(first), None)
+    unbiased = block._attend(x, tf.zeros([1, 1, 1, 4]), None)
+    np.testing.assert_allclose(attended[0, :, :4], np.tile(block.value(x)[0, 0, :4], (4, 1)), 1e-5)
+    np.testing.assert_allclose(attended[..., 4:], unbiased[..., 4:], atol=1e-7)
+
+
+def test_dropout_acts_in_training_only():
+    block, x, bias = make_block(0.5), tf.random.normal([2, 4, 8]), tf.zeros([2, 1, 1, 4])
+    np.testing.assert_array_equal(block(x, bias), make_block(0.0)(x, bias))
+    assert (block(x, bias, training=True).numpy() != block(x, bias).numpy()).any()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_rematerializing_changes_nothing(dropout, in_graph):
+    x, bias = tf.random.normal([2, 4, 8], seed=3), tf.zeros([2, 1, 1, 4])
+
+    def outputs_and_gradients(rematerialize):
+        block = make_block(dropout, rematerialize=rematerialize)
+        block.build(x.shape)
+
+        def run(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = block(x, bias, training=True)
+                total = tf.reduce_sum(y * tf.reshape(tf.range(64.0), y.shape))
+            return y, *tape.gradient(total, [x, *[v.value for v in block.trainable_variables]])
+
+        return (tf.function(run) if in_graph else run)(x)
+
+    plain, again = outputs_and_gradients(False), outputs_and_gradients(True)
+    assert len(plain) == 2 + 16
+    for one, other in zip(plain, again, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_rematerializing_computes_the_block_again():
+    x, bias = tf.random.normal([2, 4, 8]), tf.zeros([2, 1, 1, 4])
+
+    def forward_passes(rematerialize):
+        block = make_block(rematerialize=rematerialize)
+        block.build(x.shape)
+
+        @tf.function
+        def gradients(x):
+            with tf.GradientTape() as tape:
+                total = tf.reduce_sum(block(x, bias, training=True) ** 2)
+            return tape.gradient(total, [v.value for v in block.trainable_variables])
+
+        definition = gradients.get_concrete_function(x).graph.as_graph_def()
+        nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+        return sum(node.op == "Softmax" for node in nodes)
+
+    assert forward_passes(rematerialize=False) == 1
+    assert forward_passes(rematerialize=True) == 2
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_computes_near_float32(dtype):
+    x, bias = tf.random.normal([2, 4, 8]), tf.zeros([2, 1, 1, 4])
+    half = make_block(dtype=dtype)(x, bias)
+    assert half.dtype == dtype.removeprefix("mixed_")
+    np.testing.assert_allclose(
+        tf.cast(half, tf.float32), make_block()(x, bias), atol=0.05 if "bf" in dtype else 0.01
+    )

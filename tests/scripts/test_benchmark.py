@@ -1,0 +1,93 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cocolm_tf.training.config import PRECISIONS
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, str(ROOT / "scripts" / "benchmark.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+TINY = """
+model: {vocabulary_size: 97, num_layers: 1, num_heads: 2, hidden_dim: 8, intermediate_dim: 16}
+auxiliary: {num_layers: 1}
+data: {sequence_length: 32}
+trainer: {batch_size: 8}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_it_ends_with_the_numbers_of_its_table(config_file: Path):
+    done = run(
+        f"--config_file={config_file}",
+        "--steps=2",
+        "--warmup_steps=0",
+        "--mixed_precision",
+        "--batch_size=4",
+        "--sequence_length=16",
+        "--params_override=trainer.micro_batches=2",
+    )
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert result["config_file"] == str(config_file)
+    assert result["precision"] == "mixed_bfloat16"
+    assert (result["batch_size"], result["sequence_length"], result["steps"]) == (4, 16, 2)
+    assert result["micro_batches"] == 2
+    median = result["step_seconds"]["median"]
+    assert result["tokens_per_second"] == pytest.approx(4 * 16 / median)
+    table = "\n".join(table)
+    assert f"{result['tokens_per_second']:,.0f}" in table
+    assert f"{median:.4g} s" in table
+    assert result["device"] in table
+    assert "timing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--config_file=/nowhere.yaml"], "--config_file=/nowhere.yaml does not exist."),
+        (["--mixed_precision", "--precision=float32"], "--mixed_precision means"),
+        (["--precision=float8"], "--precision"),
+        (["--steps=0"], "--steps"),
+        (["--batch_size=-1"], "--batch_size"),
+        (["few", "steps"], "unexpected argument 'few'"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+    config_file: Path, arguments: list[str], complaint: str
+):
+    done = run(f"--config_file={config_file}", *arguments, PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 1
+    complaints = [line for line in done.stderr.splitlines() if "import time:" not in line]
+    assert complaint in "\n".join(complaints) + done.stdout
+    assert "absl" in done.stderr and "tensorflow" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_every_precision():
+    done = run("--help")
+    for name in (*PRECISIONS, "--steps", "--warmup_steps", "--batch_size", "--sequence_length"):
+        assert name in done.stdout
