@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 # TensorFlow reads this when it is first imported, so it must be set before any module that does.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from cocolm_tf.errors import UserError
 
@@ -15,8 +16,8 @@ from cocolm_tf.errors import UserError
 def run(main: Callable[[], str | None]) -> None:
     """Parses the flags, calls `main` and ends the process.
 
-    A `UserError` becomes one line on standard error and exit status 1, an interruption status
-    130; any other exception is a defect of ours and keeps its traceback.
+    A mistake in the flags or a `UserError` becomes one line on standard error and exit status 1,
+    an interruption status 130; any other exception is a defect of ours and keeps its traceback.
 
     Args:
         main: The job. What it returns, the path of what it wrote, is the program's last line.
@@ -41,9 +42,19 @@ def run(main: Callable[[], str | None]) -> None:
             print(written)
 
     logging.set_verbosity(logging.WARNING)
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
 
 
-def _fail(message: str) -> None:
+def _parse_flags(arguments: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        _fail(f"{'; '.join(str(error).splitlines())} (--help lists the flags)")
+    except SystemExit:
+        # Only --help and its kin end the program here, and absl has them fail.
+        sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

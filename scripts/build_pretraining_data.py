@@ -17,6 +17,7 @@ from cocolm_tf.data import source_flags
 FLAGS = flags.FLAGS
 
 source_flags.define_source_flags()
+flags.adopt_module_key_flags(source_flags)  # so that --help shows them
 flags.DEFINE_string("vocabulary", None, "The folder of the vocabulary.", required=True)
 flags.DEFINE_string("output_dir", None, "The folder to write the dataset to.", required=True)
 flags.DEFINE_integer(

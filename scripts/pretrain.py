@@ -1,8 +1,11 @@
 """Pretrains COCO-LM from shards, or goes on where an earlier run stopped."""
 
+import os
+
 from absl import flags
 
 from cocolm_tf import program
+from cocolm_tf.errors import UserError
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
 flags.DEFINE_multi_string(
@@ -28,6 +31,9 @@ FLAGS = flags.FLAGS
 
 
 def main() -> str:
+    if not os.path.isfile(FLAGS.config_file):
+        raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
+
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.training.config import load_config
     from cocolm_tf.training.distribution import make_strategy

@@ -107,27 +107,34 @@ class PretrainingData:
         numbered = records.batch(batch_size, drop_remainder=True).enumerate(start)
         return self._viewed(numbered, pipelines, pipeline)
 
-    def validation_batches(self, batch_size: int) -> tf.data.Dataset:
+    def validation_batches(self, batch_size: int, limit: int = 0) -> tf.data.Dataset:
         """One pass over the shards in order, with the same masks and crops every time.
 
         Sequences that do not fill a last batch are left out: the shapes are static.
 
         Args:
             batch_size: int. B, of all replicas.
+            limit: int. How many batches to give at most; 0 for all there are.
 
         Returns:
-            A dataset of batches as `training_batches` gives.
+            A dataset of batches as `training_batches` gives, of known cardinality.
 
         Raises:
             UserError: if there are fewer sequences than a batch holds.
         """
-        if sum(self.sequences) < batch_size:
+        count = sum(self.sequences) // batch_size
+        if not count:
             raise UserError(
-                f"the validation data has {sum(self.sequences)} sequences, fewer than one batch "
-                f"of {batch_size}: build more, or set validation.batch_size."
+                f"{os.path.dirname(self.paths[0])} has {sum(self.sequences)} sequences, too few to "
+                f"validate on in batches of {batch_size}: build more, or lower trainer.batch_size."
             )
+        count = min(count, limit or count)
         records = _read(tf.constant(self.paths), compression(self.paths[0]))
-        return self._viewed(records.batch(batch_size, drop_remainder=True).enumerate(), 1, 0)
+        batches = records.batch(batch_size, drop_remainder=True).take(count)
+        # Without a cardinality, Keras would run one step too many to find the end, and with
+        # `validation_steps` instead it would not begin at the first batch every time.
+        batches = batches.apply(tf.data.experimental.assert_cardinality(count))
+        return self._viewed(batches.enumerate(), 1, 0)
 
     def _viewed(self, numbered: tf.data.Dataset, pipelines: int, pipeline: int) -> tf.data.Dataset:
         def view(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:

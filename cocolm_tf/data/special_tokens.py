@@ -4,6 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
+from cocolm_tf.tokenization.dictionary import END_TOKEN_ID, PAD_TOKEN_ID, START_TOKEN_ID
+
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
@@ -22,9 +24,9 @@ class SpecialTokens:
     """
 
     mask: int
-    start: int = 0
-    pad: int = 1
-    end: int = 2
+    start: int = START_TOKEN_ID
+    pad: int = PAD_TOKEN_ID
+    end: int = END_TOKEN_ID
 
     def contains(self, token_ids: tf.Tensor) -> tf.Tensor:
         """Whether each id is special: a bool tensor of the same shape."""

@@ -37,7 +37,7 @@ class TiedProjection(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Projects."""
-        # Not `token_embedding(x, reverse=True)`: an embedding does not autocast, so that the largest
+        # Not `token_embedding(x, reverse=True)`: an embedding does not autocast, so the largest
         # product of the model would be float32 in mixed precision.
         matrix = tf.convert_to_tensor(self.token_embedding.embeddings)
         return tf.matmul(x, matrix, transpose_b=True) + self.bias

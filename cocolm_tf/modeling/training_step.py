@@ -208,10 +208,16 @@ class TrainingStep(keras.Model):
             step = tf.function(step, jit_compile=True, autograph=False)
         strategy = self.distribute_strategy
 
+        @tf.autograph.experimental.do_not_convert
+        def step_of(batch: Batch) -> None:
+            # Where the data has ended, what does not depend on it, as counting, must not run.
+            with tf.control_dependencies(list(batch.values())):
+                step(batch)
+
         @tf.function
         def function(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
             for _ in tf.range(steps):
-                strategy.run(step, args=(next(iterator),))
+                strategy.run(step_of, args=(next(iterator),))
             return self.get_metrics_result()
 
         def until_exhausted(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:

@@ -89,7 +89,7 @@ class Dictionary:
         """
         try:
             # A piece may be a character that `str.splitlines` takes for the end of a line.
-            with open(path, encoding="utf-8", newline="\n") as file:
+            with open(path, encoding="utf-8") as file:
                 lines = file.read().removesuffix("\n").split("\n")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}.") from error
@@ -97,7 +97,7 @@ class Dictionary:
             raise UserError(f"{path} is not UTF-8 text.") from error
         pieces, counts = [], []
         for number, line in enumerate(lines, start=1):
-            piece, _, count = line.removesuffix("\r").rpartition(" ")
+            piece, _, count = line.rpartition(" ")
             if not piece or not count.isdecimal():
                 raise UserError(
                     f'{path}:{number}: {line!r} is not a piece and its count, as in "▁the 23456".'

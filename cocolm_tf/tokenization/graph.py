@@ -27,13 +27,14 @@ class TokenizerGraph(tf.Module):
 
     Example:
     ```python
-    class Embedder(tf.Module):
-        def __init__(self, tokenizer: CocoLMTokenizer):
-            self.graph = tokenizer.graph_module()
+    class Server(tf.Module):
+        def __init__(self, tokenizer):
+            super().__init__()
+            self.tokenizer = tokenizer.graph_module()
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-        def ids(self, text: tf.Tensor) -> tf.Tensor:
-            return self.graph.tokenize(text).to_tensor(1)
+        def token_ids(self, text: tf.Tensor):
+            return self.tokenizer.tokenize(text).to_tensor(1)
     ```
     """
 
@@ -60,6 +61,11 @@ class TokenizerGraph(tf.Module):
 
         Returns:
             `[B, (N)]` int32 ragged tensor. An empty text has no ids.
+
+        Example:
+        ```python
+        tokenizer.graph_module().tokenize(tf.constant(["The cat sat.", ""]))
+        ```
         """
         with tf.device("cpu"):
             words = tf.strings.split(normalize(texts, self.lowercase), " ")
@@ -99,6 +105,11 @@ class TokenizerGraph(tf.Module):
 
         Returns:
             `[B]` string. Special tokens are left out, except that an unknown one shows as "⁇".
+
+        Example:
+        ```python
+        tokenizer.graph_module().detokenize(tf.ragged.constant([[0, 5, 6, 2], [7]]))
+        ```
         """
         with tf.device("cpu"):
             is_text = (ids >= UNKNOWN_TOKEN_ID) & (ids < self._mask_token_id)

@@ -68,7 +68,13 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
 
     Example:
     ```python
-    tokenizer = CocoLMTokenizer("vocabulary/sp.model", "vocabulary/dict.txt")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["The cat sat on the mat.", "It slept."]),
+        model_prefix="/tmp/sp",
+        model_type="bpe",
+        vocab_size=30,
+    )
+    tokenizer = CocoLMTokenizer("/tmp/sp.model")  # a released one has a dict.txt too
     tokenizer("The cat sat.")  # a rank 1 int32 tensor
     tokenizer(["The cat sat.", "It slept."])  # a list of two lists
     tokenizer.detokenize(tokenizer("The cat sat."))  # "The cat sat ."
@@ -137,6 +143,11 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
 
         Raises:
             ValueError: If the inputs have another rank, or no vocabulary has been set.
+
+        Example:
+        ```python
+        tokenizer.tokenize(["The cat sat.", "It slept."])
+        ```
         """
         self._check_vocabulary()
         return self._tokenize_tf(as_string_tensor(inputs))
@@ -163,6 +174,11 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
         Returns:
             A string or a list of strings; string tensors in a graph. Special tokens are left out,
             except that an unknown one shows as "⁇".
+
+        Example:
+        ```python
+        tokenizer.detokenize(tokenizer(["The cat sat."]))  # ["The cat sat ."]
+        ```
         """
         self._check_vocabulary()
         return self._detokenize_tf(inputs)
@@ -198,6 +214,11 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
 
         A SavedModel with a raw-text signature holds it as an attribute, so that the vocabulary is
         saved too.
+
+        Example:
+        ```python
+        ids = tokenizer.graph_module().tokenize(tf.constant(["The cat sat."]))  # ragged
+        ```
         """
         self._check_vocabulary()
         return self._graph
@@ -207,6 +228,11 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
 
         Returns:
             SHA-256 in hexadecimal. Two tokenizers that give different ids differ in it.
+
+        Example:
+        ```python
+        assert tokenizer.fingerprint() != CocoLMTokenizer("/tmp/sp.model", ["▁cat"]).fingerprint()
+        ```
         """
         self._check_vocabulary()
         parts = [self.proto, "\n".join(self._dictionary.pieces).encode()]
@@ -235,6 +261,11 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
 
         Raises:
             ValueError: If there is no such id.
+
+        Example:
+        ```python
+        tokenizer.id_to_token(0)  # "<s>"
+        ```
         """
         self._check_vocabulary()
         if not 0 <= id < len(self._dictionary.tokens):
@@ -249,6 +280,11 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
 
         Returns:
             The id.
+
+        Example:
+        ```python
+        tokenizer.token_to_id("<mask>") == tokenizer.mask_token_id
+        ```
         """
         self._check_vocabulary()
         return self._dictionary.token_ids.get(token, UNKNOWN_TOKEN_ID)

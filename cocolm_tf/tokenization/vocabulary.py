@@ -61,8 +61,8 @@ def train_vocabulary(
 
     Example:
     ```python
-    with open("corpus.txt") as lines:
-        tokenizer = train_vocabulary(lines, 8192, "runs/vocabulary", lowercase=True)
+    texts = ["The cat sat on the mat.", "It slept."]
+    tokenizer = train_vocabulary(texts, 30, "/tmp/vocabulary", lowercase=True, overwrite=True)
     ```
     """
     check_output_folder(output_dir, overwrite)
@@ -101,7 +101,7 @@ def load_vocabulary(directory: str | os.PathLike[str]) -> CocoLMTokenizer:
 
     Example:
     ```python
-    tokenizer = load_vocabulary("runs/vocabulary")
+    tokenizer = load_vocabulary("/tmp/vocabulary")
     ```
     """
     directory = os.fspath(directory)

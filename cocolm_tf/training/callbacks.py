@@ -19,8 +19,8 @@ METRICS_FILENAME = "metrics.jsonl"
 class MetricsLog(keras.callbacks.Callback):
     """Writes every metric to `metrics.jsonl` and for TensorBoard.
 
-    A training line holds the means over the steps since the line before it, so the model's
-    metrics start anew with each. A line is an object with `step`, `split` (`train` or
+    A training line holds the means over the steps since the line before it, of either split, so
+    the model's metrics start anew with each. A line is an object with `step`, `split` (`train` or
     `validation`), `seconds` since the program started and the metrics by their names.
 
     Args:
@@ -66,8 +66,9 @@ class MetricsLog(keras.callbacks.Callback):
         """Writes a validation line."""
         training = ("gradient_norm", "learning_rate", "skipped_updates")
         values = {k: float(v) for k, v in (logs or {}).items() if k not in training}
-        self._write(int(self.model.optimizer.iterations), "validation", values)
-        self._lap = time.monotonic()
+        step = int(self.model.optimizer.iterations)
+        self._write(step, "validation", values)
+        self._lap, self._lap_step = time.monotonic(), step
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         seconds = round(time.monotonic() - self._start, 1)

@@ -3,10 +3,12 @@
 A file states what differs from the defaults here, which are those of the paper's *base* setting.
 """
 
+import contextlib
 import dataclasses
 import os
-import types
+import re
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -14,6 +16,7 @@ from official.modeling import hyperparams
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import SAMPLING_MODES
+from cocolm_tf.modeling.relative_position import relative_position_buckets
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -140,6 +143,68 @@ class PretrainingConfig(hyperparams.Config):
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
 
 
+# What a number must be, in code and in words, and the keys that this holds for.
+_RANGES: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
+    (
+        lambda value: value >= 1,
+        "at least 1",
+        (
+            "model.vocabulary_size",
+            "model.num_layers",
+            "model.num_heads",
+            "model.hidden_dim",
+            "model.intermediate_dim",
+            "model.max_sequence_length",
+            "auxiliary.num_layers",
+            "data.sequence_length",
+            "trainer.train_steps",
+            "trainer.batch_size",
+            "trainer.micro_batches",
+            "trainer.steps_per_loop",
+            "trainer.log_interval",
+            "trainer.validation_interval",
+            "trainer.checkpoint_interval",
+            "trainer.max_checkpoints",
+            "trainer.max_skipped_updates",
+        ),
+    ),
+    (
+        lambda value: value >= 0,
+        "0 or more",
+        (
+            "model.relative_position_bins",
+            "auxiliary.num_heads",
+            "auxiliary.hidden_dim",
+            "auxiliary.intermediate_dim",
+            "objective.copy_weight",
+            "objective.lm_weight",
+            "objective.scl_weight",
+            "optimizer.end_learning_rate",
+            "optimizer.warmup_steps",
+            "optimizer.weight_decay",
+            "optimizer.clip_norm",
+            "trainer.validation_steps",
+        ),
+    ),
+    (
+        lambda value: value > 0,
+        "more than 0",
+        ("objective.temperature", "optimizer.learning_rate", "optimizer.epsilon"),
+    ),
+    (
+        lambda value: 0 <= value < 1,
+        "in [0, 1)",
+        ("model.dropout", "optimizer.beta_1", "optimizer.beta_2"),
+    ),
+    (
+        lambda value: 0 < value <= 1,
+        "in (0, 1]",
+        ("data.mask_fraction", "data.crop_fraction"),
+    ),
+    (lambda value: 0 <= value < 2**31, "in [0, 2^31)", ("runtime.seed",)),
+)
+
+
 def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig:
     """Reads a configuration and checks it.
 
@@ -163,18 +228,13 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
     if not os.path.isfile(path):
         raise UserError(f"--config_file={path} does not exist.")
     config = PretrainingConfig()
-    sources = [(path, path)]
+    _override(config, _parse(path, path), path)
+    names = [path]
     for override in [overrides] if isinstance(overrides, str) else overrides:
-        sources.append((override, f"--params_override={override}"))
-    for source, name in sources:
-        if not source:
-            continue
-        try:
-            config = hyperparams.override_params_dict(config, source, is_strict=True)
-        except (KeyError, ValueError, TypeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error.args[0] if error.args else error).split())
-            raise UserError(f"{name}: {reason}") from error
-    check_config(config, path)
+        if override:
+            names.append(f"--params_override={override}")
+            _override(config, _parse(override, names[-1]), names[-1])
+    check_config(config, " ".join(names))
     return config
 
 
@@ -194,30 +254,24 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     ```
     """
     _check_types(config, name, prefix="")
-    trainer = config.trainer
+    for is_right, wanted, keys in _RANGES:
+        for key in keys:
+            section, field = key.split(".")
+            value = getattr(getattr(config, section), field)
+            if not is_right(value):
+                raise UserError(f"{name}: {key} must be {wanted}, not {value}.")
     _one_of(name, "runtime.precision", config.runtime.precision, PRECISIONS)
     _one_of(name, "auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES)
     _one_of(name, "auxiliary.replacements", config.auxiliary.replacements, ("auxiliary", "random"))
+    _check_sizes(config, name)
+    trainer = config.trainer
     for key in ("train_steps", "log_interval", "validation_interval", "checkpoint_interval"):
         steps = getattr(trainer, key)
-        if steps < 1 or steps % trainer.steps_per_loop:
+        if steps % trainer.steps_per_loop:
             raise UserError(
-                f"{name}: trainer.{key}={steps} must be a positive multiple of "
+                f"{name}: trainer.{key}={steps} must be a multiple of "
                 f"trainer.steps_per_loop={trainer.steps_per_loop}."
             )
-    if config.data.sequence_length > config.model.max_sequence_length:
-        raise UserError(
-            f"{name}: data.sequence_length={config.data.sequence_length} is more than "
-            f"model.max_sequence_length={config.model.max_sequence_length}."
-        )
-    if config.model.hidden_dim % config.model.num_heads:
-        raise UserError(
-            f"{name}: model.hidden_dim={config.model.hidden_dim} is not a multiple of "
-            f"model.num_heads={config.model.num_heads}."
-        )
-    for key in ("mask_fraction", "crop_fraction"):
-        if not 0 < getattr(config.data, key) <= 1:
-            raise UserError(f"{name}: data.{key} lies in (0, 1], not {getattr(config.data, key)}.")
     if config.optimizer.warmup_steps > trainer.train_steps:
         raise UserError(
             f"{name}: optimizer.warmup_steps={config.optimizer.warmup_steps} is more than "
@@ -236,30 +290,97 @@ def save_config(config: PretrainingConfig, path: str) -> None:
     save_config(PretrainingConfig(), "/tmp/config.yaml")
     ```
     """
-    with open(path, "w") as file:
+    with open(path + ".tmp", "w") as file:
         yaml.safe_dump(config.as_dict(), file, sort_keys=False)
+    os.replace(path + ".tmp", path)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that can hold nothing but plain values, where 1e-3 is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
+    list("-+0123456789"),
+)
+
+
+def _parse(source: str, name: str) -> Any:
+    """Reads a YAML file, or the text of an override."""
+    try:
+        if os.path.isfile(source):
+            with open(source) as file:
+                return yaml.load(file, _Loader) or {}
+        with contextlib.suppress(ValueError):  # It is YAML or JSON text then.
+            source = hyperparams.nested_csv_str_to_json_str(source)
+        return yaml.load(source, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _override(config: hyperparams.Config, values: Any, name: str, prefix: str = "") -> None:
+    """What `Config.override` does, with the mistakes told by their full keys."""
+    if not isinstance(values, dict):
+        what = f"{prefix.removesuffix('.')} takes" if prefix else "a configuration takes"
+        raise UserError(f"{name}: {what} keys and their values, not {values!r}.")
+    kinds = typing.get_type_hints(type(config))
+    keys = [field.name for field in dataclasses.fields(config)]
+    for key, value in values.items():
+        if key not in keys:
+            raise UserError(
+                f"{name}: {prefix}{key} does not exist; "
+                f"{prefix.removesuffix('.') or 'a configuration'} has {', '.join(keys)}."
+            )
+        if isinstance(getattr(config, key), hyperparams.Config):
+            _override(getattr(config, key), value, name, f"{prefix}{key}.")
+        else:
+            _check_type(name, f"{prefix}{key}", value, kinds[key])
+            setattr(config, key, value)
 
 
 def _check_types(config: hyperparams.Config, name: str, prefix: str) -> None:
-    for key, kind in typing.get_type_hints(type(config)).items():
-        if key not in config.__dict__:
-            continue
-        value = getattr(config, key)
+    kinds = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        _check_type(name, key, value, kinds[field.name])
         if isinstance(value, hyperparams.Config):
-            _check_types(value, name, f"{prefix}{key}.")
-        elif not _fits(value, kind):
-            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
-            raise UserError(f"{name}: {prefix}{key} must be of type {wanted}, not {value!r}.")
+            _check_types(value, name, f"{key}.")
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(kind, types.UnionType):
-        return any(_fits(value, each) for each in typing.get_args(kind))
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+def _check_type(name: str, key: str, value: Any, kind: type) -> None:
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{name}: {key} must be of type {kind.__name__}, not {value!r}.")
+
+
+def _check_sizes(config: PretrainingConfig, name: str) -> None:
+    model, auxiliary = config.model, config.auxiliary
+    if config.data.sequence_length > model.max_sequence_length:
+        raise UserError(
+            f"{name}: data.sequence_length={config.data.sequence_length} is more than "
+            f"model.max_sequence_length={model.max_sequence_length}."
+        )
+    if model.hidden_dim % model.num_heads:
+        raise UserError(
+            f"{name}: model.hidden_dim={model.hidden_dim} is not a multiple of "
+            f"model.num_heads={model.num_heads}."
+        )
+    width, heads = (
+        getattr(auxiliary, key) or getattr(model, key) for key in ("hidden_dim", "num_heads")
+    )
+    if width % heads:
+        raise UserError(
+            f"{name}: the auxiliary model's width {width} is not a multiple of its number of "
+            f"heads {heads}: set auxiliary.hidden_dim and auxiliary.num_heads."
+        )
+    if model.relative_position_bins:
+        try:
+            relative_position_buckets(
+                model.relative_position_bins, model.relative_position_max_distance, 1
+            )
+        except ValueError as error:
+            raise UserError(f"{name}: model.{error}") from error
 
 
 def _one_of(name: str, key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -132,7 +132,12 @@ def head_variables(pretrainer: CocoLMPretrainer) -> dict[str, keras.Variable]:
 
 
 def _load_backbone(backbone: CocoLMBackbone, directory: str, section: str) -> None:
-    saved = CocoLMBackbone.from_preset(directory, load_weights=False).get_config()
+    try:
+        saved = CocoLMBackbone.from_preset(directory, load_weights=False).get_config()
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{os.path.join(directory, 'config.json')} does not describe a CocoLMBackbone."
+        ) from error
     wanted = backbone.get_config()
     for key in _ARCHITECTURE:
         if saved[key] != wanted[key]:

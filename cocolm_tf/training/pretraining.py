@@ -9,7 +9,7 @@ from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import build_optimizer, build_pretrainer
 from cocolm_tf.training.callbacks import (
@@ -58,12 +58,23 @@ def pretrain(
     ```
     """
     tokenizer = _matching_vocabulary(vocabulary, config)
+    if init_preset:
+        _check_vocabulary_of(init_preset, tokenizer)
     train = _open_data(train_data, tokenizer, config)
     validation = _open_data(validation_data, tokenizer, config) if validation_data else None
     replica_batch = per_replica_batch(
         config.trainer.batch_size, config.trainer.micro_batches, strategy
     )
-    validation_batches = validation and validation.validation_batches(config.trainer.batch_size)
+    # What fits into memory in training must also do so in validation.
+    parts = config.trainer.micro_batches
+    validation_batches = validation and validation.validation_batches(
+        config.trainer.batch_size // parts, config.trainer.validation_steps * parts
+    )
+    if config.runtime.jit_compile and strategy.num_replicas_in_sync > 1:
+        raise UserError(
+            "runtime.jit_compile=true compiles the step of one device: set it to false for "
+            f"the {strategy.num_replicas_in_sync} of this strategy."
+        )
 
     with strategy.scope():
         pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
@@ -82,6 +93,11 @@ def pretrain(
         os.path.join(model_dir, "checkpoints"), pretrainer, config.trainer.max_checkpoints
     )
     step = checkpoints.restore()
+    if step % config.trainer.steps_per_loop:
+        raise UserError(
+            f"{model_dir} stands at step {step}, which is not a multiple of "
+            f"trainer.steps_per_loop={config.trainer.steps_per_loop}: set one that divides it."
+        )
     os.makedirs(model_dir, exist_ok=True)
     save_config(config, os.path.join(model_dir, "config.yaml"))
 
@@ -106,7 +122,6 @@ def pretrain(
             epochs=epochs,
             steps_per_epoch=steps,
             validation_data=validation_batches,
-            validation_steps=config.trainer.validation_steps or None,
             callbacks=callbacks,
             shuffle=False,
             verbose=0,
@@ -126,14 +141,11 @@ def _segments(step: int, trainer: TrainerConfig) -> Iterator[tuple[int, int]]:
         Steps an epoch, and how many such epochs follow each other.
     """
     interval, end = trainer.validation_interval, trainer.train_steps
-    if step % interval:
-        first = min(interval - step % interval, end - step)
-        yield first, 1
-        step += first
-    if epochs := (end - step) // interval:
-        yield interval, epochs
-    if rest := (end - step) % interval:
-        yield rest, 1
+    while step < end:
+        steps = min(interval - step % interval, end - step)
+        epochs = 1 if step % interval else max(1, (end - step) // interval)
+        yield steps, epochs
+        step += steps * epochs
 
 
 def _matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTokenizer:
@@ -146,11 +158,20 @@ def _matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTo
     return tokenizer
 
 
+def _check_vocabulary_of(preset: str, tokenizer: CocoLMTokenizer) -> None:
+    if not os.path.isfile(os.path.join(preset, CONFIG_FILENAME)):
+        return  # It has weights only, as a converted checkpoint may.
+    if load_vocabulary(preset).fingerprint() != tokenizer.fingerprint():
+        raise UserError(
+            f"--init_preset={preset} was trained with another vocabulary than --vocabulary: "
+            f"give --vocabulary={preset} and data built with it."
+        )
+
+
 def _open_data(
     pattern: str, tokenizer: CocoLMTokenizer, config: PretrainingConfig
 ) -> PretrainingData:
-    Manifest.load(pattern).verify(tokenizer, checksums=config.data.verify_checksums)
-    return PretrainingData.open(
+    data = PretrainingData.open(
         pattern,
         config.data.sequence_length,
         SpecialTokens(mask=tokenizer.mask_token_id),
@@ -158,3 +179,5 @@ def _open_data(
         config.data.crop_fraction,
         config.runtime.seed,
     )
+    Manifest.load(data.paths[0]).verify(tokenizer, checksums=config.data.verify_checksums)
+    return data

@@ -1,0 +1,337 @@
+"""A trained model at work on a few sentences: what is masked, replaced, flagged and corrected."""
+
+import dataclasses
+import os
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.tokenization.graph import WORD_START
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.config import load_config
+from cocolm_tf.training.preset import load_preset
+
+SENTENCES = (
+    "Returns a list of the names of all files in the given directory.",
+    "If the value is not a string, an error is raised.",
+    "This class can be used to read and write data from one or more files.",
+    "The teacher told the children that they would have to wait for the bus.",
+    "After the war, most of the people in the town had no work and little money.",
+)
+
+# A sentence, the word of it that is wrong, and the right one.
+MISTAKES = (
+    ("Returns true if the file exists, and directory otherwise.", "directory", "false"),
+    ("The method takes two arguments and return a new object.", "return", "returns"),
+    ("If the input is not a valid number, an error are raised.", "are", "is"),
+    ("This function is called at the end for every step.", "for", "of"),
+    ("The first element of the list have the smallest value.", "have", "has"),
+)
+
+# What the verdicts of a `Token` mean.
+VERDICTS = {
+    "corrected": "flagged, and the LM head's best guess is the original token",
+    "found": "flagged, but the LM head's best guess is another token",
+    "missed": "replaced, and not flagged",
+    "kept": "the auxiliary model put the original token back, and it is not flagged",
+    "false alarm": "flagged, though it is the original token",
+}
+
+_FLAGGED = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """What becomes of one token.
+
+    Tokens are pieces of the vocabulary, "▁" where a word begins.
+
+    Args:
+        piece: as the main model reads it.
+        replaced: the probability, by the copy head, that it is not the original token.
+        guesses: the LM head's likeliest tokens with their probabilities, best first; empty where
+            nothing is to be said about the token, or the model has no LM head.
+        original: the token that belongs here; None where it is not known.
+        was_asked: whether it was masked, or is a mistake.
+
+    Example:
+    ```python
+    Token("▁cat", 0.9, (("▁dog", 0.7), ("▁cat", 0.2)), original="▁dog").verdict  # "corrected"
+    ```
+    """
+
+    piece: str
+    replaced: float
+    guesses: tuple[tuple[str, float], ...] = ()
+    original: str | None = None
+    was_asked: bool = False
+
+    @property
+    def is_flagged(self) -> bool:
+        """Whether the copy head says that the token was replaced."""
+        return self.replaced > _FLAGGED
+
+    @property
+    def is_remarkable(self) -> bool:
+        """Whether there is something to be said about the token."""
+        return self.was_asked or self.is_flagged
+
+    @property
+    def verdict(self) -> str:
+        """How the model did here: one of `VERDICTS`, or nothing where there is nothing to say."""
+        if self.original is None or not self.is_remarkable:
+            return ""
+        if self.piece == self.original:
+            return "false alarm" if self.is_flagged else "kept"
+        if not self.is_flagged:
+            return "missed"
+        is_right = bool(self.guesses) and self.guesses[0][0] == self.original
+        return "corrected" if is_right else "found"
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """What a trained model does with sentences, each the tokens that the main model read.
+
+    Args:
+        corrupted: sentences some of whose tokens were masked and replaced.
+        as_written: sentences as they came.
+
+    Example:
+    ```python
+    pretrainer, tokenizer = load_run("runs/first")
+    print(demonstrate(pretrainer, tokenizer).plain_text())
+    ```
+    """
+
+    corrupted: tuple[tuple[Token, ...], ...]
+    as_written: tuple[tuple[Token, ...], ...]
+
+    def plain_text(self) -> str:
+        """Lays the demonstration out for a terminal."""
+        lines = ["Masked, and replaced by the auxiliary model ([x]: flagged by the copy head)"]
+        for sentence in self.corrupted:
+            lines += ["", *_wrapped("masked", _masked_text(sentence))]
+            lines += _wrapped("read", _read_text(sentence))
+            lines += [_line(token) for token in sentence if token.is_remarkable]
+        lines += ["", "Read as written ([x]: flagged by the copy head)"]
+        for sentence in self.as_written:
+            lines += ["", *_wrapped("read", _read_text(sentence))]
+            lines += [_line(token) for token in sentence if token.is_remarkable]
+        return "\n".join(lines)
+
+
+def load_run(model_dir: str) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
+    """Loads what a finished run has trained, to compute in float32.
+
+    Args:
+        model_dir: the run's folder, with its `config.yaml` and `preset/`.
+
+    Returns:
+        The pretrainer and its tokenizer.
+
+    Raises:
+        UserError: if the run has no configuration, or no preset yet.
+
+    Example:
+    ```python
+    pretrainer, tokenizer = load_run("runs/first")
+    ```
+    """
+    config_file = os.path.join(model_dir, "config.yaml")
+    if not os.path.isfile(config_file):
+        raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
+    preset = os.path.join(model_dir, "preset")
+    if not os.path.isdir(preset):
+        raise UserError(f"{model_dir} has no preset yet: it is written when the run ends.")
+    config = load_config(config_file, "runtime.precision=float32")
+    pretrainer = build_pretrainer(config, mask_token_id=config.model.vocabulary_size - 1)
+    load_preset(pretrainer, preset)
+    # Building sets TensorFlow's global seed, which empties the cache that SentencePiece's
+    # resources live in: a tokenizer loaded before would be lost.
+    return pretrainer, CocoLMTokenizer.from_preset(preset)
+
+
+def demonstrate(
+    pretrainer: CocoLMPretrainer,
+    tokenizer: CocoLMTokenizer,
+    texts: Sequence[str] = (),
+    mask_fraction: float = 0.15,
+    seed: int = 0,
+) -> Demonstration:
+    """Shows the corruption and the main model's two heads at work (paper, section 3.3).
+
+    Args:
+        pretrainer: trained models, with a copy head.
+        tokenizer: their tokenizer.
+        texts: sentences to read, both corrupted and as they are; none for `SENTENCES` and
+            `MISTAKES`.
+        mask_fraction: float. The share of each sentence to mask; at least one token is.
+        seed: int. Decides the masks and the samples.
+
+    Returns:
+        The demonstration.
+
+    Raises:
+        UserError: if a text has no tokens or more than the model reads, or the model has no copy
+            head.
+
+    Example:
+    ```python
+    pretrainer, tokenizer = load_run("runs/first")
+    demonstrate(pretrainer, tokenizer, ["The cat sat on the mat."])
+    ```
+    """
+    if pretrainer.copy_head is None:
+        raise UserError("the run's objective has no copy head: there is nothing to demonstrate.")
+    models = _Models(pretrainer, tokenizer)
+    corrupted = tuple(
+        models.read_corrupted(text, mask_fraction, seed=[seed, number])
+        for number, text in enumerate(texts or SENTENCES)
+    )
+    if texts:
+        return Demonstration(corrupted, tuple(models.read(models.ids(text)) for text in texts))
+    return Demonstration(corrupted, tuple(models.read_mistake(*mistake) for mistake in MISTAKES))
+
+
+class _Models:
+    """The pretrained models, for one sentence at a time; `ids` are a sentence's, [1, S] int32."""
+
+    def __init__(self, pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer) -> None:
+        self._pretrainer = pretrainer
+        self._tokenizer = tokenizer
+        self._special = SpecialTokens(mask=tokenizer.mask_token_id)
+        self._vocabulary = tokenizer.get_vocabulary()
+
+    def ids(self, text: str) -> tf.Tensor:
+        """Tokenizes a sentence."""
+        ids = self._tokenizer(text)
+        limit = self._pretrainer.backbone.max_sequence_length - 2
+        if not 0 < len(ids) <= limit:
+            shown = textwrap.shorten(text, 40, placeholder="...")
+            raise UserError(f"text {shown!r} has {len(ids)} tokens: the model reads 1 to {limit}.")
+        return self._tokenizer.pack(ids[tf.newaxis], sequence_length=len(ids) + 2)["token_ids"]
+
+    def read_corrupted(
+        self, text: str, mask_fraction: float, seed: Sequence[int]
+    ) -> tuple[Token, ...]:
+        """Masks, lets the auxiliary model replace, and reads the result."""
+        ids = self.ids(text)
+        ordinary = np.flatnonzero(~self._special.contains(ids)[0].numpy())
+        # Training rounds at random; here no sentence shall go without a mask.
+        count = max(1, round(len(ordinary) * mask_fraction))
+        masked = np.random.default_rng(seed).choice(ordinary, count, replace=False)
+        positions = tf.constant(np.sort(masked)[np.newaxis], tf.int32)
+        replacements = self._sample(place(ids, positions, self._special.mask), positions, seed)
+        return self.read(place(ids, positions, replacements), ids, set(masked))
+
+    def read_mistake(self, text: str, wrong: str, right: str) -> tuple[Token, ...]:
+        """Reads a sentence with a wrong word, as if that had been put in for the right one."""
+        ids = self.ids(text)
+        wrong_ids, right_ids = self._tokenizer(wrong), self._tokenizer(right)
+        if len(wrong_ids) != 1 or len(right_ids) != 1:
+            return self.read(ids)  # no one token would be right
+        is_wrong = ids == wrong_ids[0]
+        asked = set(np.flatnonzero(is_wrong[0].numpy()))
+        return self.read(ids, tf.where(is_wrong, right_ids[0], ids), asked)
+
+    def read(
+        self,
+        ids: tf.Tensor,
+        originals: tf.Tensor | None = None,
+        asked: set[int] | frozenset[int] = frozenset(),
+    ) -> tuple[Token, ...]:
+        """Lets the main model read: its heads' answers at each ordinary token."""
+        hidden = self._pretrainer.backbone(self._inputs(ids))
+        replaced = tf.sigmoid(-self._pretrainer.copy_head(hidden))[0].numpy()
+        tokens = []
+        for position in range(1, ids.shape[1] - 1):
+            token = Token(
+                self._vocabulary[ids[0, position]],
+                float(replaced[position]),
+                original=None if originals is None else self._vocabulary[originals[0, position]],
+                was_asked=position in asked,
+            )
+            if token.is_remarkable:
+                guesses = self._guess(hidden[:, position])
+                token = dataclasses.replace(token, guesses=guesses)
+            tokens.append(token)
+        return tuple(tokens)
+
+    def _sample(self, masked: tf.Tensor, positions: tf.Tensor, seed: Sequence[int]) -> tf.Tensor:
+        seed = tf.constant(seed)
+        if self._pretrainer.auxiliary is None:
+            size, vocabulary_size = [positions.shape[1]], len(self._vocabulary)
+            return random_tokens(tf.constant(size), vocabulary_size, seed)
+        logits = self._pretrainer.auxiliary(self._inputs(masked), positions=positions)
+        return sample_tokens(logits, seed)
+
+    def _guess(self, hidden: tf.Tensor, count: int = 3) -> tuple[tuple[str, float], ...]:
+        if self._pretrainer.lm_head is None:
+            return ()
+        best = tf.math.top_k(tf.nn.softmax(self._pretrainer.lm_head(hidden)[0]), count)
+        pieces = [self._vocabulary[token_id] for token_id in best.indices.numpy()]
+        return tuple(zip(pieces, map(float, best.values), strict=True))
+
+    def _inputs(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"token_ids": ids, "padding_mask": tf.ones_like(ids)}
+
+
+def shown(piece: str) -> str:
+    """A piece of the vocabulary on its own: "##" where it continues a word.
+
+    Example:
+    ```python
+    shown("▁cat"), shown("s")  # ("cat", "##s")
+    ```
+    """
+    space, word = split_piece(piece)
+    return (word or piece) if space else f"##{word}"
+
+
+def split_piece(piece: str) -> tuple[str, str]:
+    """The white space before a piece, and its text.
+
+    Example:
+    ```python
+    split_piece("▁cat"), split_piece("s")  # ((" ", "cat"), ("", "s"))
+    ```
+    """
+    starts_word = piece.startswith(WORD_START)
+    return " " * starts_word, piece.removeprefix(WORD_START)
+
+
+def _masked_text(sentence: Sequence[Token]) -> str:
+    text = ""
+    for token in sentence:
+        space, word = split_piece(token.original)
+        text += space + ("____" if token.was_asked else word)
+    return text.strip()
+
+
+def _read_text(sentence: Sequence[Token]) -> str:
+    text = ""
+    for token in sentence:
+        space, word = split_piece(token.piece)
+        text += space + (f"[{word}]" if token.is_flagged else word)
+    return text.strip()
+
+
+def _wrapped(name: str, text: str, width: int = 100) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=f"  {name:8}", subsequent_indent=" " * 10)
+
+
+def _line(token: Token) -> str:
+    change = shown(token.piece)
+    if token.original not in (None, token.piece):
+        change += f" (was {shown(token.original)})"
+    guesses = ", ".join(f"{shown(piece)} {share:.2f}" for piece, share in token.guesses)
+    line = f"    {change:28} replaced {token.replaced:.2f}  {token.verdict:12} {guesses}"
+    return line.rstrip()

@@ -1,0 +1,57 @@
+"""Shows what a pretraining run has learned: curves, results, and the model at work on sentences.
+
+    report.py --model_dir=RUN --text='The cat sat on the mat.' --output_dir=OUT
+
+OUT gets report.html, which needs no other file, and the plots as PNG files. The run may still be
+going on; its models are demonstrated once it has ended.
+"""
+
+import os
+
+from absl import flags
+
+from cocolm_tf import program
+from cocolm_tf.errors import UserError
+
+flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
+flags.DEFINE_multi_string(
+    "text", [], "A sentence to demonstrate on instead of those at hand. Repeatable."
+)
+flags.DEFINE_string("text_file", None, "A file of sentences to demonstrate on, one a line.")
+flags.DEFINE_integer("seed", 0, "Decides what the demonstration masks and samples.", lower_bound=0)
+flags.DEFINE_string("output_dir", None, "Folder to write the report to.", required=True)
+
+FLAGS = flags.FLAGS
+
+
+def main() -> str:
+    if not os.path.isdir(FLAGS.model_dir):
+        raise UserError(f"--model_dir={FLAGS.model_dir} is not a folder.")
+    texts = FLAGS.text + _lines(FLAGS.text_file)
+
+    # Imported once the flags are known, so that --help and mistakes in them answer at once.
+    from cocolm_tf.analysis.report import write_report
+
+    path, demonstration = write_report(FLAGS.model_dir, FLAGS.output_dir, texts, FLAGS.seed)
+    if demonstration:
+        print(demonstration.plain_text(), end="\n\n")
+    return path
+
+
+def _lines(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        raise UserError(f"--text_file={path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--text_file={path} is not UTF-8 text.") from error
+    if not lines:
+        raise UserError(f"--text_file={path} has no sentences: write one a line.")
+    return lines
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,464 @@
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from modeling_models import make_batch, make_pretrainer, tensors, weights_of
+from modeling_toy import Toy, toy_batch, toy_dataset, toy_objective
+
+from cocolm_tf.modeling import pretrainer as pretrainer_module
+from cocolm_tf.modeling import training_step
+from cocolm_tf.training.optimization import AdamW
+
+
+def make_toy(strategy=None, optimizer=None, model=None, **compile_options) -> Toy:
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        toy = Toy(**(model or {}))
+        toy.compile(optimizer() if optimizer else keras.optimizers.SGD(0.1), **compile_options)
+    return toy
+
+
+def run_step(model, *batches) -> None:
+    """Steps in eager execution, on one device."""
+    for batch in batches:
+        model.train_step(tensors(batch))
+
+
+def reported(model) -> dict[str, float]:
+    return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+
+def make_adamw() -> AdamW:
+    return AdamW(0.1, weight_decay=0.01, beta_2=0.98)
+
+
+OPTIMIZERS = [make_adamw, lambda: keras.optimizers.Adam(0.1), lambda: keras.optimizers.SGD(0.1)]
+each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["ours", "Adam", "SGD"])
+
+
+# The step of one device.
+
+
+def test_follows_the_gradient_of_the_objective():
+    toy, batch = make_toy(), toy_batch()
+    total, losses, gradient = toy_objective(batch, toy.kernel)
+    expected = toy.kernel - 0.1 * gradient
+    run_step(toy, batch)
+    np.testing.assert_allclose(toy.kernel, expected, atol=1e-6)
+    assert toy.optimizer.iterations == 1
+    metrics = reported(toy)
+    assert metrics == pytest.approx(
+        {
+            "loss": total,
+            **losses,
+            "size": batch["x"][batch["far"] == 1, 0].mean(),
+            "gradient_norm": np.linalg.norm(gradient),
+            "learning_rate": 0.1,
+            "skipped_updates": 0,
+        },
+        rel=1e-5,
+    )
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_clips_the_global_norm(share):
+    batch = toy_batch()
+    _, _, gradient = toy_objective(batch, make_toy().kernel)
+    norm = np.linalg.norm(gradient)
+    toy = make_toy(clip_norm=share * norm)
+    expected = toy.kernel - 0.1 * gradient * min(1, share)
+    run_step(toy, batch)
+    np.testing.assert_allclose(toy.kernel, expected, atol=1e-6)
+    # What is reported is the norm before.
+    assert reported(toy)["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4, 8])
+def test_micro_batches_add_up_to_the_batch(micro_batches):
+    whole, cut = make_toy(), make_toy(micro_batches=micro_batches)
+    for model in (whole, cut):
+        run_step(model, toy_batch(0), toy_batch(1))
+    np.testing.assert_allclose(cut.kernel, whole.kernel, atol=1e-6)
+    assert reported(cut) == pytest.approx(reported(whole), rel=1e-5)
+
+
+def test_metrics_are_means_over_steps():
+    toy, batches = (
+        make_toy(optimizer=lambda: keras.optimizers.SGD(0.0)),
+        [toy_batch(0), toy_batch(1)],
+    )
+    batches[1]["far"] = np.ones(8, np.float32)
+    run_step(toy, *batches)
+    totals, losses, _ = zip(*(toy_objective(batch, toy.kernel) for batch in batches), strict=True)
+    metrics = reported(toy)
+    assert metrics["loss"] == pytest.approx(np.mean(totals), rel=1e-5)
+    # Of weight 3 and 8.
+    assert metrics["far"] == pytest.approx((3 * losses[0]["far"] + 8 * losses[1]["far"]) / 11)
+    toy.reset_metrics()
+    assert reported(toy)["loss"] == 0
+
+
+def test_measuring_changes_nothing():
+    toy, batch = make_toy(model={"dropout": 0.5}), toy_batch()
+    kernel = toy.kernel
+    total, losses, _ = toy_objective(batch, kernel)
+    toy.test_step(tensors(batch))
+    np.testing.assert_array_equal(toy.kernel, kernel)
+    assert toy.optimizer.iterations == 0
+    assert reported(toy)["loss"] == pytest.approx(total, rel=1e-5)
+    assert reported(toy)["near"] == pytest.approx(losses["near"], rel=1e-5)
+
+
+# Steps that are left out.
+
+
+def spoiled(batch, value=np.nan):
+    return batch | {"x": np.where(np.arange(8)[:, np.newaxis] == 5, value, batch["x"])}
+
+
+@each_optimizer
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_a_gradient_that_is_not_finite_is_left_out(optimizer, value):
+    toy = make_toy(optimizer=optimizer, clip_norm=1.0)
+    kernel = toy.kernel
+    run_step(toy, spoiled(toy_batch(), value), spoiled(toy_batch(1), value))
+    np.testing.assert_array_equal(toy.kernel, kernel)
+    assert toy.optimizer.iterations == 2
+    assert toy.skipped_in_a_row == 2
+    assert reported(toy)["skipped_updates"] == 2
+    run_step(toy, toy_batch(2))
+    assert np.isfinite(toy.kernel).all()
+    assert (toy.kernel != kernel).all()
+    assert toy.skipped_in_a_row == 0
+    metrics = reported(toy)
+    assert metrics["skipped_updates"] == 2
+    _, _, gradient = toy_objective(toy_batch(2), kernel)
+    assert metrics["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+
+
+@pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
+@each_optimizer
+def test_one_bad_replica_holds_all_back(mirrored_strategy, optimizer):
+    toy = make_toy(mirrored_strategy, optimizer, clip_norm=1.0)
+    kernel = toy.kernel
+    toy.fit(toy_dataset(spoiled(toy_batch())), steps_per_epoch=2, verbose=0)
+    for replica in mirrored_strategy.experimental_local_results(toy.linear.kernel.value):
+        np.testing.assert_array_equal(replica, kernel)
+    assert int(toy.skipped_in_a_row.numpy()) == 2
+    assert reported(toy)["skipped_updates"] == 2
+
+
+def test_loss_scale_shrinks_with_overflows_and_grows_again(monkeypatch):
+    monkeypatch.setattr(training_step, "_LOSS_SCALE_GROWTH_STEPS", 3)
+    toy = make_toy(model={"dtype": "mixed_float16"})
+    kernel = toy.kernel
+    assert toy.loss_scale == 2**15
+    run_step(toy, spoiled(toy_batch(), 1e30))
+    assert toy.loss_scale == 2**14
+    np.testing.assert_array_equal(toy.kernel, kernel)
+    run_step(toy, toy_batch(), toy_batch())
+    assert toy.loss_scale == 2**14
+    run_step(toy, toy_batch())
+    assert toy.loss_scale == 2**15
+    assert toy.steps_since_overflow == 0
+
+
+def test_loss_scale_leaves_the_update_alone():
+    plain, scaled = (make_toy(model={"dtype": dtype}) for dtype in ("float32", "mixed_float16"))
+    for toy in (plain, scaled):
+        run_step(toy, toy_batch())
+    np.testing.assert_allclose(scaled.kernel, plain.kernel, atol=1e-5)
+    assert reported(scaled) == pytest.approx(reported(plain), rel=1e-4)
+    assert plain.loss_scale == 1
+
+
+# Several replicas.
+
+
+@pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@each_optimizer
+def test_replicas_make_the_step_of_one_device(mirrored_strategy, optimizer, micro_batches):
+    batches = toy_batch(0), toy_batch(1)
+    alone = make_toy(None, optimizer, clip_norm=0.5)
+    run_step(alone, *batches)
+    together = make_toy(mirrored_strategy, optimizer, clip_norm=0.5, micro_batches=micro_batches)
+    history = together.fit(toy_dataset(*batches), steps_per_epoch=2, verbose=0).history
+    np.testing.assert_allclose(together.kernel, alone.kernel, atol=1e-5)
+    assert {name: values[0] for name, values in history.items()} == pytest.approx(
+        reported(alone), rel=1e-4, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("mirrored_strategy", [4], indirect=True)
+def test_replicas_measure_as_one_device(mirrored_strategy):
+    batch, toy = toy_batch(), make_toy(mirrored_strategy)
+    total, losses, _ = toy_objective(batch, toy.kernel)
+    measured = toy.evaluate(toy_dataset(batch), steps=1, return_dict=True, verbose=0)
+    assert measured["loss"] == pytest.approx(total, rel=1e-5)
+    assert measured["far"] == pytest.approx(losses["far"], rel=1e-5)
+
+
+def test_refuses_to_compile_a_step_of_several_replicas(mirrored_strategy):
+    with pytest.raises(ValueError, match="the step of one device"):
+        make_toy(mirrored_strategy, jit_compile=True)
+
+
+# Randomness.
+
+
+def masks_of(toy, *batches) -> list[np.ndarray]:
+    run_step(toy, *batches)
+    return [mask for _, mask in toy.masks]
+
+
+def differ(masks) -> bool:
+    return len({mask.tobytes() for mask in masks}) == len(masks)
+
+
+def test_dropout_differs_from_step_to_step_and_follows_from_the_seed():
+    batches = [toy_batch(rows=16)] * 3
+    first, again, other = (
+        masks_of(make_toy(model={"dropout": 0.5, "seed": seed}), *batches) for seed in (1, 1, 2)
+    )
+    assert differ(first + other)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_dropout_follows_from_the_step_not_from_the_steps_before():
+    model = {"dropout": 0.5}
+    batches = [toy_batch(rows=16)] * 3
+    whole = masks_of(make_toy(model=model), *batches)
+    resumed = make_toy(model=model)
+    resumed.optimizer.iterations.assign(2)
+    np.testing.assert_array_equal(masks_of(resumed, batches[2])[0], whole[2])
+
+
+def test_dropout_differs_between_micro_batches():
+    toy = make_toy(model={"dropout": 0.5}, micro_batches=2)
+    assert differ(masks_of(toy, toy_batch(rows=32)))
+
+
+@pytest.mark.parametrize("mirrored_strategy", [4], indirect=True)
+def test_dropout_differs_between_replicas(mirrored_strategy):
+    toy = make_toy(mirrored_strategy, model={"dropout": 0.5})
+    batch = tensors(toy_batch(rows=16))
+    mirrored_strategy.run(toy.train_step, args=(batch,))
+    assert sorted(replica for replica, _ in toy.masks) == [0, 1, 2, 3]
+    assert differ([mask for _, mask in toy.masks])
+
+
+# What Keras calls.
+
+
+def test_fit_validates_and_tells_its_history():
+    toy = make_toy(optimizer=make_adamw)
+    history = toy.fit(
+        toy_dataset(toy_batch()),
+        steps_per_epoch=4,
+        epochs=3,
+        validation_data=toy_dataset(toy_batch()).take(2),
+        verbose=0,
+    ).history
+    assert {"loss", "val_loss", "near", "val_near", "size", "gradient_norm"} <= history.keys()
+    assert all(len(values) == 3 for values in history.values())
+    assert history["val_loss"][2] < history["val_loss"][0]
+    assert toy.optimizer.iterations == 12
+
+
+@pytest.mark.parametrize("mirrored_strategy", [1, 2], indirect=True)
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_validation_reads_its_data_to_the_end(mirrored_strategy, steps_per_execution):
+    strategy = mirrored_strategy if mirrored_strategy.num_replicas_in_sync > 1 else None
+    toy = make_toy(strategy, steps_per_execution=steps_per_execution)
+    batches = [toy_batch(seed) for seed in range(3)]
+    expected = np.mean([toy_objective(batch, toy.kernel)[0] for batch in batches])
+    # Of a length that is not known before.
+    data = toy_dataset(*batches).take(3).filter(lambda batch: True)
+    measured = toy.evaluate(data, return_dict=True, verbose=0)
+    assert measured["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_the_end_of_the_data_is_no_step(jit_compile):
+    toy = make_toy(optimizer=make_adamw, jit_compile=jit_compile)
+    data = toy_dataset(toy_batch(0), toy_batch(1)).take(2).filter(lambda batch: True)
+    toy.fit(data, epochs=3, verbose=0)
+    assert toy.optimizer.iterations == 6
+    assert reported(toy)["learning_rate"] == pytest.approx(0.1)
+
+
+def test_steps_per_execution_are_steps():
+    batches = [toy_batch(seed) for seed in range(3)]
+    one_by_one = make_toy(optimizer=make_adamw, model={"dropout": 0.3})
+    at_once = make_toy(optimizer=make_adamw, model={"dropout": 0.3}, steps_per_execution=3)
+    for toy in (one_by_one, at_once):
+        toy.fit(toy_dataset(*batches), steps_per_epoch=3, verbose=0)
+    assert at_once.optimizer.iterations == 3
+    np.testing.assert_allclose(at_once.kernel, one_by_one.kernel, atol=1e-7)
+    assert reported(at_once) == pytest.approx(reported(one_by_one), rel=1e-6)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_compiled_by_xla(micro_batches):
+    batches, model = [toy_batch(0), toy_batch(1)], {"dropout": 0.0}
+    plain = make_toy(None, make_adamw, model, clip_norm=0.5)
+    compiled = make_toy(
+        None, make_adamw, model, clip_norm=0.5, jit_compile=True, micro_batches=micro_batches
+    )
+    for toy in (plain, compiled):
+        toy.fit(toy_dataset(*batches, spoiled(batches[0])), steps_per_epoch=3, verbose=0)
+    np.testing.assert_allclose(compiled.kernel, plain.kernel, atol=1e-5)
+    assert reported(compiled) == pytest.approx(reported(plain), rel=1e-4, nan_ok=True)
+    assert reported(compiled)["skipped_updates"] == 1
+
+
+def test_compiling_again_takes_effect():
+    toy, data = make_toy(), toy_dataset(toy_batch())
+    toy.fit(data, steps_per_epoch=1, verbose=0)
+    kernel = toy.kernel
+    toy.compile(keras.optimizers.SGD(0.0))
+    toy.fit(data, steps_per_epoch=1, verbose=0)
+    np.testing.assert_array_equal(toy.kernel, kernel)
+
+
+# COCO-LM's own step.
+
+
+@pytest.fixture
+def likeliest_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replacements that follow from the sequence alone, however the batch is cut."""
+    monkeypatch.setattr(
+        pretrainer_module,
+        "sample_tokens",
+        lambda logits, seed: tf.argmax(logits, axis=-1, output_type=tf.int32),
+    )
+
+
+def make_compiled(strategy=None, optimizer=None, compiled=None, **options):
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        pretrainer = make_pretrainer(**options)
+        optimizer = optimizer or (lambda: AdamW(1e-2, epsilon=1e-3))
+        pretrainer.compile(optimizer(), clip_norm=2.0, **(compiled or {}))
+    return pretrainer
+
+
+def assert_same_run(one, other, atol) -> None:
+    assert reported(one) == pytest.approx(reported(other), rel=1e-4, abs=1e-5)
+    for first, second in zip(one.trainable_variables, other.trainable_variables, strict=True):
+        np.testing.assert_allclose(first.numpy(), second.numpy(), atol=atol, err_msg=first.path)
+
+
+def test_pretraining_in_micro_batches(likeliest_samples):
+    whole = make_compiled(scl_weight=0.0)
+    cut = make_compiled(scl_weight=0.0, compiled={"micro_batches": 2})
+    for model in (whole, cut):
+        run_step(model, make_batch(0, sequences=8))
+    assert_same_run(cut, whole, atol=1e-5)
+
+
+def test_contrast_is_within_a_micro_batch():
+    batch = make_batch(0, sequences=4)
+    halves = [
+        {name: value[part] for name, value in batch.items()} for part in (slice(2), slice(2, 4))
+    ]
+    cut = make_compiled(auxiliary=None, lm_weight=0.0, compiled={"micro_batches": 2})
+    losses = [
+        make_pretrainer(auxiliary=None).compute(tensors(half), False)[0]["scl_loss"]
+        for half in halves
+    ]
+    batch["masked_weights"][:] = 0
+    run_step(cut, batch)
+    # Without corruption the views are those above but for the masked tokens.
+    assert reported(cut)["scl_loss"] < np.log(2 * 4 - 1) - 0.3
+    assert len(losses) == 2
+
+
+def test_the_same_run_twice_is_the_same_to_the_bit():
+    def run():
+        pretrainer = make_compiled(dropout=0.2, auxiliary_dropout=0.2)
+        run_step(pretrainer, make_batch(0), make_batch(1))
+        return weights_of(pretrainer)
+
+    for first, second in zip(run(), run(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_forward_pass_that_overflows_is_left_out():
+    pretrainer = make_compiled()
+    table = pretrainer.backbone.token_embedding.embeddings
+    rows = table.numpy()
+    rows[0] = 3e38
+    table.assign(rows)
+    before = weights_of(pretrainer)
+    run_step(pretrainer, make_batch())
+    for first, second in zip(before, weights_of(pretrainer), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert pretrainer.skipped_in_a_row == 1
+    assert reported(pretrainer)["skipped_updates"] == 1
+
+
+def test_a_frozen_auxiliary_stays_as_it_is():
+    from modeling_models import make_auxiliary
+
+    auxiliary = make_auxiliary(None)
+    auxiliary.trainable = False
+    pretrainer = make_compiled(auxiliary=auxiliary)
+    frozen, free = [v.numpy() for v in auxiliary.weights], weights_of(pretrainer.backbone)
+    run_step(pretrainer, make_batch())
+    for before, variable in zip(frozen, auxiliary.weights, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), before)
+    assert all(
+        (before != after).any()
+        for before, after in zip(free, weights_of(pretrainer.backbone), strict=True)
+    )
+
+
+def test_half_precision_overflow_is_survived():
+    pretrainer = make_compiled(dtype="mixed_float16")
+    pretrainer.loss_scale.assign(2.0**24)
+    before = weights_of(pretrainer)
+    run_step(pretrainer, make_batch())
+    assert pretrainer.loss_scale == 2.0**23
+    for first, second in zip(before, weights_of(pretrainer), strict=True):
+        np.testing.assert_array_equal(first, second)
+    pretrainer.loss_scale.assign(2.0**6)
+    run_step(pretrainer, make_batch())
+    assert pretrainer.skipped_in_a_row == 0
+    assert all(np.isfinite(weight).all() for weight in weights_of(pretrainer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
+def test_pretraining_on_replicas(mirrored_strategy, likeliest_samples):
+    batch = make_batch(0, sequences=8)
+    alone = make_compiled()
+    run_step(alone, batch)
+    together = make_compiled(mirrored_strategy)
+    data = tf.data.Dataset.from_tensor_slices(batch).batch(8, drop_remainder=True)
+    together.fit(data, verbose=0)
+    assert_same_run(together, alone, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
+@pytest.mark.xfail(
+    reason="TensorFlow gathers over replicas in no loop, and the micro-batches are one",
+    raises=RuntimeError,
+    strict=True,
+)
+def test_contrast_on_replicas_in_micro_batches(mirrored_strategy):
+    pretrainer = make_compiled(mirrored_strategy, compiled={"micro_batches": 2})
+    data = tf.data.Dataset.from_tensor_slices(make_batch(0, sequences=8)).batch(8)
+    pretrainer.fit(data, verbose=0)
+
+
+@pytest.mark.slow
+def test_pretraining_compiled_by_xla(likeliest_samples):
+    data = tf.data.Dataset.from_tensors(make_batch())
+    plain, compiled = make_compiled(), make_compiled(compiled={"jit_compile": True})
+    for model in (plain, compiled):
+        model.fit(data, verbose=0)
+    assert_same_run(compiled, plain, atol=1e-4)
