@@ -29,7 +29,12 @@ def main() -> str:
         raise UserError(f"--model_dir={FLAGS.model_dir} is not a folder.")
     texts = FLAGS.text + _lines(FLAGS.text_file)
 
-    # Imported once the flags are known, so that --help and mistakes in them answer at once.
+    # Imported once the flags are known, so that --help and mistakes in them answer at once; and
+    # TensorFlow, which takes seconds, once it is known that there is something to report.
+    from cocolm_tf.analysis.curves import read_metrics
+
+    read_metrics(FLAGS.model_dir)
+
     from cocolm_tf.analysis.report import write_report
 
     path, demonstration = write_report(FLAGS.model_dir, FLAGS.output_dir, texts, FLAGS.seed)

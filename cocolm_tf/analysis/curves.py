@@ -16,7 +16,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 METRICS_FILENAME = "metrics.jsonl"
 TRAINING, VALIDATION = "train", "validation"
@@ -24,6 +30,9 @@ TRAINING, VALIDATION = "train", "validation"
 # The colors of everything that a figure draws. Whoever embeds one can replace them.
 INK, FAINT_INK, GRID = "#24292f", "#6e7781", "#e4e7eb"
 BLUE, ORANGE = "#2f6db5", "#d4680f"
+
+# A curve's label, color and last value.
+End = tuple[str, str, float]
 
 _PERCENT, _POWERS, _PREFIXES = "percent", "powers", "prefixes"
 
@@ -292,38 +301,35 @@ def draw(plot: Plot, metrics: Metrics) -> Figure:
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_title(plot.title, loc="left", fontsize=11.5, fontweight="bold", color=INK)
-        axes.set_xlabel("step")
+        splits = [split for split in (TRAINING, VALIDATION) if _has(metrics, split, plot)]
+        axes.set_xlabel("step", loc="left")
         axes.set_ylabel(plot.unit)
         axes.margins(x=0.01)
         ends = _draw_curves(axes, plot, metrics)
         _set_scale(axes, plot, metrics)
         if len(plot.curves) > 1:
             _label_ends(axes, ends)
-        splits = [split for split in (TRAINING, VALIDATION) if _has(metrics, split, plot)]
         if len(splits) > 1:
             _explain_splits(axes)
     return figure
 
 
-def _draw_curves(
-    axes: Axes, plot: Plot, metrics: Metrics
-) -> list[tuple[str, str, tuple[float, float]]]:
-    """Returns the label, the color and the last point of each curve."""
+def _draw_curves(axes: Axes, plot: Plot, metrics: Metrics) -> list[End]:
+    colors = (ORANGE, BLUE) if len(plot.curves) > 1 else (BLUE,)
     ends = []
-    for (name, label), color in zip(plot.curves.items(), (ORANGE, BLUE), strict=False):
-        color = color if len(plot.curves) > 1 else BLUE
-        steps, values = metrics.series(TRAINING, name)
-        few = "." if len(steps) == 1 else ""  # a line needs two points to be seen
-        axes.plot(steps, values, color=color, linewidth=0.9, alpha=0.5, marker=few)
-        last = (steps, values)
-        steps, values = metrics.series(VALIDATION, name)
+    for (name, label), color in zip(plot.curves.items(), colors, strict=True):
+        training, validation = (metrics.series(split, name) for split in (TRAINING, VALIDATION))
+        prominence = (0.9, 0.5) if validation[0] else (1.4, 0.9)
+        few = "." if len(training[0]) == 1 else ""  # a line needs two points to be seen
+        width, alpha = prominence
+        axes.plot(*training, color=color, linewidth=width, alpha=alpha, marker=few)
         # Many validations would make dots into a band.
-        every = max(1, math.ceil(len(steps) / 25))
+        every = max(1, len(validation[0]) // 20)
         axes.plot(
-            steps, values, color=color, linewidth=1.8, marker="o", markersize=3.5, markevery=every
+            *validation, color=color, linewidth=1.8, marker="o", markersize=3.5, markevery=every
         )
-        last = (steps, values) if steps else last
-        ends.append((label, color, (last[0][-1], last[1][-1])))
+        _, values = validation if validation[0] else training
+        ends.append((label, color, values[-1]))
     return ends
 
 
@@ -331,13 +337,17 @@ def _set_scale(axes: Axes, plot: Plot, metrics: Metrics) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if plot.scale == _PERCENT:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_ylim(0, 1.02 if axes.get_ylim()[1] > 0.5 else None)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+        # All of the scale, unless nothing would be seen on it.
+        axes.set_ylim(0, 1.02 if axes.get_ylim()[1] > 0.4 else None)
     elif plot.scale == _PREFIXES:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylim(0, None)
     elif plot.scale == _POWERS and _all_positive(plot, metrics):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _all_positive(plot: Plot, metrics: Metrics) -> bool:
@@ -348,16 +358,18 @@ def _has(metrics: Metrics, split: str, plot: Plot) -> bool:
     return any(metrics.series(split, name)[0] for name in plot.curves)
 
 
-def _label_ends(
-    axes: Axes, ends: Sequence[tuple[str, str, tuple[float, float]]], gap: float = 0.08
-) -> None:
-    """Names each curve beside its end, `gap` of the axis's height apart at the least."""
+def _label_ends(axes: Axes, ends: Sequence[End], gap: float = 0.08) -> None:
+    """Names two curves beside their ends, `gap` of the axis's height apart at the least."""
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
-    height = -math.inf
-    for label, color, (_, value) in sorted(ends, key=lambda end: end[2][1]):
-        share = (value - low) / (high - low) if math.isfinite(value) else 0.0
-        height = max(share, height + gap)
+    lower, upper = sorted(ends, key=lambda end: end[2])
+    heights = [(value - low) / (high - low) for _, _, value in (lower, upper)]
+    if not all(map(math.isfinite, heights)):
+        heights = [0.0, 1.0]
+    middle = min(max(sum(heights) / 2, gap / 2), 1 - gap / 2)
+    if heights[1] - heights[0] < gap:
+        heights = [middle - gap / 2, middle + gap / 2]
+    for (label, color, _), height in zip((lower, upper), heights, strict=True):
         axes.annotate(
             label,
             (right, low + height * (high - low)),
@@ -370,17 +382,18 @@ def _label_ends(
 
 
 def _explain_splits(axes: Axes) -> None:
+    """On the line of the horizontal axis's name, where there is room."""
+    lines = [
+        Line2D([], [], color=FAINT_INK, linewidth=0.9, alpha=0.7),
+        Line2D([], [], color=FAINT_INK, linewidth=1.8, marker="o", markersize=3.5),
+    ]
     axes.legend(
-        handles=[
-            Line2D([], [], color=FAINT_INK, linewidth=0.9, alpha=0.7, label="training"),
-            Line2D([], [], color=FAINT_INK, linewidth=1.8, marker="o", markersize=3.5),
-        ],
-        labels=["training", "validation"],
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
+        lines,
+        ["training", "validation"],
+        loc="upper right",
+        bbox_to_anchor=(1.0, -0.1),
         ncols=2,
         frameon=False,
-        borderaxespad=0.2,
         handlelength=1.6,
         columnspacing=1.2,
         fontsize=8.5,

@@ -47,6 +47,8 @@ figcaption { font-size: .85rem; line-height: 1.4 }
 .sentence { background: var(--card); border-radius: 8px; padding: .8rem 1.1rem; margin: 1rem 0 }
 .sentence p { margin: 0; max-width: none }
 .sentence .wide { margin-top: .6rem }
+.sentence th:nth-child(-n+2) { min-width: 8.5rem }
+.sentence th:nth-child(4) { min-width: 24rem }
 .label { display: inline-block; width: 5rem; font-size: .85rem }
 .token { border-radius: 3px; background: rgb(var(--flag) / calc(var(--p) * .55)) }
 .flagged { font-weight: 600; padding: 0 .15em }

@@ -60,6 +60,8 @@ class AttentionBias(keras.layers.Layer):
         bins: int. Rows of the table; 0 for no relative positions.
         max_distance: int. The distance from which on all pairs share a row.
         max_positions: int. The longest sequence.
+        neighbor_bias: float. Where each head starts out looking: what its bias for one neighbor
+            begins at. The heads' neighbors are at the distances -1, +1, -2, +2 and so on.
 
     Call arguments:
         padding_mask: [B, S], non-zero at real tokens.
@@ -74,12 +76,19 @@ class AttentionBias(keras.layers.Layer):
     """
 
     def __init__(
-        self, num_heads: int, bins: int, max_distance: int, max_positions: int, **kwargs: object
+        self,
+        num_heads: int,
+        bins: int,
+        max_distance: int,
+        max_positions: int,
+        neighbor_bias: float = 0.0,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.bins = bins
         self.max_positions = max_positions
+        self.neighbor_bias = neighbor_bias
         self.buckets = (
             relative_position_buckets(bins, max_distance, max_positions) if bins else None
         )
@@ -90,8 +99,17 @@ class AttentionBias(keras.layers.Layer):
             self.table = self.add_weight(
                 name="table",
                 shape=(self.bins, self.num_heads),
-                initializer=keras.initializers.RandomNormal(stddev=0.02),
+                initializer=self._initial_table,
             )
+
+    def _initial_table(self, shape: tuple[int, int], dtype: str) -> tf.Tensor:
+        table = keras.initializers.RandomNormal(stddev=0.02)(shape, dtype)
+        neighbors = np.zeros(shape)
+        for head in range(self.num_heads):
+            distance = (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
+            if abs(distance) < self.max_positions:
+                neighbors[self.buckets[self.max_positions - 1 + distance], head] = 1
+        return table + self.neighbor_bias * tf.cast(neighbors, dtype)
 
     def call(self, padding_mask: tf.Tensor) -> tf.Tensor:
         """Adds the two parts up."""

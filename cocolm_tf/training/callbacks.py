@@ -11,7 +11,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.checkpoints import Checkpoints
+from cocolm_tf.training.checkpoints import Checkpoints, steps_taken
 
 METRICS_FILENAME = "metrics.jsonl"
 
@@ -52,7 +52,7 @@ class MetricsLog(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes a training line when its time has come."""
-        step = int(self.model.optimizer.iterations)
+        step = steps_taken(self.model)
         if step % self._interval:
             return
         now = time.monotonic()
@@ -66,7 +66,7 @@ class MetricsLog(keras.callbacks.Callback):
         """Writes a validation line."""
         training = ("gradient_norm", "learning_rate", "skipped_updates")
         values = {k: float(v) for k, v in (logs or {}).items() if k not in training}
-        step = int(self.model.optimizer.iterations)
+        step = steps_taken(self.model)
         self._write(step, "validation", values)
         self._lap, self._lap_step = time.monotonic(), step
 
@@ -123,7 +123,7 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Moves the bar."""
-        done = int(self.model.optimizer.iterations) - self._bar.n
+        done = steps_taken(self.model) - self._bar.n
         rate = self._bar.format_dict["rate"] or 0.0
         self._bar.set_postfix_str(
             f"loss {float(logs['loss']):.2f}, {rate * self._tokens_per_step:.0f} tokens/s",
@@ -162,7 +162,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves when the time has come."""
-        if int(self.model.optimizer.iterations) % self._interval == 0:
+        if steps_taken(self.model) % self._interval == 0:
             self._checkpoints.save()
 
 
@@ -184,7 +184,7 @@ class StopHopelessRun(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Raises a `UserError` when it is enough."""
-        skipped = int(self.model.skipped_in_a_row)
+        skipped = int(self.model.skipped_in_a_row.numpy())
         if skipped >= self._limit:
             raise UserError(
                 f"the last {skipped} updates were skipped, as their losses or gradients were not "

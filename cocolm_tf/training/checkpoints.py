@@ -37,7 +37,7 @@ class Checkpoints:
 
     def save(self) -> str:
         """Writes a checkpoint of the present step and drops the oldest beyond `keep`."""
-        return self._manager.save(checkpoint_number=int(self._model.optimizer.iterations))
+        return self._manager.save(checkpoint_number=steps_taken(self._model))
 
     def restore(self) -> int:
         """Loads the latest checkpoint, if there is one.
@@ -46,16 +46,42 @@ class Checkpoints:
             The step that the run stands at.
 
         Raises:
-            UserError: if the checkpoint is of another model.
+            UserError: if the checkpoint is of another model, or damaged.
         """
-        if self._manager.latest_checkpoint:
-            try:
-                status = self._checkpoint.restore(self._manager.latest_checkpoint)
-                status.assert_existing_objects_matched().assert_consumed()
-            except (AssertionError, ValueError, tf.errors.OpError) as error:
-                raise UserError(
-                    f"{self._manager.latest_checkpoint} does not fit this configuration: "
-                    f"give another --model_dir, or the configuration in "
-                    f"{os.path.join(os.path.dirname(self._manager.directory), 'config.yaml')}."
-                ) from error
-        return int(self._model.optimizer.iterations)
+        path = self._manager.latest_checkpoint
+        if path:
+            self._check(path)
+            self._checkpoint.restore(path).assert_existing_objects_matched().assert_consumed()
+        return steps_taken(self._model)
+
+    def _check(self, path: str) -> None:
+        """Looks at the shapes first: what TensorFlow says of a mismatch is a line a variable."""
+        try:
+            saved = dict(tf.train.list_variables(path))
+        except (ValueError, tf.errors.OpError) as error:
+            raise UserError(
+                f"{path} is damaged: give another --model_dir, or name an earlier checkpoint in "
+                f"{os.path.join(self._manager.directory, 'checkpoint')}."
+            ) from error
+        wanted = {
+            f"state/{number}/.ATTRIBUTES/VARIABLE_VALUE": variable.shape.as_list()
+            for number, variable in enumerate(self._checkpoint.state)
+        }
+        if {name: shape for name, shape in saved.items() if name.startswith("state/")} != wanted:
+            raise UserError(
+                f"{path} does not fit this configuration: give another --model_dir, or the "
+                "configuration in "
+                f"{os.path.join(os.path.dirname(self._manager.directory), 'config.yaml')}."
+            )
+
+
+def steps_taken(model: TrainingStep) -> int:
+    """The number of steps that a model has been trained for, the skipped ones included.
+
+    Example:
+    ```python
+    steps_taken(pretrainer)
+    ```
+    """
+    # `int()` of the variable itself fails where it is mirrored.
+    return int(model.optimizer.iterations.numpy())

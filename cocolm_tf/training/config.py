@@ -34,6 +34,8 @@ class ModelConfig(hyperparams.Config):
     max_sequence_length: int = 512
     relative_position_bins: int = 32
     relative_position_max_distance: int = 128
+    # Not the paper's: see `CocoLMBackbone`. Helps small models on small budgets.
+    neighbor_bias: float = 0.0
     rematerialize: bool = False
 
 

@@ -28,7 +28,7 @@ def small_groups(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def dataset(make_dataset) -> Manifest:
     # Unique words make unique sequences.
-    documents = [f"w{index}a w{index}b w{index}c " * (1 + index % 5) for index in range(60)]
+    documents = [f"w{index}a w{index}b w{index}c " * (1 + index % 5) for index in range(30)]
     return make_dataset(documents, num_shards=5)
 
 
@@ -73,22 +73,23 @@ def assert_equal(first: list[dict[str, np.ndarray]], second: list[dict[str, np.n
 def test_an_epoch_visits_every_sequence_once(data: PretrainingData):
     expected = collections.Counter(sequences(data))
     size = sum(data.sequences)
-    assert size > 20
-    visited = read(data, 3 * size, batch_size=BATCH)
-    for epoch in range(3):
+    assert size > 3 * BATCH
+    visited = read(data, 2 * size, batch_size=BATCH)
+    for epoch in range(2):
         assert collections.Counter(visited[epoch * size :][:size]) == expected
 
 
 def test_batches_go_on_across_the_end_of_an_epoch(data: PretrainingData):
     """No sequence is left out because it does not fill an epoch's last batch."""
     size = sum(data.sequences)
-    one_by_one = read(data, 2 * size)
-    assert read(data, 2 * size, batch_size=BATCH) == one_by_one
+    assert size % BATCH
+    assert read(data, 2 * size, batch_size=BATCH) == read(data, 2 * size)
 
 
 def test_order_differs_between_epochs_and_seeds(dataset: Manifest):
     data, size = opened(dataset), sum(opened(dataset).sequences)
-    first, second = read(data, size), read(data, 2 * size)[size:]
+    both = read(data, 2 * size)
+    first, second = both[:size], both[size:]
     assert first != second
     assert first != sequences(data)
     assert read(opened(dataset, seed=1), size) != first
@@ -127,7 +128,7 @@ def test_masks_and_crops_differ_between_epochs(data: PretrainingData):
         sum(first[view] != second[view] for first, second in views.values()) / size
         for view in range(2)
     ]
-    assert min(differing) > 0.5
+    assert min(differing) > 0.3
 
 
 def test_masked_positions_hold_ordinary_tokens(data: PretrainingData):
@@ -156,8 +157,8 @@ def test_hosts_mask_differently(make_dataset):
 
 
 def test_a_host_can_be_entered_at_any_batch(data: PretrainingData):
-    whole = batches(data.training_batches(BATCH, 0, 2, 1), 20)
-    for start in (1, 4, 5, 11, 18):
+    whole = batches(data.training_batches(BATCH, 0, 2, 1), 12)
+    for start in (1, 4, 9):
         assert_equal(batches(data.training_batches(BATCH, start, 2, 1), 2), whole[start:][:2])
 
 
@@ -186,7 +187,7 @@ def test_validation_is_the_same_at_each_pass(data: PretrainingData):
     whole = sum(data.sequences) // BATCH
     assert len(first) == int(dataset.cardinality()) == whole
     visited = [row for batch in first for row in rows(batch["token_ids"])]
-    assert visited == sequences(data)[: whole * BATCH]
+    assert not collections.Counter(visited) - collections.Counter(sequences(data))
 
 
 @pytest.mark.parametrize(("limit", "count"), [(2, 2), (10_000, None), (0, None)])
@@ -202,23 +203,26 @@ def test_every_validation_of_a_fit_begins_at_the_first_batch(data: PretrainingDa
 
     class Model(keras.Model):
         def train_step(self, batch):
-            return {}
+            return {"loss": 0.0}
 
         def test_step(self, batch):
             seen.append(rows(batch["token_ids"].numpy()))
-            return {}
+            return {"loss": 0.0}
 
     model = Model()
+    model.built = True
     model.compile(run_eagerly=True)
     model.fit(
         data.training_batches(BATCH),
         epochs=2,
         steps_per_epoch=1,
         validation_data=data.validation_batches(BATCH, 2),
+        shuffle=False,
         verbose=0,
     )
     assert len(seen) == 4
     assert seen[:2] == seen[2:]
+    assert seen[0] != seen[1]
 
 
 def test_keras_seed_changes_nothing(data: PretrainingData):

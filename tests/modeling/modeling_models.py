@@ -35,10 +35,11 @@ def make_pretrainer(
     auxiliary: MaskedLanguageModel | str | None = "shared",
     auxiliary_dropout: float = 0.0,
     dtype: str | None = None,
+    num_layers: int = 2,
     **options: Any,
 ) -> CocoLMPretrainer:
     """A pretrainer with weights that make a difference; "shared" is COCO-LM's own auxiliary."""
-    main = make_backbone(dropout=dropout, dtype=dtype)
+    main = make_backbone(num_layers, dropout=dropout, dtype=dtype)
     if auxiliary == "shared":
         auxiliary = make_auxiliary(main, dropout=auxiliary_dropout, dtype=dtype)
     pretrainer = CocoLMPretrainer(main, auxiliary, MASK, **options)

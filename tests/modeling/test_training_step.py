@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from modeling_models import make_batch, make_pretrainer, tensors, weights_of
+from modeling_models import make_auxiliary, make_batch, make_pretrainer, tensors, weights_of
 from modeling_toy import Toy, toy_batch, toy_dataset, toy_objective
 
 from cocolm_tf.modeling import pretrainer as pretrainer_module
@@ -137,7 +137,6 @@ def test_a_gradient_that_is_not_finite_is_left_out(optimizer, value):
     assert metrics["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
 
 
-@pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
 @each_optimizer
 def test_one_bad_replica_holds_all_back(mirrored_strategy, optimizer):
     toy = make_toy(mirrored_strategy, optimizer, clip_norm=1.0)
@@ -176,9 +175,12 @@ def test_loss_scale_leaves_the_update_alone():
 # Several replicas.
 
 
-@pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
-@pytest.mark.parametrize("micro_batches", [1, 2])
-@each_optimizer
+@pytest.mark.parametrize(
+    ("mirrored_strategy", "optimizer", "micro_batches"),
+    [(2, OPTIMIZERS[0], 2), (2, OPTIMIZERS[1], 1), (4, OPTIMIZERS[0], 1)],
+    indirect=["mirrored_strategy"],
+    ids=["2-ours-2", "2-Adam-1", "4-ours-1"],
+)
 def test_replicas_make_the_step_of_one_device(mirrored_strategy, optimizer, micro_batches):
     batches = toy_batch(0), toy_batch(1)
     alone = make_toy(None, optimizer, clip_norm=0.5)
@@ -359,26 +361,20 @@ def test_pretraining_in_micro_batches(likeliest_samples):
     assert_same_run(cut, whole, atol=1e-5)
 
 
-def test_contrast_is_within_a_micro_batch():
-    batch = make_batch(0, sequences=4)
-    halves = [
-        {name: value[part] for name, value in batch.items()} for part in (slice(2), slice(2, 4))
-    ]
-    cut = make_compiled(auxiliary=None, lm_weight=0.0, compiled={"micro_batches": 2})
+def test_contrast_is_within_a_micro_batch(likeliest_samples):
+    batch = make_batch()
+    first, second = ({name: rows[at : at + 2] for name, rows in batch.items()} for at in (0, 2))
+    plain, cut = make_pretrainer(), make_compiled(compiled={"micro_batches": 2})
     losses = [
-        make_pretrainer(auxiliary=None).compute(tensors(half), False)[0]["scl_loss"]
-        for half in halves
+        plain.compute(tensors(half), training=True)[0]["scl_loss"] for half in (first, second)
     ]
-    batch["masked_weights"][:] = 0
     run_step(cut, batch)
-    # Without corruption the views are those above but for the masked tokens.
-    assert reported(cut)["scl_loss"] < np.log(2 * 4 - 1) - 0.3
-    assert len(losses) == 2
+    assert reported(cut)["scl_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 def test_the_same_run_twice_is_the_same_to_the_bit():
     def run():
-        pretrainer = make_compiled(dropout=0.2, auxiliary_dropout=0.2)
+        pretrainer = make_compiled(dropout=0.2, auxiliary_dropout=0.2, num_layers=1)
         run_step(pretrainer, make_batch(0), make_batch(1))
         return weights_of(pretrainer)
 
@@ -401,8 +397,6 @@ def test_a_forward_pass_that_overflows_is_left_out():
 
 
 def test_a_frozen_auxiliary_stays_as_it_is():
-    from modeling_models import make_auxiliary
-
     auxiliary = make_auxiliary(None)
     auxiliary.trainable = False
     pretrainer = make_compiled(auxiliary=auxiliary)
@@ -433,10 +427,10 @@ def test_half_precision_overflow_is_survived():
 @pytest.mark.slow
 @pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
 def test_pretraining_on_replicas(mirrored_strategy, likeliest_samples):
-    batch = make_batch(0, sequences=8)
-    alone = make_compiled()
+    batch = make_batch(sequences=8)
+    alone = make_compiled(num_layers=1)
     run_step(alone, batch)
-    together = make_compiled(mirrored_strategy)
+    together = make_compiled(mirrored_strategy, num_layers=1)
     data = tf.data.Dataset.from_tensor_slices(batch).batch(8, drop_remainder=True)
     together.fit(data, verbose=0)
     assert_same_run(together, alone, atol=2e-5)
@@ -445,20 +439,21 @@ def test_pretraining_on_replicas(mirrored_strategy, likeliest_samples):
 @pytest.mark.slow
 @pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
 @pytest.mark.xfail(
-    reason="TensorFlow gathers over replicas in no loop, and the micro-batches are one",
+    reason="TensorFlow cannot gather over replicas inside a loop, which the micro-batches are",
     raises=RuntimeError,
     strict=True,
 )
 def test_contrast_on_replicas_in_micro_batches(mirrored_strategy):
-    pretrainer = make_compiled(mirrored_strategy, compiled={"micro_batches": 2})
-    data = tf.data.Dataset.from_tensor_slices(make_batch(0, sequences=8)).batch(8)
+    pretrainer = make_compiled(mirrored_strategy, num_layers=1, compiled={"micro_batches": 2})
+    data = tf.data.Dataset.from_tensor_slices(make_batch(sequences=8)).batch(8)
     pretrainer.fit(data, verbose=0)
 
 
 @pytest.mark.slow
 def test_pretraining_compiled_by_xla(likeliest_samples):
-    data = tf.data.Dataset.from_tensors(make_batch())
-    plain, compiled = make_compiled(), make_compiled(compiled={"jit_compile": True})
-    for model in (plain, compiled):
-        model.fit(data, verbose=0)
+    batch = make_batch()
+    plain = make_compiled(num_layers=1)
+    run_step(plain, batch)
+    compiled = make_compiled(num_layers=1, compiled={"jit_compile": True})
+    compiled.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
     assert_same_run(compiled, plain, atol=1e-4)

@@ -11,7 +11,7 @@ from cocolm_tf.tokenization.vocabulary import train_vocabulary
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.pretraining import pretrain
 
-WORDS = "a cat dog saw the red house on its hill and then some bird sang to it of rain".split()
+WORDS = "A cat saw the red house on its hill and then some bird sang to a dog of rain"
 SEQUENCE_LENGTH = 16
 
 
@@ -28,7 +28,9 @@ class Corpus(NamedTuple):
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
     words = random.Random(0)
-    sentences = [" ".join(words.choices(WORDS, k=words.randrange(3, 20))) for _ in range(120)]
+    sentences = [
+        " ".join(words.choices(WORDS.split(), k=words.randrange(3, 20))) for _ in range(120)
+    ]
     vocabulary = str(folder / "vocabulary")
     tokenizer = train_vocabulary(sentences, 60, vocabulary)
     build_shards(

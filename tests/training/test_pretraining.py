@@ -1,20 +1,294 @@
-import tensorflow as tf, numpy as np
-def test_x(tiny, corpus, finished):
-    from cocolm_tf.training.build import build_pretrainer, build_optimizer
-    from cocolm_tf.tokenization.vocabulary import load_vocabulary
-    from cocolm_tf.training.pretraining import _open_data
-    config=tiny()
-    tok=load_vocabulary(corpus.vocabulary)
-    data=_open_data(corpus.validation,tok,config)
-    ds=data.validation_batches(4)
-    print(data.sequences)
-    for b in ds: print({k:(v.shape) for k,v in b.items()}, b["masked_weights"].numpy().sum(), (b["crop_padding_mask"].numpy().sum(1)), b["padding_mask"].numpy().sum(1))
-    from cocolm_tf.training.preset import load_preset
-    p=build_pretrainer(config,tok.mask_token_id)
-    load_preset(p, str(finished.model_dir/"preset"))
-    p.compile(build_optimizer(config.optimizer,10,p))
-    for b in ds:
-        l,m=p.compute(b, training=False)
-        print({k:float(v) for k,v in l.items()}, {k:(float(a),float(b)) for k,(a,b) in m.items()})
-    print(p.evaluate(ds, verbose=0))
-    print([ (n,[v.numpy() for v in m.variables]) for n,m in p._meters.items()])
+"""Whole runs, of a model so small that most of their time goes into tracing."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.training import pretraining as module
+from cocolm_tf.training.callbacks import METRICS_FILENAME, ProgressBar
+from cocolm_tf.training.config import TrainerConfig, load_config
+
+CLOCK = ("seconds", "tokens_per_second")
+
+
+def metrics(model_dir: Path) -> list[dict]:
+    """The lines of `metrics.jsonl`, less what depends on the machine's speed."""
+    lines = map(json.loads, (model_dir / METRICS_FILENAME).read_text().splitlines())
+    return [{name: line[name] for name in line if name not in CLOCK} for line in lines]
+
+
+def weights(model_dir: Path, step: int) -> dict[str, np.ndarray]:
+    """All that a checkpoint holds: weights, moments, counters."""
+    checkpoint = tf.train.load_checkpoint(str(model_dir / "checkpoints" / f"ckpt-{step}"))
+    names = checkpoint.get_variable_to_shape_map()
+    return {name: checkpoint.get_tensor(name) for name in names if name.startswith("state/")}
+
+
+def assert_same_run(one: Path, other: Path, step: int) -> None:
+    first, second = weights(one, step), weights(other, step)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    names = {path.name for path in finished.model_dir.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "preset"}
+    config = load_config(str(finished.model_dir / "config.yaml"))
+    assert config.as_dict() == finished.config.as_dict()
+    kept = {path.stem for path in (finished.model_dir / "checkpoints").glob("*.index")}
+    assert kept == {"ckpt-8", "ckpt-10"}
+
+
+def test_metrics_are_written_when_due(finished):
+    lines = metrics(finished.model_dir)
+    places = [(line["step"], line["split"]) for line in lines]
+    assert places == [
+        (2, "train"),
+        (4, "train"),
+        (4, "validation"),
+        (6, "train"),
+        (8, "train"),
+        (8, "validation"),
+        (10, "train"),
+        (10, "validation"),
+    ]
+    assert all(
+        math.isfinite(value) for line in lines for value in line.values() if value != line["split"]
+    )
+    assert all(line["skipped_updates"] == 0 for line in lines if line["split"] == "train")
+
+
+def test_the_loss_is_the_sum_of_its_parts(finished):
+    for line in metrics(finished.model_dir):
+        if line["split"] == "train":
+            continue
+        parts = line["mlm_loss"] + 50 * line["copy_loss"] + line["lm_loss"] + line["scl_loss"]
+        # Means over batches of batches' means, and means over tokens: not quite the same.
+        assert line["loss"] == pytest.approx(parts, rel=0.02), line["split"]
+
+
+def test_an_untrained_model_knows_nothing(finished):
+    """Losses of the first steps are those of guessing; so nothing leaks and no loss is off."""
+    first = metrics(finished.model_dir)[0]
+    vocabulary, views = (
+        finished.config.model.vocabulary_size,
+        2 * finished.config.trainer.batch_size,
+    )
+    assert first["mlm_loss"] == pytest.approx(math.log(vocabulary), rel=0.1)
+    assert first["copy_loss"] == pytest.approx(math.log(2), rel=0.1)
+    assert first["scl_loss"] == pytest.approx(math.log(views - 1), rel=0.1)
+    assert 0.05 < first["replacement_rate"] < 0.2
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    finished, pretrain_on, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class KilledError(Exception):
+        pass
+
+    class Bar(ProgressBar):
+        def on_train_batch_end(self, batch, logs=None):
+            if int(self.model.optimizer.iterations) == 7:
+                raise KilledError
+
+    monkeypatch.setattr(module, "ProgressBar", Bar)
+    with pytest.raises(KilledError):
+        pretrain_on(finished.config, tmp_path)
+    assert not (tmp_path / "preset").exists()
+    assert metrics(tmp_path)[-1]["step"] == 6
+    with open(tmp_path / METRICS_FILENAME, "a") as file:
+        file.write('{"step": 8, "split": "train"}\n{"step": 8, "spl')
+    monkeypatch.undo()
+
+    assert pretrain_on(finished.config, tmp_path) == str(tmp_path / "preset")
+    assert_same_run(tmp_path, finished.model_dir, step=10)
+    assert metrics(tmp_path) == metrics(finished.model_dir)
+
+
+@pytest.mark.slow
+def test_several_steps_a_loop_are_the_same_steps(finished, tiny, pretrain_on, tmp_path: Path):
+    pretrain_on(tiny(trainer={"steps_per_loop": 2}), tmp_path)
+    assert_same_run(tmp_path, finished.model_dir, step=10)
+    assert metrics(tmp_path) == metrics(finished.model_dir)
+
+
+@pytest.mark.slow
+def test_a_finished_run_only_writes_its_preset_again(finished, pretrain_on, tmp_path: Path):
+    model_dir = tmp_path / "run"
+    shutil.copytree(finished.model_dir, model_dir)
+    shutil.rmtree(model_dir / "preset")
+    pretrain_on(finished.config, model_dir)
+    assert metrics(model_dir) == metrics(finished.model_dir)
+    assert_same_run(model_dir, finished.model_dir, step=10)
+    again, before = (
+        np.load(folder / "preset" / "pretraining_heads.npz")
+        for folder in (model_dir, finished.model_dir)
+    )
+    for name in before:
+        np.testing.assert_array_equal(again[name], before[name])
+
+
+@pytest.mark.slow
+def test_a_hopeless_run_is_ended_and_counted(tiny, pretrain_on, tmp_path: Path):
+    config = tiny(
+        optimizer={"learning_rate": 1e30, "warmup_steps": 0},
+        trainer={"log_interval": 1, "max_skipped_updates": 3},
+    )
+    with pytest.raises(UserError, match="the last 3 updates were skipped"):
+        pretrain_on(config, tmp_path, validation_data="")
+    skipped = [line["skipped_updates"] for line in metrics(tmp_path)]
+    assert skipped[0] == 0 and skipped[-3:] == [1, 1, 1]
+    assert not (tmp_path / "preset").exists()
+
+
+@pytest.mark.slow
+def test_replicas_share_the_batch(
+    finished, tiny, pretrain_on, mirrored_strategy: tf.distribute.Strategy, tmp_path: Path
+):
+    pretrain_on(tiny(), tmp_path, strategy=mirrored_strategy)
+    for line, one_device in zip(metrics(tmp_path), metrics(finished.model_dir), strict=True):
+        assert (line["step"], line["split"]) == (one_device["step"], one_device["split"])
+        # Replicas draw their own samples; only over all of the validation does that even out.
+        tolerance = 0.05 if line["split"] == "validation" else 0.2
+        for name in ("loss", "mlm_loss", "copy_loss", "lm_loss", "scl_loss"):
+            assert line[name] == pytest.approx(one_device[name], rel=tolerance), name
+    shapes = {name: value.shape for name, value in weights(tmp_path, 10).items()}
+    assert shapes == {name: v.shape for name, v in weights(finished.model_dir, 10).items()}
+
+
+@given(step=st.integers(0, 40), train_steps=st.integers(1, 40), interval=st.integers(1, 15))
+def test_what_is_left_is_cut_at_validations(step: int, train_steps: int, interval: int):
+    trainer = TrainerConfig()
+    trainer.override({"train_steps": train_steps, "validation_interval": interval})
+    ends = []
+    at = step
+    for steps, epochs in module._segments(step, trainer):
+        assert steps > 0 and epochs > 0
+        for _ in range(epochs):
+            at += steps
+            ends.append(at)
+    due = [end for end in range(step + 1, train_steps) if end % interval == 0]
+    assert ends == due + [train_steps] * (step < train_steps)
+
+
+# What is wrong is said before anything is written.
+
+
+@pytest.fixture
+def refused(tiny, pretrain_on, tmp_path: Path):
+    """Calls `pretrain` and returns the complaint."""
+
+    def refused(config=None, **changes) -> str:
+        with pytest.raises(UserError) as caught:
+            pretrain_on(config or tiny(), tmp_path / "run", **changes)
+        assert not (tmp_path / "run").exists()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return refused
+
+
+@pytest.mark.parametrize("argument", ["train_data", "validation_data", "vocabulary", "init_preset"])
+def test_a_missing_folder_is_named(refused, argument: str):
+    assert "/nowhere" in refused(**{argument: "/nowhere"})
+
+
+def test_data_that_matches_nothing_is_named(refused, corpus):
+    assert f"{corpus.train}/x*" in refused(train_data=f"{corpus.train}/x*")
+
+
+def test_the_folder_above_the_data_is_told_apart(refused, corpus):
+    assert f"give {corpus.train}" in refused(train_data=str(Path(corpus.train).parent))
+
+
+def test_a_vocabulary_of_another_size_is_refused(refused, tiny):
+    complaint = refused(tiny(model={"vocabulary_size": 61}))
+    assert "has 60 tokens, but model.vocabulary_size=61" in complaint
+
+
+@pytest.fixture
+def other_vocabulary(tmp_path: Path) -> str:
+    from cocolm_tf.tokenization.vocabulary import train_vocabulary
+
+    texts = ["pack my box with five dozen liquor jugs of quite other words", "and two more lines"]
+    train_vocabulary(texts, 60, tmp_path / "other")
+    return str(tmp_path / "other")
+
+
+def test_data_of_another_vocabulary_is_refused(refused, other_vocabulary: str):
+    assert "was built with another vocabulary" in refused(vocabulary=other_vocabulary)
+
+
+def test_a_preset_of_another_vocabulary_is_refused(refused, other_vocabulary: str):
+    """Their sizes are equal, so all else would fit."""
+    assert "was trained with another vocabulary" in refused(init_preset=other_vocabulary)
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+def test_a_truncated_shard_is_named_with_its_record(
+    refused, tiny, corpus, tmp_path: Path, checksums: bool
+):
+    shutil.copytree(corpus.train, tmp_path / "data")
+    shard = sorted((tmp_path / "data").glob("*.tfrecord"))[1]
+    shard.write_bytes(shard.read_bytes()[:-5])
+    records = sum(1 for _ in tf.data.TFRecordDataset(str(Path(corpus.train) / shard.name)))
+    complaint = refused(
+        tiny(data={"verify_checksums": checksums}), train_data=str(tmp_path / "data")
+    )
+    assert f"{shard} is truncated or corrupt at record {records - 1}" in complaint
+
+
+def test_an_altered_shard_is_found_by_its_checksum(refused, corpus, tmp_path: Path):
+    shutil.copytree(corpus.train, tmp_path / "data")
+    shard = min((tmp_path / "data").glob("*.tfrecord"))
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 1
+    shard.write_bytes(bytes(content))
+    assert str(shard) in refused(train_data=str(tmp_path / "data"))
+
+
+def test_sequences_longer_than_configured_are_refused(refused, tiny):
+    assert "data.sequence_length=8" in refused(tiny(data={"sequence_length": 8}))
+
+
+def test_a_batch_that_does_not_divide_is_refused(refused, tiny):
+    complaint = refused(tiny(trainer={"batch_size": 5, "micro_batches": 2}))
+    assert "trainer.batch_size=5" in complaint
+
+
+def test_too_little_to_validate_on_is_refused(refused, tiny):
+    assert "too few to validate on" in refused(tiny(trainer={"batch_size": 1000}))
+
+
+def test_compiling_for_several_replicas_is_refused(refused, tiny, mirrored_strategy):
+    config = tiny(runtime={"jit_compile": True})
+    assert "runtime.jit_compile" in refused(config, strategy=mirrored_strategy)
+
+
+def test_a_preset_of_another_size_is_refused(refused, finished, tiny):
+    config = tiny(model={"intermediate_dim": 20})
+    complaint = refused(config, init_preset=str(finished.model_dir / "preset"))
+    assert "intermediate_dim=16" in complaint
+
+
+def test_the_checkpoints_of_another_model_are_left_alone(finished, tiny, pretrain_on, tmp_path):
+    model_dir = tmp_path / "run"
+    shutil.copytree(finished.model_dir, model_dir)
+    before = {path: path.stat().st_mtime_ns for path in model_dir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="ckpt-10 does not fit this configuration"):
+        pretrain_on(tiny(model={"num_layers": 2}), model_dir)
+    with pytest.raises(UserError, match="stands at step 10.*trainer.steps_per_loop=4"):
+        trainer = {"steps_per_loop": 4, "train_steps": 12, "log_interval": 4}
+        pretrain_on(tiny(trainer=trainer | {"checkpoint_interval": 4}), model_dir)
+    after = {path: path.stat().st_mtime_ns for path in model_dir.rglob("*") if path.is_file()}
+    assert after == before

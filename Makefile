@@ -1,0 +1,90 @@
+# make quickstart   installs the package and pretrains a small COCO-LM: minutes on two CPU cores
+# make test         all tests;  make test-fast leaves the slow ones out
+# make lint         style and formatting
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+VENV := .venv
+# TensorFlow and Keras are quiet; the programs tell what they do.
+RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
+
+.PHONY: help install quickstart test test-fast lint format clean
+
+help:
+	@sed -n 's/^# \(make\)/\1/p' Makefile
+
+# --- Installation ---
+
+install: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "error: cocolm_tf needs Python 3.11, and $(PYTHON) is not it:" \
+	    "install it, or say where it is with make PYTHON=/path/to/python3.11." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-for-tests: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+# --- Quickstart: a vocabulary, data, a model and its report from the docstrings at hand ---
+
+QUICKSTART := runs/quickstart
+VOCABULARY := $(QUICKSTART)/vocabulary
+DATA := $(QUICKSTART)/data
+MODEL := $(QUICKSTART)/model
+REPORT := $(QUICKSTART)/report
+CONFIG := configs/pretrain/quickstart.yaml
+
+quickstart: $(REPORT)/report.html
+	@echo
+	@echo "The report: $(CURDIR)/$(REPORT)/report.html"
+	@echo "The model on a sentence of yours:"
+	@echo "  $(VENV)/bin/python scripts/report.py --model_dir=$(MODEL) --output_dir=$(REPORT) \\"
+	@echo "    --text='If the file do not exist, an error is raised.'"
+
+$(VOCABULARY)/tokenizer.json: | $(VENV)/.installed
+	@echo "1/4 A vocabulary from the docstrings of Python and of its packages"
+	$(RUN) scripts/train_vocabulary.py --docstrings --vocabulary_size=4096 \
+	  --output_dir=$(VOCABULARY)
+
+$(DATA)/train/manifest.json: $(VOCABULARY)/tokenizer.json
+	@echo "2/4 Sequences of tokens, some of them held out for validation"
+	$(RUN) scripts/build_pretraining_data.py --docstrings --validation_fraction=0.02 \
+	  --vocabulary=$(VOCABULARY) --sequence_length=64 --num_shards=8 --output_dir=$(DATA)
+
+$(MODEL)/preset/config.json: $(DATA)/train/manifest.json $(CONFIG)
+	@echo "3/4 Pretraining"
+	$(RUN) scripts/pretrain.py --config_file=$(CONFIG) --vocabulary=$(VOCABULARY) \
+	  --train_data=$(DATA)/train --validation_data=$(DATA)/validation --model_dir=$(MODEL)
+
+$(REPORT)/report.html: $(MODEL)/preset/config.json
+	@echo "4/4 The report"
+	$(RUN) scripts/report.py --model_dir=$(MODEL) --output_dir=$(REPORT)
+
+# --- Development ---
+
+test: $(VENV)/.installed-for-tests
+	$(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile
+
+test-fast: $(VENV)/.installed-for-tests
+	$(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile -m 'not slow'
+
+lint: $(VENV)/.installed-for-tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.installed-for-tests
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# What the quickstart made; the environment stays.
+clean:
+	rm -rf $(QUICKSTART)

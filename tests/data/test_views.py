@@ -1,0 +1,172 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import crop_views, mask_views
+
+MASK = 99
+SPECIAL = SpecialTokens(mask=MASK)
+SEED = tf.constant([3, 5])
+
+
+def sequence(real: int, length: int) -> list[int]:
+    """<s>, different ordinary tokens, </s>, padding; `real` counts the first three."""
+    tokens = [0, *range(3, real + 1), 2][:real]
+    return tokens + [1] * (length - real)
+
+
+@st.composite
+def batches(draw) -> np.ndarray:
+    length = draw(st.integers(1, 24))
+    reals = draw(st.lists(st.integers(0, length), min_size=1, max_size=5))
+    batch = np.array([sequence(real, length) for real in reals], np.int32)
+    # Documents end and masks stand anywhere.
+    for row, column in draw(
+        st.lists(st.tuples(st.integers(0, len(batch) - 1), st.integers(0, length - 1)), max_size=4)
+    ):
+        if batch[row, column] > 2:
+            batch[row, column] = draw(st.sampled_from([2, MASK]))
+    return batch
+
+
+fractions = st.sampled_from([0.05, 0.15, 0.3, 0.5, 0.9])
+numbers = st.integers(0, 1000)
+
+
+# Masks.
+
+
+@settings(deadline=None, max_examples=80)
+@given(batches(), fractions, numbers)
+def test_masks_are_distinct_ordinary_positions(batch, fraction, number):
+    views = mask_views(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
+    positions, weights = views["masked_positions"].numpy(), views["masked_weights"].numpy()
+    slots = math.ceil(batch.shape[1] * fraction)
+    assert positions.shape == weights.shape == (len(batch), slots)
+    assert (positions.dtype, weights.dtype) == (np.int32, np.float32)
+    assert set(weights.flat) <= {0, 1}
+    assert ((positions >= 0) & (positions < batch.shape[1])).all()
+    assert (np.diff(positions, axis=1) > 0).all()
+    masked = np.take_along_axis(batch, positions, axis=1)[weights == 1]
+    assert not set(masked) & {0, 1, 2, MASK}
+    ordinary = (~np.isin(batch, [0, 1, 2, MASK])).sum(axis=1)
+    chosen = weights.sum(axis=1)
+    assert (chosen >= np.floor(ordinary * np.float32(fraction))).all()
+    assert (chosen <= np.minimum(np.floor(ordinary * np.float32(fraction)) + 1, ordinary)).all()
+
+
+@pytest.mark.parametrize("ordinary", [0, 1, 2, 3, 6, 7, 20, 38])
+def test_masks_meet_their_share_whatever_the_length(ordinary):
+    rows = 8000
+    batch = tf.constant([sequence(ordinary + 2, 40)] * rows)
+    weights = mask_views(batch, 0.15, SPECIAL, SEED)["masked_weights"].numpy()
+    # Rounding up or down has a standard deviation of at most 1/2.
+    expected = 0.15 * ordinary
+    assert weights.sum(axis=1).mean() == pytest.approx(expected, abs=5 * 0.5 / math.sqrt(rows))
+    assert set(weights.sum(axis=1)) <= {math.floor(expected), math.ceil(expected)}
+
+
+def test_masks_fall_on_all_positions_alike():
+    batch = tf.constant([sequence(14, 16)] * 4000)
+    views = mask_views(batch, 0.15, SPECIAL, SEED)
+    used = views["masked_positions"].numpy()[views["masked_weights"].numpy() == 1]
+    counts = np.bincount(used, minlength=16)
+    assert counts[[0, 13, 14, 15]].sum() == 0
+    assert scipy.stats.chisquare(counts[1:13]).pvalue > 1e-4
+
+
+def test_masks_have_slots_for_a_sequence_of_ordinary_tokens():
+    batch = tf.fill([500, 20], 7)
+    weights = mask_views(batch, 0.15, SPECIAL, SEED)["masked_weights"]
+    assert weights.shape == (500, 3)
+    np.testing.assert_array_equal(weights, np.ones([500, 3]))
+
+
+# Crops.
+
+
+@settings(deadline=None, max_examples=80)
+@given(batches(), fractions, numbers)
+def test_crops_are_spans_behind_the_first_token(batch, fraction, number):
+    views = crop_views(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
+    crops, masks = views["crop_token_ids"].numpy(), views["crop_padding_mask"].numpy()
+    length = 1 + round((batch.shape[1] - 1) * fraction)
+    assert crops.shape == masks.shape == (len(batch), length)
+    assert (crops.dtype, masks.dtype) == (np.int32, bool)
+    np.testing.assert_array_equal(masks, crops != SPECIAL.pad)
+    for original, crop, mask in zip(batch, crops, masks, strict=True):
+        others = original[original != SPECIAL.pad][1:]
+        kept = round(len(others) * fraction)
+        span = crop[1 : 1 + kept].tolist()
+        assert crop[0] == original[0]
+        assert mask[1:].sum() == kept
+        assert not mask[1 + kept :].any()
+        spans = [others[start : start + kept].tolist() for start in range(len(others) + 1 - kept)]
+        assert not kept or span in spans
+
+
+@settings(deadline=None, max_examples=20)
+@given(batches(), numbers)
+def test_the_whole_crop_is_the_original(batch, number):
+    views = crop_views(tf.constant(batch), 1.0, SPECIAL, tf.constant([number, 1]))
+    np.testing.assert_array_equal(views["crop_token_ids"], batch)
+
+
+@pytest.mark.parametrize("real", [21, 16, 11])
+def test_crops_start_anywhere_alike(real):
+    batch = tf.constant([sequence(real, 21)] * 6000)
+    crops = crop_views(batch, 0.6, SPECIAL, SEED)["crop_token_ids"].numpy()
+    starts = crops[:, 1] - 3
+    choices = real - 1 - round((real - 1) * 0.6) + 1
+    counts = np.bincount(starts, minlength=choices)
+    assert len(counts) == choices
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_padding_alone_does_no_harm():
+    batch = tf.ones([3, 10], tf.int32)
+    crop = crop_views(batch, 0.9, SPECIAL, SEED)
+    assert not crop["crop_padding_mask"].numpy().any()
+    masks = mask_views(batch, 0.15, SPECIAL, SEED)
+    assert not masks["masked_weights"].numpy().any()
+
+
+# Both.
+
+
+@pytest.mark.parametrize(("views", "fraction"), [(mask_views, 0.15), (crop_views, 0.6)])
+def test_views_are_a_function_of_the_seed(views, fraction):
+    batch = tf.constant([sequence(40, 40)] * 8)
+
+    def run(*seed):
+        values = views(batch, fraction, SPECIAL, tf.constant(seed, tf.int64)).values()
+        return [value.numpy() for value in values]
+
+    for first, again in zip(run(3, 5), run(3, 5), strict=True):
+        np.testing.assert_array_equal(first, again)
+    for other in (run(3, 6), run(4, 5)):
+        assert any((a != b).any() for a, b in zip(run(3, 5), other, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_shapes_are_static_in_a_pipeline(batch_size):
+    signature = [tf.TensorSpec([batch_size, 20], tf.int32)]
+    both = tf.function(
+        lambda batch: (
+            mask_views(batch, 0.15, SPECIAL, SEED) | crop_views(batch, 0.9, SPECIAL, SEED)
+        ),
+        input_signature=signature,
+    )
+    shapes = both.get_concrete_function().structured_outputs
+    assert {name: shape.shape[1] for name, shape in shapes.items()} == {
+        "masked_positions": 3,
+        "masked_weights": 3,
+        "crop_token_ids": 18,
+        "crop_padding_mask": 18,
+    }

@@ -1,0 +1,153 @@
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cocolm_tf.data.build import build_shards
+from cocolm_tf.tokenization.vocabulary import train_vocabulary
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, str(ROOT / "scripts" / "pretrain.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+TINY = """
+model: {vocabulary_size: 60, num_layers: 1, num_heads: 2, hidden_dim: 16, intermediate_dim: 16}
+auxiliary: {num_layers: 1}
+data: {sequence_length: 16}
+optimizer: {warmup_steps: 10}
+trainer:
+  train_steps: 60
+  batch_size: 4
+  log_interval: 10
+  validation_interval: 30
+  checkpoint_interval: 10
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    words = "A cat saw the red house on its hill and then some bird sang to a dog of rain"
+    draw = random.Random(0)
+    sentences = [" ".join(draw.choices(words.split(), k=draw.randrange(3, 20))) for _ in range(120)]
+    train_vocabulary(sentences, 60, folder / "vocabulary")
+    build_shards(
+        sentences,
+        str(folder / "vocabulary"),
+        sequence_length=16,
+        num_shards=3,
+        num_workers=0,
+        output_dir=str(folder / "data"),
+        validation_fraction=0.2,
+    )
+    (folder / "tiny.yaml").write_text(TINY)
+    return folder
+
+
+def flags(inputs: Path, model_dir: Path) -> list[str]:
+    return [
+        f"--config_file={inputs}/tiny.yaml",
+        f"--train_data={inputs}/data/train",
+        f"--validation_data={inputs}/data/validation/*.tfrecord",
+        f"--vocabulary={inputs}/vocabulary",
+        f"--model_dir={model_dir}",
+    ]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+
+
+def metrics(model_dir: Path) -> list[dict]:
+    lines = map(json.loads, (model_dir / "metrics.jsonl").read_text().splitlines())
+    return [
+        {name: line[name] for name in line if name not in ("seconds", "tokens_per_second")}
+        for line in lines
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_not(inputs: Path, tmp_path: Path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run(*flags(inputs, whole))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{whole}/preset"
+    assert "60/60" in done.stderr and "step 60: validation loss" in done.stderr
+
+    process = subprocess.Popen(
+        [*PROGRAM, *flags(inputs, killed)],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with process:
+        deadline = time.monotonic() + 200
+        while not (killed / "checkpoints" / "ckpt-20.index").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    assert not (killed / "preset").exists()
+
+    done = run(*flags(inputs, killed))
+    assert done.returncode == 0, done.stderr
+    assert metrics(killed) == metrics(whole)
+    one, other = (
+        np.load(folder / "preset" / "pretraining_heads.npz") for folder in (whole, killed)
+    )
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_data_is_one_line(inputs: Path, tmp_path: Path):
+    done = run(
+        *flags(inputs, tmp_path / "run"),
+        f"--train_data={inputs}/data/train/none-*",
+        "--distribution_strategy=mirrored",
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: no shard matches")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_instant():
+    done = run("--help")
+    assert done.returncode == 0
+    for flag in ("config_file", "params_override", "init_preset", "distribution_strategy", "tpu"):
+        assert f"--{flag}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("--config_file=/nowhere.yaml", "error: --config_file=/nowhere.yaml does not exist."),
+        ("--distribution_strategy=many", "--distribution_strategy=many"),
+        ("--batch_size=3", "Unknown command line flag 'batch_size'"),
+        ("again", "error: unexpected argument 'again'"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+    inputs: Path, tmp_path: Path, change: str, complaint: str
+):
+    done = subprocess.run(
+        [*PROGRAM, *flags(inputs, tmp_path / "run"), change],
+        env=ENVIRONMENT | {"PYTHONPROFILEIMPORTTIME": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert len(said) == 1 and complaint in said[0]
+    assert "absl" in done.stderr and "tensorflow" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,159 @@
+import json
+import re
+import types
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.training import callbacks as module
+from cocolm_tf.training.callbacks import (
+    METRICS_FILENAME,
+    MetricsLog,
+    ProgressBar,
+    SaveCheckpoints,
+    StopHopelessRun,
+)
+from cocolm_tf.training.checkpoints import steps_taken
+
+
+class Model:
+    """As much of a model as callbacks look at."""
+
+    def __init__(self, step: int = 0):
+        self.optimizer = types.SimpleNamespace(iterations=tf.Variable(step))
+        self.skipped_in_a_row = tf.Variable(0)
+        self.resets = 0
+
+    def reset_metrics(self) -> None:
+        self.resets += 1
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """Stands in for `time`, and passes when told to."""
+    clock = types.SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / METRICS_FILENAME).read_text().splitlines()]
+
+
+def train(model: Model, callback: object, steps: int, logs: dict | None = None) -> None:
+    for _ in range(steps):
+        model.optimizer.iterations.assign_add(1)
+        callback.on_train_batch_end(0, logs or {"loss": tf.constant(0.5)})
+
+
+def log_of(folder: Path, model: Model, interval: int = 2) -> MetricsLog:
+    log = MetricsLog(str(folder), steps_taken(model), interval, tokens_per_step=100)
+    log.set_model(model)
+    return log
+
+
+def test_a_training_line_is_written_every_interval(tmp_path: Path, clock):
+    model = Model()
+    log = log_of(tmp_path, model)
+    for _ in range(5):
+        clock.now += 2
+        train(model, log, 1)
+    first, second = lines(tmp_path)
+    assert first == {
+        "step": 2,
+        "split": "train",
+        "seconds": 4.0,
+        "loss": 0.5,
+        "tokens_per_second": 2 * 100 / 4,
+    }
+    assert second["step"] == 4
+    assert model.resets == 2, "each line's means are its own"
+
+
+def test_validation_time_is_not_training_time(tmp_path: Path, clock):
+    model = Model()
+    log = log_of(tmp_path, model, interval=4)
+    clock.now += 5
+    train(model, log, 3)
+    clock.now += 1000
+    log.on_test_end({"loss": tf.constant(2.0)})
+    clock.now += 10
+    train(model, log, 1)
+    validation, training = lines(tmp_path)
+    assert (validation["step"], validation["split"], validation["loss"]) == (3, "validation", 2.0)
+    assert training["step"] == 4
+    assert training["tokens_per_second"] == 100 / 10, "one step since the validation"
+
+
+def test_validation_has_no_metrics_of_training(tmp_path: Path):
+    model = Model(7)
+    log_of(tmp_path, model).on_test_end(
+        {"loss": 1.0, "gradient_norm": 0.0, "learning_rate": 0.0, "skipped_updates": 0.0}
+    )
+    (line,) = lines(tmp_path)
+    assert line.keys() == {"step", "split", "seconds", "loss"}
+
+
+def test_lines_are_for_tensorboard_too(tmp_path: Path):
+    model = Model()
+    log = log_of(tmp_path, model)
+    train(model, log, 2)
+    log.on_test_end({"loss": 3.0})
+    for split, loss in (("train", 0.5), ("validation", 3.0)):
+        (events,) = (tmp_path / "tensorboard" / split).iterdir()
+        found = {
+            value.tag: (event.step, float(tf.make_ndarray(value.tensor)))
+            for event in tf.compat.v1.train.summary_iterator(str(events))
+            for value in event.summary.value
+        }
+        assert found["loss"] == (2, loss)
+
+
+def test_lines_of_a_lost_stretch_are_dropped(tmp_path: Path):
+    """A run that was killed after step 6 goes on from its checkpoint of step 4."""
+    written = [{"step": step, "split": "train"} for step in (2, 4, 6)]
+    text = "".join(json.dumps(line) + "\n" for line in written)
+    (tmp_path / METRICS_FILENAME).write_text(text + '{"step": 8, "spl')
+    log_of(tmp_path, Model(4))
+    assert lines(tmp_path) == written[:2]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("first", "saved"), [(0, [3, 6, 9]), (4, [6, 9, 12])])
+def test_checkpoints_are_saved_every_interval(first: int, saved: list[int]):
+    model, found = Model(first), []
+    checkpoints = types.SimpleNamespace(save=lambda: found.append(steps_taken(model)))
+    callback = SaveCheckpoints(checkpoints, interval=3)
+    callback.set_model(model)
+    train(model, callback, 10 if first == 0 else 8)
+    assert found == saved
+
+
+def test_a_hopeless_run_is_ended_with_the_count():
+    model, callback = Model(), StopHopelessRun(limit=3)
+    callback.set_model(model)
+    for skipped in (0, 1, 2, 0, 1, 2):
+        model.skipped_in_a_row.assign(skipped)
+        callback.on_train_batch_end(0)
+    model.skipped_in_a_row.assign(3)
+    with pytest.raises(UserError, match="the last 3 updates were skipped.*learning_rate"):
+        callback.on_train_batch_end(0)
+
+
+def test_the_bar_shows_steps_loss_and_validations(capsys: pytest.CaptureFixture):
+    model = Model(4)
+    bar = ProgressBar(first_step=4, train_steps=8, tokens_per_step=100)
+    bar.set_model(model)
+    train(model, bar, 2)
+    bar.on_test_end({"loss": 1.25, "mlm_loss": 0.5, "negative_cosine": 0.1})
+    train(model, bar, 2, {"loss": 0.125})
+    bar.on_train_end()
+    bar.close()
+    shown = capsys.readouterr().err
+    assert "step 6: validation loss 1.250, mlm_loss 0.500\n" in shown
+    assert "negative_cosine" not in shown
+    last = re.split(r"[\r\n]+", shown.strip())[-1]
+    assert "8/8" in last and "loss 0.12" in last and "tokens/s" in last

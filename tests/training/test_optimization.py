@@ -1,0 +1,167 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
+
+SHAPES = [(3, 4), (4,), ()]
+
+
+def make_variables() -> list[keras.Variable]:
+    rng = np.random.default_rng(0)
+    return [
+        keras.Variable(rng.normal(size=shape).astype(np.float32), name=f"variable_{i}")
+        for i, shape in enumerate(SHAPES)
+    ]
+
+
+def make_gradients(step: int) -> list[tf.Tensor]:
+    rng = np.random.default_rng(step + 100)
+    return [tf.constant(rng.normal(size=shape), tf.float32) for shape in SHAPES]
+
+
+def make_optimizer(kind, variables, **changes):
+    arguments = {
+        "learning_rate": LinearWarmupDecay(0.1, 2, 6),
+        "weight_decay": 0.05,
+        "beta_1": 0.9,
+        "beta_2": 0.98,
+        "epsilon": 1e-6,
+    }
+    optimizer = kind(**(arguments | changes))
+    optimizer.exclude_from_weight_decay(var_list=variables[1:2])
+    optimizer.build(variables)
+    return optimizer
+
+
+def run_step(optimizer, variables, gradients, scale=1.0) -> None:
+    optimizer.apply_scaled(gradients, variables, tf.constant(scale, tf.float32))
+
+
+def values(variables) -> list[np.ndarray]:
+    return [np.array(variable) for variable in variables]
+
+
+def assert_close(first, second) -> None:
+    for one, other in zip(values(first), values(second), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize(
+    "changes", [{}, {"weight_decay": 0.0}, {"learning_rate": 0.02, "epsilon": 1e-3}], ids=str
+)
+def test_follows_keras(clip_norm, changes):
+    ours, theirs = make_variables(), make_variables()
+    our_optimizer = make_optimizer(AdamW, ours, **changes)
+    their_optimizer = make_optimizer(
+        keras.optimizers.AdamW, theirs, global_clipnorm=clip_norm, **changes
+    )
+    for step in range(5):
+        gradients = make_gradients(step)
+        norm = float(tf.linalg.global_norm(gradients))
+        scale = min(1.0, clip_norm / norm) if clip_norm else 1.0
+        run_step(our_optimizer, ours, gradients, scale)
+        their_optimizer.apply(gradients, theirs)
+        assert_close(ours, theirs)
+    assert_close(our_optimizer.variables, their_optimizer.variables)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_scale_of_zero_leaves_all_but_the_count(compiled):
+    variables = make_variables()
+    optimizer = make_optimizer(AdamW, variables)
+    step = tf.function(
+        lambda gradients, scale: optimizer.apply_scaled(gradients, variables, scale),
+        autograph=False,
+        jit_compile=compiled,
+    )
+    step(make_gradients(0), tf.constant(1.0))
+    before = values(variables), values(optimizer._momentums), values(optimizer._velocities)
+    bad = [
+        tf.fill(shape, value)
+        for shape, value in zip(SHAPES, [np.nan, np.inf, -np.inf], strict=True)
+    ]
+    for gradients in (bad, make_gradients(1)):
+        step([tf.cast(gradient, tf.float32) for gradient in gradients], tf.constant(0.0))
+    after = values(variables), values(optimizer._momentums), values(optimizer._velocities)
+    for olds, news in zip(before, after, strict=True):
+        for old, new in zip(olds, news, strict=True):
+            np.testing.assert_array_equal(new, old)
+    assert int(optimizer.iterations) == 3
+    step(make_gradients(2), tf.constant(1.0))
+    assert all((np.array(v) != old).any() for v, old in zip(variables, before[0], strict=True))
+
+
+def test_excluded_variables_do_not_decay():
+    variables = make_variables()
+    before = values(variables)
+    optimizer = make_optimizer(AdamW, variables, learning_rate=0.1)
+    run_step(optimizer, variables, [tf.zeros(shape) for shape in SHAPES])
+    after = values(variables)
+    np.testing.assert_allclose(after[0], before[0] * (1 - 0.1 * 0.05), rtol=1e-6)
+    np.testing.assert_array_equal(after[1], before[1])
+
+
+@pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
+def test_every_replica_makes_the_same_update(mirrored_strategy):
+    alone = make_variables()
+    optimizer = make_optimizer(AdamW, alone)
+    with mirrored_strategy.scope():
+        mirrored = make_variables()
+        mirrored_optimizer = make_optimizer(AdamW, mirrored)
+
+    @tf.function(autograph=False)
+    def step(gradients, scale):
+        mirrored_strategy.run(lambda: mirrored_optimizer.apply_scaled(gradients, mirrored, scale))
+
+    for number, scale in enumerate([1.0, 0.0, 0.3]):
+        run_step(optimizer, alone, make_gradients(number), scale)
+        step(make_gradients(number), tf.constant(scale))
+    for one, other in zip(alone, mirrored, strict=True):
+        for replica in mirrored_strategy.experimental_local_results(other.value):
+            np.testing.assert_allclose(replica, one, rtol=1e-6, atol=1e-6)
+    assert int(mirrored_optimizer.iterations.numpy()) == 3
+
+
+def test_optimizer_config_round_trip():
+    optimizer = AdamW(LinearWarmupDecay(0.1, 2, 6, end=0.01), weight_decay=0.05, beta_2=0.98)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert type(again) is AdamW
+    assert again.get_config() == optimizer.get_config()
+
+
+# The schedule.
+
+
+def expected_rate(step, peak, warmup, total, end) -> float:
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if step >= total:
+        return end
+    return end + (peak - end) * (total - step) / (total - warmup)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 50), st.integers(1, 100), st.integers(0, 200), st.sampled_from([0.0, 1e-5]))
+def test_schedule_is_piecewise_linear(warmup, decay, step, end):
+    schedule = LinearWarmupDecay(1e-3, warmup, warmup + decay, end)
+    expected = expected_rate(step, 1e-3, warmup, warmup + decay, end)
+    assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-10)
+
+
+def test_schedule_of_the_paper():
+    schedule = LinearWarmupDecay(peak=5e-4, warmup_steps=10_000, total_steps=125_000)
+    rates = [float(schedule(tf.constant(step, tf.int64))) for step in (0, 9_999, 10_000, 67_500)]
+    assert rates == pytest.approx([5e-8, 5e-4, 5e-4, 2.5e-4], rel=1e-5)
+    assert float(schedule(125_000)) == float(schedule(200_000)) == 0
+
+
+def test_schedule_config_round_trip():
+    schedule = LinearWarmupDecay(1e-3, 3, 9, end=1e-5)
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
+    assert again.get_config() == schedule.get_config()
+    assert float(again(5)) == float(schedule(5))
