@@ -43,9 +43,9 @@ MODEL := $(QUICKSTART)/model
 REPORT := $(QUICKSTART)/report
 CONFIG := configs/pretrain/quickstart.yaml
 
-quickstart: $(REPORT)/report.html
+quickstart: $(REPORT)/index.html
 	@echo
-	@echo "The report: $(CURDIR)/$(REPORT)/report.html"
+	@echo "The report: $(CURDIR)/$(REPORT)/index.html"
 	@echo "The model on a sentence of yours:"
 	@echo "  $(VENV)/bin/python scripts/report.py --model_dir=$(MODEL) --output_dir=$(REPORT) \\"
 	@echo "    --text='If the file do not exist, an error is raised.'"
@@ -65,7 +65,7 @@ $(MODEL)/preset/config.json: $(DATA)/train/manifest.json $(CONFIG)
 	$(RUN) scripts/pretrain.py --config_file=$(CONFIG) --vocabulary=$(VOCABULARY) \
 	  --train_data=$(DATA)/train --validation_data=$(DATA)/validation --model_dir=$(MODEL)
 
-$(REPORT)/report.html: $(MODEL)/preset/config.json
+$(REPORT)/index.html: $(MODEL)/preset/config.json
 	@echo "4/4 The report"
 	$(RUN) scripts/report.py --model_dir=$(MODEL) --output_dir=$(REPORT)
 

@@ -2,7 +2,7 @@
 
     report.py --model_dir=RUN --text='The cat sat on the mat.' --output_dir=OUT
 
-OUT gets report.html, which needs no other file, and the plots as PNG files. The run may still be
+OUT gets index.html, which needs no other file, and the plots as PNG files. The run may still be
 going on; its models are demonstrated once it has ended.
 """
 

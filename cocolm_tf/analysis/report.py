@@ -33,7 +33,7 @@ from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops
 
-REPORT_FILENAME = "report.html"
+REPORT_FILENAME = "index.html"
 
 _PERCENT, _NUMBER = "{:.1%}", "{:.3f}"
 # Name, how to show its value, what it means.
@@ -111,7 +111,7 @@ def write_report(
 
     Args:
         model_dir: the run's folder.
-        output_dir: gets `report.html` and a PNG file for each plot.
+        output_dir: gets `index.html` and a PNG file for each plot.
         texts: sentences to demonstrate on; none for those at hand.
         seed: int. Decides what the demonstration masks and samples.
 

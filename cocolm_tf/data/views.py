@@ -37,12 +37,12 @@ def mask_views(
     slots = math.ceil(length * fraction)
     seeds = tf.random.split(tf.cast(seed, tf.int32), 2)
     is_ordinary = ~special.contains(token_ids)
-    order = tf.random.stateless_uniform(tf.shape(token_ids), seeds[0])
-    # Special tokens come last, and no sequence has slots for all of its tokens.
-    positions = tf.math.top_k(tf.where(is_ordinary, order, -1.0), slots).indices
+    priority = tf.random.stateless_uniform(tf.shape(token_ids), seeds[0])
+    # Special tokens come last, in slots that are not used.
+    positions = tf.math.top_k(tf.where(is_ordinary, priority, -1.0), slots).indices
     ordinary = tf.reduce_sum(tf.cast(is_ordinary, tf.float32), axis=1, keepdims=True)
     rounding = tf.random.stateless_uniform([batch, 1], seeds[1])
-    chosen = tf.floor(ordinary * fraction + rounding)
+    chosen = tf.minimum(tf.floor(ordinary * fraction + rounding), ordinary)
     weights = tf.cast(tf.range(slots, dtype=tf.float32) < chosen, tf.float32)
     # In reading order, so that what is gathered from one sequence lies together.
     order = tf.argsort(positions, axis=1)

@@ -99,6 +99,12 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
                 name="position_embedding",
             )
         else:
+            for name, size in (
+                ("vocabulary_size", vocabulary_size),
+                ("max_sequence_length", max_sequence_length),
+            ):
+                if size != getattr(embeddings_of, name):
+                    raise ValueError(f"{name}={size} is not that of the model that embeds.")
             token_embedding = embeddings_of.token_embedding
             position_embedding = embeddings_of.position_embedding
             embedding_dim = token_embedding.output_dim

@@ -41,8 +41,8 @@ class CocoLMPretrainer(TrainingStep):
 
     Args:
         backbone: `CocoLMBackbone`, the main model.
-        auxiliary: `MaskedLanguageModel`, the auxiliary model; where its `trainable` is False it
-            samples but does not learn. None replaces masked tokens at random.
+        auxiliary: `MaskedLanguageModel`, the auxiliary model; where its `trainable` is False by
+            now, it samples but does not learn. None replaces masked tokens at random.
         mask_token_id: int. The token that hides another from the auxiliary model.
         sampling: which pass of the auxiliary model is sampled from. `"eval"`: a second one
             without dropout (the paper's). `"train"`: the one that learns. `"zero_dropout"`: the
@@ -96,6 +96,10 @@ class CocoLMPretrainer(TrainingStep):
             raise ValueError(f"sampling is one of {', '.join(SAMPLING_MODES)}, not {sampling!r}.")
         if sampling == "zero_dropout" and auxiliary and auxiliary.backbone.dropout:
             raise ValueError("sampling='zero_dropout' needs an auxiliary model without dropout.")
+        if lm_weight and backbone.embedding_dim != backbone.hidden_dim:
+            raise ValueError("The LM head has no layer between hidden states and word embeddings.")
+        if auxiliary and not auxiliary.trainable and _shares_embeddings(auxiliary, backbone):
+            raise ValueError("A frozen auxiliary model needs word and position tables of its own.")
         self.backbone = backbone
         self.auxiliary = auxiliary
         self.sampling_seeds = keras.random.SeedGenerator(seed)
@@ -243,3 +247,7 @@ class CocoLMPretrainer(TrainingStep):
         layer = head(*sizes, dtype=self.backbone.dtype_policy, name=name)
         layer.build((None, self.backbone.hidden_dim))
         return layer
+
+
+def _shares_embeddings(auxiliary: MaskedLanguageModel, backbone: CocoLMBackbone) -> bool:
+    return auxiliary.backbone.token_embedding is backbone.token_embedding

@@ -4,7 +4,7 @@ Everything here holds for any model that states its losses; what COCO-LM's losse
 `cocolm_tf.modeling.pretrainer`.
 """
 
-import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -111,7 +111,6 @@ class TrainingStep(keras.Model):
         micro_batches: int = 1,
         steps_per_execution: int = 1,
         jit_compile: bool = False,
-        **kwargs: Any,
     ) -> None:
         """Prepares for `fit()`.
 
@@ -125,7 +124,6 @@ class TrainingStep(keras.Model):
                 callbacks and the host see every so many steps only.
             jit_compile: bool. Compile the whole step with XLA, on one device without a strategy.
                 On a TPU leave it off: there the strategy compiles.
-            **kwargs: further arguments of `keras.Model.compile`.
 
         Raises:
             ValueError: if `jit_compile` is asked for under several replicas.
@@ -137,7 +135,6 @@ class TrainingStep(keras.Model):
             steps_per_execution=steps_per_execution,
             jit_compile=False,
             auto_scale_loss=False,
-            **kwargs,
         )
         self.compile_step = jit_compile
         self.clip_norm = clip_norm
@@ -175,20 +172,44 @@ class TrainingStep(keras.Model):
     def make_train_function(self, force: bool = False) -> Callable:
         """The function that `fit()` calls for every `steps_per_execution` steps."""
         if self.train_function is None or force:
-            self.train_function = self._looped(self.train_step, self.steps_per_execution)
+            strategy, step = self.distribute_strategy, self._unconverted(self.train_step)
+
+            @tf.autograph.experimental.do_not_convert
+            def step_of(batch: Batch) -> None:
+                # Where the data has ended, what does not depend on it, as counting, must not run.
+                with tf.control_dependencies(list(batch.values())):
+                    step(batch)
+
+            @tf.function
+            def run(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
+                for _ in tf.range(self.steps_per_execution):
+                    strategy.run(step_of, args=(next(iterator),))
+                return self.get_metrics_result()
+
+            def function(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
+                try:
+                    return run(iterator)
+                except tf.errors.OutOfRangeError as end:
+                    raise StopIteration from end
+
+            self.train_function = function
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Callable:
         """The function that `evaluate()` and `fit()`'s validation call."""
         if self.test_function is None or force:
-            one = self._looped(self.test_step, steps=1)
+            strategy, step = self.distribute_strategy, self._unconverted(self.test_step)
+
+            @tf.function
+            def run(batch: Batch) -> dict[str, tf.Tensor]:
+                strategy.run(step, args=(batch,))
+                return self.get_metrics_result()
 
             def function(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
-                logs = one(iterator)
                 # Keras counts executions; the last one may find fewer batches than it may take.
-                with contextlib.suppress(StopIteration):
-                    for _ in range(self.steps_per_execution - 1):
-                        logs = one(iterator)
+                logs = run(next(iterator))
+                for batch in itertools.islice(iterator, self.steps_per_execution - 1):
+                    logs = run(batch)
                 return logs
 
             self.test_function = function
@@ -201,32 +222,10 @@ class TrainingStep(keras.Model):
 
     # How the step works.
 
-    def _looped(self, step: Callable[[Batch], None], steps: int) -> Callable:
-        # Only the loop below is Python to convert; converting the model as well takes a minute.
+    def _unconverted(self, step: Callable[[Batch], None]) -> Callable[[Batch], None]:
+        # Only the loop over steps is Python to convert; converting the model too takes a minute.
         step = tf.autograph.experimental.do_not_convert(step)
-        if self.compile_step:
-            step = tf.function(step, jit_compile=True, autograph=False)
-        strategy = self.distribute_strategy
-
-        @tf.autograph.experimental.do_not_convert
-        def step_of(batch: Batch) -> None:
-            # Where the data has ended, what does not depend on it, as counting, must not run.
-            with tf.control_dependencies(list(batch.values())):
-                step(batch)
-
-        @tf.function
-        def function(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
-            for _ in tf.range(steps):
-                strategy.run(step_of, args=(next(iterator),))
-            return self.get_metrics_result()
-
-        def until_exhausted(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
-            try:
-                return function(iterator)
-            except tf.errors.OutOfRangeError as end:
-                raise StopIteration from end
-
-        return until_exhausted
+        return tf.function(step, jit_compile=True, autograph=False) if self.compile_step else step
 
     def _accumulate(self, batch: Batch, totals: dict[str, tf.Tensor]) -> list[tf.Tensor]:
         """This replica's part of the gradients of the global batch's objective."""
@@ -242,10 +241,13 @@ class TrainingStep(keras.Model):
             gradients = self._gradients(part, totals, micro_batch)
             return micro_batch + 1, [s + g for s, g in zip(sums, gradients, strict=True)]
 
-        zeros = [tf.zeros(v.shape, tf.float32) for v in self.trainable_variables]
-        return tf.while_loop(
-            lambda micro_batch, _: micro_batch < self.micro_batches, add, (0, zeros)
-        )[1]
+        state = (tf.constant(0), [tf.zeros(v.shape, tf.float32) for v in self.trainable_variables])
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            # Replicas cannot talk to each other inside a loop of the graph: unrolled.
+            for _ in range(self.micro_batches):
+                state = add(*state)
+            return state[1]
+        return tf.while_loop(lambda micro_batch, _: micro_batch < self.micro_batches, add, state)[1]
 
     def _gradients(
         self, batch: Batch, totals: dict[str, tf.Tensor], micro_batch: tf.Tensor | int
@@ -293,7 +295,7 @@ class TrainingStep(keras.Model):
             steps = (self.steps_since_overflow + 1) * (1 - skipped)
             grows = tf.equal(steps, _LOSS_SCALE_GROWTH_STEPS)
             self.loss_scale.assign(
-                tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5) * self.loss_scale
+                tf.maximum(1.0, tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5) * self.loss_scale)
             )
             self.steps_since_overflow.assign(tf.where(grows, 0, steps))
 

@@ -13,8 +13,8 @@ TEXT = "the cat sat on a <mat>"
 def test_a_finished_run_is_reported_with_its_demonstration(finished_run: Path, tmp_path: Path):
     output = tmp_path / "new" / "report"
     path, demonstration = write_report(str(finished_run), str(output), [TEXT])
-    assert path == str(output / "report.html")
-    expected = {f"{plot.name}.png" for plot in PLOTS} | {"report.html"}
+    assert path == str(output / "index.html")
+    expected = {f"{plot.name}.png" for plot in PLOTS} | {"index.html"}
     assert {file.name for file in output.iterdir()} == expected
     assert all((output / f"{plot.name}.png").read_bytes()[:4] == b"\x89PNG" for plot in PLOTS)
 
@@ -47,10 +47,10 @@ def test_a_run_that_goes_on_has_no_demonstration_yet(model_dir: Path, tmp_path: 
 def test_a_report_replaces_an_older_one(model_dir: Path, tmp_path: Path):
     output = tmp_path / "out"
     output.mkdir()
-    (output / "report.html").write_text("old")
+    (output / "index.html").write_text("old")
     (output / "notes.txt").write_text("mine")
     write_report(str(model_dir), str(output))
-    assert (output / "report.html").read_text(encoding="utf-8") != "old"
+    assert (output / "index.html").read_text(encoding="utf-8") != "old"
     assert (output / "notes.txt").read_text() == "mine"
 
 

@@ -438,11 +438,6 @@ def test_pretraining_on_replicas(mirrored_strategy, likeliest_samples):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
-@pytest.mark.xfail(
-    reason="TensorFlow cannot gather over replicas inside a loop, which the micro-batches are",
-    raises=RuntimeError,
-    strict=True,
-)
 def test_contrast_on_replicas_in_micro_batches(mirrored_strategy):
     pretrainer = make_compiled(mirrored_strategy, num_layers=1, compiled={"micro_batches": 2})
     data = tf.data.Dataset.from_tensor_slices(make_batch(sequences=8)).batch(8)

@@ -71,5 +71,5 @@ def test_it_ends_with_the_path_of_the_report(tmp_path: Path):
     (model / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     done = run(f"--model_dir={model}", f"--output_dir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "report.html")
-    assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "index.html")
+    assert (tmp_path / "out" / "index.html").stat().st_size > 1000
