@@ -215,3 +215,9 @@ def test_parameters_are_the_papers(sizes, millions):
     # 110.6, 134.6 and 368.4 million. The paper does not say what its numbers count, and cuts off
     # rather than rounds: of the largest, without its position table 367.8 million are left.
     assert parameters(*sizes) == pytest.approx(millions * 1e6, rel=0.006)
+
+
+@pytest.mark.parametrize("changes", [{"vocabulary_size": 31}, {"max_sequence_length": 8}])
+def test_refuses_tables_of_another_size(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        make_backbone(embeddings_of=make_backbone(), **changes)

@@ -2,7 +2,15 @@ import modeling_reference as reference
 import numpy as np
 import pytest
 import tensorflow as tf
-from modeling_models import MASK, SIZES, make_auxiliary, make_batch, make_pretrainer, tensors
+from modeling_models import (
+    MASK,
+    SIZES,
+    make_auxiliary,
+    make_backbone,
+    make_batch,
+    make_pretrainer,
+    tensors,
+)
 
 from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -313,3 +321,18 @@ def test_seeds_come_from_every_generator():
     generators = list(make_pretrainer(dropout=0.1, auxiliary_dropout=0.1).seed_generators())
     assert len({id(generator) for generator in generators}) == 3
     assert len(list(make_pretrainer(auxiliary=None).seed_generators())) == 2
+
+
+def test_refuses_a_frozen_auxiliary_that_would_freeze_the_main_models_tables():
+    main = make_backbone()
+    auxiliary = make_auxiliary(main)
+    auxiliary.trainable = False
+    with pytest.raises(ValueError, match="tables of its own"):
+        CocoLMPretrainer(main, auxiliary, MASK)
+
+
+def test_refuses_an_lm_head_on_narrower_embeddings():
+    main = make_backbone(embedding_dim=4)
+    with pytest.raises(ValueError, match="no layer between"):
+        CocoLMPretrainer(main, None, MASK)
+    CocoLMPretrainer(main, None, MASK, lm_weight=0.0)

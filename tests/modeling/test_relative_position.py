@@ -128,3 +128,12 @@ def test_one_table_serves_every_length():
     layer = make_bias()
     long, short = layer(tf.ones([1, 16])), layer(tf.ones([1, 7]))
     np.testing.assert_array_equal(short, long[:, :, :7, :7])
+
+
+def test_heads_start_out_looking_at_different_neighbors():
+    bias = make_bias(num_heads=5, bins=16, max_distance=32, max_positions=16, neighbor_bias=6.0)
+    logits = bias(np.ones((1, 9), np.int32)).numpy()[0]
+    middle = 4
+    assert [int(logits[head, middle].argmax()) - middle for head in range(5)] == [-1, 1, -2, 2, -3]
+    assert np.abs(np.sort(logits[:, middle])[:, -1] - 6).max() < 0.2
+    assert np.abs(np.sort(logits[:, middle])[:, :-1]).max() < 0.2
