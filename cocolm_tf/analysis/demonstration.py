@@ -28,8 +28,8 @@ SENTENCES = (
 
 # A sentence, the word of it that is wrong, and the right one.
 MISTAKES = (
-    ("Returns true if the file exists, and directory otherwise.", "directory", "false"),
-    ("The method takes two arguments and return a new object.", "return", "returns"),
+    ("Returns a list of can in the given order.", "can", "values"),
+    ("The default value is will.", "will", "zero"),
     ("If the input is not a valid number, an error are raised.", "are", "is"),
     ("This function is called at the end for every step.", "for", "of"),
     ("The first element of the list have the smallest value.", "have", "has"),
