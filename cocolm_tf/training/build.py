@@ -1,6 +1,6 @@
 """A configuration made into a model and an optimizer."""
 
-import keras
+import random
 
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
@@ -24,7 +24,9 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> CocoLMPre
     pretrainer = build_pretrainer(load_config("configs/pretrain/small.yaml"), mask_token_id=8191)
     ```
     """
-    keras.utils.set_random_seed(config.runtime.seed)
+    # Keras draws the initializers' seeds from here. `keras.utils.set_random_seed` would also reset
+    # TensorFlow's generator, and that breaks every tokenizer made before.
+    random.seed(config.runtime.seed)
     precision = config.runtime.precision
     main = CocoLMBackbone(**config.model.as_dict(), dtype=precision, name="main")
     return CocoLMPretrainer(

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import build_optimizer, build_pretrainer
 
 MASK = 59
@@ -125,3 +126,10 @@ def test_what_decays(tiny, decay_embeddings: bool):
         if id(variable) not in tables:
             matrix = len(variable.shape) > 1
             assert (id(variable) in decaying) == matrix, variable.path
+
+
+def test_tokenizers_made_before_still_work(build, corpus):
+    tokenizer = load_vocabulary(corpus.vocabulary)
+    ids = tokenizer("some words")
+    build()
+    np.testing.assert_array_equal(tokenizer("some words"), ids)
