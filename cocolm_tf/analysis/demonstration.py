@@ -154,8 +154,6 @@ def load_run(model_dir: str) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
     config = load_config(config_file, "runtime.precision=float32")
     pretrainer = build_pretrainer(config, mask_token_id=config.model.vocabulary_size - 1)
     load_preset(pretrainer, preset)
-    # Building sets TensorFlow's global seed, which empties the cache that SentencePiece's
-    # resources live in: a tokenizer loaded before would be lost.
     return pretrainer, CocoLMTokenizer.from_preset(preset)
 
 

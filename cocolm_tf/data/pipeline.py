@@ -15,7 +15,7 @@ import tensorflow as tf
 from cocolm_tf.data.manifest import resolve_shards
 from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import crop_views, mask_views
+from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
 
 SHARDS_PER_GROUP = 8
@@ -141,13 +141,9 @@ class PretrainingData:
             token_ids = parse(serialized, self.sequence_length, self.special.pad)
             token_ids = tf.ensure_shape(token_ids, [serialized.shape[0], self.sequence_length])
             seed = tf.stack([tf.cast(self.seed, tf.int64), number * pipelines + pipeline])
-            mask_seed, crop_seed = tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 2))
-            return {
-                "token_ids": token_ids,
-                "padding_mask": token_ids != self.special.pad,
-                **mask_views(token_ids, self.mask_fraction, self.special, mask_seed),
-                **crop_views(token_ids, self.crop_fraction, self.special, crop_seed),
-            }
+            return pretraining_views(
+                token_ids, self.mask_fraction, self.crop_fraction, self.special, seed
+            )
 
         return numbered.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 

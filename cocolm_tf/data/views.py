@@ -10,6 +10,40 @@ import tensorflow as tf
 from cocolm_tf.data.special_tokens import SpecialTokens
 
 
+def pretraining_views(
+    token_ids: tf.Tensor,
+    mask_fraction: float,
+    crop_fraction: float,
+    special: SpecialTokens,
+    seed: tf.Tensor,
+) -> dict[str, tf.Tensor]:
+    """Makes a batch of sequences into the batch that `CocoLMPretrainer` takes.
+
+    Args:
+        token_ids: [B, S] int32, padded at the end; S is static.
+        mask_fraction: float. See `mask_views`.
+        crop_fraction: float. See `crop_views`.
+        special: the special tokens.
+        seed: integer tensor [2].
+
+    Returns:
+        `token_ids`, `padding_mask` [B, S] bool, and what `mask_views` and `crop_views` return.
+
+    Example:
+    ```python
+    ids = tf.constant([[0, 7, 8, 9, 2]])
+    pretraining_views(ids, 0.15, 0.9, SpecialTokens(mask=10), tf.constant([1, 2]))
+    ```
+    """
+    mask_seed, crop_seed = tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 2))
+    return {
+        "token_ids": token_ids,
+        "padding_mask": token_ids != special.pad,
+        **mask_views(token_ids, mask_fraction, special, mask_seed),
+        **crop_views(token_ids, crop_fraction, special, crop_seed),
+    }
+
+
 def mask_views(
     token_ids: tf.Tensor, fraction: float, special: SpecialTokens, seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:

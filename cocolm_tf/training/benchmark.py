@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 import cocolm_tf
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import crop_views, mask_views
+from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.build import build_optimizer, build_pretrainer
+from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
+from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.flops import pretraining_flops
 
-# <s>, <pad>, </s> and <unk>; the mask token is the last.
-_FIRST_ORDINARY_TOKEN = 4
+_FIRST_ORDINARY_TOKEN = UNKNOWN_TOKEN_ID + 1
 
 
 def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> dict[str, Any]:
@@ -73,12 +73,7 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
             pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
         except ValueError as error:
             raise UserError(f"the model cannot be built: {' '.join(str(error).split())}") from error
-        pretrainer.compile(
-            build_optimizer(config.optimizer, trainer.train_steps, pretrainer),
-            clip_norm=config.optimizer.clip_norm,
-            micro_batches=trainer.micro_batches,
-            jit_compile=config.runtime.jit_compile,
-        )
+        compile_pretrainer(pretrainer, config, steps_per_execution=1)
     # The machine's speed changes with what else it does: look at it on both sides of the steps.
     rate_before = matmul_rate(pretrainer.compute_dtype)
     _forget_peak_memory()
@@ -157,7 +152,7 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
 
     def views(number: tf.Tensor) -> dict[str, tf.Tensor]:
         seed = tf.stack([config.runtime.seed, tf.cast(number, tf.int32)])
-        text_seed, mask_seed, crop_seed = tf.unstack(tf.random.split(seed, 3))
+        text_seed, view_seed = tf.unstack(tf.random.split(seed, 2))
         text = tf.random.stateless_uniform(
             [batch, length - 2],
             text_seed,
@@ -167,12 +162,9 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
         )
         token_ids = tf.pad(text, [[0, 0], [1, 0]], constant_values=special.start)
         token_ids = tf.pad(token_ids, [[0, 0], [0, 1]], constant_values=special.end)
-        return {
-            "token_ids": token_ids,
-            "padding_mask": token_ids != special.pad,
-            **mask_views(token_ids, config.data.mask_fraction, special, mask_seed),
-            **crop_views(token_ids, config.data.crop_fraction, special, crop_seed),
-        }
+        return pretraining_views(
+            token_ids, config.data.mask_fraction, config.data.crop_fraction, special, view_seed
+        )
 
     return tf.data.Dataset.range(count).map(views).cache().repeat().prefetch(1)
 

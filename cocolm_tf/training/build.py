@@ -91,3 +91,27 @@ def build_optimizer(
         ]
     optimizer.exclude_from_weight_decay(var_list=undecayed)
     return optimizer
+
+
+def compile_pretrainer(
+    pretrainer: CocoLMPretrainer, config: PretrainingConfig, steps_per_execution: int
+) -> None:
+    """Gives a pretrainer its optimizer and its step.
+
+    Args:
+        pretrainer: as `build_pretrainer` made it.
+        config: the run.
+        steps_per_execution: int. Steps between two looks of the host.
+
+    Example:
+    ```python
+    compile_pretrainer(pretrainer, config, config.trainer.steps_per_loop)
+    ```
+    """
+    pretrainer.compile(
+        build_optimizer(config.optimizer, config.trainer.train_steps, pretrainer),
+        clip_norm=config.optimizer.clip_norm,
+        micro_batches=config.trainer.micro_batches,
+        steps_per_execution=steps_per_execution,
+        jit_compile=config.runtime.jit_compile,
+    )

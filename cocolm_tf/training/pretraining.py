@@ -11,7 +11,7 @@ from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.build import build_optimizer, build_pretrainer
+from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
 from cocolm_tf.training.callbacks import (
     MetricsLog,
     ProgressBar,
@@ -82,13 +82,7 @@ def pretrain(
             missing = load_preset(pretrainer, init_preset)
             if missing:
                 print(f"Not in {init_preset}, so initialized afresh: {', '.join(missing)}.")
-        pretrainer.compile(
-            build_optimizer(config.optimizer, config.trainer.train_steps, pretrainer),
-            clip_norm=config.optimizer.clip_norm,
-            micro_batches=config.trainer.micro_batches,
-            steps_per_execution=config.trainer.steps_per_loop,
-            jit_compile=config.runtime.jit_compile,
-        )
+        compile_pretrainer(pretrainer, config, config.trainer.steps_per_loop)
     checkpoints = Checkpoints(
         os.path.join(model_dir, "checkpoints"), pretrainer, config.trainer.max_checkpoints
     )
