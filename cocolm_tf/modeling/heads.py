@@ -4,7 +4,6 @@ import keras
 import tensorflow as tf
 
 from cocolm_tf.modeling.gelu import exact_gelu
-from cocolm_tf.modeling.transformer import normal_initializer
 
 
 class TiedProjection(keras.layers.Layer):
@@ -49,6 +48,7 @@ class Transform(keras.layers.Layer):
     Args:
         units: int. Width of the result.
         layer_norm_epsilon: float.
+        initializer_range: float. Standard deviation that the matrix starts with.
 
     Call arguments:
         x: [..., width].
@@ -62,10 +62,17 @@ class Transform(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, units: int, layer_norm_epsilon: float = 1e-5, **kwargs: object) -> None:
+    def __init__(
+        self,
+        units: int,
+        layer_norm_epsilon: float = 1e-5,
+        initializer_range: float = 0.02,
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
+        initializer = keras.initializers.RandomNormal(stddev=initializer_range)
         self.dense = keras.layers.Dense(
-            units, kernel_initializer=normal_initializer(), dtype=self.dtype_policy, name="dense"
+            units, kernel_initializer=initializer, dtype=self.dtype_policy, name="dense"
         )
         self.norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="norm"
@@ -87,6 +94,7 @@ class MaskedLMHead(keras.layers.Layer):
     Args:
         token_embedding: `ReversibleEmbedding` of the model whose vocabulary is predicted.
         layer_norm_epsilon: float.
+        initializer_range: float. Standard deviation that the matrix starts with.
 
     Call arguments:
         x: hidden states at the masked positions, [N, H].
@@ -104,11 +112,15 @@ class MaskedLMHead(keras.layers.Layer):
         self,
         token_embedding: keras.layers.ReversibleEmbedding,
         layer_norm_epsilon: float = 1e-5,
+        initializer_range: float = 0.02,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         self.transform = Transform(
-            token_embedding.output_dim, layer_norm_epsilon, dtype=self.dtype_policy
+            token_embedding.output_dim,
+            layer_norm_epsilon,
+            initializer_range,
+            dtype=self.dtype_policy,
         )
         self.projection = TiedProjection(token_embedding, dtype=self.dtype_policy)
 
@@ -125,6 +137,9 @@ class MaskedLMHead(keras.layers.Layer):
 class CopyHead(keras.layers.Layer):
     """One logit per token that it is the original: w_copy^T h (paper, section 3.3).
 
+    Args:
+        initializer_range: float. Standard deviation that w_copy starts with.
+
     Call arguments:
         x: hidden states [B, S, H].
 
@@ -137,11 +152,14 @@ class CopyHead(keras.layers.Layer):
     ```
     """
 
+    def __init__(self, initializer_range: float = 0.02, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.initializer_range = initializer_range
+
     def build(self, x_shape: tuple[int | None, ...]) -> None:
         """Creates w_copy."""
-        self.kernel = self.add_weight(
-            name="kernel", shape=(x_shape[-1],), initializer=normal_initializer()
-        )
+        initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
+        self.kernel = self.add_weight(name="kernel", shape=(x_shape[-1],), initializer=initializer)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Scores."""

@@ -38,6 +38,7 @@ class MaskedLanguageModel(keras.Model):
         self.head = MaskedLMHead(
             backbone.token_embedding,
             backbone.layer_norm_epsilon,
+            backbone.initializer_range,
             dtype=backbone.dtype_policy,
             name="masked_lm_head",
         )

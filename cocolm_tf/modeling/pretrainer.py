@@ -105,12 +105,17 @@ class CocoLMPretrainer(TrainingStep):
         self.sampling_seeds = keras.random.SeedGenerator(seed)
         self.copy_head = self.lm_head = self.projection = None
         if copy_weight or (lm_weight and use_copy):
-            self.copy_head = self._built(CopyHead, name="copy_head")
+            self.copy_head = self._built(CopyHead, backbone.initializer_range, name="copy_head")
         if lm_weight:
             self.lm_head = self._built(TiedProjection, backbone.token_embedding, name="lm_head")
         if scl_weight and projection:
-            sizes = (backbone.hidden_dim, backbone.layer_norm_epsilon)
-            self.projection = self._built(Transform, *sizes, name="projection")
+            self.projection = self._built(
+                Transform,
+                backbone.hidden_dim,
+                backbone.layer_norm_epsilon,
+                backbone.initializer_range,
+                name="projection",
+            )
         self.built = True
 
         self.mask_token_id = mask_token_id
@@ -243,8 +248,8 @@ class CocoLMPretrainer(TrainingStep):
             names += ["scl_loss", "positive_cosine", "negative_cosine"]
         return names
 
-    def _built(self, head: type[keras.layers.Layer], *sizes: Any, name: str) -> keras.layers.Layer:
-        layer = head(*sizes, dtype=self.backbone.dtype_policy, name=name)
+    def _built(self, head: type[keras.layers.Layer], *args: Any, name: str) -> keras.layers.Layer:
+        layer = head(*args, dtype=self.backbone.dtype_policy, name=name)
         layer.build((None, self.backbone.hidden_dim))
         return layer
 

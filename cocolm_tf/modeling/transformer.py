@@ -9,17 +9,6 @@ from cocolm_tf.modeling.dropout import Dropout, dropout
 from cocolm_tf.modeling.gelu import exact_gelu
 
 
-def normal_initializer() -> keras.initializers.Initializer:
-    """The initializer of every matrix: normal, standard deviation 0.02.
-
-    Example:
-    ```python
-    keras.layers.Dense(8, kernel_initializer=normal_initializer())
-    ```
-    """
-    return keras.initializers.RandomNormal(stddev=0.02)
-
-
 class TransformerBlock(keras.layers.Layer):
     """Self-attention and a feed-forward network, LayerNorm after each residual sum.
 
@@ -29,6 +18,7 @@ class TransformerBlock(keras.layers.Layer):
         dropout: float. Rate on the attention probabilities and on both sublayers' outputs.
         seed_generator: `keras.random.SeedGenerator` that dropout draws from.
         layer_norm_epsilon: float.
+        initializer_range: float. Standard deviation that the matrices start with.
         rematerialize: bool. Recompute the block in the backward pass instead of keeping its
             activations: less memory, about a third more time.
 
@@ -54,6 +44,7 @@ class TransformerBlock(keras.layers.Layer):
         dropout: float,
         seed_generator: keras.random.SeedGenerator,
         layer_norm_epsilon: float = 1e-5,
+        initializer_range: float = 0.02,
         rematerialize: bool = False,
         **kwargs: object,
     ) -> None:
@@ -61,6 +52,7 @@ class TransformerBlock(keras.layers.Layer):
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.initializer_range = initializer_range
         self.rematerialize = rematerialize
         self.dropout = Dropout(dropout, seed_generator, dtype=self.dtype_policy, name="dropout")
 
@@ -117,8 +109,9 @@ class TransformerBlock(keras.layers.Layer):
         return tf.transpose(x, [0, 2, 1, 3])
 
     def _dense(self, name: str, inputs: int, units: int) -> keras.layers.Dense:
+        initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
         layer = keras.layers.Dense(
-            units, kernel_initializer=normal_initializer(), dtype=self.dtype_policy, name=name
+            units, kernel_initializer=initializer, dtype=self.dtype_policy, name=name
         )
         layer.build((None, None, inputs))
         return layer

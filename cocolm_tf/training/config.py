@@ -36,6 +36,7 @@ class ModelConfig(hyperparams.Config):
     relative_position_max_distance: int = 128
     # Not the paper's: see `CocoLMBackbone`. Helps small models on small budgets.
     neighbor_bias: float = 0.0
+    initializer_range: float = 0.02
     rematerialize: bool = False
 
 
@@ -191,7 +192,12 @@ _RANGES: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
     (
         lambda value: value > 0,
         "more than 0",
-        ("objective.temperature", "optimizer.learning_rate", "optimizer.epsilon"),
+        (
+            "model.initializer_range",
+            "objective.temperature",
+            "optimizer.learning_rate",
+            "optimizer.epsilon",
+        ),
     ),
     (
         lambda value: 0 <= value < 1,

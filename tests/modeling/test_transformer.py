@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.modeling.transformer import TransformerBlock, normal_initializer
+from cocolm_tf.modeling.transformer import TransformerBlock
 
 
 def make_block(dropout: float = 0.0, **changes) -> TransformerBlock:
@@ -13,10 +13,14 @@ def make_block(dropout: float = 0.0, **changes) -> TransformerBlock:
     return TransformerBlock(2, 12, dropout, keras.random.SeedGenerator(5), **changes)
 
 
-def test_matrices_start_normal():
-    matrix = normal_initializer()([300, 300]).numpy()
-    assert matrix.std() == pytest.approx(0.02, rel=0.02)
-    assert matrix.mean() == pytest.approx(0, abs=5 * 0.02 / 300)
+@pytest.mark.parametrize(("changes", "deviation"), [({}, 0.02), ({"initializer_range": 0.3}, 0.3)])
+def test_matrices_start_normal(changes, deviation):
+    block = make_block(**changes)
+    block.build((None, None, 300))
+    for layer in (block.query, block.key, block.value, block.attention_output):
+        matrix = layer.kernel.numpy()
+        assert matrix.std() == pytest.approx(deviation, rel=0.02)
+        assert matrix.mean() == pytest.approx(0, abs=5 * deviation / 300)
 
 
 def test_refuses_a_width_that_the_heads_do_not_divide():
