@@ -4,9 +4,11 @@ from typing import Any, Self
 
 import keras
 import keras_nlp
+import tensorflow as tf
 
 from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.relative_position import AttentionBias
+from cocolm_tf.modeling.residual_norm import ResidualNorm
 from cocolm_tf.modeling.transformer import TransformerBlock
 
 
@@ -114,7 +116,7 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
             token_embedding = embeddings_of.token_embedding
             position_embedding = embeddings_of.position_embedding
             embedding_dim = token_embedding.output_dim
-        embeddings_norm = keras.layers.LayerNormalization(
+        embeddings_norm = ResidualNorm(
             epsilon=layer_norm_epsilon, dtype=dtype, name="embeddings_norm"
         )
         embeddings_dropout = Dropout(
@@ -143,30 +145,39 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
             )
             for i in range(num_layers)
         ]
-
-        # === Functional model ===
-        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        padding_mask = keras.Input((None,), dtype="int32", name="padding_mask")
-        x = token_embedding(token_ids)
-        x = x + position_embedding(x)
-        x = embeddings_dropout(embeddings_norm(x))
+        embeddings_projection = None
         if embedding_dim != hidden_dim:
-            x = keras.layers.Dense(
+            embeddings_projection = keras.layers.Dense(
                 hidden_dim,
                 kernel_initializer=initializer(),
                 dtype=dtype,
                 name="embeddings_projection",
-            )(x)
-        x = x * keras.ops.cast(keras.ops.expand_dims(padding_mask, -1), x.dtype)
-        bias = attention_bias(padding_mask)
-        for block in blocks:
-            x = block(x, bias)
-        super().__init__(
-            inputs={"token_ids": token_ids, "padding_mask": padding_mask},
-            outputs=x,
-            dtype=dtype,
-            **kwargs,
-        )
+            )
+
+        def encode(
+            inputs: dict[str, tf.Tensor],
+            positions: tf.Tensor | None = None,
+            training: bool | None = None,
+        ) -> tf.Tensor:
+            padding_mask = inputs["padding_mask"]
+            x = token_embedding(inputs["token_ids"])
+            x = embeddings_norm(x, position_embedding(x))
+            x = embeddings_dropout(x, training=training)
+            if embeddings_projection:
+                x = embeddings_projection(x)
+            x = x * keras.ops.cast(keras.ops.expand_dims(padding_mask, -1), x.dtype)
+            padding, relative = attention_bias(padding_mask)
+            for block in blocks[:-1]:
+                x = block(x, padding, relative, training=training)
+            return blocks[-1](x, padding, relative, positions, training=training)
+
+        # === Functional model ===
+        inputs = {
+            name: keras.Input((None,), dtype="int32", name=name)
+            for name in ("token_ids", "padding_mask")
+        }
+        super().__init__(inputs=inputs, outputs=encode(inputs), dtype=dtype, **kwargs)
+        self._encode = encode
 
         # === Configuration ===
         self.token_embedding = token_embedding
@@ -187,6 +198,27 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
         self.rematerialize = rematerialize
+
+    def states_at(
+        self, inputs: dict[str, tf.Tensor], positions: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        """The hidden states at some positions, whose last layer is computed for them alone.
+
+        Args:
+            inputs: as for a call.
+            positions: [B, M] int32.
+            training: bool. Whether dropout acts.
+
+        Returns:
+            [B, M, hidden_dim].
+
+        Example:
+        ```python
+        inputs = {"token_ids": tf.ones([1, 8], tf.int32), "padding_mask": tf.ones([1, 8])}
+        backbone.states_at(inputs, tf.zeros([1, 1], tf.int32))  # the sequence's representation
+        ```
+        """
+        return self._encode(inputs, positions, training)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild this architecture."""

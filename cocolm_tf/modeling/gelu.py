@@ -5,14 +5,16 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from cocolm_tf.modeling.fusion import fused
+
 
 @tf.custom_gradient
 def exact_gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """GELU by the error function, x * Phi(x), not by its tanh approximation.
 
     Written out, it is five passes over the widest activation of the model and many more for the
-    gradient, of which it keeps several results. XLA makes one loop of each direction, also on a
-    CPU, and the gradient needs the input alone. Computed in float32 whatever the type of `x`.
+    gradient, of which it keeps several results. Fused, each direction is one, and the gradient
+    needs the input alone. Computed in float32 whatever the type of `x`.
 
     Args:
         x: floating tensor of any shape.
@@ -28,13 +30,13 @@ def exact_gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor
     return _gelu(x), lambda upstream: _gelu_gradient(x, upstream)
 
 
-@tf.function(jit_compile=True, autograph=False)
+@fused
 def _gelu(x: tf.Tensor) -> tf.Tensor:
     wide = tf.cast(x, tf.float32)
     return tf.cast(wide * _normal_cdf(wide), x.dtype)
 
 
-@tf.function(jit_compile=True, autograph=False)
+@fused
 def _gelu_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     wide = tf.cast(x, tf.float32)
     density = tf.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))

@@ -49,7 +49,8 @@ class MaskedLanguageModel(keras.Model):
         self, inputs: dict[str, tf.Tensor], positions: tf.Tensor, training: bool = False
     ) -> tf.Tensor:
         """Predicts."""
-        return self.head(gather_positions(self.backbone(inputs, training=training), positions))
+        states = self.backbone.states_at(inputs, positions, training)
+        return self.head(tf.reshape(states, [-1, self.backbone.hidden_dim]))
 
 
 def gather_positions(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:

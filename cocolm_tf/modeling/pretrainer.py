@@ -161,7 +161,7 @@ class CocoLMPretrainer(TrainingStep):
             logits = self.auxiliary(inputs, positions=positions, training=training)
             losses["mlm_loss"] = masked_lm_loss(logits, labels, weights)
             measures = masked_lm_measures(logits, labels, weights)
-            if training and self.sampling == "eval":
+            if training and self.sampling == "eval" and self.auxiliary.backbone.dropout:
                 logits = self.auxiliary(inputs, positions=positions, training=False)
             sampled = sample_tokens(logits, self.sampling_seeds.next())
         # Unused positions keep their token.
@@ -196,7 +196,8 @@ class CocoLMPretrainer(TrainingStep):
     def _contrast(self, hidden: tf.Tensor, batch: Batch, training: bool) -> tuple[Losses, Measures]:
         """Equation 3: the corrupted text and a crop of the original are two views of it (SCL)."""
         inputs = {"token_ids": batch["crop_token_ids"], "padding_mask": batch["crop_padding_mask"]}
-        crop = self.backbone(inputs, training=training)
+        start = tf.zeros([tf.shape(batch["crop_token_ids"])[0], 1], tf.int32)
+        crop = self.backbone.states_at(inputs, start, training)
         first, second = hidden[:, 0], crop[:, 0]
         if self.projection:
             first, second = self.projection(first), self.projection(second)

@@ -67,7 +67,8 @@ class AttentionBias(keras.layers.Layer):
         padding_mask: [B, S], non-zero at real tokens.
 
     Returns:
-        [B, num_heads, S, S] in the compute dtype, or [B, 1, 1, S] without relative positions.
+        A pair in the compute dtype: what excludes padding, [B, 1, 1, S]; and the bias by relative
+        position, [1, num_heads, S, S], or [1, 1, 1, 1] of zeros without it.
 
     Example:
     ```python
@@ -111,24 +112,25 @@ class AttentionBias(keras.layers.Layer):
                 neighbors[self.buckets[self.max_positions - 1 + distance], head] = 1
         return table + self.neighbor_bias * tf.cast(neighbors, dtype)
 
-    def call(self, padding_mask: tf.Tensor) -> tf.Tensor:
-        """Adds the two parts up."""
+    def call(self, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Looks both up."""
         # float16 has no -1e9; either value leaves padding no weight after the softmax.
         excluded = -3e4 if self.compute_dtype == "float16" else -1e9
         is_padding = tf.cast(tf.equal(tf.cast(padding_mask, tf.int32), 0), self.compute_dtype)
-        bias = (is_padding * excluded)[:, tf.newaxis, tf.newaxis, :]
+        padding = (is_padding * excluded)[:, tf.newaxis, tf.newaxis, :]
         if not self.bins:
-            return bias
+            return padding, tf.zeros([1, 1, 1, 1], self.compute_dtype)
         length = tf.shape(padding_mask)[1]
         by_distance = tf.gather(tf.convert_to_tensor(self.table), self.buckets)
         position = tf.range(length)
         distance = position[tf.newaxis, :] - position[:, tf.newaxis]
         relative = tf.gather(by_distance, distance + (self.max_positions - 1))
-        return bias + tf.transpose(relative, [2, 0, 1])[tf.newaxis]
+        return padding, tf.transpose(relative, [2, 0, 1])[tf.newaxis]
 
     def compute_output_shape(
         self, padding_mask_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
-        """The shape of the result, for the functional graph."""
+    ) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+        """The shapes of the results, for the functional graph."""
         batch, length = padding_mask_shape
-        return (batch, self.num_heads, length, length) if self.bins else (batch, 1, 1, length)
+        relative = (1, self.num_heads, length, length) if self.bins else (1, 1, 1, 1)
+        return (batch, 1, 1, length), relative

@@ -1,12 +1,14 @@
-"""The Transformer encoder block of BERT, with a bias added to its attention logits."""
+"""The Transformer encoder block of BERT, with biases added to its attention logits."""
 
 import functools
 
 import keras
 import tensorflow as tf
 
+from cocolm_tf.modeling.attention import attention_probabilities
 from cocolm_tf.modeling.dropout import Dropout, dropout
 from cocolm_tf.modeling.gelu import exact_gelu
+from cocolm_tf.modeling.residual_norm import ResidualNorm
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -24,16 +26,19 @@ class TransformerBlock(keras.layers.Layer):
 
     Call arguments:
         x: [B, S, H].
-        attention_bias: [B, heads or 1, S or 1, S], added to the logits.
+        padding: [B, 1, 1, S], very negative at padding; see `AttentionBias`.
+        relative: [1, heads, S, S] or [1, 1, 1, 1], the bias by relative position.
+        positions: [B, M] int32, or None. Where alone the result is wanted; the rest of the
+            sequence is then only attended to.
         training: bool. Whether dropout acts.
 
     Returns:
-        [B, S, H].
+        [B, S, H], or [B, M, H].
 
     Example:
     ```python
     block = TransformerBlock(2, 16, dropout=0.1, seed_generator=keras.random.SeedGenerator(0))
-    block(tf.ones([3, 5, 8]), tf.zeros([3, 1, 1, 5]))
+    block(tf.ones([3, 5, 8]), tf.zeros([3, 1, 1, 5]), tf.zeros([1, 1, 1, 1]))
     ```
     """
 
@@ -56,7 +61,7 @@ class TransformerBlock(keras.layers.Layer):
         self.rematerialize = rematerialize
         self.dropout = Dropout(dropout, seed_generator, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, x_shape: tuple[int | None, ...], attention_bias_shape: object = None) -> None:
+    def build(self, x_shape: tuple[int | None, ...], *_: object) -> None:
         """Creates the sublayers."""
         width = x_shape[-1]
         if width % self.num_heads:
@@ -71,41 +76,67 @@ class TransformerBlock(keras.layers.Layer):
         self.output_dense = self._dense("output_dense", self.intermediate_dim, width)
         self.output_norm = self._norm("output_norm", width)
 
-    def call(self, x: tf.Tensor, attention_bias: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(
+        self,
+        x: tf.Tensor,
+        padding: tf.Tensor,
+        relative: tf.Tensor,
+        positions: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> tf.Tensor:
         """Transforms `x`."""
         # Drawn before the transformation, so that a second run of it drops the same elements.
         seeds = [self.dropout.draw(training) for _ in range(3)]
-        transform = functools.partial(self._transform, seeds=seeds)
+        transform = functools.partial(self._transform, positions=positions, seeds=seeds)
         if self.rematerialize and training:
             transform = keras.remat(transform)
-        return transform(x, attention_bias)
+        return transform(x, padding, relative)
 
     def _transform(
-        self, x: tf.Tensor, attention_bias: tf.Tensor, seeds: list[tf.Tensor | None]
+        self,
+        x: tf.Tensor,
+        padding: tf.Tensor,
+        relative: tf.Tensor,
+        positions: tf.Tensor | None,
+        seeds: list[tf.Tensor | None],
     ) -> tf.Tensor:
         probability_seed, attention_seed, output_seed = seeds
-        attended = self._attend(x, attention_bias, probability_seed)
-        attended = dropout(self.attention_output(attended), self.dropout.rate, attention_seed)
-        x = self.attention_norm(x + attended)
-        transformed = self.output_dense(exact_gelu(self.intermediate(x)))
-        transformed = dropout(transformed, self.dropout.rate, output_seed)
-        return self.output_norm(x + transformed)
+        queried = x
+        if positions is not None:
+            queried = tf.gather(x, positions, batch_dims=1)
+            if relative.shape[2] != 1:
+                relative = tf.gather(relative[0], positions, axis=1)  # [heads, B, M, S]
+                relative = tf.transpose(relative, [1, 0, 2, 3])
+        # Matrix products take rows: their biases are then added within them.
+        rows = _as_rows(queried)
+        attended = self._attend(rows, _as_rows(x), padding, relative, probability_seed)
+        rows = self.attention_norm(rows, self.attention_output(attended), seed=attention_seed)
+        update = self.output_dense(exact_gelu(self.intermediate(rows)))
+        rows = self.output_norm(rows, update, seed=output_seed)
+        return tf.reshape(rows, tf.shape(queried))
 
-    def _attend(self, x: tf.Tensor, attention_bias: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
-        head_dim = x.shape[-1] // self.num_heads
-        query = self._split_heads(self.query(x) * head_dim**-0.5)
-        key, value = self._split_heads(self.key(x)), self._split_heads(self.value(x))
-        logits = tf.matmul(query, key, transpose_b=True) + attention_bias
-        # Sums of exponentials need more than a half-precision mantissa.
-        probabilities = tf.cast(tf.nn.softmax(tf.cast(logits, tf.float32)), x.dtype)
+    def _attend(
+        self,
+        queried: tf.Tensor,
+        x: tf.Tensor,
+        padding: tf.Tensor,
+        relative: tf.Tensor,
+        seed: tf.Tensor | None,
+    ) -> tf.Tensor:
+        batch = tf.shape(padding)[0]
+        query = self._split_heads(self.query(queried), batch)
+        key, value = (self._split_heads(layer(x), batch) for layer in (self.key, self.value))
+        products = tf.matmul(query, key, transpose_b=True)
+        scale = query.shape[-1] ** -0.5
+        probabilities = attention_probabilities(products, scale, padding, relative)
         probabilities = dropout(probabilities, self.dropout.rate, seed)
         merged = tf.transpose(tf.matmul(probabilities, value), [0, 2, 1, 3])
-        return tf.reshape(merged, tf.shape(x))
+        return tf.reshape(merged, tf.shape(queried))
 
-    def _split_heads(self, x: tf.Tensor) -> tf.Tensor:
-        shape = tf.shape(x)
-        head_dim = x.shape[-1] // self.num_heads
-        x = tf.reshape(x, [shape[0], shape[1], self.num_heads, head_dim])
+    def _split_heads(self, rows: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+        """[B * S, H] to [B, heads, S, H / heads]."""
+        head_dim = rows.shape[-1] // self.num_heads
+        x = tf.reshape(rows, [batch, -1, self.num_heads, head_dim])
         return tf.transpose(x, [0, 2, 1, 3])
 
     def _dense(self, name: str, inputs: int, units: int) -> keras.layers.Dense:
@@ -113,18 +144,25 @@ class TransformerBlock(keras.layers.Layer):
         layer = keras.layers.Dense(
             units, kernel_initializer=initializer, dtype=self.dtype_policy, name=name
         )
-        layer.build((None, None, inputs))
+        layer.build((None, inputs))
         return layer
 
-    def _norm(self, name: str, width: int) -> keras.layers.LayerNormalization:
-        layer = keras.layers.LayerNormalization(
-            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
+    def _norm(self, name: str, width: int) -> ResidualNorm:
+        layer = ResidualNorm(
+            self.dropout.rate,
+            epsilon=self.layer_norm_epsilon,
+            dtype=self.dtype_policy,
+            name=name,
         )
-        layer.build((None, None, width))
+        layer.build((None, width))
         return layer
 
     def compute_output_shape(
-        self, x_shape: tuple[int | None, ...], attention_bias_shape: object = None
+        self, x_shape: tuple[int | None, ...], *_: object
     ) -> tuple[int | None, ...]:
         """The shape of `x`, for the functional graph."""
         return x_shape
+
+
+def _as_rows(x: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(x, [-1, x.shape[-1]])

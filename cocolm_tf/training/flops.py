@@ -20,10 +20,12 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     crop, M = ceil(S * mask_fraction) masked positions, V tokens in the vocabulary, E the width of
     the embeddings and H the main model's, a forward pass takes, for each sequence,
 
-    - `main_corrupted`, `main_crop`: `encoder_flops` of S and of C tokens;
-    - `auxiliary`: `encoder_flops` of S tokens in the auxiliary model;
+    - `main_corrupted`: `encoder_flops` of S tokens;
+    - `main_crop`: `encoder_flops` of C tokens, of which only the first is wanted;
+    - `auxiliary`: `encoder_flops` of S tokens in the auxiliary model, of which M are wanted;
     - `mlm_head`: 2MHE + 2MEV, the H here being the auxiliary model's;
-    - `auxiliary_sampling`: `auxiliary` and `mlm_head` once more, if `auxiliary.sampling` is eval;
+    - `auxiliary_sampling`: `auxiliary` and `mlm_head` once more, if `auxiliary.sampling` is eval
+      and there is dropout to do without;
     - `copy_head`: 2SH;
     - `lm_head`: 2NHV, with N = M, or S if the objective is over all tokens;
     - `scl_head`: the projection of both views, 2 * 2H^2, and for each micro-batch of b sequences
@@ -52,7 +54,7 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
 
     trained = {"main_corrupted": encoder_flops(length, *sizes)}
     if objective.scl_weight:
-        trained["main_crop"] = encoder_flops(crop, *sizes)
+        trained["main_crop"] = encoder_flops(crop, *sizes, wanted=1)
     if config.auxiliary.replacements != "random":
         trained |= _auxiliary_flops(config, length, masked)
     if objective.copy_weight or (objective.lm_weight and objective.use_copy):
@@ -63,7 +65,7 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     batch = config.trainer.batch_size
     step = {part: _FORWARD_AND_BACKWARD * batch * flops for part, flops in trained.items()}
 
-    if "auxiliary" in trained and config.auxiliary.sampling == "eval":
+    if "auxiliary" in trained and config.auxiliary.sampling == "eval" and model.dropout:
         step["auxiliary_sampling"] = batch * (trained["auxiliary"] + trained["mlm_head"])
     if objective.scl_weight:
         micro_batches = config.trainer.micro_batches
@@ -81,12 +83,15 @@ def encoder_flops(
     hidden_dim: int,
     intermediate_dim: int,
     embedding_dim: int | None = None,
+    wanted: int | None = None,
 ) -> int:
     """Counts the FLOPs of an encoder's forward pass over one sequence.
 
     With L tokens, width H, intermediate width I and embeddings E wide, each layer takes 8LH^2 for
     query, key, value and output, 4L^2H for the attention logits and the weighted values, and 4LHI
-    for the feed-forward network. Where E is not H, projecting the embeddings takes another 2LEH.
+    for the feed-forward network. Where only W hidden states are wanted, the last layer takes
+    4WH^2 for query and output, 4LH^2 for key and value, 4WLH and 4WHI. Where E is not H,
+    projecting the embeddings takes another 2LEH.
 
     Args:
         length: int. Tokens, padding included.
@@ -94,6 +99,7 @@ def encoder_flops(
         hidden_dim: int.
         intermediate_dim: int.
         embedding_dim: int, or None for `hidden_dim`.
+        wanted: int. Positions whose hidden states are asked for; None for all.
 
     Returns:
         FLOPs. The number of heads makes no difference.
@@ -103,10 +109,14 @@ def encoder_flops(
     encoder_flops(length=512, num_layers=12, hidden_dim=768, intermediate_dim=3072)
     ```
     """
-    projections = 4 * _product(length, hidden_dim, hidden_dim)
-    attention = 2 * _product(length, hidden_dim, length)
-    feed_forward = 2 * _product(length, hidden_dim, intermediate_dim)
-    flops = num_layers * (projections + attention + feed_forward)
+
+    def layer(queries: int) -> int:
+        projections = 2 * _product(length, hidden_dim, hidden_dim)
+        projections += 2 * _product(queries, hidden_dim, hidden_dim)
+        attention = 2 * _product(queries, hidden_dim, length)
+        return projections + attention + 2 * _product(queries, hidden_dim, intermediate_dim)
+
+    flops = (num_layers - 1) * layer(length) + layer(length if wanted is None else wanted)
     if embedding_dim not in (None, hidden_dim):
         flops += _product(length, embedding_dim, hidden_dim)
     return flops
@@ -118,8 +128,9 @@ def _auxiliary_flops(config: PretrainingConfig, length: int, masked: int) -> dic
     intermediate = auxiliary.intermediate_dim or model.intermediate_dim
     # The embeddings are the main model's.
     embedding = model.hidden_dim
+    sizes = (auxiliary.num_layers, width, intermediate, embedding)
     return {
-        "auxiliary": encoder_flops(length, auxiliary.num_layers, width, intermediate, embedding),
+        "auxiliary": encoder_flops(length, *sizes, wanted=masked),
         "mlm_head": _product(masked, width, embedding)
         + _product(masked, embedding, model.vocabulary_size),
     }

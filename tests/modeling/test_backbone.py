@@ -34,6 +34,33 @@ def test_equals_the_equations(changes):
     np.testing.assert_allclose(hidden.numpy()[real], expected[real], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"relative_position_bins": 0}, {"num_layers": 1}, {"rematerialize": True}]
+)
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_states_at_positions_are_those_of_the_whole(changes, in_graph):
+    backbone, inputs = make_random(**changes), make_inputs()
+    positions = tf.constant([[0, 3], [2, 2], [5, 0], [1, 4]])
+
+    def gradients(states):
+        def run(inputs):
+            with tf.GradientTape() as tape:
+                total = tf.reduce_sum(states(inputs) * tf.range(16.0) ** 2)
+            variables = [v.value for v in backbone.trainable_variables]
+            return total, [tf.convert_to_tensor(g) for g in tape.gradient(total, variables)]
+
+        return (tf.function(run) if in_graph else run)(inputs)
+
+    def whole(inputs):
+        return tf.gather(backbone(inputs, training=True), positions, batch_dims=1)
+
+    total, some = gradients(lambda inputs: backbone.states_at(inputs, positions, training=True))
+    expected, others = gradients(whole)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    for one, other in zip(some, others, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
 def test_padding_has_no_influence():
     backbone, inputs = make_random(), make_inputs()
     real = inputs["padding_mask"]

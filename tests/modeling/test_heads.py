@@ -11,7 +11,7 @@ HIDDEN = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def embedding():
-    backbone = make_backbone(num_layers=0)
+    backbone = make_backbone(num_layers=1)
     randomize(backbone)
     return backbone.token_embedding
 
@@ -67,7 +67,7 @@ def test_masked_lm_head_is_both(embedding):
 
 
 def test_masked_lm_head_fits_a_narrow_embedding():
-    embedding = make_backbone(num_layers=0, embedding_dim=6).token_embedding
+    embedding = make_backbone(num_layers=1, embedding_dim=6).token_embedding
     assert MaskedLMHead(embedding)(HIDDEN).shape == (5, 60)
 
 
@@ -82,7 +82,7 @@ def test_copy_head_is_one_vector_without_bias():
 @pytest.mark.parametrize("head", ["projection", "transform", "masked_lm", "copy"])
 def test_mixed_precision_keeps_float32_weights(head):
     policy = "mixed_bfloat16"
-    embedding = make_backbone(num_layers=0, dtype=policy).token_embedding
+    embedding = make_backbone(num_layers=1, dtype=policy).token_embedding
     layer = {
         "projection": lambda: TiedProjection(embedding, dtype=policy),
         "transform": lambda: Transform(7, dtype=policy),

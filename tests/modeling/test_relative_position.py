@@ -79,20 +79,23 @@ def make_bias(**changes) -> AttentionBias:
 
 def test_bias_reads_the_row_of_key_minus_query():
     layer = make_bias()
-    bias = layer(tf.ones([2, 5], tf.int32))
-    assert bias.shape == (2, 3, 5, 5)
+    padding, bias = layer(tf.ones([2, 5], tf.int32))
+    assert padding.shape == (2, 1, 1, 5)
+    assert not padding.numpy().any()
+    assert bias.shape == (1, 3, 5, 5)
     table = layer.table.numpy()
     for query, key in np.ndindex(5, 5):
         row = reference.bucket(key - query, 8, 12, 16)
-        np.testing.assert_array_equal(bias[1, :, query, key], table[row])
+        np.testing.assert_array_equal(bias[0, :, query, key], table[row])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("bins", [0, 8])
 def test_padding_gets_no_attention(dtype, bins):
     layer = make_bias(bins=bins, dtype=dtype)
-    bias = layer(tf.constant([[1, 1, 0], [1, 0, 0]]))
-    assert bias.dtype == dtype
+    padding, relative = layer(tf.constant([[1, 1, 0], [1, 0, 0]]))
+    assert padding.dtype == relative.dtype == dtype
+    bias = padding + relative
     assert np.isfinite(bias).all()
     probabilities = tf.nn.softmax(tf.cast(bias, tf.float32)).numpy()
     assert (probabilities[0, ..., 2] == 0).all()
@@ -104,35 +107,35 @@ def test_padding_gets_no_attention(dtype, bins):
 def test_takes_masks_of_any_type(dtype):
     layer = make_bias()
     mask = tf.constant([[1, 1, 0]])
-    np.testing.assert_array_equal(layer(tf.cast(mask, dtype)), layer(mask))
+    np.testing.assert_array_equal(layer(tf.cast(mask, dtype))[0], layer(mask)[0])
 
 
 def test_table_learns_from_each_pair_of_its_distance():
     layer = make_bias()
     with tf.GradientTape() as tape:
-        total = tf.reduce_sum(layer(tf.ones([2, 5])))
+        total = tf.reduce_sum(layer(tf.ones([2, 5]))[1])
     gradient = tf.convert_to_tensor(tape.gradient(total, layer.table.value)).numpy()
     rows = [reference.bucket(key - query, 8, 12, 16) for query, key in np.ndindex(5, 5)]
-    np.testing.assert_array_equal(gradient[:, 0], 2 * np.bincount(rows, minlength=8))
+    np.testing.assert_array_equal(gradient[:, 0], np.bincount(rows, minlength=8))
 
 
 def test_without_bins_there_is_no_table_and_no_square():
     layer = make_bias(bins=0)
-    assert layer(tf.ones([2, 5])).shape == (2, 1, 1, 5)
+    assert layer(tf.ones([2, 5]))[1].shape == (1, 1, 1, 1)
     assert not layer.weights
-    assert layer.compute_output_shape((None, None)) == (None, 1, 1, None)
-    assert make_bias().compute_output_shape((2, 5)) == (2, 3, 5, 5)
+    assert layer.compute_output_shape((None, None)) == ((None, 1, 1, None), (1, 1, 1, 1))
+    assert make_bias().compute_output_shape((2, 5)) == ((2, 1, 1, 5), (1, 3, 5, 5))
 
 
 def test_one_table_serves_every_length():
     layer = make_bias()
-    long, short = layer(tf.ones([1, 16])), layer(tf.ones([1, 7]))
+    long, short = layer(tf.ones([1, 16]))[1], layer(tf.ones([1, 7]))[1]
     np.testing.assert_array_equal(short, long[:, :, :7, :7])
 
 
 def test_heads_start_out_looking_at_different_neighbors():
     bias = make_bias(num_heads=5, bins=16, max_distance=32, max_positions=16, neighbor_bias=6.0)
-    logits = bias(np.ones((1, 9), np.int32)).numpy()[0]
+    logits = bias(np.ones((1, 9), np.int32))[1].numpy()[0]
     middle = 4
     assert [int(logits[head, middle].argmax()) - middle for head in range(5)] == [-1, 1, -2, 2, -3]
     assert np.abs(np.sort(logits[:, middle])[:, -1] - 6).max() < 0.2

@@ -1,0 +1,150 @@
+"""The end of every sublayer: dropout, the residual sum and LayerNorm, in one memory pass."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from cocolm_tf.modeling.dropout import kept
+from cocolm_tf.modeling.fusion import fused, row_sum
+
+
+class ResidualNorm(keras.layers.LayerNormalization):
+    """LayerNorm of `x + dropout(update)` over the last axis.
+
+    The arguments and weights are those of `keras.layers.LayerNormalization`.
+
+    Args:
+        rate: float. The share of `update` to drop.
+
+    Call arguments:
+        x: [..., H].
+        update: [..., H], as `x`.
+        seed: integer tensor [2] that decides what is dropped, or None to drop nothing.
+
+    Returns:
+        A tensor like `x`.
+
+    Example:
+    ```python
+    ResidualNorm(rate=0.1, epsilon=1e-5)(tf.ones([2, 8]), tf.ones([2, 8]), seed=None)
+    ```
+    """
+
+    def __init__(self, rate: float = 0.0, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.rate = rate
+
+    def build(self, x_shape: tuple[int | None, ...], update_shape: object = None) -> None:
+        """Creates scale and offset."""
+        super().build(x_shape)
+
+    def call(self, x: tf.Tensor, update: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Adds and normalizes."""
+        return residual_norm(
+            x,
+            update,
+            tf.convert_to_tensor(self.gamma),
+            tf.convert_to_tensor(self.beta),
+            self.epsilon,
+            self.rate,
+            seed,
+        )
+
+    def compute_output_shape(
+        self, x_shape: tuple[int | None, ...], update_shape: object = None
+    ) -> tuple[int | None, ...]:
+        """The shape of `x`, for the functional graph."""
+        return x_shape
+
+
+def residual_norm(
+    x: tf.Tensor,
+    update: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    epsilon: float,
+    rate: float,
+    seed: tf.Tensor | None,
+) -> tf.Tensor:
+    """Computes `ResidualNorm`, in float32 whatever the type of `x`.
+
+    Args:
+        x: [..., H].
+        update: [..., H], as `x`.
+        gamma: [H], the scale.
+        beta: [H], the offset.
+        epsilon: float, added to the variance.
+        rate: float. The share of `update` to drop.
+        seed: integer tensor [2], or None to drop nothing.
+
+    Returns:
+        A tensor like `x`.
+
+    Example:
+    ```python
+    residual_norm(x, tf.zeros_like(x), tf.ones([8]), tf.zeros([8]), 1e-5, 0.0, None)
+    ```
+    """
+    rate = rate if seed is not None else 0.0
+    seed = tf.zeros([2], tf.int32) if seed is None else tf.cast(seed, tf.int32)
+
+    @tf.custom_gradient
+    def compute(
+        x: tf.Tensor, update: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+        output, normal, inverse_deviation = _forward(x, update, gamma, beta, seed, epsilon, rate)
+        return output, lambda upstream: _backward(
+            normal, inverse_deviation, gamma, seed, upstream, rate
+        )
+
+    return compute(x, update, gamma, beta)
+
+
+@fused
+def _forward(
+    x: tf.Tensor,
+    update: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    seed: tf.Tensor,
+    epsilon: float,
+    rate: float,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    width = x.shape[-1]
+    total = tf.cast(x, tf.float32) + _dropped(tf.cast(update, tf.float32), rate, seed)
+    centered = total - row_sum(total) / width
+    inverse_deviation = tf.math.rsqrt(row_sum(centered * centered) / width + epsilon)
+    normal = centered * inverse_deviation
+    output = normal * tf.cast(gamma, tf.float32) + tf.cast(beta, tf.float32)
+    return tf.cast(output, x.dtype), tf.cast(normal, x.dtype), inverse_deviation
+
+
+@fused
+def _backward(
+    normal: tf.Tensor,
+    inverse_deviation: tf.Tensor,
+    gamma: tf.Tensor,
+    seed: tf.Tensor,
+    upstream: tf.Tensor,
+    rate: float,
+) -> tuple[tf.Tensor, ...]:
+    """The gradients of x, update, gamma and beta."""
+    dtype, width = normal.dtype, normal.shape[-1]
+    normal, upstream = tf.cast(normal, tf.float32), tf.cast(upstream, tf.float32)
+    slope = upstream * tf.cast(gamma, tf.float32)
+    mean, projection = row_sum(slope) / width, row_sum(slope * normal) / width
+    total = (slope - mean - normal * projection) * inverse_deviation
+    rows = list(range(normal.shape.rank - 1))
+    return (
+        tf.cast(total, dtype),
+        tf.cast(_dropped(total, rate, seed), dtype),
+        tf.cast(tf.reduce_sum(upstream * normal, rows), gamma.dtype),
+        tf.cast(tf.reduce_sum(upstream, rows), gamma.dtype),
+    )
+
+
+def _dropped(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
+    if not rate:
+        return x
+    return x * kept(x.shape if x.shape.is_fully_defined() else tf.shape(x), rate, seed)
