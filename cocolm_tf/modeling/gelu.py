@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from cocolm_tf.modeling.fusion import fused
+from cocolm_tf.fusion import fused
 
 
 @tf.custom_gradient

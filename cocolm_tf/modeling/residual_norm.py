@@ -5,8 +5,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from cocolm_tf.fusion import fused, row_sum
 from cocolm_tf.modeling.dropout import kept
-from cocolm_tf.modeling.fusion import fused, row_sum
 
 
 class ResidualNorm(keras.layers.LayerNormalization):

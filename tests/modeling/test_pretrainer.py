@@ -204,7 +204,8 @@ def products_with_the_vocabulary(pretrainer, training=True) -> list[int]:
 @pytest.mark.parametrize(
     ("options", "rows"),
     [
-        ({}, [12, 12, 12]),
+        ({}, [12, 12]),
+        ({"auxiliary_dropout": 0.1}, [12, 12, 12]),
         ({"sampling": "train"}, [12, 12]),
         ({"sampling": "zero_dropout"}, [12, 12]),
         ({"auxiliary": None}, [12]),
