@@ -20,6 +20,8 @@ from cocolm_tf.errors import UserError
 
 SHARDS_PER_GROUP = 8
 SHUFFLE_WINDOW = 200_000
+# Any number: what makes every validation's order, whatever the run's seed.
+_VALIDATION_ORDER = 0
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,10 @@ class PretrainingData:
         return self._viewed(numbered, pipelines, pipeline)
 
     def validation_batches(self, batch_size: int, limit: int = 0) -> tf.data.Dataset:
-        """One pass over the shards in order, with the same masks and crops every time.
+        """One pass over the shards, with the same order, masks and crops every time.
 
+        The order is a shuffled one, as in training: sequences that follow each other in a shard
+        are parts of the same texts, which contrastive learning would have to tell apart.
         Sequences that do not fill a last batch are left out: the shapes are static.
 
         Args:
@@ -130,6 +134,7 @@ class PretrainingData:
             )
         count = min(count, limit or count)
         records = _read(tf.constant(self.paths), compression(self.paths[0]))
+        records = _shuffle(records, tf.constant(_VALIDATION_ORDER))
         batches = records.batch(batch_size, drop_remainder=True).take(count)
         # Without a cardinality, Keras would run one step too many to find the end, and with
         # `validation_steps` instead it would not begin at the first batch every time.
