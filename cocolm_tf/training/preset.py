@@ -50,14 +50,37 @@ def save_preset(pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer, direct
     """
     unfinished = directory.rstrip("/") + ".tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
-    pretrainer.backbone.save_to_preset(unfinished)
+    auxiliary = pretrainer.auxiliary and pretrainer.auxiliary.backbone
+    write_models(unfinished, pretrainer.backbone, auxiliary, head_variables(pretrainer))
     tokenizer.save_to_preset(unfinished)
-    if pretrainer.auxiliary is not None:
-        pretrainer.auxiliary.backbone.save_to_preset(os.path.join(unfinished, AUXILIARY_DIRECTORY))
-    heads = {name: np.asarray(value) for name, value in head_variables(pretrainer).items()}
-    np.savez(os.path.join(unfinished, HEADS_FILENAME), **heads)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(unfinished, directory)
+
+
+def write_models(
+    directory: str,
+    backbone: CocoLMBackbone,
+    auxiliary: CocoLMBackbone | None,
+    heads: dict[str, keras.Variable],
+) -> None:
+    """Writes the models of a preset.
+
+    Args:
+        directory: where to.
+        backbone: the main model.
+        auxiliary: the auxiliary model, if there is one.
+        heads: the weights of the heads, as `head_variables` names them.
+
+    Example:
+    ```python
+    write_models("converted", backbone, None, {})
+    ```
+    """
+    backbone.save_to_preset(directory)
+    if auxiliary is not None:
+        auxiliary.save_to_preset(os.path.join(directory, AUXILIARY_DIRECTORY))
+    arrays = {name: np.asarray(variable) for name, variable in heads.items()}
+    np.savez(os.path.join(directory, HEADS_FILENAME), **arrays)
 
 
 def load_preset(pretrainer: CocoLMPretrainer, directory: str) -> list[str]:
@@ -131,13 +154,35 @@ def head_variables(pretrainer: CocoLMPretrainer) -> dict[str, keras.Variable]:
     return variables
 
 
-def _load_backbone(backbone: CocoLMBackbone, directory: str, section: str) -> None:
+def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
+    """Reads an encoder from a preset.
+
+    Args:
+        directory: the preset.
+        load_weights: bool. Whether its weights are the preset's, or fresh.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        UserError: if it is not the preset of one.
+
+    Example:
+    ```python
+    main = read_backbone("runs/first/preset")
+    auxiliary = read_backbone("runs/first/preset/auxiliary")
+    ```
+    """
     try:
-        saved = CocoLMBackbone.from_preset(directory, load_weights=False).get_config()
+        return CocoLMBackbone.from_preset(directory, load_weights=load_weights)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{os.path.join(directory, 'config.json')} does not describe a CocoLMBackbone."
         ) from error
+
+
+def _load_backbone(backbone: CocoLMBackbone, directory: str, section: str) -> None:
+    saved = read_backbone(directory, load_weights=False).get_config()
     wanted = backbone.get_config()
     for key in _ARCHITECTURE:
         if saved[key] != wanted[key]:
@@ -145,4 +190,7 @@ def _load_backbone(backbone: CocoLMBackbone, directory: str, section: str) -> No
                 f"{directory} has {key}={saved[key]}, the configuration's {section} has "
                 f"{wanted[key]}: set the configuration to the preset's."
             )
-    backbone.load_weights(os.path.join(directory, "model.weights.h5"))
+    # KerasHub cuts what is large into several files.
+    names = ("model.weights.h5", "model.weights.json")
+    paths = [os.path.join(directory, name) for name in names]
+    backbone.load_weights(next(filter(os.path.isfile, paths), paths[0]))
