@@ -208,15 +208,9 @@ def _fairseq_configuration(checkpoint: Checkpoint) -> dict[str, Any]:
     settings = checkpoint.settings
     vocabulary_size, hidden_size = checkpoint.read(WORDS).shape
     rows = len(checkpoint.read(POSITIONS))
-    bins = heads = 0
+    bins, heads = 0, settings.get("encoder_attention_heads")
     if RELATIVE_POSITIONS in checkpoint:
         bins, heads = checkpoint.read(RELATIVE_POSITIONS).shape
-    heads = settings.get("encoder_attention_heads") or heads
-    if not heads:
-        raise UserError(
-            f"{checkpoint.path} does not say how many attention heads the model has: put "
-            f"num_attention_heads into a {FILENAME} beside it."
-        )
     if bins and "max_rel_pos" not in settings:
         checkpoint.notes.append("max_rel_pos is not in the file: 128, as fairseq would take it")
     zero_dropout = settings.get("generator_sample_mode") == "zero-dropout"
@@ -235,7 +229,7 @@ def _fairseq_configuration(checkpoint: Checkpoint) -> dict[str, Any]:
         "rel_pos_bins": bins,
         "max_rel_pos": settings.get("max_rel_pos", 128),
         "layer_norm_eps": 1e-5,
-        "auxiliary": {"num_attention_heads": heads, "hidden_dropout_prob": auxiliary_dropout},
+        "auxiliary": {"hidden_dropout_prob": auxiliary_dropout},
     }
 
 
