@@ -46,12 +46,14 @@ from cocolm_tf.tokenization.tokenizer import (
 )
 from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME as RELEASED_MODEL_FILENAME
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
+from cocolm_tf.training.model_card import Facts, write_model_card
 from cocolm_tf.training.preset import (
     AUXILIARY_DIRECTORY,
     HEADS_FILENAME,
     read_backbone,
     write_models,
 )
+from cocolm_tf.training.pretraining_card import describe_encoder
 
 TASK_HEADS_FILENAME = "task_heads.npz"
 TASK_HEADS = ("classifier", "question_answerer")
@@ -172,6 +174,7 @@ def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Co
             )
         if tokenizer is not None:
             tokenizer.save_to_preset(unfinished)
+        write_model_card(unfinished, _facts(official, preset, backbone))
     return Conversion(path, checkpoint.used, checkpoint.unused(), tuple(checkpoint.notes))
 
 
@@ -234,6 +237,16 @@ def convert_to_official(
             notes.append(f"{preset} has no {CONFIG_FILENAME}: no tokenizer")
     used = {name: name for name in tensors}
     return Conversion(preset, used, dict.fromkeys(unknown, "not a head of COCO-LM"), tuple(notes))
+
+
+def _facts(official: str, preset: str, backbone: CocoLMBackbone) -> Facts:
+    """What a card can say of a checkpoint that others trained."""
+    return Facts(
+        os.path.basename(os.path.abspath(preset)),
+        description=f"Converted from a checkpoint in the released format, `{official}`.",
+        model_type=describe_encoder(backbone),
+        usage=f'backbone = cocolm_tf.CocoLMBackbone.from_preset("{preset}")',
+    )
 
 
 def _build(arguments: dict[str, Any], path: str, **kwargs: Any) -> CocoLMBackbone:
@@ -325,6 +338,8 @@ def _head_shapes(
         return {"bias": (vocabulary_size,)}
     if head == "projection":
         return _transform_shapes(width, width)
+    if head == "main_masked_lm_head":
+        return _transform_shapes(width, width) | {"bias": (vocabulary_size,)}
     if head == "masked_lm_head":
         shapes = _transform_shapes(auxiliary.hidden_dim, auxiliary.embedding_dim)
         return shapes | {"bias": (vocabulary_size,)}

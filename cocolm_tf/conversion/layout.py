@@ -43,6 +43,14 @@ HEADS = {
         "norm.beta": ("auxiliary.lm_head.LayerNorm.bias",),
         "bias": ("auxiliary.lm_head.bias",),
     },
+    # Of masked language modeling alone.
+    "main_masked_lm_head": {
+        "dense.kernel": ("masked_lm_head.dense.weight",),
+        "dense.bias": ("masked_lm_head.dense.bias",),
+        "norm.gamma": ("masked_lm_head.LayerNorm.weight",),
+        "norm.beta": ("masked_lm_head.LayerNorm.bias",),
+        "bias": ("masked_lm_head.bias",),
+    },
     "classifier": {
         "dense.kernel": ("classifier.dense.weight",),
         "dense.bias": ("classifier.dense.bias",),

@@ -12,6 +12,7 @@ from cocolm_tf.conversion.tensor_files import open_tensors
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
+from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.preset import HEADS_FILENAME, head_variables, load_preset, save_preset
@@ -196,6 +197,23 @@ def test_what_was_pretrained_here_comes_back_whole(
     assert len(head_variables(loaded)) == 11
 
 
+def test_masked_language_modeling_comes_back_too(tmp_path: Path, tokenizer: CocoLMTokenizer):
+    def make(seed: int) -> MaskedLMPretrainer:
+        pretrainer = MaskedLMPretrainer(make_pretrainer(seed, own_tables=True).auxiliary, 60)
+        rng = np.random.default_rng(seed)
+        for variable in pretrainer.trainable_variables:
+            variable.assign(rng.normal(size=variable.shape))
+        return pretrainer
+
+    save_preset(make(1), tokenizer, str(tmp_path / "preset"))
+    convert_to_official(str(tmp_path / "preset"), str(tmp_path / "official"), "npz")
+    assert not convert_to_preset(str(tmp_path / "official"), str(tmp_path / "again")).unused
+    loaded = make(2)
+    assert load_preset(loaded, str(tmp_path / "again")) == []
+    for one, two in zip(loaded.trainable_variables, make(1).trainable_variables, strict=True):
+        np.testing.assert_array_equal(one, two, err_msg=one.path)
+
+
 def test_the_vocabulary_comes_back_byte_for_byte(tmp_path: Path, tokenizer: CocoLMTokenizer):
     save_preset(make_pretrainer(1), tokenizer, str(tmp_path / "preset"))
     convert_to_official(str(tmp_path / "preset"), str(tmp_path / "official"), "npz")
@@ -231,6 +249,14 @@ def test_a_tensor_of_no_use_is_reported(tmp_path: Path):
     heads = np.load(tmp_path / "preset" / HEADS_FILENAME)
     assert {"copy_head.kernel", "lm_head.bias"} <= set(heads)
     assert heads["copy_head.kernel"].shape == (16,)
+
+
+def test_a_converted_preset_has_a_model_card(official: str, tmp_path: Path):
+    convert_to_preset(official, str(tmp_path / "preset"))
+    card = (tmp_path / "preset" / "README.md").read_text()
+    assert "of 2 layers, 16 wide, with 4 attention heads" in card
+    assert "Converted from a checkpoint in the released format" in card
+    assert card.count("More information needed") > 5
 
 
 def test_an_encoder_alone_makes_a_preset(tmp_path: Path):
