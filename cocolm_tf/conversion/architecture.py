@@ -1,10 +1,10 @@
 """The sizes of a model: `config.json` of the released format, and `CocoLMBackbone`'s arguments."""
 
-import json
 import os
 from typing import Any
 
 from cocolm_tf.conversion.checkpoint import Checkpoint
+from cocolm_tf.conversion.json_files import read_json
 from cocolm_tf.conversion.layout import (
     AUXILIARY,
     POSITIONS,
@@ -30,13 +30,17 @@ _DEFAULTS = {
     "initializer_range": 0.02,
     "need_pooler": False,
 }
-_REQUIRED = (
+_WHOLE_NUMBERS = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
     "intermediate_size",
+    "max_position_embeddings",
+    "rel_pos_bins",
+    "max_rel_pos",
 )
+_NUMBERS = ("hidden_dropout_prob", "layer_norm_eps", "initializer_range")
 # What alone of it our model computes.
 _ONLY = {"hidden_act": "gelu", "layer_norm_type": "post"}
 
@@ -70,9 +74,14 @@ def read_configuration(folder: str, checkpoint: Checkpoint) -> dict[str, Any]:
     else:
         configuration = given
     configuration = _DEFAULTS | configuration
-    for key in _REQUIRED:
-        if not isinstance(configuration.get(key), int):
-            raise UserError(f"{path}: {key} must be a whole number, not {configuration.get(key)}.")
+    for keys, kind, wanted in (
+        (_WHOLE_NUMBERS, int, "a whole number"),
+        (_NUMBERS, int | float, "a number"),
+    ):
+        for key in keys:
+            if not isinstance(configuration.get(key), kind):
+                value = configuration.get(key)
+                raise UserError(f"{path}: {key} must be {wanted}, not {value!r}.")
     for key, value in _ONLY.items():
         if configuration[key] != value:
             raise UserError(f"{path}: {key} is {configuration[key]!r}; COCO-LM's is {value!r}.")
@@ -231,30 +240,3 @@ def _fairseq_configuration(checkpoint: Checkpoint) -> dict[str, Any]:
         "layer_norm_eps": 1e-5,
         "auxiliary": {"hidden_dropout_prob": auxiliary_dropout},
     }
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        UserError: If it is not one.
-
-    Example:
-    ```python
-    read_json("released/config.json")["hidden_size"]
-    ```
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object.")
-    return content

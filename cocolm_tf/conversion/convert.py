@@ -1,33 +1,25 @@
 """Released checkpoints to presets, and presets to released checkpoints."""
 
 import dataclasses
-import json
 import os
-from typing import Any
 
 import keras
 import numpy as np
 
-from cocolm_tf.conversion.architecture import (
-    FILENAME,
-    auxiliary_arguments,
-    backbone_arguments,
-    configuration_of,
-    read_configuration,
-    read_json,
-)
+from cocolm_tf.conversion.architecture import FILENAME, configuration_of, read_configuration
 from cocolm_tf.conversion.checkpoint import Checkpoint, find_weights
+from cocolm_tf.conversion.json_files import write_json
 from cocolm_tf.conversion.layout import (
     AUXILIARY,
     HEADS,
-    POSITIONS,
-    WORDS,
     Entry,
     encoder_entries,
     head_entries,
     released_name,
     table_entries,
 )
+from cocolm_tf.conversion.parts import Head, read_auxiliary, read_heads, read_main
+from cocolm_tf.conversion.task_heads import TASK_HEADS, read_task_heads, write_task_heads
 from cocolm_tf.conversion.tensor_files import (
     FORMATS,
     Tensor,
@@ -35,17 +27,12 @@ from cocolm_tf.conversion.tensor_files import (
     open_tensors,
     write_tensors,
 )
+from cocolm_tf.conversion.vocabulary_files import read_tokenizer, write_tokenizer
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.output_folder import check_output_folder, new_folder
-from cocolm_tf.tokenization.tokenizer import (
-    CONFIG_FILENAME,
-    DICTIONARY_FILENAME,
-    MODEL_FILENAME,
-    CocoLMTokenizer,
-)
-from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME as RELEASED_MODEL_FILENAME
-from cocolm_tf.tokenization.vocabulary import load_vocabulary
+from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME
+from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME, load_vocabulary
 from cocolm_tf.training.model_card import Facts, write_model_card
 from cocolm_tf.training.preset import (
     AUXILIARY_DIRECTORY,
@@ -54,19 +41,6 @@ from cocolm_tf.training.preset import (
     write_models,
 )
 from cocolm_tf.training.pretraining_card import describe_encoder
-
-TASK_HEADS_FILENAME = "task_heads.npz"
-TASK_HEADS = ("classifier", "question_answerer")
-_TOKENIZER_CONFIGURATION = "tokenizer_config.json"
-
-# Written a second time by PyTorch, where one matrix serves several layers.
-_TIED_TO_WORDS = (
-    "lm_head.weight",
-    "lm_head.decoder.weight",
-    "auxiliary.lm_head.weight",
-    "auxiliary.lm_head.decoder.weight",
-)
-_COPY_BIAS = "binary_head.out_proj.bias"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,28 +101,17 @@ def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Co
     """
     check_output_folder(preset, overwrite)
     path = find_weights(official)
-    folder = os.path.dirname(path)
+    folder = os.path.dirname(path) or "."
     checkpoint = Checkpoint(open_tensors(path))
     configuration = read_configuration(folder, checkpoint)
-    tokenizer = _read_tokenizer(folder, configuration["vocab_size"])
+    tokenizer = read_tokenizer(folder, configuration["vocab_size"])
     if tokenizer is None:
-        checkpoint.notes.append(f"{folder} has no {RELEASED_MODEL_FILENAME}: no tokenizer")
+        checkpoint.notes.append(f"{folder} has no {MODEL_FILENAME}: no tokenizer")
 
-    backbone = _build(backbone_arguments(configuration), os.path.join(folder, FILENAME))
-    _load(table_entries(backbone), checkpoint)
-    _load(encoder_entries(backbone), checkpoint)
-    auxiliary = _read_auxiliary(backbone, configuration, checkpoint)
-    heads = {
-        head: variables
-        for head in HEADS
-        if (variables := _read_head(head, configuration, auxiliary, checkpoint))
-    }
-    for name in _TIED_TO_WORDS:
-        if name in checkpoint:
-            _check_tied(name, checkpoint)
-    if _COPY_BIAS in checkpoint:
-        value = float(checkpoint.read(_COPY_BIAS).ravel()[0])
-        checkpoint.explain(_COPY_BIAS, f"{value:.4g}; the paper's copy head has no bias")
+    backbone = read_main(configuration, checkpoint)
+    auxiliary = read_auxiliary(backbone, configuration, checkpoint)
+    heads = read_heads(configuration, auxiliary, checkpoint)
+    task_heads = {head: heads.pop(head) for head in TASK_HEADS if head in heads}
 
     with new_folder(preset) as unfinished:
         write_models(
@@ -158,20 +121,10 @@ def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Co
             {
                 f"{head}.{name}": variable
                 for head, variables in heads.items()
-                if head not in TASK_HEADS
                 for name, variable in variables.items()
             },
         )
-        task_heads = {head: heads[head] for head in TASK_HEADS if head in heads}
-        if task_heads:
-            np.savez(
-                os.path.join(unfinished, TASK_HEADS_FILENAME),
-                **{
-                    f"{head}.{name}": np.asarray(variable)
-                    for head, variables in task_heads.items()
-                    for name, variable in variables.items()
-                },
-            )
+        write_task_heads(unfinished, task_heads)
         if tokenizer is not None:
             tokenizer.save_to_preset(unfinished)
         write_model_card(unfinished, _facts(official, preset, backbone))
@@ -230,9 +183,9 @@ def convert_to_official(
     tensors = _tensors(entries)
     with new_folder(official) as unfinished:
         write_tensors(os.path.join(unfinished, FORMATS[weights_format]), tensors)
-        _write_json(os.path.join(unfinished, FILENAME), configuration)
+        write_json(os.path.join(unfinished, FILENAME), configuration)
         if os.path.isfile(os.path.join(preset, CONFIG_FILENAME)):
-            _write_tokenizer(load_vocabulary(preset), unfinished)
+            write_tokenizer(load_vocabulary(preset), unfinished)
         else:
             notes.append(f"{preset} has no {CONFIG_FILENAME}: no tokenizer")
     used = {name: name for name in tensors}
@@ -249,137 +202,13 @@ def _facts(official: str, preset: str, backbone: CocoLMBackbone) -> Facts:
     )
 
 
-def _build(arguments: dict[str, Any], path: str, **kwargs: Any) -> CocoLMBackbone:
-    try:
-        return CocoLMBackbone(**arguments, **kwargs)
-    except ValueError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-
-
-def _load(entries: Any, checkpoint: Checkpoint) -> None:
-    for entry in entries:
-        entry.assign([checkpoint.take(name, entry.shape) for name in entry.names])
-
-
-def _read_auxiliary(
-    backbone: CocoLMBackbone, configuration: dict[str, Any], checkpoint: Checkpoint
-) -> CocoLMBackbone | None:
-    if not checkpoint.layers(AUXILIARY):
-        return None
-    if f"{AUXILIARY}embed_linear.weight" in checkpoint:
-        checkpoint.notes.append(
-            "the auxiliary model is left out: its words pass a linear layer before their "
-            "positions are added, and ours would after"
-        )
-        return None
-    arguments = auxiliary_arguments(configuration, checkpoint)
-    own = [name for name in (WORDS, POSITIONS) if _differs(f"{AUXILIARY}{name}", name, checkpoint)]
-    if own:
-        auxiliary = _build(arguments, checkpoint.path)
-        for table, entry in zip(
-            table_entries(backbone), table_entries(auxiliary, AUXILIARY), strict=True
-        ):
-            if table.names[0] in own:
-                _load([entry], checkpoint)
-            else:
-                entry.variables[0].assign(table.variables[0])
-    else:
-        auxiliary = _build(arguments, checkpoint.path, embeddings_of=backbone)
-    _load(encoder_entries(auxiliary, AUXILIARY), checkpoint)
-    return auxiliary
-
-
-def _differs(name: str, original: str, checkpoint: Checkpoint) -> bool:
-    """Whether a tensor is there and is not another one over again; if it is, it has been used."""
-    if name not in checkpoint:
-        return False
-    if not np.array_equal(checkpoint.read(name), checkpoint.read(original)):
-        return True
-    checkpoint.use(name)
-    return False
-
-
-def _read_head(
-    head: str,
-    configuration: dict[str, Any],
-    auxiliary: CocoLMBackbone | None,
-    checkpoint: Checkpoint,
-) -> dict[str, keras.Variable]:
-    """The variables of a head; none if the checkpoint does not have it."""
-    names = [name for released in HEADS[head].values() for name in released]
-    needed = head == "projection" and configuration["need_pooler"]
-    if not needed and not any(name in checkpoint for name in names):
-        return {}
-    if head == "masked_lm_head" and auxiliary is None:
-        return {}
-    activation = checkpoint.settings.get("pooler_activation_fn", "gelu")
-    if head == "classifier" and activation != "gelu":
-        for name in filter(checkpoint.__contains__, names):
-            checkpoint.explain(name, f"its activation is {activation}, ours is GELU")
-        return {}
-    variables = {
-        name: keras.Variable(np.zeros(shape, np.float32), name=name.replace(".", "_"))
-        for name, shape in _head_shapes(head, configuration, auxiliary, checkpoint).items()
-    }
-    _load(head_entries(head, variables), checkpoint)
-    return variables
-
-
-def _head_shapes(
-    head: str,
-    configuration: dict[str, Any],
-    auxiliary: CocoLMBackbone | None,
-    checkpoint: Checkpoint,
-) -> dict[str, tuple[int, ...]]:
-    vocabulary_size, width = configuration["vocab_size"], configuration["hidden_size"]
-    if head == "copy_head":
-        return {"kernel": (width,)}
-    if head == "lm_head":
-        return {"bias": (vocabulary_size,)}
-    if head == "projection":
-        return _transform_shapes(width, width)
-    if head == "main_masked_lm_head":
-        return _transform_shapes(width, width) | {"bias": (vocabulary_size,)}
-    if head == "masked_lm_head":
-        shapes = _transform_shapes(auxiliary.hidden_dim, auxiliary.embedding_dim)
-        return shapes | {"bias": (vocabulary_size,)}
-    if head == "question_answerer":
-        return {"output.kernel": (width, 2), "output.bias": (2,)}
-    inner = len(checkpoint.read("classifier.dense.weight"))
-    labels = len(checkpoint.read("classifier.out_proj.weight"))
-    return {
-        "dense.kernel": (width, inner),
-        "dense.bias": (inner,),
-        "output.kernel": (inner, labels),
-        "output.bias": (labels,),
-    }
-
-
-def _transform_shapes(inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {
-        "dense.kernel": (inputs, outputs),
-        "dense.bias": (outputs,),
-        "norm.gamma": (outputs,),
-        "norm.beta": (outputs,),
-    }
-
-
-def _check_tied(name: str, checkpoint: Checkpoint) -> None:
-    if _differs(name, WORDS, checkpoint):
-        raise UserError(
-            f"{checkpoint.path}: {name} differs from the word embeddings; COCO-LM's LM heads "
-            "are tied to them."
-        )
-
-
-def _read_preset_heads(preset: str) -> tuple[dict[str, dict[str, keras.Variable]], list[str]]:
+def _read_preset_heads(preset: str) -> tuple[dict[str, Head], list[str]]:
     """The heads of a preset, and what else stands among them."""
-    arrays: dict[str, np.ndarray] = {}
-    for filename in (HEADS_FILENAME, TASK_HEADS_FILENAME):
-        path = os.path.join(preset, filename)
-        if os.path.isfile(path):
-            file = open_tensors(path)
-            arrays |= {name: file.read(name) for name in file.names}
+    arrays: dict[str, np.ndarray] = read_task_heads(preset)
+    path = os.path.join(preset, HEADS_FILENAME)
+    if os.path.isfile(path):
+        file = open_tensors(path)
+        arrays |= {name: file.read(name) for name in file.names}
     heads = {}
     for head, names in HEADS.items():
         if any(f"{head}.{name}" in arrays for name in names):
@@ -398,36 +227,3 @@ def _tensors(entries: list[Entry]) -> dict[str, Tensor]:
     return {
         released_name(name): tensor for entry in entries for name, tensor in entry.tensors().items()
     }
-
-
-def _read_tokenizer(folder: str, vocabulary_size: int) -> CocoLMTokenizer | None:
-    files = [os.path.join(folder, n) for n in (RELEASED_MODEL_FILENAME, DICTIONARY_FILENAME)]
-    if not any(map(os.path.isfile, files)):
-        return None
-    for path in files:
-        if not os.path.isfile(path):
-            raise UserError(f"{path} is missing: a vocabulary is two files.")
-    configuration = os.path.join(folder, _TOKENIZER_CONFIGURATION)
-    lowercase = False
-    if os.path.isfile(configuration):
-        lowercase = bool(read_json(configuration).get("do_lower_case", False))
-    tokenizer = CocoLMTokenizer(*files, lowercase=lowercase)
-    if tokenizer.vocabulary_size() > vocabulary_size:
-        raise UserError(
-            f"{files[1]} makes a vocabulary of {tokenizer.vocabulary_size()}, the model's has "
-            f"{vocabulary_size}."
-        )
-    return tokenizer
-
-
-def _write_tokenizer(tokenizer: CocoLMTokenizer, folder: str) -> None:
-    tokenizer.save_assets(folder)
-    os.rename(os.path.join(folder, MODEL_FILENAME), os.path.join(folder, RELEASED_MODEL_FILENAME))
-    _write_json(
-        os.path.join(folder, _TOKENIZER_CONFIGURATION), {"do_lower_case": tokenizer.lowercase}
-    )
-
-
-def _write_json(path: str, content: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")

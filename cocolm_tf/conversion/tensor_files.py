@@ -6,6 +6,7 @@ are read by its loader of plain tensors (`weights_only`), which runs no code of 
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import pickle
@@ -126,11 +127,7 @@ def has_pytorch() -> bool:
     has_pytorch()
     ```
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("torch") is not None
 
 
 def _open_npz(path: str) -> TensorFile:

@@ -121,15 +121,17 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
     """
     if not os.path.isfile(os.path.join(directory, "config.json")):
         raise UserError(f"--init_preset={directory} is not a preset: it has no config.json.")
+    _check_architecture(pretrainer.backbone, directory, "model")
     missing = []
     auxiliary = os.path.join(directory, AUXILIARY_DIRECTORY)
     if pretrainer.auxiliary is not None:
         if os.path.isdir(auxiliary):
-            _load_backbone(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+            _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+            _load_weights(pretrainer.auxiliary.backbone, auxiliary)
         else:
             missing.append(AUXILIARY_DIRECTORY)
-    # After the auxiliary model: tables that are shared are the main model's.
-    _load_backbone(pretrainer.backbone, directory, "model")
+    # After the auxiliary model's: tables that are shared are the main model's.
+    _load_weights(pretrainer.backbone, directory)
     return missing + _load_heads(head_variables(pretrainer), directory)
 
 
@@ -152,7 +154,8 @@ def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
     auxiliary = os.path.join(directory, AUXILIARY_DIRECTORY)
     if not os.path.isdir(auxiliary):
         raise UserError(f"auxiliary.preset={directory} has no {AUXILIARY_DIRECTORY}/ in it.")
-    _load_backbone(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+    _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+    _load_weights(pretrainer.auxiliary.backbone, auxiliary)
     missing = _load_heads(_masked_lm_variables(pretrainer.auxiliary, "masked_lm_head"), directory)
     if missing:
         raise UserError(f"auxiliary.preset={directory} lacks {', '.join(missing)}.")
@@ -238,7 +241,7 @@ def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[st
     return missing
 
 
-def _load_backbone(backbone: CocoLMBackbone, directory: str, section: str) -> None:
+def _check_architecture(backbone: CocoLMBackbone, directory: str, section: str) -> None:
     saved = read_backbone(directory, load_weights=False).get_config()
     wanted = backbone.get_config()
     for key in _ARCHITECTURE:
@@ -247,6 +250,9 @@ def _load_backbone(backbone: CocoLMBackbone, directory: str, section: str) -> No
                 f"{directory} has {key}={saved[key]}, the configuration's {section} has "
                 f"{wanted[key]}: set the configuration to the preset's."
             )
+
+
+def _load_weights(backbone: CocoLMBackbone, directory: str) -> None:
     # KerasHub cuts what is large into several files.
     names = ("model.weights.h5", "model.weights.json")
     paths = [os.path.join(directory, name) for name in names]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from cocolm_tf.conversion.convert import TASK_HEADS_FILENAME, convert_to_official, convert_to_preset
+from cocolm_tf.conversion.convert import convert_to_official, convert_to_preset
+from cocolm_tf.conversion.task_heads import TASK_HEADS_FILENAME
 from cocolm_tf.conversion.tensor_files import open_tensors
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -311,9 +312,15 @@ IN_PROJECTION = "cocolm.encoder.layer.1.attention.self_attn.in_proj.weight"
         (None, {"vocab_size": 60}, "word_embeddings.weight has the shape (61, 16), not (60, 16)"),
         (None, {"num_hidden_layers": 3}, "encoder.layer.2.attention.self_attn.in_proj.weight is"),
         (None, {"hidden_size": None}, "config.json: hidden_size must be a whole number, not None"),
+        (None, {"rel_pos_bins": "16"}, "rel_pos_bins must be a whole number, not '16'"),
+        (None, {"layer_norm_eps": "small"}, "layer_norm_eps must be a number, not 'small'"),
         (None, {"layer_norm_type": "pre"}, "layer_norm_type is 'pre'; COCO-LM's is 'post'"),
         (None, {"hidden_act": "relu"}, "hidden_act is 'relu'; COCO-LM's is 'gelu'"),
-        (None, {"num_attention_heads": 3}, "config.json: hidden_dim 16 is not a multiple of 3"),
+        (
+            None,
+            {"num_attention_heads": 3},
+            "its model cannot be built: hidden_dim 16 is not a multiple of 3",
+        ),
         (None, {"rel_pos_bins": 14}, "relative_position_bins must be a multiple of 4"),
     ],
 )

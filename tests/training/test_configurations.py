@@ -65,7 +65,7 @@ def parts_of(pretrainer) -> dict[str, set[int]]:
         "copy_head": pretrainer.copy_head,
         "projection": pretrainer.projection,
     }
-    parts = {n: {id(v) for v in layer.variables} for n, layer in layers.items() if layer}
+    parts = {n: {id(v) for v in layer.weights} for n, layer in layers.items() if layer}
     parts.get("auxiliary", set()).difference_update(parts["main"])
     if model:
         parts[masked_lm].add(id(model.head.projection.bias))
