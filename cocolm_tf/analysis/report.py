@@ -272,7 +272,7 @@ def _models(config: PretrainingConfig, pretrainer: CocoLMPretrainer, configurati
     counted = {id(variable) for variable in main.trainable_variables}
     if pretrainer.auxiliary is not None:
         auxiliary = pretrainer.auxiliary.backbone
-        own = [v for v in auxiliary.trainable_variables if id(v) not in counted]
+        own = [v for v in auxiliary.weights if id(v) not in counted]
         rows.append(_model_row("auxiliary model", auxiliary, own))
         counted |= {id(variable) for variable in own}
     heads = [v for v in pretrainer.trainable_variables if id(v) not in counted]

@@ -158,10 +158,11 @@ class CocoLMPretrainer(TrainingStep):
         else:
             masked = place(original, positions, self.mask_token_id)
             inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
-            logits = self.auxiliary(inputs, positions=positions, training=training)
+            learns = training and self.auxiliary.trainable
+            logits = self.auxiliary(inputs, positions=positions, training=learns)
             losses["mlm_loss"] = masked_lm_loss(logits, labels, weights)
             measures = masked_lm_measures(logits, labels, weights)
-            if training and self.sampling == "eval" and self.auxiliary.backbone.dropout:
+            if learns and self.sampling == "eval" and self.auxiliary.backbone.dropout:
                 logits = self.auxiliary(inputs, positions=positions, training=False)
             sampled = sample_tokens(logits, self.sampling_seeds.next())
         # Unused positions keep their token.

@@ -1,6 +1,7 @@
 """What defines a pretraining run: Model Garden configuration dataclasses, read from YAML.
 
-A file states what differs from the defaults here, which are those of the paper's *base* setting.
+A file states what differs from the defaults here, which are those of the paper's *base* setting,
+or, with the key `base`, from another file.
 """
 
 import contextlib
@@ -19,6 +20,11 @@ from cocolm_tf.modeling.pretrainer import SAMPLING_MODES
 from cocolm_tf.modeling.relative_position import relative_position_buckets
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+REPLACEMENTS = ("auxiliary", "frozen", "random")
+OBJECTIVES = ("coco_lm", "masked_lm")
+
+# The file that a file changes, by its path from there.
+_BASE = "base"
 
 
 @dataclasses.dataclass
@@ -44,8 +50,11 @@ class ModelConfig(hyperparams.Config):
 class AuxiliaryConfig(hyperparams.Config):
     """The auxiliary model. A size of 0 is the main model's."""
 
-    # random: masked tokens are replaced at random, and there is no auxiliary model.
+    # auxiliary: it learns and masked tokens are replaced by its samples. frozen: it is that of
+    # `preset`, and does not learn. random: there is none.
     replacements: str = "auxiliary"
+    # A finished run's. The frozen model keeps the word and position tables that it had there.
+    preset: str = ""
     num_layers: int = 4
     num_heads: int = 0
     hidden_dim: int = 0
@@ -58,6 +67,9 @@ class AuxiliaryConfig(hyperparams.Config):
 class ObjectiveConfig(hyperparams.Config):
     """The main model's tasks; see `CocoLMPretrainer`. A task of weight 0 is not built."""
 
+    # masked_lm: BERT's and RoBERTa's instead, without auxiliary model and the tasks below; see
+    # `MaskedLMPretrainer`.
+    name: str = "coco_lm"
     copy_weight: float = 50.0
     lm_weight: float = 1.0
     scl_weight: float = 1.0
@@ -217,9 +229,11 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
     """Reads a configuration and checks it.
 
     Args:
-        path: a YAML file.
+        path: a YAML file. Its key `base` names another, by its path from the file, whose values
+            hold where the file has none of its own.
         overrides: what `--params_override` takes: `a.b=1,c.d=x`, YAML or JSON text, a YAML file,
-            or a list of these.
+            or a list of these. Of a file with a `base` only its own values are taken: what it
+            changes is put over this configuration instead.
 
     Returns:
         The configuration, complete with defaults.
@@ -236,12 +250,16 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
     if not os.path.isfile(path):
         raise UserError(f"--config_file={path} does not exist.")
     config = PretrainingConfig()
-    _override(config, _parse(path, path), path)
+    for file, values in _with_bases(path):
+        _override(config, values, file)
     names = [path]
     for override in [overrides] if isinstance(overrides, str) else overrides:
         if override:
             names.append(f"--params_override={override}")
-            _override(config, _parse(override, names[-1]), names[-1])
+            values = _parse(override, names[-1])
+            if os.path.isfile(override) and isinstance(values, dict):
+                values.pop(_BASE, None)
+            _override(config, values, names[-1])
     check_config(config, " ".join(names))
     return config
 
@@ -270,7 +288,13 @@ def check_config(config: PretrainingConfig, name: str) -> None:
                 raise UserError(f"{name}: {key} must be {wanted}, not {value}.")
     _one_of(name, "runtime.precision", config.runtime.precision, PRECISIONS)
     _one_of(name, "auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES)
-    _one_of(name, "auxiliary.replacements", config.auxiliary.replacements, ("auxiliary", "random"))
+    _one_of(name, "auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS)
+    _one_of(name, "objective.name", config.objective.name, OBJECTIVES)
+    if (config.auxiliary.replacements == "frozen") != bool(config.auxiliary.preset):
+        raise UserError(
+            f"{name}: auxiliary.replacements=frozen and auxiliary.preset go together: the frozen "
+            "auxiliary model is that of a finished run's preset."
+        )
     _check_sizes(config, name)
     trainer = config.trainer
     for key in ("train_steps", "log_interval", "validation_interval", "checkpoint_interval"):
@@ -312,6 +336,26 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
     list("-+0123456789"),
 )
+
+
+def _with_bases(path: str) -> list[tuple[str, Any]]:
+    """A file's values after those of the files that it is based on, each with its path."""
+    chain, paths = [], []
+    while True:
+        values = _parse(path, path)
+        base = values.pop(_BASE, None) if isinstance(values, dict) else None
+        chain.insert(0, (path, values))
+        paths.append(os.path.realpath(path))
+        if base is None:
+            return chain
+        if not isinstance(base, str):
+            raise UserError(f"{path}: {_BASE} must be the path of a file, not {base!r}.")
+        base = os.path.normpath(os.path.join(os.path.dirname(path), base))
+        if not os.path.isfile(base):
+            raise UserError(f"{path}: {_BASE}: {base} does not exist.")
+        if os.path.realpath(base) in paths:
+            raise UserError(f"{path}: {_BASE}: {base} is based on this file.")
+        path = base
 
 
 def _parse(source: str, name: str) -> Any:

@@ -31,7 +31,9 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     - `scl_head`: the projection of both views, 2 * 2H^2, and for each micro-batch of b sequences
       their similarities, 2 * (2b)^2 * H.
 
-    Trained parts count three times, forward and backward; `auxiliary_sampling` is not trained.
+    Trained parts count three times, forward and backward. `auxiliary_sampling` is not trained,
+    and of a frozen auxiliary model it is all there is. Of masked language modeling alone there
+    are `main`, `encoder_flops` of S tokens of which M are wanted, and `mlm_head`.
 
     Args:
         config: the run. Parts that it does without are left out.
@@ -51,22 +53,32 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     crop = 1 + round((length - 1) * config.data.crop_fraction)
     width, vocabulary = model.hidden_dim, model.vocabulary_size
     sizes = (model.num_layers, width, model.intermediate_dim)
+    batch = config.trainer.batch_size
+
+    if objective.name == "masked_lm":
+        head = _product(masked, width, width) + _product(masked, width, vocabulary)
+        trained = {"main": encoder_flops(length, *sizes, wanted=masked), "mlm_head": head}
+        return {part: _FORWARD_AND_BACKWARD * batch * flops for part, flops in trained.items()}
 
     trained = {"main_corrupted": encoder_flops(length, *sizes)}
     if objective.scl_weight:
         trained["main_crop"] = encoder_flops(crop, *sizes, wanted=1)
+    auxiliary = {}
     if config.auxiliary.replacements != "random":
-        trained |= _auxiliary_flops(config, length, masked)
+        auxiliary = _auxiliary_flops(config, length, masked)
+    is_frozen = config.auxiliary.replacements == "frozen"
+    if not is_frozen:
+        trained |= auxiliary
     if objective.copy_weight or (objective.lm_weight and objective.use_copy):
         trained["copy_head"] = _product(length, width, 1)
     if objective.lm_weight:
         rows = length if objective.all_token_lm else masked
         trained["lm_head"] = _product(rows, width, vocabulary)
-    batch = config.trainer.batch_size
     step = {part: _FORWARD_AND_BACKWARD * batch * flops for part, flops in trained.items()}
 
-    if "auxiliary" in trained and config.auxiliary.sampling == "eval" and model.dropout:
-        step["auxiliary_sampling"] = batch * (trained["auxiliary"] + trained["mlm_head"])
+    samples_apart = config.auxiliary.sampling == "eval" and model.dropout
+    if is_frozen or (auxiliary and samples_apart):
+        step["auxiliary_sampling"] = batch * sum(auxiliary.values())
     if objective.scl_weight:
         micro_batches = config.trainer.micro_batches
         vectors = 2 * batch // micro_batches
@@ -126,7 +138,7 @@ def _auxiliary_flops(config: PretrainingConfig, length: int, masked: int) -> dic
     model, auxiliary = config.model, config.auxiliary
     width = auxiliary.hidden_dim or model.hidden_dim
     intermediate = auxiliary.intermediate_dim or model.intermediate_dim
-    # The embeddings are the main model's.
+    # The embeddings are the main model's, or as wide.
     embedding = model.hidden_dim
     sizes = (auxiliary.num_layers, width, intermediate, embedding)
     return {

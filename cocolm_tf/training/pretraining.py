@@ -21,7 +21,8 @@ from cocolm_tf.training.callbacks import (
 from cocolm_tf.training.checkpoints import Checkpoints
 from cocolm_tf.training.config import PretrainingConfig, TrainerConfig, save_config
 from cocolm_tf.training.distribution import per_replica_batch
-from cocolm_tf.training.preset import load_preset, save_preset
+from cocolm_tf.training.preset import load_frozen_auxiliary, load_preset, save_preset
+from cocolm_tf.training.pretraining_card import pretraining_facts
 
 
 def pretrain(
@@ -59,7 +60,9 @@ def pretrain(
     """
     tokenizer = _matching_vocabulary(vocabulary, config)
     if init_preset:
-        _check_vocabulary_of(init_preset, tokenizer)
+        _check_vocabulary_of("--init_preset", init_preset, tokenizer)
+    if config.auxiliary.preset:
+        _check_vocabulary_of("auxiliary.preset", config.auxiliary.preset, tokenizer)
     train = _open_data(train_data, tokenizer, config)
     validation = _open_data(validation_data, tokenizer, config) if validation_data else None
     replica_batch = per_replica_batch(
@@ -82,6 +85,8 @@ def pretrain(
             missing = load_preset(pretrainer, init_preset)
             if missing:
                 print(f"Not in {init_preset}, so initialized afresh: {', '.join(missing)}.")
+        if config.auxiliary.preset:
+            load_frozen_auxiliary(pretrainer, config.auxiliary.preset)
         compile_pretrainer(pretrainer, config, config.trainer.steps_per_loop)
     checkpoints = Checkpoints(
         os.path.join(model_dir, "checkpoints"), pretrainer, config.trainer.max_checkpoints
@@ -124,7 +129,10 @@ def pretrain(
     bar.close()
     checkpoints.save()
     preset = os.path.join(model_dir, "preset")
-    save_preset(pretrainer, tokenizer, preset)
+    opened = {"training": train, "validation": validation}
+    manifests = {name: Manifest.load(data.paths[0]) for name, data in opened.items() if data}
+    facts = pretraining_facts(config, pretrainer, manifests, model_dir, init_preset)
+    save_preset(pretrainer, tokenizer, preset, facts)
     return preset
 
 
@@ -152,12 +160,12 @@ def _matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTo
     return tokenizer
 
 
-def _check_vocabulary_of(preset: str, tokenizer: CocoLMTokenizer) -> None:
+def _check_vocabulary_of(name: str, preset: str, tokenizer: CocoLMTokenizer) -> None:
     if not os.path.isfile(os.path.join(preset, CONFIG_FILENAME)):
         return  # It has weights only, as a converted checkpoint may.
     if load_vocabulary(preset).fingerprint() != tokenizer.fingerprint():
         raise UserError(
-            f"--init_preset={preset} was trained with another vocabulary than --vocabulary: "
+            f"{name}={preset} was trained with another vocabulary than --vocabulary: "
             f"give --vocabulary={preset} and data built with it."
         )
 

@@ -88,6 +88,8 @@ def test_an_encoder_takes_the_products_of_its_graph(embedding_dim: int | None):
             "auxiliary": {"sampling": "zero_dropout"},
             "objective": {"copy_weight": 0.0, "lm_weight": 0.0, "projection": False},
         },
+        {"auxiliary": {"replacements": "frozen", "num_layers": 2}},
+        {"objective": {"name": "masked_lm"}},
     ],
     ids=str,
 )
