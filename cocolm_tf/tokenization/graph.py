@@ -1,13 +1,13 @@
 """Text to ids and ids to text as one TensorFlow module, that can be exported and served."""
 
 import tensorflow as tf
-import tensorflow_text as tf_text
 
 from cocolm_tf.tokenization.dictionary import (
     UNKNOWN_TOKEN_ID,
     Dictionary,
 )
 from cocolm_tf.tokenization.normalization import PUNCTUATION, normalize
+from cocolm_tf.tokenization.segmenter import Segmenter
 
 # How SentencePiece writes the space before a word.
 WORD_START = "▁"
@@ -42,7 +42,7 @@ class TokenizerGraph(tf.Module):
         super().__init__(name="tokenizer")
         self.lowercase = lowercase
         self._mask_token_id = len(dictionary.tokens) - 1
-        self._segmenter = tf_text.SentencepieceTokenizer(proto, out_type=tf.string)
+        self._segmenter = Segmenter(proto)
         piece_ids = tf.range(UNKNOWN_TOKEN_ID + 1, self._mask_token_id)
         self._piece_to_id = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
