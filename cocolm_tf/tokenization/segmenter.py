@@ -6,6 +6,9 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 from tensorflow_text.python.ops import sentencepiece_tokenizer
 
+# How SentencePiece writes the space before a word.
+WORD_START = "▁"
+
 
 class Segmenter(tf_text.SentencepieceTokenizer):
     """`tf_text.SentencepieceTokenizer` with pieces as strings, which outlives a change of seed.
