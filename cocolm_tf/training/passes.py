@@ -1,0 +1,117 @@
+"""What a training step runs through which encoder: the sizes that all its costs follow from."""
+
+import dataclasses
+import math
+
+from cocolm_tf.training.config import PretrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderPass:
+    """One run of a batch through an encoder.
+
+    Args:
+        length: int. Tokens of a sequence, padding included: L.
+        num_layers: int.
+        num_heads: int. A.
+        hidden_dim: int. H.
+        intermediate_dim: int. I.
+        embedding_dim: int. Width of the embeddings, E; where it is not H, a dense layer follows.
+        dropout: bool. Whether dropout acts.
+        trained: bool. Whether a backward pass follows.
+
+    Example:
+    ```python
+    encoder_passes(PretrainingConfig())["main_crop"].length  # 461
+    ```
+    """
+
+    length: int
+    num_layers: int
+    num_heads: int
+    hidden_dim: int
+    intermediate_dim: int
+    embedding_dim: int
+    dropout: bool
+    trained: bool = True
+
+
+def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
+    """Lists the encoder passes of a training step.
+
+    Args:
+        config: the run.
+
+    Returns:
+        `main_corrupted`, S tokens; `main_crop`, C = 1 + round((S - 1) * crop_fraction) tokens, if
+        there is a contrastive task; `auxiliary`, S tokens, if there is an auxiliary model; and
+        `auxiliary_sampling`, the same without dropout and without training, if it is sampled
+        from in a pass of its own.
+
+    Example:
+    ```python
+    list(encoder_passes(PretrainingConfig()))
+    ```
+    """
+    model, auxiliary, length = config.model, config.auxiliary, config.data.sequence_length
+    main = EncoderPass(
+        length,
+        model.num_layers,
+        model.num_heads,
+        model.hidden_dim,
+        model.intermediate_dim,
+        model.hidden_dim,
+        dropout=model.dropout > 0,
+    )
+    passes = {"main_corrupted": main}
+    if config.objective.scl_weight:
+        crop = 1 + round((length - 1) * config.data.crop_fraction)
+        passes["main_crop"] = dataclasses.replace(main, length=crop)
+    if auxiliary.replacements != "random":
+        passes["auxiliary"] = dataclasses.replace(
+            main,
+            num_layers=auxiliary.num_layers,
+            num_heads=auxiliary.num_heads or main.num_heads,
+            hidden_dim=auxiliary.hidden_dim or main.hidden_dim,
+            intermediate_dim=auxiliary.intermediate_dim or main.intermediate_dim,
+            dropout=main.dropout and auxiliary.sampling != "zero_dropout",
+        )
+        if auxiliary.sampling == "eval":
+            passes["auxiliary_sampling"] = dataclasses.replace(
+                passes["auxiliary"], dropout=False, trained=False
+            )
+    return passes
+
+
+def masked_rows(config: PretrainingConfig) -> int:
+    """Counts the masked positions of a sequence, M = ceil(S * mask_fraction).
+
+    Example:
+    ```python
+    masked_rows(PretrainingConfig())  # 77
+    ```
+    """
+    return math.ceil(config.data.sequence_length * config.data.mask_fraction)
+
+
+def lm_rows(config: PretrainingConfig) -> int:
+    """Counts the positions of a sequence that the LM head predicts: M, or S if it is all tokens.
+
+    Example:
+    ```python
+    lm_rows(PretrainingConfig())  # 77
+    ```
+    """
+    return config.data.sequence_length if config.objective.all_token_lm else masked_rows(config)
+
+
+def has_copy_head(config: PretrainingConfig) -> bool:
+    """Says whether the main model has a copy head.
+
+    Example:
+    ```python
+    has_copy_head(PretrainingConfig())  # True
+    ```
+    """
+    objective = config.objective
+    return bool(objective.copy_weight or (objective.lm_weight and objective.use_copy))
