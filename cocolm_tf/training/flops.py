@@ -6,6 +6,8 @@ is what rematerialization computes a second time, which `rematerialization_flops
 the model's FLOPs, not the hardware's.
 """
 
+import dataclasses
+
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.passes import (
     EncoderPass,
@@ -26,10 +28,12 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     crop, M = ceil(S * mask_fraction) masked positions, V tokens in the vocabulary, E the width of
     the embeddings and H the main model's, a forward pass takes, for each sequence,
 
-    - `main_corrupted`, `main_crop`: `encoder_flops` of S and of C tokens;
-    - `auxiliary`: `encoder_flops` of S tokens in the auxiliary model;
+    - `main_corrupted`: `encoder_flops` of S tokens;
+    - `main_crop`: `encoder_flops` of C tokens, of which only the first is wanted;
+    - `auxiliary`: `encoder_flops` of S tokens in the auxiliary model, of which M are wanted;
     - `mlm_head`: 2MHE + 2MEV, the H here being the auxiliary model's;
-    - `auxiliary_sampling`: `auxiliary` and `mlm_head` once more, if `auxiliary.sampling` is eval;
+    - `auxiliary_sampling`: `auxiliary` and `mlm_head` once more, if `auxiliary.sampling` is eval
+      and there is dropout to do without;
     - `copy_head`: 2SH;
     - `lm_head`: 2NHV, with N = M, or S if the objective is over all tokens;
     - `scl_head`: the projection of both views, 2 * 2H^2, and `similarity_flops`.
@@ -115,7 +119,7 @@ def rematerialization_flops(config: PretrainingConfig) -> int:
     ```
     """
     return config.trainer.batch_size * sum(
-        encoder_flops(one.length, one.num_layers, one.hidden_dim, one.intermediate_dim)
+        pass_flops(dataclasses.replace(one, embedding_dim=one.hidden_dim))
         for one in encoder_passes(config).values()
         if one.trained
     )
@@ -135,6 +139,7 @@ def pass_flops(encoder_pass: EncoderPass) -> int:
         encoder_pass.hidden_dim,
         encoder_pass.intermediate_dim,
         encoder_pass.embedding_dim,
+        encoder_pass.wanted,
     )
 
 
@@ -144,12 +149,15 @@ def encoder_flops(
     hidden_dim: int,
     intermediate_dim: int,
     embedding_dim: int | None = None,
+    wanted: int | None = None,
 ) -> int:
     """Counts the FLOPs of an encoder's forward pass over one sequence.
 
     With L tokens, width H, intermediate width I and embeddings E wide, each layer takes 8LH^2 for
     query, key, value and output, 4L^2H for the attention logits and the weighted values, and 4LHI
-    for the feed-forward network. Where E is not H, projecting the embeddings takes another 2LEH.
+    for the feed-forward network. Where only W hidden states are wanted, the last layer takes
+    4WH^2 for query and output, 4LH^2 for key and value, 4WLH and 4WHI. Where E is not H,
+    projecting the embeddings takes another 2LEH.
 
     Args:
         length: int. Tokens, padding included.
@@ -157,6 +165,7 @@ def encoder_flops(
         hidden_dim: int.
         intermediate_dim: int.
         embedding_dim: int, or None for `hidden_dim`.
+        wanted: int. Positions whose hidden states are asked for; None for all.
 
     Returns:
         FLOPs. The number of heads makes no difference.
@@ -166,10 +175,14 @@ def encoder_flops(
     encoder_flops(length=512, num_layers=12, hidden_dim=768, intermediate_dim=3072)
     ```
     """
-    projections = 4 * _product(length, hidden_dim, hidden_dim)
-    attention = 2 * _product(length, hidden_dim, length)
-    feed_forward = 2 * _product(length, hidden_dim, intermediate_dim)
-    flops = num_layers * (projections + attention + feed_forward)
+
+    def layer(queries: int) -> int:
+        projections = 2 * _product(length, hidden_dim, hidden_dim)
+        projections += 2 * _product(queries, hidden_dim, hidden_dim)
+        attention = 2 * _product(queries, hidden_dim, length)
+        return projections + attention + 2 * _product(queries, hidden_dim, intermediate_dim)
+
+    flops = (num_layers - 1) * layer(length) + layer(length if wanted is None else wanted)
     if embedding_dim not in (None, hidden_dim):
         flops += _product(length, embedding_dim, hidden_dim)
     return flops

@@ -1,14 +1,14 @@
 """How much memory a training step takes, counted from its configuration.
 
 A backward pass needs what the forward pass computed: for a product its two factors, for LayerNorm
-its input, and so on. These are the activations, and most of the memory. The formulas are those of
-the tensors that TensorFlow keeps from the one pass to the other; a compiler (XLA) may keep fewer.
-Vectors of a single number a token are left out.
+what it normalized, and so on. These are the activations, and most of the memory. The formulas are
+those of the tensors that TensorFlow keeps from the one pass to the other; a compiler of the whole
+step (XLA) may keep fewer. Vectors of a single number a token are left out.
 
-Letters: L tokens of a sequence, H width, I intermediate width, E width of the embeddings, A heads,
-V tokens in the vocabulary, n layers, P parameters, b sequences at a time on a device; c bytes a
-number that is computed with: 4 in float32, 2 in mixed precision. Variables and their gradients,
-softmax and LayerNorm are float32, 4 bytes, in either.
+Letters: L tokens of a sequence, of which W are wanted from the last layer; H width, I intermediate
+width, E width of the embeddings, A heads, V tokens in the vocabulary, n layers, P parameters; M
+masked positions; c bytes a number that is computed with: 4 in float32, 2 in mixed precision.
+Variables, gradients and moments are float32, 4 bytes, in either.
 """
 
 from cocolm_tf.training.config import PretrainingConfig
@@ -27,15 +27,16 @@ _FLOAT32 = 4
 def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) -> dict[str, int]:
     """Counts the bytes that one device needs for a training step, part by part.
 
+    Their sum is a bound: not all parts are at their largest at the same time.
+
     Args:
-        config: the run. Each device computes on b = batch_size / (devices * micro_batches)
-            sequences at a time.
+        config: the run. Each device computes on batch_size / (devices * micro_batches) sequences
+            at a time.
         devices: int. Replicas, each with all the weights.
         rematerialize: bool. Whether blocks are rematerialized, whatever the configuration says.
 
     Returns:
-        Bytes from the name of each part, none of which exceeds its maximum at the moment when
-        the backward pass begins:
+        Bytes from the name of each part:
         `weights`, 4P; `optimizer`, the two moments, 8P; `gradients`, 4P, and as much again for
         their sums over micro-batches, if there are several;
         `cast_weights`: see `cast_weight_bytes`;
@@ -53,9 +54,8 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
     micro_batches = config.trainer.micro_batches
     sequences = config.trainer.batch_size // (devices * micro_batches)
     width = compute_bytes(config)
-    bins = config.model.relative_position_bins
     activations = head_activations(config) + sum(
-        pass_activations(one, width, bins, rematerialize)
+        pass_activations(one, width, rematerialize)
         for one in encoder_passes(config).values()
         if one.trained
     )
@@ -82,78 +82,62 @@ def compute_bytes(config: PretrainingConfig) -> int:
     return 4 if config.runtime.precision == "float32" else 2
 
 
-def block_activations(encoder: EncoderPass, width: int) -> int:
+def block_activations(encoder: EncoderPass, width: int, wanted: int) -> int:
     """Counts the bytes that a Transformer block keeps of one sequence for its backward pass.
 
-    - 6cLH: the factors of its products, which are its input, queries, keys, values, the weighted
-      values and the input of the feed-forward network;
-    - 2cLI: the feed-forward network's hidden layer before and after GELU;
-    - 2 * 8LH: the float32 input of either LayerNorm, and its scale for each of these numbers;
-    - 4AL^2: the float32 attention probabilities;
-    - in mixed precision, another cAL^2: these as the factor of the values;
-    - with dropout, 2cAL^2: the mask of the probabilities, and what it left of them (the factor of
-      the values, in place of the former); and 2cLH: the masks of both sublayers.
+    - 3cLH: its input, which is the keys' and values' factor, keys and values;
+    - 5cWH: queries, the weighted values, the input of the feed-forward network, and what either
+      LayerNorm normalized; another cWH, the queries' factor, where not all positions are wanted;
+    - 2cWI: the feed-forward network's hidden layer before and after GELU;
+    - cAWL: the attention probabilities; with dropout, as much again for what it left of them.
+
+    Dropout's masks are not kept: they are computed from their seeds a second time.
 
     Args:
         encoder: the pass.
         width: int. c.
+        wanted: int. W, L in all layers but the last.
 
     Returns:
         Bytes.
 
     Example:
     ```python
-    block_activations(encoder_passes(PretrainingConfig())["main_corrupted"], width=2)
+    main = encoder_passes(PretrainingConfig())["main_corrupted"]
+    block_activations(main, width=2, wanted=main.length)
     ```
     """
-    tokens = encoder.length
-    hidden, scores = tokens * encoder.hidden_dim, encoder.num_heads * tokens**2
-    count = 6 * width * hidden + 2 * width * tokens * encoder.intermediate_dim
-    count += 2 * norm_activations(tokens, encoder.hidden_dim) + _FLOAT32 * scores
-    if encoder.dropout:
-        return count + 2 * width * scores + 2 * width * hidden
-    return count + (width * scores if width < _FLOAT32 else 0)
-
-
-def norm_activations(rows: int, width: int) -> int:
-    """Counts the bytes that LayerNorm keeps: its float32 input and scale, 8 a number.
-
-    Example:
-    ```python
-    norm_activations(rows=512, width=768)
-    ```
-    """
-    return 2 * _FLOAT32 * rows * width
+    tokens, hidden = encoder.length, encoder.hidden_dim
+    numbers = 3 * tokens * hidden + 5 * wanted * hidden + 2 * wanted * encoder.intermediate_dim
+    if wanted < tokens:
+        numbers += wanted * hidden
+    probabilities = encoder.num_heads * wanted * tokens
+    return width * (numbers + (2 if encoder.dropout else 1) * probabilities)
 
 
 def embedding_activations(encoder: EncoderPass, width: int) -> int:
     """Counts the bytes that the embeddings keep of one sequence.
 
-    LayerNorm, 8LE; with dropout its mask, cLE; where E is not H, the input of the dense layer
-    between, cLE.
+    What LayerNorm normalized, cLE; where E is not H, the input of the dense layer between, cLE.
 
     Example:
     ```python
     embedding_activations(encoder_passes(PretrainingConfig())["auxiliary"], width=2)
     ```
     """
-    numbers = encoder.length * encoder.embedding_dim
-    factors = encoder.dropout + (encoder.embedding_dim != encoder.hidden_dim)
-    return norm_activations(encoder.length, encoder.embedding_dim) + factors * width * numbers
+    tensors = 1 if encoder.embedding_dim == encoder.hidden_dim else 2
+    return tensors * width * encoder.length * encoder.embedding_dim
 
 
-def pass_activations(
-    encoder: EncoderPass, width: int, relative_position_bins: int, rematerialize: bool
-) -> int:
+def pass_activations(encoder: EncoderPass, width: int, rematerialize: bool) -> int:
     """Counts the bytes that an encoder pass keeps of one sequence.
 
-    `embedding_activations`, and n times `block_activations`; rematerialized, only the n inputs of
-    the blocks, cLH each, and the attention bias that all take, cAL^2 with relative positions.
+    `embedding_activations`, and n times `block_activations`, W = L in all but the last block;
+    rematerialized, the n inputs of the blocks in their place, cLH each.
 
     Args:
         encoder: the pass.
         width: int. c.
-        relative_position_bins: int. 0 for no relative positions.
         rematerialize: bool.
 
     Returns:
@@ -161,23 +145,23 @@ def pass_activations(
 
     Example:
     ```python
-    pass_activations(encoder_passes(PretrainingConfig())["main_crop"], 2, 32, rematerialize=True)
+    pass_activations(encoder_passes(PretrainingConfig())["main_crop"], 2, rematerialize=True)
     ```
     """
     embeddings = embedding_activations(encoder, width)
-    if not rematerialize:
-        return embeddings + encoder.num_layers * block_activations(encoder, width)
-    inputs = encoder.num_layers * width * encoder.length * encoder.hidden_dim
-    bias = width * encoder.num_heads * encoder.length**2 if relative_position_bins else 0
-    return embeddings + inputs + bias
+    if rematerialize:
+        inputs = encoder.num_layers * encoder.length * encoder.hidden_dim
+        return embeddings + width * inputs
+    blocks = (encoder.num_layers - 1) * block_activations(encoder, width, encoder.length)
+    return embeddings + blocks + block_activations(encoder, width, encoder.wanted)
 
 
 def head_activations(config: PretrainingConfig) -> int:
     """Counts the bytes that the heads keep of one sequence, their logits aside.
 
-    - masked LM head: M rows of the auxiliary model's width, cMA; of its dense layer, 2cME before
-      GELU and after LayerNorm, which itself keeps 8ME;
-    - copy head: its input, cSH, which is the all-token LM head's too;
+    - masked LM head: its input, cM times the auxiliary model's width; of its dense layer, 2cME
+      before GELU and after LayerNorm, whose float32 input and scale are another 8ME;
+    - copy head: its input, cLH, which is the all-token LM head's too;
     - LM head: otherwise the input at the masked positions, cMH.
 
     Example:
@@ -185,40 +169,39 @@ def head_activations(config: PretrainingConfig) -> int:
     head_activations(PretrainingConfig())
     ```
     """
-    width, hidden = compute_bytes(config), config.model.hidden_dim
+    width, hidden, rows = compute_bytes(config), config.model.hidden_dim, masked_rows(config)
     passes, objective, count = encoder_passes(config), config.objective, 0
     if "auxiliary" in passes:
-        rows = masked_rows(config)
         count += width * rows * (passes["auxiliary"].hidden_dim + 2 * hidden)
-        count += norm_activations(rows, hidden)
+        count += 2 * _FLOAT32 * rows * hidden
     of_all_tokens = objective.lm_weight and objective.all_token_lm
     if has_copy_head(config) or of_all_tokens:
         count += width * config.data.sequence_length * hidden
     if objective.lm_weight and not objective.all_token_lm:
-        count += width * masked_rows(config) * hidden
+        count += width * rows * hidden
     return count
 
 
 def logit_bytes(config: PretrainingConfig) -> int:
     """Counts the bytes of the vocabulary logits of one sequence.
 
-    With N rows at a head, M for the masked LM and M or S for the LM: the float32 gradient of each
-    head's cross entropy, 4NV, which the loss computes at once and keeps; and while the larger head
-    does so, its logits, cNV, in mixed precision their float32 copy, 4NV, and one more of float32
-    to compute with, 4NV.
+    Each head keeps its logits, cNV of N rows: M at the masked LM head, M or L at the LM head. To
+    that comes the larger of what is made of them: the gradient of a head's logits, cNV, or the
+    float32 logits with noise that the auxiliary model's samples are the maxima of, 4MV.
 
     Example:
     ```python
     logit_bytes(PretrainingConfig())
     ```
     """
-    rows = [masked_rows(config)] if "auxiliary" in encoder_passes(config) else []
+    width, rows = compute_bytes(config), []
     if config.objective.lm_weight:
-        rows.append(lm_rows(config))
-    width = compute_bytes(config)
-    working = width + _FLOAT32 * (2 if width < _FLOAT32 else 1)
-    numbers = config.model.vocabulary_size
-    return numbers * (_FLOAT32 * sum(rows) + working * max(rows, default=0))
+        rows.append(width * lm_rows(config))
+    working = max(rows, default=0)
+    if "auxiliary" in encoder_passes(config):
+        rows.append(width * masked_rows(config))
+        working = max(working, _FLOAT32 * masked_rows(config))
+    return config.model.vocabulary_size * (sum(rows) + working)
 
 
 def similarity_bytes(config: PretrainingConfig, sequences: int) -> int:
@@ -258,15 +241,15 @@ def cast_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
     if width == _FLOAT32:
         return 0
     passes, model = encoder_passes(config), config.model
-    matrices = [
+    blocks = [
         (1 if rematerialize else one.num_layers)
         * (4 * one.hidden_dim**2 + 2 * one.hidden_dim * one.intermediate_dim)
         for one in passes.values()
         if one.trained
     ]
     heads = ("auxiliary" in passes) + bool(config.objective.lm_weight)
-    blocks = max(matrices) if rematerialize else sum(matrices)
-    return width * (blocks + heads * model.vocabulary_size * model.hidden_dim)
+    matrices = max(blocks) if rematerialize else sum(blocks)
+    return width * (matrices + heads * model.vocabulary_size * model.hidden_dim)
 
 
 def working_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
@@ -281,5 +264,7 @@ def working_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
     ```
     """
     width = compute_bytes(config)
-    block = max(block_activations(one, width) for one in encoder_passes(config).values())
+    block = max(
+        block_activations(one, width, one.length) for one in encoder_passes(config).values()
+    )
     return (2 if rematerialize else 1) * block

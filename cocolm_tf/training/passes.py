@@ -12,6 +12,7 @@ class EncoderPass:
 
     Args:
         length: int. Tokens of a sequence, padding included: L.
+        wanted: int. Positions whose last hidden states are computed: W.
         num_layers: int.
         num_heads: int. A.
         hidden_dim: int. H.
@@ -27,6 +28,7 @@ class EncoderPass:
     """
 
     length: int
+    wanted: int
     num_layers: int
     num_heads: int
     hidden_dim: int
@@ -43,10 +45,10 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
         config: the run.
 
     Returns:
-        `main_corrupted`, S tokens; `main_crop`, C = 1 + round((S - 1) * crop_fraction) tokens, if
-        there is a contrastive task; `auxiliary`, S tokens, if there is an auxiliary model; and
-        `auxiliary_sampling`, the same without dropout and without training, if it is sampled
-        from in a pass of its own.
+        `main_corrupted`, S tokens; `main_crop`, C = 1 + round((S - 1) * crop_fraction) tokens, of
+        which the first is wanted, if there is a contrastive task; `auxiliary`, S tokens, of which
+        M are wanted, if there is an auxiliary model; and `auxiliary_sampling`, the same without
+        dropout and without training, if it is sampled from in a pass of its own.
 
     Example:
     ```python
@@ -55,6 +57,7 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
     """
     model, auxiliary, length = config.model, config.auxiliary, config.data.sequence_length
     main = EncoderPass(
+        length,
         length,
         model.num_layers,
         model.num_heads,
@@ -66,17 +69,18 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
     passes = {"main_corrupted": main}
     if config.objective.scl_weight:
         crop = 1 + round((length - 1) * config.data.crop_fraction)
-        passes["main_crop"] = dataclasses.replace(main, length=crop)
+        passes["main_crop"] = dataclasses.replace(main, length=crop, wanted=1)
     if auxiliary.replacements != "random":
         passes["auxiliary"] = dataclasses.replace(
             main,
+            wanted=masked_rows(config),
             num_layers=auxiliary.num_layers,
             num_heads=auxiliary.num_heads or main.num_heads,
             hidden_dim=auxiliary.hidden_dim or main.hidden_dim,
             intermediate_dim=auxiliary.intermediate_dim or main.intermediate_dim,
             dropout=main.dropout and auxiliary.sampling != "zero_dropout",
         )
-        if auxiliary.sampling == "eval":
+        if auxiliary.sampling == "eval" and main.dropout:
             passes["auxiliary_sampling"] = dataclasses.replace(
                 passes["auxiliary"], dropout=False, trained=False
             )
