@@ -89,7 +89,7 @@ def estimate(
         "rematerialization_flops": rematerialization_flops(config),
         "memory": {
             name: step_memory(config, devices, rematerialize)
-            for name, rematerialize in _WAYS.items()
+            for name, rematerialize in WAYS.items()
         },
         "all_reduce_bytes": sent[0],
         "gather_bytes": sent[1],
@@ -110,7 +110,7 @@ def estimate(
                         share_of_peak,
                         share_of_memory,
                     )
-                    for name, rematerialize in _WAYS.items()
+                    for name, rematerialize in WAYS.items()
                 },
             }
             for key in accelerators
@@ -119,7 +119,7 @@ def estimate(
 
 
 # What is done with activations, and whether that is to rematerialize them.
-_WAYS = {"kept": False, "rematerialized": True}
+WAYS = {"kept": False, "rematerialized": True}
 
 
 def plan(
@@ -302,7 +302,7 @@ def _accelerator_tables(result: dict[str, Any]) -> list[str]:
     shares = f"at {result['share_of_peak']:.0%} of peak, in {result['share_of_memory']:.0%} of"
     header = ("accelerator", "micro-batches", "sequences", "contrasted", "memory", "step", "run")
     tables = []
-    for way in _WAYS:
+    for way in WAYS:
         rows = [f"Activations {way}, {shares} the memory", _columns(header)]
         for accelerator in result["accelerators"].values():
             plan = accelerator["plans"][way]
