@@ -1,6 +1,6 @@
 """Numbers as people read them: three digits and a prefix."""
 
-_PREFIXES = ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))
+_PREFIXES = ((21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))
 
 
 def si(number: float, unit: str = "") -> str:

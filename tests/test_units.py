@@ -13,7 +13,7 @@ from cocolm_tf.units import duration, si
         (1000, "1 k"),
         (999_999, "1 M"),
         (1.234e12, "1.23 T"),
-        (2e21, "2e+03 E"),
+        (2e21, "2 Z"),
     ],
 )
 def test_numbers_have_three_digits_and_a_prefix(number: float, written: str):

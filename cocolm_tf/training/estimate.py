@@ -249,8 +249,10 @@ def format_report(result: dict[str, Any]) -> str:
     print(format_report(estimate(PretrainingConfig(), devices=64)))
     ```
     """
-    sections = [_run_rows(result), _cost_rows(result), _memory_rows(result), _traffic_rows(result)]
-    return "\n\n".join([*map("\n".join, sections), *_accelerator_tables(result)])
+    sections = [_run_rows(result), _cost_rows(result), _memory_rows(result)]
+    if result["devices"] > 1:
+        sections.append(_traffic_rows(result))
+    return "\n\n".join("\n".join(rows) for rows in [*sections, *_accelerator_tables(result)])
 
 
 def _row(name: str, *values: str) -> str:
@@ -260,10 +262,11 @@ def _row(name: str, *values: str) -> str:
 def _run_rows(result: dict[str, Any]) -> list[str]:
     devices, batch = result["devices"], result["batch_size"]
     sequences = batch // (devices * result["micro_batches"])
-    at_once = f"{devices:,} devices x {result['micro_batches']:,} micro-batches x {sequences:,}"
     return [
         _row("precision", result["precision"]),
-        _row("step", f"{batch:,} x {result['sequence_length']:,} tokens = {at_once} sequences"),
+        _row("step", f"{batch:,} sequences of {result['sequence_length']:,} tokens"),
+        _row("  devices", f"{devices:,}"),
+        _row("  micro-batches", f"{result['micro_batches']:,}, of {sequences:,} on a device"),
         _row("run", f"{result['train_steps']:,} steps, {si(result['tokens_per_run'])} tokens"),
     ]
 
@@ -276,7 +279,8 @@ def _cost_rows(result: dict[str, Any]) -> list[str]:
         _row(f"  {part}", f"{count:14,}") for part, count in result["parameters_by_part"].items()
     ]
     per_token, per_run = (si(result[f"flops_per_{what}"], "FLOP") for what in ("token", "run"))
-    rows += ["", _row("model FLOPs", f"{si(flops, 'FLOP')} a step, {per_token} a token, {per_run}")]
+    amounts = f"{si(flops, 'FLOP')} a step, {per_token} a token, {per_run} a run"
+    rows += ["", _row("model FLOPs", amounts)]
     by_part = sorted(result["flops_by_part"].items(), key=lambda item: -item[1])
     rows += [_row(f"  {part}", f"{part_flops / flops:7.1%}") for part, part_flops in by_part]
     return [*rows, _row("  rematerialization", f"{extra / flops:+7.1%}, if it is chosen")]
@@ -298,22 +302,22 @@ def _traffic_rows(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _accelerator_tables(result: dict[str, Any]) -> list[str]:
-    shares = f"at {result['share_of_peak']:.0%} of peak, in {result['share_of_memory']:.0%} of"
+def _accelerator_tables(result: dict[str, Any]) -> list[list[str]]:
+    shares = f"{result['share_of_peak']:.0%} of peak, {result['share_of_memory']:.0%} of memory"
     header = ("accelerator", "micro-batches", "sequences", "contrasted", "memory", "step", "run")
     tables = []
     for way in WAYS:
-        rows = [f"Activations {way}, {shares} the memory", _columns(header)]
+        rows = [f"activations {way}: at {shares}", _columns(header)]
         for accelerator in result["accelerators"].values():
             plan = accelerator["plans"][way]
             cells = ["does not fit"] if plan is None else _plan_cells(plan)
             rows.append(_columns([accelerator["title"], *cells]))
-        tables.append("\n".join(rows))
-    rows = ["Of each step, not overlapped", _columns(("accelerator", "links", "update"))]
+        tables.append(rows)
+    rows = ["of each step, at full bandwidth", _columns(("accelerator", "links", "update"))]
     for accelerator in result["accelerators"].values():
         seconds = (accelerator["link_seconds"], accelerator["update_seconds"])
         rows.append(_columns([accelerator["title"], *map(duration, seconds)]))
-    return [*tables, "\n".join(rows)]
+    return [*tables, rows]
 
 
 def _plan_cells(plan: dict[str, float]) -> list[str]:
