@@ -32,6 +32,7 @@ from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.units import si
 
 REPORT_FILENAME = "index.html"
 
@@ -166,7 +167,7 @@ def _headline(config: PretrainingConfig, metrics: Metrics) -> dict[str, str]:
     tokens = step * config.trainer.batch_size * config.data.sequence_length
     return {
         "steps": f"{step:,}" if step == planned else f"{step:,} of {planned:,}",
-        "tokens read": _short(tokens),
+        "tokens read": si(tokens),
         "time": _duration(metrics.seconds),
         "cocolm_tf": cocolm_tf.__version__,
     }
@@ -282,7 +283,7 @@ def _models(config: PretrainingConfig, pretrainer: CocoLMPretrainer, configurati
     return (
         table(header, rows, numeric=range(1, 6))
         + "<p>The auxiliary model's parameters are those that it does not share with the main "
-        f"model. A training step takes {_short(flops)}FLOP in matrix products.</p>"
+        f"model. A training step takes {si(flops, 'FLOP')} in matrix products.</p>"
         f"<details><summary>config.yaml</summary><pre>{html.escape(configuration)}</pre></details>"
     )
 
@@ -309,10 +310,3 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _short(number: float) -> str:
-    for power, letter in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {letter}"
-    return f"{number:.3g}"

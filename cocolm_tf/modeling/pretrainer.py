@@ -23,11 +23,10 @@ from cocolm_tf.modeling.measures import (
     corrective_lm_measures,
     masked_lm_measures,
 )
+from cocolm_tf.modeling.sampling import SAMPLING_MODES
 from cocolm_tf.modeling.training_step import Batch, TrainingStep
 
 Losses = dict[str, tf.Tensor]
-
-SAMPLING_MODES = ("eval", "train", "zero_dropout")
 
 
 class CocoLMPretrainer(TrainingStep):

@@ -21,6 +21,7 @@ from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.units import si
 
 _FIRST_ORDINARY_TOKEN = UNKNOWN_TOKEN_ID + 1
 
@@ -288,10 +289,13 @@ def format_report(result: dict[str, Any]) -> str:
         ("  extremes", f"{seconds['min']:.4g} to {seconds['max']:.4g} s"),
         ("first step", f"{result['first_step_seconds']:.4g} s, tracing and compiling included"),
         ("peak memory", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"),
-        ("model FLOPs", f"{_si(flops)}FLOP a step, {_si(result['flops_per_second'])}FLOP/s"),
+        (
+            "model FLOPs",
+            f"{si(flops, 'FLOP')} a step, {si(result['flops_per_second'], 'FLOP/s')}",
+        ),
         (
             "  of a matmul's",
-            f"{result['matmul_share']:.1%} of {_si(result['matmul_flops_per_second'])}FLOP/s",
+            f"{result['matmul_share']:.1%} of {si(result['matmul_flops_per_second'], 'FLOP/s')}",
         ),
     ]
     by_part = sorted(result["flops_by_part"].items(), key=lambda item: -item[1])
@@ -343,11 +347,3 @@ def _cpu_name() -> str:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _si(number: float) -> str:
-    """Three digits and a prefix: 1.23e12 is `1.23 T`."""
-    for exponent, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**exponent:
-            return f"{number / 10**exponent:.3g} {prefix}"
-    return f"{number:.3g} "

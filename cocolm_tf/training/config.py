@@ -16,8 +16,8 @@ import yaml
 from official.modeling import hyperparams
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.pretrainer import SAMPLING_MODES
-from cocolm_tf.modeling.relative_position import relative_position_buckets
+from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
+from cocolm_tf.modeling.sampling import SAMPLING_MODES
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 REPLACEMENTS = ("auxiliary", "frozen", "random")
