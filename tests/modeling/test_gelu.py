@@ -16,7 +16,7 @@ def gelu(x: float) -> float:
 def value_and_gradient(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = exact_gelu(x, tf.zeros(x.shape[-1:], x.dtype))
+        y = exact_gelu(x, tf.zeros(tf.shape(x)[-1:], x.dtype))
         total = tf.reduce_sum(3 * y)
     return y, tape.gradient(total, x)
 

@@ -48,6 +48,8 @@ def graph_flops(function: tf.types.experimental.ConcreteFunction) -> int:
             inner = operation.inputs[0].shape[-2 if operation.get_attr("adj_x") else -1]
         else:
             continue
+        if operation.outputs[0].shape[0] == 1:
+            continue  # the gradient of a bias: a sum, written as a product
         total += 2 * math.prod(operation.outputs[0].shape) * inner
     return total
 
