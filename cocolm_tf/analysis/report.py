@@ -25,6 +25,7 @@ from cocolm_tf.analysis.demonstration import (
     shown,
     split_piece,
 )
+from cocolm_tf.analysis.meanings import MEANINGS
 from cocolm_tf.analysis.page import inline_svg, page, table
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -35,72 +36,6 @@ from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.units import si
 
 REPORT_FILENAME = "index.html"
-
-_PERCENT, _NUMBER = "{:.1%}", "{:.3f}"
-# Name, how to show its value, what it means.
-_MEANINGS = {
-    "loss": ("Total loss", _NUMBER, "The weighted sum of the losses: what training minimizes."),
-    "mlm_loss": (
-        "Masked LM loss",
-        _NUMBER,
-        "The auxiliary model's cross entropy at the masked tokens, in nats.",
-    ),
-    "mlm_accuracy": (
-        "Masked LM accuracy",
-        _PERCENT,
-        "How often the auxiliary model's best guess is the masked token.",
-    ),
-    "replacement_rate": (
-        "Replacement rate",
-        _PERCENT,
-        "The share of the tokens that the main model reads and that are not the original ones.",
-    ),
-    "copy_loss": (
-        "Copy loss",
-        _NUMBER,
-        "Binary cross entropy of telling original tokens from replaced ones, in nats.",
-    ),
-    "copy_accuracy_replaced": (
-        "Copy accuracy, replaced",
-        _PERCENT,
-        "How many of the replaced tokens the main model flags.",
-    ),
-    "copy_accuracy_original": (
-        "Copy accuracy, original",
-        _PERCENT,
-        "How many of the original tokens the main model does not flag.",
-    ),
-    "lm_loss": (
-        "Corrective LM loss",
-        _NUMBER,
-        "The main model's cross entropy of the original tokens where some were masked, in nats.",
-    ),
-    "lm_accuracy_replaced": (
-        "Corrective LM accuracy, replaced",
-        _PERCENT,
-        "How often it restores a replaced token.",
-    ),
-    "lm_accuracy_original": (
-        "Corrective LM accuracy, original",
-        _PERCENT,
-        "How often it leaves a token alone that the auxiliary model had put back.",
-    ),
-    "scl_loss": (
-        "Contrastive loss",
-        _NUMBER,
-        "Cross entropy of finding a sequence's other view in the batch, in nats.",
-    ),
-    "positive_cosine": (
-        "Cosine of positive pairs",
-        _NUMBER,
-        "How near the two views of one text are: alignment.",
-    ),
-    "negative_cosine": (
-        "Cosine of negative pairs",
-        _NUMBER,
-        "How near views of different texts are: the lower, the more uniform.",
-    ),
-}
 
 
 def write_report(
@@ -245,7 +180,7 @@ def _results(metrics: Metrics) -> str:
     )
     rows = [
         [label, form.format(line[name]), meaning]
-        for name, (label, form, meaning) in _MEANINGS.items()
+        for name, (label, form, meaning) in MEANINGS.items()
         if name in line
     ]
     header = ("measure", "value", "what it means")

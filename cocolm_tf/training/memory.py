@@ -41,7 +41,7 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
         Bytes from the name of each part:
         `weights`, 4P, and those of a frozen auxiliary model; `optimizer`, the two moments, 8P;
         `gradients`, 4P, and as much again for their sums over micro-batches, if there are several;
-        `cast_weights`: see `cast_weight_bytes`;
+        `copied_weights`: see `copied_weight_bytes`;
         `activations`: those of all encoder passes and heads: `pass_activations`,
         `head_activations`;
         `logits`: see `logit_bytes`; `similarities`: see `similarity_bytes`;
@@ -65,7 +65,7 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
         "weights": _FLOAT32 * (parameters + count_frozen_parameters(config)),
         "optimizer": 2 * _FLOAT32 * parameters,
         "gradients": (1 if micro_batches == 1 else 2) * _FLOAT32 * parameters,
-        "cast_weights": cast_weight_bytes(config, rematerialize),
+        "copied_weights": copied_weight_bytes(config, rematerialize),
         "activations": sequences * activations,
         "logits": sequences * logit_bytes(config),
         "similarities": similarity_bytes(config, sequences * devices),
@@ -230,32 +230,35 @@ def similarity_bytes(config: PretrainingConfig, sequences: int) -> int:
     return 3 * _FLOAT32 * (2 * sequences) ** 2 if tasks(config).scl_weight else 0
 
 
-def cast_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
-    """Counts the bytes of the matrices' copies in the type of the computation.
+def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
+    """Counts the bytes of the matrices that a step copies and keeps for its backward pass.
 
-    In mixed precision each trained pass casts its blocks' matrices and keeps them for its
-    backward pass, n * c(4H^2 + 2HI); rematerialized, one block's. Each head over the vocabulary
-    casts the word table, cVE. In float32 there are none.
+    - In mixed precision each trained pass casts the matrices of its blocks, c(4H^2 + 2HI) each,
+      and each head over the vocabulary the word table, cVE.
+    - In float32 each block puts the matrices of query, key and value side by side, 3cH^2; where
+      not all positions are wanted, in the last block, those of key and value, 2cH^2.
+
+    Rematerialized, they are there for one block at a time.
 
     Example:
     ```python
-    cast_weight_bytes(PretrainingConfig(), rematerialize=False)  # 0
+    copied_weight_bytes(PretrainingConfig(), rematerialize=False)
     ```
     """
-    width = compute_bytes(config)
-    if width == _FLOAT32:
-        return 0
-    passes, model = encoder_passes(config), config.model
-    blocks = [
-        (1 if rematerialize else one.num_layers)
-        * (4 * one.hidden_dim**2 + 2 * one.hidden_dim * one.intermediate_dim)
-        for one in passes.values()
-        if one.trained
-    ]
+    width, model = compute_bytes(config), config.model
+    passes = encoder_passes(config)
+    blocks = []
+    for one in (one for one in passes.values() if one.trained):
+        matrix = one.hidden_dim**2
+        if width < _FLOAT32:
+            block = last = 4 * matrix + 2 * one.hidden_dim * one.intermediate_dim
+        else:
+            block, last = 3 * matrix, (2 if one.wanted < one.length else 3) * matrix
+        blocks.append(block if rematerialize else (one.num_layers - 1) * block + last)
     predictor = masked_lm_pass(passes)
     heads = (predictor is not None and predictor.trained) + bool(tasks(config).lm_weight)
-    matrices = max(blocks) if rematerialize else sum(blocks)
-    return width * (matrices + heads * model.vocabulary_size * model.hidden_dim)
+    table = model.vocabulary_size * model.hidden_dim if width < _FLOAT32 else 0
+    return width * ((max if rematerialize else sum)(blocks) + heads * table)
 
 
 def working_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
