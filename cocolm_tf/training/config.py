@@ -4,27 +4,18 @@ A file states what differs from the defaults here, which are those of the paper'
 or, with the key `base`, from another file.
 """
 
-import contextlib
 import dataclasses
-import os
-import re
-import typing
-from collections.abc import Callable
-from typing import Any
 
-import yaml
 from official.modeling import hyperparams
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
+from cocolm_tf.training import config_file
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 REPLACEMENTS = ("auxiliary", "frozen", "random")
 OBJECTIVES = ("coco_lm", "masked_lm")
-
-# The file that a file changes, by its path from there.
-_BASE = "base"
 
 
 @dataclasses.dataclass
@@ -158,8 +149,7 @@ class PretrainingConfig(hyperparams.Config):
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
 
 
-# What a number must be, in code and in words, and the keys that this holds for.
-_RANGES: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
+_RANGES: config_file.Ranges = (
     (
         lambda value: value >= 1,
         "at least 1",
@@ -247,19 +237,9 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
     load_config("configs/pretrain/small.yaml", "runtime.precision=mixed_bfloat16")
     ```
     """
-    if not os.path.isfile(path):
-        raise UserError(f"--config_file={path} does not exist.")
     config = PretrainingConfig()
-    for file, values in _with_bases(path):
-        _override(config, values, file)
-    names = [path]
-    for override in [overrides] if isinstance(overrides, str) else overrides:
-        if override:
-            names.append(f"--params_override={override}")
-            values = _parse(override, names[-1])
-            if os.path.isfile(override) and isinstance(values, dict):
-                values.pop(_BASE, None)
-            _override(config, values, names[-1])
+    config_file.apply_file(config, path)
+    names = [path, *config_file.apply_overrides(config, overrides)]
     check_config(config, " ".join(names))
     return config
 
@@ -279,17 +259,15 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     check_config(PretrainingConfig(), "the defaults")
     ```
     """
-    _check_types(config, name, prefix="")
-    for is_right, wanted, keys in _RANGES:
-        for key in keys:
-            section, field = key.split(".")
-            value = getattr(getattr(config, section), field)
-            if not is_right(value):
-                raise UserError(f"{name}: {key} must be {wanted}, not {value}.")
-    _one_of(name, "runtime.precision", config.runtime.precision, PRECISIONS)
-    _one_of(name, "auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES)
-    _one_of(name, "auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS)
-    _one_of(name, "objective.name", config.objective.name, OBJECTIVES)
+    config_file.check_types(config, name)
+    config_file.check_ranges(config, name, _RANGES)
+    for key, value, allowed in (
+        ("runtime.precision", config.runtime.precision, PRECISIONS),
+        ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
+        ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),
+        ("objective.name", config.objective.name, OBJECTIVES),
+    ):
+        config_file.check_choice(name, key, value, allowed)
     if (config.auxiliary.replacements == "frozen") != bool(config.auxiliary.preset):
         raise UserError(
             f"{name}: auxiliary.replacements=frozen and auxiliary.preset go together: the frozen "
@@ -322,88 +300,7 @@ def save_config(config: PretrainingConfig, path: str) -> None:
     save_config(PretrainingConfig(), "/tmp/config.yaml")
     ```
     """
-    with open(path + ".tmp", "w") as file:
-        yaml.safe_dump(config.as_dict(), file, sort_keys=False)
-    os.replace(path + ".tmp", path)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that can hold nothing but plain values, where 1e-3 is a number, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
-    list("-+0123456789"),
-)
-
-
-def _with_bases(path: str) -> list[tuple[str, Any]]:
-    """A file's values after those of the files that it is based on, each with its path."""
-    chain, paths = [], []
-    while True:
-        values = _parse(path, path)
-        base = values.pop(_BASE, None) if isinstance(values, dict) else None
-        chain.insert(0, (path, values))
-        paths.append(os.path.realpath(path))
-        if base is None:
-            return chain
-        if not isinstance(base, str):
-            raise UserError(f"{path}: {_BASE} must be the path of a file, not {base!r}.")
-        base = os.path.normpath(os.path.join(os.path.dirname(path), base))
-        if not os.path.isfile(base):
-            raise UserError(f"{path}: {_BASE}: {base} does not exist.")
-        if os.path.realpath(base) in paths:
-            raise UserError(f"{path}: {_BASE}: {base} is based on this file.")
-        path = base
-
-
-def _parse(source: str, name: str) -> Any:
-    """Reads a YAML file, or the text of an override."""
-    try:
-        if os.path.isfile(source):
-            with open(source) as file:
-                return yaml.load(file, _Loader) or {}
-        with contextlib.suppress(ValueError):  # It is YAML or JSON text then.
-            source = hyperparams.nested_csv_str_to_json_str(source)
-        return yaml.load(source, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _override(config: hyperparams.Config, values: Any, name: str, prefix: str = "") -> None:
-    """What `Config.override` does, with the mistakes told by their full keys."""
-    if not isinstance(values, dict):
-        what = f"{prefix.removesuffix('.')} takes" if prefix else "a configuration takes"
-        raise UserError(f"{name}: {what} keys and their values, not {values!r}.")
-    kinds = typing.get_type_hints(type(config))
-    keys = [field.name for field in dataclasses.fields(config)]
-    for key, value in values.items():
-        if key not in keys:
-            raise UserError(
-                f"{name}: {prefix}{key} does not exist; "
-                f"{prefix.removesuffix('.') or 'a configuration'} has {', '.join(keys)}."
-            )
-        if isinstance(getattr(config, key), hyperparams.Config):
-            _override(getattr(config, key), value, name, f"{prefix}{key}.")
-        else:
-            _check_type(name, f"{prefix}{key}", value, kinds[key])
-            setattr(config, key, value)
-
-
-def _check_types(config: hyperparams.Config, name: str, prefix: str) -> None:
-    kinds = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        key, value = f"{prefix}{field.name}", getattr(config, field.name)
-        _check_type(name, key, value, kinds[field.name])
-        if isinstance(value, hyperparams.Config):
-            _check_types(value, name, f"{key}.")
-
-
-def _check_type(name: str, key: str, value: Any, kind: type) -> None:
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{name}: {key} must be of type {kind.__name__}, not {value!r}.")
+    config_file.save_config(config, path)
 
 
 def _check_sizes(config: PretrainingConfig, name: str) -> None:
@@ -433,8 +330,3 @@ def _check_sizes(config: PretrainingConfig, name: str) -> None:
             )
         except ValueError as error:
             raise UserError(f"{name}: model.{error}") from error
-
-
-def _one_of(name: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name}: {key} is one of {', '.join(allowed)}, not {value!r}.")
