@@ -5,6 +5,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ import cocolm_tf
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
 from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
@@ -65,21 +67,13 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
     benchmark(config, steps=3)["tokens_per_second"]
     ```
     """
-    strategy = make_strategy("one_device")
     trainer = config.trainer
-    per_replica_batch(trainer.batch_size, trainer.micro_batches, strategy)
-    batches = random_batches(config)
-    with strategy.scope():
-        try:
-            pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
-        except ValueError as error:
-            raise UserError(f"the model cannot be built: {' '.join(str(error).split())}") from error
-        compile_pretrainer(pretrainer, config, steps_per_execution=1)
+    pretrainer, step = prepare_step(config, random_batches(config))
     # The machine's speed changes with what else it does: look at it on both sides of the steps.
     rate_before = matmul_rate(pretrainer.compute_dtype)
     _forget_peak_memory()
     try:
-        first, seconds = _time_steps(pretrainer, batches, steps, warmup_steps)
+        first, seconds = _time_steps(pretrainer, step, steps, warmup_steps)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(
             f"trainer.batch_size={trainer.batch_size} in trainer.micro_batches="
@@ -117,6 +111,47 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
         "peak_memory_bytes": memory,
         "skipped_updates": int(pretrainer.get_metrics_result()["skipped_updates"]),
     }
+
+
+def prepare_step(
+    config: PretrainingConfig, batches: tf.data.Dataset
+) -> tuple[CocoLMPretrainer, Callable[[], dict[str, tf.Tensor]]]:
+    """Builds the model and the step of a training run, on one device.
+
+    Args:
+        config: the run.
+        batches: what to train on, endlessly.
+
+    Returns:
+        The pretrainer, and a function that runs one step, waits for it and returns the metrics.
+
+    Raises:
+        UserError: if the sizes do not go together.
+
+    Example:
+    ```python
+    pretrainer, step = prepare_step(config, random_batches(config))
+    float(step()["loss"])
+    ```
+    """
+    strategy = make_strategy("one_device")
+    per_replica_batch(config.trainer.batch_size, config.trainer.micro_batches, strategy)
+    with strategy.scope():
+        try:
+            pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
+        except ValueError as error:
+            raise UserError(f"the model cannot be built: {' '.join(str(error).split())}") from error
+        compile_pretrainer(pretrainer, config, steps_per_execution=1)
+    iterator = iter(strategy.distribute_datasets_from_function(lambda _: batches))
+    function = pretrainer.make_train_function()
+
+    def step() -> dict[str, tf.Tensor]:
+        result = function(iterator)
+        # Its value is there only once the device has done all that was asked of it before.
+        float(result["gradient_norm"])
+        return result
+
+    return pretrainer, step
 
 
 def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset:
@@ -306,33 +341,24 @@ def format_report(result: dict[str, Any]) -> str:
 
 
 def _time_steps(
-    pretrainer: keras.Model, batches: tf.data.Dataset, steps: int, warmup_steps: int
+    pretrainer: CocoLMPretrainer, step: Callable[[], Any], steps: int, warmup_steps: int
 ) -> tuple[float, list[float]]:
     """Seconds of the first step, and of each of the timed ones."""
-    strategy = pretrainer.distribute_strategy
-    iterator = iter(strategy.distribute_datasets_from_function(lambda _: batches))
-    function = pretrainer.make_train_function()
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        result = function(iterator)
-        # Its value is there only once the device has done all that was asked of it before.
-        float(result["gradient_norm"])
-        return time.perf_counter() - started
-
     with tqdm(total=1 + warmup_steps + steps, desc="compiling", unit="step") as progress:
 
-        def counted(phase: str) -> float:
+        def seconds(phase: str) -> float:
             progress.set_description(phase)
-            elapsed = seconds()
+            started = time.perf_counter()
+            step()
+            elapsed = time.perf_counter() - started
             progress.update()
             return elapsed
 
-        first = counted("compiling")
+        first = seconds("compiling")
         for _ in range(warmup_steps):
-            counted("warming up")
+            seconds("warming up")
         pretrainer.reset_metrics()
-        return first, [counted("timing") for _ in range(steps)]
+        return first, [seconds("timing") for _ in range(steps)]
 
 
 def _forget_peak_memory() -> None:
