@@ -12,14 +12,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags, logging
 
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
+
+# What sysexits.h calls EX_TEMPFAIL: try again.
+RESTARTABLE = 75
 
 
 def run(main: Callable[[], str | None]) -> None:
     """Parses the flags, calls `main` and ends the process.
 
     A mistake in the flags or a `UserError` becomes one line on standard error and exit status 1,
-    an interruption status 130; any other exception is a defect of ours and keeps its traceback.
+    a `RestartableError` one and exit status 75, an interruption status 130; any other exception is
+    a defect of ours and keeps its traceback.
 
     Args:
         main: The job. What it returns, the path of what it wrote, is the program's last line.
@@ -37,6 +41,9 @@ def run(main: Callable[[], str | None]) -> None:
             written = main()
         except UserError as error:
             _fail(str(error))
+        except RestartableError as error:
+            print(error, file=sys.stderr)
+            sys.exit(RESTARTABLE)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

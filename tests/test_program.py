@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = """
 from absl import flags
 from cocolm_tf import program
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 
 flags.DEFINE_string("name", None, "What to greet.", required=True)
 flags.DEFINE_integer("times", 1, "How often.", lower_bound=1)
@@ -20,6 +20,11 @@ def main():
     name = flags.FLAGS.name
     if name == "mistake":
         raise UserError("--name=mistake is not a name.")
+    if name == "preemption":
+        try:
+            raise RestartableError("start again")
+        except Exception:
+            pass
     if name == "defect":
         raise ValueError("unforeseen")
     if name == "interruption":
@@ -74,6 +79,12 @@ def test_a_defect_keeps_its_traceback():
     done = run("--name=defect")
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "ValueError: unforeseen" in done.stderr
+
+
+def test_what_can_be_started_again_has_its_status():
+    """And is not caught by who catches exceptions on its way."""
+    done = run("--name=preemption")
+    assert (done.returncode, done.stderr, done.stdout) == (75, "start again\n", "")
 
 
 def test_an_interruption_has_its_status():

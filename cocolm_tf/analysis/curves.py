@@ -115,7 +115,9 @@ def read_metrics(model_dir: str) -> Metrics:
                 break  # it is being written
             try:
                 line = json.loads(text)
-                lines[line["split"]].append(line | {"step": int(line["step"])})
+                # null stands for what was not finite.
+                values = {name: value for name, value in line.items() if value is not None}
+                lines[line["split"]].append(values | {"step": int(line["step"])})
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{path}, line {number}, is not a line of metrics: it must be a JSON object "

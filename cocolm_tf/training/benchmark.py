@@ -93,7 +93,7 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
             "keras": keras.__version__,
         },
         "precision": config.runtime.precision,
-        "jit_compile": config.runtime.jit_compile,
+        "jit_compile": pretrainer.compile_step,
         "batch_size": trainer.batch_size,
         "sequence_length": config.data.sequence_length,
         "micro_batches": trainer.micro_batches,

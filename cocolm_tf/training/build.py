@@ -7,6 +7,7 @@ from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig
+from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
 
 Pretrainer = CocoLMPretrainer | MaskedLMPretrainer
@@ -111,6 +112,9 @@ def compile_pretrainer(
         config: the run.
         steps_per_execution: int. Steps between two looks of the host.
 
+    Raises:
+        UserError: if the step is to be compiled and the devices do not allow it.
+
     Example:
     ```python
     compile_pretrainer(pretrainer, config, config.trainer.steps_per_loop)
@@ -121,5 +125,5 @@ def compile_pretrainer(
         clip_norm=config.optimizer.clip_norm,
         micro_batches=config.trainer.micro_batches,
         steps_per_execution=steps_per_execution,
-        jit_compile=config.runtime.jit_compile,
+        jit_compile=compiles_step(config.runtime.jit_compile, pretrainer.distribute_strategy),
     )

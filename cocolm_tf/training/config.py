@@ -78,8 +78,10 @@ class DataConfig(hyperparams.Config):
     sequence_length: int = 512
     mask_fraction: float = 0.15
     crop_fraction: float = 0.9
-    # Whether to hash every shard before training, or only to look at its size.
+    # Whether to hash every shard before a run begins, or only to look at its size.
     verify_checksums: bool = True
+    # Whether to leave out what cannot be read of a damaged shard. Every start reads all of them.
+    skip_corrupt: bool = False
 
 
 @dataclasses.dataclass
@@ -116,6 +118,8 @@ class TrainerConfig(hyperparams.Config):
     validation_steps: int = 0
     checkpoint_interval: int = 5_000
     max_checkpoints: int = 3
+    # Checkpoints of this step and its multiples are kept for ever; 0 for none.
+    keep_checkpoint_interval: int = 0
     # A run whose updates were skipped this often in a row is ended.
     max_skipped_updates: int = 100
 
@@ -125,8 +129,8 @@ class RuntimeConfig(hyperparams.Config):
     """How it is computed."""
 
     precision: str = "float32"
-    # Compile the whole step with XLA, on one device. On a TPU leave it off.
-    jit_compile: bool = False
+    # Whether to compile the whole step with XLA, on one device; null for what suits the device.
+    jit_compile: bool | None = None
     seed: int = 0
 
 
@@ -189,6 +193,7 @@ _RANGES: config_file.Ranges = (
             "optimizer.weight_decay",
             "optimizer.clip_norm",
             "trainer.validation_steps",
+            "trainer.keep_checkpoint_interval",
         ),
     ),
     (
@@ -282,6 +287,11 @@ def check_config(config: PretrainingConfig, name: str) -> None:
                 f"{name}: trainer.{key}={steps} must be a multiple of "
                 f"trainer.steps_per_loop={trainer.steps_per_loop}."
             )
+    if trainer.keep_checkpoint_interval % trainer.checkpoint_interval:
+        raise UserError(
+            f"{name}: trainer.keep_checkpoint_interval={trainer.keep_checkpoint_interval} must be "
+            f"a multiple of trainer.checkpoint_interval={trainer.checkpoint_interval}."
+        )
     if config.optimizer.warmup_steps > trainer.train_steps:
         raise UserError(
             f"{name}: optimizer.warmup_steps={config.optimizer.warmup_steps} is more than "

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -226,7 +227,9 @@ def _check_types(config: hyperparams.Config, name: str, prefix: str) -> None:
             _check_types(value, name, f"{key}.")
 
 
-def _check_type(name: str, key: str, value: Any, kind: type) -> None:
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{name}: {key} must be of type {kind.__name__}, not {value!r}.")
+def _check_type(name: str, key: str, value: Any, kind: type | types.UnionType) -> None:
+    kinds = typing.get_args(kind) or (kind,)
+    fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join("null" if k is types.NoneType else k.__name__ for k in kinds)
+        raise UserError(f"{name}: {key} must be of type {wanted}, not {value!r}.")

@@ -110,6 +110,13 @@ def test_overrides_come_in_many_forms(write, overrides):
     assert config.auxiliary.sampling == "zero_dropout"
 
 
+def test_null_leaves_a_choice_to_the_device(write):
+    assert load_config(write("")).runtime.jit_compile is None
+    for value, expected in (("null", None), ("true", True), ("false", False)):
+        config = load_config(write("runtime: {jit_compile: true}"), f"runtime.jit_compile={value}")
+        assert config.runtime.jit_compile is expected
+
+
 def test_an_override_may_be_a_file(write, tmp_path: Path):
     (tmp_path / "a=b.yaml").write_text("model: {num_layers: 3}")
     config = load_config(write("model: {num_layers: 2}"), str(tmp_path / "a=b.yaml"))
@@ -171,7 +178,8 @@ def test_a_wrong_key_of_a_base_is_named_with_its_file(tmp_path: Path):
         ("model: {num_layers: {a: 1}}", "model.num_layers must be of type int, not {'a': 1}"),
         ("model: {num_layers: [1]}", "model.num_layers must be of type int, not [1]"),
         ("model: {dropout: '0.1'}", "model.dropout must be of type float, not '0.1'"),
-        ("runtime: {jit_compile: 1}", "runtime.jit_compile must be of type bool, not 1"),
+        ("runtime: {jit_compile: 1}", "runtime.jit_compile must be of type bool or null, not 1"),
+        ("model: {dropout: null}", "model.dropout must be of type float, not None"),
         ("runtime: {precision: 16}", "runtime.precision must be of type str, not 16"),
         ("model:", "model takes keys and their values, not None"),
         ("model: 12", "model takes keys and their values, not 12"),
@@ -237,6 +245,10 @@ def test_a_wrong_override_is_named(write, override: str, complaint: str):
         ("trainer.micro_batches=0", "trainer.micro_batches must be at least 1"),
         ("trainer.train_steps=0", "trainer.train_steps must be at least 1"),
         ("trainer.max_checkpoints=0", "trainer.max_checkpoints must be at least 1"),
+        (
+            "trainer.keep_checkpoint_interval=7500",
+            "keep_checkpoint_interval=7500 must be a multiple of trainer.checkpoint_interval=5000",
+        ),
         (
             "trainer.steps_per_loop=10,trainer.train_steps=100005",
             "trainer.train_steps=100005 must be a multiple of trainer.steps_per_loop=10",
