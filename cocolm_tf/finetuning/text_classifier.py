@@ -11,7 +11,6 @@ from cocolm_tf.finetuning.raw_text_task import raw_text_task
 from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.dropout import Dropout
-from cocolm_tf.modeling.gelu import exact_gelu
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -92,7 +91,7 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
         )
         self.pooled_dense = keras.layers.Dense(
             hidden_dim,
-            activation=exact_gelu,
+            activation=keras.activations.gelu,
             kernel_initializer=_initializer(backbone),
             dtype=dtype,
             name="pooled_dense",
