@@ -51,7 +51,7 @@ class Facts:
         description: What it is, in a sentence or two.
         model_type: Its architecture, with sizes.
         pipeline_tag: The task of the Hub that it does, as `text-classification`.
-        base_model: The model that it was fine-tuned from.
+        base_model: What it was fine-tuned from: for people, as it may be a folder.
         languages: Codes of the languages of its data, as `en`.
         license: An identifier of the Hub, as `mit`.
         developers: Who made it.
@@ -188,7 +188,6 @@ def _metadata(facts: Facts) -> dict[str, object]:
         "license": facts.license or "unknown",
         "library_name": "keras-hub",
         "pipeline_tag": facts.pipeline_tag,
-        "base_model": facts.base_model,
         "tags": ["coco-lm", "tensorflow", "keras"],
         "datasets": list(facts.datasets),
         "metrics": sorted({result.metric for result in facts.results}),
