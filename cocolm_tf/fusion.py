@@ -99,24 +99,29 @@ def row_max(x: tf.Tensor) -> tf.Tensor:
     )
 
 
-def column_sum(x: tf.Tensor) -> tf.Tensor:
+def column_sum(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Adds up all axes but the last, as the gradient of a bias does.
 
     Not for `fused` functions: a matrix product is the fastest such sum, compiled or not.
 
     Args:
         x: [..., H].
+        dtype: of the result.
 
     Returns:
-        [H], of the type of `x`.
+        [H].
 
     Example:
     ```python
-    column_sum(tf.ones([2, 3]))  # [2.0, 2.0, 2.0]
+    column_sum(tf.ones([2, 3]), tf.float32)  # [2.0, 2.0, 2.0]
     ```
     """
-    rows = tf.reshape(x, [-1, x.shape[-1]])
-    return tf.matmul(tf.ones([1, tf.shape(rows)[0]], x.dtype), rows)[0]
+    if x.dtype == tf.float16:
+        # Its products sum in float16 at the end, which scaled gradients soon exceed.
+        axes = list(range(x.shape.rank - 1))
+        return tf.cast(tf.reduce_sum(tf.cast(x, tf.float32), axes), dtype)
+    rows = tf.reshape(x, [-1, x.shape[-1] or tf.shape(x)[-1]])
+    return tf.cast(tf.matmul(tf.ones([1, tf.shape(rows)[0]], x.dtype), rows)[0], dtype)
 
 
 def _fold(x: tf.Tensor, join: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:

@@ -28,7 +28,7 @@ def add_bias(
     add_bias(tf.zeros([2, 3]), tf.constant([1.0, 2.0, 3.0]))
     ```
     """
-    return _add(x, bias), lambda upstream: (upstream, column_sum(upstream))
+    return _add(x, bias), lambda upstream: (upstream, column_sum(upstream, bias.dtype))
 
 
 @fused

@@ -34,7 +34,7 @@ def exact_gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             slope = _gelu_gradient(x, bias, upstream)
-            return slope, column_sum(slope)
+            return slope, column_sum(slope, bias.dtype)
 
         return _gelu(x, bias), gradient
 

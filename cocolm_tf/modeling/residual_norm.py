@@ -113,8 +113,8 @@ def residual_norm(
             total, dropped, scaled = _backward(
                 normal, inverse_deviation, gamma, seed, upstream, rate
             )
-            bias_slope = tf.cast(column_sum(dropped), bias.dtype)
-            return total, dropped, bias_slope, scaled, tf.cast(column_sum(upstream), beta.dtype)
+            bias_slope = column_sum(dropped, bias.dtype)
+            return total, dropped, bias_slope, scaled, column_sum(upstream, beta.dtype)
 
         return output, gradient
 
