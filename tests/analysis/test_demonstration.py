@@ -89,8 +89,8 @@ def test_the_auxiliary_model_sees_the_mask_and_its_word_counts(finished_run: Pat
     pretrainer.auxiliary.head.projection.bias.assign(bias)
     seen = []
     backbone = pretrainer.auxiliary.backbone
-    forward = backbone.call
-    backbone.call = lambda inputs, **kwargs: seen.append(inputs) or forward(inputs, **kwargs)
+    forward = backbone.states_at
+    backbone.states_at = lambda inputs, *args: seen.append(inputs) or forward(inputs, *args)
     (sentence,) = demonstrate(pretrainer, tokenizer, [TEXT], 0.3).corrupted
     assert {token.piece for token in sentence if token.was_asked} == {"▁dog"}
     masked = seen[0]["token_ids"].numpy()[0, 1:-1] == tokenizer.mask_token_id
