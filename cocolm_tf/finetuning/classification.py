@@ -23,8 +23,9 @@ from cocolm_tf.finetuning.predictions import write_predictions
 from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
 from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.tokenization.output_folder import new_folder
 from cocolm_tf.training.benchmark import describe_device
-from cocolm_tf.training.model_card import Facts, write_model_card
+from cocolm_tf.training.model_card import write_model_card
 
 MODULE = "cocolm_tf.finetuning.classification"
 
@@ -113,8 +114,10 @@ def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) ->
         "versions": versions(),
     }
     if run.save_preset:
-        facts = classifier_facts(run, data, results, classifier.backbone)
-        _save(classifier, facts, os.path.join(folder, PRESET_DIRECTORY))
+        with new_folder(os.path.join(folder, PRESET_DIRECTORY)) as preset:
+            classifier.save_to_preset(preset)
+            facts = classifier_facts(run, data, results, classifier.backbone)
+            write_model_card(preset, facts)
     return results
 
 
@@ -199,13 +202,6 @@ def _outputs(classifier: CocoLMTextClassifier, tokens: Tokens) -> np.ndarray:
     outputs = np.empty([len(tokens), classifier.num_classes], np.float32)
     outputs[order] = classifier.predict(batches, verbose=0)
     return outputs
-
-
-def _save(classifier: CocoLMTextClassifier, facts: Facts, path: str) -> None:
-    unfinished = path + ".tmp"
-    classifier.save_to_preset(unfinished)
-    write_model_card(unfinished, facts)
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":
