@@ -261,7 +261,8 @@ class CocoLMPromptClassifier(raw_text_task(keras_nlp.models.Task)):
             sequence_length or backbone.max_sequence_length,
             seed,
         )
-        ids = preprocessor.label_word_ids
+        # Here, as Keras wraps what goes wrong in a call.
+        ids, _ = preprocessor.label_word_ids, preprocessor.room
         classifier = cls(backbone, ids, tokenizer.mask_token_id, preprocessor, **kwargs)
         if load_weights:
             classifier.head.bias.assign(bias[ids])

@@ -106,6 +106,23 @@ class CocoLMPromptClassifierPreprocessor(keras_nlp.models.Preprocessor):
             raise UserError(f"two classes have the same label word: {chosen}.")
         return ids
 
+    @property
+    def room(self) -> int:
+        """How many tokens the texts of the prompt may have, and those of each demonstration."""
+        fixed = sum(1 if part.is_mask else len(self._ids_of(part.words)) for part in self._fixed())
+        filled = 1 if self.demonstrations is None else 1 + len(self.demonstrations)
+        # `<s>` once, and `</s>` after each.
+        room = (self.sequence_length - 1) // filled - 1 - fixed
+        if room < self.template.num_texts:
+            raise UserError(
+                f"{self.sequence_length} tokens have no room for {filled} times the template "
+                f"{self.template.source!r}: give more tokens, or no demonstrations."
+            )
+        return room
+
+    def _fixed(self) -> list[Part]:
+        return [part for part in self.template.parts if part.text is None]
+
     def _label_word_id(self, words: Sequence[str]) -> int:
         tried = []
         for word in words:
@@ -141,18 +158,12 @@ class CocoLMPromptClassifierPreprocessor(keras_nlp.models.Preprocessor):
         return keras.utils.pack_x_y_sample_weight(features, y, sample_weight)
 
     def _features(self, texts: Sequence[tf.Tensor], draw: Any) -> dict[str, tf.Tensor]:
-        words = {part.words: self._ids_of(part.words) for part in self.template.parts if part.words}
-        fixed = 1 + sum(len(words[part.words]) for part in self.template.parts if part.words)
+        words = {part.words: self._ids_of(part.words) for part in self._fixed() if part.words}
+        room = self.room
         filled = [(self.tokenizer.mask_token_id, texts)]
         if self.demonstrations is not None:
             ids = self.label_word_ids
             filled += [(ids[label], self._drawn(label, texts, draw)) for label in range(len(ids))]
-        room = (self.sequence_length - 1) // len(filled) - 1 - fixed
-        if room < self.template.num_texts:
-            raise UserError(
-                f"{self.sequence_length} tokens have no room for {len(filled)} times the template "
-                f"{self.template.source!r}: give more tokens, or no demonstrations."
-            )
         size = tf.shape(texts[0])[0]
         rows: list[Any] = [tf.fill([size, 1], START_TOKEN_ID)]
         for middle, own in filled:

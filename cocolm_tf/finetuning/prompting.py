@@ -25,6 +25,7 @@ from cocolm_tf.finetuning.prompt_classifier import CocoLMPromptClassifier
 from cocolm_tf.finetuning.prompt_config import PromptConfig
 from cocolm_tf.finetuning.prompt_run import PromptRun
 from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.tokenization.output_folder import new_folder
 from cocolm_tf.training import config_file
 from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.model_card import write_model_card
@@ -122,10 +123,9 @@ def run_prompting(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict
         "device": describe_device(),
         "versions": versions(),
     }
-    path = os.path.join(folder, PRESET_DIRECTORY)
-    classifier.save_to_preset(path + ".tmp")
-    write_model_card(path + ".tmp", prompt_facts(run, data, results, classifier.backbone))
-    os.replace(path + ".tmp", path)
+    with new_folder(os.path.join(folder, PRESET_DIRECTORY)) as preset:
+        classifier.save_to_preset(preset)
+        write_model_card(preset, prompt_facts(run, data, results, classifier.backbone))
     return results
 
 
