@@ -19,7 +19,7 @@ SEQUENCE_LENGTH = 24
 def write_tiny_preset(folder: Path, **objective: Any) -> str:
     """Writes a preset of a random model, whose pretraining had the given objective."""
     sentences = [sentence for sentence, _ in opinions(120)]
-    tokenizer = train_vocabulary(sentences, 80, folder / "vocabulary")
+    tokenizer = train_vocabulary(sentences, 100, folder / "vocabulary")
     config = PretrainingConfig()
     config.override(
         {
@@ -40,7 +40,7 @@ def write_tiny_preset(folder: Path, **objective: Any) -> str:
     )
     pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
     if pretrainer.lm_head:
-        pretrainer.lm_head.bias.assign(np.random.default_rng(0).normal(size=80))
+        pretrainer.lm_head.bias.assign(np.random.default_rng(0).normal(size=100))
     save_preset(pretrainer, tokenizer, str(folder / "preset"))
     return str(folder / "preset")
 

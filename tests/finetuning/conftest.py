@@ -39,7 +39,7 @@ def sst2_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a small SST-2 in GLUE's layout."""
     folder = tmp_path_factory.mktemp("glue")
     (folder / "SST-2").mkdir()
-    for name, count, seed in (("train", 80, 1), ("dev", 20, 2)):
+    for name, count, seed in (("train", 120, 1), ("dev", 20, 2)):
         rows = "".join(f"{text}\t{label}\n" for text, label in opinions(count, seed))
         (folder / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\n" + rows)
     rows = "".join(f"{number}\t{text}\n" for number, (text, _) in enumerate(opinions(9, seed=3)))

@@ -1,0 +1,347 @@
+"""Runs as processes of their own: several at once, told of as they go, done once.
+
+A job has a folder:
+
+    job.json       what to do
+    log.txt        what the process said
+    results.json   what came out, written last: with it, the job is done
+
+and a process, `python -m MODULE FOLDER SLOT SLOTS`, whose module calls `serve`.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from cocolm_tf.errors import UserError
+
+SPEC_FILENAME = "job.json"
+LOG_FILENAME = "log.txt"
+RESULTS_FILENAME = "results.json"
+
+_SECONDS_BETWEEN_REPORTS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Something to do once.
+
+    Args:
+        folder: Its own.
+        spec: What to do: anything that JSON can hold. A folder stands for one `spec`.
+        label: What it is called, for people.
+
+    Example:
+    ```python
+    Job("runs/rte/seed_0", {"preset": "runs/first/preset", "seed": 0}, "RTE, seed 0")
+    ```
+    """
+
+    folder: str
+    spec: dict[str, Any]
+    label: str
+
+    def results(self) -> dict[str, Any] | None:
+        """What came out, or None if the job is not done.
+
+        Raises:
+            UserError: If the folder is that of another job.
+        """
+        path = os.path.join(self.folder, SPEC_FILENAME)
+        if not os.path.isfile(path):
+            return None
+        before, now = _read_json(path), json.loads(json.dumps(self.spec))
+        if before != now:
+            raise UserError(
+                f"{self.folder} was made with {_difference(before, now)}: give another "
+                "--output_dir, or remove that folder."
+            )
+        path = os.path.join(self.folder, RESULTS_FILENAME)
+        return _read_json(path) if os.path.isfile(path) else None
+
+
+class JobRunner:
+    """Runs jobs in processes, some at once, with a line on the terminal that tells how far.
+
+    A process that dies leaves its job undone; one whose parent dies ends soon.
+
+    Args:
+        module: The module whose processes do the jobs.
+        at_once: int. How many processes run at a time. They share the cores and the GPUs.
+        total: int. How many jobs there will be, for the line.
+
+    Example:
+    ```python
+    with JobRunner("cocolm_tf.finetuning.classification", at_once=2, total=5) as runner:
+        results = runner.run_all(jobs)
+    ```
+    """
+
+    def __init__(self, module: str, at_once: int, total: int) -> None:
+        self._module = module
+        self._at_once = at_once
+        self._slots: queue.Queue[int] = queue.Queue()
+        for slot in range(at_once):
+            self._slots.put(slot)
+        self._processes: set[subprocess.Popen] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+        self._shares: dict[str, float] = {}
+        self._bar = tqdm(
+            total=total,
+            unit="run",
+            file=sys.stderr,
+            bar_format="{percentage:3.0f}%|{bar:20}| {n:.2f} of {total} runs [{elapsed}]{postfix}",
+            # A log file wants a line now and then.
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
+
+    def __enter__(self) -> "JobRunner":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        with self._lock:
+            self._closed = True
+            for process in self._processes:
+                process.terminate()
+        self._bar.close()
+
+    def run_all(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """Runs jobs; those that are done already are not done again.
+
+        Args:
+            jobs: In the order to begin them.
+
+        Returns:
+            The results, in the same order.
+
+        Raises:
+            UserError: If a folder is that of another job, or a job cannot be done.
+        """
+        for job in jobs:
+            job.results()  # Told before any work is begun.
+        with concurrent.futures.ThreadPoolExecutor(self._at_once) as pool:
+            futures = [pool.submit(self.run, job) for job in jobs]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                self.close()
+                raise
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Runs one job, when a slot is free, unless it is done already.
+
+        Args:
+            job: The job.
+
+        Returns:
+            Its results.
+
+        Raises:
+            UserError: If its folder is that of another job, or it cannot be done.
+        """
+        results = job.results()
+        if results is None:
+            slot = self._slots.get()
+            try:
+                self._start_afresh(job)
+                self._wait_for(job, slot)
+            finally:
+                self._slots.put(slot)
+            results = job.results()
+        self._show(job, 1.0, results.get("headline", ""))
+        self.say(f"{job.label}: {results.get('headline', 'done')}")
+        return results
+
+    def say(self, text: str) -> None:
+        """Writes lines above the progress; the same ones once."""
+        with self._lock:
+            if text not in self._told:
+                self._told.add(text)
+                self._bar.write(text, file=sys.stderr)
+
+    def _start_afresh(self, job: Job) -> None:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        os.makedirs(job.folder)
+        write_json(job.spec, os.path.join(job.folder, SPEC_FILENAME))
+
+    def _wait_for(self, job: Job, slot: int) -> None:
+        log_path = os.path.join(job.folder, LOG_FILENAME)
+        command = [sys.executable, "-m", self._module, job.folder, str(slot), str(self._at_once)]
+        with open(log_path, "w", encoding="utf-8") as log:
+            with self._lock:
+                if self._closed:
+                    raise concurrent.futures.CancelledError
+                process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment()
+                )
+                self._processes.add(process)
+            mistake = None
+            with process:
+                for line in process.stdout:
+                    mistake = self._hear(job, line, log) or mistake
+            with self._lock:
+                self._processes.discard(process)
+        if process.returncode == 0:
+            return
+        if self._closed:
+            raise concurrent.futures.CancelledError
+        if mistake:
+            raise UserError(f"{job.label}: {mistake}")
+        if process.returncode < 0:
+            raise UserError(
+                f"{job.label} was killed by signal {-process.returncode}, as when memory runs "
+                f"out; {log_path} has what it said. Start again to go on."
+            )
+        with open(log_path, encoding="utf-8", errors="replace") as log:
+            end = "".join(log.readlines()[-25:])
+        raise RuntimeError(f"{job.label} failed; {log_path} ends:\n{end}")
+
+    def _hear(self, job: Job, line: str, log: Any) -> str | None:
+        """Takes in what a process told; returns the user's mistake, if it told of one."""
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            log.write(line)  # Not ours: something that the process printed.
+        elif "say" in event:
+            self.say(event["say"])
+        elif "share" in event:
+            self._show(job, event["share"], event["note"])
+        return event.get("mistake") if isinstance(event, dict) else None
+
+    def _show(self, job: Job, share: float, note: str) -> None:
+        with self._lock:
+            self._shares[job.folder] = share
+            self._bar.set_postfix_str(f"{job.label}: {note}" if note else job.label, refresh=False)
+            self._bar.update(sum(self._shares.values()) - self._bar.n)
+
+
+class Reporter:
+    """How a job's process tells how far it is.
+
+    Example:
+    ```python
+    reporter.progress(0.5, "epoch 2 of 4")
+    ```
+    """
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def progress(self, share: float, note: str = "") -> None:
+        """Tells which share of the work is done; often is fine, as not every call is sent."""
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_REPORTS:
+            self._last = now
+            self._send({"share": share, "note": note})
+
+    def say(self, text: str) -> None:
+        """Tells something that is worth a line of its own."""
+        self._send({"say": text})
+
+    def mistake(self, text: str) -> None:
+        """Tells that the job cannot be done, because of something that the user gave."""
+        self._send({"mistake": text})
+
+    def _send(self, event: dict[str, Any]) -> None:
+        # Fails where nobody listens any more, which ends the process: its parent is gone.
+        print(json.dumps(event), flush=True)
+
+
+def serve(do: Callable[[dict[str, Any], str, Reporter], dict[str, Any]]) -> None:
+    """Does the job that the command line names: what a job's module calls as a program.
+
+    Args:
+        do: Gets the spec, the folder and a reporter; returns the results, for JSON. Their
+            `headline`, if any, is told.
+
+    Example:
+    ```python
+    if __name__ == "__main__":
+        serve(run_classification)
+    ```
+    """
+    folder, slot, slots = sys.argv[1:]
+    _take_share(int(slot), int(slots))
+    spec = _read_json(os.path.join(folder, SPEC_FILENAME))
+    reporter = Reporter()
+    try:
+        results = do(spec, folder, reporter)
+    except UserError as error:
+        reporter.mistake(str(error))
+        sys.exit(1)
+    write_json(results, os.path.join(folder, RESULTS_FILENAME))
+
+
+def write_json(value: Any, path: str) -> None:
+    """Writes a JSON file that appears when it is complete.
+
+    Example:
+    ```python
+    write_json({"accuracy": 0.61}, "/tmp/results.json")
+    ```
+    """
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    os.replace(path + ".tmp", path)
+
+
+def _take_share(slot: int, slots: int) -> None:
+    """Leaves the other processes their cores and their GPUs."""
+    tf = sys.modules.get("tensorflow")
+    if tf is None:
+        return
+    if slots > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // slots))
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        gpu = gpus[slot % len(gpus)]
+        tf.config.set_visible_devices([gpu], "GPU")
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _environment() -> dict[str, str]:
+    # The process finds this package where this one has found it.
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
+    return os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _read_json(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def _difference(before: Any, now: Any, prefix: str = "") -> str:
+    """The first value that two specs do not share, in words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *now]:
+            if before.get(key) != now.get(key):
+                return _difference(before.get(key), now.get(key), f"{prefix}.{key}".lstrip("."))
+    return f"{prefix}={before!r}, not {now!r}"

@@ -1,0 +1,109 @@
+"""Presets as programs take them: checked, told apart, and with the weights that are wanted."""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from cocolm_tf.errors import UserError
+
+_CONFIG_FILENAME = "config.json"
+_BACKBONE = "cocolm_tf>CocoLMBackbone"
+# Where `training.preset` keeps the heads; not imported, as it needs TensorFlow.
+_HEADS_FILENAME, _LM_BIAS = "pretraining_heads.npz", "lm_head.bias"
+
+
+def backbone_config(preset: str) -> dict[str, object]:
+    """Reads the architecture of a preset's encoder.
+
+    Args:
+        preset: The folder.
+
+    Returns:
+        The arguments of `CocoLMBackbone`.
+
+    Raises:
+        UserError: If the folder is no preset with a `CocoLMBackbone`, its weights and its
+            tokenizer.
+
+    Example:
+    ```python
+    backbone_config("runs/first/preset")["hidden_dim"]
+    ```
+    """
+    path = os.path.join(preset, _CONFIG_FILENAME)
+    if not os.path.isfile(path):
+        raise UserError(f"--preset={preset} is not a preset: it has no {_CONFIG_FILENAME}.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        registered_name, arguments = config["registered_name"], config["config"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not describe a model.") from error
+    if registered_name != _BACKBONE:
+        raise UserError(f"{path} describes a {registered_name}, not a {_BACKBONE}.")
+    for pattern, what in (("model*.weights.h5", "weights"), ("tokenizer.json", "tokenizer")):
+        if not glob.glob(os.path.join(glob.escape(preset), pattern)):
+            raise UserError(f"--preset={preset} has no {what}: there is no {pattern}.")
+    return arguments
+
+
+def fingerprint(preset: str) -> str:
+    """Hashes what a model that starts from a preset depends on.
+
+    Args:
+        preset: The folder.
+
+    Returns:
+        SHA-256 in hexadecimal, of the architecture, the weights and the vocabulary.
+
+    Example:
+    ```python
+    fingerprint("runs/first/preset")
+    ```
+    """
+    digest = hashlib.sha256()
+    for path in _files(preset):
+        digest.update(os.path.relpath(path, preset).encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def language_model_bias(preset: str) -> np.ndarray:
+    """Reads the bias of the language modeling head that the main model was pretrained with.
+
+    Its matrix is the word embeddings, so a preset that has the bias has the head.
+
+    Args:
+        preset: A folder.
+
+    Returns:
+        [vocabulary_size].
+
+    Raises:
+        UserError: If there is none, with the reason why prompts then cannot work.
+
+    Example:
+    ```python
+    language_model_bias("runs/first/preset").shape
+    ```
+    """
+    path = os.path.join(preset, _HEADS_FILENAME)
+    heads = np.load(path) if os.path.isfile(path) else {}
+    if _LM_BIAS not in heads:
+        raise UserError(
+            f"{preset} has no language modeling head ({_HEADS_FILENAME} with {_LM_BIAS}): its main "
+            "model never learned to tell which word belongs somewhere, so no label word can be "
+            "scored. Pretrain it with objective.lm_weight above 0, or fine-tune it as a classifier."
+        )
+    return heads[_LM_BIAS]
+
+
+def _files(preset: str) -> Iterator[str]:
+    for pattern in (_CONFIG_FILENAME, "*.h5", "*.npz", "tokenizer.json", "assets/**/*"):
+        found = glob.glob(os.path.join(glob.escape(preset), pattern), recursive=True)
+        yield from sorted(path for path in found if os.path.isfile(path))

@@ -1,0 +1,52 @@
+"""Fine-tunes a pretrained model on a table of one's own: TSV, CSV or JSON lines."""
+
+import os
+
+from absl import flags
+
+from cocolm_tf import program
+from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
+
+flags.DEFINE_string(
+    "train_file", None, "Table to learn from: .tsv, .csv or .jsonl, with named columns."
+)
+flags.DEFINE_string("dev_file", "", "Table to choose the best epoch by.")
+flags.DEFINE_float(
+    "dev_fraction", 0.1, "Without --dev_file: the share of the training rows to split off for it."
+)
+flags.DEFINE_string("test_file", "", "Table to predict; it needs no labels.")
+flags.DEFINE_string("text_column", None, "Column of the texts.")
+flags.DEFINE_string("second_text_column", "", "Column of the second texts, for pairs.")
+flags.DEFINE_string("label_column", None, "Column of the labels.")
+flags.DEFINE_bool("regression", False, "Predict the labels as numbers.")
+flags.DEFINE_float(
+    "max_bad_share",
+    0.0,
+    "The share of a file's rows that may be left out because something is wrong with them.",
+)
+define_run_flags()
+flags.mark_flags_as_required(["train_file", "text_column", "label_column"])
+
+FLAGS = flags.FLAGS
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+
+
+def main() -> str:
+    name = os.path.basename(FLAGS.train_file).split(".")[0]
+    table = {
+        "train_file": os.path.abspath(FLAGS.train_file),
+        "text_column": FLAGS.text_column,
+        "label_column": FLAGS.label_column,
+        "second_text_column": FLAGS.second_text_column,
+        "dev_file": os.path.abspath(FLAGS.dev_file) if FLAGS.dev_file else "",
+        "dev_fraction": FLAGS.dev_fraction,
+        "test_file": os.path.abspath(FLAGS.test_file) if FLAGS.test_file else "",
+        "regression": FLAGS.regression,
+        "max_bad_share": FLAGS.max_bad_share,
+        "name": name,
+    }
+    return run_from_flags(name, {"table": table}, os.path.join(CONFIGS, "finetune"))
+
+
+if __name__ == "__main__":
+    program.run(main)

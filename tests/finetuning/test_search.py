@@ -1,0 +1,60 @@
+import builtins
+import itertools
+import threading
+
+import pytest
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.search import grid_search
+
+GRID = {"optimizer.learning_rate": [1e-4, 2, 3e-4], "trainer.epochs": [2, 1]}
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_every_combination_is_tried_once_and_the_best_is_found(tmp_path, at_once):
+    tried, lock = [], threading.Lock()
+
+    def score(values):
+        with lock:
+            tried.append(tuple(values.values()))
+        return -abs(values["optimizer.learning_rate"] - 3e-4) - values["trainer.epochs"]
+
+    best = grid_search(GRID, score, str(tmp_path), at_once)
+    assert best == {"optimizer.learning_rate": 3e-4, "trainer.epochs": 1}
+    assert isinstance(best["trainer.epochs"], int)
+    assert sorted(tried) == sorted(itertools.product(*GRID.values()))
+
+
+def test_a_search_begins_anew_in_the_same_order(tmp_path):
+    orders = []
+    for _ in range(2):
+        order = []
+        grid_search(GRID, lambda values, order=order: order.append(values) or 0.0, str(tmp_path))
+        orders.append(order)
+    assert orders[0] == orders[1] and len(orders[0]) == 6
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_mistake_ends_the_search(tmp_path, at_once):
+    calls = []
+
+    def score(values):
+        calls.append(values)
+        raise UserError("the flag is wrong.")
+
+    with pytest.raises(UserError, match="the flag is wrong"):
+        grid_search(GRID, score, str(tmp_path), at_once)
+    assert len(calls) <= at_once
+
+
+def test_without_keras_tuner_it_says_what_to_install(tmp_path, monkeypatch):
+    ordinary = builtins.__import__
+
+    def without(name, *arguments, **keywords):
+        if name == "keras_tuner":
+            raise ImportError(name)
+        return ordinary(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match="pip install 'cocolm-tf.search.'"):
+        grid_search(GRID, lambda values: 0.0, str(tmp_path))

@@ -1,0 +1,142 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_presets import opinions, write_tiny_preset
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, str(ROOT / "scripts" / "finetune_glue.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+
+TINY = """
+model: {dropout: 0.0}
+optimizer: {learning_rate: 1e-2}
+trainer: {batch_size: 8, epochs: 2}
+search:
+  optimizer.learning_rate: [1e-3, 1e-2]
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_tiny_preset(folder)
+    (folder / "SST-2").mkdir()
+    for name, count, seed in (("train", 48, 1), ("dev", 16, 2)):
+        rows = "".join(f"{text}\t{label}\n" for text, label in opinions(count, seed))
+        (folder / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\n" + rows)
+    (folder / "SST-2" / "test.tsv").write_text("index\tsentence\n0\ta good cat\n1\t\n")
+    (folder / "tiny.yaml").write_text(TINY)
+    return folder
+
+
+def flags(inputs: Path, output_dir: Path) -> list[str]:
+    return [
+        f"--preset={inputs}/preset",
+        "--task=sst2",
+        f"--data_dir={inputs}",
+        f"--config_file={inputs}/tiny.yaml",
+        f"--output_dir={output_dir}",
+    ]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
+    )
+
+
+@pytest.mark.slow
+def test_search_and_seeds_go_on_where_they_were_killed(inputs: Path, tmp_path: Path):
+    arguments = [*flags(inputs, tmp_path), "--search", "--seeds=2", "--jobs=2"]
+    process = subprocess.Popen(
+        [*PROGRAM, *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    search = tmp_path / "sst2" / "search"
+    deadline = time.monotonic() + 600
+    while not list(search.glob("*/results.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in search.glob("*/results.json")}
+    assert not (tmp_path / "results.md").exists()
+
+    finished = run(*arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[-1] == f"{tmp_path}/results.md"
+    for path, written in done.items():
+        assert path.stat().st_mtime_ns == written
+    results = json.loads((tmp_path / "sst2" / "results.json").read_text())
+    assert len(results["search"]["trials"]) == 2 and results["seeds"] == [0, 1]
+    best = results["search"]["best"]["optimizer.learning_rate"]
+    assert results["config"]["optimizer"]["learning_rate"] == best
+    assert "SST-2, seed 1: accuracy " in finished.stderr
+    assert "train: 48 rows" in finished.stderr and "0 truncated" in finished.stderr
+    assert (tmp_path / "sst2" / "seed_0" / "preset" / "README.md").exists()
+    lines = (tmp_path / "submission" / "SST-2.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 3
+    assert "| SST-2 |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line_and_nothing_is_written(inputs: Path, tmp_path: Path):
+    rows = (inputs / "SST-2" / "train.tsv").read_text()
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2" / "train.tsv").write_text(rows + "a cat\tmaybe\n" * 9)
+    out = tmp_path / "out"
+    for changes, complaint in (
+        ([f"--data_dir={tmp_path}"], "train.tsv:50 has the label 'maybe', none of 0, 1; 9 of 57"),
+        (["--task=rte"], "has no RTE/train.tsv"),
+        (["--params_override=trainer.epoch=3"], "trainer.epoch does not exist"),
+        (["--params_override=data.sequence_length=25"], "is more than the 24 positions"),
+    ):
+        done = run(*flags(inputs, out), *changes)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+        assert complaint in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr and done.stdout == ""
+        assert not (out / "results.md").exists()
+
+
+def test_help_is_instant():
+    done = run("--help")
+    assert done.returncode == 0
+    for flag in ("task", "data_dir", "preset", "seeds", "search", "train_fraction", "jobs"):
+        assert f"--{flag}" in done.stdout or f"--[no]{flag}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("--preset=/nowhere", "error: --preset=/nowhere is not a preset: it has no config.json."),
+        ("--task=snli", "--task=snli"),
+        ("--seeds=0", "--seeds=0"),
+        ("--train_fraction=1.5", "error: --train_fraction=1.5 must be in (0, 1]."),
+        ("--config_file=/nowhere.yaml", "error: --config_file=/nowhere.yaml does not exist."),
+    ],
+)
+def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+    inputs: Path, tmp_path: Path, change: str, complaint: str
+):
+    done = subprocess.run(
+        [*PROGRAM, *flags(inputs, tmp_path / "out"), change],
+        env=ENVIRONMENT | {"PYTHONPROFILEIMPORTTIME": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert len(said) == 1 and complaint in said[0]
+    assert "absl" in done.stderr and "tensorflow" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,76 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_presets import opinions, write_tiny_preset
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, str(ROOT / "scripts" / "finetune_prompt.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+PROMPTS = """
+settings: {learning_rates: [1e-2], steps: 10, validation_interval: 5, draws: 2, batch_size: 4}
+tasks:
+  sst2: {template: "{first} {mask} .", words: {negative: [awful, bad], positive: [good]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_tiny_preset(folder)
+    (folder / "SST-2").mkdir()
+    for name, count, seed in (("train", 40, 1), ("dev", 12, 2)):
+        rows = "".join(f"{text}\t{label}\n" for text, label in opinions(count, seed))
+        (folder / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\n" + rows)
+    (folder / "prompts.yaml").write_text(PROMPTS)
+    return folder
+
+
+def run(inputs: Path, output_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        *PROGRAM,
+        f"--preset={inputs}/preset",
+        "--task=sst2",
+        f"--data_dir={inputs}",
+        f"--config_file={inputs}/prompts.yaml",
+        f"--output_dir={output_dir}",
+        "--shots=4",
+        "--splits=2",
+        *arguments,
+    ]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_prompts_over_splits(inputs: Path, tmp_path: Path):
+    done = run(inputs, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{tmp_path}/results.md"
+    results = json.loads((tmp_path / "sst2" / "results.json").read_text())
+    assert len(results["test"]["dev"]["accuracy"]["values"]) == 2
+    assert results["label_words"] == ["▁awful", "▁good"]
+    assert "| SST-2 |" in (tmp_path / "results.md").read_text()
+    again = run(inputs, tmp_path)
+    assert again.returncode == 0 and "2.00 of 2 runs" in again.stderr
+
+
+def test_a_model_without_a_language_modeling_head_is_refused_at_once(inputs, tmp_path: Path):
+    preset = shutil.copytree(inputs / "preset", tmp_path / "preset")
+    (preset / "pretraining_heads.npz").unlink()
+    done = run(inputs, tmp_path / "out", f"--preset={preset}")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "has no language modeling head" in done.stderr
+    assert "never learned to tell which word belongs somewhere" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_is_instant():
+    done = subprocess.run(
+        [*PROGRAM, "--help"], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "--shots" in done.stdout and "--splits" in done.stdout

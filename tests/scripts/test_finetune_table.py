@@ -1,0 +1,70 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_presets import opinions, write_tiny_preset
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, str(ROOT / "scripts" / "finetune_table.py")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_tiny_preset(folder)
+    with open(folder / "reviews.jsonl", "w") as file:
+        for text, label in opinions(60, seed=1):
+            file.write(json.dumps({"review": text, "stars": ("one", "five")[label]}) + "\n")
+    (folder / "new.csv").write_text('review\n"a cat, and a good dog"\n')
+    return folder
+
+
+def run(inputs: Path, output_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        *PROGRAM,
+        f"--preset={inputs}/preset",
+        f"--train_file={inputs}/reviews.jsonl",
+        "--text_column=review",
+        "--label_column=stars",
+        f"--output_dir={output_dir}",
+        "--params_override=trainer.epochs=1,trainer.batch_size=8,data.sequence_length=8",
+        *arguments,
+    ]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_a_table_of_ones_own(inputs: Path, tmp_path: Path):
+    done = run(inputs, tmp_path, f"--test_file={inputs}/new.csv", "--dev_fraction=0.2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{tmp_path}/results.md"
+    told = done.stderr
+    assert told.index("train: 48 rows of") < told.index("reviews, seed 0: accuracy")
+    assert "labels: five " in told and " truncated" in told
+    results = json.loads((tmp_path / "reviews" / "results.json").read_text())
+    assert results["data"]["dev"]["rows"] == 12
+    assert results["data"]["train"]["tokens"]["longest"] == 8
+    lines = (tmp_path / "reviews" / "seed_0" / "predictions" / "test.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and lines[1] in ("0\tone", "0\tfive")
+    config = json.loads((tmp_path / "reviews" / "seed_0" / "preset" / "task.json").read_text())
+    assert config["config"]["label_names"] == ["five", "one"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (["--label_column=star"], ":1 has no field 'star': it has review, stars"),
+        (["--train_file=/nowhere.csv"], "/nowhere.csv: No such file or directory."),
+        (["--regression"], "has the label 'five', which is no number"),
+    ],
+)
+def test_mistakes_are_one_line(inputs: Path, tmp_path: Path, changes, complaint):
+    done = run(inputs, tmp_path / "out", *changes)
+    assert done.returncode == 1
+    assert complaint in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
