@@ -12,7 +12,7 @@ from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.tokenization.graph import WORD_START
+from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import load_config

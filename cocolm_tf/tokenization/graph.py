@@ -1,16 +1,19 @@
 """Text to ids and ids to text as one TensorFlow module, that can be exported and served."""
 
 import tensorflow as tf
-import tensorflow_text as tf_text
 
 from cocolm_tf.tokenization.dictionary import (
     UNKNOWN_TOKEN_ID,
     Dictionary,
 )
 from cocolm_tf.tokenization.normalization import PUNCTUATION, normalize
-
-# How SentencePiece writes the space before a word.
-WORD_START = "▁"
+from cocolm_tf.tokenization.offsets import (
+    TokenOffsets,
+    character_offsets,
+    segment_with_offsets,
+    to_text_offsets,
+)
+from cocolm_tf.tokenization.segmenter import WORD_START, Segmenter
 
 
 class TokenizerGraph(tf.Module):
@@ -42,7 +45,7 @@ class TokenizerGraph(tf.Module):
         super().__init__(name="tokenizer")
         self.lowercase = lowercase
         self._mask_token_id = len(dictionary.tokens) - 1
-        self._segmenter = tf_text.SentencepieceTokenizer(proto, out_type=tf.string)
+        self._segmenter = Segmenter(proto)
         piece_ids = tf.range(UNKNOWN_TOKEN_ID + 1, self._mask_token_id)
         self._piece_to_id = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
@@ -71,26 +74,48 @@ class TokenizerGraph(tf.Module):
             words = tf.strings.split(normalize(texts, self.lowercase), " ")
             distinct, index = tf.unique(words.flat_values)
             pieces = self._segmenter.tokenize(distinct)
-            surfaces = pieces.flat_values
-            ids = self._piece_to_id.lookup(surfaces)
-            is_space = tf.equal(surfaces, WORD_START)
-            is_punctuation = tf.strings.regex_full_match(surfaces, rf"[{PUNCTUATION}](?s:.*)")
+            positions, _ = _lay_out(pieces, words.with_flat_values(index))
+            ids = self._piece_to_id.lookup(pieces.flat_values)
+            return tf.ragged.map_flat_values(tf.gather, ids, positions)
 
-            # From the pieces of the different words to those of the texts.
-            positions = tf.gather(pieces.with_flat_values(tf.range(tf.size(ids))), index)
-            rows = words.with_flat_values(positions).merge_dims(1, 2)
-            positions = rows.flat_values
-            row_ends = rows.row_splits[1:]
-            is_last = tf.scatter_nd(
-                row_ends[:, tf.newaxis], tf.ones_like(row_ends), [tf.size(positions, tf.int64) + 1]
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")], autograph=False)
+    def tokenize_with_offsets(self, texts: tf.Tensor) -> TokenOffsets:
+        """Turns texts into ids, and says which characters of the text each id stands for.
+
+        Args:
+            texts: `[B]` string. UTF-8.
+
+        Returns:
+            The ids, which are those of `tokenize`, and their places: see `TokenOffsets`.
+
+        Example:
+        ```python
+        ids, starts, ends, words = tokenizer.graph_module().tokenize_with_offsets(
+            tf.constant(["“The cat” sat."])
+        )
+        ```
+        """
+        with tf.device("cpu"):
+            words = tf.strings.split(normalize(texts, self.lowercase), " ")
+            distinct, index = tf.unique(words.flat_values)
+            pieces, piece_starts, piece_ends = segment_with_offsets(self._segmenter, distinct)
+            positions, words_of_pieces = _lay_out(pieces, words.with_flat_values(index))
+            lengths = tf.gather(tf.strings.length(distinct, unit="UTF8_CHAR"), index)
+            starts, ends = to_text_offsets(
+                character_offsets(texts, self.lowercase),
+                tf.gather(tf.cumsum(lengths, exclusive=True), words_of_pieces.flat_values),
+                tf.gather(piece_starts, positions.flat_values),
+                tf.gather(piece_ends, positions.flat_values),
             )
-            # A word that SentencePiece does not know how to begin leaves a lone space. The
-            # released tokenizer drops it before punctuation and at the end of a text.
-            next_is_punctuation = tf.concat([tf.gather(is_punctuation, positions), [True]], 0)[1:]
-            droppable = next_is_punctuation | (is_last[1:] > 0)
-            keep = ~(tf.gather(is_space, positions) & droppable)
-            return tf.ragged.boolean_mask(
-                rows.with_flat_values(tf.gather(ids, positions)), rows.with_flat_values(keep)
+            ids = self._piece_to_id.lookup(pieces.flat_values)
+            first_words = tf.gather(words.row_splits, positions.value_rowids())
+            return TokenOffsets(
+                positions.with_flat_values(tf.gather(ids, positions.flat_values)),
+                positions.with_flat_values(starts),
+                positions.with_flat_values(ends),
+                positions.with_flat_values(
+                    tf.cast(words_of_pieces.flat_values - first_words, tf.int32)
+                ),
             )
 
     @tf.function(
@@ -118,3 +143,38 @@ class TokenizerGraph(tf.Module):
             pieces = tf.where(ids.flat_values == UNKNOWN_TOKEN_ID, " ⁇ ", pieces)
             texts = tf.strings.reduce_join(ids.with_flat_values(pieces), axis=-1)
             return tf.strings.strip(tf.strings.regex_replace(texts, rf"[ {WORD_START}]+", " "))
+
+
+def _lay_out(
+    pieces: tf.RaggedTensor, words: tf.RaggedTensor
+) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+    """Goes from the pieces of the different words to those of the texts.
+
+    Args:
+        pieces: `[W, (P)]` string, the pieces of the different words.
+        words: `[B, (N)]`, which of the W words the texts' words are.
+
+    Returns:
+        `[B, (T)]` each: which of `pieces.flat_values` the texts' pieces are, and which of
+        `words.flat_values` they belong to.
+    """
+    surfaces = pieces.flat_values
+    is_space = tf.equal(surfaces, WORD_START)
+    is_punctuation = tf.strings.regex_full_match(surfaces, rf"[{PUNCTUATION}](?s:.*)")
+
+    by_word = tf.gather(pieces.with_flat_values(tf.range(tf.size(surfaces))), words.flat_values)
+    rows = words.with_values(by_word).merge_dims(1, 2)
+    positions = rows.flat_values
+    row_ends = rows.row_splits[1:]
+    is_last = tf.scatter_nd(
+        row_ends[:, tf.newaxis], tf.ones_like(row_ends), [tf.size(positions, tf.int64) + 1]
+    )
+    # A word that SentencePiece does not know how to begin leaves a lone space. The released
+    # tokenizer drops it before punctuation and at the end of a text.
+    next_is_punctuation = tf.concat([tf.gather(is_punctuation, positions), [True]], 0)[1:]
+    droppable = next_is_punctuation | (is_last[1:] > 0)
+    keep = rows.with_flat_values(~(tf.gather(is_space, positions) & droppable))
+    return (
+        tf.ragged.boolean_mask(rows, keep),
+        tf.ragged.boolean_mask(rows.with_flat_values(by_word.value_rowids()), keep),
+    )

@@ -25,9 +25,11 @@ from cocolm_tf.tokenization.dictionary import (
     UNKNOWN_TOKEN_ID,
     Dictionary,
 )
-from cocolm_tf.tokenization.graph import WORD_START, TokenizerGraph
+from cocolm_tf.tokenization.graph import TokenizerGraph
 from cocolm_tf.tokenization.normalization import as_string_tensor
+from cocolm_tf.tokenization.offsets import TokenOffsets
 from cocolm_tf.tokenization.segment_packing import pack_segments, to_ragged
+from cocolm_tf.tokenization.segmenter import WORD_START
 
 CONFIG_FILENAME = "tokenizer.json"
 MODEL_FILENAME = "vocabulary.spm"
@@ -154,16 +156,35 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
 
     @preprocessing_function
     def _tokenize_tf(self, texts: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
-        if texts.shape.rank not in (0, 1):
-            raise ValueError(
-                f"CocoLMTokenizer takes a string or a batch of strings, not shape {texts.shape}."
-            )
-        is_batched = texts.shape.rank == 1
+        is_batched = _is_batch(texts)
         ids = self._graph.tokenize(texts if is_batched else texts[tf.newaxis])
         ids = tf.cast(ids, self.compute_dtype)
         if self.sequence_length:
             ids = ids.to_tensor(PAD_TOKEN_ID, shape=[None, self.sequence_length])
         return ids if is_batched else ids[0]
+
+    def tokenize_with_offsets(self, inputs: Any) -> TokenOffsets:
+        """Turns texts into ids, and says which characters of the text each id stands for.
+
+        Args:
+            inputs: As for `tokenize`.
+
+        Returns:
+            `[B, (N)]` ragged tensors, or `[N]` tensors for a single text: see `TokenOffsets`. No
+            `sequence_length` applies.
+
+        Example:
+        ```python
+        text = "“The cat” sat."
+        ids, starts, ends, words = tokenizer.tokenize_with_offsets(text)
+        [text[start:end] for start, end in zip(starts, ends)]
+        ```
+        """
+        self._check_vocabulary()
+        texts = as_string_tensor(inputs)
+        is_batched = _is_batch(texts)
+        offsets = self._graph.tokenize_with_offsets(texts if is_batched else texts[tf.newaxis])
+        return offsets if is_batched else TokenOffsets(*(part[0] for part in offsets))
 
     def detokenize(self, inputs: Any) -> Any:
         """Turns ids back into text, as `normalization.normalize` had prepared it.
@@ -349,6 +370,14 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
         # KerasHub's own way asks for the configuration of a model too, to find the class.
         loader = KerasPresetLoader(os.fspath(preset), config={})
         return loader.load_tokenizer(cls, config_file, **kwargs)
+
+
+def _is_batch(texts: tf.Tensor) -> bool:
+    if texts.shape.rank not in (0, 1):
+        raise ValueError(
+            f"CocoLMTokenizer takes a string or a batch of strings, not shape {texts.shape}."
+        )
+    return texts.shape.rank == 1
 
 
 def _as_dictionary(
