@@ -1,0 +1,115 @@
+"""A preset's models, ready to be served."""
+
+import functools
+import os
+
+import keras
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.tokenization.vocabulary import load_vocabulary
+from cocolm_tf.training.preset import HEADS_FILENAME, load_preset
+
+PRECISIONS = ("float32", "bfloat16", "mixed_bfloat16")
+
+
+class ServedPreset:
+    """What a preset has, each part loaded when it is first asked for.
+
+    Args:
+        directory: the preset.
+        precision: of the computation and, unless mixed, of the weights.
+        quantize: bool. Whether the matrices of the encoder's layers become int8.
+
+    Raises:
+        UserError: here or when a part is asked for, if the preset is none or has no such part.
+
+    Example:
+    ```python
+    preset = ServedPreset("runs/first/preset")
+    preset.backbone, preset.copy_head
+    ```
+    """
+
+    def __init__(self, directory: str, precision: str = "float32", quantize: bool = False) -> None:
+        if not os.path.isfile(os.path.join(directory, "config.json")):
+            raise UserError(f"--preset={directory} is not a preset: it has no config.json.")
+        self.directory = directory
+        self.precision = precision
+        self.quantize = quantize
+
+    @functools.cached_property
+    def tokenizer(self) -> CocoLMTokenizer:
+        """The tokenizer."""
+        return load_vocabulary(self.directory)
+
+    @property
+    def backbone(self) -> CocoLMBackbone:
+        """The encoder."""
+        return self._pretrained[0].backbone
+
+    @property
+    def copy_head(self) -> CopyHead:
+        """The head that says of each token whether it is the original."""
+        return self._head("copy_head")
+
+    @property
+    def lm_head(self) -> TiedProjection:
+        """The head that says which token is the original."""
+        return self._head("lm_head")
+
+    @property
+    def projection(self) -> Transform:
+        """What sequences pass before they are compared."""
+        return self._head("projection")
+
+    def _head(self, name: str) -> keras.layers.Layer:
+        pretrainer, missing = self._pretrained
+        if any(part.startswith(f"{name}.") for part in missing):
+            raise UserError(
+                f"--preset={self.directory} has no {name}: it must be one that pretraining wrote, "
+                f"with that part of the objective (see its {HEADS_FILENAME})."
+            )
+        return getattr(pretrainer, name)
+
+    @functools.cached_property
+    def _pretrained(self) -> tuple[CocoLMPretrainer, list[str]]:
+        """The main model with all of its heads, and the names of the weights not in the preset."""
+        try:
+            backbone = CocoLMBackbone.from_preset(
+                self.directory, load_weights=False, dtype=self.precision
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{os.path.join(self.directory, 'config.json')} does not describe a CocoLMBackbone."
+            ) from error
+        size = self.tokenizer.vocabulary_size()
+        if size != backbone.vocabulary_size:
+            raise UserError(
+                f"--preset={self.directory} has a model of {backbone.vocabulary_size} tokens and "
+                f"a tokenizer of {size}."
+            )
+        pretrainer = CocoLMPretrainer(backbone, None, self.tokenizer.mask_token_id)
+        missing = load_preset(pretrainer, self.directory)
+        if self.quantize:
+            quantize(backbone)
+        return pretrainer, missing
+
+
+def quantize(backbone: CocoLMBackbone) -> None:
+    """Turns the matrices of an encoder's layers into int8, in place, with Keras' quantization.
+
+    Weights get a scale for each output, activations one for each row, found as they come.
+
+    Example:
+    ```python
+    quantize(backbone)
+    ```
+    """
+    for block in backbone.blocks:
+        for layer in block._flatten_layers(include_self=False):
+            if isinstance(layer, keras.layers.Dense):
+                layer.quantize("int8")
