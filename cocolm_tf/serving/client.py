@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_text  # noqa: F401  (its operations are in the graph)
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.normalization import as_string_tensor
 
 SAVED_MODEL_FILENAME = "saved_model.pb"
 # The signatures that take raw texts, and what they take.
@@ -68,7 +69,7 @@ class Export:
 
         Args:
             signature: its name.
-            **inputs: by name; lists of strings, or what `tf.constant` takes.
+            **inputs: by name; lists of strings, or of ids for the signatures that take these.
 
         Returns:
             The outputs as arrays; strings are bytes.
@@ -82,7 +83,12 @@ class Export:
             )
         function = self._model.signatures[signature]
         specs = function.structured_input_signature[1]
-        tensors = {name: tf.constant(value, specs[name].dtype) for name, value in inputs.items()}
+        tensors = {
+            name: as_string_tensor(value)
+            if specs[name].dtype == tf.string
+            else tf.constant(value, specs[name].dtype)
+            for name, value in inputs.items()
+        }
         return {name: value.numpy() for name, value in function(**tensors).items()}
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection
 from cocolm_tf.serving.encoder import Encoder
 from cocolm_tf.serving.loops import concatenated
-from cocolm_tf.serving.packing import NUM_SPECIAL_TOKENS, packed
+from cocolm_tf.serving.packing import pack_rows
 from cocolm_tf.serving.signature import (
     TEXTS,
     TOKEN_IDS,
@@ -91,11 +91,11 @@ class Corrector:
         self._num_corrections = num_corrections
         self._max_tokens = max_tokens
         self._min_probability = min_probability
-        # One sequence more spells the word itself, and some spell the same.
-        self._width = 2 * num_corrections + 1
+        # One more spells the word itself, and some spell the same.
+        self._width = min(2 * num_corrections + 1, len(tokenizer.get_vocabulary()))
         pieces = tf.constant(tokenizer.get_vocabulary())
         self._contents = tf.strings.regex_replace(pieces, WORD_START, "")
-        self._allowed = _allowed_replacements(pieces, tokenizer.special_token_ids)
+        self._allowed = _allowed_replacements(tokenizer)
 
     def correct(self, texts: tf.Tensor) -> Tensors:
         """Judges the words of texts.
@@ -210,10 +210,12 @@ class Corrector:
 
     def _states(self, ids: tf.RaggedTensor) -> tf.Tensor:
         """The hidden states of the tokens of all texts, one after the other: [T, H]."""
-        room = self._encoder.backbone.max_sequence_length - NUM_SPECIAL_TOKENS
+        limit = self._encoder.backbone.max_sequence_length
+        room = limit - 2  # beside `<s>` and `</s>`
         windows = overlapping_windows(ids.row_lengths(), room, overlap=room // 4)
-        rows = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
-        states = self._encoder.states(packed(rows))
+        read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
+        rows, _ = pack_rows(read, limit=limit)
+        states = self._encoder.states(rows)
         first = states.row_starts() + 1 + windows.first_wanted
         wanted = tf.ragged.range(first, first + windows.num_wanted).flat_values
         return tf.gather(states.flat_values, wanted)
@@ -312,17 +314,21 @@ class _Characters:
         return tf.strings.reduce_join(characters, axis=1)
 
 
-def _allowed_replacements(pieces: tf.Tensor, special_ids: list[int]) -> tf.Tensor:
+def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
     """[3, V] bool: which pieces begin a word, continue it, or may stand anywhere at all."""
-    starts_word = tf.strings.regex_full_match(pieces, rf"{WORD_START}+(?s:.+)").numpy()
-    is_inside = ~tf.strings.regex_full_match(pieces, rf"{WORD_START}(?s:.*)").numpy()
-    # Before punctuation the tokenizer drops the lone "▁".
-    is_punctuation = tf.strings.regex_full_match(pieces, rf"[{PUNCTUATION}](?s:.*)").numpy()
+    pieces = tokenizer.get_vocabulary()
     is_ordinary = np.ones(len(pieces), bool)
-    is_ordinary[special_ids] = False
+    is_ordinary[tokenizer.special_token_ids] = False
+    starts_word = np.array([piece.startswith(WORD_START) for piece in pieces])
+    has_content = np.array([piece.strip(WORD_START) != "" for piece in pieces])
+    # A word begins without "▁" where the vocabulary does not have the two as one, and they are
+    # punctuation: before that, the tokenizer drops the lone "▁".
+    is_punctuation = tf.strings.regex_full_match(pieces, rf"[{PUNCTUATION}](?s:.*)").numpy()
+    vocabulary = set(pieces)
+    is_alone = np.array([WORD_START + piece not in vocabulary for piece in pieces])
     kinds = {
-        _BEGINNING: starts_word | is_punctuation,
-        _CONTINUATION: is_inside,
+        _BEGINNING: (starts_word & has_content) | (is_punctuation & is_alone),
+        _CONTINUATION: ~starts_word,
         _ANY: is_ordinary,
     }
     return tf.constant(np.stack([kinds[kind] & is_ordinary for kind in sorted(kinds)]))

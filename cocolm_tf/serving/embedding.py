@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from cocolm_tf.modeling.heads import Transform
 from cocolm_tf.serving.encoder import Encoder
-from cocolm_tf.serving.packing import NUM_SPECIAL_TOKENS, packed, truncated
+from cocolm_tf.serving.packing import pack_rows
 from cocolm_tf.serving.signature import (
     TEXTS,
     TOKEN_IDS,
@@ -60,8 +60,8 @@ def embedding_signatures(
         return tf.math.l2_normalize(vectors, axis=-1)
 
     def embed(texts: tf.Tensor) -> Tensors:
-        ids, is_truncated = truncated(graph.tokenize(texts), limit - NUM_SPECIAL_TOKENS)
-        return {"embeddings": embeddings(packed(ids)), "truncated": is_truncated}
+        rows, is_truncated = pack_rows(graph.tokenize(texts), limit=limit)
+        return {"embeddings": embeddings(rows), "truncated": is_truncated}
 
     def embed_ids(token_ids: tf.Tensor) -> Tensors:
         rows, is_truncated = rows_of_ids(token_ids, limit, encoder.backbone.vocabulary_size)

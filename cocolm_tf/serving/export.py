@@ -4,7 +4,9 @@ import dataclasses
 import os
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.serving.answering import Answerer, answering_signatures
 from cocolm_tf.serving.batching import BATCHING_FILENAME, batching_parameters
+from cocolm_tf.serving.classification import Classifier, classification_signatures
 from cocolm_tf.serving.correction import (
     MAX_TOKENS,
     NUM_CORRECTIONS,
@@ -30,8 +32,9 @@ class Settings:
         buckets: lengths in tokens at which texts are encoded apart from shorter ones.
         pooling: one of `POOLINGS`: what `embed` makes a vector of.
         num_corrections: int. How many corrections `correct` gives for each word.
-        max_tokens: int. The longest text that `correct` reads.
+        max_tokens: int. The longest text that `correct` reads, and context that `answer` does.
         min_probability: float. Words that belong more surely get no corrections.
+        pairs: bool. Whether `serving_default` of `classify` takes pairs of texts.
 
     Example:
     ```python
@@ -46,6 +49,7 @@ class Settings:
     num_corrections: int = NUM_CORRECTIONS
     max_tokens: int = MAX_TOKENS
     min_probability: float = 0.0
+    pairs: bool = False
 
 
 def export_preset(
@@ -85,13 +89,15 @@ def export_preset(
     if os.path.exists(path):
         raise UserError(f"--version={version} is in --output_dir={output_dir} already.")
     parts = ServedPreset(preset, settings.precision, settings.quantize)
+    encoder = Encoder(parts.backbone, settings.buckets)
     signatures = {}
     for name in names:
-        signatures |= SIGNATURES[name](parts, settings)
+        signatures |= SIGNATURES[name](parts, encoder, settings)
+    default = "classify_pairs" if names[0] == "classify" and settings.pairs else names[0]
     limit = parts.backbone.max_sequence_length
     texts = warmup_texts(parts.tokenizer, [*(b for b in settings.buckets if b < limit), limit])
     with new_folder(path) as folder:
-        write_saved_model(signatures, names[0], parts.tokenizer, folder)
+        write_saved_model(signatures, default, parts.tokenizer, folder)
         model = os.path.basename(os.path.abspath(output_dir))
         write_warmup_requests(signatures, texts, model, folder)
         with open(os.path.join(folder, BATCHING_FILENAME), "w") as file:
@@ -123,15 +129,14 @@ def next_version(output_dir: str) -> int:
     return 1 + max((int(name) for name in os.listdir(output_dir) if name.isdecimal()), default=0)
 
 
-def _embed(parts: ServedPreset, settings: Settings) -> dict[str, Signature]:
+def _embed(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
     projection = parts.projection if settings.pooling == "projection" else None
-    encoder = Encoder(parts.backbone, settings.buckets)
     return embedding_signatures(encoder, parts.tokenizer, settings.pooling, projection)
 
 
-def _correct(parts: ServedPreset, settings: Settings) -> dict[str, Signature]:
+def _correct(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
     corrector = Corrector(
-        Encoder(parts.backbone, settings.buckets),
+        encoder,
         parts.tokenizer,
         parts.copy_head,
         parts.lm_head,
@@ -142,4 +147,15 @@ def _correct(parts: ServedPreset, settings: Settings) -> dict[str, Signature]:
     return correction_signatures(corrector, parts.tokenizer, parts.backbone.max_sequence_length)
 
 
-SIGNATURES = {"embed": _embed, "correct": _correct}
+def _classify(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
+    classifier = Classifier(encoder, parts.tokenizer, parts.classifier)
+    limit = parts.classifier.preprocessor.sequence_length
+    return classification_signatures(classifier, parts.tokenizer, limit)
+
+
+def _answer(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
+    answerer = Answerer(encoder, parts.tokenizer, parts.answerer, settings.max_tokens)
+    return answering_signatures(answerer, parts.tokenizer, parts.backbone.max_sequence_length)
+
+
+SIGNATURES = {"embed": _embed, "correct": _correct, "classify": _classify, "answer": _answer}

@@ -1,11 +1,15 @@
 """A preset's models, ready to be served."""
 
 import functools
+import json
 import os
+from typing import Any
 
 import keras
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -14,6 +18,8 @@ from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.preset import HEADS_FILENAME, load_preset
 
 PRECISIONS = ("float32", "bfloat16", "mixed_bfloat16")
+
+_TASK_FILENAME = "task.json"
 
 
 class ServedPreset:
@@ -49,7 +55,17 @@ class ServedPreset:
     @property
     def backbone(self) -> CocoLMBackbone:
         """The encoder."""
-        return self._pretrained[0].backbone
+        return self._pretrained[0].backbone if self._task is None else self._task.backbone
+
+    @property
+    def classifier(self) -> CocoLMTextClassifier:
+        """The fine-tuned classifier."""
+        return self._task_of(CocoLMTextClassifier, "finetune_glue.py")
+
+    @property
+    def answerer(self) -> CocoLMQuestionAnswerer:
+        """The fine-tuned question answerer."""
+        return self._task_of(CocoLMQuestionAnswerer, "finetune_squad.py")
 
     @property
     def copy_head(self) -> CopyHead:
@@ -67,13 +83,43 @@ class ServedPreset:
         return self._head("projection")
 
     def _head(self, name: str) -> keras.layers.Layer:
-        pretrainer, missing = self._pretrained
+        pretrainer, missing = (None, [f"{name}."]) if self._task else self._pretrained
         if any(part.startswith(f"{name}.") for part in missing):
             raise UserError(
                 f"--preset={self.directory} has no {name}: it must be one that pretraining wrote, "
                 f"with that part of the objective (see its {HEADS_FILENAME})."
             )
         return getattr(pretrainer, name)
+
+    def _task_of(self, kind: type[keras.Model], program: str) -> Any:
+        if not isinstance(self._task, kind):
+            raise UserError(
+                f"--preset={self.directory} is not that of a {kind.__name__}: it must be one that "
+                f"{program} wrote."
+            )
+        return self._task
+
+    @functools.cached_property
+    def _task(self) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | None:
+        """The fine-tuned model with its head; None if the preset is only pretrained."""
+        path = os.path.join(self.directory, _TASK_FILENAME)
+        if not os.path.isfile(path):
+            return None
+        kinds = {
+            keras.saving.get_registered_name(kind): kind
+            for kind in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
+        }
+        try:
+            with open(path, encoding="utf-8") as file:
+                name = json.load(file)["registered_name"]
+            if name not in kinds:
+                raise UserError(f"{path} describes a {name}, which cannot be served.")
+            task = kinds[name].from_preset(self.directory, dtype=self.precision)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} does not describe a model.") from error
+        if self.quantize:
+            quantize(task.backbone)
+        return task
 
     @functools.cached_property
     def _pretrained(self) -> tuple[CocoLMPretrainer, list[str]]:

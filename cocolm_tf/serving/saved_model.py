@@ -27,12 +27,7 @@ def write_saved_model(
     write_saved_model(signatures, "embed", tokenizer, "/tmp/embed")
     ```
     """
-    functions = {
-        name: tf.function(signature.function, autograph=False).get_concrete_function(
-            *signature.inputs
-        )
-        for name, signature in signatures.items()
-    }
+    functions = {name: signature.concrete() for name, signature in signatures.items()}
     module = tf.Module()
     # The models' Python stays out: only what the functions read goes along.
     module.weights = _variables(functions.values())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from cocolm_tf.serving.packing import NUM_SPECIAL_TOKENS, packed, truncated
+from cocolm_tf.serving.packing import pack_rows
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID, START_TOKEN_ID, UNKNOWN_TOKEN_ID
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -39,6 +39,11 @@ class Signature:
     request: Callable[[Sequence[str]], Tensors]
     method: str = PREDICT
 
+    def concrete(self) -> tf.types.experimental.ConcreteFunction:
+        """The function as a graph, for batches of any size."""
+        function = tf.function(self.function, autograph=False)
+        return function.get_concrete_function(*self.inputs)
+
 
 def text_request(texts: Sequence[str]) -> Tensors:
     """The request of a signature that takes `texts`."""
@@ -49,10 +54,8 @@ def ids_request(tokenizer: CocoLMTokenizer, limit: int) -> Callable[[Sequence[st
     """The requests of a signature that takes `token_ids` of at most `limit` tokens."""
 
     def request(texts: Sequence[str]) -> Tensors:
-        ids, _ = truncated(
-            tokenizer.graph_module().tokenize(tf.constant(texts)), limit - NUM_SPECIAL_TOKENS
-        )
-        return {"token_ids": packed(ids).to_tensor(PAD_TOKEN_ID)}
+        rows, _ = pack_rows(tokenizer.graph_module().tokenize(tf.constant(texts)), limit=limit)
+        return {"token_ids": rows.to_tensor(PAD_TOKEN_ID)}
 
     return request
 
@@ -84,4 +87,5 @@ def rows_of_ids(
     is_filling = (token_ids == PAD_TOKEN_ID) | (token_ids == START_TOKEN_ID)
     count = tf.range(1, tf.shape(token_ids)[1] + 1)
     lengths = tf.reduce_max(tf.where(is_filling, 1, count), axis=1)
-    return truncated(tf.RaggedTensor.from_tensor(token_ids, lengths), limit)
+    rows = tf.RaggedTensor.from_tensor(token_ids, lengths)
+    return rows[:, :limit], lengths > limit
