@@ -1,5 +1,5 @@
 # make quickstart   installs the package and pretrains a small COCO-LM: minutes on two CPU cores
-# make test         all tests;  make test-fast leaves the slow ones out
+# make test         all tests;  make test-fast leaves the slow ones out, make test-all none
 # make lint         style and formatting
 
 SHELL := /bin/bash
@@ -11,7 +11,7 @@ VENV := .venv
 # TensorFlow and Keras are quiet; the programs tell what they do.
 RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
-.PHONY: help install quickstart test test-fast lint format clean
+.PHONY: help install quickstart test test-fast test-all lint format clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -75,7 +75,11 @@ test: $(VENV)/.installed-for-tests
 	$(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile
 
 test-fast: $(VENV)/.installed-for-tests
-	$(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile -m 'not slow'
+	$(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile -m 'not slow and not exhaustive'
+
+# Hours, most of them spent on killing runs and starting them again.
+test-all: $(VENV)/.installed-for-tests
+	$(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile -m ''
 
 lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check .

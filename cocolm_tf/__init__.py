@@ -16,6 +16,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "CocoLMBackbone": "cocolm_tf.modeling.backbone",
     "CocoLMPretrainer": "cocolm_tf.modeling.pretrainer",
+    "CocoLMQuestionAnswerer": "cocolm_tf.finetuning.question_answerer",
+    "CocoLMQuestionAnswererPreprocessor": "cocolm_tf.finetuning.question_answerer_preprocessor",
+    "CocoLMTextClassifier": "cocolm_tf.finetuning.text_classifier",
+    "CocoLMTextClassifierPreprocessor": "cocolm_tf.finetuning.text_classifier_preprocessor",
     "CocoLMTokenizer": "cocolm_tf.tokenization.tokenizer",
     "UserError": "cocolm_tf.errors",
     "losses": None,

@@ -1,23 +1,29 @@
 """How every program in `scripts/` starts and ends: its flags, its quiet, its exit status."""
 
+import importlib
 import os
 import sys
+import types
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # TensorFlow reads this when it is first imported, so it must be set before any module that does.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags, logging
 
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
+
+# What sysexits.h calls EX_TEMPFAIL: try again.
+RESTARTABLE = 75
 
 
 def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
     """Parses the flags, calls `main` and ends the process.
 
     A mistake in the flags or a `UserError` becomes one line on standard error and exit status 1,
-    an interruption status 130; any other exception is a defect of ours and keeps its traceback.
+    a `RestartableError` one and exit status 75, an interruption status 130; any other exception is
+    a defect of ours and keeps its traceback.
 
     Args:
         main: The job. What it returns, the path of what it wrote, is the program's last line.
@@ -40,6 +46,9 @@ def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
             written = main(*given)
         except UserError as error:
             _fail(str(error))
+        except RestartableError as error:
+            print(error, file=sys.stderr)
+            sys.exit(RESTARTABLE)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
@@ -48,6 +57,34 @@ def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
 
     logging.set_verbosity(logging.WARNING)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def defer_imports(*names: str) -> None:
+    """Makes `import name` wait until the module is used.
+
+    For programs that import what imports TensorFlow, and compute nothing with it: TensorFlow
+    takes seconds to load.
+
+    Args:
+        names: of top-level modules.
+
+    Example:
+    ```python
+    program.defer_imports("tensorflow", "tf_keras")
+    from cocolm_tf.training.config import load_config  # in no time
+    ```
+    """
+    for name in names:
+        sys.modules.setdefault(name, _DeferredModule(name))
+
+
+class _DeferredModule(types.ModuleType):
+    """Stands for a module until something of it is asked for."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), attribute)
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

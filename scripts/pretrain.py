@@ -1,4 +1,9 @@
-"""Pretrains COCO-LM from shards, or goes on where an earlier run stopped."""
+"""Pretrains COCO-LM from shards, or goes on where an earlier run stopped.
+
+Exit status: 0 when the preset is written; 1 for a mistake, told in one line; 75 when SIGTERM or the
+loss of another worker ended the run before its time. It then goes on from its last checkpoint when
+started again with the same flags; after SIGTERM, from the very step that it had reached.
+"""
 
 import os
 
@@ -22,7 +27,7 @@ flags.DEFINE_enum(
     "distribution_strategy",
     "one_device",
     ["one_device", "mirrored", "multi_worker_mirrored", "tpu"],
-    "The devices to train on.",
+    "The devices to train on. multi_worker_mirrored: those of all hosts that TF_CONFIG names.",
 )
 flags.DEFINE_string("tpu", "", "Address of the TPU, or local.")
 flags.mark_flags_as_required(["config_file", "train_data", "vocabulary", "model_dir"])

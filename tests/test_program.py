@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = """
 from absl import flags
 from cocolm_tf import program
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 
 flags.DEFINE_string("name", None, "What to greet.", required=True)
 flags.DEFINE_integer("times", 1, "How often.", lower_bound=1)
@@ -20,6 +20,11 @@ def main():
     name = flags.FLAGS.name
     if name == "mistake":
         raise UserError("--name=mistake is not a name.")
+    if name == "preemption":
+        try:
+            raise RestartableError("start again")
+        except Exception:
+            pass
     if name == "defect":
         raise ValueError("unforeseen")
     if name == "interruption":
@@ -76,6 +81,12 @@ def test_a_defect_keeps_its_traceback():
     assert "Traceback" in done.stderr and "ValueError: unforeseen" in done.stderr
 
 
+def test_what_can_be_started_again_has_its_status():
+    """And is not caught by who catches exceptions on its way."""
+    done = run("--name=preemption")
+    assert (done.returncode, done.stderr, done.stdout) == (75, "start again\n", "")
+
+
 def test_an_interruption_has_its_status():
     done = run("--name=interruption")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
@@ -86,3 +97,20 @@ def test_help_is_no_failure(flag: str):
     done = run(flag)
     assert (done.returncode, done.stderr) == (0, "")
     assert "What to greet." in done.stdout
+
+
+def test_a_deferred_module_loads_when_it_is_used():
+    program = """
+import sys
+from cocolm_tf.program import defer_imports
+defer_imports("colorsys", "wave")
+import colorsys as colors
+assert "colorsys" in sys.modules and "rgb_to_hls" not in vars(colors)
+assert colors.rgb_to_hls(0, 0, 0) == (0, 0, 0)
+import colorsys
+assert "rgb_to_hls" in vars(colorsys) and colors.hls_to_rgb is colorsys.hls_to_rgb
+assert "open" not in vars(sys.modules["wave"])
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -6,13 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 
-import matplotlib
-
-from cocolm_tf.errors import UserError
-
-matplotlib.use("Agg")  # before pyplot, which otherwise looks for a screen
-
-from matplotlib import pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,12 +18,11 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from cocolm_tf.analysis.figures import BLUE, FAINT_INK, ORANGE, new_figure, styled
+from cocolm_tf.errors import UserError
+
 METRICS_FILENAME = "metrics.jsonl"
 TRAINING, VALIDATION = "train", "validation"
-
-# The colors of everything that a figure draws. Whoever embeds one can replace them.
-INK, FAINT_INK, GRID = "#24292f", "#6e7781", "#e4e7eb"
-BLUE, ORANGE = "#2f6db5", "#d4680f"
 
 # A curve's label, color and last value.
 End = tuple[str, str, float]
@@ -75,13 +68,22 @@ class Metrics:
     @property
     def seconds(self) -> float:
         """How long the run took, in seconds, the attempts of a resumed one added up."""
+        return max(times[-1] for split in self.lines if len(times := self.elapsed(split)))
+
+    def elapsed(self, split: str) -> np.ndarray:
+        """When each line of a split was logged, in seconds since the run began.
+
+        The attempts of a resumed run are added up.
+        """
         logged = sorted((line for lines in self.lines.values() for line in lines), key=_order)
         total = before = 0.0
+        times = {}
         for line in logged:
             # Each attempt counts from 0.
             total += line["seconds"] - (before if line["seconds"] >= before else 0.0)
             before = line["seconds"]
-        return total
+            times[id(line)] = total
+        return np.array([times[id(line)] for line in self.lines[split]])
 
 
 def read_metrics(model_dir: str) -> Metrics:
@@ -113,7 +115,9 @@ def read_metrics(model_dir: str) -> Metrics:
                 break  # it is being written
             try:
                 line = json.loads(text)
-                lines[line["split"]].append(line | {"step": int(line["step"])})
+                # null stands for what was not finite.
+                values = {name: value for name, value in line.items() if value is not None}
+                lines[line["split"]].append(values | {"step": int(line["step"])})
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{path}, line {number}, is not a line of metrics: it must be a JSON object "
@@ -248,21 +252,23 @@ PLOTS = (
 )
 
 
-def plots_of(metrics: Metrics) -> list[Plot]:
-    """The plots that a run has something for: an objective without a task has none of its.
+def plots_of(*runs: Metrics) -> list[Plot]:
+    """The plots that runs have something for: an objective without a task has none of its.
 
     Args:
-        metrics: what the run logged.
+        *runs: what each logged.
 
     Returns:
-        Plots in the order of `PLOTS`, without the curves that have no values.
+        Plots in the order of `PLOTS`, without the curves that no run has values of.
 
     Example:
     ```python
     [plot.name for plot in plots_of(read_metrics("runs/first"))]
     ```
     """
-    logged = {name for lines in metrics.lines.values() for line in lines for name in line}
+    logged = {
+        name for run in runs for lines in run.lines.values() for line in lines for name in line
+    }
     plots = []
     for plot in PLOTS:
         curves = {name: label for name, label in plot.curves.items() if name in logged}
@@ -286,27 +292,14 @@ def draw(plot: Plot, metrics: Metrics) -> Figure:
     draw(PLOTS[0], read_metrics("runs/first")).savefig("/tmp/loss.png")
     ```
     """
-    style = {
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": FAINT_INK,
-        "axes.labelcolor": FAINT_INK,
-        "xtick.color": FAINT_INK,
-        "ytick.color": FAINT_INK,
-    }
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(figsize=(5.4, 3.3), layout="constrained")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.set_title(plot.title, loc="left", fontsize=11.5, fontweight="bold", color=INK)
+    with styled():
+        figure, axes = new_figure(plot.title, "step", plot.unit)
         splits = [split for split in (TRAINING, VALIDATION) if _has(metrics, split, plot)]
-        axes.set_xlabel("step", loc="left")
-        axes.set_ylabel(plot.unit)
         axes.margins(x=0.01)
         ends = _draw_curves(axes, plot, metrics)
-        _set_scale(axes, plot, metrics)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        set_scale(axes, plot, [metrics])
         if len(plot.curves) > 1:
             _label_ends(axes, ends)
         if len(splits) > 1:
@@ -333,9 +326,19 @@ def _draw_curves(axes: Axes, plot: Plot, metrics: Metrics) -> list[End]:
     return ends
 
 
-def _set_scale(axes: Axes, plot: Plot, metrics: Metrics) -> None:
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+def set_scale(axes: Axes, plot: Plot, runs: Sequence[Metrics]) -> None:
+    """Gives the vertical axis the scale that a plot asks for.
+
+    Args:
+        axes: with everything drawn.
+        plot: what is drawn.
+        runs: of what.
+
+    Example:
+    ```python
+    set_scale(figure.axes[0], PLOTS[0], [read_metrics("runs/first")])
+    ```
+    """
     if plot.scale == _PERCENT:
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         # All of the scale, unless nothing would be seen on it.
@@ -343,15 +346,20 @@ def _set_scale(axes: Axes, plot: Plot, metrics: Metrics) -> None:
     elif plot.scale == _PREFIXES:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylim(0, None)
-    elif plot.scale == _POWERS and _all_positive(plot, metrics):
+    elif plot.scale == _POWERS and _all_positive(plot, runs):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _all_positive(plot: Plot, metrics: Metrics) -> bool:
-    return all(value > 0 for name in plot.curves for value in metrics.series(TRAINING, name)[1])
+def _all_positive(plot: Plot, runs: Sequence[Metrics]) -> bool:
+    return all(
+        value > 0
+        for metrics in runs
+        for name in plot.curves
+        for value in metrics.series(TRAINING, name)[1]
+    )
 
 
 def _has(metrics: Metrics, split: str, plot: Plot) -> bool:

@@ -128,11 +128,14 @@ class Demonstration:
         return "\n".join(lines)
 
 
-def load_run(model_dir: str) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
+def load_run(
+    model_dir: str, changes: Sequence[str] = ()
+) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
     """Loads what a finished run has trained, to compute in float32.
 
     Args:
         model_dir: the run's folder, with its `config.yaml` and `preset/`.
+        changes: to the configuration, as `load_config` takes them.
 
     Returns:
         The pretrainer and its tokenizer.
@@ -151,7 +154,7 @@ def load_run(model_dir: str) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
     preset = os.path.join(model_dir, "preset")
     if not os.path.isdir(preset):
         raise UserError(f"{model_dir} has no preset yet: it is written when the run ends.")
-    config = load_config(config_file, "runtime.precision=float32")
+    config = load_config(config_file, ["runtime.precision=float32", *changes])
     pretrainer = build_pretrainer(config, mask_token_id=config.model.vocabulary_size - 1)
     load_preset(pretrainer, preset)
     return pretrainer, CocoLMTokenizer.from_preset(preset)

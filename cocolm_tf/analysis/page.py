@@ -8,16 +8,46 @@ from collections.abc import Collection, Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
-from cocolm_tf.analysis.curves import BLUE, FAINT_INK, GRID, INK, ORANGE
+from cocolm_tf.analysis.figures import (
+    BLUE,
+    FAINT_INK,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    TEAL,
+)
 
 # What the page calls the colors of the figures, which differ between light and dark.
-_NAMES = {INK: "ink", FAINT_INK: "faint", GRID: "line", BLUE: "blue", ORANGE: "orange"}
-_DARK = {INK: "#e6e9ec", FAINT_INK: "#9aa4ae", GRID: "#31373e", BLUE: "#6fa8e8", ORANGE: "#f0975a"}
+_NAMES = {
+    INK: "ink",
+    FAINT_INK: "faint",
+    GRID: "line",
+    BLUE: "blue",
+    ORANGE: "orange",
+    GREEN: "green",
+    PURPLE: "purple",
+    RED: "red",
+    TEAL: "teal",
+}
+_DARK = {
+    INK: "#e6e9ec",
+    FAINT_INK: "#9aa4ae",
+    GRID: "#31373e",
+    BLUE: "#6fa8e8",
+    ORANGE: "#f0975a",
+    GREEN: "#5cc48e",
+    PURPLE: "#b394ea",
+    RED: "#f0828f",
+    TEAL: "#56bfcc",
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --card: #f6f7f9; --flag: 214 104 15;
   --good: #1a7f4b; --bad: #b3261e; LIGHT }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root { --back: #16191d; --card: #1e2227; --flag: 240 151 90; --good: #5cc48e; --bad: #f08a80;
     DARK }
 }
@@ -42,6 +72,7 @@ small, .label, figcaption { color: var(--faint) }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr));
   gap: 2rem }
 figure { margin: 0 }
+.full { grid-column: 1 / -1 }
 figure svg { width: 100%; height: auto; display: block }
 figcaption { font-size: .85rem; line-height: 1.4 }
 .sentence { background: var(--card); border-radius: 8px; padding: .8rem 1.1rem; margin: 1rem 0 }

@@ -25,6 +25,7 @@ from cocolm_tf.analysis.demonstration import (
     shown,
     split_piece,
 )
+from cocolm_tf.analysis.meanings import MEANINGS
 from cocolm_tf.analysis.page import inline_svg, page, table
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -32,74 +33,9 @@ from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.units import si
 
 REPORT_FILENAME = "index.html"
-
-_PERCENT, _NUMBER = "{:.1%}", "{:.3f}"
-# Name, how to show its value, what it means.
-_MEANINGS = {
-    "loss": ("Total loss", _NUMBER, "The weighted sum of the losses: what training minimizes."),
-    "mlm_loss": (
-        "Masked LM loss",
-        _NUMBER,
-        "The auxiliary model's cross entropy at the masked tokens, in nats.",
-    ),
-    "mlm_accuracy": (
-        "Masked LM accuracy",
-        _PERCENT,
-        "How often the auxiliary model's best guess is the masked token.",
-    ),
-    "replacement_rate": (
-        "Replacement rate",
-        _PERCENT,
-        "The share of the tokens that the main model reads and that are not the original ones.",
-    ),
-    "copy_loss": (
-        "Copy loss",
-        _NUMBER,
-        "Binary cross entropy of telling original tokens from replaced ones, in nats.",
-    ),
-    "copy_accuracy_replaced": (
-        "Copy accuracy, replaced",
-        _PERCENT,
-        "How many of the replaced tokens the main model flags.",
-    ),
-    "copy_accuracy_original": (
-        "Copy accuracy, original",
-        _PERCENT,
-        "How many of the original tokens the main model does not flag.",
-    ),
-    "lm_loss": (
-        "Corrective LM loss",
-        _NUMBER,
-        "The main model's cross entropy of the original tokens where some were masked, in nats.",
-    ),
-    "lm_accuracy_replaced": (
-        "Corrective LM accuracy, replaced",
-        _PERCENT,
-        "How often it restores a replaced token.",
-    ),
-    "lm_accuracy_original": (
-        "Corrective LM accuracy, original",
-        _PERCENT,
-        "How often it leaves a token alone that the auxiliary model had put back.",
-    ),
-    "scl_loss": (
-        "Contrastive loss",
-        _NUMBER,
-        "Cross entropy of finding a sequence's other view in the batch, in nats.",
-    ),
-    "positive_cosine": (
-        "Cosine of positive pairs",
-        _NUMBER,
-        "How near the two views of one text are: alignment.",
-    ),
-    "negative_cosine": (
-        "Cosine of negative pairs",
-        _NUMBER,
-        "How near views of different texts are: the lower, the more uniform.",
-    ),
-}
 
 
 def write_report(
@@ -166,7 +102,7 @@ def _headline(config: PretrainingConfig, metrics: Metrics) -> dict[str, str]:
     tokens = step * config.trainer.batch_size * config.data.sequence_length
     return {
         "steps": f"{step:,}" if step == planned else f"{step:,} of {planned:,}",
-        "tokens read": _short(tokens),
+        "tokens read": si(tokens),
         "time": _duration(metrics.seconds),
         "cocolm_tf": cocolm_tf.__version__,
     }
@@ -244,7 +180,7 @@ def _results(metrics: Metrics) -> str:
     )
     rows = [
         [label, form.format(line[name]), meaning]
-        for name, (label, form, meaning) in _MEANINGS.items()
+        for name, (label, form, meaning) in MEANINGS.items()
         if name in line
     ]
     header = ("measure", "value", "what it means")
@@ -272,7 +208,7 @@ def _models(config: PretrainingConfig, pretrainer: CocoLMPretrainer, configurati
     counted = {id(variable) for variable in main.trainable_variables}
     if pretrainer.auxiliary is not None:
         auxiliary = pretrainer.auxiliary.backbone
-        own = [v for v in auxiliary.trainable_variables if id(v) not in counted]
+        own = [v for v in auxiliary.weights if id(v) not in counted]
         rows.append(_model_row("auxiliary model", auxiliary, own))
         counted |= {id(variable) for variable in own}
     heads = [v for v in pretrainer.trainable_variables if id(v) not in counted]
@@ -282,7 +218,7 @@ def _models(config: PretrainingConfig, pretrainer: CocoLMPretrainer, configurati
     return (
         table(header, rows, numeric=range(1, 6))
         + "<p>The auxiliary model's parameters are those that it does not share with the main "
-        f"model. A training step takes {_short(flops)}FLOP in matrix products.</p>"
+        f"model. A training step takes {si(flops, 'FLOP')} in matrix products.</p>"
         f"<details><summary>config.yaml</summary><pre>{html.escape(configuration)}</pre></details>"
     )
 
@@ -309,10 +245,3 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _short(number: float) -> str:
-    for power, letter in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {letter}"
-    return f"{number:.3g}"

@@ -6,12 +6,15 @@ It is written last, so a folder without it is not a dataset.
 import dataclasses
 import json
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import tensorflow as tf
 
 from cocolm_tf.data import shards as shard_files
+from cocolm_tf.data.reading import patiently
 from cocolm_tf.data.shards import TEMPORARY_SUFFIX, Shard
 from cocolm_tf.errors import UserError
 
@@ -100,8 +103,7 @@ class Manifest:
         if not tf.io.gfile.exists(file):
             raise UserError(f"{file} does not exist: {directory or '.'!r} is not a built dataset.")
         try:
-            with tf.io.gfile.GFile(file) as stream:
-                fields = json.load(stream)
+            fields = json.loads(patiently(file, lambda: _content(file)))
             version = fields["format_version"]
             if version != FORMAT_VERSION:
                 raise UserError(f"{file} has format version {version}, not {FORMAT_VERSION}.")
@@ -134,12 +136,23 @@ class Manifest:
             stream.write(json.dumps(fields, indent=2) + "\n")
         tf.io.gfile.rename(file + TEMPORARY_SUFFIX, file, overwrite=True)
 
-    def verify(self, tokenizer: Vocabulary | None = None, checksums: bool = True) -> None:
+    def verify(
+        self,
+        tokenizer: Vocabulary | None = None,
+        checksums: bool = True,
+        paths: Sequence[str] | None = None,
+        skip_corrupt: bool = False,
+    ) -> list[int]:
         """Checks that the dataset is whole and fits the vocabulary.
 
         Args:
             tokenizer: The tokenizer to train with; None to leave it unchecked.
             checksums: Whether to read every shard, and not only to look at its size.
+            paths: The shards to check; None for all.
+            skip_corrupt: Whether a missing, truncated or corrupt shard is told of and no error.
+
+        Returns:
+            How many sequences of each shard can be read, from its first on.
 
         Raises:
             UserError: If a shard is missing, truncated or altered (with the number of the first
@@ -159,14 +172,18 @@ class Manifest:
                 f"{tokenizer.vocabulary_size()} and {tokenizer.fingerprint()[:12]}: give that "
                 "--vocabulary or build the dataset again."
             )
-        for shard, path in zip(self.shards, self.paths, strict=True):
-            if not tf.io.gfile.exists(path):
-                raise UserError(f"{path} is missing: {FILE_NAME} beside it lists it.")
-            intact = tf.io.gfile.stat(path).length == shard.bytes
-            if intact and checksums:
-                intact = shard_files.sha256_of(path) == shard.sha256
-            if not intact:
-                raise UserError(f"{path} {_damage(path, shard)}: build the dataset again.")
+        shards = {shard.file: shard for shard in self.shards}
+        sequences = []
+        for path in self.paths if paths is None else paths:
+            shard = shards[os.path.basename(path)]
+            damage = patiently(path, lambda: _damage(path, shard, checksums))  # noqa: B023
+            sequences.append(damage.sequences if damage else shard.sequences)
+            if damage and damage.can_be_skipped and skip_corrupt:
+                left_out = shard.sequences - damage.sequences
+                print(f"{path} {damage.what}: {left_out} sequences left out.", file=sys.stderr)
+            elif damage:
+                raise UserError(f"{path} {damage.what}: {damage.advice}.")
+        return sequences
 
 
 def resolve_shards(pattern: str) -> tuple[list[str], Manifest]:
@@ -217,10 +234,38 @@ def _has_manifest(directory: str) -> bool:
     return tf.io.gfile.exists(os.path.join(directory, FILE_NAME))
 
 
-def _damage(path: str, shard: Shard) -> str:
+def _content(file: str) -> str:
+    with tf.io.gfile.GFile(file) as stream:
+        return stream.read()
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """What is wrong with a shard, and how many sequences can be read nevertheless."""
+
+    what: str
+    sequences: int
+    can_be_skipped: bool = True
+    advice: str = (
+        "build the dataset again, or leave out what cannot be read with data.skip_corrupt=true"
+    )
+
+
+def _damage(path: str, shard: Shard, checksums: bool) -> _Damage | None:
+    if not tf.io.gfile.exists(path):
+        return _Damage(f"is missing, though {FILE_NAME} beside it lists it", 0)
+    intact = tf.io.gfile.stat(path).length == shard.bytes
+    if intact and checksums:
+        intact = shard_files.sha256_of(path) == shard.sha256
+    if intact:
+        return None
     records, whole = shard_files.readable_records(path)
     if not whole:
-        return f"is truncated or corrupt at record {records} (of {shard.sequences}, from 0)"
+        what = f"is truncated or corrupt at record {records} (of {shard.sequences}, from 0)"
+        return _Damage(what, min(records, shard.sequences))
+    # It can be read, so it is another shard, and who knows of what.
+    again = {"can_be_skipped": False, "advice": "build the dataset again"}
     if records != shard.sequences:
-        return f"has {records} records and not the {shard.sequences} of {FILE_NAME}"
-    return f"was altered: its checksum is not the one in {FILE_NAME}"
+        what = f"has {records} records and not the {shard.sequences} of {FILE_NAME}"
+        return _Damage(what, records, **again)
+    return _Damage(f"was altered: its checksum is not the one in {FILE_NAME}", records, **again)

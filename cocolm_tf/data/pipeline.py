@@ -7,12 +7,14 @@ costs the reading of one group, not of the epoch.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
 
-from cocolm_tf.data.manifest import resolve_shards
+from cocolm_tf.data.manifest import Vocabulary, resolve_shards
+from cocolm_tf.data.reading import read_records
 from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
@@ -20,6 +22,8 @@ from cocolm_tf.errors import UserError
 
 SHARDS_PER_GROUP = 8
 SHUFFLE_WINDOW = 200_000
+# Any number: what makes every validation's order, whatever the run's seed.
+_VALIDATION_ORDER = 0
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class PretrainingData:
 
     Args:
         paths: the shards.
-        sequences: how many sequences each of them has.
+        sequences: how many sequences each of them gives: its first ones.
         sequence_length: int. S, the length that batches are padded to.
         special: the special tokens.
         mask_fraction: float. The share of ordinary tokens to mask.
@@ -59,11 +63,31 @@ class PretrainingData:
         mask_fraction: float = 0.15,
         crop_fraction: float = 0.9,
         seed: int = 0,
+        vocabulary: Vocabulary | None = None,
+        checksums: bool = True,
+        skip_corrupt: bool = False,
+        pipelines: int = 1,
+        pipeline: int = 0,
     ) -> "PretrainingData":
-        """Finds the shards that a folder holds or a glob matches.
+        """Finds the shards that a folder holds or a glob matches, and verifies them.
+
+        Args:
+            pattern: the folder or glob.
+            sequence_length: int. See the class.
+            special: see the class.
+            mask_fraction: float. See the class.
+            crop_fraction: float. See the class.
+            seed: int. See the class.
+            vocabulary: the tokenizer to train with; None leaves the shards unverified.
+            checksums: whether to read the shards through, and not only look at their sizes.
+            skip_corrupt: whether to take a damaged shard's sequences up to the damage, telling how
+                many are left out, instead of refusing it.
+            pipelines: int. How many hosts read.
+            pipeline: int. Which of them this is; it verifies its own share.
 
         Raises:
-            UserError: if there are none, or they hold longer sequences.
+            UserError: if there are none, they hold longer sequences, or something is wrong with
+                them (see `Manifest.verify`).
         """
         paths, manifest = resolve_shards(pattern)
         if manifest.sequence_length > sequence_length:
@@ -73,6 +97,12 @@ class PretrainingData:
             )
         counts = {shard.file: shard.sequences for shard in manifest.shards}
         sequences = [counts[os.path.basename(path)] for path in paths]
+        if vocabulary is not None:
+            mine = slice(pipeline, None, pipelines)
+            whole, all_of_it = sum(sequences[mine]), checksums or skip_corrupt
+            sequences[mine] = manifest.verify(vocabulary, all_of_it, paths[mine], skip_corrupt)
+            if left_out := whole - sum(sequences[mine]):
+                print(f"{pattern}: {left_out} of {whole} sequences are left out.", file=sys.stderr)
         return cls(paths, sequences, sequence_length, special, mask_fraction, crop_fraction, seed)
 
     def training_batches(
@@ -93,7 +123,7 @@ class PretrainingData:
             A dataset of the batches that `CocoLMPretrainer` takes, all of the same static shapes.
 
         Raises:
-            UserError: if there are fewer shards than hosts.
+            UserError: if there are fewer shards than hosts, or no sequences.
         """
         if len(self.paths) < pipelines:
             raise UserError(
@@ -101,15 +131,21 @@ class PretrainingData:
                 f"with --num_shards={pipelines} or more."
             )
         mine = slice(pipeline, None, pipelines)
+        if not sum(self.sequences[mine]):
+            raise UserError(f"{os.path.dirname(self.paths[0])} has no sequences to train on.")
         records = self._shuffled_records(
             self.paths[mine], self.sequences[mine], start * batch_size, pipeline
         )
-        numbered = records.batch(batch_size, drop_remainder=True).enumerate(start)
-        return self._viewed(numbered, pipelines, pipeline)
+        # Told that there is no end, several hosts do not ask each other for it at every batch.
+        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        batches = records.apply(endless).batch(batch_size, drop_remainder=True)
+        return self._viewed(batches.enumerate(start), pipelines, pipeline)
 
     def validation_batches(self, batch_size: int, limit: int = 0) -> tf.data.Dataset:
-        """One pass over the shards in order, with the same masks and crops every time.
+        """One pass over the shards, with the same order, masks and crops every time.
 
+        The order is a shuffled one, as in training: sequences that follow each other in a shard
+        are parts of the same texts, which contrastive learning would have to tell apart.
         Sequences that do not fill a last batch are left out: the shapes are static.
 
         Args:
@@ -129,12 +165,18 @@ class PretrainingData:
                 f"validate on in batches of {batch_size}: build more, or lower trainer.batch_size."
             )
         count = min(count, limit or count)
-        records = _read(tf.constant(self.paths), compression(self.paths[0]))
+        records = _read(tf.range(len(self.paths)), self.paths, self.sequences)
+        records = _shuffle(records, tf.constant(_VALIDATION_ORDER))
         batches = records.batch(batch_size, drop_remainder=True).take(count)
         # Without a cardinality, Keras would run one step too many to find the end, and with
         # `validation_steps` instead it would not begin at the first batch every time.
         batches = batches.apply(tf.data.experimental.assert_cardinality(count))
-        return self._viewed(batches.enumerate(), 1, 0)
+        # Several hosts share each batch out: to share the files out would change the batches.
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = (
+            tf.data.experimental.AutoShardPolicy.DATA
+        )
+        return self._viewed(batches.enumerate(), 1, 0).with_options(options)
 
     def _viewed(self, numbered: tf.data.Dataset, pipelines: int, pipeline: int) -> tf.data.Dataset:
         def view(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -169,7 +211,7 @@ class PretrainingData:
 
         def records(group: tf.Tensor) -> tf.data.Dataset:
             shards, seed = members(group)
-            shuffled = _shuffle(_read(tf.gather(paths, shards), compression(paths[0])), seed)
+            shuffled = _shuffle(_read(shards, paths, sequences), seed)
             return shuffled.skip(tf.where(group == first, tf.cast(skip, tf.int64), 0))
 
         return tf.data.Dataset.counter(first).flat_map(records)
@@ -187,7 +229,6 @@ def _shuffle(records: tf.data.Dataset, seed: tf.Tensor) -> tf.data.Dataset:
     return records.batch(SHUFFLE_WINDOW).enumerate().flat_map(shuffle)
 
 
-def _read(paths: tf.Tensor, compression_type: str) -> tf.data.Dataset:
-    return tf.data.TFRecordDataset(
-        paths, compression_type, num_parallel_reads=min(SHARDS_PER_GROUP, 4)
-    )
+def _read(which: tf.Tensor, paths: Sequence[str], sequences: Sequence[int]) -> tf.data.Dataset:
+    counts = tf.gather(tf.constant(sequences, tf.int64), which)
+    return read_records(tf.gather(paths, which), counts, compression(paths[0]))

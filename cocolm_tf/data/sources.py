@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from absl import logging
 
 from cocolm_tf.data import docstrings
+from cocolm_tf.data.tfds_builder import first_line, prepared_builder
 from cocolm_tf.errors import UserError
 
 
@@ -124,21 +125,10 @@ def tfds_documents(
     documents = tfds_documents("imdb_reviews", field="text", split="train[:1%]")
     ```
     """
+    builder = prepared_builder(name, data_dir)
     # Slow to import, and the other sources do without it.
     import tensorflow as tf
-    import tensorflow_datasets as tfds
 
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        raise UserError(
-            f"TensorFlow Datasets has no dataset {name!r}: {_first_line(error)}"
-        ) from error
-    try:
-        builder.download_and_prepare()
-    # Some datasets need packages of their own to be prepared.
-    except (OSError, ImportError, tfds.download.DownloadError, tf.errors.OpError) as error:
-        raise UserError(f"dataset {name!r} cannot be prepared: {_first_line(error)}") from error
     features = builder.info.features
     texts = sorted(key for key, feature in features.items() if feature.dtype in (str, tf.string))
     if field not in texts:
@@ -216,7 +206,7 @@ def _lines(path: str) -> Iterator[str]:
                 replaced += line.count("\ufffd")
                 yield line
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
     if replaced:
         logging.warning(
             "%s: %d characters U+FFFD, which replaces what is not UTF-8.", path, replaced
@@ -241,7 +231,3 @@ def _json_field(line: str, field: str, where: str) -> str:
 
 def _without_blank_lines(text: str) -> str:
     return "\n".join(filter(None, map(str.strip, text.split("\n"))))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

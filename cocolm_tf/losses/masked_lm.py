@@ -1,7 +1,10 @@
 """Masked language modeling: the auxiliary model's loss, and that of the MLM baseline."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
+from cocolm_tf.fusion import fused, row_max, row_sum
 from cocolm_tf.losses.weighted import weighted_mean
 
 
@@ -46,12 +49,48 @@ def label_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     label_cross_entropy(tf.zeros([2, 8]), tf.constant([3, -1]), tf.constant([1.0, 0.0]))
     ```
     """
-    # The kernel fails (CPU) or gives NaN (GPU) for a label outside the vocabulary, and a weight
-    # of 0 does not cancel a NaN.
-    labels = tf.where(tf.cast(weights, tf.bool), tf.cast(labels, tf.int32), 0)
-    # The cast is the only copy of the logits made here. Left to itself the kernel would sum
-    # bfloat16 in bfloat16. It never builds the one-hot labels, and computes the gradient in the
-    # same pass, so nothing else of the logits' size is kept for the backward pass.
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=labels, logits=tf.cast(logits, tf.float32)
-    )
+    logits, labels = tf.convert_to_tensor(logits), tf.cast(labels, tf.int32)
+    labels.shape.assert_is_compatible_with(logits.shape[:1])
+    # Looking up a label outside the vocabulary fails (CPU) or gives 0 (GPU).
+    labels = tf.where(tf.cast(weights, tf.bool), labels, 0)
+
+    @tf.custom_gradient
+    def compute(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        normalizers = log_normalizers(logits)
+        chosen = tf.cast(tf.gather(logits, labels, batch_dims=1), tf.float32)
+        # From the logits again: nothing of their size is kept for the backward pass.
+        return normalizers - chosen, lambda upstream: _cross_entropy_gradient(
+            logits, normalizers, labels, upstream
+        )
+
+    return compute(logits)
+
+
+@fused
+def log_normalizers(logits: tf.Tensor) -> tf.Tensor:
+    """Gives the logarithm of each row's sum of exponentials: `log softmax` is what remains.
+
+    Args:
+        logits: `[N, V]` float16, bfloat16 or float32. Summed in float32.
+
+    Returns:
+        `[N]` float32.
+
+    Example:
+    ```python
+    log_normalizers(tf.zeros([2, 8]))  # log(8), twice
+    ```
+    """
+    logits = tf.cast(logits, tf.float32)
+    largest = row_max(logits)
+    return tf.squeeze(largest + tf.math.log(row_sum(tf.exp(logits - largest))), -1)
+
+
+@fused
+def _cross_entropy_gradient(
+    logits: tf.Tensor, normalizers: tf.Tensor, labels: tf.Tensor, upstream: tf.Tensor
+) -> tf.Tensor:
+    probabilities = tf.exp(tf.cast(logits, tf.float32) - normalizers[:, tf.newaxis])
+    is_label = tf.equal(tf.range(tf.shape(logits)[1]), labels[:, tf.newaxis])
+    slope = probabilities - tf.cast(is_label, tf.float32)
+    return tf.cast(slope * upstream[:, tf.newaxis], logits.dtype)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from cocolm_tf.modeling.fusion import fused, row_max, row_sum
+from cocolm_tf.fusion import fused, row_max, row_sum
 
 
 def attention_probabilities(

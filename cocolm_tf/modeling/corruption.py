@@ -2,6 +2,9 @@
 
 import tensorflow as tf
 
+from cocolm_tf.fusion import fused
+from cocolm_tf.modeling.random_bits import random_bits
+
 
 def place(token_ids: tf.Tensor, positions: tf.Tensor, replacements: tf.Tensor) -> tf.Tensor:
     """Writes tokens into sequences.
@@ -43,11 +46,17 @@ def sample_tokens(logits: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     sample_tokens(tf.zeros([4, 100]), seed=tf.constant([1, 2]))
     ```
     """
-    logits = tf.cast(tf.stop_gradient(logits), tf.float32)
-    uniform = tf.random.stateless_uniform(
-        tf.shape(logits), tf.cast(seed, tf.int32), minval=1e-38, maxval=1.0
-    )
-    return tf.argmax(logits - tf.math.log(-tf.math.log(uniform)), axis=-1, output_type=tf.int32)
+    perturbed = _add_gumbel_noise(tf.stop_gradient(logits), tf.cast(seed, tf.int32))
+    return tf.argmax(perturbed, axis=-1, output_type=tf.int32)
+
+
+@fused
+def _add_gumbel_noise(logits: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    shape = logits.shape if logits.shape.is_fully_defined() else tf.shape(logits)
+    # As many bits as float32 holds, in the middle of their interval: never 0, never 1.
+    bits = tf.bitwise.right_shift(random_bits(shape, seed), tf.constant(9, tf.uint32))
+    uniform = (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
+    return tf.cast(logits, tf.float32) - tf.math.log(-tf.math.log(uniform))
 
 
 def random_tokens(shape: tf.Tensor, vocabulary_size: int, seed: tf.Tensor) -> tf.Tensor:

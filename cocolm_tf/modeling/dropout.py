@@ -5,19 +5,16 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from cocolm_tf.modeling.fusion import fused
-
-_GOLDEN_RATIO = 0x9E3779B9
-# The rounds of Wellons' 32-bit hash function "lowbias32", in its second edition.
-_FIRST_FACTOR, _SECOND_FACTOR = 0x21F0AAAD, 0x735A2D97
+from cocolm_tf.fusion import fused
+from cocolm_tf.modeling.random_bits import random_bits
 
 
 class Dropout(keras.layers.Layer):
     """Zeroes a share of its input while training, and scales the rest to keep the mean.
 
     Random numbers made beforehand, one per element, are a large part of a pretraining step on a
-    CPU, and masks kept for the backward pass a large part of its memory. Here each decision is a
-    hash of the seed and of the element's index, made anew in either direction.
+    CPU, and masks kept for the backward pass a large part of its memory. Here each decision is
+    computed from the seed and the element's index, in either direction.
 
     The seed follows from the state of `seed_generator` alone. A training step that sets this state
     makes every mask a function of what it set.
@@ -96,7 +93,7 @@ def kept(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     kept([2, 3], 0.5, tf.constant([1, 2]))  # zeros and twos
     ```
     """
-    bits = _random_bits(shape, seed)
+    bits = random_bits(shape, seed)
     return tf.cast(bits >= tf.constant(round(rate * 2**32), tf.uint32), tf.float32) / (1 - rate)
 
 
@@ -104,35 +101,3 @@ def kept(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
 def _drop(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     shape = x.shape if x.shape.is_fully_defined() else tf.shape(x)
     return tf.cast(tf.cast(x, tf.float32) * kept(shape, rate, seed), x.dtype)
-
-
-def _random_bits(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """32 bits per element, uint32."""
-    low, high = tf.unstack(tf.cast(seed, tf.uint32))
-    # Two keys, each of which depends on all of the seed. The one that enters between the rounds
-    # keeps the bits of one seed from being those of another, moved along.
-    first = _hash(low + _hash(high, 0), 0)
-    second = _hash(high, first)
-    return _hash(_indices(shape) * tf.constant(_GOLDEN_RATIO, tf.uint32) + first, second)
-
-
-def _hash(x: tf.Tensor, key: tf.Tensor | int) -> tf.Tensor:
-    x = _xor_shifted(x, 16) * tf.constant(_FIRST_FACTOR, tf.uint32)
-    x = tf.bitwise.bitwise_xor(x, tf.cast(key, tf.uint32))
-    x = _xor_shifted(x, 15) * tf.constant(_SECOND_FACTOR, tf.uint32)
-    return _xor_shifted(x, 15)
-
-
-def _xor_shifted(x: tf.Tensor, bits: int) -> tf.Tensor:
-    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(bits, tf.uint32)))
-
-
-def _indices(shape: tf.Tensor) -> tf.Tensor:
-    """The number of each element, counted along the last axis first, modulo 2^32."""
-    rank = len(shape) if not isinstance(shape, tf.Tensor) else shape.shape[0]
-    numbers, stride = tf.constant(0, tf.uint32), tf.constant(1, tf.uint32)
-    for axis in reversed(range(rank)):
-        along = tf.cast(tf.range(shape[axis]), tf.uint32) * stride
-        numbers += tf.reshape(along, [-1] + [1] * (rank - 1 - axis))
-        stride *= tf.cast(shape[axis], tf.uint32)
-    return numbers

@@ -5,40 +5,51 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from cocolm_tf.modeling.fusion import fused
+from cocolm_tf.fusion import column_sum, fused
 
 
-@tf.custom_gradient
-def exact_gelu(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """GELU by the error function, x * Phi(x), not by its tanh approximation.
+def exact_gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """GELU by the error function, z * Phi(z) with z = x + bias, not by its tanh approximation.
 
     Written out, it is five passes over the widest activation of the model and many more for the
     gradient, of which it keeps several results. Fused, each direction is one, and the gradient
     needs the input alone. Computed in float32 whatever the type of `x`.
 
     Args:
-        x: floating tensor of any shape.
+        x: [..., H], floating.
+        bias: [H], of the type of `x`.
 
     Returns:
         A tensor like `x`.
 
     Example:
     ```python
-    exact_gelu(tf.constant([-1.0, 0.0, 1.0]))  # [-0.1587, 0.0, 0.8413]
+    exact_gelu(tf.constant([-1.0, 0.0, 1.0]), tf.zeros([3]))  # [-0.1587, 0.0, 0.8413]
     ```
     """
-    return _gelu(x), lambda upstream: _gelu_gradient(x, upstream)
+
+    @tf.custom_gradient
+    def compute(
+        x: tf.Tensor, bias: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            slope = _gelu_gradient(x, bias, upstream)
+            return slope, column_sum(slope)
+
+        return _gelu(x, bias), gradient
+
+    return compute(x, bias)
 
 
 @fused
-def _gelu(x: tf.Tensor) -> tf.Tensor:
-    wide = tf.cast(x, tf.float32)
+def _gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    wide = tf.cast(x, tf.float32) + tf.cast(bias, tf.float32)
     return tf.cast(wide * _normal_cdf(wide), x.dtype)
 
 
 @fused
-def _gelu_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    wide = tf.cast(x, tf.float32)
+def _gelu_gradient(x: tf.Tensor, bias: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    wide = tf.cast(x, tf.float32) + tf.cast(bias, tf.float32)
     density = tf.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
     slope = _normal_cdf(wide) + wide * density
     return tf.cast(slope * tf.cast(upstream, tf.float32), x.dtype)

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from cocolm_tf.modeling.bias import add_bias
 from cocolm_tf.modeling.gelu import exact_gelu
 
 
@@ -39,7 +40,7 @@ class TiedProjection(keras.layers.Layer):
         # Not `token_embedding(x, reverse=True)`: an embedding does not autocast, so the largest
         # product of the model would be float32 in mixed precision.
         matrix = tf.convert_to_tensor(self.token_embedding.embeddings)
-        return tf.matmul(x, matrix, transpose_b=True) + self.bias
+        return add_bias(tf.matmul(x, matrix, transpose_b=True), tf.convert_to_tensor(self.bias))
 
 
 class Transform(keras.layers.Layer):
@@ -85,7 +86,8 @@ class Transform(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Transforms."""
-        return self.norm(exact_gelu(self.dense(x)))
+        kernel, bias = (tf.convert_to_tensor(v) for v in (self.dense.kernel, self.dense.bias))
+        return self.norm(exact_gelu(tf.matmul(x, kernel), bias))
 
 
 class MaskedLMHead(keras.layers.Layer):

@@ -6,6 +6,8 @@ and replicas combine into the mean of all.
 
 import tensorflow as tf
 
+from cocolm_tf.losses.masked_lm import log_normalizers
+
 Measures = dict[str, tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -94,10 +96,10 @@ def corrective_lm_measures(
 
 def _copies(lm_logits: tf.Tensor, copy_logits: tf.Tensor, input_ids: tf.Tensor) -> tf.Tensor:
     """Whether the input token is likelier, copied or predicted, than the LM head's best."""
-    lm_logits = tf.cast(lm_logits, tf.float32)
-    normalizer = tf.reduce_logsumexp(lm_logits, axis=-1)
-    best = tf.exp(tf.reduce_max(lm_logits, axis=-1) - normalizer)
-    same = tf.exp(tf.gather(lm_logits, input_ids, batch_dims=1) - normalizer)
+    normalizers = log_normalizers(lm_logits)
+    best = tf.exp(tf.cast(tf.reduce_max(lm_logits, axis=-1), tf.float32) - normalizers)
+    same = tf.gather(lm_logits, input_ids, batch_dims=1)
+    same = tf.exp(tf.cast(same, tf.float32) - normalizers)
     copy = tf.sigmoid(tf.cast(copy_logits, tf.float32))
     return copy + (1 - copy) * same >= (1 - copy) * best
 

@@ -23,11 +23,10 @@ from cocolm_tf.modeling.measures import (
     corrective_lm_measures,
     masked_lm_measures,
 )
+from cocolm_tf.modeling.sampling import SAMPLING_MODES
 from cocolm_tf.modeling.training_step import Batch, TrainingStep
 
 Losses = dict[str, tf.Tensor]
-
-SAMPLING_MODES = ("eval", "train", "zero_dropout")
 
 
 class CocoLMPretrainer(TrainingStep):
@@ -158,10 +157,11 @@ class CocoLMPretrainer(TrainingStep):
         else:
             masked = place(original, positions, self.mask_token_id)
             inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
-            logits = self.auxiliary(inputs, positions=positions, training=training)
+            learns = training and self.auxiliary.trainable
+            logits = self.auxiliary(inputs, positions=positions, training=learns)
             losses["mlm_loss"] = masked_lm_loss(logits, labels, weights)
             measures = masked_lm_measures(logits, labels, weights)
-            if training and self.sampling == "eval" and self.auxiliary.backbone.dropout:
+            if learns and self.sampling == "eval" and self.auxiliary.backbone.dropout:
                 logits = self.auxiliary(inputs, positions=positions, training=False)
             sampled = sample_tokens(logits, self.sampling_seeds.next())
         # Unused positions keep their token.

@@ -5,21 +5,22 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from cocolm_tf.fusion import column_sum, fused, row_sum
 from cocolm_tf.modeling.dropout import kept
-from cocolm_tf.modeling.fusion import fused, row_sum
 
 
 class ResidualNorm(keras.layers.LayerNormalization):
-    """LayerNorm of `x + dropout(update)` over the last axis.
+    """LayerNorm of `x + dropout(update + bias)` over the last axis.
 
     The arguments and weights are those of `keras.layers.LayerNormalization`.
 
     Args:
-        rate: float. The share of `update` to drop.
+        rate: float. The share of the update to drop.
 
     Call arguments:
         x: [..., H].
         update: [..., H], as `x`.
+        bias: [H], or None for no bias. Of the layer that the update comes from.
         seed: integer tensor [2] that decides what is dropped, or None to drop nothing.
 
     Returns:
@@ -35,15 +36,22 @@ class ResidualNorm(keras.layers.LayerNormalization):
         super().__init__(**kwargs)
         self.rate = rate
 
-    def build(self, x_shape: tuple[int | None, ...], update_shape: object = None) -> None:
+    def build(self, x_shape: tuple[int | None, ...], *_: object, **__: object) -> None:
         """Creates scale and offset."""
         super().build(x_shape)
 
-    def call(self, x: tf.Tensor, update: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+    def call(
+        self,
+        x: tf.Tensor,
+        update: tf.Tensor,
+        bias: tf.Tensor | None = None,
+        seed: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Adds and normalizes."""
         return residual_norm(
             x,
             update,
+            bias,
             tf.convert_to_tensor(self.gamma),
             tf.convert_to_tensor(self.beta),
             self.epsilon,
@@ -52,7 +60,7 @@ class ResidualNorm(keras.layers.LayerNormalization):
         )
 
     def compute_output_shape(
-        self, x_shape: tuple[int | None, ...], update_shape: object = None
+        self, x_shape: tuple[int | None, ...], *_: object, **__: object
     ) -> tuple[int | None, ...]:
         """The shape of `x`, for the functional graph."""
         return x_shape
@@ -61,6 +69,7 @@ class ResidualNorm(keras.layers.LayerNormalization):
 def residual_norm(
     x: tf.Tensor,
     update: tf.Tensor,
+    bias: tf.Tensor | None,
     gamma: tf.Tensor,
     beta: tf.Tensor,
     epsilon: float,
@@ -72,10 +81,11 @@ def residual_norm(
     Args:
         x: [..., H].
         update: [..., H], as `x`.
+        bias: [H], added to the update, or None.
         gamma: [H], the scale.
         beta: [H], the offset.
         epsilon: float, added to the variance.
-        rate: float. The share of `update` to drop.
+        rate: float. The share of the update to drop.
         seed: integer tensor [2], or None to drop nothing.
 
     Returns:
@@ -83,28 +93,39 @@ def residual_norm(
 
     Example:
     ```python
-    residual_norm(x, tf.zeros_like(x), tf.ones([8]), tf.zeros([8]), 1e-5, 0.0, None)
+    residual_norm(x, tf.zeros_like(x), None, tf.ones([8]), tf.zeros([8]), 1e-5, 0.0, None)
     ```
     """
     rate = rate if seed is not None else 0.0
     seed = tf.zeros([2], tf.int32) if seed is None else tf.cast(seed, tf.int32)
 
+    bias = tf.zeros_like(beta) if bias is None else bias
+
     @tf.custom_gradient
     def compute(
-        x: tf.Tensor, update: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
+        x: tf.Tensor, update: tf.Tensor, bias: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
-        output, normal, inverse_deviation = _forward(x, update, gamma, beta, seed, epsilon, rate)
-        return output, lambda upstream: _backward(
-            normal, inverse_deviation, gamma, seed, upstream, rate
+        output, normal, inverse_deviation = _forward(
+            x, update, bias, gamma, beta, seed, epsilon, rate
         )
 
-    return compute(x, update, gamma, beta)
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            total, dropped, scaled = _backward(
+                normal, inverse_deviation, gamma, seed, upstream, rate
+            )
+            bias_slope = tf.cast(column_sum(dropped), bias.dtype)
+            return total, dropped, bias_slope, scaled, tf.cast(column_sum(upstream), beta.dtype)
+
+        return output, gradient
+
+    return compute(x, update, bias, gamma, beta)
 
 
 @fused
 def _forward(
     x: tf.Tensor,
     update: tf.Tensor,
+    bias: tf.Tensor,
     gamma: tf.Tensor,
     beta: tf.Tensor,
     seed: tf.Tensor,
@@ -112,7 +133,8 @@ def _forward(
     rate: float,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     width = x.shape[-1]
-    total = tf.cast(x, tf.float32) + _dropped(tf.cast(update, tf.float32), rate, seed)
+    update = tf.cast(update, tf.float32) + tf.cast(bias, tf.float32)
+    total = tf.cast(x, tf.float32) + _dropped(update, rate, seed)
     centered = total - row_sum(total) / width
     inverse_deviation = tf.math.rsqrt(row_sum(centered * centered) / width + epsilon)
     normal = centered * inverse_deviation
@@ -129,7 +151,7 @@ def _backward(
     upstream: tf.Tensor,
     rate: float,
 ) -> tuple[tf.Tensor, ...]:
-    """The gradients of x, update, gamma and beta."""
+    """The gradients of x, update and gamma."""
     dtype, width = normal.dtype, normal.shape[-1]
     normal, upstream = tf.cast(normal, tf.float32), tf.cast(upstream, tf.float32)
     slope = upstream * tf.cast(gamma, tf.float32)
@@ -140,7 +162,6 @@ def _backward(
         tf.cast(total, dtype),
         tf.cast(_dropped(total, rate, seed), dtype),
         tf.cast(tf.reduce_sum(upstream * normal, rows), gamma.dtype),
-        tf.cast(tf.reduce_sum(upstream, rows), gamma.dtype),
     )
 
 

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from cocolm_tf.modeling.attention import attention_probabilities
+from cocolm_tf.modeling.bias import add_bias
 from cocolm_tf.modeling.dropout import Dropout, dropout
 from cocolm_tf.modeling.gelu import exact_gelu
 from cocolm_tf.modeling.residual_norm import ResidualNorm
@@ -101,18 +102,20 @@ class TransformerBlock(keras.layers.Layer):
         seeds: list[tf.Tensor | None],
     ) -> tf.Tensor:
         probability_seed, attention_seed, output_seed = seeds
-        queried = x
+        queried, everything = x, _as_rows(x)
         if positions is not None:
             queried = tf.gather(x, positions, batch_dims=1)
             if relative.shape[2] != 1:
                 relative = tf.gather(relative[0], positions, axis=1)  # [heads, B, M, S]
                 relative = tf.transpose(relative, [1, 0, 2, 3])
-        # Matrix products take rows: their biases are then added within them.
-        rows = _as_rows(queried)
-        attended = self._attend(rows, _as_rows(x), padding, relative, probability_seed)
-        rows = self.attention_norm(rows, self.attention_output(attended), seed=attention_seed)
-        update = self.output_dense(exact_gelu(self.intermediate(rows)))
-        rows = self.output_norm(rows, update, seed=output_seed)
+        # Each bias is added by what reads the product: as a part of it, that costs nothing.
+        rows = everything if queried is x else _as_rows(queried)
+        attended = self._attend(rows, everything, padding, relative, probability_seed)
+        update, bias = _product(attended, self.attention_output)
+        rows = self.attention_norm(rows, update, bias, seed=attention_seed)
+        hidden = exact_gelu(*_product(rows, self.intermediate))
+        update, bias = _product(hidden, self.output_dense)
+        rows = self.output_norm(rows, update, bias, seed=output_seed)
         return tf.reshape(rows, tf.shape(queried))
 
     def _attend(
@@ -124,8 +127,11 @@ class TransformerBlock(keras.layers.Layer):
         seed: tf.Tensor | None,
     ) -> tf.Tensor:
         batch = tf.shape(padding)[0]
-        query = self._split_heads(self.query(queried), batch)
-        key, value = (self._split_heads(layer(x), batch) for layer in (self.key, self.value))
+        if queried is x:
+            query, key, value = self._heads(batch, x, self.query, self.key, self.value)
+        else:
+            (query,) = self._heads(batch, queried, self.query)
+            key, value = self._heads(batch, x, self.key, self.value)
         products = tf.matmul(query, key, transpose_b=True)
         scale = query.shape[-1] ** -0.5
         probabilities = attention_probabilities(products, scale, padding, relative)
@@ -133,11 +139,14 @@ class TransformerBlock(keras.layers.Layer):
         merged = tf.transpose(tf.matmul(probabilities, value), [0, 2, 1, 3])
         return tf.reshape(merged, tf.shape(queried))
 
-    def _split_heads(self, rows: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
-        """[B * S, H] to [B, heads, S, H / heads]."""
+    def _heads(
+        self, batch: tf.Tensor, rows: tf.Tensor, *layers: keras.layers.Dense
+    ) -> list[tf.Tensor]:
+        """From rows [B * S, H], what each layer makes of them: [B, heads, S, H / heads]."""
+        x = add_bias(*_product(rows, *layers))
         head_dim = rows.shape[-1] // self.num_heads
-        x = tf.reshape(rows, [batch, -1, self.num_heads, head_dim])
-        return tf.transpose(x, [0, 2, 1, 3])
+        x = tf.reshape(x, [batch, -1, len(layers), self.num_heads, head_dim])
+        return tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
 
     def _dense(self, name: str, inputs: int, units: int) -> keras.layers.Dense:
         initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
@@ -162,6 +171,17 @@ class TransformerBlock(keras.layers.Layer):
     ) -> tuple[int | None, ...]:
         """The shape of `x`, for the functional graph."""
         return x_shape
+
+
+def _product(rows: tf.Tensor, *layers: keras.layers.Dense) -> tuple[tf.Tensor, tf.Tensor]:
+    """One product for all layers, side by side, and the bias that it still lacks."""
+    kernels, biases = (
+        [tf.convert_to_tensor(getattr(layer, name)) for layer in layers]
+        for name in ("kernel", "bias")
+    )
+    if len(layers) == 1:
+        return tf.matmul(rows, kernels[0]), biases[0]
+    return tf.matmul(rows, tf.concat(kernels, axis=1)), tf.concat(biases, axis=0)
 
 
 def _as_rows(x: tf.Tensor) -> tf.Tensor:

@@ -5,6 +5,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,11 +17,13 @@ import cocolm_tf
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
 from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.units import si
 
 _FIRST_ORDINARY_TOKEN = UNKNOWN_TOKEN_ID + 1
 
@@ -64,21 +67,13 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
     benchmark(config, steps=3)["tokens_per_second"]
     ```
     """
-    strategy = make_strategy("one_device")
     trainer = config.trainer
-    per_replica_batch(trainer.batch_size, trainer.micro_batches, strategy)
-    batches = random_batches(config)
-    with strategy.scope():
-        try:
-            pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
-        except ValueError as error:
-            raise UserError(f"the model cannot be built: {' '.join(str(error).split())}") from error
-        compile_pretrainer(pretrainer, config, steps_per_execution=1)
+    pretrainer, step = prepare_step(config, random_batches(config))
     # The machine's speed changes with what else it does: look at it on both sides of the steps.
     rate_before = matmul_rate(pretrainer.compute_dtype)
     _forget_peak_memory()
     try:
-        first, seconds = _time_steps(pretrainer, batches, steps, warmup_steps)
+        first, seconds = _time_steps(pretrainer, step, steps, warmup_steps)
     except tf.errors.ResourceExhaustedError as error:
         raise UserError(
             f"trainer.batch_size={trainer.batch_size} in trainer.micro_batches="
@@ -98,7 +93,7 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
             "keras": keras.__version__,
         },
         "precision": config.runtime.precision,
-        "jit_compile": config.runtime.jit_compile,
+        "jit_compile": pretrainer.compile_step,
         "batch_size": trainer.batch_size,
         "sequence_length": config.data.sequence_length,
         "micro_batches": trainer.micro_batches,
@@ -116,6 +111,47 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
         "peak_memory_bytes": memory,
         "skipped_updates": int(pretrainer.get_metrics_result()["skipped_updates"]),
     }
+
+
+def prepare_step(
+    config: PretrainingConfig, batches: tf.data.Dataset
+) -> tuple[CocoLMPretrainer, Callable[[], dict[str, tf.Tensor]]]:
+    """Builds the model and the step of a training run, on one device.
+
+    Args:
+        config: the run.
+        batches: what to train on, endlessly.
+
+    Returns:
+        The pretrainer, and a function that runs one step, waits for it and returns the metrics.
+
+    Raises:
+        UserError: if the sizes do not go together.
+
+    Example:
+    ```python
+    pretrainer, step = prepare_step(config, random_batches(config))
+    float(step()["loss"])
+    ```
+    """
+    strategy = make_strategy("one_device")
+    per_replica_batch(config.trainer.batch_size, config.trainer.micro_batches, strategy)
+    with strategy.scope():
+        try:
+            pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
+        except ValueError as error:
+            raise UserError(f"the model cannot be built: {' '.join(str(error).split())}") from error
+        compile_pretrainer(pretrainer, config, steps_per_execution=1)
+    iterator = iter(strategy.distribute_datasets_from_function(lambda _: batches))
+    function = pretrainer.make_train_function()
+
+    def step() -> dict[str, tf.Tensor]:
+        result = function(iterator)
+        # Its value is there only once the device has done all that was asked of it before.
+        float(result["gradient_norm"])
+        return result
+
+    return pretrainer, step
 
 
 def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset:
@@ -288,10 +324,13 @@ def format_report(result: dict[str, Any]) -> str:
         ("  extremes", f"{seconds['min']:.4g} to {seconds['max']:.4g} s"),
         ("first step", f"{result['first_step_seconds']:.4g} s, tracing and compiling included"),
         ("peak memory", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"),
-        ("model FLOPs", f"{_si(flops)}FLOP a step, {_si(result['flops_per_second'])}FLOP/s"),
+        (
+            "model FLOPs",
+            f"{si(flops, 'FLOP')} a step, {si(result['flops_per_second'], 'FLOP/s')}",
+        ),
         (
             "  of a matmul's",
-            f"{result['matmul_share']:.1%} of {_si(result['matmul_flops_per_second'])}FLOP/s",
+            f"{result['matmul_share']:.1%} of {si(result['matmul_flops_per_second'], 'FLOP/s')}",
         ),
     ]
     by_part = sorted(result["flops_by_part"].items(), key=lambda item: -item[1])
@@ -302,33 +341,24 @@ def format_report(result: dict[str, Any]) -> str:
 
 
 def _time_steps(
-    pretrainer: keras.Model, batches: tf.data.Dataset, steps: int, warmup_steps: int
+    pretrainer: CocoLMPretrainer, step: Callable[[], Any], steps: int, warmup_steps: int
 ) -> tuple[float, list[float]]:
     """Seconds of the first step, and of each of the timed ones."""
-    strategy = pretrainer.distribute_strategy
-    iterator = iter(strategy.distribute_datasets_from_function(lambda _: batches))
-    function = pretrainer.make_train_function()
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        result = function(iterator)
-        # Its value is there only once the device has done all that was asked of it before.
-        float(result["gradient_norm"])
-        return time.perf_counter() - started
-
     with tqdm(total=1 + warmup_steps + steps, desc="compiling", unit="step") as progress:
 
-        def counted(phase: str) -> float:
+        def seconds(phase: str) -> float:
             progress.set_description(phase)
-            elapsed = seconds()
+            started = time.perf_counter()
+            step()
+            elapsed = time.perf_counter() - started
             progress.update()
             return elapsed
 
-        first = counted("compiling")
+        first = seconds("compiling")
         for _ in range(warmup_steps):
-            counted("warming up")
+            seconds("warming up")
         pretrainer.reset_metrics()
-        return first, [counted("timing") for _ in range(steps)]
+        return first, [seconds("timing") for _ in range(steps)]
 
 
 def _forget_peak_memory() -> None:
@@ -343,11 +373,3 @@ def _cpu_name() -> str:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _si(number: float) -> str:
-    """Three digits and a prefix: 1.23e12 is `1.23 T`."""
-    for exponent, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**exponent:
-            return f"{number / 10**exponent:.3g} {prefix}"
-    return f"{number:.3g} "

@@ -4,13 +4,17 @@ import random
 
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
+from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig
+from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
 
+Pretrainer = CocoLMPretrainer | MaskedLMPretrainer
 
-def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> CocoLMPretrainer:
-    """Builds both models and their objective, with fresh weights.
+
+def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretrainer:
+    """Builds the models and their objective, with fresh weights.
 
     Args:
         config: the run.
@@ -29,13 +33,17 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> CocoLMPre
     random.seed(config.runtime.seed)
     precision = config.runtime.precision
     main = CocoLMBackbone(**config.model.as_dict(), dtype=precision, name="main")
+    objective = config.objective.as_dict()
+    if objective.pop("name") == "masked_lm":
+        model = MaskedLanguageModel(main, name="masked_language_model")
+        return MaskedLMPretrainer(model, mask_token_id, seed=config.runtime.seed)
     return CocoLMPretrainer(
         main,
         _build_auxiliary(config, main),
         mask_token_id,
         sampling=config.auxiliary.sampling,
         seed=config.runtime.seed,
-        **config.objective.as_dict(),
+        **objective,
     )
 
 
@@ -48,15 +56,16 @@ def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedL
         sizes[key] = getattr(auxiliary, key) or sizes[key]
     if auxiliary.sampling == "zero_dropout":
         sizes["dropout"] = 0.0
-    backbone = CocoLMBackbone(
-        **sizes, dtype=config.runtime.precision, embeddings_of=main, name="auxiliary"
-    )
-    return MaskedLanguageModel(backbone, name="auxiliary_model")
+    frozen = auxiliary.replacements == "frozen"
+    # A model that does not learn cannot share tables with one that does.
+    tables = {"embedding_dim": main.embedding_dim} if frozen else {"embeddings_of": main}
+    backbone = CocoLMBackbone(**sizes, **tables, dtype=config.runtime.precision, name="auxiliary")
+    model = MaskedLanguageModel(backbone, name="auxiliary_model")
+    model.trainable = not frozen
+    return model
 
 
-def build_optimizer(
-    config: OptimizerConfig, train_steps: int, pretrainer: CocoLMPretrainer
-) -> AdamW:
+def build_optimizer(config: OptimizerConfig, train_steps: int, pretrainer: Pretrainer) -> AdamW:
     """Builds the optimizer, which knows what not to decay.
 
     Args:
@@ -94,7 +103,7 @@ def build_optimizer(
 
 
 def compile_pretrainer(
-    pretrainer: CocoLMPretrainer, config: PretrainingConfig, steps_per_execution: int
+    pretrainer: Pretrainer, config: PretrainingConfig, steps_per_execution: int
 ) -> None:
     """Gives a pretrainer its optimizer and its step.
 
@@ -102,6 +111,9 @@ def compile_pretrainer(
         pretrainer: as `build_pretrainer` made it.
         config: the run.
         steps_per_execution: int. Steps between two looks of the host.
+
+    Raises:
+        UserError: if the step is to be compiled and the devices do not allow it.
 
     Example:
     ```python
@@ -113,5 +125,5 @@ def compile_pretrainer(
         clip_norm=config.optimizer.clip_norm,
         micro_batches=config.trainer.micro_batches,
         steps_per_execution=steps_per_execution,
-        jit_compile=config.runtime.jit_compile,
+        jit_compile=compiles_step(config.runtime.jit_compile, pretrainer.distribute_strategy),
     )

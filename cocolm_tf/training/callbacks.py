@@ -1,6 +1,7 @@
 """What happens between steps: logs, a progress bar, checkpoints, the end of a hopeless run."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -10,8 +11,10 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.training.checkpoints import Checkpoints, steps_taken
+from cocolm_tf.training.preemption import StopSignal
+from cocolm_tf.training.workers import Workers
 
 METRICS_FILENAME = "metrics.jsonl"
 
@@ -21,7 +24,8 @@ class MetricsLog(keras.callbacks.Callback):
 
     A training line holds the means over the steps since the line before it, of either split, so
     the model's metrics start anew with each. A line is an object with `step`, `split` (`train` or
-    `validation`), `seconds` since the program started and the metrics by their names.
+    `validation`), `seconds` since the program started and the metrics by their names, null where
+    they are not finite.
 
     Args:
         directory: the run's folder.
@@ -50,6 +54,10 @@ class MetricsLog(keras.callbacks.Callback):
         self._start = self._lap = time.monotonic()
         self._lap_step = first_step
 
+    def has(self, step: int, split: str) -> bool:
+        """Whether there is a line of a step."""
+        return any((line["step"], line["split"]) == (step, split) for line in _lines(self._path))
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes a training line when its time has come."""
         step = steps_taken(self.model)
@@ -72,22 +80,29 @@ class MetricsLog(keras.callbacks.Callback):
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         seconds = round(time.monotonic() - self._start, 1)
+        # JSON has no word for what is not finite.
+        finite = {k: value if math.isfinite(value) else None for k, value in values.items()}
         with open(self._path, "a") as file:
-            line = {"step": step, "split": split, "seconds": seconds, **values}
-            file.write(json.dumps(line) + "\n")
+            line = {"step": step, "split": split, "seconds": seconds, **finite}
+            file.write(json.dumps(line, allow_nan=False) + "\n")
         with self._writers[split].as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
         self._writers[split].flush()
 
 
+def _lines(path: str) -> list[dict[str, Any]]:
+    if not os.path.exists(path):
+        return []
+    with open(path) as file:
+        # A line without its end was being written when the run was killed.
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
 def _drop_lines_after(path: str, step: int) -> None:
     if not os.path.exists(path):
         return
-    with open(path) as file:
-        # A line without its end was being written when the run was killed.
-        lines = [line for line in file if line.endswith("\n")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    kept = [json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step]
     with open(path + ".tmp", "w") as file:
         file.writelines(kept)
     os.replace(path + ".tmp", path)
@@ -161,9 +176,73 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self._interval = interval
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves when the time has come."""
+        """Saves when the time has come; ends the run if the last time that failed."""
         if steps_taken(self.model) % self._interval == 0:
             self._checkpoints.save()
+        self._checkpoints.check()
+
+
+class ResumeMetrics(keras.callbacks.Callback):
+    """Lets the first line after a resumption hold the means of the whole interval.
+
+    `fit()` sets metrics to zero when it begins; this gives them back what a checkpoint says.
+
+    Example:
+    ```python
+    step = checkpoints.restore()
+    pretrainer.fit(batches, callbacks=[ResumeMetrics(checkpoints)])
+    ```
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        super().__init__()
+        self._checkpoints = checkpoints
+        self._is_done = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Restores them, the first time."""
+        if not self._is_done:
+            self._checkpoints.restore_metrics()
+        self._is_done = True
+
+
+class StopWhenAsked(keras.callbacks.Callback):
+    """Saves a checkpoint and ends the run once any of its workers is told to stop.
+
+    Args:
+        signal: what tells this worker.
+        checkpoints: of the run.
+        workers: of the run.
+
+    Example:
+    ```python
+    with StopSignal() as signal, signal.deferred():
+        pretrainer.fit(batches, callbacks=[StopWhenAsked(signal, checkpoints, workers)])
+    ```
+    """
+
+    def __init__(self, signal: StopSignal, checkpoints: Checkpoints, workers: Workers) -> None:
+        super().__init__()
+        self._signal = signal
+        self._checkpoints = checkpoints
+        self._workers = workers
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Raises a `RestartableError` when it is time."""
+        if not self._workers.any(self._signal.received):
+            return
+        self._checkpoints.save()
+        self._checkpoints.wait()
+        # Who ends first would be missed by the others.
+        self._workers.wait_for_all()
+        raise RestartableError(
+            f"stopped by SIGTERM at step {steps_taken(self.model)}, which is saved: start again "
+            "with the same flags to go on."
+        )
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """As `on_train_batch_end`: a validation may be long."""
+        self.on_train_batch_end(batch)
 
 
 class StopHopelessRun(keras.callbacks.Callback):

@@ -1,23 +1,42 @@
 """Checkpoints: all that a run has become, so that it can go on."""
 
 import os
+import re
+import shutil
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.training_step import TrainingStep
+from cocolm_tf.training.workers import Workers
+
+_FILE = re.compile(r"ckpt-(\d+)\.(index|data-.*)")
+_UNFINISHED = "unfinished"
+_STATE, _METRICS = "state/", "metrics/"
+# What reading or writing a file that is damaged, or a disk that is full, ends in.
+_FAILURES = (tf.errors.OpError, OSError, ValueError, IndexError)
 
 
 class Checkpoints:
     """The checkpoints of a run.
 
-    One holds every variable of the model and of its optimizer, which counts the steps. Nothing
-    else is needed: data, masks, crops, samples and dropout are functions of the step.
+    One holds every variable of the model and of its optimizer, which counts the steps, and what
+    the metrics have summed up. Nothing else is needed: data, masks, crops, samples and dropout
+    are functions of the step.
+
+    They are TensorFlow's checkpoints, `ckpt-<step>`. One is written under another name while
+    training goes on, read back and compared, and only then gets its name, so that a run that is
+    killed leaves none that is incomplete. The chief alone reads and writes them.
 
     Args:
         directory: where they are kept.
         model: a compiled `TrainingStep`.
         keep: int. How many of the latest to keep.
+        keep_interval: int. Those of its multiples are kept for ever; 0 for none.
+        workers: of the run; None where there is one.
 
     Example:
     ```python
@@ -26,53 +45,183 @@ class Checkpoints:
     ```
     """
 
-    def __init__(self, directory: str, model: TrainingStep, keep: int) -> None:
+    def __init__(
+        self,
+        directory: str,
+        model: TrainingStep,
+        keep: int,
+        keep_interval: int = 0,
+        workers: Workers | None = None,
+    ) -> None:
+        self._directory = directory
         self._model = model
-        variables = [*model.variables, *model.optimizer.variables]
-        # A metric's value is the log's, not the run's.
-        metrics = {id(variable) for metric in model.metrics for variable in metric.variables}
-        state = [variable.value for variable in variables if id(variable) not in metrics]
-        self._checkpoint = tf.train.Checkpoint(state=state)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, directory, max_to_keep=keep)
+        self._keep = keep
+        self._keep_interval = keep_interval
+        self._workers = workers or Workers(model.distribute_strategy)
+        self._metrics = {
+            f"{_METRICS}{metric.name}/{number}": variable.value
+            for metric in model.metrics
+            for number, variable in enumerate(metric.variables)
+        }
+        metrics = {id(variable) for variable in self._metrics.values()}
+        variables = [v.value for v in (*model.variables, *model.optimizer.variables)]
+        self._state = {
+            f"{_STATE}{number}/.ATTRIBUTES/VARIABLE_VALUE": variable
+            for number, variable in enumerate(v for v in variables if id(v) not in metrics)
+        }
+        self._restored_metrics: dict[str, np.ndarray] = {}
+        self._saved_step: int | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._writing: Future[None] | None = None
 
-    def save(self) -> str:
-        """Writes a checkpoint of the present step and drops the oldest beyond `keep`."""
-        return self._manager.save(checkpoint_number=steps_taken(self._model))
+    def save(self) -> None:
+        """Takes the present values and has them written, once the checkpoint before is.
+
+        Every worker must call it: what metrics have summed up lies on all of them.
+
+        Raises:
+            UserError: if the checkpoint before could not be written.
+        """
+        self.wait()
+        step = steps_taken(self._model)
+        if step == self._saved_step:
+            return
+        self._saved_step = step
+        values = {name: variable.numpy() for name, variable in self._metrics.items()}
+        if self._workers.is_chief:
+            values |= {name: variable.numpy() for name, variable in self._state.items()}
+            self._writing = self._writer.submit(self._write, step, values)
+
+    def check(self) -> None:
+        """Raises what `wait` would, if it is known by now."""
+        if self._writing and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when what was saved is on the disk.
+
+        Raises:
+            UserError: if it could not be written, a full disk being the usual reason.
+        """
+        if self._writing:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def restore(self) -> int:
-        """Loads the latest checkpoint, if there is one.
+        """Loads the latest checkpoint that is whole, if there is one.
 
         Returns:
             The step that the run stands at.
 
         Raises:
-            UserError: if the checkpoint is of another model, or damaged.
+            UserError: if the checkpoints are of another model, or all damaged.
         """
-        path = self._manager.latest_checkpoint
-        if path:
-            self._check(path)
-            self._checkpoint.restore(path).assert_existing_objects_matched().assert_consumed()
-        return steps_taken(self._model)
+        found = self._read_latest() if self._workers.is_chief else None
+        if not self._workers.any(found is not None):
+            return steps_taken(self._model)
+        variables = self._state | self._metrics
+        values = [(found or {}).get(name, _zeros_like(v)) for name, v in variables.items()]
+        values = dict(zip(variables, self._workers.from_chief(values), strict=True))
+        for name, variable in self._state.items():
+            variable.assign(values[name])
+        self._restored_metrics = {name: values[name] for name in self._metrics}
+        self._saved_step = steps_taken(self._model)
+        return self._saved_step
 
-    def _check(self, path: str) -> None:
-        """Looks at the shapes first: what TensorFlow says of a mismatch is a line a variable."""
+    def restore_metrics(self) -> None:
+        """Gives the metrics what the restored checkpoint says that they had summed up."""
+        strategy, values = self._model.distribute_strategy, self._restored_metrics
+
+        def assign() -> None:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            is_first = tf.equal(replica, 0)
+            for name, value in values.items():
+                # A metric's value is the sum of what it has on each replica.
+                self._metrics[name].assign(tf.where(is_first, value, tf.zeros_like(value)))
+
+        tf.function(lambda: strategy.run(assign), autograph=False)()
+
+    def _write(self, step: int, values: dict[str, np.ndarray]) -> None:
+        unfinished = os.path.join(self._directory, _UNFINISHED)
         try:
-            saved = dict(tf.train.list_variables(path))
-        except (ValueError, tf.errors.OpError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            os.makedirs(unfinished)
+            _write_verified(os.path.join(unfinished, f"ckpt-{step}"), values)
+            for path, _ in reversed(_files_in(unfinished)):
+                os.replace(path, os.path.join(self._directory, os.path.basename(path)))
+            os.rmdir(unfinished)
+            _sync(self._directory)
+            self._drop_superfluous()
+        except _FAILURES as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            steps = _steps_in(self._directory)
+            rest = f"those up to step {steps[-1]} are whole" if steps else "there is none yet"
             raise UserError(
-                f"{path} is damaged: give another --model_dir, or name an earlier checkpoint in "
-                f"{os.path.join(self._manager.directory, 'checkpoint')}."
+                f"the checkpoint of step {step} could not be written into {self._directory} "
+                f"({_reason(error)}); {rest}: make room and start again with the same flags."
             ) from error
-        wanted = {
-            f"state/{number}/.ATTRIBUTES/VARIABLE_VALUE": variable.shape.as_list()
-            for number, variable in enumerate(self._checkpoint.state)
+
+    def _drop_superfluous(self) -> None:
+        steps = _steps_in(self._directory)
+        kept = set(steps[-self._keep :])
+        if self._keep_interval:
+            kept |= {step for step in steps if step % self._keep_interval == 0}
+        _note_latest(self._directory, sorted(kept))
+        for path, step in _files_in(self._directory):
+            if step not in kept:
+                os.remove(path)
+
+    def _read_latest(self) -> dict[str, np.ndarray] | None:
+        """The values of the latest checkpoint that is whole; damaged ones are set aside."""
+        damaged = []
+        for step in reversed(_steps_in(self._directory)):
+            path = os.path.join(self._directory, f"ckpt-{step}")
+            try:
+                values = _read(path)
+            except _FAILURES as error:
+                damaged.append(step)
+                print(f"{path} is damaged ({_reason(error)}).", file=sys.stderr)
+                continue
+            self._check(path, values)
+            if damaged:
+                self._set_aside(damaged)
+                print(f"The run goes back to step {step}.", file=sys.stderr)
+            return values
+        if damaged:
+            raise UserError(
+                f"all checkpoints in {self._directory} are damaged: restore one from a backup, or "
+                "give another --model_dir."
+            )
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames damaged checkpoints, so that they are not counted among those to keep."""
+        for path, step in _files_in(self._directory):
+            if step in steps:
+                name = f"damaged-{os.path.basename(path)}"
+                os.replace(path, os.path.join(self._directory, name))
+
+    def _check(self, path: str, values: dict[str, np.ndarray]) -> None:
+        found = {
+            name: value.shape for name, value in values.items() if not name.startswith(_METRICS)
         }
-        if {name: shape for name, shape in saved.items() if name.startswith("state/")} != wanted:
+        if found != {name: tuple(variable.shape) for name, variable in self._state.items()}:
+            run = os.path.dirname(self._directory)
             raise UserError(
                 f"{path} does not fit this configuration: give another --model_dir, or the "
-                "configuration in "
-                f"{os.path.join(os.path.dirname(self._manager.directory), 'config.yaml')}."
+                f"configuration in {os.path.join(run, 'config.yaml')}."
             )
+
+
+def has_checkpoint(directory: str) -> bool:
+    """Whether a run has got as far as a checkpoint.
+
+    Example:
+    ```python
+    has_checkpoint("runs/first/checkpoints")
+    ```
+    """
+    return bool(_steps_in(directory))
 
 
 def steps_taken(model: TrainingStep) -> int:
@@ -85,3 +234,67 @@ def steps_taken(model: TrainingStep) -> int:
     """
     # `int()` of the variable itself fails where it is mirrored.
     return int(model.optimizer.iterations.numpy())
+
+
+def _steps_in(directory: str) -> list[int]:
+    """The steps that there are checkpoints of, in order."""
+    return sorted(step for path, step in _files_in(directory) if path.endswith(".index"))
+
+
+def _files_in(directory: str) -> list[tuple[str, int]]:
+    """The files of checkpoints and their steps, indices first: without it, there is none."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    found = [match for match in map(_FILE.fullmatch, names) if match]
+    found.sort(key=lambda match: match[2] != "index")
+    return [(os.path.join(directory, match[0]), int(match[1])) for match in found]
+
+
+def _write_verified(path: str, values: dict[str, np.ndarray]) -> None:
+    with tf.device("CPU:0"):
+        tf.raw_ops.SaveV2(
+            prefix=path,
+            tensor_names=list(values),
+            shape_and_slices=[""] * len(values),
+            tensors=list(values.values()),
+        )
+    for file, _ in _files_in(os.path.dirname(path)):
+        _sync(file)
+    reader = tf.train.load_checkpoint(path)
+    for name, value in values.items():
+        if reader.get_tensor(name).tobytes() != value.tobytes():
+            raise OSError(f"{name} reads otherwise than it was written")
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+    """All values of a checkpoint; the checksums that it holds are checked on the way."""
+    reader = tf.train.load_checkpoint(path)
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names if name.startswith((_STATE, _METRICS))}
+
+
+def _note_latest(directory: str, steps: list[int]) -> None:
+    """Writes the file by which `tf.train.latest_checkpoint` finds its way."""
+    lines = [f'model_checkpoint_path: "ckpt-{steps[-1]}"']
+    lines += [f'all_model_checkpoint_paths: "ckpt-{step}"' for step in steps]
+    path = os.path.join(directory, "checkpoint")
+    with open(path + ".tmp", "w") as file:
+        file.write("\n".join(lines) + "\n")
+    os.replace(path + ".tmp", path)
+
+
+def _sync(path: str) -> None:
+    """Has what was written survive a loss of power as well."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _zeros_like(variable: tf.Variable) -> np.ndarray:
+    return np.zeros(variable.shape, variable.dtype.as_numpy_dtype)
+
+
+def _reason(error: Exception) -> str:
+    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    return " ".join(text.split())

@@ -1,24 +1,21 @@
 """What defines a pretraining run: Model Garden configuration dataclasses, read from YAML.
 
-A file states what differs from the defaults here, which are those of the paper's *base* setting.
+A file states what differs from the defaults here, which are those of the paper's *base* setting,
+or, with the key `base`, from another file.
 """
 
-import contextlib
 import dataclasses
-import os
-import re
-import typing
-from collections.abc import Callable
-from typing import Any
 
-import yaml
 from official.modeling import hyperparams
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.pretrainer import SAMPLING_MODES
-from cocolm_tf.modeling.relative_position import relative_position_buckets
+from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
+from cocolm_tf.modeling.sampling import SAMPLING_MODES
+from cocolm_tf.training import config_file
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+REPLACEMENTS = ("auxiliary", "frozen", "random")
+OBJECTIVES = ("coco_lm", "masked_lm")
 
 
 @dataclasses.dataclass
@@ -44,8 +41,11 @@ class ModelConfig(hyperparams.Config):
 class AuxiliaryConfig(hyperparams.Config):
     """The auxiliary model. A size of 0 is the main model's."""
 
-    # random: masked tokens are replaced at random, and there is no auxiliary model.
+    # auxiliary: it learns and masked tokens are replaced by its samples. frozen: it is that of
+    # `preset`, and does not learn. random: there is none.
     replacements: str = "auxiliary"
+    # A finished run's. The frozen model keeps the word and position tables that it had there.
+    preset: str = ""
     num_layers: int = 4
     num_heads: int = 0
     hidden_dim: int = 0
@@ -58,6 +58,9 @@ class AuxiliaryConfig(hyperparams.Config):
 class ObjectiveConfig(hyperparams.Config):
     """The main model's tasks; see `CocoLMPretrainer`. A task of weight 0 is not built."""
 
+    # masked_lm: BERT's and RoBERTa's instead, without auxiliary model and the tasks below; see
+    # `MaskedLMPretrainer`.
+    name: str = "coco_lm"
     copy_weight: float = 50.0
     lm_weight: float = 1.0
     scl_weight: float = 1.0
@@ -75,8 +78,10 @@ class DataConfig(hyperparams.Config):
     sequence_length: int = 512
     mask_fraction: float = 0.15
     crop_fraction: float = 0.9
-    # Whether to hash every shard before training, or only to look at its size.
+    # Whether to hash every shard before a run begins, or only to look at its size.
     verify_checksums: bool = True
+    # Whether to leave out what cannot be read of a damaged shard. Every start reads all of them.
+    skip_corrupt: bool = False
 
 
 @dataclasses.dataclass
@@ -113,6 +118,8 @@ class TrainerConfig(hyperparams.Config):
     validation_steps: int = 0
     checkpoint_interval: int = 5_000
     max_checkpoints: int = 3
+    # Checkpoints of this step and its multiples are kept for ever; 0 for none.
+    keep_checkpoint_interval: int = 0
     # A run whose updates were skipped this often in a row is ended.
     max_skipped_updates: int = 100
 
@@ -122,8 +129,8 @@ class RuntimeConfig(hyperparams.Config):
     """How it is computed."""
 
     precision: str = "float32"
-    # Compile the whole step with XLA, on one device. On a TPU leave it off.
-    jit_compile: bool = False
+    # Whether to compile the whole step with XLA, on one device; null for what suits the device.
+    jit_compile: bool | None = None
     seed: int = 0
 
 
@@ -146,8 +153,7 @@ class PretrainingConfig(hyperparams.Config):
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
 
 
-# What a number must be, in code and in words, and the keys that this holds for.
-_RANGES: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
+_RANGES: config_file.Ranges = (
     (
         lambda value: value >= 1,
         "at least 1",
@@ -187,6 +193,7 @@ _RANGES: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
             "optimizer.weight_decay",
             "optimizer.clip_norm",
             "trainer.validation_steps",
+            "trainer.keep_checkpoint_interval",
         ),
     ),
     (
@@ -217,9 +224,11 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
     """Reads a configuration and checks it.
 
     Args:
-        path: a YAML file.
+        path: a YAML file. Its key `base` names another, by its path from the file, whose values
+            hold where the file has none of its own.
         overrides: what `--params_override` takes: `a.b=1,c.d=x`, YAML or JSON text, a YAML file,
-            or a list of these.
+            or a list of these. Of a file with a `base` only its own values are taken: what it
+            changes is put over this configuration instead.
 
     Returns:
         The configuration, complete with defaults.
@@ -233,15 +242,9 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
     load_config("configs/pretrain/small.yaml", "runtime.precision=mixed_bfloat16")
     ```
     """
-    if not os.path.isfile(path):
-        raise UserError(f"--config_file={path} does not exist.")
     config = PretrainingConfig()
-    _override(config, _parse(path, path), path)
-    names = [path]
-    for override in [overrides] if isinstance(overrides, str) else overrides:
-        if override:
-            names.append(f"--params_override={override}")
-            _override(config, _parse(override, names[-1]), names[-1])
+    config_file.apply_file(config, path)
+    names = [path, *config_file.apply_overrides(config, overrides)]
     check_config(config, " ".join(names))
     return config
 
@@ -261,16 +264,20 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     check_config(PretrainingConfig(), "the defaults")
     ```
     """
-    _check_types(config, name, prefix="")
-    for is_right, wanted, keys in _RANGES:
-        for key in keys:
-            section, field = key.split(".")
-            value = getattr(getattr(config, section), field)
-            if not is_right(value):
-                raise UserError(f"{name}: {key} must be {wanted}, not {value}.")
-    _one_of(name, "runtime.precision", config.runtime.precision, PRECISIONS)
-    _one_of(name, "auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES)
-    _one_of(name, "auxiliary.replacements", config.auxiliary.replacements, ("auxiliary", "random"))
+    config_file.check_types(config, name)
+    config_file.check_ranges(config, name, _RANGES)
+    for key, value, allowed in (
+        ("runtime.precision", config.runtime.precision, PRECISIONS),
+        ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
+        ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),
+        ("objective.name", config.objective.name, OBJECTIVES),
+    ):
+        config_file.check_choice(name, key, value, allowed)
+    if (config.auxiliary.replacements == "frozen") != bool(config.auxiliary.preset):
+        raise UserError(
+            f"{name}: auxiliary.replacements=frozen and auxiliary.preset go together: the frozen "
+            "auxiliary model is that of a finished run's preset."
+        )
     _check_sizes(config, name)
     trainer = config.trainer
     for key in ("train_steps", "log_interval", "validation_interval", "checkpoint_interval"):
@@ -280,6 +287,11 @@ def check_config(config: PretrainingConfig, name: str) -> None:
                 f"{name}: trainer.{key}={steps} must be a multiple of "
                 f"trainer.steps_per_loop={trainer.steps_per_loop}."
             )
+    if trainer.keep_checkpoint_interval % trainer.checkpoint_interval:
+        raise UserError(
+            f"{name}: trainer.keep_checkpoint_interval={trainer.keep_checkpoint_interval} must be "
+            f"a multiple of trainer.checkpoint_interval={trainer.checkpoint_interval}."
+        )
     if config.optimizer.warmup_steps > trainer.train_steps:
         raise UserError(
             f"{name}: optimizer.warmup_steps={config.optimizer.warmup_steps} is more than "
@@ -298,68 +310,7 @@ def save_config(config: PretrainingConfig, path: str) -> None:
     save_config(PretrainingConfig(), "/tmp/config.yaml")
     ```
     """
-    with open(path + ".tmp", "w") as file:
-        yaml.safe_dump(config.as_dict(), file, sort_keys=False)
-    os.replace(path + ".tmp", path)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that can hold nothing but plain values, where 1e-3 is a number, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
-    list("-+0123456789"),
-)
-
-
-def _parse(source: str, name: str) -> Any:
-    """Reads a YAML file, or the text of an override."""
-    try:
-        if os.path.isfile(source):
-            with open(source) as file:
-                return yaml.load(file, _Loader) or {}
-        with contextlib.suppress(ValueError):  # It is YAML or JSON text then.
-            source = hyperparams.nested_csv_str_to_json_str(source)
-        return yaml.load(source, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _override(config: hyperparams.Config, values: Any, name: str, prefix: str = "") -> None:
-    """What `Config.override` does, with the mistakes told by their full keys."""
-    if not isinstance(values, dict):
-        what = f"{prefix.removesuffix('.')} takes" if prefix else "a configuration takes"
-        raise UserError(f"{name}: {what} keys and their values, not {values!r}.")
-    kinds = typing.get_type_hints(type(config))
-    keys = [field.name for field in dataclasses.fields(config)]
-    for key, value in values.items():
-        if key not in keys:
-            raise UserError(
-                f"{name}: {prefix}{key} does not exist; "
-                f"{prefix.removesuffix('.') or 'a configuration'} has {', '.join(keys)}."
-            )
-        if isinstance(getattr(config, key), hyperparams.Config):
-            _override(getattr(config, key), value, name, f"{prefix}{key}.")
-        else:
-            _check_type(name, f"{prefix}{key}", value, kinds[key])
-            setattr(config, key, value)
-
-
-def _check_types(config: hyperparams.Config, name: str, prefix: str) -> None:
-    kinds = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        key, value = f"{prefix}{field.name}", getattr(config, field.name)
-        _check_type(name, key, value, kinds[field.name])
-        if isinstance(value, hyperparams.Config):
-            _check_types(value, name, f"{key}.")
-
-
-def _check_type(name: str, key: str, value: Any, kind: type) -> None:
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{name}: {key} must be of type {kind.__name__}, not {value!r}.")
+    config_file.save_config(config, path)
 
 
 def _check_sizes(config: PretrainingConfig, name: str) -> None:
@@ -389,8 +340,3 @@ def _check_sizes(config: PretrainingConfig, name: str) -> None:
             )
         except ValueError as error:
             raise UserError(f"{name}: model.{error}") from error
-
-
-def _one_of(name: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{name}: {key} is one of {', '.join(allowed)}, not {value!r}.")

@@ -1,5 +1,13 @@
 """The devices that a run is spread over."""
 
+import json
+import os
+import socket
+import sys
+import threading
+import urllib.parse
+from typing import Any
+
 import tensorflow as tf
 from official.common import distribute_utils
 
@@ -7,9 +15,21 @@ from cocolm_tf.errors import UserError
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
+# How long a TPU may take to answer at all, and to get ready: a large slice takes minutes.
+TPU_CONNECT_SECONDS = 10
+TPU_READY_SECONDS = 600
+
+_TF_CONFIG = (
+    'TF_CONFIG must be like {"cluster": {"worker": ["host0:2222", "host1:2222"]}, '
+    '"task": {"type": "worker", "index": 0}}, with the same cluster and another index on each host'
+)
+
 
 def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     """Makes the distribution strategy that a flag names.
+
+    `multi_worker_mirrored` reads the environment variable `TF_CONFIG` and waits until all workers
+    have called this; it must be the first thing that a program asks of TensorFlow.
 
     Args:
         name: one of `STRATEGIES`. Without a GPU, `mirrored` takes the logical CPUs.
@@ -19,7 +39,7 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
         The strategy.
 
     Raises:
-        UserError: if the name is unknown or its devices are not there.
+        UserError: if the name is unknown, its devices are not there, or `TF_CONFIG` is wrong.
 
     Example:
     ```python
@@ -29,18 +49,21 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     """
     if name not in STRATEGIES:
         raise UserError(f"--distribution_strategy is one of {', '.join(STRATEGIES)}, not {name!r}.")
-    if name == "tpu" and not tpu:
-        raise UserError("--distribution_strategy=tpu needs --tpu=ADDRESS, or --tpu=local.")
+    if name == "tpu":
+        return _connect_to_tpu(tpu)
+    if name == "multi_worker_mirrored":
+        _check_tf_config(os.environ.get("TF_CONFIG", ""))
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
-    gpus = len(tf.config.list_logical_devices("GPU"))
+    # Not the logical devices: to list them would start TensorFlow before it knows its cluster.
+    gpus = len(tf.config.list_physical_devices("GPU"))
     try:
         return distribute_utils.get_distribution_strategy(
-            name, num_gpus=min(gpus, 1) if name == "one_device" else gpus, tpu_address=tpu or None
+            name, num_gpus=min(gpus, 1) if name == "one_device" else gpus
         )
     except (ValueError, tf.errors.OpError) as error:
-        raise UserError(f"--distribution_strategy={name}: {error}") from error
+        raise UserError(f"--distribution_strategy={name}: {_one_line(error)}") from error
 
 
 def per_replica_batch(batch_size: int, micro_batches: int, strategy: tf.distribute.Strategy) -> int:
@@ -61,3 +84,110 @@ def per_replica_batch(batch_size: int, micro_batches: int, strategy: tf.distribu
             f"{micro_batches} micro-batches: make it a multiple of {replicas * micro_batches}."
         )
     return batch_size // replicas
+
+
+def compiles_step(wanted: bool | None, strategy: tf.distribute.Strategy) -> bool:
+    """Whether XLA compiles the whole step.
+
+    Args:
+        wanted: `runtime.jit_compile`; None to decide by the device: on one GPU it does. On a CPU
+            the compiled step is the slower one, several replicas cannot talk to each other in
+            one, and on a TPU the strategy compiles.
+        strategy: the devices.
+
+    Returns:
+        Whether to give `jit_compile` to `TrainingStep.compile`.
+
+    Raises:
+        UserError: if it is wanted for several replicas.
+
+    Example:
+    ```python
+    compiles_step(None, make_strategy("one_device"))
+    ```
+    """
+    replicas = strategy.num_replicas_in_sync
+    if wanted and replicas > 1:
+        raise UserError(
+            "runtime.jit_compile=true compiles the step of one device: set it to false or leave "
+            f"it out for the {replicas} of this strategy."
+        )
+    if wanted is None:
+        return replicas == 1 and bool(tf.config.list_physical_devices("GPU"))
+    return wanted
+
+
+def _check_tf_config(text: str) -> None:
+    """What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides."""
+    needed = f"--distribution_strategy=multi_worker_mirrored: {_TF_CONFIG}"
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        kind, index = task["type"], int(task["index"])
+        addresses = [address for job in ("chief", "worker") for address in cluster.get(job, [])]
+        places = len(cluster.get(kind, []))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"not {text!r}" if text else "and is not set"
+        raise UserError(f"{needed}, {found}.") from error
+    if kind not in ("chief", "worker"):
+        raise UserError(f"{needed}: task.type is chief or worker, not {kind!r}.")
+    if not 0 <= index < places:
+        raise UserError(f"{needed}: task.index={index}, but cluster.{kind} has {places} addresses.")
+    for address in addresses:
+        host, _, port = str(address).rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError(f"{needed}: {address!r} is not of the form host:port.")
+    if len(set(addresses)) < len(addresses):
+        raise UserError(f"{needed}: an address stands twice in {addresses}.")
+    if len(addresses) > 1:
+        print(f"{kind} {index} waits for all {len(addresses)} workers.", file=sys.stderr)
+
+
+def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
+    if not address:
+        raise UserError("--distribution_strategy=tpu needs --tpu=ADDRESS, or --tpu=local.")
+    _check_reachable(address)
+    outcome: dict[str, Any] = {}
+
+    def connect() -> None:
+        try:
+            outcome["strategy"] = distribute_utils.get_distribution_strategy(
+                "tpu", tpu_address=address
+            )
+        except Exception as error:  # of TensorFlow's, or of the cloud's client; raised again below
+            outcome["error"] = error
+
+    # TensorFlow waits for ever for a TPU that does not answer, and cannot be interrupted.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(TPU_READY_SECONDS)
+    if thread.is_alive():
+        raise UserError(f"--tpu={address} was not ready after {TPU_READY_SECONDS} seconds.")
+    if "error" in outcome:
+        where = "this machine has no TPU" if address == "local" else "there is no such TPU"
+        error = outcome["error"]
+        raise UserError(f"--tpu={address}: {where} ({_one_line(error)}).") from error
+    return outcome["strategy"]
+
+
+def _check_reachable(address: str) -> None:
+    """Tells a wrong address from a slow TPU. A name is looked up by TensorFlow."""
+    for part in address.split(","):
+        url = urllib.parse.urlsplit(part if "://" in part else f"grpc://{part}")
+        try:
+            host, port = url.hostname, url.port
+        except ValueError as error:
+            raise UserError(f"--tpu={address}: {error}.") from error
+        if not host or not port:
+            continue
+        try:
+            socket.create_connection((host, port), TPU_CONNECT_SECONDS).close()
+        except OSError as error:
+            raise UserError(
+                f"--tpu={address}: nothing answers at {host}:{port} ({error})."
+            ) from error
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -2,12 +2,22 @@
 
 A product of an m x k and a k x n matrix counts 2mkn: a multiplication and an addition each. All
 else (softmax, LayerNorm, dropout, lookups, the optimizer) is of a lower order and left out, and so
-is what rematerialization computes a second time: these are the model's FLOPs, not the hardware's.
+is what rematerialization computes a second time, which `rematerialization_flops` counts: these are
+the model's FLOPs, not the hardware's.
 """
 
-import math
+import dataclasses
 
 from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.passes import (
+    EncoderPass,
+    encoder_passes,
+    has_copy_head,
+    lm_rows,
+    masked_lm_pass,
+    masked_rows,
+    tasks,
+)
 
 # A backward pass takes two products, by either factor, for each of the forward pass.
 _FORWARD_AND_BACKWARD = 3
@@ -28,10 +38,11 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
       and there is dropout to do without;
     - `copy_head`: 2SH;
     - `lm_head`: 2NHV, with N = M, or S if the objective is over all tokens;
-    - `scl_head`: the projection of both views, 2 * 2H^2, and for each micro-batch of b sequences
-      their similarities, 2 * (2b)^2 * H.
+    - `scl_head`: the projection of both views, 2 * 2H^2, and `similarity_flops`.
 
-    Trained parts count three times, forward and backward; `auxiliary_sampling` is not trained.
+    Trained parts count three times, forward and backward. `auxiliary_sampling` is not trained,
+    and of a frozen auxiliary model it is all there is. Of masked language modeling alone there
+    are `main`, `encoder_flops` of S tokens of which M are wanted, and `mlm_head`.
 
     Args:
         config: the run. Parts that it does without are left out.
@@ -45,36 +56,96 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     sum(flops.values()) / 1e15  # PFLOPs for a step of COCO-LM base
     ```
     """
-    model, objective = config.model, config.objective
-    length = config.data.sequence_length
-    masked = math.ceil(length * config.data.mask_fraction)
-    crop = 1 + round((length - 1) * config.data.crop_fraction)
+    model, objective, batch = config.model, tasks(config), config.trainer.batch_size
     width, vocabulary = model.hidden_dim, model.vocabulary_size
-    sizes = (model.num_layers, width, model.intermediate_dim)
+    passes = encoder_passes(config)
 
-    trained = {"main_corrupted": encoder_flops(length, *sizes)}
-    if objective.scl_weight:
-        trained["main_crop"] = encoder_flops(crop, *sizes, wanted=1)
-    if config.auxiliary.replacements != "random":
-        trained |= _auxiliary_flops(config, length, masked)
-    if objective.copy_weight or (objective.lm_weight and objective.use_copy):
-        trained["copy_head"] = _product(length, width, 1)
+    forward = {part: pass_flops(encoder_pass) for part, encoder_pass in passes.items()}
+    if predictor := masked_lm_pass(passes):
+        rows = masked_rows(config)
+        head = _product(rows, predictor.hidden_dim, width) + _product(rows, width, vocabulary)
+        if predictor.trained:
+            forward["mlm_head"] = head
+        if "auxiliary_sampling" in passes:
+            forward["auxiliary_sampling"] += head
+    if has_copy_head(config):
+        forward["copy_head"] = _product(config.data.sequence_length, width, 1)
     if objective.lm_weight:
-        rows = length if objective.all_token_lm else masked
-        trained["lm_head"] = _product(rows, width, vocabulary)
-    batch = config.trainer.batch_size
-    step = {part: _FORWARD_AND_BACKWARD * batch * flops for part, flops in trained.items()}
-
-    if "auxiliary" in trained and config.auxiliary.sampling == "eval" and model.dropout:
-        step["auxiliary_sampling"] = batch * (trained["auxiliary"] + trained["mlm_head"])
+        forward["lm_head"] = _product(lm_rows(config), width, vocabulary)
+    step = {
+        part: batch * flops * (1 if part == "auxiliary_sampling" else _FORWARD_AND_BACKWARD)
+        for part, flops in forward.items()
+    }
     if objective.scl_weight:
-        micro_batches = config.trainer.micro_batches
-        vectors = 2 * batch // micro_batches
-        contrast = _product(vectors, width, vectors)
+        step["scl_head"] = similarity_flops(config)
         if objective.projection:
-            contrast += _product(vectors, width, width)
-        step["scl_head"] = _FORWARD_AND_BACKWARD * micro_batches * contrast
+            step["scl_head"] += _FORWARD_AND_BACKWARD * _product(2 * batch, width, width)
     return step
+
+
+def similarity_flops(config: PretrainingConfig) -> int:
+    """Counts the FLOPs of the contrastive task's similarities in a training step.
+
+    Each micro-batch of b sequences compares its 2b vectors with each other, 2 * (2b)^2 * H,
+    forward and backward. Of several devices each does all of it, on the vectors of all.
+
+    Args:
+        config: the run; with a contrastive task.
+
+    Returns:
+        FLOPs.
+
+    Example:
+    ```python
+    similarity_flops(PretrainingConfig())
+    ```
+    """
+    micro_batches = config.trainer.micro_batches
+    vectors = 2 * config.trainer.batch_size // micro_batches
+    similarities = _product(vectors, config.model.hidden_dim, vectors)
+    return _FORWARD_AND_BACKWARD * micro_batches * similarities
+
+
+def rematerialization_flops(config: PretrainingConfig) -> int:
+    """Counts the FLOPs that a step takes a second time where blocks are rematerialized.
+
+    The blocks of every trained pass run forward once more, which is `pass_flops` but for the
+    projection of the embeddings. It is what `model.rematerialize` costs, set or not.
+
+    Args:
+        config: the run.
+
+    Returns:
+        FLOPs of one training step, beyond those of `pretraining_flops`.
+
+    Example:
+    ```python
+    rematerialization_flops(config) / sum(pretraining_flops(config).values())  # about 0.3
+    ```
+    """
+    return config.trainer.batch_size * sum(
+        pass_flops(dataclasses.replace(one, embedding_dim=one.hidden_dim))
+        for one in encoder_passes(config).values()
+        if one.trained
+    )
+
+
+def pass_flops(encoder_pass: EncoderPass) -> int:
+    """Counts the FLOPs of an encoder pass over one sequence, forward; see `encoder_flops`.
+
+    Example:
+    ```python
+    pass_flops(encoder_passes(PretrainingConfig())["main_corrupted"])
+    ```
+    """
+    return encoder_flops(
+        encoder_pass.length,
+        encoder_pass.num_layers,
+        encoder_pass.hidden_dim,
+        encoder_pass.intermediate_dim,
+        encoder_pass.embedding_dim,
+        encoder_pass.wanted,
+    )
 
 
 def encoder_flops(
@@ -120,20 +191,6 @@ def encoder_flops(
     if embedding_dim not in (None, hidden_dim):
         flops += _product(length, embedding_dim, hidden_dim)
     return flops
-
-
-def _auxiliary_flops(config: PretrainingConfig, length: int, masked: int) -> dict[str, int]:
-    model, auxiliary = config.model, config.auxiliary
-    width = auxiliary.hidden_dim or model.hidden_dim
-    intermediate = auxiliary.intermediate_dim or model.intermediate_dim
-    # The embeddings are the main model's.
-    embedding = model.hidden_dim
-    sizes = (auxiliary.num_layers, width, intermediate, embedding)
-    return {
-        "auxiliary": encoder_flops(length, *sizes, wanted=masked),
-        "mlm_head": _product(masked, width, embedding)
-        + _product(masked, embedding, model.vocabulary_size),
-    }
 
 
 def _product(rows: int, inner: int, columns: int) -> int:

@@ -1,5 +1,6 @@
 """AdamW and its learning rate."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -60,13 +61,58 @@ class AdamW(keras.optimizers.AdamW):
     strategies and XLA dislike.
 
     The arguments are those of `keras.optimizers.AdamW`, `amsgrad`, averaging and accumulation
-    excepted; `exclude_from_weight_decay` works as there.
+    excepted; `exclude_from_weight_decay` and `apply`, which `fit()` calls, work as there.
 
     Example:
     ```python
     optimizer = AdamW(LinearWarmupDecay(5e-4, 10_000, 125_000), weight_decay=0.01)
     ```
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rate_factors: dict[str, float] = {}
+
+    def scale_learning_rate(self, variables: Sequence[keras.Variable], factor: float) -> None:
+        """Lets some variables learn, and decay, at a rate of their own.
+
+        Args:
+            variables: those it is for.
+            factor: float. What their learning rate is multiplied by.
+        """
+        self._rate_factors |= {self._var_key(variable): factor for variable in variables}
+
+    def apply(
+        self,
+        grads: Sequence[tf.Tensor | tf.IndexedSlices | None],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        """Updates variables; Keras calls it in `fit()`.
+
+        Args:
+            grads: of one replica. Those of embeddings may be sparse.
+            trainable_variables: in the order of the gradients.
+        """
+        # Of a row that occurs several times, Keras would square each part of its gradient.
+        dense = [None if one is None else tf.convert_to_tensor(one) for one in grads]
+        super().apply(dense, trainable_variables)
+
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
+    ) -> None:
+        """Updates one variable; Keras calls it."""
+        index = self._get_variable_index(variable)
+        self._update_one(
+            variable,
+            gradient,
+            self._momentums[index].value,
+            self._velocities[index].value,
+            self._settings(learning_rate, tf.constant(1.0)),
+            **self._options(variable),
+        )
+
+    def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
+        """Keras's own pass over the variables: `update_step` decays them."""
 
     def apply_scaled(
         self, gradients: list[tf.Tensor], variables: list[keras.Variable], scale: tf.Tensor
@@ -79,28 +125,37 @@ class AdamW(keras.optimizers.AdamW):
             scale: float32 scalar. 0 leaves variables and moments as they are, whatever the
                 gradients hold; the step is counted all the same.
         """
-        step = tf.cast(self.iterations + 1, tf.float32)
-        settings = {
-            "learning_rate": self.learning_rate,
-            "beta_1_power": tf.pow(self.beta_1, step),
-            "beta_2_power": tf.pow(self.beta_2, step),
-            "scale": scale,
-        }
         slots = [
             [slot[self._get_variable_index(variable)].value for variable in variables]
             for slot in (self._momentums, self._velocities)
         ]
-        decays = [self._use_weight_decay(variable) for variable in variables]
         tf.__internal__.distribute.interim.maybe_merge_call(
             self._update_everywhere,
             self._distribution_strategy,
             gradients,
             [variable.value for variable in variables],
             *slots,
-            decays,
-            settings,
+            [self._options(variable) for variable in variables],
+            self._settings(self.learning_rate, scale),
         )
         self.iterations.assign_add(1)
+
+    def _settings(self, learning_rate: tf.Tensor, scale: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What holds for all variables in this step."""
+        step = tf.cast(self.iterations + 1, tf.float32)
+        return {
+            "learning_rate": learning_rate,
+            "beta_1_power": tf.pow(self.beta_1, step),
+            "beta_2_power": tf.pow(self.beta_2, step),
+            "scale": scale,
+        }
+
+    def _options(self, variable: keras.Variable | tf.Variable) -> dict[str, float]:
+        """What holds for one variable in all steps."""
+        return {
+            "weight_decay": (self.weight_decay or 0.0) * self._use_weight_decay(variable),
+            "rate_factor": self._rate_factors.get(self._var_key(variable), 1.0),
+        }
 
     def _update_everywhere(
         self,
@@ -109,17 +164,17 @@ class AdamW(keras.optimizers.AdamW):
         variables: list[tf.Variable],
         momentums: list[tf.Variable],
         velocities: list[tf.Variable],
-        decays: list[bool],
+        options: list[dict[str, float]],
         settings: dict[str, tf.Tensor],
     ) -> None:
-        for variable, gradient, momentum, velocity, decay in zip(
-            variables, gradients, momentums, velocities, decays, strict=True
+        for variable, gradient, momentum, velocity, own in zip(
+            variables, gradients, momentums, velocities, options, strict=True
         ):
             strategy.extended.update(
                 variable,
                 self._update_one,
                 args=(gradient, momentum, velocity, settings),
-                kwargs={"weight_decay": self.weight_decay if decay else 0.0},
+                kwargs=own,
                 group=False,
             )
 
@@ -131,10 +186,11 @@ class AdamW(keras.optimizers.AdamW):
         velocity: tf.Variable,
         settings: dict[str, tf.Tensor],
         weight_decay: float,
+        rate_factor: float,
     ) -> None:
         scale = settings["scale"]
         accepted = tf.cast(scale > 0, tf.float32)
-        rate = settings["learning_rate"] * accepted
+        rate = settings["learning_rate"] * accepted * rate_factor
         if weight_decay:
             variable.assign_sub(variable * (weight_decay * rate))
         # With both betas 1 the moments stay as they are.

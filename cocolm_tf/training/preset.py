@@ -3,8 +3,10 @@
 preset/
   config.json, model.weights.h5     the main model, as KerasHub saves a backbone
   tokenizer.json, assets/           its tokenizer
-  pretraining_heads.npz             copy head, LM head, projection, masked LM head
+  pretraining_heads.npz             copy head, LM head, projection, the auxiliary model's masked
+                                    LM head; or the main model's masked LM head
   auxiliary/                        the auxiliary model, a preset of its own
+  README.md                         the model card
 """
 
 import os
@@ -15,8 +17,13 @@ import numpy as np
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.heads import Transform
+from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
+from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.training.build import Pretrainer
+from cocolm_tf.training.model_card import Facts, write_model_card
 
 HEADS_FILENAME = "pretraining_heads.npz"
 AUXILIARY_DIRECTORY = "auxiliary"
@@ -35,13 +42,19 @@ _ARCHITECTURE = (
 )
 
 
-def save_preset(pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer, directory: str) -> None:
+def save_preset(
+    pretrainer: Pretrainer,
+    tokenizer: CocoLMTokenizer,
+    directory: str,
+    facts: Facts | None = None,
+) -> None:
     """Saves all that was pretrained, in one step.
 
     Args:
         pretrainer: the models.
         tokenizer: their tokenizer.
         directory: the preset; replaced if it is there.
+        facts: what its model card says; None for no card.
 
     Example:
     ```python
@@ -50,17 +63,42 @@ def save_preset(pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer, direct
     """
     unfinished = directory.rstrip("/") + ".tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
-    pretrainer.backbone.save_to_preset(unfinished)
+    auxiliary = pretrainer.auxiliary and pretrainer.auxiliary.backbone
+    write_models(unfinished, pretrainer.backbone, auxiliary, head_variables(pretrainer))
     tokenizer.save_to_preset(unfinished)
-    if pretrainer.auxiliary is not None:
-        pretrainer.auxiliary.backbone.save_to_preset(os.path.join(unfinished, AUXILIARY_DIRECTORY))
-    heads = {name: np.asarray(value) for name, value in head_variables(pretrainer).items()}
-    np.savez(os.path.join(unfinished, HEADS_FILENAME), **heads)
+    if facts:
+        write_model_card(unfinished, facts)
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(unfinished, directory)
 
 
-def load_preset(pretrainer: CocoLMPretrainer, directory: str) -> list[str]:
+def write_models(
+    directory: str,
+    backbone: CocoLMBackbone,
+    auxiliary: CocoLMBackbone | None,
+    heads: dict[str, keras.Variable],
+) -> None:
+    """Writes the models of a preset.
+
+    Args:
+        directory: where to.
+        backbone: the main model.
+        auxiliary: the auxiliary model, if there is one.
+        heads: the weights of the heads, as `head_variables` names them.
+
+    Example:
+    ```python
+    write_models("converted", backbone, None, {})
+    ```
+    """
+    backbone.save_to_preset(directory)
+    if auxiliary is not None:
+        auxiliary.save_to_preset(os.path.join(directory, AUXILIARY_DIRECTORY))
+    arrays = {name: np.asarray(variable) for name, variable in heads.items()}
+    np.savez(os.path.join(directory, HEADS_FILENAME), **arrays)
+
+
+def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
     """Starts a pretrainer from a preset: continued pretraining.
 
     What the preset lacks (an auxiliary model, a head, as other projects' checkpoints do) keeps
@@ -83,17 +121,115 @@ def load_preset(pretrainer: CocoLMPretrainer, directory: str) -> list[str]:
     """
     if not os.path.isfile(os.path.join(directory, "config.json")):
         raise UserError(f"--init_preset={directory} is not a preset: it has no config.json.")
-    _load_backbone(pretrainer.backbone, directory, "model")
+    _check_architecture(pretrainer.backbone, directory, "model")
     missing = []
     auxiliary = os.path.join(directory, AUXILIARY_DIRECTORY)
     if pretrainer.auxiliary is not None:
         if os.path.isdir(auxiliary):
-            _load_backbone(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+            _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+            _load_weights(pretrainer.auxiliary.backbone, auxiliary)
         else:
             missing.append(AUXILIARY_DIRECTORY)
+    # After the auxiliary model's: tables that are shared are the main model's.
+    _load_weights(pretrainer.backbone, directory)
+    return missing + _load_heads(head_variables(pretrainer), directory)
+
+
+def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
+    """Gives a pretrainer the auxiliary model of another run, to sample from (paper, table 3).
+
+    Args:
+        pretrainer: the models, the auxiliary one with tables of its own.
+        directory: the other run's preset.
+
+    Raises:
+        UserError: if there is no such preset, or it is without auxiliary model, or that is of
+            other sizes or of another vocabulary.
+
+    Example:
+    ```python
+    load_frozen_auxiliary(pretrainer, "runs/first/preset")
+    ```
+    """
+    auxiliary = os.path.join(directory, AUXILIARY_DIRECTORY)
+    if not os.path.isdir(auxiliary):
+        raise UserError(f"auxiliary.preset={directory} has no {AUXILIARY_DIRECTORY}/ in it.")
+    _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+    _load_weights(pretrainer.auxiliary.backbone, auxiliary)
+    missing = _load_heads(_masked_lm_variables(pretrainer.auxiliary, "masked_lm_head"), directory)
+    if missing:
+        raise UserError(f"auxiliary.preset={directory} lacks {', '.join(missing)}.")
+
+
+def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
+    """The weights that are neither of the two backbones', by name.
+
+    Example:
+    ```python
+    list(head_variables(pretrainer))  # ["copy_head.kernel", "lm_head.bias", ...]
+    ```
+    """
+    if isinstance(pretrainer, MaskedLMPretrainer):
+        return _masked_lm_variables(pretrainer.model, "main_masked_lm_head")
+    variables = {}
+    if pretrainer.copy_head:
+        variables["copy_head.kernel"] = pretrainer.copy_head.kernel
+    if pretrainer.lm_head:
+        variables["lm_head.bias"] = pretrainer.lm_head.bias
+    if pretrainer.projection:
+        variables |= _transform_variables(pretrainer.projection, "projection")
+    if pretrainer.auxiliary is not None:
+        variables |= _masked_lm_variables(pretrainer.auxiliary, "masked_lm_head")
+    return variables
+
+
+def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
+    """Reads an encoder from a preset.
+
+    Args:
+        directory: the preset.
+        load_weights: bool. Whether its weights are the preset's, or fresh.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        UserError: if it is not the preset of one.
+
+    Example:
+    ```python
+    main = read_backbone("runs/first/preset")
+    auxiliary = read_backbone("runs/first/preset/auxiliary")
+    ```
+    """
+    try:
+        return CocoLMBackbone.from_preset(directory, load_weights=load_weights)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{os.path.join(directory, 'config.json')} does not describe a CocoLMBackbone."
+        ) from error
+
+
+def _masked_lm_variables(model: MaskedLanguageModel, name: str) -> dict[str, keras.Variable]:
+    variables = _transform_variables(model.head.transform, name)
+    return variables | {f"{name}.bias": model.head.projection.bias}
+
+
+def _transform_variables(transform: Transform, name: str) -> dict[str, keras.Variable]:
+    return {
+        f"{name}.dense.kernel": transform.dense.kernel,
+        f"{name}.dense.bias": transform.dense.bias,
+        f"{name}.norm.gamma": transform.norm.gamma,
+        f"{name}.norm.beta": transform.norm.beta,
+    }
+
+
+def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[str]:
+    """Loads weights of heads by their names, and returns the names that the preset lacks."""
     heads = os.path.join(directory, HEADS_FILENAME)
     saved = np.load(heads) if os.path.isfile(heads) else {}
-    for name, variable in head_variables(pretrainer).items():
+    missing = []
+    for name, variable in variables.items():
         if name not in saved:
             missing.append(name)
         elif saved[name].shape != tuple(variable.shape):
@@ -105,39 +241,8 @@ def load_preset(pretrainer: CocoLMPretrainer, directory: str) -> list[str]:
     return missing
 
 
-def head_variables(pretrainer: CocoLMPretrainer) -> dict[str, keras.Variable]:
-    """The weights that are neither of the two backbones', by name.
-
-    Example:
-    ```python
-    list(head_variables(pretrainer))  # ["copy_head.kernel", "lm_head.bias", ...]
-    ```
-    """
-    variables = {}
-    if pretrainer.copy_head:
-        variables["copy_head.kernel"] = pretrainer.copy_head.kernel
-    if pretrainer.lm_head:
-        variables["lm_head.bias"] = pretrainer.lm_head.bias
-    transforms = {"projection": pretrainer.projection}
-    if pretrainer.auxiliary is not None:
-        transforms["masked_lm_head"] = pretrainer.auxiliary.head.transform
-        variables["masked_lm_head.bias"] = pretrainer.auxiliary.head.projection.bias
-    for name, transform in transforms.items():
-        if transform:
-            variables[f"{name}.dense.kernel"] = transform.dense.kernel
-            variables[f"{name}.dense.bias"] = transform.dense.bias
-            variables[f"{name}.norm.gamma"] = transform.norm.gamma
-            variables[f"{name}.norm.beta"] = transform.norm.beta
-    return variables
-
-
-def _load_backbone(backbone: CocoLMBackbone, directory: str, section: str) -> None:
-    try:
-        saved = CocoLMBackbone.from_preset(directory, load_weights=False).get_config()
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{os.path.join(directory, 'config.json')} does not describe a CocoLMBackbone."
-        ) from error
+def _check_architecture(backbone: CocoLMBackbone, directory: str, section: str) -> None:
+    saved = read_backbone(directory, load_weights=False).get_config()
     wanted = backbone.get_config()
     for key in _ARCHITECTURE:
         if saved[key] != wanted[key]:
@@ -145,4 +250,10 @@ def _load_backbone(backbone: CocoLMBackbone, directory: str, section: str) -> No
                 f"{directory} has {key}={saved[key]}, the configuration's {section} has "
                 f"{wanted[key]}: set the configuration to the preset's."
             )
-    backbone.load_weights(os.path.join(directory, "model.weights.h5"))
+
+
+def _load_weights(backbone: CocoLMBackbone, directory: str) -> None:
+    # KerasHub cuts what is large into several files.
+    names = ("model.weights.h5", "model.weights.json")
+    paths = [os.path.join(directory, name) for name in names]
+    backbone.load_weights(next(filter(os.path.isfile, paths), paths[0]))

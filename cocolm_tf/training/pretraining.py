@@ -1,27 +1,34 @@
 """A pretraining run: shards in, a preset out."""
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.reading import read_errors_told
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
+from cocolm_tf.training.build import Pretrainer, build_pretrainer, compile_pretrainer
 from cocolm_tf.training.callbacks import (
     MetricsLog,
     ProgressBar,
+    ResumeMetrics,
     SaveCheckpoints,
     StopHopelessRun,
+    StopWhenAsked,
 )
-from cocolm_tf.training.checkpoints import Checkpoints
+from cocolm_tf.training.checkpoints import Checkpoints, has_checkpoint, steps_taken
 from cocolm_tf.training.config import PretrainingConfig, TrainerConfig, save_config
 from cocolm_tf.training.distribution import per_replica_batch
-from cocolm_tf.training.preset import load_preset, save_preset
+from cocolm_tf.training.preemption import StopSignal
+from cocolm_tf.training.preset import load_frozen_auxiliary, load_preset, save_preset
+from cocolm_tf.training.pretraining_card import pretraining_facts
+from cocolm_tf.training.workers import Workers
 
 
 def pretrain(
@@ -40,7 +47,7 @@ def pretrain(
         train_data: folder or glob of shards.
         vocabulary: folder of the vocabulary that the shards were built with.
         model_dir: RUN. Gets `config.yaml`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and,
-            at the end, `preset/`.
+            at the end, `preset/`. Of several workers, the chief alone reads and writes it.
         strategy: the devices.
         validation_data: folder or glob of shards held out, or nothing.
         init_preset: a preset to start from, or nothing.
@@ -50,6 +57,8 @@ def pretrain(
 
     Raises:
         UserError: if something given does not exist or does not fit the rest.
+        RestartableError: if the run is ended by SIGTERM or by the loss of another worker. Called
+            again with the same arguments, it goes on.
 
     Example:
     ```python
@@ -57,75 +66,144 @@ def pretrain(
     pretrain(config, "data", "vocabulary", "runs/first", make_strategy("one_device"))
     ```
     """
-    tokenizer = _matching_vocabulary(vocabulary, config)
-    if init_preset:
-        _check_vocabulary_of(init_preset, tokenizer)
-    train = _open_data(train_data, tokenizer, config)
-    validation = _open_data(validation_data, tokenizer, config) if validation_data else None
-    replica_batch = per_replica_batch(
-        config.trainer.batch_size, config.trainer.micro_batches, strategy
-    )
-    # What fits into memory in training must also do so in validation.
-    parts = config.trainer.micro_batches
-    validation_batches = validation and validation.validation_batches(
-        config.trainer.batch_size // parts, config.trainer.validation_steps * parts
-    )
-    if config.runtime.jit_compile and strategy.num_replicas_in_sync > 1:
-        raise UserError(
-            "runtime.jit_compile=true compiles the step of one device: set it to false for "
-            f"the {strategy.num_replicas_in_sync} of this strategy."
-        )
+    if "://" in model_dir:
+        raise UserError(f"--model_dir={model_dir} must be a folder of a mounted file system.")
+    workers = Workers(strategy)
+    with StopSignal() as stop, workers.loss_told(), read_errors_told():
+        checkpoint_dir = os.path.join(model_dir, "checkpoints")
+        tokenizer = _matching_vocabulary(vocabulary, config)
+        if init_preset:
+            _check_vocabulary_of("--init_preset", init_preset, tokenizer)
+        if config.auxiliary.preset:
+            _check_vocabulary_of("auxiliary.preset", config.auxiliary.preset, tokenizer)
+        # A run that goes on does not wait until all data is read through again: what it reads is
+        # checked as it is read, by the checksums of the records.
+        goes_on = workers.any(has_checkpoint(checkpoint_dir))
+        checksums = config.data.verify_checksums and not goes_on
+        train = _open_data(train_data, tokenizer, config, checksums, workers.count, workers.index)
+        batches = _training_batches(train, config.trainer, strategy)
+        opened, validation = {"training": train}, None
+        if validation_data:
+            held_out = _open_data(validation_data, tokenizer, config, checksums)
+            opened["validation"] = held_out
+            # What fits into memory in training must also do so in validation.
+            parts = config.trainer.micro_batches
+            validation = held_out.validation_batches(
+                config.trainer.batch_size // parts, config.trainer.validation_steps * parts
+            )
 
+        pretrainer = _build(config, tokenizer, init_preset, strategy)
+        checkpoints = Checkpoints(
+            checkpoint_dir,
+            pretrainer,
+            config.trainer.max_checkpoints,
+            config.trainer.keep_checkpoint_interval,
+            workers,
+        )
+        step = checkpoints.restore()
+        if step % config.trainer.steps_per_loop:
+            raise UserError(
+                f"{model_dir} stands at step {step}, which is not a multiple of "
+                f"trainer.steps_per_loop={config.trainer.steps_per_loop}: set one that divides it."
+            )
+        if workers.is_chief:
+            os.makedirs(model_dir, exist_ok=True)
+            save_config(config, os.path.join(model_dir, "config.yaml"))
+        with stop.deferred():
+            _train(pretrainer, config, model_dir, batches, validation, checkpoints, workers, stop)
+        preset = os.path.join(model_dir, "preset")
+        if workers.is_chief:
+            manifests = {name: Manifest.load(data.paths[0]) for name, data in opened.items()}
+            facts = pretraining_facts(config, pretrainer, manifests, model_dir, init_preset)
+            save_preset(pretrainer, tokenizer, preset, facts)
+        # Who ends first would be missed by the others.
+        workers.wait_for_all()
+        return preset
+
+
+def _train(
+    pretrainer: Pretrainer,
+    config: PretrainingConfig,
+    model_dir: str,
+    batches: Callable[[int], tf.distribute.DistributedDataset],
+    validation: tf.data.Dataset | None,
+    checkpoints: Checkpoints,
+    workers: Workers,
+    stop: StopSignal,
+) -> None:
+    """Trains from where the pretrainer stands to the end, and saves that."""
+    trainer, step = config.trainer, steps_taken(pretrainer)
+    tokens_per_step = trainer.batch_size * config.data.sequence_length
+    callbacks = [
+        SaveCheckpoints(checkpoints, trainer.checkpoint_interval),
+        StopHopelessRun(trainer.max_skipped_updates),
+        StopWhenAsked(stop, checkpoints, workers),
+    ]
+    is_validated = True
+    with contextlib.ExitStack() as stack:
+        if workers.is_chief:
+            log = MetricsLog(model_dir, step, trainer.log_interval, tokens_per_step)
+            is_validated = log.has(step, "validation")
+            bar = ProgressBar(step, trainer.train_steps, tokens_per_step)
+            stack.enter_context(contextlib.closing(bar))
+            # A line is to be on the disk before the checkpoint that it belongs to.
+            callbacks = [log, *callbacks, bar]
+        if step and (step % trainer.validation_interval == 0 or step == trainer.train_steps):
+            # The run was ended between a checkpoint and the validation of its step.
+            if validation is not None and workers.any(not is_validated):
+                pretrainer.evaluate(validation, callbacks=callbacks, verbose=0)
+        elif step:
+            callbacks.append(ResumeMetrics(checkpoints))
+        for steps, epochs in _segments(step, trainer):
+            pretrainer.fit(
+                batches(step),
+                epochs=epochs,
+                steps_per_epoch=steps,
+                validation_data=validation,
+                callbacks=callbacks,
+                shuffle=False,
+                verbose=0,
+            )
+            step += steps * epochs
+    checkpoints.save()
+    checkpoints.wait()
+
+
+def _training_batches(
+    data: PretrainingData, trainer: TrainerConfig, strategy: tf.distribute.Strategy
+) -> Callable[[int], tf.distribute.DistributedDataset]:
+    """Shares the batches out. What it returns gives those from a step on."""
+    size = per_replica_batch(trainer.batch_size, trainer.micro_batches, strategy)
+
+    def batches(step: int) -> tf.distribute.DistributedDataset:
+        def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            # Each of a host's replicas takes one batch a step.
+            replicas = context.num_replicas_in_sync // context.num_input_pipelines
+            return data.training_batches(
+                size, step * replicas, context.num_input_pipelines, context.input_pipeline_id
+            )
+
+        return strategy.distribute_datasets_from_function(of_host)
+
+    return batches
+
+
+def _build(
+    config: PretrainingConfig,
+    tokenizer: CocoLMTokenizer,
+    init_preset: str,
+    strategy: tf.distribute.Strategy,
+) -> Pretrainer:
     with strategy.scope():
         pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
         if init_preset:
             missing = load_preset(pretrainer, init_preset)
             if missing:
                 print(f"Not in {init_preset}, so initialized afresh: {', '.join(missing)}.")
+        if config.auxiliary.preset:
+            load_frozen_auxiliary(pretrainer, config.auxiliary.preset)
         compile_pretrainer(pretrainer, config, config.trainer.steps_per_loop)
-    checkpoints = Checkpoints(
-        os.path.join(model_dir, "checkpoints"), pretrainer, config.trainer.max_checkpoints
-    )
-    step = checkpoints.restore()
-    if step % config.trainer.steps_per_loop:
-        raise UserError(
-            f"{model_dir} stands at step {step}, which is not a multiple of "
-            f"trainer.steps_per_loop={config.trainer.steps_per_loop}: set one that divides it."
-        )
-    os.makedirs(model_dir, exist_ok=True)
-    save_config(config, os.path.join(model_dir, "config.yaml"))
-
-    def host_batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        # Each of a host's replicas takes one batch a step.
-        replicas = context.num_replicas_in_sync // context.num_input_pipelines
-        return train.training_batches(
-            replica_batch, step * replicas, context.num_input_pipelines, context.input_pipeline_id
-        )
-
-    tokens_per_step = config.trainer.batch_size * config.data.sequence_length
-    bar = ProgressBar(step, config.trainer.train_steps, tokens_per_step)
-    callbacks = [
-        MetricsLog(model_dir, step, config.trainer.log_interval, tokens_per_step),
-        SaveCheckpoints(checkpoints, config.trainer.checkpoint_interval),
-        StopHopelessRun(config.trainer.max_skipped_updates),
-        bar,
-    ]
-    for steps, epochs in _segments(step, config.trainer):
-        pretrainer.fit(
-            strategy.distribute_datasets_from_function(host_batches),
-            epochs=epochs,
-            steps_per_epoch=steps,
-            validation_data=validation_batches,
-            callbacks=callbacks,
-            shuffle=False,
-            verbose=0,
-        )
-        step += steps * epochs
-    bar.close()
-    checkpoints.save()
-    preset = os.path.join(model_dir, "preset")
-    save_preset(pretrainer, tokenizer, preset)
-    return preset
+    return pretrainer
 
 
 def _segments(step: int, trainer: TrainerConfig) -> Iterator[tuple[int, int]]:
@@ -152,26 +230,34 @@ def _matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTo
     return tokenizer
 
 
-def _check_vocabulary_of(preset: str, tokenizer: CocoLMTokenizer) -> None:
+def _check_vocabulary_of(name: str, preset: str, tokenizer: CocoLMTokenizer) -> None:
     if not os.path.isfile(os.path.join(preset, CONFIG_FILENAME)):
         return  # It has weights only, as a converted checkpoint may.
     if load_vocabulary(preset).fingerprint() != tokenizer.fingerprint():
         raise UserError(
-            f"--init_preset={preset} was trained with another vocabulary than --vocabulary: "
+            f"{name}={preset} was trained with another vocabulary than --vocabulary: "
             f"give --vocabulary={preset} and data built with it."
         )
 
 
 def _open_data(
-    pattern: str, tokenizer: CocoLMTokenizer, config: PretrainingConfig
+    pattern: str,
+    tokenizer: CocoLMTokenizer,
+    config: PretrainingConfig,
+    checksums: bool,
+    pipelines: int = 1,
+    pipeline: int = 0,
 ) -> PretrainingData:
-    data = PretrainingData.open(
+    return PretrainingData.open(
         pattern,
         config.data.sequence_length,
         SpecialTokens(mask=tokenizer.mask_token_id),
         config.data.mask_fraction,
         config.data.crop_fraction,
         config.runtime.seed,
+        tokenizer,
+        checksums,
+        config.data.skip_corrupt,
+        pipelines,
+        pipeline,
     )
-    Manifest.load(data.paths[0]).verify(tokenizer, checksums=config.data.verify_checksums)
-    return data

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.curves import BLUE, FAINT_INK, GRID, INK, ORANGE, PLOTS, Metrics, draw
+from cocolm_tf.analysis.curves import PLOTS, Metrics, draw
+from cocolm_tf.analysis.figures import BLUE, FAINT_INK, GRID, INK, ORANGE
 from cocolm_tf.analysis.page import inline_svg, page, table
 
 

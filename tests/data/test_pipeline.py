@@ -1,6 +1,7 @@
 """Batches as a function of the shards, the seed and their number."""
 
 import collections
+import itertools
 from pathlib import Path
 
 import keras
@@ -189,6 +190,17 @@ def test_validation_is_the_same_at_each_pass(data: PretrainingData):
     assert len(first) == int(dataset.cardinality()) == whole
     visited = [row for batch in first for row in rows(batch["token_ids"])]
     assert not collections.Counter(visited) - collections.Counter(sequences(data))
+
+
+def test_validation_mixes_the_texts(data: PretrainingData):
+    stored = list(sequences(data))
+    visited = [
+        stored.index(row)
+        for batch in batches(data.validation_batches(BATCH))
+        for row in rows(batch["token_ids"])
+    ]
+    followers = sum(row + 1 == after for row, after in itertools.pairwise(visited))
+    assert followers < len(visited) / 2
 
 
 @pytest.mark.parametrize(("limit", "count"), [(2, 2), (10_000, None), (0, None)])

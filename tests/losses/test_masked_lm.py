@@ -49,15 +49,11 @@ def test_computes_in_float32(rows, dtype):
     assert tape.gradient(loss, logits).dtype == dtype
 
 
-def test_makes_one_float32_copy_of_bfloat16_logits():
+def test_makes_no_float32_copy_of_bfloat16_logits():
     graph = masked_lm_graph(tf.bfloat16)
-    copies = [
-        op.type
-        for op in graph.get_operations()
-        if op.type != "Placeholder" and any(out.shape == [6, 9] for out in op.outputs)
-    ]
-    # The second output of the cross entropy kernel is its gradient.
-    assert copies == ["Cast", "SparseSoftmaxCrossEntropyWithLogits"]
+    of_that_size = [out for op in graph.get_operations() for out in op.outputs]
+    dtypes = {out.dtype for out in of_that_size if out.shape == [6, 9]}
+    assert dtypes == {tf.bfloat16}
 
 
 def masked_lm_graph(dtype) -> tf.Graph:
@@ -106,7 +102,7 @@ def test_labels_without_weight_may_be_anything(rows, jit_compile):
 
 
 def test_refuses_labels_of_another_length(rows):
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match="[Ss]hape"):
         masked_lm_loss(rows.lm_logits, rows.labels[:-1], rows.weights[:-1])
 
 

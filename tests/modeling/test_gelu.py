@@ -16,7 +16,7 @@ def gelu(x: float) -> float:
 def value_and_gradient(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = exact_gelu(x)
+        y = exact_gelu(x, tf.zeros(tf.shape(x)[-1:], x.dtype))
         total = tf.reduce_sum(3 * y)
     return y, tape.gradient(total, x)
 
@@ -36,6 +36,27 @@ def test_equals_the_definition_and_its_slope(dtype, precision):
     np.testing.assert_allclose(
         tf.cast(gradient, tf.float64), slope, rtol=precision, atol=4 * precision
     )
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_bias_is_added_first_and_learns_from_every_row(in_graph):
+    x = tf.constant(np.random.default_rng(0).normal(size=(4, 3)), tf.float32)
+    bias = tf.constant([0.5, -1.0, 2.0])
+
+    def run(function, *inputs):
+        def value_and_gradients(*inputs):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                y = function(*inputs)
+                total = tf.reduce_sum(y * tf.range(3.0))
+            return y, *tape.gradient(total, inputs)
+
+        return (tf.function(value_and_gradients) if in_graph else value_and_gradients)(*inputs)
+
+    ours = run(exact_gelu, x, bias)
+    theirs = run(lambda x, bias: tf.nn.gelu(x + bias, approximate=False), x, bias)
+    for actual, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [-1e30, -100.0, 100.0, 1e30])

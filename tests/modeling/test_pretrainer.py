@@ -204,7 +204,8 @@ def products_with_the_vocabulary(pretrainer, training=True) -> list[int]:
 @pytest.mark.parametrize(
     ("options", "rows"),
     [
-        ({}, [12, 12, 12]),
+        ({}, [12, 12]),
+        ({"auxiliary_dropout": 0.1}, [12, 12, 12]),
         ({"sampling": "train"}, [12, 12]),
         ({"sampling": "zero_dropout"}, [12, 12]),
         ({"auxiliary": None}, [12]),
@@ -215,6 +216,15 @@ def products_with_the_vocabulary(pretrainer, training=True) -> list[int]:
 )
 def test_only_masked_positions_meet_the_vocabulary(options, rows):
     assert products_with_the_vocabulary(make_pretrainer(**options)) == rows
+
+
+def test_a_frozen_auxiliary_takes_one_pass_without_dropout(corrupted):
+    auxiliary = make_auxiliary(None, dropout=0.5)
+    auxiliary.trainable = False
+    pretrainer = make_pretrainer(auxiliary=auxiliary)
+    assert products_with_the_vocabulary(pretrainer) == [12, 12]
+    first = samples(pretrainer, corrupted, 1)
+    np.testing.assert_array_equal(samples(pretrainer, corrupted, 2), first)
 
 
 def test_measuring_takes_one_pass_of_the_auxiliary():

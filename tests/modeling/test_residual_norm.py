@@ -11,8 +11,8 @@ from cocolm_tf.modeling.residual_norm import ResidualNorm, residual_norm
 SEED = tf.constant([3, 4])
 
 
-def reference(x, update, gamma, beta, epsilon, factors):
-    total = x + update * factors
+def reference(x, update, bias, gamma, beta, epsilon, factors):
+    total = x + (update + bias) * factors
     centered = total - total.mean(-1, keepdims=True)
     return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + epsilon) * gamma + beta
 
@@ -20,7 +20,7 @@ def reference(x, update, gamma, beta, epsilon, factors):
 def operands(*shape, dtype="float32"):
     rng = np.random.default_rng(0)
     width = shape[-1]
-    arrays = [rng.normal(size=size) for size in (shape, shape, (width,), (width,))]
+    arrays = [rng.normal(size=size) for size in (shape, shape, (width,), (width,), (width,))]
     return [tf.constant(array, dtype) for array in arrays]
 
 
@@ -46,8 +46,8 @@ def test_gradients_are_those_of_the_formula(rate, width, in_graph):
     arguments = operands(4, width)
     target = tf.constant(np.random.default_rng(1).normal(size=(4, width)), tf.float32)
 
-    def formula(x, update, gamma, beta):
-        total = x + update * (kept(x.shape, rate, SEED) if rate else 1.0)
+    def formula(x, update, bias, gamma, beta):
+        total = x + (update + bias) * (kept(x.shape, rate, SEED) if rate else 1.0)
         mean, variance = tf.nn.moments(total, [-1], keepdims=True)
         return (total - mean) * tf.math.rsqrt(variance + 1e-3) * gamma + beta
 
@@ -70,11 +70,11 @@ def test_gradients_are_those_of_the_formula(rate, width, in_graph):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_computes_in_float32(dtype):
     # The sum of squares of these exceeds what float16 can hold.
-    x, update, gamma, beta = operands(4, 64, dtype=dtype)
+    x, update, bias, gamma, beta = operands(4, 64, dtype=dtype)
     x *= 300
-    actual = residual_norm(x, update, gamma, beta, 1e-5, 0.0, None)
+    actual = residual_norm(x, update, bias, gamma, beta, 1e-5, 0.0, None)
     assert actual.dtype == dtype
-    wide = (tf.cast(a, tf.float64).numpy() for a in (x, update, gamma, beta))
+    wide = (tf.cast(a, tf.float64).numpy() for a in (x, update, bias, gamma, beta))
     np.testing.assert_allclose(tf.cast(actual, tf.float64), reference(*wide, 1e-5, 1.0), atol=0.05)
 
 
@@ -90,6 +90,6 @@ def test_layer_drops_at_its_rate():
     layer, x = ResidualNorm(rate=0.3), tf.random.stateless_normal([3, 16], [1, 2])
     np.testing.assert_array_equal(
         layer(x, x, seed=SEED),
-        residual_norm(x, x, tf.ones([16]), tf.zeros([16]), layer.epsilon, 0.3, SEED),
+        residual_norm(x, x, None, tf.ones([16]), tf.zeros([16]), layer.epsilon, 0.3, SEED),
     )
     assert (layer(x, x, seed=SEED).numpy() != layer(x, x).numpy()).any()

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import types
 from pathlib import Path
@@ -6,14 +7,16 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.training import callbacks as module
 from cocolm_tf.training.callbacks import (
     METRICS_FILENAME,
     MetricsLog,
     ProgressBar,
+    ResumeMetrics,
     SaveCheckpoints,
     StopHopelessRun,
+    StopWhenAsked,
 )
 from cocolm_tf.training.checkpoints import steps_taken
 
@@ -112,6 +115,26 @@ def test_lines_are_for_tensorboard_too(tmp_path: Path):
         assert found["loss"] == (2, loss)
 
 
+def test_what_is_not_finite_is_null(tmp_path: Path):
+    """So that any reader of JSON reads it."""
+    model = Model()
+    log = log_of(tmp_path, model)
+    train(model, log, 2, {"loss": math.nan, "mlm_loss": tf.constant(math.inf), "scl_loss": 1.0})
+    (line,) = lines(tmp_path)
+    assert (line["loss"], line["mlm_loss"], line["scl_loss"]) == (None, None, 1.0)
+    assert "NaN" not in (tmp_path / METRICS_FILENAME).read_text()
+
+
+def test_a_line_that_is_there_is_found(tmp_path: Path):
+    model = Model()
+    log = log_of(tmp_path, model)
+    assert not log.has(2, "validation")
+    train(model, log, 2)
+    assert log.has(2, "train") and not log.has(2, "validation")
+    log.on_test_end({"loss": 2.0})
+    assert log.has(2, "validation") and not log.has(3, "validation")
+
+
 def test_lines_of_a_lost_stretch_are_dropped(tmp_path: Path):
     """A run that was killed after step 6 goes on from its checkpoint of step 4."""
     written = [{"step": step, "split": "train"} for step in (2, 4, 6)]
@@ -125,11 +148,53 @@ def test_lines_of_a_lost_stretch_are_dropped(tmp_path: Path):
 @pytest.mark.parametrize(("first", "saved"), [(0, [3, 6, 9]), (4, [6, 9, 12])])
 def test_checkpoints_are_saved_every_interval(first: int, saved: list[int]):
     model, found = Model(first), []
-    checkpoints = types.SimpleNamespace(save=lambda: found.append(steps_taken(model)))
+    checkpoints = types.SimpleNamespace(
+        save=lambda: found.append(steps_taken(model)), check=lambda: None
+    )
     callback = SaveCheckpoints(checkpoints, interval=3)
     callback.set_model(model)
     train(model, callback, 10 if first == 0 else 8)
     assert found == saved
+
+
+def test_a_checkpoint_that_could_not_be_written_ends_the_run_soon():
+    def check() -> None:
+        raise UserError("the disk is full")
+
+    model = Model()
+    callback = SaveCheckpoints(types.SimpleNamespace(check=check), interval=3)
+    callback.set_model(model)
+    with pytest.raises(UserError, match="the disk is full"):
+        train(model, callback, 1)
+
+
+def test_metrics_are_resumed_once():
+    """At the beginning of the first epoch, just after `fit()` has reset them."""
+    calls = []
+    callback = ResumeMetrics(types.SimpleNamespace(restore_metrics=lambda: calls.append(1)))
+    for epoch in range(3):
+        callback.on_epoch_begin(epoch)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("during", ["on_train_batch_end", "on_test_batch_end"])
+def test_a_run_told_to_stop_saves_and_says_so(during: str):
+    calls = []
+    signal = types.SimpleNamespace(received=False)
+    checkpoints = types.SimpleNamespace(
+        save=lambda: calls.append("save"), wait=lambda: calls.append("wait")
+    )
+    workers = types.SimpleNamespace(
+        any=lambda flag: flag, wait_for_all=lambda: calls.append("all workers")
+    )
+    callback = StopWhenAsked(signal, checkpoints, workers)
+    callback.set_model(Model(7))
+    getattr(callback, during)(0)
+    assert not calls
+    signal.received = True
+    with pytest.raises(RestartableError, match="SIGTERM at step 7, which is saved"):
+        getattr(callback, during)(0)
+    assert calls == ["save", "wait", "all workers"]
 
 
 def test_a_hopeless_run_is_ended_with_the_count():

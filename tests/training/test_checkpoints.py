@@ -1,12 +1,19 @@
 import gc
+import random
+import resource
+import shutil
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.training import checkpoints as module
 from cocolm_tf.training.build import build_optimizer, build_pretrainer
-from cocolm_tf.training.checkpoints import Checkpoints
+from cocolm_tf.training.checkpoints import Checkpoints, has_checkpoint, steps_taken
 
 
 @pytest.fixture
@@ -38,33 +45,104 @@ def move(model, step: int, seed: int) -> None:
     model.optimizer.iterations.assign(step)
 
 
+def save(folder: Path, model, steps: list[int] | None = None, **options) -> None:
+    """Saves checkpoints of the given steps, by default of the present one."""
+    checkpoints = Checkpoints(str(folder), model, **({"keep": 9} | options))
+    for step in [steps_taken(model)] if steps is None else steps:
+        model.optimizer.iterations.assign(step)
+        checkpoints.save()
+    checkpoints.wait()
+
+
+def restore(folder: Path, model) -> int:
+    return Checkpoints(str(folder), model, keep=9).restore()
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("ckpt-")) for path in folder.glob("ckpt-*.index"))
+
+
 def test_a_new_run_stands_at_step_0(compiled, tmp_path: Path):
-    assert Checkpoints(str(tmp_path / "new"), compiled(), keep=1).restore() == 0
+    assert restore(tmp_path / "new", compiled()) == 0
+    assert not has_checkpoint(str(tmp_path / "new"))
 
 
 def test_all_of_a_run_is_restored(compiled, tmp_path: Path):
     model = compiled()
     move(model, step=7, seed=5)
-    path = Checkpoints(str(tmp_path), model, keep=1).save()
-    assert Path(path).name == "ckpt-7"
+    save(tmp_path, model)
+    assert has_checkpoint(str(tmp_path))
 
     other = compiled(seed=1)
     move(other, step=3, seed=6)
-    assert Checkpoints(str(tmp_path), other, keep=1).restore() == 7
+    assert restore(tmp_path, other) == 7
     for restored, saved in zip(state_of(other), state_of(model), strict=True):
         np.testing.assert_array_equal(restored, saved)
     assert int(other.skipped_in_a_row) == 5
     assert float(other.loss_scale) == 32
 
 
-def test_the_metrics_are_not_the_runs(compiled, tmp_path: Path):
-    """So that a metric more or less leaves a run's checkpoints usable."""
+def test_what_is_saved_is_the_moment_of_saving(compiled, tmp_path: Path, monkeypatch):
+    """Though training goes on while the checkpoint is being written."""
+    may_write, write = threading.Event(), module._write_verified
+
+    def write_later(*arguments) -> None:
+        assert may_write.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(module, "_write_verified", write_later)
     model = compiled()
-    Checkpoints(str(tmp_path), model, keep=1).save()
+    move(model, step=7, seed=5)
+    before = state_of(model)
+    checkpoints = Checkpoints(str(tmp_path), model, keep=1)
+    checkpoints.save()
+    move(model, step=8, seed=6)
+    assert not has_checkpoint(str(tmp_path)), "nothing is there before all of it is"
+    may_write.set()
+    checkpoints.wait()
     other = compiled()
-    other.metrics[0].update_state(3.0)
-    Checkpoints(str(tmp_path), other, keep=1).restore()
-    assert float(other.metrics[0].result()) == 3
+    assert restore(tmp_path, other) == 7
+    for restored, saved in zip(state_of(other), before, strict=True):
+        np.testing.assert_array_equal(restored, saved)
+
+
+def test_metrics_go_on_when_asked(compiled, tmp_path: Path):
+    model = compiled()
+    meter = model.metrics[0]
+    meter.update_state(3.0)
+    meter.update_state(4.0, 0.1)
+    save(tmp_path, model)
+
+    other = compiled()
+    other.metrics[0].update_state(50.0)
+    checkpoints = Checkpoints(str(tmp_path), other, keep=1)
+    checkpoints.restore()
+    assert float(other.metrics[0].result()) == 50
+    checkpoints.restore_metrics()
+    assert float(other.metrics[0].result()) == float(meter.result())
+    assert [float(v) for v in other.metrics[0].variables] == [float(v) for v in meter.variables]
+
+
+def test_a_metric_more_or_less_leaves_checkpoints_usable(compiled, tmp_path: Path):
+    model = compiled()
+    save(tmp_path, model)
+    other = compiled()
+    del other._meters["scl_loss"]
+    assert restore(tmp_path, other) == 0
+    save(tmp_path / "fewer", other)
+    checkpoints = Checkpoints(str(tmp_path / "fewer"), model, keep=1)
+    assert checkpoints.restore() == 0
+    checkpoints.restore_metrics()
+    assert float(model.metrics[-1].result()) == 0
+
+
+def test_tensorflow_finds_the_latest(compiled, tmp_path: Path):
+    model = compiled()
+    save(tmp_path, model, [2, 4])
+    latest = tf.train.latest_checkpoint(str(tmp_path))
+    assert latest == str(tmp_path / "ckpt-4")
+    names = {name for name, _ in tf.train.list_variables(latest)}
+    assert "state/0/.ATTRIBUTES/VARIABLE_VALUE" in names and "metrics/loss/0" in names
 
 
 def test_the_latest_are_kept_also_by_the_run_that_goes_on(compiled, tmp_path: Path):
@@ -74,17 +152,38 @@ def test_the_latest_are_kept_also_by_the_run_that_goes_on(compiled, tmp_path: Pa
         for step in range(first, last + 1):
             model.optimizer.iterations.assign(step)
             checkpoints.save()
-        found = sorted(path.stem for path in tmp_path.glob("*.index"))
-        assert found == [f"ckpt-{last - 1}", f"ckpt-{last}"]
-    assert Checkpoints(str(tmp_path), model, keep=2).restore() == 6
+            checkpoints.wait()
+        assert steps_in(tmp_path) == [last - 1, last]
+    assert restore(tmp_path, model) == 6
+    kept = {"checkpoint", *(f"ckpt-{step}.{end}" for step in (5, 6) for end in _ENDS)}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+_ENDS = ("index", "data-00000-of-00001")
+
+
+def test_some_are_kept_for_ever(compiled, tmp_path: Path):
+    save(tmp_path, compiled(), list(range(2, 31, 2)), keep=2, keep_interval=10)
+    assert steps_in(tmp_path) == [10, 20, 28, 30]
+
+
+def test_a_step_is_saved_once(compiled, tmp_path: Path):
+    model = compiled()
+    checkpoints, written = Checkpoints(str(tmp_path), model, keep=2), []
+    for _ in range(2):
+        checkpoints.save()
+        checkpoints.wait()
+        (index,) = tmp_path.glob("*.index")
+        written.append(index.stat().st_mtime_ns)
+    assert written[0] == written[1]
 
 
 def test_a_run_can_be_moved(compiled, tmp_path: Path):
     model = compiled()
     move(model, step=2, seed=1)
-    Checkpoints(str(tmp_path / "here"), model, keep=1).save()
+    save(tmp_path / "here", model)
     (tmp_path / "here").rename(tmp_path / "there")
-    assert Checkpoints(str(tmp_path / "there"), compiled(), keep=1).restore() == 2
+    assert restore(tmp_path / "there", compiled()) == 2
 
 
 @pytest.mark.parametrize(
@@ -103,9 +202,9 @@ def test_a_checkpoint_of_another_model_is_refused(
     model = compiled()
     model.optimizer.iterations.assign(7)
     folder = tmp_path / "run" / "checkpoints"
-    Checkpoints(str(folder), model, keep=1).save()
+    save(folder, model)
     with pytest.raises(UserError) as caught:
-        Checkpoints(str(folder), compiled(**changes), keep=1).restore()
+        restore(folder, compiled(**changes))
     message = str(caught.value)
     assert message.startswith(f"{folder}/ckpt-7 does not fit")
     assert f"{tmp_path}/run/config.yaml" in message and "--model_dir" in message
@@ -113,10 +212,174 @@ def test_a_checkpoint_of_another_model_is_refused(
     assert not caplog.records, "TensorFlow has nothing to add"
 
 
-def test_a_damaged_checkpoint_is_named(compiled, tmp_path: Path):
+# Damage.
+
+
+@pytest.fixture
+def run(compiled, tmp_path: Path) -> Path:
+    """A run's checkpoints of three steps."""
     model = compiled()
-    Checkpoints(str(tmp_path), model, keep=1).save()
-    (index,) = tmp_path.glob("*.index")
-    index.write_bytes(index.read_bytes()[:50])
-    with pytest.raises(UserError, match=f"ckpt-0 is damaged.* in {tmp_path}/checkpoint"):
-        Checkpoints(str(tmp_path), model, keep=1).restore()
+    for step in (2, 4, 6):
+        move(model, step, seed=step)
+        save(tmp_path, model)
+    return tmp_path
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("end", _ENDS)
+@pytest.mark.parametrize("damage", [cut, empty, flip, Path.unlink])
+def test_the_run_goes_back_where_the_latest_is_damaged(
+    run: Path, compiled, end: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture
+):
+    damage(run / f"ckpt-6.{end}")
+    model = compiled(seed=1)
+    assert restore(run, model) == 4
+    assert int(model.skipped_in_a_row) == 4
+    if (damage, end) == (Path.unlink, "index"):
+        return  # it is as if it had not been written
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{run}/ckpt-6 is damaged (")
+    assert second == "The run goes back to step 4."
+    assert steps_in(run) == [2, 4]
+    assert any(path.name.startswith("damaged-ckpt-6.") for path in run.iterdir())
+
+
+def test_what_is_damaged_is_not_one_of_those_to_keep(run: Path, compiled):
+    cut(run / "ckpt-6.index")
+    model = compiled()
+    checkpoints = Checkpoints(str(run), model, keep=2)
+    checkpoints.restore()
+    model.optimizer.iterations.assign(5)
+    checkpoints.save()
+    checkpoints.wait()
+    assert steps_in(run) == [4, 5]
+
+
+def test_no_flipped_byte_goes_unnoticed(run: Path, compiled):
+    """Wherever it is: either nothing that is read has changed, or the damage is found."""
+    rng, model, intact = random.Random(0), compiled(), module._read(str(run / "ckpt-6"))
+    for number in range(60):
+        folder = run / f"copy-{number}"
+        folder.mkdir()
+        for path in run.glob("ckpt-6.*"):
+            shutil.copy(path, folder)
+        flip(folder / f"ckpt-6.{rng.choice(_ENDS)}", rng.random())
+        try:
+            found = module._read(str(folder / "ckpt-6"))
+        except module._FAILURES:
+            continue
+        assert found.keys() == intact.keys()
+        for name, value in intact.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert restore(run, model) == 6
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(run: Path, compiled):
+    for path in run.glob("*.index"):
+        cut(path)
+    with pytest.raises(UserError, match=f"all checkpoints in {run} are damaged"):
+        restore(run, compiled())
+    assert steps_in(run) == [2, 4, 6], "they are left as they were"
+
+
+# A disk that is full.
+
+
+@pytest.fixture
+def limit_file_size() -> Iterator[Callable[[int], None]]:
+    """Lets the system refuse to write files beyond a size, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_older_ones_whole(run: Path, compiled, limit_file_size):
+    model = compiled()
+    checkpoints = Checkpoints(str(run), model, keep=3)
+    checkpoints.restore()
+    model.optimizer.iterations.assign(8)
+    limit_file_size(1000)
+    checkpoints.save()
+    with pytest.raises(UserError) as caught:
+        checkpoints.wait()
+    limit_file_size(resource.RLIM_INFINITY)
+    message = str(caught.value)
+    assert f"the checkpoint of step 8 could not be written into {run} (" in message
+    assert "File too large" in message
+    assert "those up to step 6 are whole: make room and start again" in message
+    assert "\n" not in message
+    assert steps_in(run) == [2, 4, 6]
+    assert not (run / "unfinished").exists(), "nothing is left in the way"
+    assert restore(run, compiled()) == 6
+
+
+def test_a_failed_save_is_told_at_the_next_look(compiled, tmp_path: Path, limit_file_size):
+    checkpoints = Checkpoints(str(tmp_path), compiled(), keep=3)
+    checkpoints.check()
+    limit_file_size(1000)
+    checkpoints.save()
+    checkpoints._writer.shutdown()
+    limit_file_size(resource.RLIM_INFINITY)
+    with pytest.raises(UserError, match="step 0 could not be written .* there is none yet"):
+        checkpoints.check()
+
+
+def test_what_reads_otherwise_than_written_is_no_checkpoint(run: Path, compiled, monkeypatch):
+    def save_other(prefix, tensor_names, shape_and_slices, tensors) -> None:
+        tensors = [value + np.ones_like(value) for value in tensors]
+        save_v2(
+            prefix=prefix,
+            tensor_names=tensor_names,
+            shape_and_slices=shape_and_slices,
+            tensors=tensors,
+        )
+
+    save_v2 = tf.raw_ops.SaveV2
+    monkeypatch.setattr(tf.raw_ops, "SaveV2", save_other)
+    with pytest.raises(UserError, match="reads otherwise than it was written"):
+        save(run, compiled(), [8])
+    assert steps_in(run) == [2, 4, 6]
+
+
+def test_remains_of_a_killed_save_are_cleared(run: Path, compiled):
+    (run / "unfinished").mkdir()
+    (run / "unfinished" / "ckpt-7.index").write_text("half of it")
+    (run / "ckpt-7.data-00000-of-00001").write_text("without its index")
+    assert restore(run, compiled()) == 6
+    save(run, compiled(), [8])
+    assert steps_in(run) == [2, 4, 6, 8]
+    assert not [path for path in run.iterdir() if "7" in path.name or path.is_dir()]
+
+
+@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
+def test_replicas_are_saved_and_restored_as_one(compiled, mirrored_strategy, tmp_path: Path):
+    with mirrored_strategy.scope():
+        model = compiled()
+    move(model, step=7, seed=5)
+    mirrored_strategy.run(lambda: model.metrics[0].update_state(1.5))
+    save(tmp_path, model)
+    assert module._read(str(tmp_path / "ckpt-7"))["metrics/loss/0"] == 3
+
+    with mirrored_strategy.scope():
+        other = compiled(seed=1)
+    checkpoints = Checkpoints(str(tmp_path), other, keep=1)
+    assert checkpoints.restore() == 7
+    checkpoints.restore_metrics()
+    assert float(other.metrics[0].variables[0].value.numpy()) == 3
+    for restored, saved in zip(state_of(other), state_of(model), strict=True):
+        np.testing.assert_array_equal(restored, saved)
+    alone = compiled(seed=2)
+    assert restore(tmp_path, alone) == 7, "and by a run on another number of devices"

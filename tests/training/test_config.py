@@ -110,10 +110,59 @@ def test_overrides_come_in_many_forms(write, overrides):
     assert config.auxiliary.sampling == "zero_dropout"
 
 
+def test_null_leaves_a_choice_to_the_device(write):
+    assert load_config(write("")).runtime.jit_compile is None
+    for value, expected in (("null", None), ("true", True), ("false", False)):
+        config = load_config(write("runtime: {jit_compile: true}"), f"runtime.jit_compile={value}")
+        assert config.runtime.jit_compile is expected
+
+
 def test_an_override_may_be_a_file(write, tmp_path: Path):
     (tmp_path / "a=b.yaml").write_text("model: {num_layers: 3}")
     config = load_config(write("model: {num_layers: 2}"), str(tmp_path / "a=b.yaml"))
     assert config.model.num_layers == 3
+
+
+def test_a_file_may_change_another(tmp_path: Path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "base.yaml").write_text("model: {num_layers: 3, num_heads: 6}\ntrainer: {}")
+    (tmp_path / "rows" / "one.yaml").write_text("base: ../base.yaml\nmodel: {num_layers: 4}")
+    (tmp_path / "rows" / "two.yaml").write_text("base: one.yaml\ndata: {crop_fraction: 0.5}")
+    config = load_config(str(tmp_path / "rows" / "two.yaml"), "model.hidden_dim=96")
+    assert (config.model.num_layers, config.model.num_heads) == (4, 6)
+    assert (config.model.hidden_dim, config.data.crop_fraction) == (96, 0.5)
+
+
+def test_what_a_file_changes_can_be_put_over_another_base(tmp_path: Path, write):
+    (tmp_path / "row.yaml").write_text("base: /nowhere.yaml\nmodel: {num_layers: 4}")
+    config = load_config(write("model: {num_layers: 2, num_heads: 6}"), str(tmp_path / "row.yaml"))
+    assert (config.model.num_layers, config.model.num_heads) == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("base", "complaint"),
+    [
+        ("/nowhere.yaml", "base: /nowhere.yaml does not exist"),
+        ("../nowhere.yaml", "nowhere.yaml does not exist"),
+        ("2", "base must be the path of a file, not 2"),
+        ("[a.yaml]", "base must be the path of a file, not ['a.yaml']"),
+        ("loop.yaml", "loop.yaml is based on this file"),
+        ("back.yaml", "loop.yaml is based on this file"),
+    ],
+)
+def test_a_base_that_is_none_is_named(tmp_path: Path, base: str, complaint: str):
+    (tmp_path / "loop.yaml").write_text(f"base: {base}")
+    (tmp_path / "back.yaml").write_text("base: loop.yaml")
+    with pytest.raises(UserError) as caught:
+        load_config(str(tmp_path / "loop.yaml"))
+    assert str(caught.value).startswith(str(tmp_path)) and complaint in str(caught.value)
+
+
+def test_a_wrong_key_of_a_base_is_named_with_its_file(tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("model: {layers: 3}")
+    (tmp_path / "row.yaml").write_text("base: base.yaml")
+    with pytest.raises(UserError, match="base.yaml: model.layers does not exist"):
+        load_config(str(tmp_path / "row.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +178,8 @@ def test_an_override_may_be_a_file(write, tmp_path: Path):
         ("model: {num_layers: {a: 1}}", "model.num_layers must be of type int, not {'a': 1}"),
         ("model: {num_layers: [1]}", "model.num_layers must be of type int, not [1]"),
         ("model: {dropout: '0.1'}", "model.dropout must be of type float, not '0.1'"),
-        ("runtime: {jit_compile: 1}", "runtime.jit_compile must be of type bool, not 1"),
+        ("runtime: {jit_compile: 1}", "runtime.jit_compile must be of type bool or null, not 1"),
+        ("model: {dropout: null}", "model.dropout must be of type float, not None"),
         ("runtime: {precision: 16}", "runtime.precision must be of type str, not 16"),
         ("model:", "model takes keys and their values, not None"),
         ("model: 12", "model takes keys and their values, not 12"),
@@ -182,6 +232,9 @@ def test_a_wrong_override_is_named(write, override: str, complaint: str):
         ("auxiliary.hidden_dim=100", "the auxiliary model's width 100 .* heads 12"),
         ("auxiliary.sampling=none", "auxiliary.sampling is one of eval, train, zero_dropout"),
         ("auxiliary.replacements=none", "auxiliary.replacements is one of .* 'none'"),
+        ("auxiliary.replacements=frozen", "replacements=frozen and auxiliary.preset go together"),
+        ("auxiliary.preset=runs/a", "replacements=frozen and auxiliary.preset go together"),
+        ("objective.name=bert", "objective.name is one of coco_lm, masked_lm, not 'bert'"),
         ("runtime.precision=float8", "runtime.precision is one of float32, .* not 'float8'"),
         ("runtime.seed=-1", "runtime.seed must be"),
         ("runtime.seed=2147483648", "runtime.seed must be"),
@@ -192,6 +245,10 @@ def test_a_wrong_override_is_named(write, override: str, complaint: str):
         ("trainer.micro_batches=0", "trainer.micro_batches must be at least 1"),
         ("trainer.train_steps=0", "trainer.train_steps must be at least 1"),
         ("trainer.max_checkpoints=0", "trainer.max_checkpoints must be at least 1"),
+        (
+            "trainer.keep_checkpoint_interval=7500",
+            "keep_checkpoint_interval=7500 must be a multiple of trainer.checkpoint_interval=5000",
+        ),
         (
             "trainer.steps_per_loop=10,trainer.train_steps=100005",
             "trainer.train_steps=100005 must be a multiple of trainer.steps_per_loop=10",

@@ -1,4 +1,12 @@
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
 import types
+from collections.abc import Iterator
 
 import pytest
 import tensorflow as tf
@@ -6,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.distribution import STRATEGIES, make_strategy, per_replica_batch
+from cocolm_tf.training import distribution as module
+from cocolm_tf.training.distribution import (
+    STRATEGIES,
+    compiles_step,
+    make_strategy,
+    per_replica_batch,
+)
 
 
 def test_one_device_is_the_first():
@@ -30,13 +44,177 @@ def test_another_name_is_refused_with_those_there_are(name: str):
     assert all(known in str(caught.value) for known in STRATEGIES)
 
 
+# Several hosts.
+
+HOSTS = ["host0:2222", "host1:2222"]
+
+
+def tf_config(**changes) -> str:
+    config = {"cluster": {"worker": HOSTS}, "task": {"type": "worker", "index": 0}}
+    return json.dumps(config | changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "and is not set."),
+        ("{", "not '{'."),
+        ("[]", "not '[]'."),
+        ("{}", "not '{}'."),
+        (tf_config(task={"type": "worker"}), "not '{"),
+        (tf_config(task={"type": "worker", "index": "first"}), "not '{"),
+        (tf_config(task={"type": "worker", "index": 2}), "task.index=2, but cluster.worker has 2"),
+        (tf_config(task={"type": "worker", "index": -1}), "task.index=-1, but"),
+        (tf_config(task={"type": "chief", "index": 0}), "but cluster.chief has 0 addresses"),
+        (tf_config(task={"type": "ps", "index": 0}), "task.type is chief or worker, not 'ps'"),
+        (tf_config(cluster={"worker": ["host0", HOSTS[1]]}), "'host0' is not of the form host:p"),
+        (tf_config(cluster={"worker": ["host0:a", HOSTS[1]]}), "'host0:a' is not of the form"),
+        (tf_config(cluster={"worker": [HOSTS[0]] * 2}), "an address stands twice in ['host0:2222'"),
+    ],
+)
+def test_a_wrong_tf_config_is_told(monkeypatch: pytest.MonkeyPatch, text: str, complaint: str):
+    """At once, where TensorFlow would wait for ever."""
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError) as caught:
+        make_strategy("multi_worker_mirrored")
+    message = str(caught.value)
+    assert message.startswith("--distribution_strategy=multi_worker_mirrored: TF_CONFIG must be")
+    assert complaint in message and "\n" not in message
+
+
+def test_a_missing_tf_config_is_told(monkeypatch: pytest.MonkeyPatch):
+    """Where TensorFlow would train each host by itself."""
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(UserError, match="and is not set"):
+        make_strategy("multi_worker_mirrored")
+
+
+@pytest.mark.parametrize("index", [0, "1"])
+def test_a_right_tf_config_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, index: int | str, capsys: pytest.CaptureFixture
+):
+    made = []
+    monkeypatch.setattr(
+        module.distribute_utils,
+        "get_distribution_strategy",
+        lambda name, num_gpus: made.append(name),
+    )
+    cluster = {"chief": ["a:1"], "worker": ["b:1", "[::1]:2"]}
+    task = {"type": "worker", "index": index}
+    monkeypatch.setenv("TF_CONFIG", tf_config(cluster=cluster, task=task))
+    make_strategy("multi_worker_mirrored")
+    assert made == ["multi_worker_mirrored"]
+    assert f"worker {index} waits for all 3 workers." in capsys.readouterr().err
+
+
+# TPUs.
+
+
 def test_a_tpu_needs_an_address():
     with pytest.raises(UserError, match="--distribution_strategy=tpu needs --tpu=ADDRESS"):
         make_strategy("tpu")
 
 
+@contextlib.contextmanager
+def listening() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("form", ["grpc://127.0.0.1:{}", "127.0.0.1:{}"])
+def test_a_tpu_that_is_not_there_is_told(form: str):
+    with listening() as port:
+        pass
+    address = form.format(port)
+    with pytest.raises(UserError) as caught:
+        make_strategy("tpu", address)
+    assert f"--tpu={address}: nothing answers at 127.0.0.1:{port} (" in str(caught.value)
+
+
+def test_an_address_without_sense_is_told():
+    with pytest.raises(UserError, match="--tpu=host:99999999: Port out of range"):
+        make_strategy("tpu", "host:99999999")
+
+
+def test_a_machine_without_tpu_is_told():
+    with pytest.raises(UserError) as caught:
+        make_strategy("tpu", "local")
+    assert str(caught.value).startswith("--tpu=local: this machine has no TPU (")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch):
+    def look_up(name: str, tpu_address: str) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(module.distribute_utils, "get_distribution_strategy", look_up)
+    with pytest.raises(UserError, match="--tpu=mine: there is no such TPU .Name or service not"):
+        make_strategy("tpu", "mine")
+
+
+MUTE = """
+import sys
+from cocolm_tf.errors import UserError
+from cocolm_tf.training import distribution
+distribution.TPU_READY_SECONDS = 2
+try:
+    distribution.make_strategy("tpu", sys.argv[1])
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_a_tpu_that_does_not_answer_is_not_waited_for(request: pytest.FixtureRequest):
+    """In a process of its own, of which a thread waits for ever."""
+    with listening() as port:
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", MUTE, f"127.0.0.1:{port}"],
+            env=os.environ | {"PYTHONPATH": str(request.config.rootpath)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"--tpu=127.0.0.1:{port} was not ready after 2 seconds."
+    assert time.monotonic() - start > 2
+
+
+# XLA.
+
+
 def replicas(count: int) -> tf.distribute.Strategy:
     return types.SimpleNamespace(num_replicas_in_sync=count)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count", "gpus", "compiled"),
+    [
+        (None, 1, 1, True),
+        (None, 1, 0, False),
+        (None, 2, 1, False),
+        (True, 1, 0, True),
+        (False, 1, 1, False),
+        (False, 2, 2, False),
+    ],
+)
+def test_the_device_decides_on_compiling(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool | None, count: int, gpus: int, compiled: bool
+):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind] * gpus)
+    assert compiles_step(wanted, replicas(count)) is compiled
+
+
+def test_compiling_for_several_replicas_is_refused():
+    with pytest.raises(UserError, match="runtime.jit_compile=true .* for the 2 of this strategy"):
+        compiles_step(True, replicas(2))
+
+
+# The batch.
 
 
 @given(share=st.integers(1, 100), micro_batches=st.integers(1, 8), count=st.integers(1, 64))

@@ -165,3 +165,42 @@ def test_schedule_config_round_trip():
     again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
     assert again.get_config() == schedule.get_config()
     assert float(again(5)) == float(schedule(5))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_apply_follows_keras(clip_norm):
+    ours, theirs = make_variables(), make_variables()
+    pairs = [
+        (make_optimizer(kind, variables, global_clipnorm=clip_norm), variables)
+        for kind, variables in ((AdamW, ours), (keras.optimizers.AdamW, theirs))
+    ]
+    for step in range(5):
+        gradients = make_gradients(step)
+        # As of an embedding: rows 0 and 2, the former twice.
+        sparse = tf.IndexedSlices(
+            tf.gather(gradients[0], [0, 2, 0]), tf.constant([0, 2, 0]), tf.constant([3, 4])
+        )
+        # Keras would square what a row gets from each before it adds it up.
+        for (optimizer, variables), first in zip(
+            pairs, (sparse, tf.convert_to_tensor(sparse)), strict=True
+        ):
+            optimizer.apply([first, *gradients[1:]], variables)
+        assert_close(ours, theirs)
+    assert_close(pairs[0][0].variables, pairs[1][0].variables)
+
+
+@pytest.mark.parametrize("by_keras", [False, True])
+def test_a_variable_may_learn_at_a_rate_of_its_own(by_keras):
+    plain, scaled, slow = make_variables(), make_variables(), make_variables()
+    optimizers = [make_optimizer(AdamW, variables) for variables in (plain, scaled)]
+    optimizers.append(make_optimizer(AdamW, slow, learning_rate=LinearWarmupDecay(0.025, 2, 6)))
+    optimizers[1].scale_learning_rate(scaled[:1], 0.25)
+    for step in range(4):
+        for optimizer, variables in zip(optimizers, (plain, scaled, slow), strict=True):
+            if by_keras:
+                optimizer.apply(make_gradients(step), variables)
+            else:
+                run_step(optimizer, variables, make_gradients(step))
+    assert_close(scaled[:1], slow[:1])
+    assert_close(scaled[1:], plain[1:])
+    assert not np.allclose(scaled[0], plain[0])

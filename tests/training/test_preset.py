@@ -11,7 +11,13 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import build_pretrainer
-from cocolm_tf.training.preset import HEADS_FILENAME, head_variables, load_preset, save_preset
+from cocolm_tf.training.preset import (
+    HEADS_FILENAME,
+    head_variables,
+    load_frozen_auxiliary,
+    load_preset,
+    save_preset,
+)
 
 HEADS = {
     "copy_head.kernel",
@@ -169,6 +175,68 @@ def test_what_the_run_has_no_use_for_is_left(build, preset: str):
 def test_another_architecture_is_refused_by_its_key(build, preset: str, changes, complaint: str):
     with pytest.raises(UserError, match=complaint):
         load_preset(build(**changes), preset)
+
+
+def test_shared_tables_are_the_main_models(build, preset: str, tmp_path: Path):
+    """Also where the preset's auxiliary model had tables of its own."""
+    source = build(seed=3)
+    source.auxiliary = build(
+        seed=4, auxiliary={"replacements": "frozen", "preset": preset}
+    ).auxiliary
+    rng = np.random.default_rng(5)
+    table = source.auxiliary.backbone.token_embedding.embeddings
+    table.assign(rng.normal(size=table.shape))
+    save_preset(source, load_vocabulary(preset), str(tmp_path / "other"))
+    loaded = build(seed=2)
+    assert load_preset(loaded, str(tmp_path / "other")) == []
+    assert_equal(loaded.backbone, source.backbone)
+
+
+def test_a_frozen_auxiliary_is_that_of_the_preset(build, preset: str):
+    frozen = build(seed=2, auxiliary={"replacements": "frozen", "preset": preset})
+    before = [variable.numpy() for variable in frozen.trainable_variables]
+    load_frozen_auxiliary(frozen, preset)
+    source = build(seed=1)
+    for one, two in zip(frozen.auxiliary.weights, source.auxiliary.weights, strict=True):
+        np.testing.assert_array_equal(one, two, err_msg=one.path)
+    for one, two in zip(frozen.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(one, two, err_msg=one.path)
+    assert frozen.auxiliary.backbone.token_embedding is not frozen.backbone.token_embedding
+
+
+def test_a_preset_without_auxiliary_cannot_be_frozen(build, preset: str):
+    frozen = build(auxiliary={"replacements": "frozen", "preset": preset})
+    Path(preset, HEADS_FILENAME).unlink()
+    with pytest.raises(UserError, match="auxiliary.preset=.* lacks masked_lm_head.dense.kernel"):
+        load_frozen_auxiliary(frozen, preset)
+    shutil.rmtree(Path(preset, "auxiliary"))
+    with pytest.raises(UserError, match="auxiliary.preset=.* has no auxiliary/ in it"):
+        load_frozen_auxiliary(frozen, preset)
+    with pytest.raises(UserError, match="auxiliary.preset=/nowhere has no auxiliary/"):
+        load_frozen_auxiliary(frozen, "/nowhere")
+
+
+def test_masked_language_modeling_leaves_a_preset_too(build, preset: str, corpus):
+    save_preset(
+        build(seed=3, objective={"name": "masked_lm"}), load_vocabulary(corpus.vocabulary), preset
+    )
+    assert not Path(preset, "auxiliary").exists()
+    loaded = build(seed=2, objective={"name": "masked_lm"})
+    assert load_preset(loaded, preset) == []
+    assert_equal(loaded, build(seed=3, objective={"name": "masked_lm"}))
+    assert all(name.startswith("main_masked_lm_head.") for name in head_variables(loaded))
+    # COCO-LM goes on from its encoder alone.
+    assert set(load_preset(build(seed=2), preset)) == {"auxiliary"} | HEADS
+
+
+def test_a_preset_in_several_files_is_read(build, preset: str):
+    """As KerasHub leaves one of more than 10 GB."""
+    build(seed=3).backbone.save_to_preset(preset, max_shard_size=1e-5)
+    Path(preset, "model.weights.h5").unlink()
+    assert Path(preset, "model.weights.json").exists()
+    loaded = build(seed=2)
+    load_preset(loaded, preset)
+    assert_equal(loaded.backbone, build(seed=3).backbone)
 
 
 def test_dropout_is_the_runs_own(build, preset: str):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.training import pretraining as module
 from cocolm_tf.training.callbacks import METRICS_FILENAME, ProgressBar
 from cocolm_tf.training.config import TrainerConfig, load_config
+from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
 
 CLOCK = ("seconds", "tokens_per_second")
 
@@ -113,6 +115,67 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert pretrain_on(finished.config, tmp_path) == str(tmp_path / "preset")
     assert_same_run(tmp_path, finished.model_dir, step=10)
     assert metrics(tmp_path) == metrics(finished.model_dir)
+
+
+@pytest.mark.slow
+def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_on, tmp_path: Path):
+    preset = finished.model_dir / "preset"
+    auxiliary = {"replacements": "frozen", "preset": str(preset), "num_layers": 1}
+    pretrain_on(tiny(auxiliary=auxiliary), tmp_path)
+    heads, source = (np.load(folder / HEADS_FILENAME) for folder in (tmp_path / "preset", preset))
+    for name in ("masked_lm_head.dense.kernel", "masked_lm_head.bias"):
+        np.testing.assert_array_equal(heads[name], source[name])
+    assert (heads["copy_head.kernel"] != source["copy_head.kernel"]).any()
+    backbones = [
+        read_backbone(str(folder / "auxiliary")) for folder in (tmp_path / "preset", preset)
+    ]
+    for one, two in zip(*(backbone.weights for backbone in backbones), strict=True):
+        np.testing.assert_array_equal(one, two, err_msg=one.path)
+    # The main model has learned, with tables of its own.
+    main = read_backbone(str(tmp_path / "preset")).token_embedding.embeddings
+    assert (np.asarray(main) != np.asarray(backbones[0].token_embedding.embeddings)).any()
+    assert {line["mlm_loss"] > 0 for line in metrics(tmp_path)} == {True}
+
+
+@pytest.mark.slow
+def test_masked_language_modeling_runs_alone(tiny, pretrain_on, tmp_path: Path):
+    pretrain_on(tiny(objective={"name": "masked_lm"}), tmp_path)
+    lines = metrics(tmp_path)
+    measured = {"step", "split", "loss", "mlm_loss", "mlm_accuracy"}
+    assert lines[-1].keys() == measured
+    assert not (tmp_path / "preset" / "auxiliary").exists()
+    card = (tmp_path / "preset" / "README.md").read_text()
+    assert "pretrained by masked language modeling" in card
+
+
+def test_another_vocabularys_auxiliary_is_refused(
+    finished, tiny, pretrain_on, tmp_path: Path, corpus
+):
+    preset = shutil.copytree(finished.model_dir / "preset", tmp_path / "preset")
+    dictionary = preset / "assets" / "tokenizer" / "dict.txt"
+    lines = dictionary.read_text().splitlines(keepends=True)
+    dictionary.write_text("".join([*lines[1:], lines[0]]))
+    with pytest.raises(UserError, match="auxiliary.preset=.* trained with another vocabulary"):
+        pretrain_on(
+            tiny(auxiliary={"replacements": "frozen", "preset": str(preset)}), tmp_path / "run"
+        )
+
+
+def test_the_preset_has_a_model_card(finished, corpus):
+    """Everything that the run knows, and what it does not is said to be unknown."""
+    card = (finished.model_dir / "preset" / "README.md").read_text()
+    _, metadata, body = card.split("---\n", 2)
+    assert yaml.safe_load(metadata)["library_name"] == "keras-hub"
+    assert "| optimizer.learning_rate | 0.0005 |" in body
+    assert "| trainer.train_steps | 10 |" in body
+    assert "10 steps of 64 tokens, 640 in all" in body
+    manifest = json.loads(Path(corpus.train, "manifest.json").read_text())
+    assert f"{manifest['counts']['documents']:,} documents" in body
+    last = metrics(finished.model_dir)[-1]
+    assert f"| mlm_loss | {last['mlm_loss']:.4f} |" in body
+    assert "Energy" in body
+    assert "**License:** More information needed." in body
+    assert "@inproceedings{meng2021coco," in body
 
 
 @pytest.mark.slow

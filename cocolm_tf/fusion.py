@@ -99,6 +99,26 @@ def row_max(x: tf.Tensor) -> tf.Tensor:
     )
 
 
+def column_sum(x: tf.Tensor) -> tf.Tensor:
+    """Adds up all axes but the last, as the gradient of a bias does.
+
+    Not for `fused` functions: a matrix product is the fastest such sum, compiled or not.
+
+    Args:
+        x: [..., H].
+
+    Returns:
+        [H], of the type of `x`.
+
+    Example:
+    ```python
+    column_sum(tf.ones([2, 3]))  # [2.0, 2.0, 2.0]
+    ```
+    """
+    rows = tf.reshape(x, [-1, x.shape[-1]])
+    return tf.matmul(tf.ones([1, tf.shape(rows)[0]], x.dtype), rows)[0]
+
+
 def _fold(x: tf.Tensor, join: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
     width = x.shape[-1]
     if not is_compiled(x) or width % _LANES:

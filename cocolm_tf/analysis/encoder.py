@@ -1,0 +1,76 @@
+"""A preset's main model, as what turns sentences into vectors."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
+from cocolm_tf.tokenization.vocabulary import load_vocabulary
+
+# Rows are padded to a multiple of this, so that few lengths are traced.
+_LENGTH_STEP = 16
+
+
+class SentenceEncoder:
+    """Gives sentences the vectors that they have without fine-tuning: the [CLS] states.
+
+    Args:
+        preset: a folder with a main model and its tokenizer.
+
+    Raises:
+        UserError: if it is not such a preset.
+
+    Example:
+    ```python
+    SentenceEncoder("runs/first/preset").encode(["A cat sat.", "It slept."])  # [2, H]
+    ```
+    """
+
+    def __init__(self, preset: str) -> None:
+        for name in ("config.json", CONFIG_FILENAME):
+            if not os.path.isfile(os.path.join(preset, name)):
+                raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
+        try:
+            self.backbone = CocoLMBackbone.from_preset(preset, dtype="float32")
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise UserError(
+                f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
+            ) from error
+        self.tokenizer: CocoLMTokenizer = load_vocabulary(preset)
+
+    def encode(self, texts: Sequence[str], batch_size: int = 32, name: str = "") -> np.ndarray:
+        """Computes vectors.
+
+        Args:
+            texts: sentences; what of them is longer than the model reads is cut off.
+            batch_size: int. Sentences at a time.
+            name: what to show beside the progress.
+
+        Returns:
+            [N, H] float32, in the order of the texts.
+        """
+        limit = self.backbone.max_sequence_length
+        ids = [ids[: limit - 2] for ids in self.tokenizer(list(texts))]
+        # Alike in length, so that little is padding.
+        order = np.argsort([len(row) for row in ids], kind="stable")
+        vectors = np.zeros([len(ids), self.backbone.hidden_dim], np.float32)
+        for start in tqdm(range(0, len(ids), batch_size), desc=name or "encoding", unit="batch"):
+            chosen = order[start : start + batch_size]
+            longest = max(len(ids[i]) for i in chosen) + 2
+            length = min(limit, -(-longest // _LENGTH_STEP) * _LENGTH_STEP)
+            rows = [ids[i] for i in chosen]
+            vectors[chosen] = self._vectors(self.tokenizer.pack(rows, sequence_length=length))
+        return vectors
+
+    def _vectors(self, inputs: dict[str, tf.Tensor]) -> np.ndarray:
+        return self._starts(inputs["token_ids"], inputs["padding_mask"]).numpy()
+
+    @tf.function(reduce_retracing=True)
+    def _starts(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
+        inputs = {"token_ids": token_ids, "padding_mask": tf.cast(padding_mask, tf.int32)}
+        return self.backbone(inputs, training=False)[:, 0]

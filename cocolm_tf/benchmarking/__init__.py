@@ -1,0 +1,1 @@
+"""Speed side by side: against other projects, against size, and of the data."""

@@ -1,0 +1,210 @@
+"""A released checkpoint as it is read: which tensor it holds under which name, and what is left."""
+
+import os
+import re
+
+import numpy as np
+
+from cocolm_tf.conversion.layout import AUXILIARY, POSITIONS, released_name
+from cocolm_tf.conversion.tensor_files import TensorFile
+from cocolm_tf.errors import UserError
+
+# fairseq counts positions from the id of the padding token on, and the first is one more.
+_FAIRSEQ_POSITION_OFFSET = 2
+
+# The released names of an encoder in fairseq's words.
+_FAIRSEQ_ENCODER = (
+    ("embeddings.word_embeddings.", "embed_tokens."),
+    ("embeddings.position_embeddings.", "embed_positions."),
+    ("embeddings.LayerNorm.", "emb_layer_norm."),
+    ("encoder.layer.", "layers."),
+    (".attention.self_attn.", ".self_attn."),
+    (".attention.LayerNorm.", ".self_attn_layer_norm."),
+    (".intermediate.dense.", ".fc1."),
+    (".output.dense.", ".fc2."),
+    (".output.LayerNorm.", ".final_layer_norm."),
+)
+_FAIRSEQ_HEADS = (
+    ("binary_head.", "encoder.binary_head."),
+    ("lm_head.", "encoder.lm_head."),
+    ("scl_head.dense.", "encoder.seq_head.dense."),
+    ("scl_head.LayerNorm.", "encoder.seq_head.layer_norm."),
+    ("auxiliary.lm_head.LayerNorm.", "auxiliary.lm_head.layer_norm."),
+    ("auxiliary.lm_head.", "auxiliary.lm_head."),
+)
+_FAIRSEQ_TASK_HEADS = {"classifier.": ".out_proj.weight", "qa_outputs.": ".start_logits."}
+
+
+class Checkpoint:
+    """The tensors of a checkpoint, by the names that the released classes give them.
+
+    Args:
+        file: The tensors as the file names them.
+
+    Example:
+    ```python
+    checkpoint = Checkpoint(open_tensors("released/pytorch_model.bin"))
+    checkpoint.take("embeddings.LayerNorm.weight", (768,))
+    checkpoint.unused()
+    ```
+    """
+
+    def __init__(self, file: TensorFile) -> None:
+        self.path = file.path
+        self.settings = file.settings
+        self.notes: list[str] = []
+        self._file = file
+        self._names = frozenset(file.names)
+        self._used: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+        self.is_fairseq = any(".sentence_encoder." in name for name in file.names)
+
+    def __contains__(self, name: str) -> bool:
+        return self._find(name) is not None
+
+    def layers(self, prefix: str = "") -> int:
+        """Counts an encoder's layers.
+
+        Args:
+            prefix: What stands before the encoder's names.
+
+        Returns:
+            How many there are, the first ones in a row.
+        """
+        layers = 0
+        while f"{prefix}encoder.layer.{layers}.output.LayerNorm.weight" in self:
+            layers += 1
+        return layers
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads a tensor without counting it as used; see `take`."""
+        key = self._find(name)
+        if key is None:
+            raise UserError(f"{self.path}: {self._spellings(name)[0]} is missing.")
+        return self._file.read(key)
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Reads a tensor for good.
+
+        Args:
+            name: The name of the tensor.
+            shape: What shape the model wants it in. A table of positions may have more or fewer
+                rows: the released classes take the first or repeat it.
+
+        Returns:
+            The tensor.
+
+        Raises:
+            UserError: If the file does not have it, or in another shape.
+        """
+        tensor = self.read(name)
+        if name.endswith(POSITIONS):
+            tensor = self._positions(tensor, shape)
+        if tensor.shape != shape:
+            raise UserError(
+                f"{self.path}: {self._find(name)} has the shape {tensor.shape}, not {shape}."
+            )
+        self.use(name)
+        return tensor
+
+    def use(self, name: str) -> None:
+        """Counts a tensor as used; see `take`.
+
+        Args:
+            name: The name of a tensor that the file has.
+        """
+        self._used[self._find(name)] = name
+
+    def explain(self, name: str, reason: str) -> None:
+        """Says why a tensor is not used.
+
+        Args:
+            name: The name of a tensor that the file has.
+            reason: Why not.
+        """
+        self._reasons[self._find(name)] = reason
+
+    def unused(self) -> dict[str, str]:
+        """The file's tensors that were not taken, and why not, where that is known."""
+        rest = sorted(self._names - self._used.keys())
+        return {key: self._reasons.get(key, "") for key in rest}
+
+    @property
+    def used(self) -> dict[str, str]:
+        """What was taken: the released classes' name of each tensor, by the file's."""
+        return dict(self._used)
+
+    def _find(self, name: str) -> str | None:
+        return next((key for key in self._spellings(name) if key in self._names), None)
+
+    def _spellings(self, name: str) -> list[str]:
+        """How a file may name a tensor, the likeliest first."""
+        return self._fairseq_spellings(name) if self.is_fairseq else [released_name(name), name]
+
+    def _fairseq_spellings(self, name: str) -> list[str]:
+        for head, mark in _FAIRSEQ_TASK_HEADS.items():
+            if name.startswith(head):
+                return [f"{self._fairseq_task_head(mark)}.{name.removeprefix(head)}"]
+        for released, ours in _FAIRSEQ_HEADS:
+            if name.startswith(released):
+                spelling = ours + name.removeprefix(released)
+                return [spelling, spelling.replace("encoder.", "decoder.", 1)]
+        owner = "auxiliary" if name.startswith(AUXILIARY) else "encoder"
+        spelling = name.removeprefix(AUXILIARY)
+        for released, ours in _FAIRSEQ_ENCODER:
+            spelling = spelling.replace(released, ours)
+        spellings = [spelling, spelling.replace("in_proj.", "in_proj_")]
+        # fairseq named an encoder "decoder" once, and its own classes still read that.
+        owners = [owner, "decoder"] if owner == "encoder" else [owner]
+        return [f"{owner}.sentence_encoder.{each}" for owner in owners for each in spellings]
+
+    def _fairseq_task_head(self, mark: str) -> str:
+        """The name that the fine-tuning gave its head."""
+        pattern = re.compile(r"(classification_heads\.[^.]+)" + re.escape(mark))
+        heads = sorted({found[1] for name in self._names if (found := pattern.match(name))})
+        if len(heads) > 1:
+            raise UserError(
+                f"{self.path} has several heads, {' and '.join(heads)}: a preset has room for one."
+            )
+        return heads[0] if heads else "classification_heads.none"
+
+    def _positions(self, table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        if self.is_fairseq and len(table) == shape[0] + _FAIRSEQ_POSITION_OFFSET:
+            table = table[_FAIRSEQ_POSITION_OFFSET:]
+        rows = len(table)
+        if rows == shape[0] or table.shape[1:] != shape[1:]:
+            return table
+        done = "the first are taken" if rows > shape[0] else "they are repeated"
+        note = f"{rows} positions for a model of {shape[0]}: {done}, as the released classes do"
+        if note not in self.notes:
+            self.notes.append(note)
+        return np.resize(table, shape)
+
+
+def find_weights(official: str) -> str:
+    """Finds the weights in a released folder.
+
+    Args:
+        official: The folder, or the file itself.
+
+    Returns:
+        The path of the file; one that is read without PyTorch is preferred.
+
+    Raises:
+        UserError: If there is none.
+
+    Example:
+    ```python
+    find_weights("released")  # "released/pytorch_model.bin"
+    ```
+    """
+    if os.path.isfile(official):
+        return official
+    if not os.path.isdir(official):
+        raise UserError(f"--official={official} does not exist.")
+    names = ("model.safetensors", "weights.npz", "pytorch_model.bin", "model.pt")
+    for name in names:
+        path = os.path.join(official, name)
+        if os.path.isfile(path):
+            return path
+    raise UserError(f"--official={official} has no weights: none of {', '.join(names)}.")

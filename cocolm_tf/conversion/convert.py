@@ -1,0 +1,229 @@
+"""Released checkpoints to presets, and presets to released checkpoints."""
+
+import dataclasses
+import os
+
+import keras
+import numpy as np
+
+from cocolm_tf.conversion.architecture import FILENAME, configuration_of, read_configuration
+from cocolm_tf.conversion.checkpoint import Checkpoint, find_weights
+from cocolm_tf.conversion.json_files import write_json
+from cocolm_tf.conversion.layout import (
+    AUXILIARY,
+    HEADS,
+    Entry,
+    encoder_entries,
+    head_entries,
+    released_name,
+    table_entries,
+)
+from cocolm_tf.conversion.parts import Head, read_auxiliary, read_heads, read_main
+from cocolm_tf.conversion.task_heads import TASK_HEADS, read_task_heads, write_task_heads
+from cocolm_tf.conversion.tensor_files import (
+    FORMATS,
+    Tensor,
+    has_pytorch,
+    open_tensors,
+    write_tensors,
+)
+from cocolm_tf.conversion.vocabulary_files import read_tokenizer, write_tokenizer
+from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.tokenization.output_folder import check_output_folder, new_folder
+from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME
+from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME, load_vocabulary
+from cocolm_tf.training.model_card import Facts, write_model_card
+from cocolm_tf.training.preset import (
+    AUXILIARY_DIRECTORY,
+    HEADS_FILENAME,
+    read_backbone,
+    write_models,
+)
+from cocolm_tf.training.pretraining_card import describe_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What a conversion did with each tensor.
+
+    Args:
+        source: Where the tensors came from.
+        used: The released classes' name of each tensor that was converted, by the source's.
+        unused: Tensors that were not, and why not, where that is known.
+        notes: What else is worth knowing.
+
+    Example:
+    ```python
+    print(convert_to_preset("released", "converted").text())
+    ```
+    """
+
+    source: str
+    used: dict[str, str]
+    unused: dict[str, str]
+    notes: tuple[str, ...]
+
+    def text(self) -> str:
+        """Lays it out for reading."""
+        lines = [f"{self.source}: {len(self.used)} tensors used, {len(self.unused)} not"]
+        lines += [
+            f"not used: {name}" + (f" ({reason})" if reason else "")
+            for name, reason in self.unused.items()
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Conversion:
+    """Makes a preset of a released checkpoint.
+
+    The preset has all that the checkpoint has: the main model, the tokenizer, the auxiliary model,
+    and the heads of pretraining and of tasks.
+
+    Args:
+        official: A folder in the released Hugging Face-style format (`config.json`, weights as
+            `model.safetensors`, `weights.npz` or `pytorch_model.bin`, and `sp.model` and
+            `dict.txt`), or in fairseq's (`model.pt`); or the file of weights in it.
+        preset: The preset; it appears when it is complete.
+        overwrite: Whether to replace `preset` if it is not empty.
+
+    Returns:
+        What became of each tensor.
+
+    Raises:
+        UserError: If a file is missing or damaged, or a tensor is missing or of another shape.
+
+    Example:
+    ```python
+    conversion = convert_to_preset("released", "converted")
+    backbone = CocoLMBackbone.from_preset("converted")
+    ```
+    """
+    check_output_folder(preset, overwrite)
+    path = find_weights(official)
+    folder = os.path.dirname(path) or "."
+    checkpoint = Checkpoint(open_tensors(path))
+    configuration = read_configuration(folder, checkpoint)
+    tokenizer = read_tokenizer(folder, configuration["vocab_size"])
+    if tokenizer is None:
+        checkpoint.notes.append(f"{folder} has no {MODEL_FILENAME}: no tokenizer")
+
+    backbone = read_main(configuration, checkpoint)
+    auxiliary = read_auxiliary(backbone, configuration, checkpoint)
+    heads = read_heads(configuration, auxiliary, checkpoint)
+    task_heads = {head: heads.pop(head) for head in TASK_HEADS if head in heads}
+
+    with new_folder(preset) as unfinished:
+        write_models(
+            unfinished,
+            backbone,
+            auxiliary,
+            {
+                f"{head}.{name}": variable
+                for head, variables in heads.items()
+                for name, variable in variables.items()
+            },
+        )
+        write_task_heads(unfinished, task_heads)
+        if tokenizer is not None:
+            tokenizer.save_to_preset(unfinished)
+        write_model_card(unfinished, _facts(official, preset, backbone))
+    return Conversion(path, checkpoint.used, checkpoint.unused(), tuple(checkpoint.notes))
+
+
+def convert_to_official(
+    preset: str, official: str, weights_format: str = "", overwrite: bool = False
+) -> Conversion:
+    """Writes a preset in the released Hugging Face-style format.
+
+    Args:
+        preset: The preset.
+        official: The folder; it appears when it is complete.
+        weights_format: `bin`, which the released classes load and which takes PyTorch,
+            `safetensors` or `npz`. Nothing: `bin` where PyTorch is installed, else `safetensors`.
+        overwrite: Whether to replace `official` if it is not empty.
+
+    Returns:
+        What became of each weight.
+
+    Raises:
+        UserError: If there is no preset, or the released classes cannot hold such a model.
+
+    Example:
+    ```python
+    convert_to_official("runs/first/preset", "released", weights_format="safetensors")
+    ```
+    """
+    check_output_folder(official, overwrite)
+    if not os.path.isfile(os.path.join(preset, FILENAME)):
+        raise UserError(f"--preset={preset} is not a preset: it has no {FILENAME}.")
+    notes = []
+    if not weights_format:
+        weights_format = "bin" if has_pytorch() else "safetensors"
+        if weights_format != "bin":
+            notes.append(
+                f"PyTorch is not installed, so the weights are {FORMATS[weights_format]}; the "
+                f"released classes read {FORMATS['bin']}"
+            )
+    backbone = read_backbone(preset)
+    entries = [*table_entries(backbone), *encoder_entries(backbone)]
+    auxiliary = None
+    if os.path.isdir(os.path.join(preset, AUXILIARY_DIRECTORY)):
+        auxiliary = read_backbone(os.path.join(preset, AUXILIARY_DIRECTORY))
+        if not _same_tables(backbone, auxiliary):
+            entries += table_entries(auxiliary, AUXILIARY)
+        entries += encoder_entries(auxiliary, AUXILIARY)
+    heads, unknown = _read_preset_heads(preset)
+    for head, variables in heads.items():
+        entries += head_entries(head, variables)
+
+    configuration = configuration_of(backbone, auxiliary, need_pooler="projection" in heads)
+    if "classifier" in heads:
+        configuration["num_labels"] = heads["classifier"]["output.bias"].shape[0]
+    tensors = _tensors(entries)
+    with new_folder(official) as unfinished:
+        write_tensors(os.path.join(unfinished, FORMATS[weights_format]), tensors)
+        write_json(os.path.join(unfinished, FILENAME), configuration)
+        if os.path.isfile(os.path.join(preset, CONFIG_FILENAME)):
+            write_tokenizer(load_vocabulary(preset), unfinished)
+        else:
+            notes.append(f"{preset} has no {CONFIG_FILENAME}: no tokenizer")
+    used = {name: name for name in tensors}
+    return Conversion(preset, used, dict.fromkeys(unknown, "not a head of COCO-LM"), tuple(notes))
+
+
+def _facts(official: str, preset: str, backbone: CocoLMBackbone) -> Facts:
+    """What a card can say of a checkpoint that others trained."""
+    return Facts(
+        os.path.basename(os.path.abspath(preset)),
+        description=f"Converted from a checkpoint in the released format, `{official}`.",
+        model_type=describe_encoder(backbone),
+        usage=f'backbone = cocolm_tf.CocoLMBackbone.from_preset("{preset}")',
+    )
+
+
+def _read_preset_heads(preset: str) -> tuple[dict[str, Head], list[str]]:
+    """The heads of a preset, and what else stands among them."""
+    arrays: dict[str, np.ndarray] = read_task_heads(preset)
+    path = os.path.join(preset, HEADS_FILENAME)
+    if os.path.isfile(path):
+        file = open_tensors(path)
+        arrays |= {name: file.read(name) for name in file.names}
+    heads = {}
+    for head, names in HEADS.items():
+        if any(f"{head}.{name}" in arrays for name in names):
+            heads[head] = {name: keras.Variable(arrays.pop(f"{head}.{name}")) for name in names}
+    return heads, sorted(arrays)
+
+
+def _same_tables(backbone: CocoLMBackbone, auxiliary: CocoLMBackbone) -> bool:
+    return all(
+        np.array_equal(one.variables[0], other.variables[0])
+        for one, other in zip(table_entries(backbone), table_entries(auxiliary), strict=True)
+    )
+
+
+def _tensors(entries: list[Entry]) -> dict[str, Tensor]:
+    return {
+        released_name(name): tensor for entry in entries for name, tensor in entry.tensors().items()
+    }

@@ -1,0 +1,253 @@
+"""Files of named tensors, read and written one tensor at a time.
+
+NumPy's `.npz`, safetensors, and PyTorch's `.bin` and `.pt`. Only the last need PyTorch, and they
+are read by its loader of plain tensors (`weights_only`), which runs no code of the file's.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cocolm_tf.errors import UserError
+
+FORMATS = {"npz": "weights.npz", "safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
+
+_PYTORCH = (".bin", ".pt", ".pth")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """The tensors of a file; each is read when it is asked for.
+
+    Args:
+        path: The file.
+        names: What tensors it has.
+        read: Gives a tensor by its name.
+        settings: What a fairseq checkpoint says of the model beside its tensors, by name.
+
+    Example:
+    ```python
+    file = open_tensors("released/pytorch_model.bin")
+    file.read(file.names[0]).shape
+    ```
+    """
+
+    path: str
+    names: tuple[str, ...]
+    read: Callable[[str], np.ndarray]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor to be written, made when its turn comes.
+
+    Args:
+        shape: Its shape.
+        make: Gives its values, float32.
+
+    Example:
+    ```python
+    Tensor((2, 3), lambda: np.zeros((2, 3), np.float32))
+    ```
+    """
+
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+
+def open_tensors(path: str) -> TensorFile:
+    """Opens a file of tensors for reading.
+
+    Args:
+        path: A `.npz`, `.safetensors`, `.bin` or `.pt` file. A `.pt` may be fairseq's: its
+            tensors are then those of its model, its settings those it was trained with.
+
+    Returns:
+        The tensors. Floating-point ones are read as float32, whatever the file holds them in.
+
+    Raises:
+        UserError: If there is no such file, it is none of these, or PyTorch is missing.
+
+    Example:
+    ```python
+    open_tensors("released/model.safetensors").names
+    ```
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is not a file.")
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".npz":
+        return _open_npz(path)
+    if suffix == ".safetensors":
+        return _open_safetensors(path)
+    if suffix in _PYTORCH:
+        return _open_pytorch(path)
+    raise UserError(f"{path} is no file of weights: give .safetensors, .npz, .bin or .pt.")
+
+
+def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a file of tensors, of which only one is in memory at a time.
+
+    Args:
+        path: The file; its suffix is one of `FORMATS`'.
+        tensors: The tensors by name.
+
+    Raises:
+        UserError: If it takes PyTorch, and PyTorch is missing.
+
+    Example:
+    ```python
+    write_tensors("out/weights.npz", {"bias": Tensor((3,), lambda: np.zeros(3, np.float32))})
+    ```
+    """
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".npz":
+        _write_npz(path, tensors)
+    elif suffix == ".safetensors":
+        _write_safetensors(path, tensors)
+    else:
+        _write_pytorch(path, tensors)
+
+
+def has_pytorch() -> bool:
+    """Whether PyTorch's files can be read and written here.
+
+    Example:
+    ```python
+    has_pytorch()
+    ```
+    """
+    return importlib.util.find_spec("torch") is not None
+
+
+def _open_npz(path: str) -> TensorFile:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not an .npz file.") from error
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return _as_float32(file[name])
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: {name} cannot be read: {_line(error)}") from error
+
+    return TensorFile(path, tuple(file.files), read)
+
+
+def _open_safetensors(path: str) -> TensorFile:
+    import safetensors
+
+    try:
+        file = safetensors.safe_open(path, framework="np")
+        names = tuple(file.keys())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is not a safetensors file: {_line(error)}") from error
+
+    def read(name: str) -> np.ndarray:
+        # NumPy knows bfloat16 once TensorFlow's number types are there.
+        import ml_dtypes  # noqa: F401
+
+        return _as_float32(file.get_tensor(name))
+
+    return TensorFile(path, names, read)
+
+
+def _open_pytorch(path: str) -> TensorFile:
+    torch = _import_pytorch(f"{path} is PyTorch's")
+    try:
+        # fairseq keeps its settings in this class, which holds plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Files of the old kind, before zip archives, cannot be mapped into memory.
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(
+            f"{path} is not a file of weights that PyTorch reads without running code of the "
+            f"file's: {_line(error)}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not named tensors.")
+    settings = {}
+    if isinstance(content.get("model"), Mapping):  # fairseq's
+        settings = _fairseq_settings(content)
+        content = content["model"]
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name].detach()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+    return TensorFile(path, tuple(tensors), read, settings)
+
+
+def _fairseq_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    settings = content.get("args")
+    if settings is None:  # Since 2021 in a dict, the model's under "model".
+        settings = (content.get("cfg") or {}).get("model") or {}
+    return dict(settings) if isinstance(settings, Mapping) else vars(settings)
+
+
+def _write_npz(path: str, tensors: Mapping[str, Tensor]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, tensor in tensors.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, tensor.make(), allow_pickle=False)
+
+
+def _write_safetensors(path: str, tensors: Mapping[str, Tensor]) -> None:
+    # The library's own writer wants all tensors at once, and copies them.
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + 4 * int(np.prod(tensor.shape))
+        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": (start, end)}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(encoded)))
+        file.write(encoded)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor.make(), "<f4").data)
+
+
+def _write_pytorch(path: str, tensors: Mapping[str, Tensor]) -> None:
+    torch = _import_pytorch(f"to write {path}")
+    import safetensors.torch
+
+    # PyTorch writes all tensors at once: from a file mapped into memory they take up none.
+    mapped = f"{path}.safetensors"
+    _write_safetensors(mapped, tensors)
+    torch.save(safetensors.torch.load_file(mapped), path)
+    os.remove(mapped)
+
+
+def _import_pytorch(why: str) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{why}, but PyTorch is not installed: pip install 'cocolm-tf[convert]', or give "
+            "the weights as .safetensors or .npz."
+        ) from error
+    return torch
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    is_integer = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
+    return array if is_integer else array.astype(np.float32, copy=False)
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error that someone else made for several."""
+    return str(error).strip().split("\n")[0]

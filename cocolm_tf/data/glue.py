@@ -1,0 +1,206 @@
+"""The tasks of GLUE, from their official TSV files or from TensorFlow Datasets."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from cocolm_tf.data.examples import Examples, TaskData
+from cocolm_tf.data.labeled_tables import label_parser, labeled_examples, number_parser
+from cocolm_tf.data.tables import Table, read_table
+from cocolm_tf.data.tfds_builder import prepared_builder
+from cocolm_tf.errors import UserError
+
+# Some official files have rows in which a tab or a line end tore a text apart, or without a text.
+MAX_BAD_SHARE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class GlueTask:
+    """One task of GLUE, as its files are.
+
+    Args:
+        title: Its name in tables, of its folder, and of its file on the leaderboard.
+        texts: The columns of the TSV files that hold the texts.
+        label: The column of the label.
+        label_names: The classes in order, as TFDS has them; None for a regression.
+        label_values: How the files and the leaderboard write the classes; None as their names.
+        tfds_texts: The features of TFDS that hold the texts; None as the columns.
+        header: The columns of `train.tsv` and `dev.tsv` where they have no header.
+        bounds: The lowest and the highest number of a regression.
+        dev: The files of its dev sets, by what these are called.
+        test: Its test files, by the names of the leaderboard's files; None for one, `test`.
+
+    Example:
+    ```python
+    GLUE_TASKS["rte"].texts  # ("sentence1", "sentence2")
+    ```
+    """
+
+    title: str
+    texts: tuple[str, ...]
+    label: str
+    label_names: tuple[str, ...] | None
+    label_values: tuple[str, ...] | None = None
+    tfds_texts: tuple[str, ...] | None = None
+    header: tuple[str, ...] | None = None
+    bounds: tuple[float, float] | None = None
+    dev: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"dev": "dev"})
+    test: Mapping[str, str] | None = None
+
+
+_YES_NO = ("0", "1")
+_SENTENCES = ("sentence1", "sentence2")
+_ENTAILMENT = ("entailment", "not_entailment")
+
+GLUE_TASKS = {
+    "cola": GlueTask(
+        "CoLA",
+        ("sentence",),
+        "label",
+        ("unacceptable", "acceptable"),
+        _YES_NO,
+        header=("source", "label", "star", "sentence"),
+    ),
+    "sst2": GlueTask("SST-2", ("sentence",), "label", ("negative", "positive"), _YES_NO),
+    "mrpc": GlueTask(
+        "MRPC",
+        ("#1 String", "#2 String"),
+        "Quality",
+        ("not_equivalent", "equivalent"),
+        _YES_NO,
+        tfds_texts=_SENTENCES,
+    ),
+    "stsb": GlueTask("STS-B", _SENTENCES, "score", None, bounds=(0.0, 5.0)),
+    "qqp": GlueTask(
+        "QQP",
+        ("question1", "question2"),
+        "is_duplicate",
+        ("not_duplicate", "duplicate"),
+        _YES_NO,
+    ),
+    "mnli": GlueTask(
+        "MNLI",
+        _SENTENCES,
+        "gold_label",
+        ("entailment", "neutral", "contradiction"),
+        tfds_texts=("premise", "hypothesis"),
+        dev={"matched": "dev_matched", "mismatched": "dev_mismatched"},
+        test={
+            "MNLI-m": "test_matched",
+            "MNLI-mm": "test_mismatched",
+            "AX": os.path.join("..", "diagnostic", "diagnostic"),
+        },
+    ),
+    "qnli": GlueTask("QNLI", ("question", "sentence"), "label", _ENTAILMENT),
+    "rte": GlueTask("RTE", _SENTENCES, "label", _ENTAILMENT),
+    "wnli": GlueTask("WNLI", _SENTENCES, "label", ("not_entailment", "entailment"), _YES_NO),
+}
+
+
+def read_glue(task: str, data_dir: str | None = None) -> TaskData:
+    """Reads a task of GLUE.
+
+    Args:
+        task: One of `GLUE_TASKS`.
+        data_dir: The folder of the official TSV files, with `CoLA/train.tsv` and so on, or the
+            task's own folder; None for TensorFlow Datasets, which downloads what it has not.
+
+    Returns:
+        The examples. Rows of the training and dev files that are broken are left out and told, up
+        to one in a hundred. Test files that are not there are no test sets.
+
+    Raises:
+        UserError: If a file is missing or is not what it should be.
+
+    Example:
+    ```python
+    read_glue("rte", "glue_data").train
+    ```
+    """
+    if task not in GLUE_TASKS:
+        raise UserError(f"--task is one of {', '.join(GLUE_TASKS)}, not {task!r}.")
+    known = GLUE_TASKS[task]
+    read = _tsv_reader(known, data_dir) if data_dir else _tfds_reader(task, known)
+    test_files = known.test or {known.title: "test"}
+    tests = {name: read(file, False) for name, file in test_files.items()}
+    return TaskData(
+        known.title,
+        known.label_names,
+        read("train", True),
+        {name: read(file, True) for name, file in known.dev.items()},
+        {name: examples for name, examples in tests.items() if examples is not None},
+        known.label_values,
+        known.bounds,
+    )
+
+
+# Reads a file by its name, with its labels or without; None if it may be missing and is.
+_Reader = Callable[[str, bool], Examples | None]
+
+
+def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:
+    folder = os.path.join(data_dir, task.title)
+    if not os.path.isdir(folder):
+        folder = data_dir
+    if not os.path.isfile(os.path.join(folder, "train.tsv")):
+        raise UserError(
+            f"--data_dir={data_dir} has no {os.path.join(task.title, 'train.tsv')}: it is the "
+            "folder that GLUE's own files lie in."
+        )
+
+    def read(name: str, is_labeled: bool) -> Examples | None:
+        path = os.path.normpath(os.path.join(folder, f"{name}.tsv"))
+        if not is_labeled:
+            if not os.path.isfile(path):
+                return None
+            # Every row of a test file wants a prediction.
+            return labeled_examples(
+                read_table(path, task.texts), len(task.texts), None, allow_empty=True
+            )
+        table = read_table(path, [*task.texts, task.label], task.header)
+        parse = _parser(task)
+        return labeled_examples(table, len(task.texts), parse, MAX_BAD_SHARE)
+
+    return read
+
+
+def _parser(task: GlueTask) -> Callable[[str], int | float]:
+    if task.label_names is None:
+        return number_parser(task.bounds)
+    return label_parser(task.label_values or task.label_names)
+
+
+def _tfds_reader(name: str, task: GlueTask) -> _Reader:
+    def read(file: str, is_labeled: bool) -> Examples:
+        config = "ax" if "diagnostic" in file else name
+        builder = prepared_builder(f"glue/{config}")
+        split = "test" if config == "ax" else file.replace("dev", "validation")
+        features = [*(task.tfds_texts or task.texts), *(["label"] if is_labeled else [])]
+        dataset = builder.as_dataset(split=split, shuffle_files=False)
+        rows = [
+            (int(row["idx"]), [row[feature] for feature in features])
+            for row in dataset.as_numpy_iterator()
+        ]
+        # TFDS shuffles the rows when it writes them, and the leaderboard wants their numbers.
+        rows.sort(key=lambda row: row[0])
+        table = Table(
+            f"glue/{config} ({split})",
+            [_tfds_row(values, task, is_labeled) for _, values in rows],
+            [index for index, _ in rows],
+            [],
+        )
+        parse = _parser(task) if is_labeled else None
+        share = MAX_BAD_SHARE if is_labeled else 0.0
+        return labeled_examples(table, len(task.texts), parse, share, allow_empty=not is_labeled)
+
+    return read
+
+
+def _tfds_row(values: Sequence[object], task: GlueTask, is_labeled: bool) -> tuple[str, ...]:
+    texts = values[:-1] if is_labeled else values
+    row = [text.decode("utf-8", "replace") for text in texts]
+    if is_labeled:
+        names = task.label_values or task.label_names
+        label = values[-1]
+        row.append(str(float(label)) if names is None else names[int(label)])
+    return tuple(row)

@@ -1,0 +1,133 @@
+"""Rows of a table to labeled examples, and what becomes of rows that are no examples."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cocolm_tf.data.examples import Examples
+from cocolm_tf.data.tables import Table
+from cocolm_tf.errors import UserError
+
+# How many of the rows that are left out are told one by one.
+_TOLD = 5
+
+
+def labeled_examples(
+    table: Table,
+    num_texts: int,
+    parse_label: Callable[[str], int | float] | None,
+    max_bad_share: float = 0.0,
+    allow_empty: bool = False,
+) -> Examples:
+    """Makes examples of the rows of a table.
+
+    Args:
+        table: Its columns are one or two texts, then the label where there is one.
+        num_texts: int. 1, or 2 for pairs.
+        parse_label: Gives a class its number, an int, or a number its value, a float; it raises
+            `ValueError` with what is wrong. None where there are no labels.
+        max_bad_share: float. The share of all rows that may be left out, because they have the
+            wrong columns, a label that is none, or no text.
+        allow_empty: bool. Whether a text may be empty.
+
+    Returns:
+        The examples; `left_out` tells which rows are not among them.
+
+    Raises:
+        UserError: If more rows are bad, naming the first.
+
+    Example:
+    ```python
+    table = read_table("reviews.tsv", ["text", "label"])
+    labeled_examples(table, 1, label_parser(["bad", "good"]))
+    ```
+    """
+    bad_rows = list(table.bad_rows)
+    texts, labels = [], []
+    for line, row in zip(table.lines, table.rows, strict=True):
+        empty = [text for text in row[:num_texts] if not text.strip()]
+        if empty and not allow_empty:
+            bad_rows.append((line, "has an empty text"))
+            continue
+        if parse_label is not None:
+            try:
+                labels.append(parse_label(row[num_texts].strip()))
+            except ValueError as error:
+                bad_rows.append((line, str(error)))
+                continue
+        texts.append(row[:num_texts])
+    bad_rows.sort()
+    total = len(texts) + len(bad_rows)
+    if len(bad_rows) > max_bad_share * total or not texts:
+        line, reason = bad_rows[0]
+        more = f"; {len(bad_rows)} of {total} rows are bad" if len(bad_rows) > 1 else ""
+        raise UserError(f"{table.path}:{line} {reason}{more}.")
+    first, *second = map(list, zip(*texts, strict=True))
+    is_regression = bool(labels) and isinstance(labels[0], float)
+    return Examples(
+        first,
+        second[0] if second else None,
+        np.array(labels, np.float32 if is_regression else np.int32) if labels else None,
+        table.path,
+        _told(bad_rows),
+    )
+
+
+def label_parser(values: Sequence[str]) -> Callable[[str], int]:
+    """Reads classes.
+
+    Args:
+        values: How each class is written, in the order of their numbers.
+
+    Returns:
+        What gives a class its number.
+
+    Example:
+    ```python
+    label_parser(["bad", "good"])("good")  # 1
+    ```
+    """
+    numbers = {value: number for number, value in enumerate(values)}
+
+    def parse(value: str) -> int:
+        if value not in numbers:
+            raise ValueError(f"has the label {value!r}, none of {', '.join(values)}")
+        return numbers[value]
+
+    return parse
+
+
+def number_parser(bounds: tuple[float, float] | None = None) -> Callable[[str], float]:
+    """Reads numbers.
+
+    Args:
+        bounds: The lowest and the highest; None for any.
+
+    Returns:
+        What turns a text into a finite number.
+
+    Example:
+    ```python
+    number_parser((0, 5))("3.8")  # 3.8
+    ```
+    """
+
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"has the label {value!r}, which is no number") from None
+        low, high = bounds or (-np.inf, np.inf)
+        if not np.isfinite(number) or not low <= number <= high:
+            wanted = f"a number from {low:g} to {high:g}" if bounds else "a finite number"
+            raise ValueError(f"has the label {value!r}, not {wanted}")
+        return number
+
+    return parse
+
+
+def _told(bad_rows: Sequence[tuple[int, str]]) -> list[str]:
+    told = [f"line {line} {reason}" for line, reason in bad_rows[:_TOLD]]
+    if len(bad_rows) > _TOLD:
+        told.append(f"{len(bad_rows) - _TOLD} more")
+    return told

@@ -1,0 +1,1 @@
+"""Tasks for pretrained encoders: models that `fit()` on raw text, and runs that measure them."""

@@ -1,0 +1,117 @@
+"""What predictions are worth: the metrics of GLUE, by scikit-learn and SciPy."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics
+
+from cocolm_tf.errors import UserError
+
+
+def _pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
+    return _correlation(stats.pearsonr, labels, predictions)
+
+
+def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
+    return _correlation(stats.spearmanr, labels, predictions)
+
+
+def _correlation(
+    of: Callable[[np.ndarray, np.ndarray], object], labels: np.ndarray, predictions: np.ndarray
+) -> float:
+    # What never changes goes along with nothing; SciPy has no number for it.
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return 0.0
+    return float(of(labels, predictions).statistic)
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": metrics.accuracy_score,
+    "f1": lambda labels, predictions: metrics.f1_score(labels, predictions, zero_division=0.0),
+    "macro_f1": lambda labels, predictions: metrics.f1_score(
+        labels, predictions, average="macro", zero_division=0.0
+    ),
+    "matthews": metrics.matthews_corrcoef,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}
+"""Each takes the labels and the predictions, both [N], and gives a number, the higher the better.
+`f1` is that of class 1."""
+
+# The first is the one that Table 1 of the paper has, and that the best epoch is chosen by.
+_OF_TASK = {
+    "CoLA": ("matthews", "accuracy"),
+    "MRPC": ("accuracy", "f1"),
+    "STS-B": ("spearman", "pearson"),
+    "QQP": ("accuracy", "f1"),
+}
+
+
+def metrics_of(task: str, num_classes: int) -> tuple[str, ...]:
+    """Names the metrics of a task.
+
+    Args:
+        task: A name of `TaskData`: GLUE's tasks have their own metrics.
+        num_classes: int. 1 for a regression.
+
+    Returns:
+        Keys of `METRICS`; the first is the one to choose by.
+
+    Example:
+    ```python
+    metrics_of("STS-B", 1)  # ("spearman", "pearson")
+    ```
+    """
+    if task in _OF_TASK:
+        return _OF_TASK[task]
+    if num_classes == 1:
+        return "spearman", "pearson"
+    return ("accuracy", "f1") if num_classes == 2 else ("accuracy", "macro_f1")
+
+
+def evaluate(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Scores predictions.
+
+    Args:
+        names: Keys of `METRICS`.
+        labels: [N], the true classes or numbers.
+        predictions: [N], the predicted ones.
+
+    Returns:
+        A number for each metric.
+
+    Raises:
+        UserError: If there is no such metric.
+
+    Example:
+    ```python
+    evaluate(["accuracy", "f1"], np.array([0, 1, 1]), np.array([0, 1, 0]))
+    # {"accuracy": 0.667, "f1": 0.667}
+    ```
+    """
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"a metric is one of {', '.join(METRICS)}, not {name!r}.")
+    return {name: float(METRICS[name](labels, predictions)) for name in names}
+
+
+def predicted(outputs: np.ndarray, bounds: tuple[float, float] | None = None) -> np.ndarray:
+    """Turns a model's outputs into predictions.
+
+    Args:
+        outputs: [N, classes] logits, or [N, 1] numbers.
+        bounds: The lowest and the highest number of a regression; None for any.
+
+    Returns:
+        [N], the likeliest classes, int32, or the numbers within the bounds, float32.
+
+    Example:
+    ```python
+    predicted(np.array([[0.1, 0.7]]))  # [1]
+    ```
+    """
+    if outputs.shape[1] == 1:
+        numbers = outputs[:, 0].astype(np.float32)
+        return np.clip(numbers, *bounds) if bounds else numbers
+    return outputs.argmax(axis=1).astype(np.int32)

@@ -1,0 +1,69 @@
+"""The optimizer of fine-tuning, which may learn lower layers more slowly."""
+
+import math
+
+import keras
+
+from cocolm_tf.finetuning.config import OptimizerConfig
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
+
+
+def build_optimizer(
+    config: OptimizerConfig, total_steps: int, model: keras.Model, backbone: CocoLMBackbone
+) -> AdamW:
+    """Builds the optimizer for a model's trainable variables.
+
+    Args:
+        config: the optimizer's part of the configuration.
+        total_steps: int. The length of the run.
+        model: an encoder and a head.
+        backbone: the encoder.
+
+    Returns:
+        The optimizer.
+
+    Example:
+    ```python
+    classifier.compile(build_optimizer(config.optimizer, 1000, classifier, classifier.backbone))
+    ```
+    """
+    warmup_steps = math.ceil(config.warmup_fraction * total_steps)
+    optimizer = AdamW(
+        LinearWarmupDecay(config.learning_rate, warmup_steps, total_steps),
+        weight_decay=config.weight_decay,
+        beta_1=config.beta_1,
+        beta_2=config.beta_2,
+        epsilon=config.epsilon,
+        global_clipnorm=config.clip_norm or None,
+    )
+    trainable = model.trainable_variables
+    optimizer.exclude_from_weight_decay(var_list=[v for v in trainable if len(v.shape) < 2])
+    if config.layer_decay < 1:
+        depths = layer_depths(backbone)
+        top = backbone.num_layers + 1
+        for variable in trainable:
+            below = top - depths.get(id(variable), top)
+            optimizer.scale_learning_rate([variable], config.layer_decay**below)
+    return optimizer
+
+
+def layer_depths(backbone: CocoLMBackbone) -> dict[int, int]:
+    """Says how deep each variable of an encoder lies.
+
+    Args:
+        backbone: the encoder.
+
+    Returns:
+        By the `id` of a variable: 0 for the embeddings and the relative positions, which all
+        layers share, 1 for the lowest layer, and so on.
+
+    Example:
+    ```python
+    layer_depths(backbone)[id(backbone.blocks[0].query.kernel)]  # 1
+    ```
+    """
+    depths = {id(variable): 0 for variable in backbone.variables}
+    for number, block in enumerate(backbone.blocks, start=1):
+        depths |= {id(variable): number for variable in block.variables}
+    return depths

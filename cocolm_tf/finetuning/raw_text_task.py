@@ -1,0 +1,112 @@
+"""What models that `fit()` on raw text have in common."""
+
+from typing import Any
+
+import keras
+import keras_nlp
+import tensorflow as tf
+
+from cocolm_tf.finetuning.padding import trimmed
+from cocolm_tf.training.optimization import AdamW
+
+
+def raw_text_task(base: type[keras_nlp.models.Task]) -> type[keras_nlp.models.Task]:
+    """Derives a KerasHub task that preprocesses, traces and saves no more than it needs.
+
+    Keras rewrites the bases of a functional model's class, which fails where one is a mixin: so
+    this is a function.
+
+    Args:
+        base: A task of KerasHub.
+
+    Returns:
+        The class. One that derives from it sets `trim_padding`, whether padding that all rows of
+        a batch have in common is cut off. TPUs and `jit_compile` want equal shapes: False.
+
+    Example:
+    ```python
+    class Rater(raw_text_task(keras_nlp.models.TextClassifier)):
+        trim_padding = True
+    ```
+    """
+
+    class RawTextTask(base):
+        """The task, with what all of them have in common."""
+
+        trim_padding: bool
+
+        def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+            """Turns a batch of raw texts into tokens. Tokens are left as they are.
+
+            Args:
+                x: As for the preprocessor, or a dict of `token_ids` and `padding_mask`.
+                y: Labels.
+                sample_weight: Their weights.
+
+            Returns:
+                What `fit()` takes of one batch.
+            """
+            if self.preprocessor is None or isinstance(x, dict):
+                return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+            samples = super().preprocess_samples(x, y, sample_weight)
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(samples)
+            if self.trim_padding:
+                x = trimmed(x)
+            # Keras adds up the batches of several replicas to see their shapes, and booleans have
+            # no sum.
+            x["padding_mask"] = tf.cast(x["padding_mask"], tf.int32)
+            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+
+        def default_optimizer(self) -> AdamW:
+            """AdamW with the released models' settings, and a learning rate of 2e-5."""
+            optimizer = AdamW(2e-5, beta_2=0.98, epsilon=1e-6, weight_decay=0.01)
+            optimizer.exclude_from_weight_decay(
+                var_list=[v for v in self.trainable_variables if len(v.shape) < 2]
+            )
+            return optimizer
+
+        def make_train_function(self, force: bool = False) -> Any:
+            """The function that `fit()` calls for every step."""
+            # Keras would build the optimizer while it traces the step, and then trace it again.
+            if not self.optimizer.built:
+                with self.distribute_strategy.scope():
+                    self.optimizer.build(self.trainable_variables)
+            return super().make_train_function(force)
+
+        # AutoGraph finds nothing to convert in the model, but looks for a minute.
+        @tf.autograph.experimental.do_not_convert
+        def train_step(self, *args: Any, **kwargs: Any) -> Any:
+            """One update, as Keras does it."""
+            return super().train_step(*args, **kwargs)
+
+        @tf.autograph.experimental.do_not_convert
+        def test_step(self, *args: Any, **kwargs: Any) -> Any:
+            """The loss and the metrics of a batch, as Keras computes them."""
+            return super().test_step(*args, **kwargs)
+
+        @tf.autograph.experimental.do_not_convert
+        def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+            """The outputs for a batch, as Keras computes them."""
+            return super().predict_step(*args, **kwargs)
+
+        def save_task_weights(self, filepath: str) -> None:
+            """Saves the head alone.
+
+            Args:
+                filepath: It ends in `.weights.h5`.
+            """
+            keras.saving.save_weights(self, filepath, objects_to_skip=self._not_in_the_head())
+
+        def load_task_weights(self, filepath: str) -> None:
+            """Loads what `save_task_weights` wrote.
+
+            Args:
+                filepath: It ends in `.weights.h5`.
+            """
+            keras.saving.load_weights(self, filepath, objects_to_skip=self._not_in_the_head())
+
+        def _not_in_the_head(self) -> list[Any]:
+            # KerasHub skips the encoder only, and so saves the optimizer's moments of all weights.
+            return [*self.backbone._flatten_layers(), self.optimizer]
+
+    return RawTextTask

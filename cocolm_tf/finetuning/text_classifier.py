@@ -1,0 +1,208 @@
+"""A pretrained encoder that classifies texts, or rates them."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+import keras
+import keras_nlp
+
+from cocolm_tf.finetuning.raw_text_task import raw_text_task
+from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.dropout import Dropout
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
+    """Classifies texts or pairs of texts; `fit()` fine-tunes it on raw strings.
+
+    The head is that of the released models, on the hidden state of `<s>`: dropout, dense, GELU,
+    dropout, output. With one class it is a regression: the output is a number, and the default
+    loss the squared error.
+
+    `from_preset(directory, num_classes=...)` puts a new head on a pretrained encoder; without
+    `num_classes` it restores a classifier that was fine-tuned, its head included.
+
+    Args:
+        backbone: `CocoLMBackbone`.
+        num_classes: int. 1 for a regression.
+        preprocessor: `CocoLMTextClassifierPreprocessor`, or None where `fit()` gets tokens.
+        label_names: The classes by name, in order; kept in the preset. None where nobody said.
+        activation: On the output, as `"softmax"`; None for logits.
+        hidden_dim: int, or None for the backbone's. Width of the dense layer.
+        dropout: float, or None for the backbone's. Rate of both dropouts.
+        trim_padding: bool. Whether `fit()`, `evaluate()` and `predict()` cut off the padding that
+            all rows of a batch have in common. TPUs and `jit_compile` want equal shapes: False.
+
+    Call arguments:
+        inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
+
+    Returns:
+        [B, num_classes] float32.
+
+    Raises:
+        ValueError: If the arguments do not fit each other.
+
+    Example:
+    ```python
+    classifier = CocoLMTextClassifier.from_preset(
+        "runs/first/preset", num_classes=2, label_names=["negative", "positive"]
+    )
+    classifier.fit(["It was great.", "It was not."], [1, 0], batch_size=2, epochs=3)
+    classifier.predict(["Great!"])  # [1, 2] logits
+    classifier.save_to_preset("runs/reviews")
+    classifier = CocoLMTextClassifier.from_preset("runs/reviews")
+
+    pairs = CocoLMTextClassifier.from_preset("runs/first/preset", num_classes=1)
+    pairs.fit((["A cat sat."], ["A cat was sitting."]), [4.8])
+    ```
+    """
+
+    backbone_cls = CocoLMBackbone
+    preprocessor_cls = CocoLMTextClassifierPreprocessor
+
+    def __init__(
+        self,
+        backbone: CocoLMBackbone,
+        num_classes: int,
+        preprocessor: CocoLMTextClassifierPreprocessor | None = None,
+        label_names: Sequence[str] | None = None,
+        activation: Any = None,
+        hidden_dim: int | None = None,
+        dropout: float | None = None,
+        trim_padding: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1.")
+        if label_names is not None and len(label_names) != num_classes:
+            raise ValueError(f"num_classes={num_classes}, but {len(label_names)} label_names.")
+        _check_length(preprocessor, backbone)
+        hidden_dim = hidden_dim or backbone.hidden_dim
+        dropout = backbone.dropout if dropout is None else dropout
+
+        # === Layers ===
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        dtype = backbone.dtype_policy
+        self.pooled_dropout = Dropout(
+            dropout, backbone.seed_generator, dtype=dtype, name="pooled_dropout"
+        )
+        self.pooled_dense = keras.layers.Dense(
+            hidden_dim,
+            activation=keras.activations.gelu,
+            kernel_initializer=_initializer(backbone),
+            dtype=dtype,
+            name="pooled_dense",
+        )
+        self.output_dropout = Dropout(
+            dropout, backbone.seed_generator, dtype=dtype, name="output_dropout"
+        )
+        self.output_dense = keras.layers.Dense(
+            num_classes,
+            activation=activation,
+            kernel_initializer=_initializer(backbone),
+            # Half precision would round the answer itself.
+            dtype="float32",
+            name="logits",
+        )
+
+        # === Functional model ===
+        inputs = backbone.input
+        x = self.pooled_dropout(backbone(inputs)[:, 0])
+        x = self.output_dropout(self.pooled_dense(x))
+        super().__init__(inputs=inputs, outputs=self.output_dense(x), **kwargs)
+
+        # === Configuration ===
+        self.num_classes = num_classes
+        self.label_names = None if label_names is None else list(label_names)
+        self.activation = keras.activations.get(activation)
+        self.hidden_dim = hidden_dim
+        self.dropout = dropout
+        self.trim_padding = trim_padding
+
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        metrics: Any = "auto",
+        jit_compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Readies the model for `fit()`.
+
+        Args:
+            optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
+                of 2e-5, or what Keras takes.
+            loss: `"auto"` for the cross entropy, the squared error of a regression, or what Keras
+                takes.
+            metrics: `"auto"` for the accuracy, none of a regression, or what Keras takes.
+            jit_compile: As in Keras, but off unless asked for: each width of a batch would be
+                compiled anew.
+            **kwargs: As for `keras.Model.compile`.
+        """
+        # The base class compiles in its constructor, before the configuration is set.
+        is_regression = self.output_shape[-1] == 1
+        if optimizer == "auto":
+            optimizer = self.default_optimizer()
+        if loss == "auto" and is_regression:
+            loss = keras.losses.MeanSquaredError()
+        if metrics == "auto" and is_regression:
+            metrics = []
+        super().compile(
+            optimizer=optimizer, loss=loss, metrics=metrics, jit_compile=jit_compile, **kwargs
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that rebuild this model."""
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "label_names": self.label_names,
+            "activation": keras.activations.serialize(self.activation),
+            "hidden_dim": self.hidden_dim,
+            "dropout": self.dropout,
+            "trim_padding": self.trim_padding,
+        }
+
+    @classmethod
+    def from_preset(
+        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
+    ) -> Self:
+        """Loads a classifier, or puts a new head on a pretrained encoder.
+
+        Args:
+            preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
+            load_weights: Whether the weights are the preset's, or fresh.
+            **kwargs: Arguments of the class. `num_classes` asks for a new head, also where the
+                preset has one.
+
+        Returns:
+            The classifier, compiled with the defaults.
+
+        Example:
+        ```python
+        CocoLMTextClassifier.from_preset("runs/first/preset", num_classes=3)
+        ```
+        """
+        if "num_classes" in kwargs:
+            # The names of the classes that the preset had.
+            kwargs.setdefault("label_names", None)
+        return super().from_preset(os.fspath(preset), load_weights, **kwargs)
+
+
+def _initializer(backbone: CocoLMBackbone) -> keras.initializers.Initializer:
+    return keras.initializers.RandomNormal(stddev=backbone.initializer_range)
+
+
+def _check_length(
+    preprocessor: CocoLMTextClassifierPreprocessor | None, backbone: CocoLMBackbone
+) -> None:
+    length = getattr(preprocessor, "sequence_length", 0)
+    if length > backbone.max_sequence_length:
+        raise ValueError(
+            f"The preprocessor's sequence_length={length} is more than the backbone's "
+            f"max_sequence_length={backbone.max_sequence_length}."
+        )

@@ -1,0 +1,77 @@
+"""Masked language modeling pretraining: BERT's and RoBERTa's (paper, section 3.1)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from cocolm_tf.losses import masked_lm_loss
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.corruption import place
+from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel, gather_positions
+from cocolm_tf.modeling.measures import Measures, masked_lm_measures
+from cocolm_tf.modeling.training_step import Batch, TrainingStep
+
+
+class MaskedLMPretrainer(TrainingStep):
+    """A Transformer that learns to predict what `[MASK]` hides; `fit()` trains it.
+
+    The paper's RoBERTa baseline: the main model with a masked language modeling head, without
+    auxiliary model and contrasting.
+
+    Args:
+        model: `MaskedLanguageModel`.
+        mask_token_id: int. The token that hides another. It does so at every masked position.
+        seed: int. Decides dropout.
+
+    A batch is that of `CocoLMPretrainer`; the second view is left alone.
+
+    Example:
+    ```python
+    pretrainer = MaskedLMPretrainer(MaskedLanguageModel(backbone), mask_token_id=999)
+    pretrainer.compile(keras.optimizers.AdamW(1e-3), clip_norm=2.0)
+    pretrainer.fit(dataset, epochs=1, steps_per_epoch=100)
+    ```
+    """
+
+    coefficients = {"mlm_loss": 1.0}
+
+    # What `CocoLMPretrainer` has beside a main model.
+    auxiliary = copy_head = lm_head = projection = None
+
+    def __init__(
+        self, model: MaskedLanguageModel, mask_token_id: int, seed: int = 0, **kwargs: Any
+    ) -> None:
+        super().__init__(seed=seed, dtype=model.backbone.dtype_policy, **kwargs)
+        self.model = model
+        self.mask_token_id = mask_token_id
+        self.built = True
+
+    @property
+    def backbone(self) -> CocoLMBackbone:
+        """The main model."""
+        return self.model.backbone
+
+    def compute(self, batch: Batch, training: bool) -> tuple[dict[str, tf.Tensor], Measures]:
+        """The loss of section 3.1, and the accuracy."""
+        original, positions = batch["token_ids"], batch["masked_positions"]
+        masked = place(original, positions, self.mask_token_id)
+        inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
+        logits = self.model(inputs, positions=positions, training=training)
+        labels = gather_positions(original, positions)
+        weights = tf.reshape(batch["masked_weights"], [-1])
+        losses = {"mlm_loss": masked_lm_loss(logits, labels, weights)}
+        return losses, masked_lm_measures(logits, labels, weights)
+
+    def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """The masked positions."""
+        return {"mlm_loss": tf.reduce_sum(batch["masked_weights"])}
+
+    def seed_generators(self) -> Iterator[keras.random.SeedGenerator]:
+        """That of dropout."""
+        yield self.backbone.seed_generator
+
+    def meter_names(self) -> list[str]:
+        """The loss and the accuracy."""
+        return ["mlm_loss", "mlm_accuracy"]

@@ -1,0 +1,56 @@
+"""Random bits as a function of a seed and an index, cheap enough to compute where they are used."""
+
+import tensorflow as tf
+
+_GOLDEN_RATIO = 0x9E3779B9
+# The factors of Wellons' 32-bit hash function lowbias32, as improved by TheIronBorn.
+_FIRST_FACTOR, _SECOND_FACTOR = 0x21F0AAAD, 0x735A2D97
+
+
+def random_bits(shape: tf.Tensor | tf.TensorShape | list[int], seed: tf.Tensor) -> tf.Tensor:
+    """Gives each element 32 random bits.
+
+    They are a hash of the seed and the element's index: a dozen integer operations that a `fused`
+    function computes along with what needs them, where a stream of random numbers would be written
+    to memory and read again. Good enough for dropout and for sampling, not for cryptography.
+
+    Args:
+        shape: of the result.
+        seed: integer tensor [2]. Any two that differ give independent bits.
+
+    Returns:
+        uint32 tensor.
+
+    Example:
+    ```python
+    random_bits([2, 3], tf.constant([1, 2]))
+    ```
+    """
+    low, high = tf.unstack(tf.cast(seed, tf.uint32))
+    # Two keys, each of which depends on all of the seed. The one that enters between the rounds
+    # keeps the bits of one seed from being those of another, moved along.
+    first = _hash(low + _hash(high, 0), 0)
+    second = _hash(high, first)
+    return _hash(_indices(shape) * tf.constant(_GOLDEN_RATIO, tf.uint32) + first, second)
+
+
+def _hash(x: tf.Tensor, key: tf.Tensor | int) -> tf.Tensor:
+    x = _xor_shifted(x, 16) * tf.constant(_FIRST_FACTOR, tf.uint32)
+    x = tf.bitwise.bitwise_xor(x, tf.cast(key, tf.uint32))
+    x = _xor_shifted(x, 15) * tf.constant(_SECOND_FACTOR, tf.uint32)
+    return _xor_shifted(x, 15)
+
+
+def _xor_shifted(x: tf.Tensor, bits: int) -> tf.Tensor:
+    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(bits, tf.uint32)))
+
+
+def _indices(shape: tf.Tensor) -> tf.Tensor:
+    """The number of each element, counted along the last axis first, modulo 2^32."""
+    rank = len(shape) if not isinstance(shape, tf.Tensor) else shape.shape[0]
+    numbers, stride = tf.constant(0, tf.uint32), tf.constant(1, tf.uint32)
+    for axis in reversed(range(rank)):
+        along = tf.cast(tf.range(shape[axis]), tf.uint32) * stride
+        numbers += tf.reshape(along, [-1] + [1] * (rank - 1 - axis))
+        stride *= tf.cast(shape[axis], tf.uint32)
+    return numbers

@@ -1,0 +1,235 @@
+"""YAML to configuration dataclasses, with every mistake told by its key."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+from official.modeling import hyperparams
+
+from cocolm_tf.errors import UserError
+
+# What a number must be, in code and in words, and the keys, `section.field`, that this holds for.
+Ranges = Sequence[tuple[Callable[[float], bool], str, Sequence[str]]]
+
+
+# The key of the file that a file changes, by its path from there.
+_BASE = "base"
+
+
+def apply_file(config: hyperparams.Config, path: str) -> None:
+    """Changes a configuration by a YAML file.
+
+    Args:
+        config: the configuration.
+        path: the file. Its key `base` names another, by its path from the file, whose values hold
+            where the file has none of its own.
+
+    Raises:
+        UserError: if there is no such file, it is not YAML, or as `override`.
+
+    Example:
+    ```python
+    apply_file(config, "configs/pretrain/small.yaml")
+    ```
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"--config_file={path} does not exist.")
+    for file, values in _with_bases(path):
+        override(config, values, file)
+
+
+def override(config: hyperparams.Config, values: Any, name: str) -> None:
+    """Changes some values of a configuration: `Config.override`, with mistakes by their full keys.
+
+    Args:
+        config: the configuration.
+        values: nested dicts of the changes.
+        name: where they come from, for the message.
+
+    Raises:
+        UserError: naming the key that does not exist or whose value has the wrong type.
+
+    Example:
+    ```python
+    override(config, {"optimizer": {"learning_rate": 1e-4}}, "the program")
+    ```
+    """
+    _override(config, values, name, prefix="")
+
+
+def apply_overrides(config: hyperparams.Config, overrides: str | Sequence[str]) -> list[str]:
+    """Changes some values of a configuration by what `--params_override` takes.
+
+    Args:
+        config: the configuration.
+        overrides: `a.b=1,c.d=x`, YAML or JSON text, a YAML file, or a list of these. Of a file
+            with a `base` only its own values are taken: what it changes is put over this
+            configuration instead.
+
+    Returns:
+        The flags, for messages.
+
+    Raises:
+        UserError: as `override`.
+
+    Example:
+    ```python
+    apply_overrides(config, "optimizer.learning_rate=1e-4")
+    ```
+    """
+    names = []
+    for one in [overrides] if isinstance(overrides, str) else overrides:
+        if one:
+            names.append(f"--params_override={one}")
+            values = _parse(one, names[-1])
+            if os.path.isfile(one) and isinstance(values, dict):
+                values.pop(_BASE, None)
+            override(config, values, names[-1])
+    return names
+
+
+def check_types(config: hyperparams.Config, name: str) -> None:
+    """Checks that every value has the type of its field.
+
+    Raises:
+        UserError: naming the first key that has not.
+
+    Example:
+    ```python
+    check_types(PretrainingConfig(), "the defaults")
+    ```
+    """
+    _check_types(config, name, prefix="")
+
+
+def check_ranges(config: hyperparams.Config, name: str, ranges: Ranges) -> None:
+    """Checks that numbers are in their ranges.
+
+    Raises:
+        UserError: naming the first key that is not.
+
+    Example:
+    ```python
+    check_ranges(config, "the file", [(lambda value: value > 0, "more than 0", ["data.length"])])
+    ```
+    """
+    for is_right, wanted, keys in ranges:
+        for key in keys:
+            section, field = key.split(".")
+            value = getattr(getattr(config, section), field)
+            if not is_right(value):
+                raise UserError(f"{name}: {key} must be {wanted}, not {value}.")
+
+
+def check_choice(name: str, key: str, value: str, allowed: Sequence[str]) -> None:
+    """Checks that a value is one of several.
+
+    Raises:
+        UserError: naming the key if it is not.
+
+    Example:
+    ```python
+    check_choice("the file", "runtime.precision", "float32", ("float32", "mixed_bfloat16"))
+    ```
+    """
+    if value not in allowed:
+        raise UserError(f"{name}: {key} is one of {', '.join(allowed)}, not {value!r}.")
+
+
+def save_config(config: hyperparams.Config, path: str) -> None:
+    """Writes a configuration as YAML.
+
+    Example:
+    ```python
+    save_config(PretrainingConfig(), "/tmp/config.yaml")
+    ```
+    """
+    with open(path + ".tmp", "w") as file:
+        yaml.safe_dump(config.as_dict(), file, sort_keys=False)
+    os.replace(path + ".tmp", path)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that can hold nothing but plain values, where 1e-3 is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"),
+    list("-+0123456789"),
+)
+
+
+def _with_bases(path: str) -> list[tuple[str, Any]]:
+    """A file's values after those of the files that it is based on, each with its path."""
+    chain, paths = [], []
+    while True:
+        values = _parse(path, path)
+        base = values.pop(_BASE, None) if isinstance(values, dict) else None
+        chain.insert(0, (path, values))
+        paths.append(os.path.realpath(path))
+        if base is None:
+            return chain
+        if not isinstance(base, str):
+            raise UserError(f"{path}: {_BASE} must be the path of a file, not {base!r}.")
+        base = os.path.normpath(os.path.join(os.path.dirname(path), base))
+        if not os.path.isfile(base):
+            raise UserError(f"{path}: {_BASE}: {base} does not exist.")
+        if os.path.realpath(base) in paths:
+            raise UserError(f"{path}: {_BASE}: {base} is based on this file.")
+        path = base
+
+
+def _parse(source: str, name: str) -> Any:
+    """Reads a YAML file, or the text of an override."""
+    try:
+        if os.path.isfile(source):
+            with open(source) as file:
+                return yaml.load(file, _Loader) or {}
+        with contextlib.suppress(ValueError):  # It is YAML or JSON text then.
+            source = hyperparams.nested_csv_str_to_json_str(source)
+        return yaml.load(source, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _override(config: hyperparams.Config, values: Any, name: str, prefix: str) -> None:
+    if not isinstance(values, dict):
+        what = f"{prefix.removesuffix('.')} takes" if prefix else "a configuration takes"
+        raise UserError(f"{name}: {what} keys and their values, not {values!r}.")
+    kinds = typing.get_type_hints(type(config))
+    keys = [field.name for field in dataclasses.fields(config)]
+    for key, value in values.items():
+        if key not in keys:
+            raise UserError(
+                f"{name}: {prefix}{key} does not exist; "
+                f"{prefix.removesuffix('.') or 'a configuration'} has {', '.join(keys)}."
+            )
+        if isinstance(getattr(config, key), hyperparams.Config):
+            _override(getattr(config, key), value, name, f"{prefix}{key}.")
+        else:
+            _check_type(name, f"{prefix}{key}", value, kinds[key])
+            setattr(config, key, value)
+
+
+def _check_types(config: hyperparams.Config, name: str, prefix: str) -> None:
+    kinds = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        _check_type(name, key, value, kinds[field.name])
+        if isinstance(value, hyperparams.Config):
+            _check_types(value, name, f"{key}.")
+
+
+def _check_type(name: str, key: str, value: Any, kind: type | types.UnionType) -> None:
+    kinds = typing.get_args(kind) or (kind,)
+    fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join("null" if k is types.NoneType else k.__name__ for k in kinds)
+        raise UserError(f"{name}: {key} must be of type {wanted}, not {value!r}.")

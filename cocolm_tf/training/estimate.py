@@ -1,0 +1,337 @@
+"""What a run will cost before it is started: memory, FLOPs, traffic and time, by arithmetic."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator
+from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.flops import pretraining_flops, rematerialization_flops, similarity_flops
+from cocolm_tf.training.memory import step_memory
+from cocolm_tf.training.parameters import count_parameters
+from cocolm_tf.training.passes import tasks
+from cocolm_tf.units import duration, si
+
+_FLOAT32 = 4
+
+
+def estimate(
+    config: PretrainingConfig,
+    devices: int = 1,
+    accelerators: Sequence[str] = tuple(ACCELERATORS),
+    share_of_peak: float = 0.4,
+    share_of_memory: float = 0.9,
+    link_bandwidth: float = 0.0,
+) -> dict[str, Any]:
+    """Estimates what a run takes of each of a number of devices.
+
+    Args:
+        config: the run.
+        devices: int. Replicas that share `trainer.batch_size` out evenly.
+        accelerators: keys of `ACCELERATORS`.
+        share_of_peak: float. The share of the peak FLOPs that a step reaches from its beginning
+            to its end.
+        share_of_memory: float. The share of the memory that tensors may take. The rest is for
+            the libraries, and for what fragments.
+        link_bandwidth: float. Bytes a second that a device sends, where that is not its vendor's:
+            of several hosts it is the network's. 0 for the vendor's.
+
+    Returns:
+        What JSON can hold; bytes, seconds, and numbers of a step unless it says otherwise:
+        `devices`, `precision`, `batch_size`, `sequence_length`, `micro_batches`, `rematerialize`
+        and `train_steps`: what was asked about;
+        `parameters` and their parts `parameters_by_part`;
+        `tokens_per_step`, `tokens_per_run`: of the text, as `benchmark` counts them;
+        `flops_per_step` and its parts `flops_by_part`, `flops_per_token`, `flops_per_run`, and
+        `rematerialization_flops` beyond them;
+        `memory`: from `kept` and `rematerialized`, the parts of `step_memory` on each device;
+        `all_reduce_bytes`, `gather_bytes`: what each device sends;
+        `share_of_peak`, `share_of_memory`;
+        `accelerators`: from each key, `title`, `memory`, `link_seconds`, `update_seconds`, and
+        `plans`, two of `plan`'s: one that keeps the activations, one that rematerializes them.
+
+    Raises:
+        UserError: if the batch cannot be shared out.
+
+    Example:
+    ```python
+    result = estimate(load_config("configs/pretrain/base.yaml"), devices=8, accelerators=["h100"])
+    result["accelerators"]["h100"]["plans"]["kept"]["run_seconds"] / 86_400  # days
+    ```
+    """
+    trainer, data = config.trainer, config.data
+    parts = devices * trainer.micro_batches
+    if trainer.batch_size % parts:
+        raise UserError(
+            f"trainer.batch_size={trainer.batch_size} does not divide into {devices} replicas of "
+            f"{trainer.micro_batches} micro-batches: make it a multiple of {parts}."
+        )
+    parameters, flops = count_parameters(config), pretraining_flops(config)
+    total, step = sum(parameters.values()), sum(flops.values())
+    tokens = trainer.batch_size * data.sequence_length
+    sent = [all_reduce_bytes(total, devices), gather_bytes(config, devices)]
+    return {
+        "devices": devices,
+        "precision": config.runtime.precision,
+        "batch_size": trainer.batch_size,
+        "sequence_length": data.sequence_length,
+        "micro_batches": trainer.micro_batches,
+        "rematerialize": config.model.rematerialize,
+        "train_steps": trainer.train_steps,
+        "parameters": total,
+        "parameters_by_part": parameters,
+        "tokens_per_step": tokens,
+        "tokens_per_run": tokens * trainer.train_steps,
+        "flops_per_step": step,
+        "flops_by_part": flops,
+        "flops_per_token": step / tokens,
+        "flops_per_run": step * trainer.train_steps,
+        "rematerialization_flops": rematerialization_flops(config),
+        "memory": {
+            name: step_memory(config, devices, rematerialize)
+            for name, rematerialize in WAYS.items()
+        },
+        "all_reduce_bytes": sent[0],
+        "gather_bytes": sent[1],
+        "share_of_peak": share_of_peak,
+        "share_of_memory": share_of_memory,
+        "accelerators": {
+            key: {
+                "title": ACCELERATORS[key].title,
+                "memory": ACCELERATORS[key].memory,
+                "link_seconds": sum(sent) / (link_bandwidth or ACCELERATORS[key].link_bandwidth),
+                "update_seconds": update_bytes(total) / ACCELERATORS[key].memory_bandwidth,
+                "plans": {
+                    name: plan(
+                        config,
+                        devices,
+                        ACCELERATORS[key],
+                        rematerialize,
+                        share_of_peak,
+                        share_of_memory,
+                    )
+                    for name, rematerialize in WAYS.items()
+                },
+            }
+            for key in accelerators
+        },
+    }
+
+
+# What is done with activations, and whether that is to rematerialize them.
+WAYS = {"kept": False, "rematerialized": True}
+
+
+def plan(
+    config: PretrainingConfig,
+    devices: int,
+    accelerator: Accelerator,
+    rematerialize: bool,
+    share_of_peak: float,
+    share_of_memory: float,
+) -> dict[str, float] | None:
+    """Finds the fewest micro-batches with which a run fits into an accelerator's memory.
+
+    Args:
+        config: the run; its own `trainer.micro_batches` does not matter.
+        devices: int.
+        accelerator: each device.
+        rematerialize: bool. Whether blocks are rematerialized.
+        share_of_peak: float. As in `estimate`.
+        share_of_memory: float. As in `estimate`.
+
+    Returns:
+        `micro_batches`; `sequences`, on a device at a time; `contrasted`, those that the
+        contrastive task compares, of all devices; `memory`, bytes; `step_seconds`,
+        `run_seconds`. None if not even one sequence at a time fits.
+
+    Example:
+    ```python
+    plan(PretrainingConfig(), 8, ACCELERATORS["h100"], False, 0.4, 0.9)["micro_batches"]
+    ```
+    """
+    of_device = config.trainer.batch_size // devices
+    cut = copy.deepcopy(config)
+    for micro_batches in (m for m in range(1, of_device + 1) if of_device % m == 0):
+        cut.trainer.micro_batches = micro_batches
+        memory = sum(step_memory(cut, devices, rematerialize).values())
+        if memory <= share_of_memory * accelerator.memory:
+            break
+    else:
+        return None
+    rate = share_of_peak * accelerator.peak_flops(config.runtime.precision)
+    seconds = device_flops(cut, devices, rematerialize) / rate
+    return {
+        "micro_batches": micro_batches,
+        "sequences": of_device // micro_batches,
+        "contrasted": config.trainer.batch_size // micro_batches,
+        "memory": memory,
+        "step_seconds": seconds,
+        "run_seconds": seconds * config.trainer.train_steps,
+    }
+
+
+def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -> float:
+    """Counts the FLOPs that one device computes in a step.
+
+    Its share of `pretraining_flops` and, if so wanted, of `rematerialization_flops`; but all of
+    `similarity_flops`, as each device compares the vectors of all.
+
+    Example:
+    ```python
+    device_flops(PretrainingConfig(), devices=8, rematerialize=False)
+    ```
+    """
+    shared = sum(pretraining_flops(config).values())
+    whole = similarity_flops(config) if tasks(config).scl_weight else 0
+    if rematerialize:
+        shared += rematerialization_flops(config)
+    return (shared - whole) / devices + whole
+
+
+def all_reduce_bytes(parameters: int, devices: int) -> float:
+    """Counts the bytes that each device sends to sum the gradients, once a step.
+
+    A ring of R devices passes each of the 4P bytes on twice but for its own part, first to sum,
+    then to share the sum: 2 * 4P * (R - 1) / R.
+
+    Example:
+    ```python
+    all_reduce_bytes(parameters=110_000_000, devices=8)
+    ```
+    """
+    return 2 * _FLOAT32 * parameters * (devices - 1) / devices
+
+
+def gather_bytes(config: PretrainingConfig, devices: int) -> float:
+    """Counts the bytes that each device sends for the contrastive task in a step.
+
+    Of B sequences the vectors of both views, in float32, are 2B * 4H bytes. A ring of R devices
+    gathers them by passing on all but one part, (R - 1) / R of them; the backward pass sums
+    their gradients from all devices, as an all-reduce does: twice that. Together
+    3 * 8BH * (R - 1) / R, however many micro-batches there are.
+
+    Example:
+    ```python
+    gather_bytes(PretrainingConfig(), devices=8)
+    ```
+    """
+    if not tasks(config).scl_weight:
+        return 0.0
+    vectors = 2 * config.trainer.batch_size * _FLOAT32 * config.model.hidden_dim
+    return 3 * vectors * (devices - 1) / devices
+
+
+def update_bytes(parameters: int) -> int:
+    """Counts the bytes that AdamW moves to and from memory, once a step.
+
+    It reads weights, gradients and both moments, and writes all but the gradients: 7 * 4P.
+
+    Example:
+    ```python
+    update_bytes(parameters=110_000_000)
+    ```
+    """
+    return 7 * _FLOAT32 * parameters
+
+
+def format_report(result: dict[str, Any]) -> str:
+    """Lays an estimate out for reading.
+
+    Args:
+        result: what `estimate` returns.
+
+    Returns:
+        Several tables.
+
+    Example:
+    ```python
+    print(format_report(estimate(PretrainingConfig(), devices=64)))
+    ```
+    """
+    sections = [_run_rows(result), _cost_rows(result), _memory_rows(result)]
+    if result["devices"] > 1:
+        sections.append(_traffic_rows(result))
+    return "\n\n".join("\n".join(rows) for rows in [*sections, *_accelerator_tables(result)])
+
+
+def _row(name: str, *values: str) -> str:
+    return f"{name:24}" + "  ".join(f"{value:14}" for value in values).rstrip()
+
+
+def _run_rows(result: dict[str, Any]) -> list[str]:
+    devices, batch = result["devices"], result["batch_size"]
+    sequences = batch // (devices * result["micro_batches"])
+    return [
+        _row("precision", result["precision"]),
+        _row("step", f"{batch:,} sequences of {result['sequence_length']:,} tokens"),
+        _row("  devices", f"{devices:,}"),
+        _row("  micro-batches", f"{result['micro_batches']:,}, of {sequences:,} on a device"),
+        _row("run", f"{result['train_steps']:,} steps, {si(result['tokens_per_run'])} tokens"),
+    ]
+
+
+def _cost_rows(result: dict[str, Any]) -> list[str]:
+    total, flops = result["parameters"], result["flops_per_step"]
+    extra = result["rematerialization_flops"]
+    rows = [_row("parameters", f"{total:,}")]
+    rows += [
+        _row(f"  {part}", f"{count:14,}") for part, count in result["parameters_by_part"].items()
+    ]
+    per_token, per_run = (si(result[f"flops_per_{what}"], "FLOP") for what in ("token", "run"))
+    amounts = f"{si(flops, 'FLOP')} a step, {per_token} a token, {per_run} a run"
+    rows += ["", _row("model FLOPs", amounts)]
+    by_part = sorted(result["flops_by_part"].items(), key=lambda item: -item[1])
+    rows += [_row(f"  {part}", f"{part_flops / flops:7.1%}") for part, part_flops in by_part]
+    return [*rows, _row("  rematerialization", f"{extra / flops:+7.1%}, if it is chosen")]
+
+
+def _memory_rows(result: dict[str, Any]) -> list[str]:
+    memory = result["memory"]
+    rows = [_row("memory of a device", *(f"{way:>14}" for way in memory))]
+    totals = {way: sum(parts.values()) for way, parts in memory.items()}
+    for part in memory["kept"]:
+        rows.append(_row(f"  {part}", *(f"{_gib(parts[part]):>14}" for parts in memory.values())))
+    return [*rows, _row("  together", *(f"{_gib(total):>14}" for total in totals.values()))]
+
+
+def _traffic_rows(result: dict[str, Any]) -> list[str]:
+    return [
+        _row("a device sends", f"{si(result['all_reduce_bytes'], 'B')} of gradients a step"),
+        _row("", f"{si(result['gather_bytes'], 'B')} of vectors and their gradients a step"),
+    ]
+
+
+def _accelerator_tables(result: dict[str, Any]) -> list[list[str]]:
+    shares = f"{result['share_of_peak']:.0%} of peak, {result['share_of_memory']:.0%} of memory"
+    header = ("accelerator", "micro-batches", "sequences", "contrasted", "memory", "step", "run")
+    tables = []
+    for way in WAYS:
+        rows = [f"activations {way}: at {shares}", _columns(header)]
+        for accelerator in result["accelerators"].values():
+            plan = accelerator["plans"][way]
+            cells = ["does not fit"] if plan is None else _plan_cells(plan)
+            rows.append(_columns([accelerator["title"], *cells]))
+        tables.append(rows)
+    rows = ["of each step, at full bandwidth", _columns(("accelerator", "links", "update"))]
+    for accelerator in result["accelerators"].values():
+        seconds = (accelerator["link_seconds"], accelerator["update_seconds"])
+        rows.append(_columns([accelerator["title"], *map(duration, seconds)]))
+    return [*tables, rows]
+
+
+def _plan_cells(plan: dict[str, float]) -> list[str]:
+    return [
+        *(f"{plan[key]:,}" for key in ("micro_batches", "sequences", "contrasted")),
+        _gib(plan["memory"]),
+        *(duration(plan[key]) for key in ("step_seconds", "run_seconds")),
+    ]
+
+
+def _columns(cells: Sequence[str]) -> str:
+    return f"  {cells[0]:22}" + "".join(f"{cell:>14}" for cell in cells[1:])
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:,.2f} GiB"

@@ -1,0 +1,228 @@
+"""The README.md of a preset: a model card in the form of the Hugging Face Hub."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+MODEL_CARD_FILENAME = "README.md"
+UNKNOWN = "More information needed."
+
+_PAPER = "https://arxiv.org/abs/2102.08473"
+_CITATION = """\
+@inproceedings{meng2021coco,
+  title={{COCO-LM}: Correcting and contrasting text sequences for language model pretraining},
+  author={Meng, Yu and Xiong, Chenyan and Bajaj, Payal and Tiwary, Saurabh and Bennett, Paul and
+          Han, Jiawei and Song, Xia},
+  booktitle={Conference on Neural Information Processing Systems},
+  year={2021}
+}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a model scored.
+
+    Args:
+        task: A task of the Hub, as `text-classification`.
+        dataset: The dataset and its part, as `RTE (dev)`.
+        metric: The name of the metric.
+        value: The score.
+
+    Example:
+    ```python
+    Result("text-classification", "RTE (dev)", "accuracy", 0.61)
+    ```
+    """
+
+    task: str
+    dataset: str
+    metric: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a model. What is left out is said to be unknown.
+
+    Args:
+        name: Of the model.
+        description: What it is, in a sentence or two.
+        model_type: Its architecture, with sizes.
+        pipeline_tag: The task of the Hub that it does, as `text-classification`.
+        base_model: What it was fine-tuned from: for people, as it may be a folder.
+        languages: Codes of the languages of its data, as `en`.
+        license: An identifier of the Hub, as `mit`.
+        developers: Who made it.
+        datasets: The names of the datasets that it learned from.
+        direct_use: What it is for.
+        limitations: What it is not for, and where it is known to fail.
+        usage: Python that loads and calls it.
+        training_data: What it learned from, as Markdown.
+        settings: The settings it was trained with, by name.
+        speed: How long the training took, and how fast it went.
+        evaluation_data: What it was measured on.
+        results: What it scored.
+        hardware: What it was trained on.
+        hours: For how long.
+        software: The versions of what trained it.
+
+    Example:
+    ```python
+    Facts("reviews", description="Tells good reviews from bad ones.", languages=("en",))
+    ```
+    """
+
+    name: str
+    description: str = ""
+    model_type: str = ""
+    pipeline_tag: str = ""
+    base_model: str = ""
+    languages: Sequence[str] = ()
+    license: str = ""
+    developers: str = ""
+    datasets: Sequence[str] = ()
+    direct_use: str = ""
+    limitations: str = ""
+    usage: str = ""
+    training_data: str = ""
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    speed: str = ""
+    evaluation_data: str = ""
+    results: Sequence[Result] = ()
+    hardware: str = ""
+    hours: float | None = None
+    software: str = ""
+
+
+def write_model_card(directory: str, facts: Facts) -> str:
+    """Writes a preset's model card.
+
+    Args:
+        directory: The preset, which exists.
+        facts: What is known.
+
+    Returns:
+        The path of the card.
+
+    Example:
+    ```python
+    write_model_card("runs/reviews", Facts("reviews", license="apache-2.0"))
+    ```
+    """
+    path = os.path.join(directory, MODEL_CARD_FILENAME)
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.write(model_card(facts))
+    os.replace(path + ".tmp", path)
+    return path
+
+
+def model_card(facts: Facts) -> str:
+    """Lays a model card out: YAML metadata, then Markdown.
+
+    Args:
+        facts: What is known.
+
+    Returns:
+        The text, with the sections of the Hub's template.
+
+    Example:
+    ```python
+    print(model_card(Facts("reviews")))
+    ```
+    """
+    metadata = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
+    hours = "" if facts.hours is None else f"{facts.hours:.2g}"
+    sections = [
+        ("# Model Card for " + facts.name, facts.description),
+        ("## Model Details", ""),
+        (
+            "### Model Description",
+            _list(
+                {
+                    "Developed by": facts.developers,
+                    "Model type": facts.model_type,
+                    "Language(s) (NLP)": ", ".join(facts.languages),
+                    "License": facts.license,
+                    "Finetuned from model": facts.base_model,
+                    "Paper of the method": _PAPER,
+                }
+            ),
+        ),
+        ("## Uses", ""),
+        ("### Direct Use", facts.direct_use or UNKNOWN),
+        ("## Bias, Risks, and Limitations", facts.limitations or UNKNOWN),
+        ("## How to Get Started with the Model", _code(facts.usage, "python") or UNKNOWN),
+        ("## Training Details", ""),
+        ("### Training Data", facts.training_data or UNKNOWN),
+        ("### Training Procedure", _table(facts.settings) or UNKNOWN),
+        ("#### Speeds, Sizes, Times", facts.speed or UNKNOWN),
+        ("## Evaluation", ""),
+        ("### Testing Data, Factors & Metrics", facts.evaluation_data or UNKNOWN),
+        ("### Results", _results(facts.results) or UNKNOWN),
+        (
+            "## Environmental Impact",
+            _list(
+                {
+                    "Hardware Type": facts.hardware,
+                    "Hours used": hours,
+                    "Cloud Provider": "",
+                    "Compute Region": "",
+                    "Carbon Emitted": "",
+                }
+            ),
+        ),
+        ("## Technical Specifications", ""),
+        ("### Software", facts.software or UNKNOWN),
+        ("## Citation", "The method:\n\n" + _code(_CITATION, "bibtex")),
+    ]
+    body = "\n\n".join(part for section in sections for part in section if part)
+    return f"---\n{metadata}---\n\n{body}\n"
+
+
+def _metadata(facts: Facts) -> dict[str, object]:
+    """The Hub's metadata. A key that is left out is how it says that a value is not known."""
+    known = {
+        "language": list(facts.languages),
+        "license": facts.license or "unknown",
+        "library_name": "keras-hub",
+        "pipeline_tag": facts.pipeline_tag,
+        "tags": ["coco-lm", "tensorflow", "keras"],
+        "datasets": list(facts.datasets),
+        "metrics": sorted({result.metric for result in facts.results}),
+    }
+    metadata = {key: value for key, value in known.items() if value}
+    if facts.results:
+        results = [
+            {
+                "task": {"type": result.task},
+                "dataset": {"name": result.dataset, "type": result.dataset},
+                "metrics": [{"type": result.metric, "value": result.value}],
+            }
+            for result in facts.results
+        ]
+        metadata["model-index"] = [{"name": facts.name, "results": results}]
+    return metadata
+
+
+def _list(items: Mapping[str, str]) -> str:
+    return "\n".join(f"- **{name}:** {value or UNKNOWN}" for name, value in items.items())
+
+
+def _table(items: Mapping[str, object]) -> str:
+    if not items:
+        return ""
+    rows = [f"| {name} | {value} |" for name, value in items.items()]
+    return "\n".join(["| setting | value |", "| --- | --- |", *rows])
+
+
+def _results(results: Sequence[Result]) -> str:
+    if not results:
+        return ""
+    rows = [f"| {result.dataset} | {result.metric} | {result.value:.4f} |" for result in results]
+    return "\n".join(["| data | metric | value |", "| --- | --- | --- |", *rows])
+
+
+def _code(text: str, language: str) -> str:
+    return f"```{language}\n{text.strip()}\n```" if text else ""

@@ -1,0 +1,124 @@
+"""How many numbers a configuration trains, counted without building it."""
+
+from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.passes import (
+    EncoderPass,
+    encoder_passes,
+    has_copy_head,
+    masked_lm_pass,
+    tasks,
+)
+
+
+def count_parameters(config: PretrainingConfig) -> dict[str, int]:
+    """Counts the trained numbers, part by part.
+
+    With V tokens in the vocabulary, P positions, width H:
+
+    - `embeddings`: the word and position tables of both models, (V + P)H;
+    - `main`, `auxiliary`: `encoder_parameters` of either;
+    - `masked_lm_head`: a dense layer from the auxiliary model's width A to the embeddings',
+      AH + H, LayerNorm, 2H, and a bias, V;
+    - `copy_head`: H; `lm_head`: a bias, V;
+    - `projection`: a dense layer, H^2 + H, and LayerNorm, 2H.
+
+    See `count_frozen_parameters` for what a frozen auxiliary model has.
+
+    Args:
+        config: the run. Parts that it does without are left out.
+
+    Returns:
+        Numbers from the name of each part.
+
+    Example:
+    ```python
+    parts = count_parameters(PretrainingConfig())
+    parts["embeddings"] + parts["main"]  # the main model
+    ```
+    """
+    model, objective = config.model, tasks(config)
+    width, vocabulary = model.hidden_dim, model.vocabulary_size
+    passes = encoder_passes(config)
+    bins = model.relative_position_bins
+    parts = {
+        "embeddings": (vocabulary + model.max_sequence_length) * width,
+        "main": encoder_parameters(passes.get("main") or passes["main_corrupted"], bins),
+    }
+    if "auxiliary" in passes:
+        parts["auxiliary"] = encoder_parameters(passes["auxiliary"], bins)
+    if (predictor := masked_lm_pass(passes)) and predictor.trained:
+        parts["masked_lm_head"] = _transform(predictor.hidden_dim, width) + vocabulary
+    if has_copy_head(config):
+        parts["copy_head"] = width
+    if objective.lm_weight:
+        parts["lm_head"] = vocabulary
+    if objective.scl_weight and objective.projection:
+        parts["projection"] = _transform(width, width)
+    return parts
+
+
+def count_frozen_parameters(config: PretrainingConfig) -> int:
+    """Counts the numbers of a frozen auxiliary model, its own word and position tables included.
+
+    Example:
+    ```python
+    count_frozen_parameters(PretrainingConfig())  # 0: the auxiliary model learns
+    ```
+    """
+    predictor = masked_lm_pass(encoder_passes(config))
+    if predictor is None or predictor.trained:
+        return 0
+    model, width = config.model, predictor.embedding_dim
+    tables = (model.vocabulary_size + model.max_sequence_length) * width
+    head = _transform(predictor.hidden_dim, width) + model.vocabulary_size
+    return tables + head + encoder_parameters(predictor, model.relative_position_bins)
+
+
+def encoder_parameters(encoder: EncoderPass, relative_position_bins: int) -> int:
+    """Counts an encoder's numbers, its word and position tables aside.
+
+    LayerNorm of the embeddings, 2E; where E is not H, a dense layer, EH + H; the relative
+    position table, bins * A; and in each layer `block_parameters`.
+
+    Args:
+        encoder: a pass through it.
+        relative_position_bins: int. Rows of its relative position table.
+
+    Returns:
+        The count.
+
+    Example:
+    ```python
+    encoder_parameters(encoder_passes(PretrainingConfig())["auxiliary"], 32)
+    ```
+    """
+    count = 2 * encoder.embedding_dim + relative_position_bins * encoder.num_heads
+    if encoder.embedding_dim != encoder.hidden_dim:
+        count += _dense(encoder.embedding_dim, encoder.hidden_dim)
+    return count + encoder.num_layers * block_parameters(
+        encoder.hidden_dim, encoder.intermediate_dim
+    )
+
+
+def block_parameters(hidden_dim: int, intermediate_dim: int) -> int:
+    """Counts a Transformer block's numbers.
+
+    Query, key, value and output, 4(H^2 + H), the feed-forward network, HI + I and IH + H, and
+    twice LayerNorm, 2 * 2H.
+
+    Example:
+    ```python
+    block_parameters(768, 3072)  # 7,087,872
+    ```
+    """
+    attention = 4 * _dense(hidden_dim, hidden_dim)
+    feed_forward = _dense(hidden_dim, intermediate_dim) + _dense(intermediate_dim, hidden_dim)
+    return attention + feed_forward + 2 * 2 * hidden_dim
+
+
+def _transform(inputs: int, units: int) -> int:
+    return _dense(inputs, units) + 2 * units
+
+
+def _dense(inputs: int, units: int) -> int:
+    return inputs * units + units

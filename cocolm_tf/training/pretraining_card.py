@@ -1,0 +1,197 @@
+"""What the model card of a pretrained preset says: what its run knows, and no more."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import cocolm_tf
+from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.training.benchmark import describe_device
+from cocolm_tf.training.build import Pretrainer
+from cocolm_tf.training.callbacks import METRICS_FILENAME
+from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.energy import energy_text, power_limit
+from cocolm_tf.training.model_card import Facts, Result
+
+_DESCRIPTIONS = {
+    "coco_lm": (
+        "A Transformer encoder, pretrained by COCO-LM: correcting tokens that an auxiliary model "
+        "replaced, and contrasting text sequences."
+    ),
+    "masked_lm": "A Transformer encoder, pretrained by masked language modeling.",
+}
+_USE = (
+    "Fine-tuning on a task of its own, such as classifying texts or finding answers in them. It "
+    "was pretrained only: what it computes before that is of use for research."
+)
+_LIMITATIONS = (
+    "It has seen no text but that of its training data, whose errors and prejudices it may have "
+    "learned. Whether it has, nobody has measured for this card."
+)
+_USAGE = """\
+from cocolm_tf import CocoLMBackbone, CocoLMTokenizer
+
+tokenizer = CocoLMTokenizer.from_preset("{preset}")
+backbone = CocoLMBackbone.from_preset("{preset}")
+inputs = tokenizer.pack(tokenizer(["A sentence."]), sequence_length={length})
+vectors = backbone(inputs)[:, 0]"""
+
+
+def pretraining_facts(
+    config: PretrainingConfig,
+    pretrainer: Pretrainer,
+    manifests: Mapping[str, Manifest],
+    model_dir: str,
+    init_preset: str = "",
+) -> Facts:
+    """Gathers what a finished run knows of itself.
+
+    Args:
+        config: the run.
+        pretrainer: the models, with their strategy.
+        manifests: those of the data, by what it was for, as `training`.
+        model_dir: the run's folder, with its metrics.
+        init_preset: the preset it started from, or nothing.
+
+    Returns:
+        The facts of its model card.
+
+    Example:
+    ```python
+    facts = pretraining_facts(config, pretrainer, {"training": manifest}, "runs/first")
+    write_model_card("runs/first/preset", facts)
+    ```
+    """
+    lines = _metrics(model_dir)
+    tokens_per_step = config.trainer.batch_size * config.data.sequence_length
+    hours = _seconds(lines, tokens_per_step) / 3600
+    replicas = pretrainer.distribute_strategy.num_replicas_in_sync
+    uses_gpu = bool(tf.config.list_physical_devices("GPU"))
+    tokens = config.trainer.train_steps * tokens_per_step
+    speed = [
+        f"{config.trainer.train_steps:,} steps of {tokens_per_step:,} tokens, {tokens:,} in all, "
+        "padding included."
+    ]
+    if hours:
+        speed.append(f"{tokens / hours / 3600:,.0f} tokens a second, validation aside.")
+        speed.append(energy_text(hours, power_limit(uses_gpu, replicas)))
+    name = os.path.basename(os.path.abspath(model_dir))
+    usage = _USAGE.format(
+        preset=os.path.join(model_dir, "preset"), length=config.data.sequence_length
+    )
+    return Facts(
+        name,
+        description=_DESCRIPTIONS[config.objective.name],
+        model_type=describe_encoder(pretrainer.backbone),
+        base_model=init_preset,
+        direct_use=_USE,
+        limitations=_LIMITATIONS,
+        usage=usage,
+        training_data="\n".join(_data_lines(manifests)),
+        settings=dict(_flat(config.as_dict())),
+        speed=" ".join(speed),
+        evaluation_data="\n".join(_data_lines(manifests, "validation")),
+        results=_results(lines),
+        hardware=_hardware(pretrainer.distribute_strategy),
+        hours=hours or None,
+        software=software_versions(),
+    )
+
+
+def describe_encoder(backbone: CocoLMBackbone) -> str:
+    """Describes an encoder by its sizes.
+
+    Example:
+    ```python
+    describe_encoder(backbone)  # "Transformer encoder of 12 layers, ..."
+    ```
+    """
+    relative = backbone.relative_position_bins
+    positions = f"{relative} relative position bins" if relative else "no relative positions"
+    return (
+        f"Transformer encoder of {backbone.num_layers} layers, {backbone.hidden_dim} wide, with "
+        f"{backbone.num_heads} attention heads, feed-forward networks {backbone.intermediate_dim} "
+        f"wide, {backbone.vocabulary_size:,} tokens, {backbone.max_sequence_length} positions and "
+        f"{positions}: {backbone.count_params():,} parameters"
+    )
+
+
+def software_versions() -> str:
+    """Names what computes here, with its versions.
+
+    Example:
+    ```python
+    software_versions()  # "cocolm_tf 0.1.0, TensorFlow 2.20.0, Keras 3.15.1"
+    ```
+    """
+    versions = {
+        "cocolm_tf": cocolm_tf.__version__,
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+    }
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _metrics(model_dir: str) -> list[dict[str, Any]]:
+    with open(os.path.join(model_dir, METRICS_FILENAME)) as file:
+        return [json.loads(line) for line in file]
+
+
+def _seconds(lines: list[dict[str, Any]], tokens_per_step: int) -> float:
+    """How long the training steps took, over all sittings: a program's clock knows only its own."""
+    seconds, before = 0.0, 0
+    for line in lines:
+        if line["split"] == "train":
+            rate = line.get("tokens_per_second")
+            if rate:
+                seconds += (line["step"] - before) * tokens_per_step / rate
+            before = line["step"]
+    return seconds
+
+
+def _results(lines: list[dict[str, Any]]) -> list[Result]:
+    """What the last validation found."""
+    validations = [line for line in lines if line["split"] == "validation"]
+    if not validations:
+        return []
+    last = validations[-1]
+    return [
+        Result("fill-mask", f"validation data, step {last['step']}", name, value)
+        for name, value in last.items()
+        if name not in ("step", "split", "seconds")
+    ]
+
+
+def _data_lines(manifests: Mapping[str, Manifest], only: str = "") -> Iterator[str]:
+    for purpose, manifest in manifests.items():
+        if only not in ("", purpose):
+            continue
+        counts = manifest.counts
+        source = json.dumps(manifest.parameters.get("source") or "not recorded")
+        yield (
+            f"- For {purpose}: {counts['documents']:,} documents of {counts['text_bytes']:,} bytes "
+            f"of text, {counts['text_tokens']:,} tokens in {counts['sequences']:,} sequences of "
+            f"up to {manifest.sequence_length}. Source, as given to `build_pretraining_data.py`: "
+            f"`{source}`. Vocabulary: {manifest.vocabulary_size:,} tokens, "
+            f"`{manifest.vocabulary_fingerprint[:12]}`."
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _hardware(strategy: tf.distribute.Strategy) -> str:
+    replicas = strategy.num_replicas_in_sync
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return f"TPU, {replicas} cores"
+    return describe_device() if replicas == 1 else f"{replicas} replicas on {describe_device()}"

@@ -1,0 +1,103 @@
+"""The workers of a run, one process a host: which of them writes, and what they agree on."""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf.errors import RestartableError
+
+# What a collective operation ends in when a worker it waits for is gone.
+_LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
+
+
+class Workers:
+    """The processes that share a run. Under most strategies there is one.
+
+    What takes an agreement is called by all workers, in the same order: each waits for the others.
+
+    Args:
+        strategy: the devices.
+
+    Attributes:
+        count: int. How many workers there are.
+        index: int. Which of them this is. Number 0 is the chief, who alone writes files.
+
+    Example:
+    ```python
+    workers = Workers(make_strategy("one_device"))
+    workers.is_chief  # True
+    ```
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy) -> None:
+        self._strategy = strategy
+        self.count, self.index = 1, 0
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            resolver = strategy.cluster_resolver
+            cluster = resolver.cluster_spec().as_dict()
+            chiefs, others = (len(cluster.get(job, [])) for job in ("chief", "worker"))
+            self.count = max(1, chiefs + others)
+            self.index = (resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the worker who writes."""
+        return self.index == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether any worker says yes."""
+        return bool(self._sum(np.int32(flag))) if self.count > 1 else flag
+
+    def from_chief(self, values: list[np.ndarray]) -> list[np.ndarray]:
+        """Gives every worker the chief's arrays, to the bit.
+
+        Args:
+            values: of the same shapes and dtypes, of 4 or 8 bytes, on every worker; what they
+                hold matters on the chief only.
+        """
+        if self.count == 1:
+            return values
+        received = []
+        for value in values:
+            bits = np.atleast_1d(value).view(np.int32) * np.int32(self.is_chief)
+            received.append(self._sum(bits).view(value.dtype).reshape(value.shape))
+        return received
+
+    def wait_for_all(self) -> None:
+        """Returns when all workers have come here."""
+        self.any(False)
+
+    @contextlib.contextmanager
+    def loss_told(self) -> Iterator[None]:
+        """Tells the loss of a worker from a defect.
+
+        Raises:
+            RestartableError: in place of what TensorFlow says of it.
+        """
+        try:
+            yield
+        except _LOST as error:
+            if self.count == 1:
+                raise
+            raise RestartableError(
+                f"worker {self.index} of {self.count} has lost another one, whose own output says "
+                "why it ended: start all of them again with the same flags to go on from the last "
+                f"checkpoint. (TensorFlow says: {_first_line(error)})"
+            ) from error
+
+    def _sum(self, value: np.ndarray | np.int32) -> np.ndarray:
+        return self._strategy.reduce("SUM", tf.convert_to_tensor(value), axis=None).numpy()
+
+
+def _first_line(error: tf.errors.OpError) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "nothing")

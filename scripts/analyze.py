@@ -1,0 +1,121 @@
+"""Compares what presets and runs have learned: the figures of the paper, from one's own models.
+
+    analyze.py --preset=COCO-LM=runs/first/preset --preset=ELECTRA=runs/second/preset \\
+        --pairs=glue/STS-B/dev.tsv --corpus='corpus/*.txt' --output_dir=OUT
+    analyze.py --model_dir=runs/first --model_dir=runs/second --data=data/validation \\
+        --output_dir=OUT
+
+OUT gets index.html, which needs no other file, every figure as PNG and SVG, and every number as
+CSV and JSON.
+"""
+
+import os
+
+from absl import flags
+
+from cocolm_tf import program
+from cocolm_tf.errors import UserError
+
+flags.DEFINE_multi_string(
+    "preset", [], "Preset whose sentence vectors to look at: DIR or NAME=DIR. Repeatable."
+)
+flags.DEFINE_string(
+    "pairs",
+    "",
+    "Pairs of sentences: a tab-separated file as STS-B's, or JSON lines, with sentence1, sentence2 "
+    "and, if there are any, scores. Those of the highest score are the similar ones.",
+)
+flags.DEFINE_string(
+    "corpus",
+    "",
+    "Text files to draw random pairs from, a text a line; without them, the sentences of --pairs.",
+)
+flags.DEFINE_integer("texts", 2000, "The number of texts that random pairs are of.", 2)
+flags.DEFINE_multi_string(
+    "model_dir", [], "Run whose curves to draw: RUN or NAME=RUN. Repeatable; at most six."
+)
+flags.DEFINE_enum(
+    "x_axis", "steps", ["steps", "tokens", "flops", "hours"], "What the curves are drawn over."
+)
+flags.DEFINE_string("data", "", "Folder or glob of held-out shards to measure finished runs on.")
+flags.DEFINE_integer("batch_size", 32, "The number of sentences or sequences at a time.", 1)
+flags.DEFINE_integer("seed", 0, "Decides which texts are drawn and paired.", 0)
+flags.DEFINE_string("output_dir", None, "Folder to write to.", required=True)
+
+FLAGS = flags.FLAGS
+
+
+def main() -> str:
+    presets, model_dirs = _named("preset"), _named("model_dir")
+    if not presets and not model_dirs:
+        raise UserError("there is nothing to analyze: give --preset or --model_dir.")
+    if presets and not FLAGS.pairs:
+        raise UserError("--preset needs --pairs, pairs of similar sentences.")
+    if FLAGS.data and not model_dirs:
+        raise UserError("--data is what runs are measured on: give --model_dir.")
+
+    # Imported once the flags are known, so that --help and mistakes in them answer at once.
+    from cocolm_tf.analysis.comparison import write_comparison
+    from cocolm_tf.analysis.figures import PALETTE
+    from cocolm_tf.analysis.held_out import measure_run
+    from cocolm_tf.analysis.run_comparison import read_run
+
+    if len(model_dirs) > len(PALETTE):
+        raise UserError(f"--model_dir: {len(model_dirs)} runs are more than {len(PALETTE)} colors.")
+    runs = [read_run(name, model_dir) for name, model_dir in model_dirs.items()]
+    spaces = _spaces(presets)
+    held_out = {}
+    if FLAGS.data:
+        held_out = {
+            name: measure_run(model_dir, FLAGS.data, batch_size=FLAGS.batch_size)
+            for name, model_dir in model_dirs.items()
+        }
+    return write_comparison(FLAGS.output_dir, spaces, runs, held_out, FLAGS.x_axis, FLAGS.seed)
+
+
+def _named(flag: str) -> dict[str, str]:
+    """What a flag lists, by its names; the folder's own where none is given."""
+    named = {}
+    for value in FLAGS[flag].value:
+        name, equals, directory = value.partition("=")
+        if not equals:
+            directory = value
+            parent, name = os.path.split(os.path.abspath(value))
+            name = os.path.basename(parent) if name == "preset" else name
+        if not os.path.isdir(directory):
+            raise UserError(f"--{flag}={directory} is not a folder.")
+        if name in named:
+            raise UserError(
+                f"--{flag}: two are called {name!r}: give them names, --{flag}=NAME=DIR."
+            )
+        named[name] = directory
+    return named
+
+
+def _spaces(presets: dict[str, str]) -> dict[str, object]:
+    if not presets:
+        return {}
+    from cocolm_tf.analysis.encoder import SentenceEncoder
+    from cocolm_tf.analysis.pairs import read_pairs
+    from cocolm_tf.analysis.sentence_space import describe_space, draw_texts
+
+    pairs = read_pairs(FLAGS.pairs)
+    texts = list(dict.fromkeys(pairs.first + pairs.second))[: FLAGS.texts]
+    if FLAGS.corpus:
+        texts = draw_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed)
+    spaces = {}
+    for name, preset in presets.items():
+        encoder = SentenceEncoder(preset)
+        spaces[name] = describe_space(
+            lambda sentences, encoder=encoder, name=name: encoder.encode(
+                sentences, FLAGS.batch_size, name
+            ),
+            pairs,
+            texts,
+            seed=FLAGS.seed,
+        )
+    return spaces
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,60 @@
+"""Times our data building beside bare SentencePiece and `tokenizers`, and the input pipeline alone.
+
+    benchmark_data.py --docstrings --num_workers=0,1,2
+
+The text comes from --input, --tfds or --docstrings. Prints a table and, as the last line, the same
+numbers as JSON.
+"""
+
+import json
+import os
+
+from absl import flags
+
+from cocolm_tf import program
+from cocolm_tf.data import source_flags
+from cocolm_tf.errors import UserError
+
+FLAGS = flags.FLAGS
+
+source_flags.define_source_flags()
+flags.adopt_module_key_flags(source_flags)  # so that --help shows them
+flags.DEFINE_float("megabytes", 32, "How much of the text to take at most.", lower_bound=0.0)
+flags.DEFINE_integer("vocabulary_size", 8192, "The ids of the vocabularies.", lower_bound=7)
+flags.DEFINE_integer("sequence_length", 128, "The tokens of a sequence.", lower_bound=8)
+flags.DEFINE_integer("batch_size", 32, "The sequences of the pipeline's batches.", lower_bound=1)
+flags.DEFINE_integer("num_batches", 200, "The batches of one round.", lower_bound=1)
+flags.DEFINE_list(
+    "num_workers",
+    ["0", "1", str(os.cpu_count())],
+    "The numbers of processes to build shards with, 0 for the program's own, and of threads for "
+    "the other tokenizers.",
+)
+flags.DEFINE_integer("rounds", 3, "How often to time each.", lower_bound=1)
+
+
+def main() -> str:
+    num_workers = sorted({_count(text) for text in FLAGS.num_workers})
+    if not num_workers:
+        raise UserError("--num_workers is empty: give the numbers of processes, as in 0,1,2.")
+    documents = source_flags.documents_from_flags(FLAGS)
+
+    # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
+    from cocolm_tf.benchmarking.data import DataSizes, format_data, measure_data
+
+    sizes = DataSizes(
+        FLAGS.vocabulary_size, FLAGS.sequence_length, FLAGS.batch_size, FLAGS.num_batches
+    )
+    result = measure_data(documents, FLAGS.megabytes, sizes, num_workers, FLAGS.rounds)
+    print(format_data(result))
+    return json.dumps({"source": source_flags.describe_source(FLAGS)} | result)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"--num_workers has {text!r}: each must be a whole number, 0 or more.")
+    return int(text)
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,72 @@
+"""Estimates what a run will take, by arithmetic: memory, FLOPs, traffic and time.
+
+    estimate.py --config_file=configs/pretrain/base.yaml --devices=8 --accelerator=h100
+
+Prints tables; with --json, one line of JSON instead. docs/scaling.md explains the figures.
+"""
+
+import json
+import os
+
+from absl import flags
+
+from cocolm_tf import program
+from cocolm_tf.errors import UserError
+
+flags.DEFINE_string(
+    "config_file", None, "YAML file that defines the run; see configs/pretrain.", required=True
+)
+flags.DEFINE_multi_string(
+    "params_override", [], "Changes to the configuration: a.b=1,c.d=x, or a YAML file. Repeatable."
+)
+flags.DEFINE_integer("devices", 1, "The number of devices to train on.", lower_bound=1)
+flags.DEFINE_multi_enum(
+    "accelerator",
+    None,
+    ["a100-40gb", "a100", "h100", "h200", "v4", "v5e", "v5p"],
+    "What each device is. Repeatable; all, if it is not given.",
+)
+flags.DEFINE_float(
+    "share_of_peak", 0.4, "The share of the peak FLOPs that steps reach.", 0.001, 1.0
+)
+flags.DEFINE_float(
+    "share_of_memory", 0.9, "The share of the memory that tensors may take.", 0.01, 1.0
+)
+flags.DEFINE_float(
+    "link_bandwidth",
+    0.0,
+    "GB/s that a device sends, where it is not its vendor's: of several hosts, the network's.",
+    lower_bound=0.0,
+)
+flags.DEFINE_bool("json", False, "Print one line of JSON instead of tables.")
+
+FLAGS = flags.FLAGS
+
+
+def main() -> str:
+    if not os.path.isfile(FLAGS.config_file):
+        raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
+
+    # Model Garden's configurations import TensorFlow, but arithmetic needs none of it.
+    program.defer_imports("tensorflow", "tf_keras")
+    from cocolm_tf.training.accelerators import ACCELERATORS
+    from cocolm_tf.training.config import load_config
+    from cocolm_tf.training.estimate import estimate, format_report
+
+    result = estimate(
+        load_config(FLAGS.config_file, FLAGS.params_override),
+        FLAGS.devices,
+        FLAGS.accelerator or list(ACCELERATORS),
+        FLAGS.share_of_peak,
+        FLAGS.share_of_memory,
+        FLAGS.link_bandwidth * 1e9,
+    )
+    asked = {"config_file": FLAGS.config_file, "params_override": FLAGS.params_override}
+    if FLAGS.json:
+        return json.dumps(asked | result)
+    name = " ".join([FLAGS.config_file, *FLAGS.params_override])
+    return f"{'configuration':24}{name}\n{format_report(result)}"
+
+
+if __name__ == "__main__":
+    program.run(main)

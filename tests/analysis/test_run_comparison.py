@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from cocolm_tf.analysis.curves import PLOTS, Metrics, Plot, plots_of
+from cocolm_tf.analysis.figures import PALETTE
+from cocolm_tf.analysis.run_comparison import X_AXES, Run, draw_runs, read_run
+from cocolm_tf.errors import UserError
+from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.flops import pretraining_flops
+
+PAIR = Plot("pair", "A pair", "share", {"a": "first", "b": "second"})
+
+
+def run_of(name: str, train: list[dict], validation: list[dict], config: PretrainingConfig) -> Run:
+    return Run(name, Metrics({"train": train, "validation": validation}), config)
+
+
+def test_axes_count_what_they_say(config: PretrainingConfig):
+    train = [{"step": step, "seconds": 10.0 * step, "a": 0.5} for step in (1, 3)]
+    run = run_of("one", train, [{"step": 2, "seconds": 20.0, "a": 0.1}], config)
+    flops = sum(pretraining_flops(config).values())
+    expected = {
+        "steps": [1, 3],
+        "tokens": [1 * 4 * 24, 3 * 4 * 24],
+        "flops": [flops, 3 * flops],
+        "hours": [10 / 3600, 30 / 3600],
+    }
+    for x_axis, places in expected.items():
+        assert run.abscissa("train", x_axis).tolist() == pytest.approx(places)
+    assert list(expected) == list(X_AXES)
+
+
+def test_the_hours_of_a_resumed_run_go_on(config: PretrainingConfig):
+    seconds = [5.0, 9.0, 2.0, 4.0]  # the third line is another attempt's first
+    train = [{"step": step, "seconds": second} for step, second in enumerate(seconds)]
+    run = run_of("one", train, [], config)
+    assert 3600 * run.abscissa("train", "hours") == pytest.approx([5, 9, 11, 13])
+    assert run.metrics.seconds == 13
+
+
+def test_each_run_has_a_color_and_each_curve_a_line(config: PretrainingConfig):
+    train = [{"step": step, "seconds": 1.0, "a": 0.1 * step, "b": 0.9} for step in (1, 2)]
+    validation = [{"step": 2, "seconds": 1.0, "a": 0.7}]
+    runs = [run_of("one", train, validation, config), run_of("two", train, [], config)]
+    runs.append(run_of("without", [{"step": 1, "seconds": 1.0}], [], config))
+    figure = draw_runs(PAIR, runs)
+    lines = figure.axes[0].lines
+    drawn = [(line.get_color(), line.is_dashed(), *map(list, line.get_data())) for line in lines]
+    assert drawn == [
+        (PALETTE[0], False, [2], [0.7]),  # validation before training
+        (PALETTE[0], True, [1, 2], [0.9, 0.9]),
+        (PALETTE[1], False, [1, 2], [0.1, 0.2]),
+        (PALETTE[1], True, [1, 2], [0.9, 0.9]),
+    ]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["one", "two", "first", "second"]
+    plt.close(figure)
+
+
+def test_a_plot_is_made_for_what_any_run_has(config: PretrainingConfig):
+    one = Metrics({"train": [{"step": 1, "loss": 1.0}], "validation": []})
+    other = Metrics({"train": [{"step": 1, "positive_cosine": 1.0}], "validation": []})
+    assert [plot.name for plot in plots_of(one, other)] == ["loss", "cosine"]
+
+
+@pytest.mark.parametrize("x_axis", X_AXES)
+def test_every_plot_of_a_real_log_can_be_drawn(model_dir: Path, x_axis: str):
+    runs = [read_run("one", str(model_dir)), read_run("other", str(model_dir))]
+    for plot in PLOTS[:: 4 if x_axis != "steps" else 1]:
+        figure = draw_runs(plot, runs, x_axis)
+        figure.canvas.draw()
+        assert figure.axes[0].get_xlabel() == X_AXES[x_axis]
+        assert all(np.isfinite(line.get_xdata()).all() for line in figure.axes[0].lines)
+        plt.close(figure)
+
+
+def test_a_run_without_configuration_is_named(model_dir: Path):
+    (model_dir / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"has no config\.yaml"):
+        read_run("one", str(model_dir))

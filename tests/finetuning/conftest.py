@@ -1,0 +1,64 @@
+import random
+from pathlib import Path
+
+import pytest
+from tiny_presets import SEQUENCE_LENGTH, opinions, write_tiny_preset
+
+from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
+
+
+@pytest.fixture(scope="session")
+def tiny_preset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A pretrained preset; tests read it only."""
+    return write_tiny_preset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def preprocessor(tiny_preset: str) -> CocoLMTextClassifierPreprocessor:
+    return CocoLMTextClassifierPreprocessor.from_preset(tiny_preset)
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(tiny_preset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The preset of a classifier that has learned to tell opinions; tests read it only."""
+    random.seed(0)
+    classifier = CocoLMTextClassifier.from_preset(
+        tiny_preset, num_classes=2, label_names=["bad", "good"], dropout=0.0
+    )
+    classifier.optimizer.learning_rate = 1e-2
+    texts, labels = map(list, zip(*opinions(120, seed=1), strict=True))
+    classifier.fit(texts, labels, batch_size=8, epochs=3, verbose=0)
+    path = str(tmp_path_factory.mktemp("fine_tuned") / "preset")
+    classifier.save_to_preset(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sst2_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a small SST-2 in GLUE's layout."""
+    folder = tmp_path_factory.mktemp("glue")
+    (folder / "SST-2").mkdir()
+    for name, count, seed in (("train", 80, 1), ("dev", 20, 2)):
+        rows = "".join(f"{text}\t{label}\n" for text, label in opinions(count, seed))
+        (folder / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\n" + rows)
+    rows = "".join(f"{number}\t{text}\n" for number, (text, _) in enumerate(opinions(9, seed=3)))
+    (folder / "SST-2" / "test.tsv").write_text("index\tsentence\n" + rows)
+    return str(folder)
+
+
+@pytest.fixture
+def sequence_length() -> int:
+    return SEQUENCE_LENGTH
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Writes a file by its name and returns its path."""
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    return write

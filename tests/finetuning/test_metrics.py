@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.metrics import METRICS, evaluate, metrics_of, predicted
+
+
+def by_counting(labels, predictions) -> dict[str, float]:
+    """The definitions, for two classes."""
+    true = [[((labels == a) & (predictions == b)).sum() for b in (0, 1)] for a in (0, 1)]
+    (tn, fp), (fn, tp) = true
+    root = np.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    return {
+        "accuracy": (tp + tn) / len(labels),
+        "f1": 2 * tp / (2 * tp + fp + fn),
+        "matthews": (tp * tn - fp * fn) / root,
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_are_scored_as_defined_and_as_scikit_learn_does(seed):
+    rng = np.random.default_rng(seed)
+    labels, predictions = rng.integers(0, 2, (2, 60))
+    found = evaluate(["accuracy", "f1", "matthews", "macro_f1"], labels, predictions)
+    for name, value in by_counting(labels, predictions).items():
+        assert found[name] == pytest.approx(value, abs=1e-12)
+    assert found["accuracy"] == sklearn_metrics.accuracy_score(labels, predictions)
+    assert found["f1"] == sklearn_metrics.f1_score(labels, predictions)
+    assert found["matthews"] == sklearn_metrics.matthews_corrcoef(labels, predictions)
+    assert found["macro_f1"] == sklearn_metrics.f1_score(labels, predictions, average="macro")
+
+
+def test_numbers_are_scored_as_defined_and_as_scipy_does():
+    rng = np.random.default_rng(0)
+    labels = rng.uniform(0, 5, 80).round(1).astype(np.float32)
+    predictions = (labels + rng.normal(0, 2, 80)).astype(np.float32)
+    found = evaluate(["pearson", "spearman"], labels, predictions)
+    assert found["pearson"] == pytest.approx(np.corrcoef(labels, predictions)[0, 1], abs=1e-6)
+    ranks = [stats.rankdata(values) for values in (labels, predictions)]
+    assert found["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-12)
+    assert found["pearson"] == stats.pearsonr(labels, predictions).statistic
+    assert found["spearman"] == stats.spearmanr(labels, predictions).statistic
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_predictions_that_never_change_are_worth_a_number(name):
+    labels = np.array([0, 1, 1, 0])
+    value = evaluate([name], labels, np.zeros(4, labels.dtype))[name]
+    assert np.isfinite(value)
+    assert value == (0.5 if name == "accuracy" else pytest.approx(1 / 3) if "macro" in name else 0)
+
+
+def test_the_tasks_metrics_are_those_of_glue():
+    found = {
+        name: metrics_of(task.title, len(task.label_names or [0]))
+        for name, task in GLUE_TASKS.items()
+    }
+    assert found["cola"][0] == "matthews"
+    assert found["stsb"] == ("spearman", "pearson")
+    assert found["mrpc"] == found["qqp"] == ("accuracy", "f1")
+    assert all(found[name][0] == "accuracy" for name in ("sst2", "mnli", "qnli", "rte", "wnli"))
+    assert metrics_of("mine", 1) == ("spearman", "pearson")
+    assert metrics_of("mine", 3) == ("accuracy", "macro_f1")
+
+
+def test_outputs_to_predictions():
+    np.testing.assert_array_equal(predicted(np.array([[0.1, 0.7], [2.0, -1.0]])), [1, 0])
+    numbers = np.array([[-0.5], [2.5], [5.5]])
+    np.testing.assert_array_equal(predicted(numbers), np.float32([-0.5, 2.5, 5.5]))
+    np.testing.assert_array_equal(predicted(numbers, (0, 5)), np.float32([0, 2.5, 5]))
+
+
+def test_an_unknown_metric_is_named():
+    with pytest.raises(UserError, match="accuracy, f1, .*, not 'bleu'"):
+        evaluate(["bleu"], np.zeros(1), np.zeros(1))

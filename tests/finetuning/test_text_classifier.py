@@ -1,0 +1,241 @@
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import keras_nlp
+import numpy as np
+import pandas
+import pytest
+import tensorflow as tf
+from scipy.special import erf
+from tiny_presets import opinions
+
+from cocolm_tf import CocoLMBackbone, CocoLMTextClassifier, CocoLMTextClassifierPreprocessor
+from cocolm_tf.training.optimization import AdamW
+
+TEXTS, LABELS = map(list, zip(*opinions(12, seed=5), strict=True))
+
+
+@pytest.fixture
+def classifier(tiny_preset) -> CocoLMTextClassifier:
+    random.seed(1)
+    return CocoLMTextClassifier.from_preset(tiny_preset, num_classes=2, dropout=0.0)
+
+
+def test_the_head_is_dense_gelu_output_on_the_first_token(classifier):
+    for variable in (*classifier.pooled_dense.variables, *classifier.output_dense.variables):
+        variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+    inputs = classifier.preprocessor(TEXTS)
+    hidden = np.array(classifier.backbone(inputs))[:, 0]
+    dense, output = classifier.pooled_dense, classifier.output_dense
+    x = hidden @ np.array(dense.kernel) + np.array(dense.bias)
+    x = x * (1 + erf(x / np.sqrt(2))) / 2
+    expected = x @ np.array(output.kernel) + np.array(output.bias)
+    np.testing.assert_allclose(classifier(inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_acts_before_and_after_the_dense_layer(tiny_preset):
+    model = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=2, dropout=0.5)
+    model.backbone.trainable = False
+    inputs = model.preprocessor(TEXTS)
+    dropped = [np.array(model(inputs, training=True)) for _ in range(2)]
+    assert not np.allclose(*dropped)
+    np.testing.assert_array_equal(model(inputs), model(inputs))
+    assert model.pooled_dropout.rate == model.output_dropout.rate == 0.5
+
+
+def test_learns_from_raw_strings(fine_tuned):
+    classifier = CocoLMTextClassifier.from_preset(fine_tuned)
+    texts, labels = map(list, zip(*opinions(60, seed=9), strict=True))
+    _, accuracy = classifier.evaluate(texts, labels, verbose=0)
+    assert accuracy > 0.9
+    assert (classifier.predict(texts, verbose=0).argmax(1) == labels).mean() == pytest.approx(
+        accuracy
+    )
+
+
+def test_every_way_to_give_texts_is_the_same(classifier):
+    expected = classifier(classifier.preprocessor(TEXTS))
+    dataset = tf.data.Dataset.from_tensor_slices(TEXTS).batch(5)
+    for texts in (TEXTS, np.array(TEXTS), pandas.Series(TEXTS), tf.constant(TEXTS), dataset):
+        arguments = {} if texts is dataset else {"batch_size": 5}
+        found = classifier.predict(texts, verbose=0, **arguments)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_every_way_to_give_pairs_is_the_same(classifier):
+    second = TEXTS[::-1]
+    expected = classifier(classifier.preprocessor(x=(TEXTS, second)))
+    frame = pandas.DataFrame({"first": TEXTS, "second": second})
+    dataset = tf.data.Dataset.from_tensor_slices(((TEXTS, second), LABELS)).batch(4)
+    for pairs in ((TEXTS, second), (frame["first"], frame["second"]), frame):
+        found = classifier.predict(pairs, verbose=0)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    by_arrays = classifier.evaluate((TEXTS, second), LABELS, verbose=0)
+    assert classifier.evaluate(dataset, verbose=0) == pytest.approx(by_arrays, abs=1e-5)
+    assert classifier.evaluate(frame, pandas.Series(LABELS), verbose=0) == pytest.approx(
+        by_arrays, abs=1e-5
+    )
+
+
+def test_padding_that_all_rows_share_is_cut_off(classifier, sequence_length):
+    x, y = classifier.preprocess_samples(tf.constant(["a cat", "a dog of rain"]), tf.constant([0]))
+    whole = classifier.preprocessor(["a cat", "a dog of rain"])
+    assert x["token_ids"].shape == (2, 8) and list(y.numpy()) == [0]
+    np.testing.assert_allclose(classifier(x), classifier(whole), atol=1e-5)
+    classifier.trim_padding = False
+    x = classifier.preprocess_samples(tf.constant(["a cat"]))
+    assert x["token_ids"].shape == (1, sequence_length)
+
+
+def test_tokens_are_taken_as_they_are(classifier):
+    x = {"token_ids": np.int32([[0, 5, 2, 1]]), "padding_mask": np.bool_([[1, 1, 1, 0]])}
+    assert classifier.preprocess_samples(x) is x
+    classifier.preprocessor = None
+    assert classifier.predict(x, verbose=0).shape == (1, 2)
+
+
+def test_a_regression_minimizes_the_squared_error(tiny_preset):
+    random.seed(0)
+    model = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=1, dropout=0.0)
+    numbers = np.float32(LABELS) * 3 + 1
+    found = model.predict((TEXTS, TEXTS), verbose=0)
+    assert found.shape == (len(TEXTS), 1)
+    loss = model.evaluate((TEXTS, TEXTS), numbers, verbose=0)
+    assert loss == pytest.approx(np.mean((found[:, 0] - numbers) ** 2), rel=1e-4)
+    model.optimizer.learning_rate = 1e-2
+    model.fit((TEXTS, TEXTS), numbers, batch_size=4, epochs=5, verbose=0)
+    assert model.evaluate((TEXTS, TEXTS), numbers, verbose=0) < loss / 2
+
+
+def test_the_default_loss_is_the_cross_entropy(classifier):
+    logits = classifier.predict(TEXTS, verbose=0)
+    loss, accuracy = classifier.evaluate(TEXTS, LABELS, verbose=0)
+    shares = tf.nn.softmax(logits).numpy()[np.arange(len(TEXTS)), LABELS]
+    assert loss == pytest.approx(-np.log(shares).mean(), rel=1e-4)
+    assert accuracy == pytest.approx((logits.argmax(1) == LABELS).mean())
+
+
+def test_same_seed_same_model(tiny_preset):
+    def trained(seed):
+        random.seed(seed)
+        model = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=2)
+        model.fit(TEXTS, LABELS, batch_size=6, verbose=0)
+        return model.predict(TEXTS, verbose=0)
+
+    first, again, other = trained(3), trained(3), trained(4)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+@pytest.mark.slow
+def test_another_process_predicts_the_same(fine_tuned, tmp_path: Path):
+    program = f"""
+import numpy, cocolm_tf
+classifier = cocolm_tf.CocoLMTextClassifier.from_preset({fine_tuned!r})
+assert classifier.label_names == ["bad", "good"]
+numpy.save({str(tmp_path / "found.npy")!r}, classifier.predict({TEXTS!r}, verbose=0))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    expected = CocoLMTextClassifier.from_preset(fine_tuned).predict(TEXTS, verbose=0)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-6)
+
+
+def test_the_preset_is_kerashubs(fine_tuned):
+    classifier = keras_nlp.models.TextClassifier.from_preset(fine_tuned)
+    assert isinstance(classifier, CocoLMTextClassifier)
+    assert classifier.label_names == ["bad", "good"]
+    assert classifier.dropout == 0.0
+    assert isinstance(CocoLMBackbone.from_preset(fine_tuned), CocoLMBackbone)
+
+
+def test_the_presets_head_has_no_optimizer_in_it(fine_tuned):
+    head = CocoLMTextClassifier.from_preset(fine_tuned)
+    count = sum(v.value.shape.num_elements() for v in head.output_dense.variables)
+    count += sum(v.value.shape.num_elements() for v in head.pooled_dense.variables)
+    assert Path(fine_tuned, "task.weights.h5").stat().st_size < 4 * count + 60_000
+
+
+def test_num_classes_asks_for_a_new_head(fine_tuned):
+    random.seed(0)
+    other = CocoLMTextClassifier.from_preset(fine_tuned, num_classes=3)
+    assert other.output_shape == (None, 3) and other.label_names is None
+    kept = CocoLMTextClassifier.from_preset(fine_tuned)
+    for one, two in zip(
+        other.backbone.trainable_variables, kept.backbone.trainable_variables, strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+    assert not np.allclose(other.pooled_dense.kernel, kept.pooled_dense.kernel)
+
+
+def test_weights_may_be_fresh(tiny_preset, classifier):
+    fresh = CocoLMTextClassifier.from_preset(tiny_preset, load_weights=False, num_classes=2)
+    kernel = "transformer_block_0/query/kernel"
+    one, two = (
+        next(v for v in model.backbone.variables if v.path.endswith(kernel))
+        for model in (fresh, classifier)
+    )
+    assert not np.allclose(one, two)
+
+
+def test_lora_learns_beside_the_encoder_and_is_saved_merged(classifier, tmp_path: Path):
+    kernel = classifier.backbone.blocks[0].query._kernel
+    before, parameters = np.array(kernel), classifier.count_params()
+    classifier.backbone.enable_lora(2)
+    names = {v.path.rpartition("/")[2] for v in classifier.backbone.trainable_variables}
+    assert names == {"bias", "lora_kernel_a", "lora_kernel_b"}
+    classifier.compile(keras.optimizers.Adam(1e-2))
+    classifier.fit(TEXTS, LABELS, verbose=0)
+    np.testing.assert_array_equal(kernel, before)
+    expected = classifier.predict(TEXTS, verbose=0)
+    classifier.save_to_preset(str(tmp_path / "preset"))
+    loaded = CocoLMTextClassifier.from_preset(str(tmp_path / "preset"))
+    assert loaded.count_params() == parameters
+    np.testing.assert_allclose(loaded.predict(TEXTS, verbose=0), expected, atol=1e-5)
+
+
+def test_mixed_precision_answers_in_float32(tiny_preset):
+    model = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=2, dtype="mixed_bfloat16")
+    model.fit(TEXTS, LABELS, verbose=0)
+    assert model.predict(TEXTS, verbose=0).dtype == np.float32
+
+
+def test_several_replicas_learn_as_one(tiny_preset, mirrored_strategy):
+    def trained():
+        random.seed(3)
+        # Dropout draws by replica.
+        backbone = CocoLMBackbone.from_preset(tiny_preset, dropout=0.0)
+        preprocessor = CocoLMTextClassifierPreprocessor.from_preset(tiny_preset)
+        model = CocoLMTextClassifier(backbone, 2, preprocessor)
+        # Without much of an epsilon, the first step is the sign of the gradient.
+        model.compile(AdamW(1e-2, epsilon=1e-2))
+        model.fit(TEXTS, LABELS, batch_size=12, verbose=0)
+        return [np.array(variable) for variable in model.trainable_variables]
+
+    alone = trained()
+    with mirrored_strategy.scope():
+        together = trained()
+    for one, two in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"label_names": ["only"]}, "num_classes=2, but 1 label_names"),
+    ],
+)
+def test_what_does_not_fit_is_refused(classifier, changes, complaint):
+    arguments = {"backbone": classifier.backbone, "num_classes": 2} | changes
+    with pytest.raises(ValueError, match=complaint):
+        CocoLMTextClassifier(**arguments)
+
+
+def test_a_preprocessor_longer_than_the_model_is_refused(classifier):
+    preprocessor = classifier.preprocessor
+    preprocessor.sequence_length = 25
+    with pytest.raises(ValueError, match="sequence_length=25 is more than the backbone's"):
+        CocoLMTextClassifier(classifier.backbone, 2, preprocessor)

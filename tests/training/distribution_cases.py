@@ -1,0 +1,158 @@
+"""Training on given batches under any strategy, with everything written down.
+
+Tests call `train` in their own process; several workers are processes of their own:
+
+    TF_CONFIG=... python distribution_cases.py CASES.json OUTPUT.npz
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf.modeling import pretrainer as pretrainer_module
+from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
+from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.distribution import make_strategy
+
+BATCH, LENGTH, MASK = 8, 12, 59
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+SAMPLING_MODES = ("eval", "train", "zero_dropout")
+
+
+class Case(NamedTuple):
+    """What a training is of. `exact` takes all randomness away that depends on the replica."""
+
+    precision: str = "float32"
+    micro_batches: int = 1
+    steps_per_loop: int = 1
+    sampling: str = "eval"
+    steps: int = 4
+    exact: bool = False
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, self))
+
+
+def matrix() -> tuple[list[Case], list[Case]]:
+    """All combinations, in two halves; each value of a factor meets all of another in both."""
+    halves: tuple[list[Case], list[Case]] = ([], [])
+    factors = (range(3), (1, 2), (1, 2), range(3))
+    for precision, micro_batches, steps_per_loop, sampling in itertools.product(*factors):
+        case = Case(PRECISIONS[precision], micro_batches, steps_per_loop, SAMPLING_MODES[sampling])
+        halves[(precision + micro_batches + steps_per_loop + sampling) % 2].append(case)
+    return halves
+
+
+def config_of(case: Case) -> PretrainingConfig:
+    config = PretrainingConfig()
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 16}
+    positions = {"relative_position_bins": 8, "relative_position_max_distance": 12}
+    dropout = 0.0 if case.exact else 0.1
+    config.override(
+        {
+            "model": sizes
+            | positions
+            | {"vocabulary_size": 60, "max_sequence_length": LENGTH, "dropout": dropout},
+            "auxiliary": {"num_layers": 1, "sampling": case.sampling},
+            "data": {"sequence_length": LENGTH},
+            # So large that no weight moves by the sign of a gradient that is all rounding error.
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "epsilon": 1e-3},
+            "trainer": {
+                "batch_size": BATCH,
+                "micro_batches": case.micro_batches,
+                "train_steps": 1000,
+            },
+            "runtime": {"precision": case.precision},
+        }
+    )
+    return config
+
+
+def batches(steps: int) -> dict[str, np.ndarray]:
+    """Global batches, one after the other, whose sequences have 0 to 3 masked tokens."""
+    rng = np.random.default_rng(0)
+    rows = steps * BATCH
+    token_ids = rng.integers(4, MASK, (rows, LENGTH)).astype(np.int32)
+    token_ids[:, 0] = 0
+    real = np.arange(LENGTH) < rng.integers(LENGTH // 2, LENGTH + 1, (rows, 1))
+    token_ids = np.where(real, token_ids, 1)
+    positions = [np.sort(rng.choice(np.arange(1, LENGTH // 2), 3, False)) for _ in range(rows)]
+    # The first of two replicas, and of four, has fewer of them than the others.
+    masked = rng.integers(0, 4, (rows, 1)) * (np.arange(rows)[:, np.newaxis] % BATCH > 1)
+    crop = np.concatenate([token_ids[:, :1], token_ids[:, 2:-1]], axis=1)
+    return {
+        "token_ids": token_ids,
+        "padding_mask": real,
+        "masked_positions": np.stack(positions).astype(np.int32),
+        "masked_weights": (np.arange(3) < masked).astype(np.float32),
+        "crop_token_ids": crop,
+        "crop_padding_mask": crop != 1,
+    }
+
+
+def train(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]:
+    """Trains, and returns `metrics` [loops, names], `names` and `weights` [loops, all of them]."""
+    config, found = config_of(case), {"metrics": [], "weights": []}
+    with strategy.scope():
+        pretrainer = build_pretrainer(config, MASK)
+        rng = np.random.default_rng(0)
+        for variable in pretrainer.trainable_variables:
+            center = 1.0 if variable.path.endswith("gamma") else 0.0
+            variable.assign(center + rng.normal(0, 0.25, variable.shape))
+        compile_pretrainer(pretrainer, config, case.steps_per_loop)
+
+    def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        size = BATCH // context.num_replicas_in_sync
+        parts = tf.data.Dataset.from_tensor_slices(batches(case.steps)).batch(
+            size, drop_remainder=True
+        )
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        groups = parts.batch(replicas, drop_remainder=True)
+        return groups.shard(context.num_input_pipelines, context.input_pipeline_id).unbatch()
+
+    class Record(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+            found["metrics"].append([float(value) for value in logs.values()])
+            found["names"] = list(logs)
+            weights = [v.numpy().ravel() for v in self.model.trainable_variables]
+            found["weights"].append(np.concatenate(weights))
+            self.model.reset_metrics()
+
+    sample = likeliest if case.exact else pretrainer_module.sample_tokens
+    with mock.patch.object(pretrainer_module, "sample_tokens", sample):
+        pretrainer.fit(
+            strategy.distribute_datasets_from_function(of_host),
+            steps_per_epoch=case.steps,
+            callbacks=[Record()],
+            shuffle=False,
+            verbose=0,
+        )
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def likeliest(logits: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Takes the place of sampling, as seeds differ between replicas."""
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+
+def main(cases_file: str, output: str) -> None:
+    strategy = make_strategy("multi_worker_mirrored")
+    found = {}
+    for values in json.loads(Path(cases_file).read_text()):
+        case = Case(*values)
+        results = train(strategy, case)
+        found |= {f"{case.name}/{name}": value for name, value in results.items()}
+    np.savez(output, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,178 @@
+"""Training is the same on however many devices and hosts, and goes with every combination."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import distribution_cases
+import numpy as np
+import pytest
+import tensorflow as tf
+from distribution_cases import Case, matrix, train
+
+from cocolm_tf.training.distribution import make_strategy
+
+EXACT = Case(steps=20, exact=True)
+LEARNING = Case(precision="mixed_bfloat16", steps=20)
+CHEAP_HALF, OTHER_HALF = matrix()
+
+Results = dict[str, np.ndarray]
+
+pytestmark = pytest.mark.slow
+
+
+def run_workers(cases: list[Case], folder: Path, count: int = 2) -> list[dict[str, Results]]:
+    """Trains in processes of their own, which find each other by TF_CONFIG."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
+    for port in ports:
+        port.close()
+    processes = []
+    for index in range(count):
+        task = {"type": "worker", "index": index}
+        processes.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    distribution_cases.__file__,
+                    str(folder / "cases.json"),
+                    str(folder / f"{index}.npz"),
+                ],
+                env=os.environ
+                | {
+                    "PYTHONPATH": str(Path(__file__).parents[2]),
+                    "TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task}),
+                },
+                stderr=(folder / f"{index}.err").open("w"),
+            )
+        )
+    for index, process in enumerate(processes):
+        assert process.wait(3000) == 0, (folder / f"{index}.err").read_text()[-3000:]
+    found = []
+    for index in range(count):
+        arrays = np.load(folder / f"{index}.npz")
+        results: dict[str, Results] = {}
+        for key in arrays:
+            case, _, name = key.partition("/")
+            results.setdefault(case, {})[name] = arrays[key]
+        found.append(results)
+    return found
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
+    """What two workers made of the cases that every run of the tests has, one after the other."""
+    return run_workers([EXACT, LEARNING, *CHEAP_HALF], tmp_path_factory.mktemp("workers"))
+
+
+@pytest.fixture(scope="module")
+def more_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
+    return run_workers(OTHER_HALF, tmp_path_factory.mktemp("more_workers"))
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Results:
+    return train(make_strategy("one_device"), EXACT)
+
+
+def assert_same_steps(found: Results, expected: Results) -> None:
+    """To float32 rounding, from the first step to the last."""
+    assert list(found["names"]) == list(expected["names"])
+    assert found["weights"].shape == expected["weights"].shape
+    assert len(expected["weights"]) == 20
+    np.testing.assert_allclose(found["metrics"], expected["metrics"], rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(found["weights"], expected["weights"], rtol=1e-4, atol=2e-5)
+    moved = np.abs(expected["weights"][-1] - expected["weights"][0]).mean()
+    assert moved > 0.01, "the tolerance is far below what 20 steps change"
+
+
+def test_the_replicas_hold_uneven_shares():
+    """Otherwise a mean of the replicas' means would pass for the global one."""
+    masked = distribution_cases.batches(20)["masked_weights"].reshape(20, 4, -1).sum(axis=-1)
+    assert (masked[:, 0] == 0).all() and (masked[:, 1:] > 0).any(axis=1).all()
+
+
+@pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
+def test_replicas_take_the_steps_of_one_device(
+    mirrored_strategy: tf.distribute.Strategy, one_device: Results
+):
+    assert_same_steps(train(mirrored_strategy, EXACT), one_device)
+
+
+def test_workers_take_the_steps_of_one_device(workers, one_device: Results):
+    for worker in workers:
+        assert_same_steps(worker[EXACT.name], one_device)
+
+
+def assert_learns(found: Results) -> None:
+    loss = found["metrics"][:, list(found["names"]).index("loss")]
+    assert np.isfinite(loss).all()
+    assert loss[-5:].mean() < 0.9 * loss[:5].mean()
+
+
+@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
+def test_in_bfloat16_replicas_learn(mirrored_strategy: tf.distribute.Strategy):
+    assert_learns(train(mirrored_strategy, LEARNING))
+
+
+def test_in_bfloat16_workers_learn(workers):
+    for worker in workers:
+        assert_learns(worker[LEARNING.name])
+
+
+# The matrix: strategy, precision, micro-batches, steps a loop, sampling.
+
+
+def assert_trains(found: Results, case: Case) -> None:
+    assert found["metrics"].shape[0] == case.steps // case.steps_per_loop
+    values = dict(zip(found["names"], found["metrics"].T, strict=True))
+    assert all(np.isfinite(value).all() for value in values.values())
+    assert (values["gradient_norm"] > 0).all()
+    assert not values["skipped_updates"].any()
+    weights = found["weights"]
+    assert np.isfinite(weights).all()
+    assert (np.abs(np.diff(weights, axis=0)).max(axis=1) > 1e-3).all(), "each loop moves them"
+
+
+each_case_of_the_matrix = pytest.mark.parametrize(
+    "case",
+    [
+        *CHEAP_HALF,
+        *(pytest.param(case, marks=pytest.mark.exhaustive) for case in OTHER_HALF),
+    ],
+    ids=lambda case: case.name,
+)
+
+
+@each_case_of_the_matrix
+def test_one_device_trains(case: Case):
+    assert_trains(train(make_strategy("one_device"), case), case)
+
+
+@each_case_of_the_matrix
+def test_replicas_train(mirrored_strategy: tf.distribute.Strategy, case: Case):
+    assert_trains(train(mirrored_strategy, case), case)
+
+
+@each_case_of_the_matrix
+def test_workers_train(request: pytest.FixtureRequest, case: Case):
+    """Both end with the same weights, though each draws its own samples and dropout."""
+    half = "workers" if case in CHEAP_HALF else "more_workers"
+    first, second = (worker[case.name] for worker in request.getfixturevalue(half))
+    for found in (first, second):
+        assert_trains(found, case)
+    np.testing.assert_array_equal(first["weights"], second["weights"])
+    np.testing.assert_array_equal(first["metrics"], second["metrics"])
+
+
+def test_the_halves_of_the_matrix_have_all_pairs():
+    for half in matrix():
+        for first in range(4):
+            for second in range(first):
+                pairs = {(case[first], case[second]) for case in half}
+                choices = [{case[place] for case in CHEAP_HALF} for place in (first, second)]
+                assert len(pairs) == len(choices[0]) * len(choices[1])
