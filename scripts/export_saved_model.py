@@ -31,10 +31,12 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "precision",
     "float32",
-    ["float32", "bfloat16", "mixed_bfloat16"],
-    "What to compute in. bfloat16 halves the weights too; mixed_bfloat16 keeps them in float32.",
+    ["float32", "bfloat16"],
+    "What the matrices are stored and multiplied in. The rest stays float32.",
 )
-flags.DEFINE_bool("int8", False, "Quantize the matrices of the encoder's layers to int8.")
+flags.DEFINE_bool(
+    "int8", False, "Store the matrices in 8 bits: a quarter of the memory, but slower."
+)
 flags.DEFINE_list(
     "buckets",
     ["32", "64", "128", "256"],
@@ -80,7 +82,7 @@ def main() -> str:
 
     settings = Settings(
         precision=FLAGS.precision,
-        quantize=FLAGS.int8,
+        int8=FLAGS.int8,
         buckets=buckets,
         pooling=FLAGS.pooling,
         num_corrections=FLAGS.corrections,

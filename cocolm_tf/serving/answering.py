@@ -40,7 +40,7 @@ class Answerer:
     Example:
     ```python
     preset = ServedPreset("runs/answers")
-    answerer = Answerer(Encoder(preset.backbone), preset.tokenizer, preset.answerer, 4096)
+    answerer = Answerer(Encoder(InferenceEncoder(preset.backbone)), preset.tokenizer, preset.answerer, 4096)
     answerer.answer(tf.constant(["Who sat?"]), tf.constant(["The cat sat."]))["answers"]
     ```
     """
@@ -134,9 +134,9 @@ class Answerer:
               the token; of `<s>`, that there is none. -10000 for what is padding or cut off;
             - `truncated` [B] bool.
         """
-        backbone = self._encoder.backbone
+        model = self._encoder.model
         rows, is_truncated = rows_of_ids(
-            token_ids, backbone.max_sequence_length, backbone.vocabulary_size
+            token_ids, model.max_sequence_length, model.vocabulary_size
         )
         start, end = self._logits(rows, tf.shape(token_ids)[1])
         return {"start_logits": start, "end_logits": end, "truncated": is_truncated}

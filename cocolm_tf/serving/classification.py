@@ -41,7 +41,7 @@ class Classifier:
     Example:
     ```python
     preset = ServedPreset("runs/reviews")
-    classifier = Classifier(Encoder(preset.backbone), preset.tokenizer, preset.classifier)
+    classifier = Classifier(Encoder(InferenceEncoder(preset.backbone)), preset.tokenizer, preset.classifier)
     classifier.classify(tf.constant(["Great!"]))["probabilities"]
     ```
     """
@@ -81,7 +81,7 @@ class Classifier:
         Args:
             token_ids: [B, S] int32, special tokens included, padded with `<pad>`.
         """
-        size = self._encoder.backbone.vocabulary_size
+        size = self._encoder.model.vocabulary_size
         return self._classify_rows(*rows_of_ids(token_ids, self._limit, size))
 
     def classify_examples(self, inputs: tf.Tensor) -> Tensors:

@@ -57,7 +57,7 @@ class Corrector:
         encoder: the main model.
         tokenizer: its tokenizer.
         copy_head: says whether a token is the original.
-        lm_head: says which token is.
+        lm_head: says which token is, with the encoder's word embeddings.
         num_corrections: int. How many to give for each word.
         max_tokens: int. What of a text is longer goes unread. Up to here, texts longer than the
             model are read in windows that overlap by a quarter.
@@ -67,9 +67,8 @@ class Corrector:
     Example:
     ```python
     preset = ServedPreset("runs/first/preset")
-    corrector = Corrector(
-        Encoder(preset.backbone), preset.tokenizer, preset.copy_head, preset.lm_head
-    )
+    encoder = Encoder(InferenceEncoder(preset.backbone))
+    corrector = Corrector(encoder, preset.tokenizer, preset.copy_head, preset.lm_head)
     corrector.correct(tf.constant(["If the file do not exist, an error is raised."]))
     ```
     """
@@ -186,10 +185,8 @@ class Corrector:
             - `correction_probabilities` [B, S, K] float32;
             - `truncated` [B] bool.
         """
-        backbone = self._encoder.backbone
-        ids, is_truncated = rows_of_ids(
-            token_ids, backbone.max_sequence_length, backbone.vocabulary_size
-        )
+        model = self._encoder.model
+        ids, is_truncated = rows_of_ids(token_ids, model.max_sequence_length, model.vocabulary_size)
         states = self._encoder.states(ids).flat_values
         copy_logits = tf.cast(self._copy_head(states), tf.float32)
         kinds = tf.fill(tf.shape(ids.flat_values), _ANY)
@@ -210,7 +207,7 @@ class Corrector:
 
     def _states(self, ids: tf.RaggedTensor) -> tf.Tensor:
         """The hidden states of the tokens of all texts, one after the other: [T, H]."""
-        limit = self._encoder.backbone.max_sequence_length
+        limit = self._encoder.model.max_sequence_length
         room = limit - 2  # beside `<s>` and `</s>`
         windows = overlapping_windows(ids.row_lengths(), room, overlap=room // 4)
         read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
@@ -248,7 +245,7 @@ class Corrector:
         def candidates_of_part(number: tf.Tensor) -> Candidates:
             first = number * _LM_ROWS_AT_ONCE
             part = slice(first, first + _LM_ROWS_AT_ONCE)
-            logits = tf.cast(self._lm_head(states[part]), tf.float32)
+            logits = self._encoder.model.token_logits(states[part]) + self._lm_head.bias
             normalizer = tf.reduce_logsumexp(logits, axis=1)
             own = tf.gather(logits, ids[part], batch_dims=1) - normalizer
             allowed = tf.where(tf.gather(self._allowed, kinds[part]), logits, -float("inf"))

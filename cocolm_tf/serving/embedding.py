@@ -47,7 +47,7 @@ def embedding_signatures(
     embedding_signatures(Encoder(backbone), tokenizer)["embed"].function(tf.constant(["A cat."]))
     ```
     """
-    limit = encoder.backbone.max_sequence_length
+    limit = encoder.model.max_sequence_length
     graph = tokenizer.graph_module()
 
     def embeddings(ids: tf.RaggedTensor) -> tf.Tensor:
@@ -64,7 +64,7 @@ def embedding_signatures(
         return {"embeddings": embeddings(rows), "truncated": is_truncated}
 
     def embed_ids(token_ids: tf.Tensor) -> Tensors:
-        rows, is_truncated = rows_of_ids(token_ids, limit, encoder.backbone.vocabulary_size)
+        rows, is_truncated = rows_of_ids(token_ids, limit, encoder.model.vocabulary_size)
         return {"embeddings": embeddings(rows), "truncated": is_truncated}
 
     return {

@@ -15,6 +15,7 @@ from cocolm_tf.serving.correction import (
 )
 from cocolm_tf.serving.embedding import embedding_signatures
 from cocolm_tf.serving.encoder import BUCKETS, Encoder
+from cocolm_tf.serving.inference import InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.serving.saved_model import write_saved_model
 from cocolm_tf.serving.signature import Signature
@@ -27,8 +28,8 @@ class Settings:
     """How a preset is served.
 
     Args:
-        precision: one of `PRECISIONS`: of the computation and, unless mixed, of the weights.
-        quantize: bool. Whether the matrices of the encoder's layers become int8.
+        precision: one of `PRECISIONS`, what the matrices are stored and multiplied in.
+        int8: bool. Whether the matrices are stored in 8 bits.
         buckets: lengths in tokens at which texts are encoded apart from shorter ones.
         pooling: one of `POOLINGS`: what `embed` makes a vector of.
         num_corrections: int. How many corrections `correct` gives for each word.
@@ -43,7 +44,7 @@ class Settings:
     """
 
     precision: str = "float32"
-    quantize: bool = False
+    int8: bool = False
     buckets: tuple[int, ...] = BUCKETS
     pooling: str = "cls"
     num_corrections: int = NUM_CORRECTIONS
@@ -88,8 +89,9 @@ def export_preset(
     path = os.path.join(output_dir, str(version))
     if os.path.exists(path):
         raise UserError(f"--version={version} is in --output_dir={output_dir} already.")
-    parts = ServedPreset(preset, settings.precision, settings.quantize)
-    encoder = Encoder(parts.backbone, settings.buckets)
+    parts = ServedPreset(preset)
+    model = InferenceEncoder(parts.backbone, settings.precision, settings.int8)
+    encoder = Encoder(model, settings.buckets)
     signatures = {}
     for name in names:
         signatures |= SIGNATURES[name](parts, encoder, settings)

@@ -17,8 +17,6 @@ from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.preset import HEADS_FILENAME, load_preset
 
-PRECISIONS = ("float32", "bfloat16", "mixed_bfloat16")
-
 _TASK_FILENAME = "task.json"
 
 
@@ -27,8 +25,6 @@ class ServedPreset:
 
     Args:
         directory: the preset.
-        precision: of the computation and, unless mixed, of the weights.
-        quantize: bool. Whether the matrices of the encoder's layers become int8.
 
     Raises:
         UserError: here or when a part is asked for, if the preset is none or has no such part.
@@ -44,8 +40,6 @@ class ServedPreset:
         if not os.path.isfile(os.path.join(directory, "config.json")):
             raise UserError(f"--preset={directory} is not a preset: it has no config.json.")
         self.directory = directory
-        self.precision = precision
-        self.quantize = quantize
 
     @functools.cached_property
     def tokenizer(self) -> CocoLMTokenizer:
@@ -114,19 +108,16 @@ class ServedPreset:
                 name = json.load(file)["registered_name"]
             if name not in kinds:
                 raise UserError(f"{path} describes a {name}, which cannot be served.")
-            task = kinds[name].from_preset(self.directory, dtype=self.precision)
+            return kinds[name].from_preset(self.directory, dtype="float32")
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} does not describe a model.") from error
-        if self.quantize:
-            quantize(task.backbone)
-        return task
 
     @functools.cached_property
     def _pretrained(self) -> tuple[CocoLMPretrainer, list[str]]:
         """The main model with all of its heads, and the names of the weights not in the preset."""
         try:
             backbone = CocoLMBackbone.from_preset(
-                self.directory, load_weights=False, dtype=self.precision
+                self.directory, load_weights=False, dtype="float32"
             )
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
@@ -139,23 +130,4 @@ class ServedPreset:
                 f"a tokenizer of {size}."
             )
         pretrainer = CocoLMPretrainer(backbone, None, self.tokenizer.mask_token_id)
-        missing = load_preset(pretrainer, self.directory)
-        if self.quantize:
-            quantize(backbone)
-        return pretrainer, missing
-
-
-def quantize(backbone: CocoLMBackbone) -> None:
-    """Turns the matrices of an encoder's layers into int8, in place, with Keras' quantization.
-
-    Weights get a scale for each output, activations one for each row, found as they come.
-
-    Example:
-    ```python
-    quantize(backbone)
-    ```
-    """
-    for block in backbone.blocks:
-        for layer in block._flatten_layers(include_self=False):
-            if isinstance(layer, keras.layers.Dense):
-                layer.quantize("int8")
+        return pretrainer, load_preset(pretrainer, self.directory)

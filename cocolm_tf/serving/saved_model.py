@@ -29,7 +29,7 @@ def write_saved_model(
     """
     functions = {name: signature.concrete() for name, signature in signatures.items()}
     module = tf.Module()
-    # The models' Python stays out: only what the functions read goes along.
+    # Of the models only what the functions read goes along.
     module.weights = _variables(functions.values())
     module.tokenizer = tokenizer.graph_module()
     tf.saved_model.save(

@@ -13,6 +13,7 @@ from serving_texts import ODD_TEXTS, WORDS
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving.correction import Corrector, correction_signatures
 from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.inference import InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -29,7 +30,7 @@ class Graphs(NamedTuple):
 def make_corrector(parts: ServedPreset, **changes) -> Graphs:
     arguments = {"num_corrections": COUNT, "max_tokens": 1000} | changes
     corrector = Corrector(
-        Encoder(parts.backbone, (8, 16)),
+        Encoder(InferenceEncoder(parts.backbone), (8, 16)),
         parts.tokenizer,
         parts.copy_head,
         parts.lm_head,

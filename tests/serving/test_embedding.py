@@ -5,11 +5,12 @@ from serving_texts import ODD_TEXTS
 
 from cocolm_tf.serving.embedding import POOLINGS, embedding_signatures
 from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.inference import InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
 
 
 def signatures(parts: ServedPreset, pooling: str):
-    encoder = Encoder(parts.backbone, (8, 16))
+    encoder = Encoder(InferenceEncoder(parts.backbone), (8, 16))
     return embedding_signatures(encoder, parts.tokenizer, pooling, parts.projection)
 
 

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.inference import InferenceEncoder
 
 
 def rows(lengths: list[int], seed: int = 0) -> tf.RaggedTensor:
@@ -25,7 +26,7 @@ def test_states_are_those_of_the_padded_batch(
     pretrainer: CocoLMPretrainer, buckets: tuple[int, ...], max_tokens: int
 ):
     backbone, ids = pretrainer.backbone, rows(LENGTHS)
-    encoder = Encoder(backbone, buckets, max_tokens)
+    encoder = Encoder(InferenceEncoder(backbone), buckets, max_tokens)
     expected = backbone(padded(ids, 24)).numpy()
     states = encoder.states(ids)
     assert states.row_lengths().numpy().tolist() == LENGTHS
@@ -35,32 +36,32 @@ def test_states_are_those_of_the_padded_batch(
 
 
 def test_no_rows_at_all(pretrainer: CocoLMPretrainer):
-    encoder = Encoder(pretrainer.backbone)
+    encoder = Encoder(InferenceEncoder(pretrainer.backbone))
     assert encoder.first_states(rows([])).shape == (0, 16)
     assert encoder.states(rows([])).flat_values.shape == (0, 16)
 
 
 class Recorder:
-    """In a backbone's place, says what shape each row was encoded in."""
+    """In a model's place, says how many rows it was given at once, and how long the longest is."""
 
     max_sequence_length, hidden_dim = 100, 2
 
-    def states_at(self, inputs: dict[str, tf.Tensor], positions: tf.Tensor) -> tf.Tensor:
-        assert positions.shape[1] == 1
-        shape = tf.cast(tf.shape(inputs["token_ids"]), tf.float32)
-        return tf.tile(shape[tf.newaxis, tf.newaxis], [tf.shape(positions)[0], 1, 1])
+    def __call__(self, ids: tf.RaggedTensor, first_only: bool) -> tf.Tensor:
+        assert first_only
+        shape = tf.cast(ids.bounding_shape(), tf.float32)
+        return tf.tile(shape[tf.newaxis], [ids.nrows(), 1])
 
 
 @pytest.mark.parametrize(
     ("lengths", "expected"),
     [
-        ([5], [(1, 8)]),
-        # Groups end at 16 and 32; widths are multiples of 8 that the longest row needs.
+        ([5], [(1, 5)]),
+        # Groups end at 16 and 32.
         ([3, 100, 16, 17, 32], [(2, 16), (1, 100), (2, 16), (2, 32), (2, 32)]),
         # 64 tokens at once: 4 rows of the first group, 2 of the second, 1 of the last.
         ([16] * 5, [(4, 16)] * 4 + [(1, 16)]),
-        ([20] * 3, [(2, 24)] * 2 + [(1, 24)]),
-        ([90, 33], [(1, 96), (1, 40)]),
+        ([20] * 3, [(2, 20)] * 2 + [(1, 20)]),
+        ([90, 33], [(1, 90), (1, 33)]),
     ],
     ids=str,
 )
