@@ -18,6 +18,8 @@ _HOMES = {
     "CocoLMPretrainer": "cocolm_tf.modeling.pretrainer",
     "CocoLMPromptClassifier": "cocolm_tf.finetuning.prompt_classifier",
     "CocoLMPromptClassifierPreprocessor": "cocolm_tf.finetuning.prompt_classifier_preprocessor",
+    "CocoLMQuestionAnswerer": "cocolm_tf.finetuning.question_answerer",
+    "CocoLMQuestionAnswererPreprocessor": "cocolm_tf.finetuning.question_answerer_preprocessor",
     "CocoLMTextClassifier": "cocolm_tf.finetuning.text_classifier",
     "CocoLMTextClassifierPreprocessor": "cocolm_tf.finetuning.text_classifier_preprocessor",
     "CocoLMTokenizer": "cocolm_tf.tokenization.tokenizer",

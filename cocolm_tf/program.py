@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 # TensorFlow reads this when it is first imported, so it must be set before any module that does.
@@ -18,7 +18,7 @@ from cocolm_tf.errors import RestartableError, UserError
 RESTARTABLE = 75
 
 
-def run(main: Callable[[], str | None]) -> None:
+def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
     """Parses the flags, calls `main` and ends the process.
 
     A mistake in the flags or a `UserError` becomes one line on standard error and exit status 1,
@@ -27,6 +27,7 @@ def run(main: Callable[[], str | None]) -> None:
 
     Args:
         main: The job. What it returns, the path of what it wrote, is the program's last line.
+        operands: The names of the arguments that are no flags, which `main` gets.
 
     Example:
     ```python
@@ -35,10 +36,14 @@ def run(main: Callable[[], str | None]) -> None:
     """
 
     def guarded(arguments: list[str]) -> None:
-        if len(arguments) > 1:
-            _fail(f"unexpected argument {arguments[1]!r}: flags are written --name=value.")
+        given = arguments[1:]
+        if len(given) > len(operands):
+            unexpected = given[len(operands)]
+            _fail(f"unexpected argument {unexpected!r}: flags are written --name=value.")
+        if len(given) < len(operands):
+            _fail(f"{operands[len(given)]} is missing (--help lists the flags)")
         try:
-            written = main()
+            written = main(*given)
         except UserError as error:
             _fail(str(error))
         except RestartableError as error:

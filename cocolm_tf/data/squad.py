@@ -1,0 +1,222 @@
+"""Questions on paragraphs: SQuAD 1.1 and 2.0, from their JSON files or from TFDS."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from cocolm_tf.data.tfds_builder import prepared_builder
+from cocolm_tf.errors import UserError
+
+TFDS_NAME = "squad/v2.0"
+
+
+class Answer(NamedTuple):
+    """A part of a context.
+
+    Attributes:
+        text: The answer.
+        start: The character of the context that it begins at.
+    """
+
+    text: str
+    start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question, the paragraph it is asked of, and what people answered.
+
+    Args:
+        id: Unlike that of any other question.
+        question: The question.
+        context: The paragraph.
+        answers: The references; none where the context does not answer the question.
+
+    Example:
+    ```python
+    Question("1", "Who sat?", "The cat sat.", (Answer("The cat", 0),))
+    ```
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...] = ()
+
+    @property
+    def is_answerable(self) -> bool:
+        """Whether the context answers the question."""
+        return bool(self.answers)
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The first answer that is where it is said to be, as characters [start, end).
+
+        None for a question without an answer, or with misplaced ones only.
+        """
+        for text, start in self.answers:
+            if text and start >= 0 and self.context.startswith(text, start):
+                return start, start + len(text)
+        return None
+
+    @property
+    def is_misplaced(self) -> bool:
+        """Whether there are answers, but none is where it is said to be."""
+        return self.is_answerable and self.span is None
+
+
+def read_squad(path: str) -> list[Question]:
+    """Reads a file in the format of SQuAD 1.1 or 2.0.
+
+    Args:
+        path: A JSON file.
+
+    Returns:
+        Its questions, in its order.
+
+    Raises:
+        UserError: Naming the file and the part that is missing or is not what it should be; a
+            file in which no question has an answer is refused too.
+
+    Example:
+    ```python
+    questions = read_squad("train-v2.0.json")
+    ```
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}.") from error
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise UserError(f"{path} is not JSON: {error}.") from error
+    questions = list(_questions(content, path))
+    return _checked(questions, path)
+
+
+def load_squad_from_tfds(split: str) -> list[Question]:
+    """Reads SQuAD 2.0 from TensorFlow Datasets, downloading it if need be.
+
+    Args:
+        split: `"train"` or `"validation"`, or a part of one, as `"train[:1%]"`.
+
+    Returns:
+        The questions.
+
+    Raises:
+        UserError: If it cannot be downloaded, or there is no such split.
+
+    Example:
+    ```python
+    questions = load_squad_from_tfds("validation")
+    ```
+    """
+    dataset = prepared_builder(TFDS_NAME).as_dataset(split=split, shuffle_files=False)
+    questions = []
+    for example in dataset.as_numpy_iterator():
+        answers = example["answers"]
+        questions.append(
+            Question(
+                example["id"].decode(),
+                example["question"].decode(),
+                example["context"].decode(),
+                tuple(
+                    Answer(text.decode(), int(start))
+                    for text, start in zip(answers["text"], answers["answer_start"], strict=True)
+                ),
+            )
+        )
+    return _checked(questions, f"{TFDS_NAME} ({split})")
+
+
+def to_official(questions: Iterable[Question]) -> list[dict[str, Any]]:
+    """Writes questions as the `data` of an official file, which its evaluation takes.
+
+    Args:
+        questions: The questions.
+
+    Returns:
+        A list of articles. Questions that follow each other on one context share a paragraph.
+
+    Example:
+    ```python
+    json.dumps({"version": "v2.0", "data": to_official(questions)})
+    ```
+    """
+    paragraphs: list[dict[str, Any]] = []
+    for question in questions:
+        if not paragraphs or paragraphs[-1]["context"] != question.context:
+            paragraphs.append({"context": question.context, "qas": []})
+        paragraphs[-1]["qas"].append(
+            {
+                "id": question.id,
+                "question": question.question,
+                "is_impossible": not question.is_answerable,
+                "answers": [
+                    {"text": answer.text, "answer_start": answer.start}
+                    for answer in question.answers
+                ],
+            }
+        )
+    return [{"title": "", "paragraphs": paragraphs}]
+
+
+def _checked(questions: Sequence[Question], name: str) -> Sequence[Question]:
+    seen = set()
+    for question in questions:
+        if question.id in seen:
+            raise UserError(f"{name}: there are two questions with the id {question.id!r}.")
+        seen.add(question.id)
+    if not any(question.is_answerable for question in questions):
+        raise UserError(
+            f"{name}: none of its {len(questions)} questions has an answer: there is nothing to "
+            "learn from and nothing to score against."
+        )
+    return questions
+
+
+def _questions(content: Any, path: str) -> Iterator[Question]:
+    for article, in_article in _items(content, "data", path):
+        for paragraph, in_paragraph in _items(article, "paragraphs", in_article):
+            context = _value(paragraph, "context", str, in_paragraph)
+            for entry, in_entry in _items(paragraph, "qas", in_paragraph):
+                yield Question(
+                    _value(entry, "id", str, in_entry),
+                    _value(entry, "question", str, in_entry),
+                    context,
+                    () if entry.get("is_impossible") else tuple(_answers(entry, in_entry)),
+                )
+
+
+def _answers(entry: dict[str, Any], where: str) -> Iterator[Answer]:
+    for answer, in_answer in _items(entry, "answers", where):
+        yield Answer(
+            _value(answer, "text", str, in_answer), _value(answer, "answer_start", int, in_answer)
+        )
+
+
+def _items(parent: Any, key: str, where: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Goes through a list of objects, with the place of each for messages."""
+    for index, item in enumerate(_value(parent, key, list, where)):
+        place = f"{where} {key}[{index}]"
+        if not isinstance(item, dict):
+            raise UserError(f"{place} must be an object, not {_kind(item)}.")
+        yield item, place
+
+
+def _value(parent: Any, key: str, kind: type, where: str) -> Any:
+    if not isinstance(parent, dict):
+        raise UserError(f"{where} must be an object with {key!r}, not {_kind(parent)}.")
+    if key not in parent:
+        raise UserError(f"{where} has no {key!r}: SQuAD files have it there.")
+    if not isinstance(parent[key], kind) or isinstance(parent[key], bool):
+        raise UserError(f"{where} {key} must be {_KINDS[kind]}, not {_kind(parent[key])}.")
+    return parent[key]
+
+
+_KINDS = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), json.dumps(value))

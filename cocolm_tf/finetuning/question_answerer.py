@@ -1,0 +1,318 @@
+"""A pretrained encoder that answers questions with parts of a text."""
+
+import os
+import random
+from typing import Any, Self
+
+import keras
+import keras_nlp
+import tensorflow as tf
+
+from cocolm_tf.finetuning.answers import collect_answers
+from cocolm_tf.finetuning.question_answerer_preprocessor import (
+    CocoLMQuestionAnswererPreprocessor,
+)
+from cocolm_tf.finetuning.raw_text_task import raw_text_task
+from cocolm_tf.finetuning.spans import Spans, best_spans
+from cocolm_tf.finetuning.window_rows import (
+    WindowRows,
+    learning_batches,
+    reading_batches,
+    window_rows,
+)
+from cocolm_tf.finetuning.windows import check_window_sizes
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+
+# The released models' settings.
+MAX_ANSWER_LENGTH = 30
+N_BEST = 20
+
+_BATCH_SIZE = 32
+# What no softmax gives a share to, in half precision too.
+_NEVER = -1e4
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class CocoLMQuestionAnswerer(raw_text_task(keras_nlp.models.Task)):
+    """Answers questions with parts of their contexts; `fit()` fine-tunes it on raw strings.
+
+    The head is that of the released models: one dense layer, from each token's hidden state to
+    the logits of an answer that begins there and of one that ends there. `<s>` stands for no
+    answer. Contexts that are longer than the model are read in overlapping windows.
+
+    `from_preset(directory)` restores an answerer that was fine-tuned, its head included, or puts
+    a new head on a pretrained encoder.
+
+    Args:
+        backbone: `CocoLMBackbone`.
+        preprocessor: `CocoLMQuestionAnswererPreprocessor`, or None where `fit()` gets tokens.
+        max_answer_length: int. The longest answer, in tokens; None for 30, or what the windows'
+            overlap is sure to hold where that is less.
+        n_best: int. How many candidates a prediction has.
+        null_threshold: float. `predict()` answers nothing where a prediction's `null_odds` are
+            above it; None to answer always.
+
+    Call arguments:
+        inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
+
+    Returns:
+        A dict of `start` and `end`, [B, S] float32 logits.
+
+    Raises:
+        ValueError: If the lengths do not fit each other.
+
+    Example:
+    ```python
+    questions, contexts = ["Who sat?", "Who flew?"], ["The cat sat.", "The cat sat."]
+    answerer = CocoLMQuestionAnswerer.from_preset("runs/first/preset")
+    answerer.fit((questions, contexts), [[0, 7], [0, 0]], batch_size=2, epochs=3)
+    [prediction.answer for prediction in answerer.predict((questions, contexts))]
+    answerer.save_to_preset("runs/answers")
+    answerer = CocoLMQuestionAnswerer.from_preset("runs/answers")
+    ```
+    """
+
+    backbone_cls = CocoLMBackbone
+    preprocessor_cls = CocoLMQuestionAnswererPreprocessor
+    trim_padding = True
+
+    def __init__(
+        self,
+        backbone: CocoLMBackbone,
+        preprocessor: CocoLMQuestionAnswererPreprocessor | None = None,
+        max_answer_length: int | None = None,
+        n_best: int = N_BEST,
+        null_threshold: float | None = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if preprocessor is not None:
+            length = preprocessor.sequence_length
+            if length > backbone.max_sequence_length:
+                raise ValueError(
+                    f"The preprocessor's sequence_length={length} is more than the backbone's "
+                    f"max_sequence_length={backbone.max_sequence_length}."
+                )
+            max_answer_length = max_answer_length or max(
+                1, min(MAX_ANSWER_LENGTH, preprocessor.room - preprocessor.stride + 1)
+            )
+            check_window_sizes(
+                length, preprocessor.stride, preprocessor.max_question_length, max_answer_length
+            )
+        if n_best < 1:
+            raise ValueError(f"n_best={n_best} must be at least 1.")
+
+        # === Layers ===
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        self.answer_logits = keras.layers.Dense(
+            2,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=backbone.initializer_range),
+            # Half precision would round the scores that decide.
+            dtype="float32",
+            name="answer_logits",
+        )
+
+        # === Functional model ===
+        inputs = backbone.input
+        logits = self.answer_logits(backbone(inputs))
+        is_real = keras.ops.expand_dims(keras.ops.cast(inputs["padding_mask"], "bool"), -1)
+        logits = keras.ops.where(is_real, logits, _NEVER)
+        outputs = {"start": logits[..., 0], "end": logits[..., 1]}
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+
+        # === Configuration ===
+        self.max_answer_length = max_answer_length or MAX_ANSWER_LENGTH
+        self.n_best = n_best
+        self.null_threshold = null_threshold
+
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        loss_weights: Any = "auto",
+        metrics: Any = "auto",
+        jit_compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Readies the model for `fit()`.
+
+        Args:
+            optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
+                of 2e-5, or what Keras takes.
+            loss: `"auto"` for the cross entropies of the first and of the last token, or what
+                Keras takes.
+            loss_weights: `"auto"` for the mean of both, or what Keras takes.
+            metrics: `"auto"` for the accuracies of both, or what Keras takes.
+            jit_compile: As in Keras, but off unless asked for: each width of a batch would be
+                compiled anew.
+            **kwargs: As for `keras.Model.compile`.
+        """
+        sides = ("start", "end")
+        if optimizer == "auto":
+            optimizer = self.default_optimizer()
+        if loss == "auto":
+            loss = {
+                side: keras.losses.SparseCategoricalCrossentropy(from_logits=True) for side in sides
+            }
+        if loss_weights == "auto":
+            loss_weights = dict.fromkeys(sides, 0.5)
+        if metrics == "auto":
+            metrics = {
+                side: keras.metrics.SparseCategoricalAccuracy(name="accuracy") for side in sides
+            }
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            jit_compile=jit_compile,
+            **kwargs,
+        )
+
+    def fit(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Fine-tunes the model.
+
+        Args:
+            x: A tuple of the questions and their contexts, two batches of strings, or a
+                `tf.data.Dataset` of batches of `(x, y)`.
+            y: [N, 2] int, the characters [start, end) of the contexts that answer the questions;
+                an empty range where there is no answer.
+            batch_size: int. How many windows a step learns from; 32 where it is None. Windows of
+                texts are shuffled in every epoch, and those of like lengths share a batch.
+            **kwargs: As for `keras.Model.fit`; `validation_data` is like `(x, y)`.
+
+        Returns:
+            Keras's `History`.
+        """
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, tuple) and self._is_raw(validation[0]):
+            kwargs["validation_data"] = self._measuring_batches(*validation, batch_size)
+        if not self._is_raw(x):
+            return super().fit(x, y, batch_size, **kwargs)
+        rows = self._labeled_rows(x, y)
+        # Python's generator is what seeds the weights too.
+        batches, steps = learning_batches(
+            rows, batch_size or _BATCH_SIZE, seed=random.randrange(2**31)
+        )
+        kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
+        return super().fit(batches, **kwargs)
+
+    def evaluate(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Computes the loss and the metrics of windows, not the scores of answers.
+
+        Args:
+            x: As for `fit`.
+            y: As for `fit`.
+            batch_size: int. 32 where it is None.
+            **kwargs: As for `keras.Model.evaluate`.
+
+        Returns:
+            What `keras.Model.evaluate` returns.
+        """
+        if self._is_raw(x):
+            x, y, batch_size = self._measuring_batches(x, y, batch_size), None, None
+        return super().evaluate(x, y, batch_size, **kwargs)
+
+    def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Answers questions.
+
+        Args:
+            x: A tuple of the questions and their contexts, two batches of strings. With tokens
+                instead, the result is that of `keras.Model.predict`, logits.
+            batch_size: int. How many windows are read at once; 32 where it is None.
+            **kwargs: As for `keras.Model.predict`.
+
+        Returns:
+            A list of `Prediction`, one for each question.
+
+        Example:
+        ```python
+        answerer.predict((["Who sat?"], ["The cat sat."]))[0].answer
+        ```
+        """
+        if not self._is_raw(x):
+            return super().predict(x, batch_size, **kwargs)
+        questions, contexts = map(_as_strings, x)
+        if not questions:
+            return []
+        rows = window_rows(self.preprocessor, questions, contexts)
+        batches, order = reading_batches(rows, batch_size or _BATCH_SIZE)
+        spans = Spans(**super().predict(batches, **kwargs))
+        return collect_answers(
+            contexts, rows.questions[order], spans, self.null_threshold, self.n_best
+        )
+
+    @tf.autograph.experimental.do_not_convert
+    def predict_step(self, data: Any) -> Any:
+        """The logits of a batch, or the best spans where it says where its tokens come from."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if not isinstance(x, dict) or "starts" not in x:
+            return super().predict_step(data)
+        logits = self(_model_inputs(x), training=False)
+        return best_spans(
+            logits["start"],
+            logits["end"],
+            x["starts"],
+            x["ends"],
+            max_answer_length=self.max_answer_length,
+            n_best=self.n_best,
+        )._asdict()
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that rebuild this model."""
+        return {
+            **super().get_config(),
+            "max_answer_length": self.max_answer_length,
+            "n_best": self.n_best,
+            "null_threshold": self.null_threshold,
+        }
+
+    @classmethod
+    def from_preset(
+        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
+    ) -> Self:
+        """Loads an answerer, or puts a new head on a pretrained encoder.
+
+        Args:
+            preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
+            load_weights: Whether the weights are the preset's, or fresh.
+            **kwargs: Arguments of the class.
+
+        Returns:
+            The answerer, compiled with the defaults.
+
+        Example:
+        ```python
+        CocoLMQuestionAnswerer.from_preset("runs/first/preset", max_answer_length=15)
+        ```
+        """
+        return super().from_preset(os.fspath(preset), load_weights, **kwargs)
+
+    def _is_raw(self, x: Any) -> bool:
+        return self.preprocessor is not None and isinstance(x, tuple | list) and len(x) == 2
+
+    def _labeled_rows(self, x: Any, y: Any) -> WindowRows:
+        if y is None:
+            raise ValueError("y must say where the answers are: [N, 2] characters of the contexts.")
+        return window_rows(self.preprocessor, *map(_as_strings, x), y)
+
+    def _measuring_batches(self, x: Any, y: Any, batch_size: int | None) -> tf.data.Dataset:
+        rows = self._labeled_rows(x, y)
+        batches, _ = reading_batches(rows, batch_size or _BATCH_SIZE)
+        return batches.map(lambda features, labels: (_model_inputs(features), labels))
+
+
+def _model_inputs(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {name: features[name] for name in ("token_ids", "padding_mask")}
+
+
+def _as_strings(texts: Any) -> list[str]:
+    texts = texts.numpy() if isinstance(texts, tf.Tensor) else texts
+    return [
+        text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in texts
+    ]

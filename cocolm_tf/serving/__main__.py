@@ -1,0 +1,72 @@
+"""Asks an export: python -m cocolm_tf.serving exports/first --text='The cat sit on the mat.'
+
+DIR is what scripts/export_saved_model.py wrote: the folder of all versions, or of one. Without
+--signature it is asked what the first of its signatures answers.
+"""
+
+import sys
+
+from absl import flags
+
+from cocolm_tf import program
+from cocolm_tf.errors import UserError
+
+flags.DEFINE_multi_string("text", [], "A text to ask about. Repeatable.")
+flags.DEFINE_multi_string("second", [], "The second text of each pair, for classify. Repeatable.")
+flags.DEFINE_multi_string(
+    "context", [], "The context of each question in --text, for answer. Repeatable."
+)
+flags.DEFINE_enum(
+    "signature",
+    None,
+    ["embed", "correct", "classify", "answer"],
+    "What to ask, instead of the export's default.",
+)
+flags.DEFINE_float(
+    "threshold",
+    0.5,
+    "correct: how probable it must be that a word does not belong for it to be marked.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+flags.DEFINE_enum(
+    "color", "auto", ["auto", "always", "never"], "Whether to print in color: auto, in a terminal."
+)
+
+FLAGS = flags.FLAGS
+
+
+def main(directory: str) -> str:
+    """Asks, and lays the answer out."""
+    if not FLAGS.text:
+        raise UserError("there is nothing to ask: give a --text.")
+    for name in ("second", "context"):
+        given = len(FLAGS[name].value)
+        if given and given != len(FLAGS.text):
+            raise UserError(f"--{name} is given {given} times, but --text {len(FLAGS.text)}.")
+
+    # Imported once the flags are known, so that --help and mistakes in them answer at once.
+    from cocolm_tf.serving.client import Export
+    from cocolm_tf.serving.terminal import Printer
+
+    export = Export(directory)
+    signature = FLAGS.signature or export.default
+    kind = signature.removesuffix("_pairs")
+    if kind == "answer":
+        if not FLAGS.context:
+            raise UserError("answer needs a --context for each --text, which is a question.")
+        inputs = {"questions": FLAGS.text, "contexts": FLAGS.context}
+    elif kind == "classify" and FLAGS.second:
+        signature = "classify_pairs"
+        inputs = {"first": FLAGS.text, "second": FLAGS.second}
+    elif signature == "classify_pairs":
+        raise UserError("this model classifies pairs: give a --second for each --text.")
+    else:
+        inputs = {"texts": FLAGS.text}
+    color = sys.stdout.isatty() if FLAGS.color == "auto" else FLAGS.color == "always"
+    printer = Printer(color, FLAGS.threshold)
+    return getattr(printer, kind)(FLAGS.text, export(signature, **inputs))
+
+
+if __name__ == "__main__":
+    program.run(main, operands=("DIR",))

@@ -1,0 +1,173 @@
+"""The signature `classify`: texts, or pairs of texts, to classes or to a number."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.packing import pack_rows
+from cocolm_tf.serving.signature import (
+    CLASSIFY,
+    REGRESS,
+    TEXTS,
+    TOKEN_IDS,
+    Signature,
+    Tensors,
+    ids_request,
+    rows_of_ids,
+    text_request,
+)
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+
+
+class Classifier:
+    """The functions of the signatures `classify`, `classify_pairs` and `classify_ids`.
+
+    Each gives
+
+    - `labels` [B, C] string: the names of the classes; their numbers where they have none;
+    - `probabilities` [B, C] float32: of the classes, in that order;
+    - `truncated` [B] bool: whether the text or pair was longer than the model, and was cut as in
+      fine-tuning;
+
+    or, of a model that rates texts, `values` [B] float32 in place of the first two.
+
+    Args:
+        encoder: of the classifier's backbone.
+        tokenizer: its tokenizer.
+        classifier: the fine-tuned model.
+
+    Example:
+    ```python
+    preset = ServedPreset("runs/reviews")
+    classifier = Classifier(Encoder(InferenceEncoder(preset.backbone)), preset.tokenizer, preset.classifier)
+    classifier.classify(tf.constant(["Great!"]))["probabilities"]
+    ```
+    """
+
+    def __init__(
+        self, encoder: Encoder, tokenizer: CocoLMTokenizer, classifier: CocoLMTextClassifier
+    ) -> None:
+        self._encoder = encoder
+        self._tokenize = tokenizer.graph_module().tokenize
+        self._classifier = classifier
+        self._limit = classifier.preprocessor.sequence_length
+        names = classifier.label_names or [str(number) for number in range(classifier.num_classes)]
+        self._names = tf.constant(names)
+        self.is_regression = classifier.num_classes == 1
+
+    def classify(self, texts: tf.Tensor) -> Tensors:
+        """Classifies texts.
+
+        Args:
+            texts: [B] string.
+        """
+        return self._classify_rows(*pack_rows(self._tokenize(texts), limit=self._limit))
+
+    def classify_pairs(self, first: tf.Tensor, second: tf.Tensor) -> Tensors:
+        """Classifies pairs of texts.
+
+        Args:
+            first: [B] string.
+            second: [B] string.
+        """
+        rows = pack_rows(self._tokenize(first), self._tokenize(second), limit=self._limit)
+        return self._classify_rows(*rows)
+
+    def classify_ids(self, token_ids: tf.Tensor) -> Tensors:
+        """Classifies tokens, for callers who tokenize.
+
+        Args:
+            token_ids: [B, S] int32, special tokens included, padded with `<pad>`.
+        """
+        size = self._encoder.model.vocabulary_size
+        return self._classify_rows(*rows_of_ids(token_ids, self._limit, size))
+
+    def classify_examples(self, inputs: tf.Tensor) -> Tensors:
+        """Classifies or rates what TensorFlow Serving's Classify and Regress send.
+
+        Args:
+            inputs: [B] string, serialized `tf.Example`s with the features `first` and, of a pair,
+                `second`, of one text each. A missing text is an empty one.
+
+        Returns:
+            `classes` [B, C] string and `scores` [B, C] float32, the names that Classify gives to
+            labels and probabilities; or `outputs` [B] float32, the one that Regress gives to
+            values.
+        """
+        feature = tf.io.RaggedFeature(tf.string)
+        texts = tf.io.parse_example(inputs, {"first": feature, "second": feature})
+        first, second = (
+            tf.strings.reduce_join(texts[name][:, :1], axis=1) for name in ("first", "second")
+        )
+        rows = pack_rows(
+            self._tokenize(first),
+            self._tokenize(second),
+            texts["second"].row_lengths() > 0,
+            limit=self._limit,
+        )
+        found = self._classify_rows(*rows)
+        if self.is_regression:
+            return {"outputs": found["values"]}
+        return {"classes": found["labels"], "scores": found["probabilities"]}
+
+    def _classify_rows(self, rows: tf.RaggedTensor, is_truncated: tf.Tensor) -> Tensors:
+        classifier = self._classifier
+        states = classifier.pooled_dense(self._encoder.first_states(rows))
+        outputs = tf.cast(classifier.output_dense(states), tf.float32)
+        if self.is_regression:
+            return {"values": outputs[:, 0], "truncated": is_truncated}
+        if classifier.output_dense.activation.__name__ == "linear":
+            outputs = tf.nn.softmax(outputs)
+        return {
+            "labels": tf.tile(self._names[tf.newaxis], [rows.nrows(), 1]),
+            "probabilities": outputs,
+            "truncated": is_truncated,
+        }
+
+
+def classification_signatures(
+    classifier: Classifier, tokenizer: CocoLMTokenizer, limit: int
+) -> dict[str, Signature]:
+    """Makes `classify` and its variants for pairs, for tokens, and for Classify or Regress.
+
+    Args:
+        classifier: its methods of these names document inputs and outputs.
+        tokenizer: the model's.
+        limit: int. The longest sequence that the model takes.
+
+    Returns:
+        The signatures by name.
+
+    Example:
+    ```python
+    classification_signatures(classifier, tokenizer, 512)["classify_pairs"]
+    ```
+    """
+    pair = tuple(tf.TensorSpec([None], tf.string, name) for name in ("first", "second"))
+    inputs = tf.TensorSpec([None], tf.string, "inputs")
+    method = REGRESS if classifier.is_regression else CLASSIFY
+    return {
+        "classify": Signature(classifier.classify, (TEXTS,), text_request),
+        "classify_pairs": Signature(classifier.classify_pairs, pair, _pair_request),
+        "classify_ids": Signature(
+            classifier.classify_ids, (TOKEN_IDS,), ids_request(tokenizer, limit)
+        ),
+        "classify_examples": Signature(
+            classifier.classify_examples, (inputs,), _example_request, method
+        ),
+    }
+
+
+def _pair_request(texts: Sequence[str]) -> Tensors:
+    return {"first": tf.constant(texts, tf.string), "second": tf.constant(texts, tf.string)}
+
+
+def _example_request(texts: Sequence[str]) -> Tensors:
+    examples = []
+    for text in texts:
+        example = tf.train.Example()
+        example.features.feature["first"].bytes_list.value.append(text.encode())
+        examples.append(example.SerializeToString())
+    return {"inputs": tf.constant(examples)}

@@ -1,0 +1,353 @@
+"""The signature `correct`: which words of a text do not belong, and what they should be."""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf.modeling.heads import CopyHead, TiedProjection
+from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.loops import concatenated
+from cocolm_tf.serving.packing import pack_rows
+from cocolm_tf.serving.signature import (
+    TEXTS,
+    TOKEN_IDS,
+    Signature,
+    Tensors,
+    ids_request,
+    rows_of_ids,
+    text_request,
+)
+from cocolm_tf.serving.windows import overlapping_windows
+from cocolm_tf.serving.words import corrections, probability_of_not_belonging, whole_words
+from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
+from cocolm_tf.tokenization.normalization import PUNCTUATION, valid_utf8
+from cocolm_tf.tokenization.offsets import TokenOffsets
+from cocolm_tf.tokenization.segmenter import WORD_START
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+
+NUM_CORRECTIONS = 5
+# The longest text, in tokens: some pages.
+MAX_TOKENS = 4096
+
+# Rows as wide as the vocabulary that are there at once.
+_LM_ROWS_AT_ONCE = 256
+# What may replace a token: one that begins a word, one that continues it, or any.
+_BEGINNING, _CONTINUATION, _ANY = range(3)
+
+
+class Candidates(NamedTuple):
+    """What may be the original of each token.
+
+    Attributes:
+        ids: [T, C] int32, the most probable other tokens.
+        log_probabilities: [T, C] float32, theirs; -inf where there are fewer.
+        own: [T] float32, the log probability of the token itself.
+    """
+
+    ids: tf.Tensor
+    log_probabilities: tf.Tensor
+    own: tf.Tensor
+
+
+class Corrector:
+    """The functions of the signatures `correct` and `correct_ids`.
+
+    Args:
+        encoder: the main model.
+        tokenizer: its tokenizer.
+        copy_head: says whether a token is the original.
+        lm_head: says which token is, with the encoder's word embeddings.
+        num_corrections: int. How many to give for each word.
+        max_tokens: int. What of a text is longer goes unread. Up to here, texts longer than the
+            model are read in windows that overlap by a quarter.
+        min_probability: float. Words that belong more surely than that get no corrections, which
+            saves their part of the LM head's time.
+
+    Example:
+    ```python
+    preset = ServedPreset("runs/first/preset")
+    encoder = Encoder(InferenceEncoder(preset.backbone))
+    corrector = Corrector(encoder, preset.tokenizer, preset.copy_head, preset.lm_head)
+    corrector.correct(tf.constant(["If the file do not exist, an error is raised."]))
+    ```
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tokenizer: CocoLMTokenizer,
+        copy_head: CopyHead,
+        lm_head: TiedProjection,
+        num_corrections: int = NUM_CORRECTIONS,
+        max_tokens: int = MAX_TOKENS,
+        min_probability: float = 0.0,
+    ) -> None:
+        self._encoder = encoder
+        self._tokenizer = tokenizer.graph_module()
+        self._copy_head = copy_head
+        self._lm_head = lm_head
+        self._num_corrections = num_corrections
+        self._max_tokens = max_tokens
+        self._min_probability = min_probability
+        # One more spells the word itself, and some spell the same.
+        self._width = min(2 * num_corrections + 1, len(tokenizer.get_vocabulary()))
+        pieces = tf.constant(tokenizer.get_vocabulary())
+        self._contents = tf.strings.regex_replace(pieces, WORD_START, "")
+        self._allowed = _allowed_replacements(tokenizer)
+
+    def correct(self, texts: tf.Tensor) -> Tensors:
+        """Judges the words of texts.
+
+        Words are those that white space separates, and punctuation before and after them are
+        words of their own. What cannot be read, such as control characters, is no word.
+
+        Args:
+            texts: [B] string. UTF-8; invalid bytes count as U+FFFD.
+
+        Returns:
+            With W the largest number of words of a text, K that of corrections:
+
+            - `words` [B, W] string: the words as they stand in the texts;
+            - `starts`, `ends` [B, W] int32: their first characters, and the ones after their
+              last, as Python indexes a string;
+            - `probabilities` [B, W] float32: that the word does not belong;
+            - `corrections` [B, W, K] string: what it may have been, the most probable first, as
+              the vocabulary spells it; "" where there are fewer;
+            - `correction_probabilities` [B, W, K] float32, whose sum is at most the word's in
+              `probabilities`: see `cocolm_tf.serving.words`;
+            - `num_words` [B] int32: where a row of the others ends;
+            - `truncated` [B] bool: whether the text was too long, and its end went unread.
+        """
+        texts = valid_utf8(texts)
+        tokens = self._tokenizer.tokenize_with_offsets(texts)
+        tokens, is_truncated = _within(tokens, self._max_tokens)
+        states = self._states(tokens.ids)
+        rows = tokens.ids.value_rowids()
+        ids, starts, ends, _ = (part.flat_values for part in tokens)
+
+        is_beginning = _begins_word(tokens)
+        word_of = tf.cumsum(tf.cast(is_beginning, tf.int32)) - 1
+        num_words = tf.reduce_sum(tf.cast(is_beginning, tf.int32))
+        word_starts = tf.math.unsorted_segment_min(starts, word_of, num_words)
+        word_ends = tf.math.unsorted_segment_max(ends, word_of, num_words)
+        word_rows = tf.boolean_mask(rows, is_beginning)
+
+        copy_logits = tf.cast(self._copy_head(states), tf.float32)
+        probabilities = probability_of_not_belonging(copy_logits, word_of, num_words)
+        is_suspicious = probabilities >= self._min_probability
+        suspicious = tf.where(is_suspicious)
+        wanted = tf.where(tf.gather(is_suspicious, word_of))[:, 0]
+        characters = _Characters(texts)
+        unknown = characters.between(rows, starts, ends, ids == UNKNOWN_TOKEN_ID)
+        own = tf.where(ids == UNKNOWN_TOKEN_ID, unknown, tf.gather(self._contents, ids))
+        found, found_probabilities = self._corrections(
+            *(tf.gather(x, wanted) for x in (states, copy_logits, ids, own, is_beginning))
+        )
+        shape = [num_words, self._num_corrections]
+        found = tf.tensor_scatter_nd_update(tf.fill(shape, ""), suspicious, found)
+        found_probabilities = tf.tensor_scatter_nd_update(
+            tf.zeros(shape), suspicious, found_probabilities
+        )
+
+        # A word of a lone "▁" has no characters.
+        is_word = word_ends > word_starts
+        by_text = {
+            "words": characters.between(word_rows, word_starts, word_ends, is_word),
+            "starts": word_starts,
+            "ends": word_ends,
+            "probabilities": probabilities,
+            "corrections": found,
+            "correction_probabilities": found_probabilities,
+        }
+        num_texts = tf.size(texts, tf.int64)
+        word_rows = tf.boolean_mask(word_rows, is_word)
+        dense = {}
+        for name, values in by_text.items():
+            values = tf.boolean_mask(values, is_word)
+            ragged = tf.RaggedTensor.from_value_rowids(values, word_rows, num_texts)
+            dense[name] = ragged.to_tensor()
+        counts = tf.math.bincount(tf.cast(word_rows, tf.int32), minlength=tf.size(texts))
+        return dense | {"num_words": counts, "truncated": is_truncated}
+
+    def correct_ids(self, token_ids: tf.Tensor) -> Tensors:
+        """Judges tokens, for callers who tokenize.
+
+        Args:
+            token_ids: [B, S] int32, special tokens included, padded with `<pad>`. What is longer
+                than the model is cut.
+
+        Returns:
+            With K the number of corrections, and zeros for what is padding or cut off:
+
+            - `probabilities` [B, S] float32: that the token is not the original;
+            - `correction_ids` [B, S, K] int32: what it may have been, the most probable first;
+            - `correction_probabilities` [B, S, K] float32;
+            - `truncated` [B] bool.
+        """
+        model = self._encoder.model
+        ids, is_truncated = rows_of_ids(token_ids, model.max_sequence_length, model.vocabulary_size)
+        states = self._encoder.states(ids).flat_values
+        copy_logits = tf.cast(self._copy_head(states), tf.float32)
+        kinds = tf.fill(tf.shape(ids.flat_values), _ANY)
+        found = self._candidates(states, copy_logits, ids.flat_values, kinds)
+        best, index = tf.math.top_k(found.log_probabilities, self._num_corrections)
+        width = tf.shape(token_ids)[1]
+
+        def dense(values: tf.Tensor) -> tf.Tensor:
+            shape = tf.stack([-1, width, *values.shape[1:]])
+            return ids.with_flat_values(values).to_tensor(shape=shape)
+
+        return {
+            "probabilities": dense(tf.sigmoid(-copy_logits)),
+            "correction_ids": dense(tf.gather(found.ids, index, batch_dims=1)),
+            "correction_probabilities": dense(tf.exp(best)),
+            "truncated": is_truncated,
+        }
+
+    def _states(self, ids: tf.RaggedTensor) -> tf.Tensor:
+        """The hidden states of the tokens of all texts, one after the other: [T, H]."""
+        limit = self._encoder.model.max_sequence_length
+        room = limit - 2  # beside `<s>` and `</s>`
+        windows = overlapping_windows(ids.row_lengths(), room, overlap=room // 4)
+        read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
+        rows, _ = pack_rows(read, limit=limit)
+        states = self._encoder.states(rows)
+        first = states.row_starts() + 1 + windows.first_wanted
+        wanted = tf.ragged.range(first, first + windows.num_wanted).flat_values
+        return tf.gather(states.flat_values, wanted)
+
+    def _corrections(
+        self,
+        states: tf.Tensor,
+        copy_logits: tf.Tensor,
+        ids: tf.Tensor,
+        own: tf.Tensor,
+        is_beginning: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """What words may have been, [W, K] each, given their tokens."""
+        kinds = tf.where(is_beginning, _BEGINNING, _CONTINUATION)
+        found = self._candidates(states, copy_logits, ids, kinds)
+        contents = tf.concat([own[:, tf.newaxis], tf.gather(self._contents, found.ids)], axis=1)
+        log_probabilities = tf.concat([found.own[:, tf.newaxis], found.log_probabilities], axis=1)
+        word_of = tf.cumsum(tf.cast(is_beginning, tf.int32)) - 1
+        num_words = tf.reduce_sum(tf.cast(is_beginning, tf.int32))
+        lengths = tf.math.bincount(word_of, minlength=num_words, dtype=tf.int64)
+        spelled, scores = whole_words(contents, log_probabilities, lengths, self._width)
+        own = tf.strings.unsorted_segment_join(own, word_of, num_words)
+        return corrections(spelled, scores, own, self._num_corrections)
+
+    def _candidates(
+        self, states: tf.Tensor, copy_logits: tf.Tensor, ids: tf.Tensor, kinds: tf.Tensor
+    ) -> Candidates:
+        """What tokens may have been, by the probabilities of the paper's section 3.3."""
+
+        def candidates_of_part(number: tf.Tensor) -> Candidates:
+            first = number * _LM_ROWS_AT_ONCE
+            part = slice(first, first + _LM_ROWS_AT_ONCE)
+            logits = self._encoder.model.token_logits(states[part]) + self._lm_head.bias
+            normalizer = tf.reduce_logsumexp(logits, axis=1)
+            own = tf.gather(logits, ids[part], batch_dims=1) - normalizer
+            allowed = tf.where(tf.gather(self._allowed, kinds[part]), logits, -float("inf"))
+            best, best_ids = tf.math.top_k(allowed, self._width)
+            best = tf.where(best_ids == ids[part, tf.newaxis], -float("inf"), best)
+            is_replaced = tf.math.log_sigmoid(-copy_logits[part])
+            is_original = tf.math.log_sigmoid(copy_logits[part])
+            return Candidates(
+                best_ids,
+                (is_replaced - normalizer)[:, tf.newaxis] + best,
+                tf.reduce_logsumexp(tf.stack([is_original, is_replaced + own]), axis=0),
+            )
+
+        outputs = (
+            tf.TensorSpec([None, self._width], tf.int32),
+            tf.TensorSpec([None, self._width], tf.float32),
+            tf.TensorSpec([None], tf.float32),
+        )
+        parts = -(-tf.size(ids) // _LM_ROWS_AT_ONCE)
+        return Candidates(*concatenated(candidates_of_part, parts, outputs))
+
+
+def correction_signatures(
+    corrector: Corrector, tokenizer: CocoLMTokenizer, limit: int
+) -> dict[str, Signature]:
+    """Makes `correct` and, for callers who tokenize, `correct_ids`.
+
+    Args:
+        corrector: its methods of these names document inputs and outputs.
+        tokenizer: the model's.
+        limit: int. The longest sequence that the model takes.
+
+    Returns:
+        The signatures by name.
+
+    Example:
+    ```python
+    correction_signatures(corrector, tokenizer, 512)["correct"]
+    ```
+    """
+    return {
+        "correct": Signature(corrector.correct, (TEXTS,), text_request),
+        "correct_ids": Signature(
+            corrector.correct_ids, (TOKEN_IDS,), ids_request(tokenizer, limit)
+        ),
+    }
+
+
+class _Characters:
+    """Texts by their characters."""
+
+    def __init__(self, texts: tf.Tensor) -> None:
+        self._characters = tf.strings.unicode_split(texts, "UTF-8")
+
+    def between(
+        self, rows: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, is_wanted: tf.Tensor
+    ) -> tf.Tensor:
+        """The characters from `starts` to `ends` of the texts `rows`; "" where not wanted."""
+        offset = tf.cast(tf.gather(self._characters.row_starts(), rows), tf.int32)
+        ends = tf.where(is_wanted, ends, starts)
+        taken = tf.ragged.range(offset + starts, offset + ends)
+        characters = tf.ragged.map_flat_values(tf.gather, self._characters.flat_values, taken)
+        return tf.strings.reduce_join(characters, axis=1)
+
+
+def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
+    """[3, V] bool: which pieces begin a word, continue it, or may stand anywhere at all."""
+    pieces = tokenizer.get_vocabulary()
+    is_ordinary = np.ones(len(pieces), bool)
+    is_ordinary[tokenizer.special_token_ids] = False
+    starts_word = np.array([piece.startswith(WORD_START) for piece in pieces])
+    has_content = np.array([piece.strip(WORD_START) != "" for piece in pieces])
+    # A word begins without "▁" where the vocabulary does not have the two as one, and they are
+    # punctuation: before that, the tokenizer drops the lone "▁".
+    is_punctuation = tf.strings.regex_full_match(pieces, rf"[{PUNCTUATION}](?s:.*)").numpy()
+    vocabulary = set(pieces)
+    is_alone = np.array([WORD_START + piece not in vocabulary for piece in pieces])
+    kinds = {
+        _BEGINNING: (starts_word & has_content) | (is_punctuation & is_alone),
+        _CONTINUATION: ~starts_word,
+        _ANY: is_ordinary,
+    }
+    return tf.constant(np.stack([kinds[kind] & is_ordinary for kind in sorted(kinds)]))
+
+
+def _begins_word(tokens: TokenOffsets) -> tf.Tensor:
+    """[T] bool, of the tokens of all texts: whether each is the first of a word."""
+    words, rows = tokens.words.flat_values, tokens.words.value_rowids()
+    is_new = (words[1:] != words[:-1]) | (rows[1:] != rows[:-1])
+    return tf.concat([tf.ones_like(words[:1], tf.bool), is_new], 0)
+
+
+def _within(tokens: TokenOffsets, limit: int) -> tuple[TokenOffsets, tf.Tensor]:
+    """The words that are whole within the first `limit` tokens, and [B] whether that is not all."""
+    lengths = tokens.ids.row_lengths()
+    position = tf.ragged.range(lengths).flat_values
+    is_cut = _begins_word(tokens) & (position <= limit)
+    last_cut = tf.math.unsorted_segment_max(
+        tf.where(is_cut, position, 0), tokens.ids.value_rowids(), tokens.ids.nrows()
+    )
+    is_truncated = lengths > limit
+    kept = tf.where(is_truncated, last_cut, lengths)
+    columns = tf.ragged.range(lengths)
+    is_kept = columns < kept[:, tf.newaxis]
+    return TokenOffsets(*(tf.ragged.boolean_mask(part, is_kept) for part in tokens)), is_truncated

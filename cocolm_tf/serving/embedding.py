@@ -1,0 +1,73 @@
+"""The signature `embed`: texts to vectors whose inner products say how similar they are."""
+
+import tensorflow as tf
+
+from cocolm_tf.modeling.heads import Transform
+from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.packing import pack_rows
+from cocolm_tf.serving.signature import (
+    TEXTS,
+    TOKEN_IDS,
+    Signature,
+    Tensors,
+    ids_request,
+    rows_of_ids,
+    text_request,
+)
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+
+POOLINGS = ("cls", "mean", "projection")
+
+
+def embedding_signatures(
+    encoder: Encoder,
+    tokenizer: CocoLMTokenizer,
+    pooling: str = "cls",
+    projection: Transform | None = None,
+) -> dict[str, Signature]:
+    """Makes `embed` and, for callers who tokenize, `embed_ids`.
+
+    Both give `embeddings` [B, H] float32, vectors of unit length, and `truncated` [B] bool, true
+    where a text was longer than the model and its end went unread.
+
+    Args:
+        encoder: the model.
+        tokenizer: its tokenizer.
+        pooling: what becomes the vector. `"cls"`: the hidden state of `<s>`, as the paper compares
+            sequences (section 3.3, Sequence Contrastive Learning). `"mean"`: the mean of all
+            tokens' hidden states. `"projection"`: `<s>` after the projection that the contrastive
+            loss was computed on.
+        projection: the pretrained one; for `"projection"` alone.
+
+    Returns:
+        The signatures by name.
+
+    Example:
+    ```python
+    embedding_signatures(Encoder(backbone), tokenizer)["embed"].function(tf.constant(["A cat."]))
+    ```
+    """
+    limit = encoder.model.max_sequence_length
+    graph = tokenizer.graph_module()
+
+    def embeddings(ids: tf.RaggedTensor) -> tf.Tensor:
+        if pooling == "mean":
+            vectors = tf.reduce_mean(encoder.states(ids), axis=1)
+        else:
+            vectors = encoder.first_states(ids)
+        if pooling == "projection":
+            vectors = tf.cast(projection(vectors), tf.float32)
+        return tf.math.l2_normalize(vectors, axis=-1)
+
+    def embed(texts: tf.Tensor) -> Tensors:
+        rows, is_truncated = pack_rows(graph.tokenize(texts), limit=limit)
+        return {"embeddings": embeddings(rows), "truncated": is_truncated}
+
+    def embed_ids(token_ids: tf.Tensor) -> Tensors:
+        rows, is_truncated = rows_of_ids(token_ids, limit, encoder.model.vocabulary_size)
+        return {"embeddings": embeddings(rows), "truncated": is_truncated}
+
+    return {
+        "embed": Signature(embed, (TEXTS,), text_request),
+        "embed_ids": Signature(embed_ids, (TOKEN_IDS,), ids_request(tokenizer, limit)),
+    }

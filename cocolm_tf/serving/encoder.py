@@ -1,0 +1,97 @@
+"""An encoder for batches of texts of very different lengths."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.serving.loops import concatenated
+
+BUCKETS = (32, 64, 128, 256)
+MAX_TOKENS_AT_ONCE = 4096
+
+_ROWS = tf.RaggedTensorSpec([None, None], tf.int32, ragged_rank=1, row_splits_dtype=tf.int64)
+
+
+class Encoder:
+    """Hidden states of texts, where short texts do not pay for long ones.
+
+    A batch is cut into groups of texts of similar length, since attention is computed on all of
+    them as if they were as long as the longest; and groups into parts that bound the memory that
+    a batch of any size takes.
+
+    Args:
+        model: `InferenceEncoder`.
+        buckets: the lengths in tokens, ascending, at which a new group begins.
+        max_tokens_at_once: int. The most tokens, attention's padding included, that are encoded
+            at once; a text that is longer is still encoded whole.
+
+    Example:
+    ```python
+    encoder = Encoder(InferenceEncoder(backbone))
+    encoder.first_states(tf.ragged.constant([[0, 5, 2], [0, 5, 6, 7, 2]]))  # [2, hidden_dim]
+    ```
+    """
+
+    def __init__(
+        self,
+        model: InferenceEncoder,
+        buckets: Sequence[int] = BUCKETS,
+        max_tokens_at_once: int = MAX_TOKENS_AT_ONCE,
+    ) -> None:
+        self.model = model
+        limit = model.max_sequence_length
+        self._widths = tf.constant([*(b for b in buckets if b < limit), limit], tf.int64)
+        self._rows_at_once = tf.maximum(max_tokens_at_once // self._widths, 1)
+
+    # A function, so that a SavedModel holds the encoder once for all the signatures that call it.
+    @tf.function(input_signature=[_ROWS], autograph=False)
+    def states(self, ids: tf.RaggedTensor) -> tf.RaggedTensor:
+        """All hidden states.
+
+        Args:
+            ids: [B, (N)] int32, special tokens included, no row longer than the model.
+
+        Returns:
+            [B, (N), hidden_dim] float32.
+        """
+
+        order, states = self._encoded(ids, first_only=False)
+        lengths = tf.gather(ids.row_lengths(), order)
+        return tf.gather(tf.RaggedTensor.from_row_lengths(states, lengths), tf.argsort(order))
+
+    @tf.function(input_signature=[_ROWS], autograph=False)
+    def first_states(self, ids: tf.RaggedTensor) -> tf.Tensor:
+        """The hidden states of the first tokens, which stand for the whole texts.
+
+        Args:
+            ids: as for `states`.
+
+        Returns:
+            [B, hidden_dim] float32.
+        """
+
+        order, states = self._encoded(ids, first_only=True)
+        return tf.gather(states, tf.argsort(order))
+
+    def _encoded(self, ids: tf.RaggedTensor, first_only: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """The states of the rows from short to long, and that order of the rows."""
+        order = tf.argsort(ids.row_lengths(), stable=True)
+        ids = tf.gather(ids, order)
+        starts, ends = self._parts(ids.row_lengths())
+
+        def encode_part(number: tf.Tensor) -> tuple[tf.Tensor]:
+            return (self.model(ids[starts[number] : ends[number]], first_only),)
+
+        spec = tf.TensorSpec([None, self.model.hidden_dim], tf.float32)
+        (states,) = concatenated(encode_part, tf.size(starts), (spec,))
+        return order, states
+
+    def _parts(self, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Which rows, of ascending lengths, are encoded together: [P] first, and one after last."""
+        group = tf.searchsorted(self._widths[:-1], lengths, out_type=tf.int64)
+        row = tf.range(tf.size(lengths, tf.int64))
+        place = row - tf.searchsorted(group, group, out_type=tf.int64)
+        is_start = tf.equal(place % tf.gather(self._rows_at_once, group), 0)
+        starts = tf.boolean_mask(row, is_start)
+        return starts, tf.concat([starts, [tf.size(lengths, tf.int64)]], 0)[1:]

@@ -1,0 +1,163 @@
+"""A preset to something that TensorFlow Serving serves: versioned, and complete or not there."""
+
+import dataclasses
+import os
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.serving.answering import Answerer, answering_signatures
+from cocolm_tf.serving.batching import BATCHING_FILENAME, batching_parameters
+from cocolm_tf.serving.classification import Classifier, classification_signatures
+from cocolm_tf.serving.correction import (
+    MAX_TOKENS,
+    NUM_CORRECTIONS,
+    Corrector,
+    correction_signatures,
+)
+from cocolm_tf.serving.embedding import embedding_signatures
+from cocolm_tf.serving.encoder import BUCKETS, Encoder
+from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.serving.saved_model import write_saved_model
+from cocolm_tf.serving.signature import Signature
+from cocolm_tf.serving.warmup import warmup_texts, write_warmup_requests
+from cocolm_tf.tokenization.output_folder import new_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a preset is served.
+
+    Args:
+        precision: one of `PRECISIONS`, what the matrices are stored and multiplied in.
+        int8: bool. Whether the matrices are stored in 8 bits.
+        buckets: lengths in tokens at which texts are encoded apart from shorter ones.
+        pooling: one of `POOLINGS`: what `embed` makes a vector of.
+        num_corrections: int. How many corrections `correct` gives for each word.
+        max_tokens: int. The longest text that `correct` reads, and context that `answer` does.
+        min_probability: float. Words that belong more surely get no corrections.
+        pairs: bool. Whether `serving_default` of `classify` takes pairs of texts.
+
+    Example:
+    ```python
+    Settings(precision="bfloat16", pooling="mean")
+    ```
+    """
+
+    precision: str = "float32"
+    int8: bool = False
+    buckets: tuple[int, ...] = BUCKETS
+    pooling: str = "cls"
+    num_corrections: int = NUM_CORRECTIONS
+    max_tokens: int = MAX_TOKENS
+    min_probability: float = 0.0
+    pairs: bool = False
+
+
+def export_preset(
+    preset: str,
+    names: list[str],
+    output_dir: str,
+    version: int | None = None,
+    settings: Settings | None = None,
+) -> str:
+    """Writes a SavedModel of a preset to `output_dir/version`.
+
+    TensorFlow Serving, told of `output_dir`, loads the highest version that is there. The folder
+    appears when it is complete.
+
+    Args:
+        preset: what pretraining or fine-tuning wrote.
+        names: the signatures, of `SIGNATURES`; the first is `serving_default` too. Each comes
+            with its variants, such as `embed_ids`.
+        output_dir: the folder of all versions. Its name is the model's.
+        version: int. None for the next one.
+        settings: None for the defaults.
+
+    Returns:
+        The path of the version.
+
+    Raises:
+        UserError: if the preset has not what a signature needs, or the version is there already.
+
+    Example:
+    ```python
+    export_preset("runs/first/preset", ["correct", "embed"], "exports/first")
+    ```
+    """
+    settings = settings or Settings()
+    version = next_version(output_dir) if version is None else version
+    path = os.path.join(output_dir, str(version))
+    if os.path.exists(path):
+        raise UserError(f"--version={version} is in --output_dir={output_dir} already.")
+    parts = ServedPreset(preset)
+    model = InferenceEncoder(parts.backbone, settings.precision, settings.int8)
+    encoder = Encoder(model, settings.buckets)
+    signatures = {}
+    for name in names:
+        signatures |= SIGNATURES[name](parts, encoder, settings)
+    default = "classify_pairs" if names[0] == "classify" and settings.pairs else names[0]
+    limit = parts.backbone.max_sequence_length
+    texts = warmup_texts(parts.tokenizer, [*(b for b in settings.buckets if b < limit), limit])
+    with new_folder(path) as folder:
+        write_saved_model(signatures, default, parts.tokenizer, folder)
+        model = os.path.basename(os.path.abspath(output_dir))
+        write_warmup_requests(signatures, texts, model, folder)
+        with open(os.path.join(folder, BATCHING_FILENAME), "w") as file:
+            file.write(batching_parameters())
+    return path
+
+
+def next_version(output_dir: str) -> int:
+    """The version that comes after those in a folder; 1 in a new one.
+
+    Args:
+        output_dir: whose subfolders are versions; what is no number does not count.
+
+    Returns:
+        The version.
+
+    Raises:
+        UserError: if the folder is a file.
+
+    Example:
+    ```python
+    next_version("exports/first")
+    ```
+    """
+    if not os.path.exists(output_dir):
+        return 1
+    if not os.path.isdir(output_dir):
+        raise UserError(f"--output_dir={output_dir} is a file; the output must be a folder.")
+    return 1 + max((int(name) for name in os.listdir(output_dir) if name.isdecimal()), default=0)
+
+
+def _embed(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
+    projection = parts.projection if settings.pooling == "projection" else None
+    return embedding_signatures(encoder, parts.tokenizer, settings.pooling, projection)
+
+
+def _correct(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
+    corrector = Corrector(
+        encoder,
+        parts.tokenizer,
+        parts.copy_head,
+        parts.lm_head,
+        settings.num_corrections,
+        settings.max_tokens,
+        settings.min_probability,
+    )
+    return correction_signatures(corrector, parts.tokenizer, parts.backbone.max_sequence_length)
+
+
+def _classify(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
+    classifier = Classifier(encoder, parts.tokenizer, parts.classifier)
+    limit = parts.classifier.preprocessor.sequence_length
+    return classification_signatures(classifier, parts.tokenizer, limit)
+
+
+def _answer(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
+    answerer = Answerer(encoder, parts.tokenizer, parts.answerer, settings.max_tokens)
+    return answering_signatures(answerer, parts.tokenizer, parts.backbone.max_sequence_length)
+
+
+SIGNATURES = {"embed": _embed, "correct": _correct, "classify": _classify, "answer": _answer}

@@ -1,0 +1,247 @@
+"""The encoder's forward pass as a server runs it: no dropout, no gradients, no Keras.
+
+The same mathematics as `CocoLMBackbone`, laid out for batches of a few texts of any length. What
+each token goes through by itself, which is nearly everything, sees the real tokens one below the
+other and no padding. The matrices of one product are stored as one. And each step is written in
+the way that TensorFlow, when it loads a SavedModel, joins into the fewest operations: short texts
+spend most of their time between operations.
+"""
+
+import math
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.transformer import TransformerBlock
+
+PRECISIONS = ("float32", "bfloat16")
+
+# What padding has in place of an attention logit.
+_EXCLUDED = -1e9
+
+
+class InferenceEncoder(tf.Module):
+    """A `CocoLMBackbone` for serving.
+
+    Args:
+        backbone: `CocoLMBackbone`, whose weights are copied.
+        precision: what the matrices are stored and multiplied in. The rest of the weights, the
+            softmax, LayerNorm and the result are float32.
+        int8: bool. Whether the matrices are stored in 8 bits, with a scale for each of their
+            outputs and of the tokens, and turned back when used: a quarter of the memory.
+
+    Call arguments:
+        ids: [B, (N)] int32 ragged tensor, special tokens included, no row longer than the model.
+        first_only: bool. Whether only the states of the rows' first tokens are wanted.
+
+    Returns:
+        float32 hidden states: [T, hidden_dim] of all tokens, one row of `ids` after the other; or
+        [B, hidden_dim] of the first ones.
+
+    Raises:
+        ValueError: if the backbone's embeddings are not as wide as its layers.
+
+    Example:
+    ```python
+    InferenceEncoder(backbone)(tf.ragged.constant([[0, 5, 6, 2], [0, 2]]))  # [6, hidden_dim]
+    ```
+    """
+
+    def __init__(
+        self, backbone: CocoLMBackbone, precision: str = "float32", int8: bool = False
+    ) -> None:
+        super().__init__(name="encoder")
+        if backbone.embedding_dim != backbone.hidden_dim:
+            raise ValueError("embedding_dim must be hidden_dim, as in every main model.")
+        self.dtype = tf.as_dtype(precision)
+        self.hidden_dim = backbone.hidden_dim
+        self.max_sequence_length = backbone.max_sequence_length
+        self.vocabulary_size = backbone.vocabulary_size
+        self._num_heads = backbone.num_heads
+        self._tokens = _Matrix(backbone.token_embedding.embeddings, self.dtype, int8, axis=1)
+        self._positions = tf.Variable(backbone.position_embedding.position_embeddings)
+        self._embeddings_norm = _Norm(backbone.get_layer("embeddings_norm"))
+        bias = backbone.get_layer("attention_bias")
+        # By the signed distance of two tokens, [2 * max_sequence_length - 1, heads].
+        self._relative = tf.Variable(tf.gather(bias.table, bias.buckets)) if bias.bins else None
+        self._blocks = [
+            _Block(block, self._num_heads, self.dtype, int8) for block in backbone.blocks
+        ]
+
+    def __call__(self, ids: tf.RaggedTensor, first_only: bool = False) -> tf.Tensor:
+        """Encodes."""
+        layout = _Layout(ids)
+        positions = tf.gather(self._positions, layout.positions)
+        x = self._embeddings_norm(self._tokens.rows(ids.flat_values), positions)
+        bias = self._attention_bias(layout)
+        for block in self._blocks[:-1]:
+            x = block(x, bias, layout)
+        return self._blocks[-1](x, bias, layout, first_only)
+
+    def token_logits(self, states: tf.Tensor) -> tf.Tensor:
+        """The products of hidden states and word embeddings, which a tied LM head begins with.
+
+        Args:
+            states: [N, hidden_dim] float32.
+
+        Returns:
+            [N, vocabulary_size] float32.
+        """
+        return tf.cast(self._tokens.product(states, transpose=True), tf.float32)
+
+    def _attention_bias(self, layout: "_Layout") -> tf.Tensor:
+        """What is added to the attention logits: [B, 1 or heads, 1 or S, S] float32."""
+        bias = tf.where(layout.is_real, 0.0, _EXCLUDED)[:, tf.newaxis, tf.newaxis, :]
+        if self._relative is None:
+            return bias
+        position = tf.range(layout.width)
+        distance = position[tf.newaxis, :] - position[:, tf.newaxis]
+        relative = tf.gather(self._relative, distance + (self.max_sequence_length - 1))
+        return bias + tf.transpose(relative, [2, 0, 1])[tf.newaxis]
+
+
+class _Layout:
+    """Where tokens that stand one below the other are in a padded batch.
+
+    Attributes:
+        width: S, int32 scalar.
+        batch: B, int32 scalar.
+        positions: [T] int32, the place of each token in its row.
+        places: [T, 1] int32, its place in [B * S].
+        is_real: [B, S] bool.
+        first: [B] int64, which of the tokens begin a row.
+    """
+
+    def __init__(self, ids: tf.RaggedTensor) -> None:
+        lengths = tf.cast(ids.row_lengths(), tf.int32)
+        self.width = tf.reduce_max(lengths)
+        self.batch = tf.size(lengths)
+        self.positions = tf.ragged.range(lengths).flat_values
+        self.is_real = tf.sequence_mask(lengths, self.width)
+        self.places = tf.cast(tf.where(tf.reshape(self.is_real, [-1])), tf.int32)
+        self.first = ids.row_starts()
+
+    def padded(self, rows: tf.Tensor) -> tf.Tensor:
+        """[T, ...] to [B, S, ...], zeros at padding."""
+        size = tf.stack([self.batch * self.width, rows.shape[1]])
+        dense = tf.scatter_nd(self.places, rows, size)
+        return tf.reshape(dense, tf.stack([self.batch, self.width, rows.shape[1]]))
+
+    def unpadded(self, padded: tf.Tensor) -> tf.Tensor:
+        """[B, S, H] to [T, H]."""
+        return tf.gather(tf.reshape(padded, [-1, padded.shape[2]]), self.places[:, 0])
+
+
+class _Block(tf.Module):
+    """A `TransformerBlock`."""
+
+    def __init__(
+        self, block: TransformerBlock, num_heads: int, dtype: tf.DType, int8: bool
+    ) -> None:
+        super().__init__()
+        self._num_heads = num_heads
+        self._query = _Dense([block.query], dtype, int8)
+        self._key_value = _Dense([block.key, block.value], dtype, int8)
+        self._attention_output = _Dense([block.attention_output], dtype, int8)
+        self._attention_norm = _Norm(block.attention_norm)
+        self._intermediate = _Dense([block.intermediate], dtype, int8)
+        self._output = _Dense([block.output_dense], dtype, int8)
+        self._output_norm = _Norm(block.output_norm)
+
+    def __call__(
+        self, x: tf.Tensor, bias: tf.Tensor, layout: _Layout, first_only: bool = False
+    ) -> tf.Tensor:
+        queried = tf.gather(x, layout.first) if first_only else x
+        if first_only:
+            query = self._query(queried)[:, tf.newaxis]
+            bias = bias[:, :, :1]
+        else:
+            query = layout.padded(self._query(queried))
+        key_value = layout.padded(self._key_value(x))
+        attended = self._attend(query, key_value, bias)
+        attended = attended[:, 0] if first_only else layout.unpadded(attended)
+        x = self._attention_norm(queried, self._attention_output(attended))
+        hidden = tf.nn.gelu(self._intermediate(x))
+        return self._output_norm(x, self._output(hidden))
+
+    def _attend(self, query: tf.Tensor, key_value: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        """[B, Q, H] and [B, S, 2H] to [B, Q, H]."""
+        width = query.shape[2]
+        head_dim = width // self._num_heads
+        batch, num_queries, num_keys = (
+            tf.shape(query)[0],
+            tf.shape(query)[1],
+            tf.shape(key_value)[1],
+        )
+        query = tf.reshape(query, tf.stack([batch, num_queries, self._num_heads, head_dim]))
+        query = tf.transpose(query, [0, 2, 1, 3])
+        key_value = tf.reshape(key_value, tf.stack([batch, num_keys, 2, self._num_heads, head_dim]))
+        key, value = tf.unstack(tf.transpose(key_value, [2, 0, 3, 1, 4]))
+        logits = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)
+        probabilities = tf.nn.softmax(logits * (1 / math.sqrt(head_dim)) + bias)
+        attended = tf.matmul(tf.cast(probabilities, value.dtype), value)
+        attended = tf.transpose(attended, [0, 2, 1, 3])
+        return tf.reshape(attended, tf.stack([batch, num_queries, width]))
+
+
+class _Dense(tf.Module):
+    """Dense layers of one input, side by side."""
+
+    def __init__(self, layers: Sequence[keras.layers.Dense], dtype: tf.DType, int8: bool) -> None:
+        super().__init__()
+        kernel = tf.concat([tf.convert_to_tensor(layer.kernel) for layer in layers], axis=1)
+        bias = tf.concat([tf.convert_to_tensor(layer.bias) for layer in layers], axis=0)
+        self._kernel = _Matrix(kernel, dtype, int8, axis=0)
+        self._bias = tf.Variable(tf.cast(bias, dtype))
+
+    def __call__(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.nn.bias_add(self._kernel.product(rows), self._bias)
+
+
+class _Matrix(tf.Module):
+    """A matrix in full, half or a quarter of a float's 32 bits.
+
+    `axis` is the one along which the values of a row or column share their scale.
+    """
+
+    def __init__(self, matrix: tf.Tensor, dtype: tf.DType, int8: bool, axis: int) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._axis = axis
+        self._scale = None
+        matrix = tf.cast(tf.convert_to_tensor(matrix), tf.float32)
+        if int8:
+            matrix, scale = keras.quantizers.abs_max_quantize(matrix, axis=axis, to_numpy=True)
+            # Keras divides by the scale.
+            self._scale = tf.Variable(tf.cast(1 / tf.squeeze(scale, axis), dtype))
+        self._values = tf.Variable(matrix if int8 else tf.cast(matrix, dtype))
+
+    def product(self, rows: tf.Tensor, transpose: bool = False) -> tf.Tensor:
+        """[N, in] to [N, out]; `transpose` where the matrix is [out, in]."""
+        values = tf.cast(self._values, self._dtype)
+        product = tf.matmul(tf.cast(rows, self._dtype), values, transpose_b=transpose)
+        return product if self._scale is None else product * self._scale
+
+    def rows(self, numbers: tf.Tensor) -> tf.Tensor:
+        """The rows with the given numbers, float32."""
+        rows = tf.cast(tf.gather(self._values, numbers), tf.float32)
+        if self._scale is None:
+            return rows
+        return rows * tf.cast(tf.gather(self._scale, numbers), tf.float32)[:, tf.newaxis]
+
+
+class _Norm(tf.Module):
+    """LayerNorm of a sum, in float32."""
+
+    def __init__(self, layer: keras.layers.LayerNormalization) -> None:
+        super().__init__()
+        self._gamma = tf.Variable(tf.cast(layer.gamma, tf.float32))
+        self._beta = tf.Variable(tf.cast(layer.beta, tf.float32))
+        self._epsilon = layer.epsilon
+
+    def __call__(self, x: tf.Tensor, update: tf.Tensor) -> tf.Tensor:
+        x += tf.cast(update, tf.float32)
+        mean, variance = tf.nn.moments(x, [-1], keepdims=True)
+        return tf.nn.batch_normalization(x, mean, variance, self._beta, self._gamma, self._epsilon)

@@ -1,0 +1,133 @@
+"""A preset's models, ready to be served."""
+
+import functools
+import json
+import os
+from typing import Any
+
+import keras
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.tokenization.vocabulary import load_vocabulary
+from cocolm_tf.training.preset import HEADS_FILENAME, load_preset
+
+_TASK_FILENAME = "task.json"
+
+
+class ServedPreset:
+    """What a preset has, each part loaded when it is first asked for.
+
+    Args:
+        directory: the preset.
+
+    Raises:
+        UserError: here or when a part is asked for, if the preset is none or has no such part.
+
+    Example:
+    ```python
+    preset = ServedPreset("runs/first/preset")
+    preset.backbone, preset.copy_head
+    ```
+    """
+
+    def __init__(self, directory: str, precision: str = "float32", quantize: bool = False) -> None:
+        if not os.path.isfile(os.path.join(directory, "config.json")):
+            raise UserError(f"--preset={directory} is not a preset: it has no config.json.")
+        self.directory = directory
+
+    @functools.cached_property
+    def tokenizer(self) -> CocoLMTokenizer:
+        """The tokenizer."""
+        return load_vocabulary(self.directory)
+
+    @property
+    def backbone(self) -> CocoLMBackbone:
+        """The encoder."""
+        return self._pretrained[0].backbone if self._task is None else self._task.backbone
+
+    @property
+    def classifier(self) -> CocoLMTextClassifier:
+        """The fine-tuned classifier."""
+        return self._task_of(CocoLMTextClassifier, "finetune_glue.py")
+
+    @property
+    def answerer(self) -> CocoLMQuestionAnswerer:
+        """The fine-tuned question answerer."""
+        return self._task_of(CocoLMQuestionAnswerer, "finetune_squad.py")
+
+    @property
+    def copy_head(self) -> CopyHead:
+        """The head that says of each token whether it is the original."""
+        return self._head("copy_head")
+
+    @property
+    def lm_head(self) -> TiedProjection:
+        """The head that says which token is the original."""
+        return self._head("lm_head")
+
+    @property
+    def projection(self) -> Transform:
+        """What sequences pass before they are compared."""
+        return self._head("projection")
+
+    def _head(self, name: str) -> keras.layers.Layer:
+        pretrainer, missing = (None, [f"{name}."]) if self._task else self._pretrained
+        if any(part.startswith(f"{name}.") for part in missing):
+            raise UserError(
+                f"--preset={self.directory} has no {name}: it must be one that pretraining wrote, "
+                f"with that part of the objective (see its {HEADS_FILENAME})."
+            )
+        return getattr(pretrainer, name)
+
+    def _task_of(self, kind: type[keras.Model], program: str) -> Any:
+        if not isinstance(self._task, kind):
+            raise UserError(
+                f"--preset={self.directory} is not that of a {kind.__name__}: it must be one that "
+                f"{program} wrote."
+            )
+        return self._task
+
+    @functools.cached_property
+    def _task(self) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | None:
+        """The fine-tuned model with its head; None if the preset is only pretrained."""
+        path = os.path.join(self.directory, _TASK_FILENAME)
+        if not os.path.isfile(path):
+            return None
+        kinds = {
+            keras.saving.get_registered_name(kind): kind
+            for kind in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
+        }
+        try:
+            with open(path, encoding="utf-8") as file:
+                name = json.load(file)["registered_name"]
+            if name not in kinds:
+                raise UserError(f"{path} describes a {name}, which cannot be served.")
+            return kinds[name].from_preset(self.directory, dtype="float32")
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} does not describe a model.") from error
+
+    @functools.cached_property
+    def _pretrained(self) -> tuple[CocoLMPretrainer, list[str]]:
+        """The main model with all of its heads, and the names of the weights not in the preset."""
+        try:
+            backbone = CocoLMBackbone.from_preset(
+                self.directory, load_weights=False, dtype="float32"
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{os.path.join(self.directory, 'config.json')} does not describe a CocoLMBackbone."
+            ) from error
+        size = self.tokenizer.vocabulary_size()
+        if size != backbone.vocabulary_size:
+            raise UserError(
+                f"--preset={self.directory} has a model of {backbone.vocabulary_size} tokens and "
+                f"a tokenizer of {size}."
+            )
+        pretrainer = CocoLMPretrainer(backbone, None, self.tokenizer.mask_token_id)
+        return pretrainer, load_preset(pretrainer, self.directory)

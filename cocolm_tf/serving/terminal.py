@@ -1,0 +1,151 @@
+"""What an export answers, for reading in a terminal."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Outputs = dict[str, np.ndarray]
+
+_RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
+_RED, _GREEN = "\x1b[31m", "\x1b[32m"
+_BAR = 24
+
+
+class Printer:
+    """Lays answers out.
+
+    Args:
+        color: bool. Whether the terminal shows colors.
+        threshold: float. How probable it must be that a word does not belong for it to be marked.
+
+    Example:
+    ```python
+    print(Printer(color=True).correct(text, export("correct", texts=[text])))
+    ```
+    """
+
+    def __init__(self, color: bool, threshold: float = 0.5) -> None:
+        self._color = color
+        self._threshold = threshold
+
+    def correct(self, texts: Sequence[str], outputs: Outputs) -> str:
+        """Texts with their suspicious words marked, each followed by what may be right.
+
+        Args:
+            texts: what was asked.
+            outputs: of the signature `correct`.
+
+        Returns:
+            Some lines.
+        """
+        return "\n\n".join(self._corrected(text, outputs, row) for row, text in enumerate(texts))
+
+    def embed(self, texts: Sequence[str], outputs: Outputs) -> str:
+        """How similar texts are to each other; of a single one, how its vector begins.
+
+        Args:
+            texts: what was asked.
+            outputs: of the signature `embed`.
+
+        Returns:
+            Some lines.
+        """
+        vectors = outputs["embeddings"]
+        lines = [f"{self._bold(f'[{row}]')} {text}" for row, text in enumerate(texts)]
+        if len(texts) == 1:
+            numbers = " ".join(f"{x:.4f}" for x in vectors[0, :8])
+            return "\n".join([*lines, f"{vectors.shape[1]} dimensions: {numbers} ..."])
+        lines += ["", "cosine  " + "".join(f"{f'[{row}]':>8}" for row in range(len(texts)))]
+        for row, cosines in enumerate(vectors @ vectors.T):
+            lines.append(f"{f'[{row}]':8}" + "".join(f"{cosine:8.3f}" for cosine in cosines))
+        return "\n".join(lines)
+
+    def classify(self, texts: Sequence[str], outputs: Outputs) -> str:
+        """The classes of texts, the most probable first, or the number that rates them.
+
+        Args:
+            texts: what was asked.
+            outputs: of the signature `classify` or `classify_pairs`.
+
+        Returns:
+            Some lines.
+        """
+        if "values" in outputs:
+            rows = zip(texts, outputs["values"], strict=True)
+            return "\n".join(f"{self._bold(f'{value:8.3f}')}  {text}" for text, value in rows)
+        blocks = []
+        for text, names, probabilities in zip(
+            texts, outputs["labels"], outputs["probabilities"], strict=True
+        ):
+            lines = [text]
+            for index in np.argsort(-probabilities):
+                bar = "█" * round(_BAR * float(probabilities[index]))
+                name = names[index].decode("utf-8", "replace")
+                lines.append(f"  {probabilities[index]:6.1%} {self._green(f'{bar:{_BAR}}')} {name}")
+            blocks.append("\n".join(lines))
+        return "\n\n".join(blocks)
+
+    def answer(self, texts: Sequence[str], outputs: Outputs) -> str:
+        """Questions with their answers.
+
+        Args:
+            texts: the questions.
+            outputs: of the signature `answer`.
+
+        Returns:
+            Some lines.
+        """
+        blocks = []
+        for row, text in enumerate(texts):
+            score, no_answer = outputs["scores"][row], outputs["no_answer_scores"][row]
+            answer = outputs["answers"][row].decode("utf-8", "replace")
+            place = f"characters {outputs['starts'][row]} to {outputs['ends'][row]}"
+            verdict = self._green(answer) if score > no_answer else self._dim(f"none, or {answer}")
+            blocks.append(
+                f"{text}\n  {verdict}\n  "
+                + self._dim(f"score {score:.2f}, of no answer {no_answer:.2f}, {place}")
+            )
+        return "\n\n".join(blocks)
+
+    def _corrected(self, text: str, outputs: Outputs, row: int) -> str:
+        marked, notes, end = [], [], 0
+        for index in range(outputs["num_words"][row]):
+            probability = float(outputs["probabilities"][row, index])
+            if probability < self._threshold:
+                continue
+            start, next_end = int(outputs["starts"][row, index]), int(outputs["ends"][row, index])
+            word = text[start:next_end]
+            marked += [text[end:start], self._red(word) if self._color else f"[{word}]"]
+            end = next_end
+            found = zip(
+                outputs["corrections"][row, index],
+                outputs["correction_probabilities"][row, index],
+                strict=True,
+            )
+            options = ", ".join(
+                f"{self._green(option.decode('utf-8', 'replace'))} {share:.0%}"
+                for option, share in found
+                if option
+            )
+            notes.append(f"  {probability:4.0%} {self._red(word)} → {options}")
+        lines = ["".join([*marked, text[end:]]), *notes]
+        if not notes:
+            lines.append(self._dim("  Every word belongs."))
+        if outputs["truncated"][row]:
+            lines.append(self._dim("  The text is too long: its end was not read."))
+        return "\n".join(lines)
+
+    def _bold(self, text: str) -> str:
+        return self._styled(text, _BOLD)
+
+    def _dim(self, text: str) -> str:
+        return self._styled(text, _DIM)
+
+    def _red(self, text: str) -> str:
+        return self._styled(text, _BOLD + _RED)
+
+    def _green(self, text: str) -> str:
+        return self._styled(text, _GREEN)
+
+    def _styled(self, text: str, style: str) -> str:
+        return f"{style}{text}{_RESET}" if self._color else text

@@ -1,0 +1,90 @@
+"""A small model with a vocabulary, its preset and its export, for all tests of the room."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.serving.client import Export
+from cocolm_tf.serving.export import Settings, export_preset
+from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.tokenization.vocabulary import train_vocabulary
+from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.preset import save_preset
+
+SENTENCES = [
+    "The cat sat on the mat, and the dog (a big one) didn't like it; they'll fight!",
+    "She said: \"I'm sure he's seen the other cats.\" The others weren't there...",
+    "In 1984, 1,250 cats and 30.5% of the dogs lived there - or so they've told us?",
+    "Some words repeat: the then there these those that this them they. On and on and on.",
+    "Zebras, jackals & quick foxes walk by; every kind of vowel gives us something to merge.",
+]
+MAX_LENGTH = 24
+NUM_CORRECTIONS = 3
+MAX_TOKENS = 60
+SETTINGS = Settings(
+    buckets=(8, 16), num_corrections=NUM_CORRECTIONS, max_tokens=MAX_TOKENS, pooling="cls"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CocoLMTokenizer:
+    folder = tmp_path_factory.mktemp("vocabularies") / "cased"
+    return train_vocabulary(SENTENCES * 3, 150, folder, character_coverage=1.0)
+
+
+def small_config(**sizes: Any) -> PretrainingConfig:
+    config = PretrainingConfig()
+    model = {
+        "vocabulary_size": 150,
+        "num_layers": 2,
+        "num_heads": 2,
+        "hidden_dim": 16,
+        "intermediate_dim": 32,
+        "max_sequence_length": MAX_LENGTH,
+        "relative_position_bins": 8,
+        "relative_position_max_distance": 12,
+    }
+    config.override({"model": model | sizes, "auxiliary": {"replacements": "random"}})
+    return config
+
+
+@pytest.fixture(scope="session")
+def pretrainer(tokenizer: CocoLMTokenizer) -> CocoLMPretrainer:
+    """Untrained, with weights large enough for its answers to differ."""
+    random.seed(0)
+    pretrainer = build_pretrainer(small_config(), tokenizer.mask_token_id)
+    rng = np.random.default_rng(0)
+    for variable in pretrainer.trainable_variables:
+        variable.assign(rng.normal(0.0, 0.3, variable.shape))
+    return pretrainer
+
+
+@pytest.fixture(scope="session")
+def preset(pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer, tmp_path_factory: Any) -> Path:
+    folder = tmp_path_factory.mktemp("presets") / "pretrained"
+    save_preset(pretrainer, tokenizer, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parts(preset: Path) -> ServedPreset:
+    return ServedPreset(str(preset))
+
+
+@pytest.fixture(scope="session")
+def exported(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an export's versions: `correct`, the default, and `embed`."""
+    folder = tmp_path_factory.mktemp("exports") / "pretrained"
+    export_preset(str(preset), ["correct", "embed"], str(folder), settings=SETTINGS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def export(exported: Path) -> Export:
+    return Export(str(exported))

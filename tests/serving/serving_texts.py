@@ -1,0 +1,54 @@
+"""Texts to ask models about: ordinary, odd, and hostile ones."""
+
+import random
+
+WORDS = ("The", "cat", "sat", "on", "the", "mat", "some", "others", "didn't", "in", "1984", ".")
+
+ODD_TEXTS = [
+    "",
+    " \t\n ",
+    "\x00\x01\x02",
+    "a\x00b",
+    "\u200b\u200c",
+    "“He’ll  say “no” (twice).”",
+    "½ ™ oﬃce №5 ﬁnd …",
+    "İstanbul ΣΑΣ DŽ",
+    "日本 the日本cat ▁ ▁▁a▁b",
+    "\U0001f600\u200d\U0001f525 \ufeff \ufffd",
+    "e\u0301e\u0301 a\u0300\u0301\u0302",
+    "<s> </s> <mask> <pad> <unk>",
+    "...!!! ``'' -- ''",
+    "he ' ll go 's 's",
+    "x" * 300,
+    "the " * 200,
+    "\u202eright to left\u202c",
+    b"the\xff\xfecat\xc3",
+    b"\xed\xa0\x80 half a pair",
+    b"\xf0\x9f\x94",
+]
+
+
+def random_texts(count: int, seed: int) -> list[bytes]:
+    """Texts of words, of any characters, and of any bytes; most are short, some long."""
+    rng = random.Random(seed)
+    return [_random_text(rng) for _ in range(count)]
+
+
+def _random_text(rng: random.Random) -> bytes:
+    size = rng.choice([0, 1, 2, 3, 5, 8, 13, 21, 34, 80])
+    kind = rng.randrange(4)
+    if kind == 0:
+        return " ".join(rng.choices(WORDS, k=size)).encode()
+    if kind == 1:
+        return rng.randbytes(size)
+    if kind == 2:
+        return "".join(map(chr, (_character(rng) for _ in range(size)))).encode()
+    odd = (
+        text if isinstance(text, bytes) else text.encode() for text in rng.choices(ODD_TEXTS, k=3)
+    )
+    return b" ".join([*odd, *(word.encode() for word in rng.choices(WORDS, k=size))])
+
+
+def _character(rng: random.Random) -> int:
+    code = rng.choice([rng.randrange(128), rng.randrange(0x3000), rng.randrange(0x110000)])
+    return code if not 0xD800 <= code < 0xE000 else 0xFFFD

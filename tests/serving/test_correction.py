@@ -1,0 +1,256 @@
+import itertools
+import random
+import string
+import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from serving_texts import ODD_TEXTS, WORDS
+
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.serving.correction import Corrector, correction_signatures
+from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+
+COUNT = 3
+
+
+class Graphs(NamedTuple):
+    """The signatures' functions."""
+
+    correct: Callable[..., dict[str, tf.Tensor]]
+    correct_ids: Callable[..., dict[str, tf.Tensor]]
+
+
+def make_corrector(parts: ServedPreset, **changes) -> Graphs:
+    arguments = {"num_corrections": COUNT, "max_tokens": 1000} | changes
+    corrector = Corrector(
+        Encoder(InferenceEncoder(parts.backbone), (8, 16)),
+        parts.tokenizer,
+        parts.copy_head,
+        parts.lm_head,
+        **arguments,
+    )
+    signatures = correction_signatures(corrector, parts.tokenizer, 24)
+    return Graphs(*(signatures[name].concrete() for name in Graphs._fields))
+
+
+@pytest.fixture(scope="module")
+def corrector(parts: ServedPreset) -> Graphs:
+    return make_corrector(parts)
+
+
+def tokens_of(pretrainer: CocoLMPretrainer, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """p_copy [T] and softmax(LM) [T, V] of a text that fits into the model, in float64."""
+    inputs = {
+        "token_ids": tf.constant([[0, *ids, 2]]),
+        "padding_mask": tf.ones([1, len(ids) + 2], tf.bool),
+    }
+    states = pretrainer.backbone(inputs)[0, 1:-1].numpy().astype(np.float64)
+    matrix = pretrainer.backbone.token_embedding.embeddings.numpy().astype(np.float64)
+    logits = states @ matrix.T + pretrainer.lm_head.bias.numpy()
+    logits -= logits.max(axis=1, keepdims=True)
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    copied = 1 / (1 + np.exp(-states @ pretrainer.copy_head.kernel.numpy()))
+    return copied, softmax
+
+
+class Word(NamedTuple):
+    start: int
+    end: int
+    probability: float
+    corrections: list[tuple[str, float]]
+
+
+class Reference:
+    """The paper's distribution for each token, and the best words that tokens make."""
+
+    def __init__(self, pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer) -> None:
+        self.pretrainer, self.tokenizer = pretrainer, tokenizer
+        self.pieces = tokenizer.get_vocabulary()
+
+    def may_stand(self, id: int, is_first: bool) -> bool:
+        piece = self.pieces[id]
+        if id in self.tokenizer.special_token_ids:
+            return False
+        if not is_first:
+            return piece[0] != "▁"
+        if piece[0] == "▁":
+            return piece != "▁"
+        is_punctuation = piece[0] in string.punctuation or unicodedata.category(piece[0])[0] == "P"
+        return is_punctuation and f"▁{piece}" not in self.pieces
+
+    def words(self, text: str) -> list[Word]:
+        ids, starts, ends, numbers = (
+            part.numpy().tolist() for part in self.tokenizer.tokenize_with_offsets(text)
+        )
+        copied, softmax = tokens_of(self.pretrainer, ids)
+        words = []
+        for _, group in itertools.groupby(range(len(ids)), key=lambda t: numbers[t]):
+            tokens = list(group)
+            options, own = [], ""
+            for t in tokens:
+                characters = text[starts[t] : ends[t]]
+                spelled = characters if ids[t] == 3 else self.pieces[ids[t]].lstrip("▁")
+                own += spelled
+                others = [
+                    (self.pieces[id].lstrip("▁"), (1 - copied[t]) * softmax[t, id])
+                    for id in range(len(self.pieces))
+                    if id != ids[t] and self.may_stand(id, t == tokens[0])
+                ]
+                itself = copied[t] + (1 - copied[t]) * softmax[t, ids[t]]
+                options.append([(spelled, itself), *others])
+            belongs = np.prod([copied[t] for t in tokens])
+            found = self.best(options, own)
+            words.append(Word(starts[tokens[0]], ends[tokens[-1]], 1 - belongs, found))
+        return words
+
+    def best(self, options: list[list[tuple[str, float]]], own: str) -> list[tuple[str, float]]:
+        """Of the most probable token sequences, what they spell."""
+        count = 2 * COUNT + 1
+        likely = [sorted(option, key=lambda x: -x[1])[:count] for option in options]
+        sequences = [
+            ("".join(spelled for spelled, _ in sequence), np.prod([p for _, p in sequence]))
+            for sequence in itertools.product(*likely)
+        ]
+        totals = {}
+        for spelled, probability in sorted(sequences, key=lambda x: -x[1])[:count]:
+            totals[spelled] = totals.get(spelled, 0.0) + probability
+        totals.pop(own, None)
+        return sorted(totals.items(), key=lambda x: -x[1])[:COUNT]
+
+
+TEXTS = [
+    "The cat sat.",
+    "It's 30.5% (or so)",
+    "“The” others",
+    "zebra jackals",
+    "caté fox",  # é is unknown
+    "a",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_words_and_corrections_follow_from_the_papers_distribution(
+    corrector: Graphs, pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer, text: str
+):
+    outputs = {name: x.numpy() for name, x in corrector.correct(tf.constant([text])).items()}
+    expected = Reference(pretrainer, tokenizer).words(text)
+    assert outputs["num_words"].tolist() == [len(expected)]
+    for index, word in enumerate(expected):
+        at = (0, index)
+        assert (outputs["starts"][at], outputs["ends"][at]) == (word.start, word.end)
+        assert outputs["words"][at].decode() == text[word.start : word.end]
+        np.testing.assert_allclose(outputs["probabilities"][at], word.probability, rtol=1e-4)
+        spelled, shares = zip(*word.corrections, strict=True)
+        assert [found.decode() for found in outputs["corrections"][at]] == list(spelled)
+        np.testing.assert_allclose(outputs["correction_probabilities"][at], shares, rtol=1e-3)
+
+
+def test_of_a_batch_each_text_is_what_it_is_alone(corrector: Graphs):
+    texts = [*TEXTS, *ODD_TEXTS]
+    together = corrector.correct(tf.constant(texts))
+    for row, text in enumerate(texts):
+        alone = corrector.correct(tf.constant([text]))
+        count = int(alone["num_words"][0])
+        assert together["num_words"][row] == count
+        for name in ("probabilities", "correction_probabilities"):
+            np.testing.assert_allclose(
+                together[name][row, :count], alone[name][0, :count], rtol=1e-3, atol=1e-6
+            )
+            assert not together[name][row, count:].numpy().any()
+        for name in ("words", "starts", "ends"):
+            np.testing.assert_array_equal(together[name][row, :count], alone[name][0, :count])
+            assert not together[name][row, count:].numpy().any()
+
+
+def test_the_words_are_the_callers_own(corrector: Graphs):
+    texts = [text for text in ODD_TEXTS if isinstance(text, str)]
+    outputs = {name: x.numpy() for name, x in corrector.correct(tf.constant(texts)).items()}
+    for row, text in enumerate(texts):
+        end = 0
+        for index in range(outputs["num_words"][row]):
+            start, previous, end = outputs["starts"][row, index], end, outputs["ends"][row, index]
+            assert previous <= start < end <= len(text)
+            assert outputs["words"][row, index].decode() == text[start:end]
+            assert not text[start:end].isspace()
+
+
+def test_corrections_have_no_more_than_what_does_not_belong(corrector: Graphs):
+    outputs = corrector.correct(tf.constant(TEXTS))
+    total = tf.reduce_sum(outputs["correction_probabilities"], axis=-1)
+    assert tf.reduce_all(total <= outputs["probabilities"] + 1e-5)
+    assert tf.reduce_all(outputs["correction_probabilities"] >= 0)
+    # Whole words, none of them the word itself.
+    for words, options in zip(
+        outputs["words"].numpy(), outputs["corrections"].numpy(), strict=True
+    ):
+        for word, found in zip(words, options, strict=True):
+            assert len(set(found)) == COUNT or word == b""
+            assert word not in found or word == b""
+            assert not any(b"\xe2\x96\x81" in option or b" " in option for option in found)
+
+
+def test_a_text_longer_than_the_model_is_read_to_its_end(corrector: Graphs):
+    random.seed(3)
+    text = " ".join(random.choices(WORDS, k=70))
+    outputs = corrector.correct(tf.constant([text, "The cat"]))
+    assert outputs["num_words"][0] == 70
+    assert b" ".join(outputs["words"][0].numpy()).decode() == text
+    assert not outputs["truncated"].numpy().any()
+    assert np.all(outputs["probabilities"][0] > 0)
+
+
+def test_what_is_longer_than_the_limit_is_cut_between_words(parts: ServedPreset):
+    corrector = make_corrector(parts, max_tokens=10)
+    tokenizer = parts.tokenizer
+    text = "The others weren't there on the mat"
+    outputs = corrector.correct(tf.constant([text, "The cat", "x" * 50]))
+    assert outputs["truncated"].numpy().tolist() == [True, False, True]
+    words = [word.decode() for word in outputs["words"][0].numpy() if word]
+    assert words == text.split()[: len(words)]
+    assert len(tokenizer(" ".join(words))) <= 10
+    assert len(tokenizer(" ".join(text.split()[: len(words) + 1]))) > 10
+    # A word that is too long on its own is none that was read whole.
+    assert outputs["num_words"].numpy().tolist() == [len(words), 2, 0]
+
+
+def test_only_suspicious_words_get_corrections(parts: ServedPreset, corrector: Graphs):
+    text = tf.constant(TEXTS)
+    everything = corrector.correct(text)
+    threshold = float(np.median(everything["probabilities"][everything["probabilities"] > 0]))
+    selective = make_corrector(parts, min_probability=threshold).correct(text)
+    np.testing.assert_array_equal(selective["probabilities"], everything["probabilities"])
+    is_suspicious = (everything["probabilities"] >= threshold).numpy()
+    assert 0 < is_suspicious.sum() < is_suspicious.size
+    for name in ("corrections", "correction_probabilities"):
+        found, expected = selective[name].numpy(), everything[name].numpy()
+        np.testing.assert_array_equal(found[is_suspicious], expected[is_suspicious])
+        assert not found[~is_suspicious].any()
+
+
+def test_ids_get_the_papers_distribution_token_by_token(
+    corrector: Graphs, pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer
+):
+    ids = tokenizer("The cat sat on it.").numpy().tolist()
+    copied, softmax = tokens_of(pretrainer, ids)
+    rows = tf.constant([[0, *ids, 2, 1, 1], [0, 2, 1, 1] + [1] * len(ids)])
+    outputs = corrector.correct_ids(rows)
+    own = slice(1, len(ids) + 1)
+    np.testing.assert_allclose(outputs["probabilities"][0, own], 1 - copied, rtol=1e-4, atol=1e-6)
+    for t, id in enumerate(ids):
+        shares = (1 - copied[t]) * softmax[t]
+        shares[[id, *tokenizer.special_token_ids]] = 0
+        best = np.argsort(-shares)[:COUNT]
+        assert outputs["correction_ids"][0, 1 + t].numpy().tolist() == best.tolist()
+        np.testing.assert_allclose(
+            outputs["correction_probabilities"][0, 1 + t], shares[best], rtol=1e-3
+        )
+    for name in ("probabilities", "correction_ids", "correction_probabilities"):
+        assert not outputs[name][0, len(ids) + 2 :].numpy().any()
+        assert not outputs[name][1, 2:].numpy().any()

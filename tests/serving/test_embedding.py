@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from serving_texts import ODD_TEXTS
+
+from cocolm_tf.serving.embedding import POOLINGS, embedding_signatures
+from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.serving.preset import ServedPreset
+
+
+def signatures(parts: ServedPreset, pooling: str):
+    encoder = Encoder(InferenceEncoder(parts.backbone), (8, 16))
+    return embedding_signatures(encoder, parts.tokenizer, pooling, parts.projection)
+
+
+def reference(parts: ServedPreset, texts: list, pooling: str) -> np.ndarray:
+    tokenizer = parts.tokenizer
+    inputs = tokenizer.pack(tokenizer(tf.constant(texts)), sequence_length=24)
+    states = parts.backbone(inputs).numpy()
+    vectors = states[:, 0]
+    if pooling == "mean":
+        mask = inputs["padding_mask"].numpy()[..., np.newaxis]
+        vectors = (states * mask).sum(axis=1) / mask.sum(axis=1)
+    if pooling == "projection":
+        vectors = parts.projection(vectors).numpy()
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_vectors_are_those_of_the_model(parts: ServedPreset, pooling: str):
+    texts = ["The cat sat.", "It's 30.5%", "The others weren't there... " * 3, *ODD_TEXTS]
+    embed = signatures(parts, pooling)["embed"].concrete()
+    outputs = embed(tf.constant(texts))
+    np.testing.assert_allclose(outputs["embeddings"], reference(parts, texts, pooling), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(outputs["embeddings"], axis=1), 1.0, rtol=1e-5)
+    whole = parts.tokenizer.graph_module().tokenize(tf.constant(texts)).row_lengths().numpy() + 2
+    np.testing.assert_array_equal(outputs["truncated"], whole > 24)
+    assert outputs["truncated"].numpy().any()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("filling", [0, 1])
+def test_ids_give_the_vectors_of_their_text(parts: ServedPreset, pooling: str, filling: int):
+    """Rows filled up with <pad>; or with <s>, as TensorFlow Serving does."""
+    texts = ["The cat sat on it.", "", "A", "The others weren't there"]
+    both = signatures(parts, pooling)
+    ids = [[0, *row, 2] for row in parts.tokenizer(texts)]
+    width = max(map(len, ids)) + 3
+    rows = [row + [filling] * (width - len(row)) for row in ids]
+    by_ids = both["embed_ids"].concrete()(tf.constant(rows))
+    by_text = both["embed"].concrete()(tf.constant(texts))
+    np.testing.assert_allclose(by_ids["embeddings"], by_text["embeddings"], atol=1e-5)
+    assert not by_ids["truncated"].numpy().any()
+
+
+def test_ids_that_are_none_or_too_many(parts: ServedPreset):
+    embed_ids = signatures(parts, "cls")["embed_ids"].concrete()
+    odd = tf.constant([[0, -5, 150, 2**31 - 1, 2]])
+    unknown = tf.constant([[0, 3, 3, 3, 2]])
+    np.testing.assert_array_equal(embed_ids(odd)["embeddings"], embed_ids(unknown)["embeddings"])
+    long = tf.constant([[0] + [7] * 40 + [2], [0, 7, 2] + [1] * 39])
+    outputs = embed_ids(long)
+    assert outputs["truncated"].numpy().tolist() == [True, False]
+    cut = embed_ids(long[:1, :24])
+    np.testing.assert_allclose(outputs["embeddings"][:1], cut["embeddings"], atol=1e-6)
+    for empty in (tf.zeros([0, 5], tf.int32), tf.zeros([0, 0], tf.int32)):
+        assert embed_ids(empty)["embeddings"].shape == (0, 16)
+    assert np.isfinite(embed_ids(tf.zeros([2, 0], tf.int32))["embeddings"]).all()
