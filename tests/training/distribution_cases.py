@@ -42,14 +42,34 @@ class Case(NamedTuple):
         return "-".join(map(str, self))
 
 
-def matrix() -> tuple[list[Case], list[Case]]:
-    """All combinations, in two halves; each value of a factor meets all of another in both."""
-    halves: tuple[list[Case], list[Case]] = ([], [])
-    factors = (range(3), (1, 2), (1, 2), range(3))
-    for precision, micro_batches, steps_per_loop, sampling in itertools.product(*factors):
-        case = Case(PRECISIONS[precision], micro_batches, steps_per_loop, SAMPLING_MODES[sampling])
-        halves[(precision + micro_batches + steps_per_loop + sampling) % 2].append(case)
-    return halves
+Place = tuple[str, Case]
+
+
+def matrix() -> tuple[list[Place], list[Place]]:
+    """All combinations of strategy, precision, micro-batches, steps a loop and sampling.
+
+    Returns:
+        As few as have every two values of two factors together at least once, and the others.
+    """
+    rest = {
+        (strategy, *values): (strategy, Case(*values))
+        for strategy, *values in itertools.product(
+            ("one_device", "mirrored", "workers"), PRECISIONS, (1, 2), (1, 2), SAMPLING_MODES
+        )
+    }
+    few, seen = [], set()
+    while missing := {key: pairs_of(key) - seen for key in rest}:
+        best = max(missing, key=lambda key: len(missing[key]))
+        if not missing[best]:
+            break
+        seen |= missing[best]
+        few.append(rest.pop(best))
+    return few, list(rest.values())
+
+
+def pairs_of(values: tuple) -> set[tuple]:
+    """Every two of the values, with their places."""
+    return set(itertools.combinations(enumerate(values), 2))
 
 
 def config_of(case: Case) -> PretrainingConfig:

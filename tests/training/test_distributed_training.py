@@ -11,17 +11,21 @@ import distribution_cases
 import numpy as np
 import pytest
 import tensorflow as tf
-from distribution_cases import Case, matrix, train
+from distribution_cases import Case, Place, matrix, pairs_of, train
 
 from cocolm_tf.training.distribution import make_strategy
 
 EXACT = Case(steps=20, exact=True)
 LEARNING = Case(precision="mixed_bfloat16", steps=20)
-CHEAP_HALF, OTHER_HALF = matrix()
+FEW, OTHERS = matrix()
 
 Results = dict[str, np.ndarray]
 
 pytestmark = pytest.mark.slow
+
+
+def on(strategy: str, places: list[Place]) -> list[Case]:
+    return [case for where, case in places if where == strategy]
 
 
 def run_workers(cases: list[Case], folder: Path, count: int = 2) -> list[dict[str, Results]]:
@@ -66,12 +70,12 @@ def run_workers(cases: list[Case], folder: Path, count: int = 2) -> list[dict[st
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
     """What two workers made of the cases that every run of the tests has, one after the other."""
-    return run_workers([EXACT, LEARNING, *CHEAP_HALF], tmp_path_factory.mktemp("workers"))
+    return run_workers([EXACT, LEARNING, *on("workers", FEW)], tmp_path_factory.mktemp("workers"))
 
 
 @pytest.fixture(scope="module")
 def more_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
-    return run_workers(OTHER_HALF, tmp_path_factory.mktemp("more_workers"))
+    return run_workers(on("workers", OTHERS), tmp_path_factory.mktemp("more_workers"))
 
 
 @pytest.fixture(scope="module")
@@ -138,41 +142,38 @@ def assert_trains(found: Results, case: Case) -> None:
     assert (np.abs(np.diff(weights, axis=0)).max(axis=1) > 1e-3).all(), "each loop moves them"
 
 
-each_case_of_the_matrix = pytest.mark.parametrize(
-    "case",
-    [
-        *CHEAP_HALF,
-        *(pytest.param(case, marks=pytest.mark.exhaustive) for case in OTHER_HALF),
-    ],
-    ids=lambda case: case.name,
-)
+def each_case_on(strategy: str) -> pytest.MarkDecorator:
+    others = [pytest.param(c, marks=pytest.mark.exhaustive) for c in on(strategy, OTHERS)]
+    return pytest.mark.parametrize(
+        "case", [*on(strategy, FEW), *others], ids=lambda case: case.name
+    )
 
 
-@each_case_of_the_matrix
+@each_case_on("one_device")
 def test_one_device_trains(case: Case):
     assert_trains(train(make_strategy("one_device"), case), case)
 
 
-@each_case_of_the_matrix
+@each_case_on("mirrored")
 def test_replicas_train(mirrored_strategy: tf.distribute.Strategy, case: Case):
     assert_trains(train(mirrored_strategy, case), case)
 
 
-@each_case_of_the_matrix
+@each_case_on("workers")
 def test_workers_train(request: pytest.FixtureRequest, case: Case):
     """Both end with the same weights, though each draws its own samples and dropout."""
-    half = "workers" if case in CHEAP_HALF else "more_workers"
-    first, second = (worker[case.name] for worker in request.getfixturevalue(half))
+    part = "workers" if case in on("workers", FEW) else "more_workers"
+    first, second = (worker[case.name] for worker in request.getfixturevalue(part))
     for found in (first, second):
         assert_trains(found, case)
     np.testing.assert_array_equal(first["weights"], second["weights"])
     np.testing.assert_array_equal(first["metrics"], second["metrics"])
 
 
-def test_the_halves_of_the_matrix_have_all_pairs():
-    for half in matrix():
-        for first in range(4):
-            for second in range(first):
-                pairs = {(case[first], case[second]) for case in half}
-                choices = [{case[place] for case in CHEAP_HALF} for place in (first, second)]
-                assert len(pairs) == len(choices[0]) * len(choices[1])
+def test_a_few_cases_have_all_pairs():
+    def pairs(places: list[Place]) -> set[tuple]:
+        return set().union(*(pairs_of((strategy, *case[:4])) for strategy, case in places))
+
+    assert len(FEW) + len(OTHERS) == 3 * 3 * 2 * 2 * 3
+    assert pairs(FEW) == pairs(FEW + OTHERS)
+    assert len(FEW) <= 12
