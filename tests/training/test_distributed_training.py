@@ -28,7 +28,9 @@ def on(strategy: str, places: list[Place]) -> list[Case]:
     return [case for where, case in places if where == strategy]
 
 
-def run_workers(cases: list[Case], folder: Path, count: int = 2) -> list[dict[str, Results]]:
+def run_workers(
+    cases: list[Case], shards: Path, folder: Path, count: int = 2
+) -> list[dict[str, Results]]:
     """Trains in processes of their own, which find each other by TF_CONFIG."""
     (folder / "cases.json").write_text(json.dumps(cases))
     ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
@@ -44,6 +46,7 @@ def run_workers(cases: list[Case], folder: Path, count: int = 2) -> list[dict[st
                     sys.executable,
                     distribution_cases.__file__,
                     str(folder / "cases.json"),
+                    str(shards),
                     str(folder / f"{index}.npz"),
                 ],
                 env=os.environ
@@ -68,19 +71,29 @@ def run_workers(cases: list[Case], folder: Path, count: int = 2) -> list[dict[st
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    distribution_cases.write_shards(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workers(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
     """What two workers made of the cases that every run of the tests has, one after the other."""
-    return run_workers([EXACT, LEARNING, *on("workers", FEW)], tmp_path_factory.mktemp("workers"))
+    cases = [EXACT, LEARNING, *on("workers", FEW)]
+    return run_workers(cases, shards, tmp_path_factory.mktemp("workers"))
 
 
 @pytest.fixture(scope="module")
-def more_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
-    return run_workers(on("workers", OTHERS), tmp_path_factory.mktemp("more_workers"))
+def more_workers(
+    shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Results]]:
+    return run_workers(on("workers", OTHERS), shards, tmp_path_factory.mktemp("more_workers"))
 
 
 @pytest.fixture(scope="module")
-def one_device() -> Results:
-    return train(make_strategy("one_device"), EXACT)
+def one_device(shards: Path) -> Results:
+    return train(make_strategy("one_device"), EXACT, shards)
 
 
 def assert_same_steps(found: Results, expected: Results) -> None:
@@ -90,6 +103,8 @@ def assert_same_steps(found: Results, expected: Results) -> None:
     assert len(expected["weights"]) == 20
     np.testing.assert_allclose(found["metrics"], expected["metrics"], rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(found["weights"], expected["weights"], rtol=1e-4, atol=2e-5)
+    # The same batches, shared out, and none of them twice.
+    np.testing.assert_allclose(found["validation"], expected["validation"], rtol=2e-4, atol=2e-5)
     moved = np.abs(expected["weights"][-1] - expected["weights"][0]).mean()
     assert moved > 0.01, "the tolerance is far below what 20 steps change"
 
@@ -102,9 +117,9 @@ def test_the_replicas_hold_uneven_shares():
 
 @pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
 def test_replicas_take_the_steps_of_one_device(
-    mirrored_strategy: tf.distribute.Strategy, one_device: Results
+    mirrored_strategy: tf.distribute.Strategy, one_device: Results, shards: Path
 ):
-    assert_same_steps(train(mirrored_strategy, EXACT), one_device)
+    assert_same_steps(train(mirrored_strategy, EXACT, shards), one_device)
 
 
 def test_workers_take_the_steps_of_one_device(workers, one_device: Results):
@@ -119,8 +134,8 @@ def assert_learns(found: Results) -> None:
 
 
 @pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
-def test_in_bfloat16_replicas_learn(mirrored_strategy: tf.distribute.Strategy):
-    assert_learns(train(mirrored_strategy, LEARNING))
+def test_in_bfloat16_replicas_learn(mirrored_strategy: tf.distribute.Strategy, shards: Path):
+    assert_learns(train(mirrored_strategy, LEARNING, shards))
 
 
 def test_in_bfloat16_workers_learn(workers):
@@ -150,13 +165,13 @@ def each_case_on(strategy: str) -> pytest.MarkDecorator:
 
 
 @each_case_on("one_device")
-def test_one_device_trains(case: Case):
-    assert_trains(train(make_strategy("one_device"), case), case)
+def test_one_device_trains(case: Case, shards: Path):
+    assert_trains(train(make_strategy("one_device"), case, shards), case)
 
 
 @each_case_on("mirrored")
-def test_replicas_train(mirrored_strategy: tf.distribute.Strategy, case: Case):
-    assert_trains(train(mirrored_strategy, case), case)
+def test_replicas_train(mirrored_strategy: tf.distribute.Strategy, case: Case, shards: Path):
+    assert_trains(train(mirrored_strategy, case, shards), case)
 
 
 @each_case_on("workers")
