@@ -122,7 +122,7 @@ def test_nothing_left_to_read_is_told(refused, tiny, data: Path):
         shard_of(data, 0).unlink()
         assert len(list(data.glob("*.tfrecord"))) == 2 - number
     config = tiny(data={"skip_corrupt": True})
-    assert f"{data} has no sequences to train on" in refused(config, train_data=str(data))
+    assert f"{data} has no sequences that can be read" in refused(config, train_data=str(data))
 
 
 @pytest.mark.slow
