@@ -101,8 +101,8 @@ class PretrainingData:
             sequences[mine] = manifest.verify(vocabulary, all_of_it, paths[mine], skip_corrupt)
             if left_out := whole - sum(sequences[mine]):
                 print(f"{pattern}: {left_out} of {whole} sequences are left out.", file=sys.stderr)
-            if left_out == whole:
-                raise UserError(f"{pattern} has no sequences that can be read.")
+                if left_out == whole:
+                    raise UserError(f"{pattern} has no sequences that can be read.")
         return cls(paths, sequences, sequence_length, special, mask_fraction, crop_fraction, seed)
 
     def training_batches(
