@@ -1,5 +1,6 @@
 """How every program in `scripts/` starts and ends: its flags, its quiet, its exit status."""
 
+import errno
 import importlib
 import os
 import sys
@@ -21,9 +22,9 @@ RESTARTABLE = 75
 def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
     """Parses the flags, calls `main` and ends the process.
 
-    A mistake in the flags or a `UserError` becomes one line on standard error and exit status 1,
-    a `RestartableError` one and exit status 75, an interruption status 130; any other exception is
-    a defect of ours and keeps its traceback.
+    A mistake in the flags, a `UserError` or a full disk becomes one line on standard error and exit
+    status 1, a `RestartableError` one and exit status 75, an interruption status 130; any other
+    exception is a defect of ours and keeps its traceback.
 
     Args:
         main: The job. What it returns, the path of what it wrote, is the program's last line.
@@ -49,6 +50,11 @@ def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
         except RestartableError as error:
             print(error, file=sys.stderr)
             sys.exit(RESTARTABLE)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            _fail(f"{error.strerror}{where}: make room and start again.")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

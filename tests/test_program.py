@@ -25,6 +25,9 @@ def main():
             raise RestartableError("start again")
         except Exception:
             pass
+    if name == "disk":
+        with open("/dev/full", "w") as file:
+            file.write("more than nothing")
     if name == "defect":
         raise ValueError("unforeseen")
     if name == "interruption":
@@ -73,6 +76,12 @@ def test_a_mistake_is_one_line_and_status_1(arguments: list[str], complaint: str
     assert done.stderr.startswith("error: ") and complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_a_full_disk_is_one_line_and_status_1():
+    done = run("--name=disk")
+    said = "error: No space left on device: make room and start again.\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_a_defect_keeps_its_traceback():

@@ -103,6 +103,8 @@ class PretrainingData:
             sequences[mine] = manifest.verify(vocabulary, all_of_it, paths[mine], skip_corrupt)
             if left_out := whole - sum(sequences[mine]):
                 print(f"{pattern}: {left_out} of {whole} sequences are left out.", file=sys.stderr)
+                if left_out == whole:
+                    raise UserError(f"{pattern} has no sequences that can be read.")
         return cls(paths, sequences, sequence_length, special, mask_fraction, crop_fraction, seed)
 
     def training_batches(
@@ -123,7 +125,7 @@ class PretrainingData:
             A dataset of the batches that `CocoLMPretrainer` takes, all of the same static shapes.
 
         Raises:
-            UserError: if there are fewer shards than hosts, or no sequences.
+            UserError: if there are fewer shards than hosts.
         """
         if len(self.paths) < pipelines:
             raise UserError(
@@ -131,8 +133,6 @@ class PretrainingData:
                 f"with --num_shards={pipelines} or more."
             )
         mine = slice(pipeline, None, pipelines)
-        if not sum(self.sequences[mine]):
-            raise UserError(f"{os.path.dirname(self.paths[0])} has no sequences to train on.")
         records = self._shuffled_records(
             self.paths[mine], self.sequences[mine], start * batch_size, pipeline
         )

@@ -28,7 +28,8 @@ class MetricsLog(keras.callbacks.Callback):
     they are not finite.
 
     Args:
-        directory: the run's folder.
+        directory: the run's folder; None, where another worker writes, leaves the metrics' starting
+            anew, which all workers must do alike.
         first_step: int. Where the run goes on; later lines of an earlier attempt are dropped.
         interval: int. Steps between two lines.
         tokens_per_step: int.
@@ -40,15 +41,17 @@ class MetricsLog(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, directory: str, first_step: int, interval: int, tokens_per_step: int
+        self, directory: str | None, first_step: int, interval: int, tokens_per_step: int
     ) -> None:
         super().__init__()
-        self._path = os.path.join(directory, METRICS_FILENAME)
-        _drop_lines_after(self._path, first_step)
-        self._writers = {
-            split: tf.summary.create_file_writer(os.path.join(directory, "tensorboard", split))
-            for split in ("train", "validation")
-        }
+        self._path = os.path.join(directory, METRICS_FILENAME) if directory else ""
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
+        if directory:
+            _drop_lines_after(self._path, first_step)
+            for split in ("train", "validation"):
+                self._writers[split] = tf.summary.create_file_writer(
+                    os.path.join(directory, "tensorboard", split)
+                )
         self._interval = interval
         self._tokens_per_step = tokens_per_step
         self._start = self._lap = time.monotonic()
@@ -79,6 +82,8 @@ class MetricsLog(keras.callbacks.Callback):
         self._lap, self._lap_step = time.monotonic(), step
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+        if not self._path:
+            return
         seconds = round(time.monotonic() - self._start, 1)
         # JSON has no word for what is not finite.
         finite = {k: value if math.isfinite(value) else None for k, value in values.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from official.common import distribute_utils
 
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
@@ -40,6 +40,7 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
 
     Raises:
         UserError: if the name is unknown, its devices are not there, or `TF_CONFIG` is wrong.
+        RestartableError: if the workers do not find together.
 
     Example:
     ```python
@@ -62,8 +63,13 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
         return distribute_utils.get_distribution_strategy(
             name, num_gpus=min(gpus, 1) if name == "one_device" else gpus
         )
-    except (ValueError, tf.errors.OpError) as error:
-        raise UserError(f"--distribution_strategy={name}: {_one_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"--distribution_strategy={name}: {_one_line(error)}.") from error
+    except tf.errors.OpError as error:
+        # One that was started again may meet others that have not noticed its end yet.
+        raise RestartableError(
+            f"the workers could not find together ({_one_line(error)}): start all of them again."
+        ) from error
 
 
 def per_replica_batch(batch_size: int, micro_batches: int, strategy: tf.distribute.Strategy) -> int:
@@ -146,6 +152,8 @@ def _check_tf_config(text: str) -> None:
 def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
     if not address:
         raise UserError("--distribution_strategy=tpu needs --tpu=ADDRESS, or --tpu=local.")
+    if ":" in address and "://" not in address:
+        address = f"grpc://{address}"  # without it, TensorFlow would look for a TPU of this name
     _check_reachable(address)
     outcome: dict[str, Any] = {}
 
@@ -173,7 +181,7 @@ def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
 def _check_reachable(address: str) -> None:
     """Tells a wrong address from a slow TPU. A name is looked up by TensorFlow."""
     for part in address.split(","):
-        url = urllib.parse.urlsplit(part if "://" in part else f"grpc://{part}")
+        url = urllib.parse.urlsplit(part)
         try:
             host, port = url.hostname, url.port
         except ValueError as error:

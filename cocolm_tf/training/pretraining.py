@@ -134,23 +134,23 @@ def _train(
     """Trains from where the pretrainer stands to the end, and saves that."""
     trainer, step = config.trainer, steps_taken(pretrainer)
     tokens_per_step = trainer.batch_size * config.data.sequence_length
+    log = MetricsLog(
+        model_dir if workers.is_chief else None, step, trainer.log_interval, tokens_per_step
+    )
     callbacks = [
+        log,  # before the checkpoint, so that what is saved is logged
         SaveCheckpoints(checkpoints, trainer.checkpoint_interval),
         StopHopelessRun(trainer.max_skipped_updates),
         StopWhenAsked(stop, checkpoints, workers),
     ]
-    is_validated = True
     with contextlib.ExitStack() as stack:
         if workers.is_chief:
-            log = MetricsLog(model_dir, step, trainer.log_interval, tokens_per_step)
-            is_validated = log.has(step, "validation")
             bar = ProgressBar(step, trainer.train_steps, tokens_per_step)
-            stack.enter_context(contextlib.closing(bar))
-            # A line is to be on the disk before the checkpoint that it belongs to.
-            callbacks = [log, *callbacks, bar]
+            callbacks.append(stack.enter_context(contextlib.closing(bar)))
         if step and (step % trainer.validation_interval == 0 or step == trainer.train_steps):
-            # The run was ended between a checkpoint and the validation of its step.
-            if validation is not None and workers.any(not is_validated):
+            # The run may have been ended between a checkpoint and the validation of its step.
+            is_missing = workers.is_chief and not log.has(step, "validation")
+            if validation is not None and workers.any(is_missing):
                 pretrainer.evaluate(validation, callbacks=callbacks, verbose=0)
         elif step:
             callbacks.append(ResumeMetrics(checkpoints))

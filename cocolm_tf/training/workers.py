@@ -1,6 +1,7 @@
 """The workers of a run, one process a host: which of them writes, and what they agree on."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -92,12 +93,13 @@ class Workers:
             raise RestartableError(
                 f"worker {self.index} of {self.count} has lost another one, whose own output says "
                 "why it ended: start all of them again with the same flags to go on from the last "
-                f"checkpoint. (TensorFlow says: {_first_line(error)})"
+                f"checkpoint. (TensorFlow says: {_reason(error)})"
             ) from error
 
     def _sum(self, value: np.ndarray | np.int32) -> np.ndarray:
         return self._strategy.reduce("SUM", tf.convert_to_tensor(value), axis=None).numpy()
 
 
-def _first_line(error: tf.errors.OpError) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "nothing")
+def _reason(error: tf.errors.OpError) -> str:
+    found = re.search(r"ollective ops is aborted by: (.+)", str(error))
+    return found[1] if found else type(error).__name__

@@ -2,7 +2,7 @@
 
 Tests call `train` in their own process; several workers are processes of their own:
 
-    TF_CONFIG=... python distribution_cases.py CASES.json OUTPUT.npz
+    TF_CONFIG=... python distribution_cases.py CASES.json SHARDS OUTPUT.npz
 """
 
 import itertools
@@ -16,6 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.shards import serialize
+from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
@@ -42,14 +45,34 @@ class Case(NamedTuple):
         return "-".join(map(str, self))
 
 
-def matrix() -> tuple[list[Case], list[Case]]:
-    """All combinations, in two halves; each value of a factor meets all of another in both."""
-    halves: tuple[list[Case], list[Case]] = ([], [])
-    factors = (range(3), (1, 2), (1, 2), range(3))
-    for precision, micro_batches, steps_per_loop, sampling in itertools.product(*factors):
-        case = Case(PRECISIONS[precision], micro_batches, steps_per_loop, SAMPLING_MODES[sampling])
-        halves[(precision + micro_batches + steps_per_loop + sampling) % 2].append(case)
-    return halves
+Place = tuple[str, Case]
+
+
+def matrix() -> tuple[list[Place], list[Place]]:
+    """All combinations of strategy, precision, micro-batches, steps a loop and sampling.
+
+    Returns:
+        As few as have every two values of two factors together at least once, and the others.
+    """
+    rest = {
+        (strategy, *values): (strategy, Case(*values))
+        for strategy, *values in itertools.product(
+            ("one_device", "mirrored", "workers"), PRECISIONS, (1, 2), (1, 2), SAMPLING_MODES
+        )
+    }
+    few, seen = [], set()
+    while missing := {key: pairs_of(key) - seen for key in rest}:
+        best = max(missing, key=lambda key: len(missing[key]))
+        if not missing[best]:
+            break
+        seen |= missing[best]
+        few.append(rest.pop(best))
+    return few, list(rest.values())
+
+
+def pairs_of(values: tuple) -> set[tuple]:
+    """Every two of the values, with their places."""
+    return set(itertools.combinations(enumerate(values), 2))
 
 
 def config_of(case: Case) -> PretrainingConfig:
@@ -99,8 +122,27 @@ def batches(steps: int) -> dict[str, np.ndarray]:
     }
 
 
-def train(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]:
-    """Trains, and returns `metrics` [loops, names], `names` and `weights` [loops, all of them]."""
+def write_shards(folder: Path) -> None:
+    """Writes two shards to validate on, whose sequences do not fill the last batch."""
+    rows = batches(4)["token_ids"]
+    for number, part in enumerate((rows[:11], rows[11:29])):
+        with tf.io.TFRecordWriter(str(folder / f"data-{number:05d}-of-00002.tfrecord")) as writer:
+            for row in part:
+                writer.write(serialize(row[row != 1].tolist()))
+
+
+def validation_batches(folder: Path) -> tf.data.Dataset:
+    paths = [str(path) for path in sorted(folder.glob("*.tfrecord"))]
+    data = PretrainingData(paths, [11, 18], LENGTH, SpecialTokens(mask=MASK))
+    return data.validation_batches(BATCH)
+
+
+def train(strategy: tf.distribute.Strategy, case: Case, shards: Path) -> dict[str, np.ndarray]:
+    """Trains and writes down, and validates an exact case.
+
+    Returns:
+        `metrics` [loops, names], `names`, `weights` [loops, all of them], `validation` [names].
+    """
     config, found = config_of(case), {"metrics": [], "weights": []}
     with strategy.scope():
         pretrainer = build_pretrainer(config, MASK)
@@ -136,6 +178,9 @@ def train(strategy: tf.distribute.Strategy, case: Case) -> dict[str, np.ndarray]
             shuffle=False,
             verbose=0,
         )
+        if case.exact:
+            measured = pretrainer.evaluate(validation_batches(shards), return_dict=True, verbose=0)
+            found["validation"] = [float(measured[name]) for name in found["names"]]
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -144,12 +189,12 @@ def likeliest(logits: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
-def main(cases_file: str, output: str) -> None:
+def main(cases_file: str, shards: str, output: str) -> None:
     strategy = make_strategy("multi_worker_mirrored")
     found = {}
     for values in json.loads(Path(cases_file).read_text()):
         case = Case(*values)
-        results = train(strategy, case)
+        results = train(strategy, case, Path(shards))
         found |= {f"{case.name}/{name}": value for name, value in results.items()}
     np.savez(output, **found)
 

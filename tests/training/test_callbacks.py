@@ -135,6 +135,19 @@ def test_a_line_that_is_there_is_found(tmp_path: Path):
     assert log.has(2, "validation") and not log.has(3, "validation")
 
 
+def test_a_worker_that_does_not_write_resets_its_metrics_all_the_same(tmp_path: Path, monkeypatch):
+    """Otherwise the sum over the workers would be of stretches of different lengths."""
+    monkeypatch.chdir(tmp_path)
+    model = Model()
+    log = MetricsLog(None, 0, 2, tokens_per_step=100)
+    log.set_model(model)
+    train(model, log, 5)
+    log.on_test_end({"loss": 2.0})
+    assert model.resets == 2
+    assert not log.has(2, "train")
+    assert not list(tmp_path.iterdir())
+
+
 def test_lines_of_a_lost_stretch_are_dropped(tmp_path: Path):
     """A run that was killed after step 6 goes on from its checkpoint of step 4."""
     written = [{"step": step, "split": "train"} for step in (2, 4, 6)]

@@ -11,20 +11,26 @@ import distribution_cases
 import numpy as np
 import pytest
 import tensorflow as tf
-from distribution_cases import Case, matrix, train
+from distribution_cases import Case, Place, matrix, pairs_of, train
 
 from cocolm_tf.training.distribution import make_strategy
 
 EXACT = Case(steps=20, exact=True)
 LEARNING = Case(precision="mixed_bfloat16", steps=20)
-CHEAP_HALF, OTHER_HALF = matrix()
+FEW, OTHERS = matrix()
 
 Results = dict[str, np.ndarray]
 
 pytestmark = pytest.mark.slow
 
 
-def run_workers(cases: list[Case], folder: Path, count: int = 2) -> list[dict[str, Results]]:
+def on(strategy: str, places: list[Place]) -> list[Case]:
+    return [case for where, case in places if where == strategy]
+
+
+def run_workers(
+    cases: list[Case], shards: Path, folder: Path, count: int = 2
+) -> list[dict[str, Results]]:
     """Trains in processes of their own, which find each other by TF_CONFIG."""
     (folder / "cases.json").write_text(json.dumps(cases))
     ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
@@ -40,6 +46,7 @@ def run_workers(cases: list[Case], folder: Path, count: int = 2) -> list[dict[st
                     sys.executable,
                     distribution_cases.__file__,
                     str(folder / "cases.json"),
+                    str(shards),
                     str(folder / f"{index}.npz"),
                 ],
                 env=os.environ
@@ -64,19 +71,29 @@ def run_workers(cases: list[Case], folder: Path, count: int = 2) -> list[dict[st
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    distribution_cases.write_shards(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workers(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
     """What two workers made of the cases that every run of the tests has, one after the other."""
-    return run_workers([EXACT, LEARNING, *CHEAP_HALF], tmp_path_factory.mktemp("workers"))
+    cases = [EXACT, LEARNING, *on("workers", FEW)]
+    return run_workers(cases, shards, tmp_path_factory.mktemp("workers"))
 
 
 @pytest.fixture(scope="module")
-def more_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
-    return run_workers(OTHER_HALF, tmp_path_factory.mktemp("more_workers"))
+def more_workers(
+    shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Results]]:
+    return run_workers(on("workers", OTHERS), shards, tmp_path_factory.mktemp("more_workers"))
 
 
 @pytest.fixture(scope="module")
-def one_device() -> Results:
-    return train(make_strategy("one_device"), EXACT)
+def one_device(shards: Path) -> Results:
+    return train(make_strategy("one_device"), EXACT, shards)
 
 
 def assert_same_steps(found: Results, expected: Results) -> None:
@@ -86,6 +103,8 @@ def assert_same_steps(found: Results, expected: Results) -> None:
     assert len(expected["weights"]) == 20
     np.testing.assert_allclose(found["metrics"], expected["metrics"], rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(found["weights"], expected["weights"], rtol=1e-4, atol=2e-5)
+    # The same batches, shared out, and none of them twice.
+    np.testing.assert_allclose(found["validation"], expected["validation"], rtol=2e-4, atol=2e-5)
     moved = np.abs(expected["weights"][-1] - expected["weights"][0]).mean()
     assert moved > 0.01, "the tolerance is far below what 20 steps change"
 
@@ -98,9 +117,9 @@ def test_the_replicas_hold_uneven_shares():
 
 @pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
 def test_replicas_take_the_steps_of_one_device(
-    mirrored_strategy: tf.distribute.Strategy, one_device: Results
+    mirrored_strategy: tf.distribute.Strategy, one_device: Results, shards: Path
 ):
-    assert_same_steps(train(mirrored_strategy, EXACT), one_device)
+    assert_same_steps(train(mirrored_strategy, EXACT, shards), one_device)
 
 
 def test_workers_take_the_steps_of_one_device(workers, one_device: Results):
@@ -115,8 +134,8 @@ def assert_learns(found: Results) -> None:
 
 
 @pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
-def test_in_bfloat16_replicas_learn(mirrored_strategy: tf.distribute.Strategy):
-    assert_learns(train(mirrored_strategy, LEARNING))
+def test_in_bfloat16_replicas_learn(mirrored_strategy: tf.distribute.Strategy, shards: Path):
+    assert_learns(train(mirrored_strategy, LEARNING, shards))
 
 
 def test_in_bfloat16_workers_learn(workers):
@@ -138,41 +157,38 @@ def assert_trains(found: Results, case: Case) -> None:
     assert (np.abs(np.diff(weights, axis=0)).max(axis=1) > 1e-3).all(), "each loop moves them"
 
 
-each_case_of_the_matrix = pytest.mark.parametrize(
-    "case",
-    [
-        *CHEAP_HALF,
-        *(pytest.param(case, marks=pytest.mark.exhaustive) for case in OTHER_HALF),
-    ],
-    ids=lambda case: case.name,
-)
+def each_case_on(strategy: str) -> pytest.MarkDecorator:
+    others = [pytest.param(c, marks=pytest.mark.exhaustive) for c in on(strategy, OTHERS)]
+    return pytest.mark.parametrize(
+        "case", [*on(strategy, FEW), *others], ids=lambda case: case.name
+    )
 
 
-@each_case_of_the_matrix
-def test_one_device_trains(case: Case):
-    assert_trains(train(make_strategy("one_device"), case), case)
+@each_case_on("one_device")
+def test_one_device_trains(case: Case, shards: Path):
+    assert_trains(train(make_strategy("one_device"), case, shards), case)
 
 
-@each_case_of_the_matrix
-def test_replicas_train(mirrored_strategy: tf.distribute.Strategy, case: Case):
-    assert_trains(train(mirrored_strategy, case), case)
+@each_case_on("mirrored")
+def test_replicas_train(mirrored_strategy: tf.distribute.Strategy, case: Case, shards: Path):
+    assert_trains(train(mirrored_strategy, case, shards), case)
 
 
-@each_case_of_the_matrix
+@each_case_on("workers")
 def test_workers_train(request: pytest.FixtureRequest, case: Case):
     """Both end with the same weights, though each draws its own samples and dropout."""
-    half = "workers" if case in CHEAP_HALF else "more_workers"
-    first, second = (worker[case.name] for worker in request.getfixturevalue(half))
+    part = "workers" if case in on("workers", FEW) else "more_workers"
+    first, second = (worker[case.name] for worker in request.getfixturevalue(part))
     for found in (first, second):
         assert_trains(found, case)
     np.testing.assert_array_equal(first["weights"], second["weights"])
     np.testing.assert_array_equal(first["metrics"], second["metrics"])
 
 
-def test_the_halves_of_the_matrix_have_all_pairs():
-    for half in matrix():
-        for first in range(4):
-            for second in range(first):
-                pairs = {(case[first], case[second]) for case in half}
-                choices = [{case[place] for case in CHEAP_HALF} for place in (first, second)]
-                assert len(pairs) == len(choices[0]) * len(choices[1])
+def test_a_few_cases_have_all_pairs():
+    def pairs(places: list[Place]) -> set[tuple]:
+        return set().union(*(pairs_of((strategy, *case[:4])) for strategy, case in places))
+
+    assert len(FEW) + len(OTHERS) == 3 * 3 * 2 * 2 * 3
+    assert pairs(FEW) == pairs(FEW + OTHERS)
+    assert len(FEW) <= 12

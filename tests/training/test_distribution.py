@@ -13,7 +13,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.training import distribution as module
 from cocolm_tf.training.distribution import (
     STRATEGIES,
@@ -107,6 +107,16 @@ def test_a_right_tf_config_is_passed_on(
     assert f"worker {index} waits for all 3 workers." in capsys.readouterr().err
 
 
+def test_workers_that_do_not_find_together_may_be_started_again(monkeypatch: pytest.MonkeyPatch):
+    def fail(name: str, num_gpus: int) -> None:
+        raise tf.errors.AbortedError(None, None, "worker 1 is unexpectedly another one\n\n[[x]]")
+
+    monkeypatch.setattr(module.distribute_utils, "get_distribution_strategy", fail)
+    monkeypatch.setenv("TF_CONFIG", tf_config())
+    with pytest.raises(RestartableError, match="find together .worker 1 is .* another one.: start"):
+        make_strategy("multi_worker_mirrored")
+
+
 # TPUs.
 
 
@@ -131,11 +141,12 @@ def test_a_tpu_that_is_not_there_is_told(form: str):
     address = form.format(port)
     with pytest.raises(UserError) as caught:
         make_strategy("tpu", address)
-    assert f"--tpu={address}: nothing answers at 127.0.0.1:{port} (" in str(caught.value)
+    complaint = f"--tpu=grpc://127.0.0.1:{port}: nothing answers at 127.0.0.1:{port} ("
+    assert str(caught.value).startswith(complaint)
 
 
 def test_an_address_without_sense_is_told():
-    with pytest.raises(UserError, match="--tpu=host:99999999: Port out of range"):
+    with pytest.raises(UserError, match="--tpu=grpc://host:99999999: Port out of range"):
         make_strategy("tpu", "host:99999999")
 
 
@@ -180,7 +191,8 @@ def test_a_tpu_that_does_not_answer_is_not_waited_for(request: pytest.FixtureReq
             timeout=300,
         )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"--tpu=127.0.0.1:{port} was not ready after 2 seconds."
+    complaint = f"--tpu=grpc://127.0.0.1:{port} was not ready after 2 seconds."
+    assert done.stderr.splitlines()[-1] == complaint
     assert time.monotonic() - start > 2
 
 

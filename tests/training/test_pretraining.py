@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.training import pretraining as module
 from cocolm_tf.training.callbacks import METRICS_FILENAME, ProgressBar
 from cocolm_tf.training.config import TrainerConfig, load_config
@@ -176,6 +178,54 @@ def test_the_preset_has_a_model_card(finished, corpus):
     assert "Energy" in body
     assert "**License:** More information needed." in body
     assert "@inproceedings{meng2021coco," in body
+
+
+@pytest.mark.slow
+def test_a_validation_that_was_lost_is_made_up_for(
+    finished, pretrain_on, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed after the checkpoint of a step, and before the validation of the same."""
+
+    class KilledError(Exception):
+        pass
+
+    class Bar(ProgressBar):
+        def on_test_begin(self, logs=None):
+            raise KilledError
+
+    monkeypatch.setattr(module, "ProgressBar", Bar)
+    with pytest.raises(KilledError):
+        pretrain_on(finished.config, tmp_path)
+    last = metrics(tmp_path)[-1]
+    assert (last["step"], last["split"]) == (4, "train")
+    monkeypatch.undo()
+    pretrain_on(finished.config, tmp_path)
+    assert metrics(tmp_path) == metrics(finished.model_dir)
+
+
+@pytest.mark.slow
+def test_a_run_told_to_stop_goes_on_from_that_very_step(
+    tiny, pretrain_on, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With no checkpoint due before, in the midst of a log interval."""
+    config = tiny(trainer={"log_interval": 5, "checkpoint_interval": 10, "validation_interval": 8})
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    pretrain_on(config, whole)
+
+    class Bar(ProgressBar):
+        def on_train_batch_end(self, batch, logs=None):
+            if int(self.model.optimizer.iterations) == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(module, "ProgressBar", Bar)
+    with pytest.raises(RestartableError, match="stopped by SIGTERM at step 7, which is saved"):
+        pretrain_on(config, stopped)
+    assert not (stopped / "preset").exists()
+    monkeypatch.undo()
+
+    pretrain_on(config, stopped)
+    assert_same_run(stopped, whole, step=10)
+    assert metrics(stopped) == metrics(whole)
 
 
 @pytest.mark.slow

@@ -1,0 +1,192 @@
+"""Several hosts: processes of this machine that find each other by TF_CONFIG."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cocolm_tf.errors import RestartableError
+from cocolm_tf.training.config import save_config
+from cocolm_tf.training.workers import Workers
+
+ROOT = Path(__file__).parents[2]
+
+
+# One worker.
+
+
+@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
+def test_most_strategies_have_one(mirrored_strategy: tf.distribute.Strategy):
+    for strategy in (mirrored_strategy, tf.distribute.get_strategy()):
+        workers = Workers(strategy)
+        assert (workers.count, workers.index, workers.is_chief) == (1, 0, True)
+        assert workers.any(True) and not workers.any(False)
+        workers.wait_for_all()
+        values = [np.float32(1.5)]
+        assert workers.from_chief(values) is values
+
+
+def test_alone_an_error_is_no_loss():
+    with (
+        pytest.raises(tf.errors.UnavailableError),
+        Workers(tf.distribute.get_strategy()).loss_told(),
+    ):
+        raise tf.errors.UnavailableError(None, None, "the store is down")
+
+
+# Several, without the others.
+
+
+class Together(Workers):
+    """One of two workers, the sum over whom a test decides."""
+
+    def __init__(self, index: int, other: np.ndarray):
+        self.count, self.index, self._other = 2, index, other
+        self.sent: list[np.ndarray] = []
+
+    def _sum(self, value: np.ndarray) -> np.ndarray:
+        self.sent.append(value)
+        return value + self._other
+
+
+@pytest.mark.parametrize(("mine", "other"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_any_says_yes(mine: int, other: int):
+    assert Together(0, np.int32(other)).any(bool(mine)) is bool(mine or other)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint32, np.float64])
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_what_the_chief_has_arrives_to_the_bit(dtype: type, shape: tuple[int, ...]):
+    chiefs = np.random.default_rng(0).integers(1, 9, shape).astype(dtype)
+    if dtype is np.float32:
+        chiefs = np.where(chiefs > 4, np.float32("nan"), np.float32("-0")).astype(dtype)
+    chief, other = Together(0, np.int32(0)), Together(1, np.int32(0))
+    (kept,) = chief.from_chief([chiefs])
+    other._other = chief.sent[0]
+    (received,) = other.from_chief([np.full(shape, 7, dtype)])
+    for value in (kept, received):
+        assert (value.dtype, value.shape) == (chiefs.dtype, chiefs.shape)
+        assert value.tobytes() == chiefs.tobytes()
+
+
+def test_a_loss_is_told_in_one_line():
+    said = "Graph execution error:\n\nCollective ops is aborted by: worker 1 is gone\nThe error"
+    with pytest.raises(RestartableError) as caught, Together(0, np.int32(0)).loss_told():
+        raise tf.errors.UnavailableError(None, None, said)
+    message = str(caught.value)
+    assert message.startswith("worker 0 of 2 has lost another one")
+    assert "start all of them again with the same flags" in message
+    assert "worker 1 is gone" in message and "\n" not in message
+
+
+def test_a_defect_stays_one():
+    with pytest.raises(tf.errors.InvalidArgumentError), Together(0, np.int32(0)).loss_told():
+        raise tf.errors.InvalidArgumentError(None, None, "shapes differ")
+
+
+def test_workers_are_counted_chief_first(monkeypatch: pytest.MonkeyPatch):
+    cluster = tf.train.ClusterSpec({"chief": ["a:1"], "worker": ["b:1", "c:1"]})
+    for kind, task, index in (("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)):
+        resolver = types.SimpleNamespace(cluster_spec=lambda: cluster, task_type=kind, task_id=task)
+        strategy = types.SimpleNamespace(cluster_resolver=resolver)
+        monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", types.SimpleNamespace)
+        workers = Workers(strategy)
+        assert (workers.count, workers.index) == (3, index)
+        assert workers.is_chief is (kind == "chief")
+
+
+# Several, as processes.
+
+
+@pytest.fixture
+def start(tiny, corpus, tmp_path: Path) -> Callable[[int], subprocess.Popen]:
+    """Starts a worker. Only the chief's folder is the run's: others need none."""
+    config = tiny(trainer={"train_steps": 300, "log_interval": 10, "validation_interval": 100})
+    save_config(config, str(tmp_path / "config.yaml"))
+
+    def start(index: int, attempt: int) -> subprocess.Popen:
+        if index == 0:
+            ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+            addresses[:] = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
+            for port in ports:
+                port.close()
+        task = {"type": "worker", "index": index}
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "scripts/pretrain.py",
+                f"--config_file={tmp_path}/config.yaml",
+                f"--train_data={corpus.train}",
+                f"--validation_data={corpus.validation}",
+                f"--vocabulary={corpus.vocabulary}",
+                f"--model_dir={tmp_path}/worker-{index}",
+                "--distribution_strategy=multi_worker_mirrored",
+            ],
+            cwd=ROOT,
+            env=os.environ
+            | {
+                "PYTHONPATH": str(ROOT),
+                "TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task}),
+            },
+            stdout=(tmp_path / f"{index}-{attempt}.out").open("w"),
+            stderr=(tmp_path / f"{index}-{attempt}.err").open("w"),
+        )
+
+    addresses: list[str] = []
+    return start
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_others_and_nothing_is_lost(start, tmp_path: Path):
+    run = tmp_path / "worker-0"
+    chief, other = (start(index, attempt=0) for index in (0, 1))
+    deadline = time.monotonic() + 900
+    while not (run / "checkpoints" / "ckpt-20.index").exists():
+        assert chief.poll() is None and time.monotonic() < deadline, said(tmp_path, 0, 0)
+        time.sleep(0.05)
+    other.send_signal(signal.SIGKILL)
+    assert chief.wait(120) == 75, said(tmp_path, 0, 0)
+    assert said(tmp_path, 0, 0).splitlines()[-1].startswith("worker 0 of 2 has lost another one")
+
+    # Told to stop, one tells the others.
+    chief, other = (start(index, attempt=1) for index in (0, 1))
+    before = steps_of(run)
+    while steps_of(run)[-1] <= before[-1]:
+        assert chief.poll() is None and time.monotonic() < deadline, said(tmp_path, 0, 1)
+        time.sleep(0.05)
+    other.send_signal(signal.SIGTERM)
+    for index, worker in enumerate((chief, other)):
+        assert worker.wait(120) == 75, said(tmp_path, index, 1)
+        assert "stopped by SIGTERM at step" in said(tmp_path, index, 1).splitlines()[-1]
+
+    chief, other = (start(index, attempt=2) for index in (0, 1))
+    for index, worker in enumerate((chief, other)):
+        assert worker.wait(900) == 0, said(tmp_path, index, 2)
+    steps = [line["step"] for line in lines(run) if line["split"] == "train"]
+    assert steps == list(range(10, 301, 10))
+    assert [line["step"] for line in lines(run) if line["split"] == "validation"] == [100, 200, 300]
+    assert (run / "preset" / "config.json").exists()
+    assert not (tmp_path / "worker-1").exists()
+
+
+def said(folder: Path, index: int, attempt: int) -> str:
+    return (folder / f"{index}-{attempt}.err").read_text()
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_of(run: Path) -> list[int]:
+    paths = (run / "checkpoints").glob("ckpt-*.index")
+    return sorted(int(path.stem.removeprefix("ckpt-")) for path in paths)
