@@ -86,21 +86,28 @@ def measure_data(
     result["tokens"]["build_shards, 2 workers"]["megabytes_per_second"]
     ```
     """
-    has_tokenizers = importlib.util.find_spec("tokenizers") is not None
+    left_out = {}
+    if not importlib.util.find_spec("tokenizers"):
+        left_out["tokenizers"] = "not installed (pip install 'cocolm-tf[peers]')"
+    threads = sorted({max(1, number) for number in num_workers})
     with tempfile.TemporaryDirectory() as directory:
         folder = _Folder(directory)
         text_bytes = _write_corpus(documents, megabytes * 1e6, folder.corpus)
-        learning = _vocabulary_entries(
-            folder, sizes.vocabulary_size, _threads(num_workers)[-1], has_tokenizers
+
+        def measured(entries: list[_Entry]) -> dict[str, dict[str, Any]]:
+            at_hand = [entry for entry in entries if entry.package not in left_out]
+            return _measure(at_hand, rounds, text_bytes)
+
+        vocabulary = measured(_vocabulary_entries(folder, sizes.vocabulary_size, threads[-1]))
+        tokens = measured(
+            _tokenizer_entries(folder, threads)
+            + [_shards_entry(folder, sizes.sequence_length, number) for number in num_workers]
         )
-        vocabulary = _measure(learning, rounds, text_bytes)
-        tokenizing = _token_entries(folder, sizes, num_workers, has_tokenizers)
-        tokens = _measure(tokenizing, rounds, text_bytes)
-        reading = Contender(
-            "pipeline",
-            partial(data_contenders.our_pipeline, folder.data(num_workers[0]), **asdict(sizes)),
+        data = folder.data(num_workers[0])
+        pipeline = Contender(
+            "pipeline", partial(data_contenders.our_pipeline, data, **asdict(sizes))
         )
-        seconds = summarize(alternate([reading], rounds)["pipeline"].seconds)
+        seconds = summarize(alternate([pipeline], rounds)["pipeline"].seconds)
     tokens_read = sizes.num_batches * sizes.batch_size * sizes.sequence_length
     return {
         "device": describe_device(),
@@ -108,7 +115,7 @@ def measure_data(
         "rounds": rounds,
         "text_bytes": text_bytes,
         **asdict(sizes),
-        "left_out": {} if has_tokenizers else {"tokenizers": "not installed"},
+        "left_out": left_out,
         "vocabulary": vocabulary,
         "tokens": tokens,
         "pipeline": {"seconds": seconds, "tokens_per_second": tokens_read / seconds["median"]},
@@ -198,11 +205,16 @@ class _Folder:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A contender, and how many threads the SentencePiece has that it is compared with."""
+    """A contender: whose it is, what it uses (`2 workers`), and how many threads it may use."""
 
-    name: str
-    build: partial
+    package: str
+    uses: str
     threads: int
+    build: partial
+
+    @property
+    def name(self) -> str:
+        return f"{self.package}, {self.uses}" if self.uses else self.package
 
     def contender(self) -> Contender:
         # The progress bars of what is timed would be drawn over the benchmark's own.
@@ -210,78 +222,75 @@ class _Entry:
         return Contender(self.name, self.build, environment)
 
 
-_SENTENCEPIECE = "sentencepiece"
-
-
-def _vocabulary_entries(
-    folder: _Folder, size: int, threads: int, has_tokenizers: bool
-) -> list[_Entry]:
-    ours = partial(data_contenders.our_vocabulary, folder.corpus, size, folder.vocabulary)
-    sentencepiece = partial(
-        data_contenders.sentencepiece_vocabulary,
-        folder.corpus,
-        size,
-        threads,
-        folder.sentencepiece,
-    )
-    tokenizers = partial(
-        data_contenders.tokenizers_vocabulary, folder.corpus, size, folder.tokenizers
-    )
-    entries = [
-        _Entry("cocolm_tf", ours, threads),
-        _Entry(_times(_SENTENCEPIECE, threads, "thread"), sentencepiece, threads),
+def _vocabulary_entries(folder: _Folder, size: int, threads: int) -> list[_Entry]:
+    corpus = folder.corpus
+    return [
+        _Entry(
+            "cocolm_tf",
+            "",
+            threads,
+            partial(data_contenders.our_vocabulary, corpus, size, folder.vocabulary),
+        ),
+        _with_threads(
+            "sentencepiece",
+            threads,
+            partial(
+                data_contenders.sentencepiece_vocabulary,
+                corpus,
+                size,
+                threads,
+                folder.sentencepiece,
+            ),
+        ),
+        _with_threads(
+            "tokenizers",
+            threads,
+            partial(data_contenders.tokenizers_vocabulary, corpus, size, folder.tokenizers),
+        ),
     ]
-    if has_tokenizers:
-        entries.append(_Entry(_times("tokenizers", threads, "thread"), tokenizers, threads))
-    return entries
 
 
-def _token_entries(
-    folder: _Folder, sizes: DataSizes, num_workers: Sequence[int], has_tokenizers: bool
-) -> list[_Entry]:
-    threads = _threads(num_workers)
+def _tokenizer_entries(folder: _Folder, threads: Sequence[int]) -> list[_Entry]:
     ours = partial(data_contenders.our_tokenizer, folder.corpus, folder.vocabulary)
-    entries = [_Entry("cocolm_tf", ours, threads[0])]
-    for number in threads:
-        build = partial(
-            data_contenders.sentencepiece_tokenizer,
-            folder.corpus,
-            f"{folder.sentencepiece}.model",
-            number,
-        )
-        entries.append(_Entry(_times(_SENTENCEPIECE, number, "thread"), build, number))
-    for number in threads if has_tokenizers else []:
-        build = partial(data_contenders.tokenizers_tokenizer, folder.corpus, folder.tokenizers)
-        entries.append(_Entry(_times("tokenizers", number, "thread"), build, number))
-    for number in num_workers:
-        build = partial(
-            data_contenders.our_shards,
-            folder.corpus,
-            folder.vocabulary,
-            sizes.sequence_length,
-            NUM_SHARDS,
-            number,
-            folder.data(number),
-        )
-        entries.append(_Entry(_times("build_shards", number, "worker"), build, max(1, number)))
-    return entries
+    tokenizers = partial(data_contenders.tokenizers_tokenizer, folder.corpus, folder.tokenizers)
+    sentencepiece = partial(
+        data_contenders.sentencepiece_tokenizer, folder.corpus, f"{folder.sentencepiece}.model"
+    )
+    return [
+        _Entry("cocolm_tf", "", threads[0], ours),
+        *(_with_threads("sentencepiece", n, partial(sentencepiece, n)) for n in threads),
+        *(_with_threads("tokenizers", n, tokenizers) for n in threads),
+    ]
 
 
-def _threads(num_workers: Sequence[int]) -> list[int]:
-    return sorted({max(1, number) for number in num_workers})
+def _with_threads(package: str, threads: int, build: partial) -> _Entry:
+    return _Entry(package, _count(threads, "thread"), threads, build)
 
 
-def _times(name: str, count: int, what: str) -> str:
-    return f"{name}, {count} {what}{'' if count == 1 else 's'}"
+def _shards_entry(folder: _Folder, sequence_length: int, num_workers: int) -> _Entry:
+    build = partial(
+        data_contenders.our_shards,
+        folder.corpus,
+        folder.vocabulary,
+        sequence_length,
+        NUM_SHARDS,
+        num_workers,
+        folder.data(num_workers),
+    )
+    return _Entry("build_shards", _count(num_workers, "worker"), max(1, num_workers), build)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _measure(entries: Sequence[_Entry], rounds: int, text_bytes: int) -> dict[str, dict[str, Any]]:
     """Times the entries in alternation, and makes each a row of the result."""
-    timings = alternate([entry.contender() for entry in entries], rounds)
+    timings = alternate([entry.contender() for entry in entries], rounds, warmup_calls=0)
     references = {
         entry.threads: timings[entry.name].seconds
         for entry in entries
-        if entry.name.startswith(_SENTENCEPIECE)
+        if entry.package == "sentencepiece"
     }
     return {
         entry.name: _row(timings[entry.name], text_bytes, references[entry.threads])

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 from official.modeling import optimization, tf_utils
 from official.nlp.configs import electra, encoders
+from official.nlp.data.pretrain_dataloader import BertPretrainDataConfig
 from official.nlp.modeling import models
 from official.nlp.tasks.electra_task import ElectraPretrainConfig, ElectraPretrainTask
 
@@ -44,7 +45,10 @@ def electra_step(
     """
     tf_keras.mixed_precision.set_global_policy(config.runtime.precision)
     task = ElectraPretrainTask(
-        ElectraPretrainConfig(model=electra.ElectraPretrainerConfig(discriminator_loss_weight=50.0))
+        ElectraPretrainConfig(
+            model=electra.ElectraPretrainerConfig(discriminator_loss_weight=50.0),
+            train_data=BertPretrainDataConfig(use_next_sentence_label=False),
+        )
     )
     model = _build_model(config, num_token_predictions=batches[0]["masked_positions"].shape[1])
     optimizer = _build_optimizer(config)
@@ -61,10 +65,18 @@ def electra_step(
 
 
 class _Pretrainer(models.ElectraPretrainer):
+    """In bfloat16, float32 noise is added to one kind of logits and float32 labels meet the other.
+
+    Either fails; here both kinds are cast.
+    """
+
+    def call(self, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        outputs = super().call(inputs)
+        return outputs | {"disc_logits": tf.cast(outputs["disc_logits"], tf.float32)}
+
     def _get_fake_data(
         self, inputs: dict[str, tf.Tensor], mlm_logits: tf.Tensor, duplicate: bool = True
     ) -> dict[str, Any]:
-        # It adds float32 noise to the logits, which fails in bfloat16.
         return super()._get_fake_data(inputs, tf.cast(mlm_logits, tf.float32), duplicate)
 
 

@@ -42,6 +42,8 @@ def _model_garden(*arguments: Any, **options: Any) -> Callable[[], float]:
     # Imported in the contender's own process: the others do without.
     from cocolm_tf.benchmarking.model_garden import electra_step
 
+    # It would warn of the weights that ELECTRA does without.
+    tf.get_logger().setLevel("ERROR")
     return electra_step(*arguments, **options)
 
 
@@ -137,7 +139,7 @@ def compare(
     names = [name for name in names if name not in left_out]
     if not names:
         raise UserError(f"no contender is left: {'; '.join(set(left_out.values()))}.")
-    batches = list(random_batches(config, _BATCHES).as_numpy_iterator())
+    batches = list(random_batches(config, _BATCHES).take(_BATCHES).as_numpy_iterator())
     tokens = config.trainer.batch_size * config.data.sequence_length
     environment = thread_environment(threads)
     results = {}
@@ -213,7 +215,7 @@ def our_step(
 
     Example:
     ```python
-    our_step(config, list(random_batches(config, 4).as_numpy_iterator()))()
+    our_step(config, list(random_batches(config).take(4).as_numpy_iterator()))()
     ```
     """
     stacked = {name: np.stack([each[name] for each in batches]) for name in batches[0]}

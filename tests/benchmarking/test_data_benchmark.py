@@ -12,7 +12,7 @@ from cocolm_tf.benchmarking.alternation import Contender, Timings
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.errors import UserError
 
-SIZES = module.DataSizes(vocabulary_size=60, sequence_length=16, batch_size=4, num_batches=3)
+SIZES = module.DataSizes(vocabulary_size=40, sequence_length=16, batch_size=4, num_batches=3)
 
 
 def documents(count: int = 40) -> list[str]:
@@ -26,7 +26,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Contender]:
     """What would be timed: 2 s for SentencePiece, 4 for all else, 1 + 1 + 5 for shards."""
     contenders = []
 
-    def alternate(given: list[Contender], rounds: int) -> dict[str, Timings]:
+    def alternate(given: list[Contender], rounds: int, warmup_calls: int = 1) -> dict[str, Timings]:
         contenders.extend(given)
         timings = {}
         for one in given:
@@ -99,8 +99,8 @@ def test_every_contender_does_its_job(tmp_path: Path):
     bare, rival = str(tmp_path / "bare"), str(tmp_path / "tokenizers.json")
     module._write_corpus(documents(), 1e9, corpus)
     assert "".join(sum(data_contenders._batches(corpus), [])) == "".join(documents())
-    data_contenders.our_vocabulary(corpus, 60, vocabulary)()
-    data_contenders.sentencepiece_vocabulary(corpus, 50, 1, bare)()
+    data_contenders.our_vocabulary(corpus, 40, vocabulary)()
+    data_contenders.sentencepiece_vocabulary(corpus, 40, 1, bare)()
     data_contenders.our_tokenizer(corpus, vocabulary)()
     data_contenders.sentencepiece_tokenizer(corpus, f"{bare}.model", 1)()
     data = str(tmp_path / "data")
@@ -109,7 +109,7 @@ def test_every_contender_does_its_job(tmp_path: Path):
     assert seconds > 0
     assert size == sum(len(one) for one in documents()[:16])
     assert Manifest.load(data).counts["documents"] == 40, "the whole text came last"
-    data_contenders.our_pipeline(data, 60, 16, 4, num_batches=3)()
+    data_contenders.our_pipeline(data, 40, 16, 4, num_batches=3)()
     pytest.importorskip("tokenizers")
-    data_contenders.tokenizers_vocabulary(corpus, 60, rival)()
+    data_contenders.tokenizers_vocabulary(corpus, 40, rival)()
     data_contenders.tokenizers_tokenizer(corpus, rival)()

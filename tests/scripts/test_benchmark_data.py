@@ -36,7 +36,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_text_becomes_batches_and_times(corpus: Path):
     done = run(
         f"--input={corpus}",
-        "--vocabulary_size=60",
+        "--vocabulary_size=40",
         "--sequence_length=16",
         "--batch_size=4",
         "--num_batches=3",
