@@ -30,6 +30,12 @@ flags.DEFINE_string(
     "",
     "Text files to draw random pairs from, a text a line; without them, the sentences of --pairs.",
 )
+flags.DEFINE_bool(
+    "projected",
+    False,
+    "Whether sentence vectors pass the projection that pretraining compared them after, instead "
+    "of being the [CLS] states.",
+)
 flags.DEFINE_integer("texts", 2000, "The number of texts that random pairs are of.", 2)
 flags.DEFINE_multi_string(
     "model_dir", [], "Run whose curves to draw: RUN or NAME=RUN. Repeatable; at most six."
@@ -105,7 +111,7 @@ def _spaces(presets: dict[str, str]) -> dict[str, object]:
         texts = draw_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed)
     spaces = {}
     for name, preset in presets.items():
-        encoder = SentenceEncoder(preset)
+        encoder = SentenceEncoder(preset, FLAGS.projected)
         spaces[name] = describe_space(
             lambda sentences, encoder=encoder, name=name: encoder.encode(
                 sentences, FLAGS.batch_size, name
