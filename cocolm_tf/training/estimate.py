@@ -10,6 +10,7 @@ from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.flops import pretraining_flops, rematerialization_flops, similarity_flops
 from cocolm_tf.training.memory import step_memory
 from cocolm_tf.training.parameters import count_parameters
+from cocolm_tf.training.passes import heads_of
 from cocolm_tf.units import duration, si
 
 _FLOAT32 = 4
@@ -183,7 +184,7 @@ def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -
     ```
     """
     shared = sum(pretraining_flops(config).values())
-    whole = similarity_flops(config) if config.objective.scl_weight else 0
+    whole = similarity_flops(config)
     if rematerialize:
         shared += rematerialization_flops(config)
     return (shared - whole) / devices + whole
@@ -216,7 +217,7 @@ def gather_bytes(config: PretrainingConfig, devices: int) -> float:
     gather_bytes(PretrainingConfig(), devices=8)
     ```
     """
-    if not config.objective.scl_weight:
+    if not heads_of(config).contrast:
         return 0.0
     vectors = 2 * config.trainer.batch_size * _FLOAT32 * config.model.hidden_dim
     return 3 * vectors * (devices - 1) / devices

@@ -12,8 +12,7 @@ from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.passes import (
     EncoderPass,
     encoder_passes,
-    has_copy_head,
-    lm_rows,
+    heads_of,
     masked_rows,
 )
 
@@ -52,29 +51,30 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     sum(flops.values()) / 1e15  # PFLOPs for a step of COCO-LM base
     ```
     """
-    model, objective, batch = config.model, config.objective, config.trainer.batch_size
+    model, batch = config.model, config.trainer.batch_size
     width, vocabulary = model.hidden_dim, model.vocabulary_size
-    passes = encoder_passes(config)
+    passes, heads = encoder_passes(config), heads_of(config)
 
     forward = {part: pass_flops(encoder_pass) for part, encoder_pass in passes.items()}
-    if "auxiliary" in passes:
+    if heads.masked_lm:
         # The embeddings are the main model's.
-        rows, inner = masked_rows(config), passes["auxiliary"].hidden_dim
-        forward["mlm_head"] = _product(rows, inner, width) + _product(rows, width, vocabulary)
+        rows = masked_rows(config)
+        forward["mlm_head"] = _product(rows, heads.masked_lm, width)
+        forward["mlm_head"] += _product(rows, width, vocabulary)
     if "auxiliary_sampling" in passes:
         forward["auxiliary_sampling"] += forward["mlm_head"]
-    if has_copy_head(config):
+    if heads.copy:
         forward["copy_head"] = _product(config.data.sequence_length, width, 1)
-    if objective.lm_weight:
-        forward["lm_head"] = _product(lm_rows(config), width, vocabulary)
+    if heads.lm:
+        forward["lm_head"] = _product(heads.lm, width, vocabulary)
     step = {
         part: batch * flops * (1 if part == "auxiliary_sampling" else _FORWARD_AND_BACKWARD)
         for part, flops in forward.items()
     }
-    if objective.scl_weight:
+    if heads.contrast:
         step["scl_head"] = similarity_flops(config)
-        if objective.projection:
-            step["scl_head"] += _FORWARD_AND_BACKWARD * _product(2 * batch, width, width)
+    if heads.projection:
+        step["scl_head"] += _FORWARD_AND_BACKWARD * _product(2 * batch, width, width)
     return step
 
 
@@ -85,16 +85,18 @@ def similarity_flops(config: PretrainingConfig) -> int:
     forward and backward. Of several devices each does all of it, on the vectors of all.
 
     Args:
-        config: the run; with a contrastive task.
+        config: the run.
 
     Returns:
-        FLOPs.
+        FLOPs; 0 without a contrastive task.
 
     Example:
     ```python
     similarity_flops(PretrainingConfig())
     ```
     """
+    if not heads_of(config).contrast:
+        return 0
     micro_batches = config.trainer.micro_batches
     vectors = 2 * config.trainer.batch_size // micro_batches
     similarities = _product(vectors, config.model.hidden_dim, vectors)

@@ -16,8 +16,7 @@ from cocolm_tf.training.parameters import count_parameters
 from cocolm_tf.training.passes import (
     EncoderPass,
     encoder_passes,
-    has_copy_head,
-    lm_rows,
+    heads_of,
     masked_rows,
 )
 
@@ -170,15 +169,14 @@ def head_activations(config: PretrainingConfig) -> int:
     ```
     """
     width, hidden, rows = compute_bytes(config), config.model.hidden_dim, masked_rows(config)
-    passes, objective, count = encoder_passes(config), config.objective, 0
-    if "auxiliary" in passes:
-        count += width * rows * (passes["auxiliary"].hidden_dim + 2 * hidden)
-        count += 2 * _FLOAT32 * rows * hidden
-    of_all_tokens = objective.lm_weight and objective.all_token_lm
-    if has_copy_head(config) or of_all_tokens:
-        count += width * config.data.sequence_length * hidden
-    if objective.lm_weight and not objective.all_token_lm:
-        count += width * rows * hidden
+    heads, length, count = heads_of(config), config.data.sequence_length, 0
+    if heads.masked_lm:
+        count += width * rows * (heads.masked_lm + 2 * hidden) + 2 * _FLOAT32 * rows * hidden
+    of_all_tokens = heads.lm == length
+    if heads.copy or of_all_tokens:
+        count += width * length * hidden
+    if not of_all_tokens:
+        count += width * heads.lm * hidden
     return count
 
 
@@ -194,14 +192,12 @@ def logit_bytes(config: PretrainingConfig) -> int:
     logit_bytes(PretrainingConfig())
     ```
     """
-    width, rows = compute_bytes(config), []
-    if config.objective.lm_weight:
-        rows.append(width * lm_rows(config))
-    working = max(rows, default=0)
-    if "auxiliary" in encoder_passes(config):
-        rows.append(width * masked_rows(config))
-        working = max(working, _FLOAT32 * masked_rows(config))
-    return config.model.vocabulary_size * (sum(rows) + working)
+    width, heads, masked = compute_bytes(config), heads_of(config), masked_rows(config)
+    kept, working = width * heads.lm, width * heads.lm
+    if heads.masked_lm:
+        kept += width * masked
+        working = max(working, _FLOAT32 * masked)
+    return config.model.vocabulary_size * (kept + working)
 
 
 def similarity_bytes(config: PretrainingConfig, sequences: int) -> int:
@@ -222,7 +218,7 @@ def similarity_bytes(config: PretrainingConfig, sequences: int) -> int:
     similarity_bytes(PretrainingConfig(), sequences=2048) / 2**20  # 192 MiB
     ```
     """
-    return 3 * _FLOAT32 * (2 * sequences) ** 2 if config.objective.scl_weight else 0
+    return 3 * _FLOAT32 * (2 * sequences) ** 2 if heads_of(config).contrast else 0
 
 
 def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
@@ -240,19 +236,20 @@ def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
     copied_weight_bytes(PretrainingConfig(), rematerialize=False)
     ```
     """
-    width, model = compute_bytes(config), config.model
-    passes = encoder_passes(config)
+    width, model, heads = compute_bytes(config), config.model, heads_of(config)
     blocks = []
-    for one in (one for one in passes.values() if one.trained):
+    for one in (one for one in encoder_passes(config).values() if one.trained):
         matrix = one.hidden_dim**2
         if width < _FLOAT32:
             block = last = 4 * matrix + 2 * one.hidden_dim * one.intermediate_dim
         else:
             block, last = 3 * matrix, (2 if one.wanted < one.length else 3) * matrix
         blocks.append(block if rematerialize else (one.num_layers - 1) * block + last)
-    heads = ("auxiliary" in passes) + bool(config.objective.lm_weight)
-    table = model.vocabulary_size * model.hidden_dim if width < _FLOAT32 else 0
-    return width * ((max if rematerialize else sum)(blocks) + heads * table)
+    matrices = max(blocks) if rematerialize else sum(blocks)
+    if width < _FLOAT32:
+        tables = bool(heads.masked_lm) + bool(heads.lm)
+        matrices += tables * model.vocabulary_size * model.hidden_dim
+    return width * matrices
 
 
 def working_bytes(config: PretrainingConfig, rematerialize: bool) -> int:

@@ -1,7 +1,7 @@
 """How many numbers a configuration trains, counted without building it."""
 
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.passes import EncoderPass, encoder_passes, has_copy_head
+from cocolm_tf.training.passes import EncoderPass, encoder_passes, heads_of
 
 
 def count_parameters(config: PretrainingConfig) -> dict[str, int]:
@@ -28,23 +28,22 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
     parts["embeddings"] + parts["main"]  # the main model
     ```
     """
-    model, objective = config.model, config.objective
+    model, passes, heads = config.model, encoder_passes(config), heads_of(config)
     width, vocabulary = model.hidden_dim, model.vocabulary_size
-    passes = encoder_passes(config)
     bins = model.relative_position_bins
     parts = {
         "embeddings": (vocabulary + model.max_sequence_length) * width,
         "main": encoder_parameters(passes["main_corrupted"], bins),
     }
     if "auxiliary" in passes:
-        auxiliary = passes["auxiliary"]
-        parts["auxiliary"] = encoder_parameters(auxiliary, bins)
-        parts["masked_lm_head"] = _transform(auxiliary.hidden_dim, width) + vocabulary
-    if has_copy_head(config):
+        parts["auxiliary"] = encoder_parameters(passes["auxiliary"], bins)
+    if heads.masked_lm:
+        parts["masked_lm_head"] = _transform(heads.masked_lm, width) + vocabulary
+    if heads.copy:
         parts["copy_head"] = width
-    if objective.lm_weight:
+    if heads.lm:
         parts["lm_head"] = vocabulary
-    if objective.scl_weight and objective.projection:
+    if heads.projection:
         parts["projection"] = _transform(width, width)
     return parts
 

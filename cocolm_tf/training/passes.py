@@ -98,24 +98,45 @@ def masked_rows(config: PretrainingConfig) -> int:
     return math.ceil(config.data.sequence_length * config.data.mask_fraction)
 
 
-def lm_rows(config: PretrainingConfig) -> int:
-    """Counts the positions of a sequence that the LM head predicts: M, or S if it is all tokens.
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """What stands on the encoders of a run.
+
+    Args:
+        masked_lm: int. Width of the encoder whose masked LM head is trained; 0 without one.
+        copy: bool. Whether the main model has a copy head.
+        lm: int. Positions of a sequence that its LM head predicts: M, or S if it is all tokens; 0
+            without one.
+        contrast: bool. Whether sequences are contrasted.
+        projection: bool. Whether their vectors pass a projection first.
 
     Example:
     ```python
-    lm_rows(PretrainingConfig())  # 77
+    heads_of(PretrainingConfig()).lm  # 77
     ```
     """
-    return config.data.sequence_length if config.objective.all_token_lm else masked_rows(config)
+
+    masked_lm: int
+    copy: bool
+    lm: int
+    contrast: bool
+    projection: bool
 
 
-def has_copy_head(config: PretrainingConfig) -> bool:
-    """Says whether the main model has a copy head.
+def heads_of(config: PretrainingConfig) -> Heads:
+    """Lists the heads that a run trains.
 
     Example:
     ```python
-    has_copy_head(PretrainingConfig())  # True
+    heads_of(PretrainingConfig()).copy  # True
     ```
     """
-    objective = config.objective
-    return bool(objective.copy_weight or (objective.lm_weight and objective.use_copy))
+    objective, passes = config.objective, encoder_passes(config)
+    rows = config.data.sequence_length if objective.all_token_lm else masked_rows(config)
+    return Heads(
+        masked_lm=passes["auxiliary"].hidden_dim if "auxiliary" in passes else 0,
+        copy=bool(objective.copy_weight or (objective.lm_weight and objective.use_copy)),
+        lm=rows if objective.lm_weight else 0,
+        contrast=objective.scl_weight > 0,
+        projection=objective.scl_weight > 0 and objective.projection,
+    )
