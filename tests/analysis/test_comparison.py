@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cocolm_tf.analysis import comparison
-from cocolm_tf.analysis.comparison import write_comparison
+from cocolm_tf.analysis.comparison import Findings, write_comparison
+from cocolm_tf.analysis.detection import Detections
 from cocolm_tf.analysis.run_comparison import read_run
 from cocolm_tf.analysis.sentence_space import SentenceSpace
 from cocolm_tf.errors import UserError
@@ -35,17 +36,29 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     runs = [read_run("<one>", str(model_dir)), read_run("two", str(model_dir))]
     output = tmp_path / "out"
     held_out = {"<one>": {"loss": 1.25, "copy_accuracy_replaced": 0.5}, "two": {"loss": 1.5}}
-    path = write_comparison(str(output), {"<first>": space}, runs, held_out, "tokens")
+    found = Detections(
+        np.array([0.9, 0.8, 0.1, 0.2]),
+        np.array([True, False, False, True]),
+        np.array([0, 7]),
+        np.array([2, 200]),
+    )
+    minimal_pairs = {"<first>": {"all": {"masked": 0.625}, "<agreement>": {"masked": 0.75}}}
+    findings = Findings({"<first>": space}, {"<first>": found}, minimal_pairs, held_out, runs)
+    path = write_comparison(str(output), findings, "tokens")
     assert path == str(output / "index.html")
     pictures = {file.stem for file in output.glob("*.png")}
-    assert pictures == {file.stem for file in output.glob("*.svg")} >= {"cosines", "map", "loss"}
+    assert (
+        pictures
+        == {file.stem for file in output.glob("*.svg")}
+        >= {"cosines", "map", "calibration", "loss"}
+    )
     assert not list(output.glob("*.tmp"))
 
     written = Path(path).read_text(encoding="utf-8")
     assert written.count("<svg ") == len(pictures)
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", written)  # nothing is fetched
     assert "&lt;first&gt;" in written and "<first>" not in written and "<one>" not in written
-    for shown in (">0.750<", ">-2.500<", ">25.0%<", ">1.250<", ">50.0%<"):
+    for shown in (">0.750<", ">-2.500<", ">25.0%<", ">1.250<", ">50.0%<", ">62.5%<", ">75.0%<"):
         assert shown in written
 
     cosines = rows(output / "cosines.csv")
@@ -63,12 +76,15 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     results = json.loads((output / "results.json").read_text())
     assert results["spaces"]["<first>"] == space.measures
     assert results["held_out"] == held_out
+    assert results["detection"]["<first>"] == found.measures()
+    assert results["minimal_pairs"] == minimal_pairs
+    assert rows(output / "minimal_pairs.csv")[1]["<first>, masked"] == "0.75"
     assert results["runs"]["two"]["step"] == 40
 
 
 def test_only_what_was_given_is_shown(model_dir: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(comparison, "plots_of", lambda *runs: [])
-    path = write_comparison(str(tmp_path / "out"), {}, [read_run("one", str(model_dir))], {})
+    path = write_comparison(str(tmp_path / "out"), Findings(runs=[read_run("one", str(model_dir))]))
     written = Path(path).read_text(encoding="utf-8")
     assert "Training" in written and "Sentence vectors" not in written
     assert not (tmp_path / "out" / "cosines.csv").exists()
@@ -77,4 +93,4 @@ def test_only_what_was_given_is_shown(model_dir: Path, tmp_path: Path, monkeypat
 def test_an_output_that_is_no_folder_is_told(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output_dir="):
-        write_comparison(str(tmp_path / "file"), {}, [], {})
+        write_comparison(str(tmp_path / "file"), Findings())
