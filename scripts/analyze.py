@@ -104,7 +104,7 @@ def _named(flag: str) -> dict[str, str]:
     named = {}
     for value in FLAGS[flag].value:
         name, equals, directory = value.partition("=")
-        if not equals:
+        if not equals or os.path.isdir(value):
             directory = value
             parent, name = os.path.split(os.path.abspath(value))
             name = os.path.basename(parent) if name == "preset" else name

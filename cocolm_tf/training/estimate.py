@@ -143,7 +143,7 @@ def plan(
 
     Returns:
         `micro_batches`; `sequences`, on a device at a time; `contrasted`, those that the
-        contrastive task compares, of all devices; `memory`, bytes; `step_seconds`,
+        contrastive task compares, of all devices, or 0 without it; `memory`, bytes; `step_seconds`,
         `run_seconds`. None if not even one sequence at a time fits.
 
     Example:
@@ -165,7 +165,7 @@ def plan(
     return {
         "micro_batches": micro_batches,
         "sequences": of_device // micro_batches,
-        "contrasted": config.trainer.batch_size // micro_batches,
+        "contrasted": heads_of(cut).contrast * (config.trainer.batch_size // micro_batches),
         "memory": memory,
         "step_seconds": seconds,
         "run_seconds": seconds * config.trainer.train_steps,
