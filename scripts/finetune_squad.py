@@ -92,9 +92,8 @@ def main() -> str:
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.finetuning.presets import backbone_config
-
     from cocolm_tf.finetuning.config import load_finetuning_config, with_values
+    from cocolm_tf.finetuning.presets import backbone_config
     from cocolm_tf.finetuning.squad_experiment import NAME, run_squad_experiment
     from cocolm_tf.finetuning.squad_run import SquadRun
 

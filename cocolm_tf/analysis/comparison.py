@@ -1,6 +1,7 @@
 """The comparison of presets and runs: figures, numbers, and a page that shows them."""
 
 import csv
+import dataclasses
 import html
 import json
 import os
@@ -13,10 +14,13 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import cocolm_tf
+from cocolm_tf.analysis.calibration import draw_calibration
 from cocolm_tf.analysis.curves import TRAINING, VALIDATION, plots_of
+from cocolm_tf.analysis.detection import Detections
 from cocolm_tf.analysis.distributions import RANDOM, SIMILAR, draw_distributions
 from cocolm_tf.analysis.figures import save_figure
 from cocolm_tf.analysis.meanings import MEANINGS
+from cocolm_tf.analysis.minimal_pairs import ALL
 from cocolm_tf.analysis.page import inline_svg, page, table
 from cocolm_tf.analysis.run_comparison import X_AXES, Run, draw_runs
 from cocolm_tf.analysis.sentence_map import draw_map, map_sentences
@@ -64,23 +68,74 @@ _SPACE = {
 }
 
 
+# The measures of detection, likewise.
+_DETECTION = {
+    "replaced_share": ("Replaced", "{:.1%}", "The share of the tokens that are not the original."),
+    "precision": ("Precision", "{:.1%}", "How many of the flagged tokens were replaced."),
+    "recall": ("Recall", "{:.1%}", "How many of the replaced tokens are flagged."),
+    "f1": ("F1", "{:.3f}", "The harmonic mean of the two."),
+    "average_precision": (
+        "Average precision",
+        "{:.3f}",
+        "Over all thresholds; chance has the share of replaced tokens.",
+    ),
+    "calibration_error": (
+        "Calibration error",
+        "{:.3f}",
+        "The mean gap between the probability that is said and the share that is so.",
+    ),
+    "corrected_at_1": (
+        "Corrected",
+        "{:.1%}",
+        "How many replaced tokens' originals are the LM head's best guess.",
+    ),
+    "corrected_at_5": ("Corrected, of five", "{:.1%}", "How many are among its best five."),
+    "corrected_at_1_frequent": (
+        "Corrected, frequent",
+        "{:.1%}",
+        "The best guess, of originals among the 100 most frequent tokens;",
+    ),
+    "corrected_at_1_common": ("Corrected, common", "{:.1%}", "among the next 900;"),
+    "corrected_at_1_rare": ("Corrected, rare", "{:.1%}", "among all others."),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What there is to compare; what is empty is left out.
+
+    Args:
+        spaces: sentence vectors and their measures, by the names of the presets.
+        detections: what the heads say of corrupted text, by the names of preset and corruption.
+        minimal_pairs: from the name of each preset, what `accuracies` returns.
+        held_out: measures on held-out text, by the names of the runs.
+        runs: whose curves to draw.
+
+    Example:
+    ```python
+    Findings(runs=[read_run("COCO-LM", "runs/first")])
+    ```
+    """
+
+    spaces: Mapping[str, SentenceSpace] = dataclasses.field(default_factory=dict)
+    detections: Mapping[str, Detections] = dataclasses.field(default_factory=dict)
+    minimal_pairs: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(
+        default_factory=dict
+    )
+    held_out: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    runs: Sequence[Run] = ()
+
+
 def write_comparison(
-    output_dir: str,
-    spaces: Mapping[str, SentenceSpace],
-    runs: Sequence[Run],
-    held_out: Mapping[str, Mapping[str, float]],
-    x_axis: str = "steps",
-    seed: int = 0,
+    output_dir: str, findings: Findings, x_axis: str = "steps", seed: int = 0
 ) -> str:
     """Writes figures as PNG and SVG, numbers as CSV and JSON, and one page of HTML with them all.
 
     Args:
         output_dir: the folder.
-        spaces: sentence vectors and measures, by the names of the presets.
-        runs: whose curves to draw.
-        held_out: measures on held-out text, by the names of the runs.
-        x_axis: one of `X_AXES`.
-        seed: int. Decides the map and what is marked on it.
+        findings: what to show.
+        x_axis: one of `X_AXES`, for the curves of runs.
+        seed: int. Decides the map of sentences and what is marked on it.
 
     Returns:
         The path of the page.
@@ -90,7 +145,7 @@ def write_comparison(
 
     Example:
     ```python
-    write_comparison("analysis", {}, [read_run("COCO-LM", "runs/first")], {})
+    write_comparison("analysis", Findings(runs=[read_run("COCO-LM", "runs/first")]))
     ```
     """
     try:
@@ -98,20 +153,25 @@ def write_comparison(
     except OSError as error:
         raise UserError(f"--output_dir={output_dir} is not a folder to write to.") from error
     sections, results = {}, {}
-    if spaces:
-        results["spaces"] = {name: space.measures for name, space in spaces.items()}
-        sections["Sentence vectors"] = _space_section(output_dir, spaces, seed)
-    if held_out:
-        results["held_out"] = held_out
-        sections["Held-out text"] = _held_out_section(output_dir, held_out)
-    if runs:
-        results["runs"] = {run.name: _last_line(run) for run in runs}
-        sections["Training"] = _training_section(output_dir, runs, x_axis)
-        _write_csv(output_dir, "curves.csv", *_curve_rows(runs))
+    if findings.spaces:
+        results["spaces"] = {name: space.measures for name, space in findings.spaces.items()}
+        sections["Sentence vectors"] = _space_section(output_dir, findings.spaces, seed)
+    if findings.detections:
+        measures = {name: found.measures() for name, found in findings.detections.items()}
+        results["detection"] = measures
+        sections["Detection"] = _detection_section(output_dir, findings.detections, measures)
+    if findings.minimal_pairs:
+        results["minimal_pairs"] = findings.minimal_pairs
+        sections["Minimal pairs"] = _minimal_pairs_section(output_dir, findings.minimal_pairs)
+    if findings.held_out:
+        results["held_out"] = findings.held_out
+        sections["Held-out text"] = _held_out_section(output_dir, findings.held_out)
+    if findings.runs:
+        results["runs"] = {run.name: _last_line(run) for run in findings.runs}
+        sections["Training"] = _training_section(output_dir, findings.runs, x_axis)
+        _write_csv(output_dir, "curves.csv", *_curve_rows(findings.runs))
     _write(output_dir, RESULTS_FILENAME, lambda file: json.dump(results, file, indent=2))
-    names = list(dict.fromkeys([*spaces, *(run.name for run in runs)]))
-    headline = {"compared": ", ".join(names), "cocolm_tf": cocolm_tf.__version__}
-    text = page("What was learned", headline, sections)
+    text = page("What was learned", {"cocolm_tf": cocolm_tf.__version__}, sections)
     return _write(output_dir, PAGE_FILENAME, lambda file: file.write(text))
 
 
@@ -172,6 +232,54 @@ def _map_rows(maps: Mapping[str, np.ndarray]) -> tuple[Sequence[str], Iterable[S
         for number, place in enumerate(places.round(6).tolist())
     )
     return ("preset", "pair", "sentence", "x", "y"), rows
+
+
+def _detection_section(
+    output_dir: str,
+    detections: Mapping[str, Detections],
+    measures: Mapping[str, Mapping[str, float]],
+) -> str:
+    figure = _figure(
+        output_dir,
+        "calibration",
+        draw_calibration(detections),
+        "What the copy head says against what is so",
+        "A dot on the diagonal is a probability to be taken at its word; its area shows how many "
+        "tokens it stands for.",
+    )
+    return (
+        "<p>15% of the tokens of held-out text, replaced; what the heads say of each token.</p>"
+        + _measure_table(output_dir, "detection.csv", measures, _DETECTION)
+        + _figures([figure])
+    )
+
+
+def _minimal_pairs_section(
+    output_dir: str, results: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> str:
+    columns = [(name, way) for name, shares in results.items() for way in shares[ALL]]
+    categories = {category: None for shares in results.values() for category in shares}
+    shares = [[results[name][category][way] for name, way in columns] for category in categories]
+    _write_csv(
+        output_dir,
+        "minimal_pairs.csv",
+        ("category", *(f"{name}, {way}" for name, way in columns)),
+        ([category, *row] for category, row in zip(categories, shares, strict=True)),
+    )
+    rows = [
+        [html.escape(category), *(f"{share:.1%}" for share in row)]
+        for category, row in zip(categories, shares, strict=True)
+    ]
+    header = [
+        "category",
+        *(f"{html.escape(name)}<br><small>{way}</small>" for name, way in columns),
+    ]
+    return (
+        "<p>The share of pairs whose good sentence scores higher; 50% is chance. <b>masked</b>: by "
+        "the LM head, each token masked in turn. <b>corrective</b>: by copy mechanism and LM head "
+        "on the sentence as it is. <b>detection</b>: by the copy head alone.</p>"
+        + table(header, rows, numeric=range(1, len(header)))
+    )
 
 
 def _held_out_section(output_dir: str, held_out: Mapping[str, Mapping[str, float]]) -> str:

@@ -16,6 +16,8 @@ _COLORS = {RANDOM: BLUE, SIMILAR: ORANGE}
 _BINS = 40
 # The narrowest stretch of cosines that is shown: no difference is to be made out of nothing.
 _NARROWEST = 0.2
+# The percentage of them that may lie outside at either end.
+_OUTLIERS = 0.5
 
 
 def draw_distributions(cosines: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
@@ -33,12 +35,14 @@ def draw_distributions(cosines: Mapping[str, Mapping[str, np.ndarray]]) -> Figur
     draw_distributions({"COCO-LM": {RANDOM: np.zeros(9), SIMILAR: np.ones(9)}})
     ```
     """
-    low = min(values.min() for kinds in cosines.values() for values in kinds.values())
-    high = max(values.max() for kinds in cosines.values() for values in kinds.values())
+    groups = [values for kinds in cosines.values() for values in kinds.values()]
+    # What is far from all others would leave these no room.
+    low = min(np.percentile(values, _OUTLIERS) for values in groups)
+    high = max(np.percentile(values, 100 - _OUTLIERS) for values in groups)
     margin = max(0.03 * (high - low), (_NARROWEST - (high - low)) / 2)
     low, high = max(-1.0, low - margin), min(1.0, high + margin)
     with styled():
-        figure, panels = new_panels(list(cosines), "cosine of the [CLS] vectors", "density")
+        figure, panels = new_panels(list(cosines), "cosine of sentence vectors", "density")
         for axes, kinds in zip(panels, cosines.values(), strict=True):
             for kind, values in kinds.items():
                 _draw_kind(axes, kind, values, low, high)

@@ -9,8 +9,10 @@ from tqdm import tqdm
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.heads import Transform
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
+from cocolm_tf.training.preset import HEADS_FILENAME
 
 # Rows are padded to a multiple of this, so that few lengths are traced.
 _LENGTH_STEP = 16
@@ -21,9 +23,11 @@ class SentenceEncoder:
 
     Args:
         preset: a folder with a main model and its tokenizer.
+        projected: bool. Whether they pass the projection of contrastive learning, as they did
+            when they were compared in pretraining; for presets that have one.
 
     Raises:
-        UserError: if it is not such a preset.
+        UserError: if it is not such a preset, or has no projection.
 
     Example:
     ```python
@@ -31,7 +35,7 @@ class SentenceEncoder:
     ```
     """
 
-    def __init__(self, preset: str) -> None:
+    def __init__(self, preset: str, projected: bool = False) -> None:
         for name in ("config.json", CONFIG_FILENAME):
             if not os.path.isfile(os.path.join(preset, name)):
                 raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
@@ -41,6 +45,7 @@ class SentenceEncoder:
             raise UserError(
                 f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
             ) from error
+        self.projection = _load_projection(preset, self.backbone) if projected else None
         self.tokenizer: CocoLMTokenizer = load_vocabulary(preset)
 
     def encode(self, texts: Sequence[str], batch_size: int = 32, name: str = "") -> np.ndarray:
@@ -73,4 +78,23 @@ class SentenceEncoder:
     @tf.function(reduce_retracing=True)
     def _starts(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
         inputs = {"token_ids": token_ids, "padding_mask": tf.cast(padding_mask, tf.int32)}
-        return self.backbone(inputs, training=False)[:, 0]
+        states = self.backbone(inputs, training=False)[:, 0]
+        return self.projection(states) if self.projection else states
+
+
+def _load_projection(preset: str, backbone: CocoLMBackbone) -> Transform:
+    projection = Transform(backbone.hidden_dim, backbone.layer_norm_epsilon)
+    projection.build((None, backbone.hidden_dim))
+    path = os.path.join(preset, HEADS_FILENAME)
+    saved = np.load(path) if os.path.isfile(path) else {}
+    variables = {
+        "projection.dense.kernel": projection.dense.kernel,
+        "projection.dense.bias": projection.dense.bias,
+        "projection.norm.gamma": projection.norm.gamma,
+        "projection.norm.beta": projection.norm.beta,
+    }
+    for name, variable in variables.items():
+        if name not in saved:
+            raise UserError(f"--preset={preset} has no projection: {HEADS_FILENAME} has no {name}.")
+        variable.assign(saved[name])
+    return projection

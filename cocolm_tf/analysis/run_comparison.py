@@ -151,21 +151,13 @@ def _draw_curve(axes: Axes, run: Run, name: str, x_axis: str, style: Mapping[str
 
 
 def _explain(figure: Figure, plot: Plot, colors: Mapping[str, str]) -> None:
-    """Colors for runs and, where there are two, lines for curves; below, where there is room."""
+    """Colors are runs, below the plot; lines are curves, above it, where there are two."""
     handles = [Line2D([], [], color=color, linewidth=2) for color in colors.values()]
-    labels = list(colors)
+    style = {"frameon": False, "fontsize": 8.5, "handlelength": 2.2, "columnspacing": 1.4}
+    figure.legend(handles, list(colors), loc="outside lower left", ncols=3, **style)
     if len(plot.curves) > 1:
-        handles += [
+        handles = [
             Line2D([], [], color=FAINT_INK, linewidth=1.6, linestyle=line) for line in _LINES
         ]
-        labels += plot.curves.values()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower left",
-        ncols=min(4, len(labels)),
-        frameon=False,
-        fontsize=8.5,
-        handlelength=2.2,
-        columnspacing=1.4,
-    )
+        labels = list(plot.curves.values())
+        figure.legend(handles, labels, loc="outside upper right", ncols=2, **style)

@@ -24,7 +24,7 @@ def map_sentences(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
         seed: int.
 
     Returns:
-        [N, 2] float32, each coordinate from 0 to 1.
+        [N, 2] float32, from 0 to 1 along the longer side.
 
     Source:
         van der Maaten and Hinton, "Visualizing data using t-SNE", JMLR 2008.
@@ -38,8 +38,7 @@ def map_sentences(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
     # Distances of unit vectors order as cosines do. The perplexity must be less than N.
     perplexity = min(_PERPLEXITY, (len(units) - 1) / 3)
     places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(units)
-    span = np.ptp(places, axis=0)
-    return (places - places.min(axis=0)) / np.where(span > 0, span, 1)
+    return (places - places.min(axis=0)) / (np.ptp(places, axis=0).max() or 1)
 
 
 def draw_map(places: Mapping[str, np.ndarray], seed: int = 0) -> Figure:

@@ -40,7 +40,8 @@ class Answerer:
     Example:
     ```python
     preset = ServedPreset("runs/answers")
-    answerer = Answerer(Encoder(InferenceEncoder(preset.backbone)), preset.tokenizer, preset.answerer, 4096)
+    encoder = Encoder(InferenceEncoder(preset.backbone))
+    answerer = Answerer(encoder, preset.tokenizer, preset.answerer, 4096)
     answerer.answer(tf.constant(["Who sat?"]), tf.constant(["The cat sat."]))["answers"]
     ```
     """

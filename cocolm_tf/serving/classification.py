@@ -41,7 +41,8 @@ class Classifier:
     Example:
     ```python
     preset = ServedPreset("runs/reviews")
-    classifier = Classifier(Encoder(InferenceEncoder(preset.backbone)), preset.tokenizer, preset.classifier)
+    encoder = Encoder(InferenceEncoder(preset.backbone))
+    classifier = Classifier(encoder, preset.tokenizer, preset.classifier)
     classifier.classify(tf.constant(["Great!"]))["probabilities"]
     ```
     """

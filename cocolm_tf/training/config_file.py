@@ -17,9 +17,30 @@ from cocolm_tf.errors import UserError
 # What a number must be, in code and in words, and the keys, `section.field`, that this holds for.
 Ranges = Sequence[tuple[Callable[[float], bool], str, Sequence[str]]]
 
-
 # The key of the file that a file changes, by its path from there.
 _BASE = "base"
+
+
+def parse_file(path: str) -> Any:
+    """Reads a YAML file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Plain values; an empty dict for an empty file.
+
+    Raises:
+        UserError: if there is no such file, or it is not YAML.
+
+    Example:
+    ```python
+    parse_file("configs/pretrain/small.yaml")["model"]["hidden_dim"]  # 256
+    ```
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"--config_file={path} does not exist.")
+    return _parse(path, path)
 
 
 def apply_file(config: hyperparams.Config, path: str) -> None:
@@ -38,8 +59,6 @@ def apply_file(config: hyperparams.Config, path: str) -> None:
     apply_file(config, "configs/pretrain/small.yaml")
     ```
     """
-    if not os.path.isfile(path):
-        raise UserError(f"--config_file={path} does not exist.")
     for file, values in _with_bases(path):
         override(config, values, file)
 
@@ -170,7 +189,7 @@ def _with_bases(path: str) -> list[tuple[str, Any]]:
     """A file's values after those of the files that it is based on, each with its path."""
     chain, paths = [], []
     while True:
-        values = _parse(path, path)
+        values = parse_file(path)
         base = values.pop(_BASE, None) if isinstance(values, dict) else None
         chain.insert(0, (path, values))
         paths.append(os.path.realpath(path))

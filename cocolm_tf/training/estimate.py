@@ -10,7 +10,7 @@ from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.flops import pretraining_flops, rematerialization_flops, similarity_flops
 from cocolm_tf.training.memory import step_memory
 from cocolm_tf.training.parameters import count_parameters
-from cocolm_tf.training.passes import tasks
+from cocolm_tf.training.passes import heads_of
 from cocolm_tf.units import duration, si
 
 _FLOAT32 = 4
@@ -143,7 +143,7 @@ def plan(
 
     Returns:
         `micro_batches`; `sequences`, on a device at a time; `contrasted`, those that the
-        contrastive task compares, of all devices; `memory`, bytes; `step_seconds`,
+        contrastive task compares, of all devices, or 0 without it; `memory`, bytes; `step_seconds`,
         `run_seconds`. None if not even one sequence at a time fits.
 
     Example:
@@ -165,7 +165,7 @@ def plan(
     return {
         "micro_batches": micro_batches,
         "sequences": of_device // micro_batches,
-        "contrasted": config.trainer.batch_size // micro_batches,
+        "contrasted": heads_of(cut).contrast * (config.trainer.batch_size // micro_batches),
         "memory": memory,
         "step_seconds": seconds,
         "run_seconds": seconds * config.trainer.train_steps,
@@ -184,7 +184,7 @@ def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -
     ```
     """
     shared = sum(pretraining_flops(config).values())
-    whole = similarity_flops(config) if tasks(config).scl_weight else 0
+    whole = similarity_flops(config)
     if rematerialize:
         shared += rematerialization_flops(config)
     return (shared - whole) / devices + whole
@@ -217,7 +217,7 @@ def gather_bytes(config: PretrainingConfig, devices: int) -> float:
     gather_bytes(PretrainingConfig(), devices=8)
     ```
     """
-    if not tasks(config).scl_weight:
+    if not heads_of(config).contrast:
         return 0.0
     vectors = 2 * config.trainer.batch_size * _FLOAT32 * config.model.hidden_dim
     return 3 * vectors * (devices - 1) / devices

@@ -12,11 +12,8 @@ from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.passes import (
     EncoderPass,
     encoder_passes,
-    has_copy_head,
-    lm_rows,
-    masked_lm_pass,
+    heads_of,
     masked_rows,
-    tasks,
 )
 
 # A backward pass takes two products, by either factor, for each of the forward pass.
@@ -56,30 +53,27 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     sum(flops.values()) / 1e15  # PFLOPs for a step of COCO-LM base
     ```
     """
-    model, objective, batch = config.model, tasks(config), config.trainer.batch_size
+    model, batch = config.model, config.trainer.batch_size
     width, vocabulary = model.hidden_dim, model.vocabulary_size
-    passes = encoder_passes(config)
+    passes, heads = encoder_passes(config), heads_of(config)
 
     forward = {part: pass_flops(encoder_pass) for part, encoder_pass in passes.items()}
-    if predictor := masked_lm_pass(passes):
-        rows = masked_rows(config)
-        head = _product(rows, predictor.hidden_dim, width) + _product(rows, width, vocabulary)
-        if predictor.trained:
-            forward["mlm_head"] = head
-        if "auxiliary_sampling" in passes:
-            forward["auxiliary_sampling"] += head
-    if has_copy_head(config):
+    if heads.masked_lm:
+        forward["mlm_head"] = _masked_lm_head(config, heads.masked_lm)
+    if sampling := passes.get("auxiliary_sampling"):
+        forward["auxiliary_sampling"] += _masked_lm_head(config, sampling.hidden_dim)
+    if heads.copy:
         forward["copy_head"] = _product(config.data.sequence_length, width, 1)
-    if objective.lm_weight:
-        forward["lm_head"] = _product(lm_rows(config), width, vocabulary)
+    if heads.lm:
+        forward["lm_head"] = _product(heads.lm, width, vocabulary)
     step = {
         part: batch * flops * (1 if part == "auxiliary_sampling" else _FORWARD_AND_BACKWARD)
         for part, flops in forward.items()
     }
-    if objective.scl_weight:
+    if heads.contrast:
         step["scl_head"] = similarity_flops(config)
-        if objective.projection:
-            step["scl_head"] += _FORWARD_AND_BACKWARD * _product(2 * batch, width, width)
+    if heads.projection:
+        step["scl_head"] += _FORWARD_AND_BACKWARD * _product(2 * batch, width, width)
     return step
 
 
@@ -90,16 +84,18 @@ def similarity_flops(config: PretrainingConfig) -> int:
     forward and backward. Of several devices each does all of it, on the vectors of all.
 
     Args:
-        config: the run; with a contrastive task.
+        config: the run.
 
     Returns:
-        FLOPs.
+        FLOPs; 0 without a contrastive task.
 
     Example:
     ```python
     similarity_flops(PretrainingConfig())
     ```
     """
+    if not heads_of(config).contrast:
+        return 0
     micro_batches = config.trainer.micro_batches
     vectors = 2 * config.trainer.batch_size // micro_batches
     similarities = _product(vectors, config.model.hidden_dim, vectors)
@@ -195,3 +191,9 @@ def encoder_flops(
 
 def _product(rows: int, inner: int, columns: int) -> int:
     return 2 * rows * inner * columns
+
+
+def _masked_lm_head(config: PretrainingConfig, hidden_dim: int) -> int:
+    """Counts what is made of one sequence's masked positions, in an encoder `hidden_dim` wide."""
+    rows, width = masked_rows(config), config.model.hidden_dim
+    return _product(rows, hidden_dim, width) + _product(rows, width, config.model.vocabulary_size)

@@ -16,11 +16,8 @@ from cocolm_tf.training.parameters import count_frozen_parameters, count_paramet
 from cocolm_tf.training.passes import (
     EncoderPass,
     encoder_passes,
-    has_copy_head,
-    lm_rows,
-    masked_lm_pass,
+    heads_of,
     masked_rows,
-    tasks,
 )
 
 _FLOAT32 = 4
@@ -172,15 +169,14 @@ def head_activations(config: PretrainingConfig) -> int:
     ```
     """
     width, hidden, rows = compute_bytes(config), config.model.hidden_dim, masked_rows(config)
-    predictor, objective, count = masked_lm_pass(encoder_passes(config)), tasks(config), 0
-    if predictor and predictor.trained:
-        count += width * rows * (predictor.hidden_dim + 2 * hidden)
-        count += 2 * _FLOAT32 * rows * hidden
-    of_all_tokens = objective.lm_weight and objective.all_token_lm
-    if has_copy_head(config) or of_all_tokens:
-        count += width * config.data.sequence_length * hidden
-    if objective.lm_weight and not objective.all_token_lm:
-        count += width * rows * hidden
+    heads, length, count = heads_of(config), config.data.sequence_length, 0
+    if heads.masked_lm:
+        count += width * rows * (heads.masked_lm + 2 * hidden) + 2 * _FLOAT32 * rows * hidden
+    of_all_tokens = heads.lm == length
+    if heads.copy or of_all_tokens:
+        count += width * length * hidden
+    if not of_all_tokens:
+        count += width * heads.lm * hidden
     return count
 
 
@@ -196,17 +192,13 @@ def logit_bytes(config: PretrainingConfig) -> int:
     logit_bytes(PretrainingConfig())
     ```
     """
-    width, rows = compute_bytes(config), []
-    passes = encoder_passes(config)
-    predictor = masked_lm_pass(passes)
-    if tasks(config).lm_weight:
-        rows.append(width * lm_rows(config))
-    if predictor and predictor.trained:
-        rows.append(width * masked_rows(config))
-    working = max(rows, default=0)
+    width, heads, passes = compute_bytes(config), heads_of(config), encoder_passes(config)
+    masked = masked_rows(config)
+    predicted = [width * heads.lm, width * masked if heads.masked_lm else 0]
+    kept, working = sum(predicted), max(predicted)
     if "auxiliary" in passes or "auxiliary_sampling" in passes:
-        working = max(working, _FLOAT32 * masked_rows(config))
-    return config.model.vocabulary_size * (sum(rows) + working)
+        working = max(working, _FLOAT32 * masked)
+    return config.model.vocabulary_size * (kept + working)
 
 
 def similarity_bytes(config: PretrainingConfig, sequences: int) -> int:
@@ -227,7 +219,7 @@ def similarity_bytes(config: PretrainingConfig, sequences: int) -> int:
     similarity_bytes(PretrainingConfig(), sequences=2048) / 2**20  # 192 MiB
     ```
     """
-    return 3 * _FLOAT32 * (2 * sequences) ** 2 if tasks(config).scl_weight else 0
+    return 3 * _FLOAT32 * (2 * sequences) ** 2 if heads_of(config).contrast else 0
 
 
 def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
@@ -245,20 +237,20 @@ def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
     copied_weight_bytes(PretrainingConfig(), rematerialize=False)
     ```
     """
-    width, model = compute_bytes(config), config.model
-    passes = encoder_passes(config)
+    width, model, heads = compute_bytes(config), config.model, heads_of(config)
     blocks = []
-    for one in (one for one in passes.values() if one.trained):
+    for one in (one for one in encoder_passes(config).values() if one.trained):
         matrix = one.hidden_dim**2
         if width < _FLOAT32:
             block = last = 4 * matrix + 2 * one.hidden_dim * one.intermediate_dim
         else:
             block, last = 3 * matrix, (2 if one.wanted < one.length else 3) * matrix
         blocks.append(block if rematerialize else (one.num_layers - 1) * block + last)
-    predictor = masked_lm_pass(passes)
-    heads = (predictor is not None and predictor.trained) + bool(tasks(config).lm_weight)
-    table = model.vocabulary_size * model.hidden_dim if width < _FLOAT32 else 0
-    return width * ((max if rematerialize else sum)(blocks) + heads * table)
+    matrices = max(blocks) if rematerialize else sum(blocks)
+    if width < _FLOAT32:
+        tables = bool(heads.masked_lm) + bool(heads.lm)
+        matrices += tables * model.vocabulary_size * model.hidden_dim
+    return width * matrices
 
 
 def working_bytes(config: PretrainingConfig, rematerialize: bool) -> int:

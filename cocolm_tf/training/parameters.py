@@ -1,13 +1,7 @@
 """How many numbers a configuration trains, counted without building it."""
 
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.passes import (
-    EncoderPass,
-    encoder_passes,
-    has_copy_head,
-    masked_lm_pass,
-    tasks,
-)
+from cocolm_tf.training.passes import EncoderPass, encoder_passes, heads_of
 
 
 def count_parameters(config: PretrainingConfig) -> dict[str, int]:
@@ -36,9 +30,8 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
     parts["embeddings"] + parts["main"]  # the main model
     ```
     """
-    model, objective = config.model, tasks(config)
+    model, passes, heads = config.model, encoder_passes(config), heads_of(config)
     width, vocabulary = model.hidden_dim, model.vocabulary_size
-    passes = encoder_passes(config)
     bins = model.relative_position_bins
     parts = {
         "embeddings": (vocabulary + model.max_sequence_length) * width,
@@ -46,13 +39,13 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
     }
     if "auxiliary" in passes:
         parts["auxiliary"] = encoder_parameters(passes["auxiliary"], bins)
-    if (predictor := masked_lm_pass(passes)) and predictor.trained:
-        parts["masked_lm_head"] = _transform(predictor.hidden_dim, width) + vocabulary
-    if has_copy_head(config):
+    if heads.masked_lm:
+        parts["masked_lm_head"] = _transform(heads.masked_lm, width) + vocabulary
+    if heads.copy:
         parts["copy_head"] = width
-    if objective.lm_weight:
+    if heads.lm:
         parts["lm_head"] = vocabulary
-    if objective.scl_weight and objective.projection:
+    if heads.projection:
         parts["projection"] = _transform(width, width)
     return parts
 
@@ -65,9 +58,10 @@ def count_frozen_parameters(config: PretrainingConfig) -> int:
     count_frozen_parameters(PretrainingConfig())  # 0: the auxiliary model learns
     ```
     """
-    predictor = masked_lm_pass(encoder_passes(config))
-    if predictor is None or predictor.trained:
+    passes = encoder_passes(config)
+    if "auxiliary" in passes or "auxiliary_sampling" not in passes:
         return 0
+    predictor = passes["auxiliary_sampling"]
     model, width = config.model, predictor.embedding_dim
     tables = (model.vocabulary_size + model.max_sequence_length) * width
     head = _transform(predictor.hidden_dim, width) + model.vocabulary_size

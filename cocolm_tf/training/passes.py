@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from cocolm_tf.training.config import ObjectiveConfig, PretrainingConfig
+from cocolm_tf.training.config import PretrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,39 +93,6 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
     return passes
 
 
-def masked_lm_pass(passes: dict[str, EncoderPass]) -> EncoderPass | None:
-    """Finds the pass whose hidden states a masked language modeling head reads.
-
-    Args:
-        passes: as `encoder_passes` lists them.
-
-    Returns:
-        A trained one rather than the one sampled from; None if tokens are replaced at random.
-
-    Example:
-    ```python
-    masked_lm_pass(encoder_passes(PretrainingConfig())).num_layers  # 4, the auxiliary model's
-    ```
-    """
-    for name in ("main", "auxiliary", "auxiliary_sampling"):
-        if name in passes:
-            return passes[name]
-    return None
-
-
-def tasks(config: PretrainingConfig) -> ObjectiveConfig:
-    """Gives the objective, with those tasks' weights 0 that a configuration does not train.
-
-    Example:
-    ```python
-    tasks(PretrainingConfig()).copy_weight  # 50.0
-    ```
-    """
-    if config.objective.name == "masked_lm":
-        return dataclasses.replace(config.objective, copy_weight=0.0, lm_weight=0.0, scl_weight=0.0)
-    return config.objective
-
-
 def masked_rows(config: PretrainingConfig) -> int:
     """Counts the masked positions of a sequence, M = ceil(S * mask_fraction).
 
@@ -137,24 +104,47 @@ def masked_rows(config: PretrainingConfig) -> int:
     return math.ceil(config.data.sequence_length * config.data.mask_fraction)
 
 
-def lm_rows(config: PretrainingConfig) -> int:
-    """Counts the positions of a sequence that the LM head predicts: M, or S if it is all tokens.
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """What stands on the encoders of a run.
+
+    Args:
+        masked_lm: int. Width of the encoder whose masked LM head is trained; 0 without one.
+        copy: bool. Whether the main model has a copy head.
+        lm: int. Positions of a sequence that its LM head predicts: M, or S if it is all tokens; 0
+            without one.
+        contrast: bool. Whether sequences are contrasted.
+        projection: bool. Whether their vectors pass a projection first.
 
     Example:
     ```python
-    lm_rows(PretrainingConfig())  # 77
+    heads_of(PretrainingConfig()).lm  # 77
     ```
     """
-    return config.data.sequence_length if tasks(config).all_token_lm else masked_rows(config)
+
+    masked_lm: int
+    copy: bool
+    lm: int
+    contrast: bool
+    projection: bool
 
 
-def has_copy_head(config: PretrainingConfig) -> bool:
-    """Says whether the main model has a copy head.
+def heads_of(config: PretrainingConfig) -> Heads:
+    """Lists the heads that a run trains.
 
     Example:
     ```python
-    has_copy_head(PretrainingConfig())  # True
+    heads_of(PretrainingConfig()).copy  # True
     ```
     """
-    objective = tasks(config)
-    return bool(objective.copy_weight or (objective.lm_weight and objective.use_copy))
+    objective, passes = config.objective, encoder_passes(config)
+    if "main" in passes:
+        return Heads(passes["main"].hidden_dim, copy=False, lm=0, contrast=False, projection=False)
+    rows = config.data.sequence_length if objective.all_token_lm else masked_rows(config)
+    return Heads(
+        masked_lm=passes["auxiliary"].hidden_dim if "auxiliary" in passes else 0,
+        copy=bool(objective.copy_weight or (objective.lm_weight and objective.use_copy)),
+        lm=rows if objective.lm_weight else 0,
+        contrast=objective.scl_weight > 0,
+        projection=objective.scl_weight > 0 and objective.projection,
+    )

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,9 @@ import tensorflow as tf
 
 from cocolm_tf.analysis.encoder import SentenceEncoder
 from cocolm_tf.errors import UserError
+from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.preset import load_preset
 
 SENTENCES = ["the cat sat", "a dog ran to its house when it was cold outside again", "mat", "on a"]
 
@@ -23,6 +27,23 @@ def test_vectors_are_those_of_each_sentence_alone(encoder: SentenceEncoder):
         alone = encoder.backbone({name: tf.cast(x, tf.int32) for name, x in inputs.items()})
         assert vector == pytest.approx(alone[0, 0].numpy(), abs=1e-5)
     assert vectors.shape == (4, encoder.backbone.hidden_dim)
+
+
+def test_vectors_can_be_projected_as_in_pretraining(preset: Path, config: PretrainingConfig):
+    encoder = SentenceEncoder(str(preset), projected=True)
+    pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
+    load_preset(pretrainer, str(preset))
+    states = SentenceEncoder(str(preset)).encode(SENTENCES)
+    expected = pretrainer.projection(tf.constant(states)).numpy()
+    assert encoder.encode(SENTENCES) == pytest.approx(expected, abs=0.05)  # bfloat16's precision
+
+
+def test_a_preset_without_projection_is_named(preset: Path, tmp_path: Path):
+    copied = tmp_path / "preset"
+    shutil.copytree(preset, copied)
+    (copied / "pretraining_heads.npz").unlink()
+    with pytest.raises(UserError, match="has no projection"):
+        SentenceEncoder(str(copied), projected=True)
 
 
 def test_what_is_too_long_is_cut(encoder: SentenceEncoder):

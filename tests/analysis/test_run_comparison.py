@@ -55,8 +55,8 @@ def test_each_run_has_a_color_and_each_curve_a_line(config: PretrainingConfig):
         (PALETTE[1], False, [1, 2], [0.1, 0.2]),
         (PALETTE[1], True, [1, 2], [0.9, 0.9]),
     ]
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["one", "two", "first", "second"]
+    labels = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
+    assert labels == [["one", "two"], ["first", "second"]]
     plt.close(figure)
 
 

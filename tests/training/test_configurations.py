@@ -12,7 +12,8 @@ from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FINETUNING = CONFIGS / "finetune"
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(FINETUNING.rglob("*.yaml")))
 ROWS = sorted([*(CONFIGS / "ablations").glob("*.yaml"), *(CONFIGS / "baselines").glob("*.yaml")])
 TINY = """
 model:

@@ -12,7 +12,7 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.benchmark import random_batches
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.flops import encoder_flops, pretraining_flops
+from cocolm_tf.training.flops import encoder_flops, pretraining_flops, rematerialization_flops
 
 TINY = {
     "model": {
@@ -98,6 +98,16 @@ def test_an_encoder_takes_the_products_of_its_graph(embedding_dim: int | None):
 def test_a_step_takes_the_products_of_its_graph(changes: dict):
     """Every part that can be left out, or done another way, is so in one of the cases."""
     config = tiny(**changes)
+    assert sum(pretraining_flops(config).values()) == step_flops(config)
+
+
+def test_rematerialized_blocks_run_forward_twice():
+    config = tiny(auxiliary={"hidden_dim": 8}, model={"rematerialize": True})
+    once = sum(pretraining_flops(config).values())
+    assert once + rematerialization_flops(config) == step_flops(config)
+
+
+def step_flops(config: PretrainingConfig) -> int:
     pretrainer = build_pretrainer(config, mask_token_id=96)
 
     @tf.function(autograph=False)
@@ -109,8 +119,7 @@ def test_a_step_takes_the_products_of_its_graph(changes: dict):
 
     batch = next(iter(random_batches(config, count=1)))
     with keras.StatelessScope():
-        counted = graph_flops(gradients.get_concrete_function(batch))
-    assert sum(pretraining_flops(config).values()) == counted
+        return graph_flops(gradients.get_concrete_function(batch))
 
 
 def test_parts_that_are_not_built_are_not_counted():

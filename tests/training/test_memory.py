@@ -74,7 +74,7 @@ def is_counted(tensor: tf.Tensor, config: PretrainingConfig) -> bool:
         return False
     widths = [model.hidden_dim, model.intermediate_dim, model.vocabulary_size]
     widths += [config.auxiliary.hidden_dim, config.auxiliary.intermediate_dim]
-    if sizes[-1] not in widths and (len(sizes) < 4 or sizes[1] == 1):
+    if sizes[-1] not in widths and (len(sizes) < 4 or sizes[1:3] == [1, 1]):
         return False
     is_vector = sizes[0] in (batch, 2 * batch) and len(sizes) == 2
     return not is_vector or "transformer_block" in tensor.name

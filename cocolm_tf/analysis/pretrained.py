@@ -1,0 +1,63 @@
+"""A preset with all of its heads, whatever run it comes from."""
+
+import os
+
+import numpy as np
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
+from cocolm_tf.tokenization.vocabulary import load_vocabulary
+from cocolm_tf.training.preset import AUXILIARY_DIRECTORY, HEADS_FILENAME, load_preset
+
+
+def load_pretrained(preset: str) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
+    """Loads the models of a preset, with the heads that it has, to compute in float32.
+
+    Args:
+        preset: the folder.
+
+    Returns:
+        The pretrainer and its tokenizer. It has no auxiliary model, copy head, LM head or
+        projection where the preset has none.
+
+    Raises:
+        UserError: if the folder is no preset.
+
+    Example:
+    ```python
+    pretrainer, tokenizer = load_pretrained("runs/first/preset")
+    ```
+    """
+    for name in ("config.json", CONFIG_FILENAME):
+        if not os.path.isfile(os.path.join(preset, name)):
+            raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
+    tokenizer = load_vocabulary(preset)
+    auxiliary = None
+    auxiliary_preset = os.path.join(preset, AUXILIARY_DIRECTORY)
+    if os.path.isdir(auxiliary_preset):
+        auxiliary = MaskedLanguageModel(_build(auxiliary_preset), name="auxiliary_model")
+    path = os.path.join(preset, HEADS_FILENAME)
+    heads = set(np.load(path).files) if os.path.isfile(path) else set()
+    pretrainer = CocoLMPretrainer(
+        _build(preset),
+        auxiliary,
+        tokenizer.mask_token_id,
+        copy_weight=float("copy_head.kernel" in heads),
+        lm_weight=float("lm_head.bias" in heads),
+        scl_weight=float("projection.dense.kernel" in heads),
+        use_copy="copy_head.kernel" in heads,
+    )
+    load_preset(pretrainer, preset)
+    return pretrainer, tokenizer
+
+
+def _build(preset: str) -> CocoLMBackbone:
+    try:
+        return CocoLMBackbone.from_preset(preset, load_weights=False, dtype="float32")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{os.path.join(preset, 'config.json')} does not describe a CocoLMBackbone."
+        ) from error

@@ -1,0 +1,96 @@
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cocolm_tf.analysis import comparison
+from cocolm_tf.analysis.comparison import Findings, write_comparison
+from cocolm_tf.analysis.detection import Detections
+from cocolm_tf.analysis.run_comparison import read_run
+from cocolm_tf.analysis.sentence_space import SentenceSpace
+from cocolm_tf.errors import UserError
+
+
+@pytest.fixture
+def space() -> SentenceSpace:
+    generator = np.random.default_rng(0)
+    first = generator.normal(size=[12, 4]).astype(np.float32)
+    return SentenceSpace(
+        random_cosines=generator.uniform(-1, 1, 30),
+        similar_cosines=generator.uniform(0.5, 1, 12),
+        first=first,
+        second=first + 0.1,
+        measures={"similar_cosine": 0.75, "uniformity": -2.5, "variance_1": 0.25},
+    )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: Path):
+    runs = [read_run("<one>", str(model_dir)), read_run("two", str(model_dir))]
+    output = tmp_path / "out"
+    held_out = {"<one>": {"loss": 1.25, "copy_accuracy_replaced": 0.5}, "two": {"loss": 1.5}}
+    found = Detections(
+        np.array([0.9, 0.8, 0.1, 0.2]),
+        np.array([True, False, False, True]),
+        np.array([0, 7]),
+        np.array([2, 200]),
+    )
+    minimal_pairs = {"<first>": {"all": {"masked": 0.625}, "<agreement>": {"masked": 0.75}}}
+    findings = Findings({"<first>": space}, {"<first>": found}, minimal_pairs, held_out, runs)
+    path = write_comparison(str(output), findings, "tokens")
+    assert path == str(output / "index.html")
+    pictures = {file.stem for file in output.glob("*.png")}
+    assert (
+        pictures
+        == {file.stem for file in output.glob("*.svg")}
+        >= {"cosines", "map", "calibration", "loss"}
+    )
+    assert not list(output.glob("*.tmp"))
+
+    written = Path(path).read_text(encoding="utf-8")
+    assert written.count("<svg ") == len(pictures)
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", written)  # nothing is fetched
+    assert "&lt;first&gt;" in written and "<first>" not in written and "<one>" not in written
+    for shown in (">0.750<", ">-2.500<", ">25.0%<", ">1.250<", ">50.0%<", ">62.5%<", ">75.0%<"):
+        assert shown in written
+
+    cosines = rows(output / "cosines.csv")
+    assert len(cosines) == 42
+    assert float(cosines[0]["cosine"]) == pytest.approx(space.random_cosines[0], abs=1e-6)
+    assert len(rows(output / "map.csv")) == 24
+    assert rows(output / "held_out.csv")[1] == {
+        "measure": "copy_accuracy_replaced",
+        "<one>": "0.5",
+        "two": "",
+    }
+    curves = rows(output / "curves.csv")
+    loss = next(row for row in curves if row["measure"] == "loss" and row["split"] == "validation")
+    assert float(loss["value"]) == 0.55 and float(loss["tokens"]) == 20 * 4 * 24
+    results = json.loads((output / "results.json").read_text())
+    assert results["spaces"]["<first>"] == space.measures
+    assert results["held_out"] == held_out
+    assert results["detection"]["<first>"] == found.measures()
+    assert results["minimal_pairs"] == minimal_pairs
+    assert rows(output / "minimal_pairs.csv")[1]["<first>, masked"] == "0.75"
+    assert results["runs"]["two"]["step"] == 40
+
+
+def test_only_what_was_given_is_shown(model_dir: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(comparison, "plots_of", lambda *runs: [])
+    path = write_comparison(str(tmp_path / "out"), Findings(runs=[read_run("one", str(model_dir))]))
+    written = Path(path).read_text(encoding="utf-8")
+    assert "Training" in written and "Sentence vectors" not in written
+    assert not (tmp_path / "out" / "cosines.csv").exists()
+
+
+def test_an_output_that_is_no_folder_is_told(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--output_dir="):
+        write_comparison(str(tmp_path / "file"), Findings())
