@@ -1,12 +1,10 @@
 """How every program in `scripts/` starts and ends: its flags, its quiet, its exit status."""
 
 import errno
-import importlib
 import os
 import sys
-import types
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 # TensorFlow reads this when it is first imported, so it must be set before any module that does.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -63,34 +61,6 @@ def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
 
     logging.set_verbosity(logging.WARNING)
     app.run(guarded, flags_parser=_parse_flags)
-
-
-def defer_imports(*names: str) -> None:
-    """Makes `import name` wait until the module is used.
-
-    For programs that import what imports TensorFlow, and compute nothing with it: TensorFlow
-    takes seconds to load.
-
-    Args:
-        names: of top-level modules.
-
-    Example:
-    ```python
-    program.defer_imports("tensorflow", "tf_keras")
-    from cocolm_tf.training.config import load_config  # in no time
-    ```
-    """
-    for name in names:
-        sys.modules.setdefault(name, _DeferredModule(name))
-
-
-class _DeferredModule(types.ModuleType):
-    """Stands for a module until something of it is asked for."""
-
-    def __getattr__(self, attribute: str) -> Any:
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), attribute)
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

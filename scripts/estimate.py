@@ -47,8 +47,7 @@ def main() -> str:
     if not os.path.isfile(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
 
-    # Model Garden's configurations import TensorFlow, but arithmetic needs none of it.
-    program.defer_imports("tensorflow", "tf_keras")
+    # Imported once the flags are known: Model Garden's configurations import TensorFlow.
     from cocolm_tf.training.accelerators import ACCELERATORS
     from cocolm_tf.training.config import load_config
     from cocolm_tf.training.estimate import estimate, format_report

@@ -106,20 +106,3 @@ def test_help_is_no_failure(flag: str):
     done = run(flag)
     assert (done.returncode, done.stderr) == (0, "")
     assert "What to greet." in done.stdout
-
-
-def test_a_deferred_module_loads_when_it_is_used():
-    program = """
-import sys
-from cocolm_tf.program import defer_imports
-defer_imports("colorsys", "wave")
-import colorsys as colors
-assert "colorsys" in sys.modules and "rgb_to_hls" not in vars(colors)
-assert colors.rgb_to_hls(0, 0, 0) == (0, 0, 0)
-import colorsys
-assert "rgb_to_hls" in vars(colorsys) and colors.hls_to_rgb is colorsys.hls_to_rgb
-assert "open" not in vars(sys.modules["wave"])
-"""
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
