@@ -12,6 +12,9 @@ from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifi
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
+# How many rows are predicted at once: nothing is kept of them, so memory is no matter.
+PREDICTION_BATCH = 64
+
 _TOKENIZED_AT_ONCE = 1024
 
 
@@ -242,7 +245,9 @@ class _Rows:
         width = self._limit if self._equal_shapes else batch_width(longest, self._limit)
         token_ids = tf.pad(token_ids, [[0, 0], [0, width - longest]], constant_values=PAD_TOKEN_ID)
         token_ids = tf.ensure_shape(token_ids, [None, width if self._equal_shapes else None])
-        return {"token_ids": token_ids, "padding_mask": token_ids != PAD_TOKEN_ID}, labels
+        # Keras adds up the batches of several replicas to see their shapes: booleans have no sum.
+        padding_mask = tf.cast(token_ids != PAD_TOKEN_ID, tf.int32)
+        return {"token_ids": token_ids, "padding_mask": padding_mask}, labels
 
 
 def describe_lengths(tokens: Tokens) -> dict[str, int]:

@@ -39,7 +39,7 @@ def run(tiny_preset, sst2_dir, tmp_path: Path):
         for change in (FAST, *changes):
             config.override(change)
         data = {"glue": {"task": "sst2", "data_dir": sst2_dir}}
-        spec = ClassificationRun(tiny_preset, "", data, config.as_dict(), **fields)
+        spec = ClassificationRun(preset=tiny_preset, data=data, config=config.as_dict(), **fields)
         spec = json.loads(json.dumps(dataclasses.asdict(spec)))
         return run_classification(spec, str(tmp_path), listener or Listener())
 
@@ -120,7 +120,7 @@ def test_a_run_that_diverges_says_so(run, tmp_path: Path):
 
 
 def test_a_length_that_the_model_has_not_is_refused(run):
-    with pytest.raises(UserError, match="data.sequence_length=25 is more than the 24 positions"):
+    with pytest.raises(UserError, match="sequence_length=25 is more than the model's 24 positions"):
         run({"data": {"sequence_length": 25}})
 
 
@@ -141,7 +141,7 @@ def test_a_regression(tiny_preset, write, tmp_path: Path):
     }
     config = FinetuningConfig()
     config.override(FAST | {"trainer": {"batch_size": 8, "epochs": 8}})
-    spec = ClassificationRun(tiny_preset, "", {"table": table}, config.as_dict())
+    spec = ClassificationRun(preset=tiny_preset, data={"table": table}, config=config.as_dict())
     results = run_classification(dataclasses.asdict(spec), str(tmp_path), Listener())
     assert results["metric"] == "spearman" and results["score"] > 0.7
     lines = (tmp_path / "predictions" / "test.tsv").read_text().splitlines()[1:]

@@ -239,3 +239,37 @@ def test_a_preprocessor_longer_than_the_model_is_refused(classifier):
     preprocessor.sequence_length = 25
     with pytest.raises(ValueError, match="sequence_length=25 is more than the backbone's"):
         CocoLMTextClassifier(classifier.backbone, 2, preprocessor)
+
+
+def test_fit_takes_texts_in_every_form_and_learns_from_each_once(classifier):
+    seen = []
+
+    def train_step(data):
+        (x, y) = data
+        seen.append((x["token_ids"].shape[1], np.array(y)))
+        return {"loss": tf.zeros([])}
+
+    classifier.compile(run_eagerly=True)
+    classifier.train_step = train_step
+    longer = [f"{text} and a dog of rain" for text in TEXTS]
+    labels = np.arange(len(TEXTS))
+    for texts in (TEXTS, pandas.Series(TEXTS), (TEXTS, longer), np.array([TEXTS, longer]).T):
+        seen.clear()
+        classifier.fit(texts, list(labels), batch_size=5, epochs=2, verbose=0)
+        batches = [batch for _, batch in seen]
+        assert list(map(len, batches)) == [5, 5, 2] * 2
+        for epoch in (batches[:3], batches[3:]):
+            np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), labels)
+        assert not np.array_equal(np.concatenate(batches[:3]), np.concatenate(batches[3:]))
+
+
+@pytest.mark.parametrize("texts", [TEXTS, (TEXTS, TEXTS[::-1])])
+def test_weights_splits_and_order_are_keras_own(classifier, texts):
+    arguments = {"batch_size": 4, "verbose": 0}
+    weights = np.ones(len(TEXTS), np.float32)
+    classifier.fit(texts, np.array(LABELS), sample_weight=weights, **arguments)
+    found = classifier.fit(np.array(TEXTS), np.array(LABELS), validation_split=0.25, **arguments)
+    assert "val_loss" in found.history
+    classifier.fit(texts, LABELS, shuffle=False, **arguments)
+    found = classifier.fit(texts, LABELS, validation_data=(texts, LABELS), **arguments)
+    assert "val_loss" in found.history

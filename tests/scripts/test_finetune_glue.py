@@ -98,7 +98,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(inputs: Path, tmp_path: Pa
         ([f"--data_dir={tmp_path}"], "train.tsv:50 has the label 'maybe', none of 0, 1; 9 of 57"),
         (["--task=rte"], "has no RTE/train.tsv"),
         (["--params_override=trainer.epoch=3"], "trainer.epoch does not exist"),
-        (["--params_override=data.sequence_length=25"], "is more than the 24 positions"),
+        (["--params_override=data.sequence_length=25"], "is more than the model's 24 positions"),
     ):
         done = run(*flags(inputs, out), *changes)
         assert done.returncode == 1
