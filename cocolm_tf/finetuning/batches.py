@@ -144,7 +144,6 @@ def training_batches(
     batch_size: int,
     seed: int,
     buckets: int = 8,
-    equal_shapes: bool = False,
 ) -> tuple[tf.data.Dataset, int]:
     """Makes endless batches of labeled rows, shuffled anew in every epoch.
 
@@ -156,8 +155,8 @@ def training_batches(
         labels: [N].
         batch_size: int. The last batch of a group is smaller where the rows do not fill it.
         seed: int.
-        buckets: int. How many groups of like lengths to make at most; 1 for batches as they come.
-        equal_shapes: bool. Whether all batches are as wide as the longest row may be.
+        buckets: int. How many groups of like lengths to make at most; 1 for batches as they come,
+            and 0 for batches that are all as wide as the longest row may be.
 
     Returns:
         Batches of `({"token_ids": [B, S], "padding_mask": [B, S]}, labels [B])`, and how many of
@@ -169,11 +168,11 @@ def training_batches(
     classifier.fit(batches, steps_per_epoch=steps, epochs=3)
     ```
     """
-    boundaries = bucket_boundaries(tokens.lengths, batch_size, buckets)
+    boundaries = bucket_boundaries(tokens.lengths, batch_size, max(1, buckets))
     groups = np.bincount(
         np.searchsorted(boundaries, tokens.lengths, side="right"), minlength=len(boundaries) + 1
     )
-    rows = _Rows(tokens, labels, equal_shapes)
+    rows = _Rows(tokens, labels, equal_shapes=buckets == 0)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         place = tf.stack([tf.constant(seed, tf.int64), number])

@@ -72,8 +72,7 @@ def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) ->
         train.labels,
         config.trainer.batch_size,
         run.seed,
-        max(1, config.data.length_buckets),
-        equal_shapes=config.data.length_buckets == 0,
+        config.data.length_buckets,
     )
     epochs = config.trainer.epochs
     classifier.compile(

@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from cocolm_tf.errors import UserError
@@ -109,30 +110,37 @@ def run_experiment(experiment: Experiment, output_dir: str, at_once: int = 1) ->
                 f"{job.label} diverged: its outputs are not finite. Lower optimizer.learning_rate "
                 "or lengthen optimizer.warmup_fraction."
             )
+    summary = _summary(experiment, run, jobs, found, output_dir) | {"search": searched}
+    write_json(summary, os.path.join(folder, RESULTS_FILENAME))
+    if run.train_fraction == 1 and not run.from_scratch:
+        _submit(os.path.join(output_dir, summary["best_run"], _PREDICTIONS), output_dir)
+    return write_results(output_dir)
+
+
+def _summary(
+    experiment: Experiment,
+    run: Run,
+    jobs: Sequence[Job],
+    found: Sequence[dict[str, Any]],
+    output_dir: str,
+) -> dict[str, Any]:
     best = max(range(len(found)), key=lambda number: found[number]["score"])
     shared = ("task", "metric", "parameters", "baseline", "data", "device", "versions")
-    write_json(
-        {
-            **{key: found[0][key] for key in shared},
-            "model": experiment.run.preset,
-            "preset_fingerprint": run.preset_fingerprint,
-            "train_fraction": run.train_fraction,
-            "from_scratch": run.from_scratch,
-            "train_rows": found[0]["data"]["train"]["rows"],
-            "dev": summarize_runs([results["dev"] for results in found]),
-            "seeds": list(range(experiment.seeds)),
-            "best_seed": best,
-            "best_run": os.path.relpath(jobs[best].folder, output_dir),
-            "examples_per_second": statistics.median(r["examples_per_second"] for r in found),
-            "seconds": sum(results["seconds"] for results in found),
-            "config": run.config,
-            "search": searched,
-        },
-        os.path.join(folder, RESULTS_FILENAME),
-    )
-    if run.train_fraction == 1 and not run.from_scratch:
-        _submit(os.path.join(jobs[best].folder, _PREDICTIONS), output_dir)
-    return write_results(output_dir)
+    return {
+        **{key: found[0][key] for key in shared},
+        "model": experiment.run.preset,
+        "preset_fingerprint": run.preset_fingerprint,
+        "train_fraction": run.train_fraction,
+        "from_scratch": run.from_scratch,
+        "train_rows": found[0]["data"]["train"]["rows"],
+        "dev": summarize_runs([results["dev"] for results in found]),
+        "seeds": list(range(experiment.seeds)),
+        "best_seed": best,
+        "best_run": os.path.relpath(jobs[best].folder, output_dir),
+        "examples_per_second": statistics.median(r["examples_per_second"] for r in found),
+        "seconds": sum(results["seconds"] for results in found),
+        "config": run.config,
+    }
 
 
 def _search(run: Run, grid: Grid, folder: str, runner: JobRunner, at_once: int) -> dict[str, Any]:

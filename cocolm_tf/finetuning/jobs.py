@@ -146,11 +146,11 @@ class JobRunner:
             except BaseException:
                 for future in futures:
                     future.cancel()
-                self.close()
+                self.close()  # also where this thread was interrupted
                 raise
 
     def run(self, job: Job) -> dict[str, Any]:
-        """Runs one job, when a slot is free, unless it is done already.
+        """Runs one job, when a slot is free, unless it is done already. Its failure ends all.
 
         Args:
             job: The job.
@@ -167,6 +167,9 @@ class JobRunner:
             try:
                 self._start_afresh(job)
                 self._wait_for(job, slot)
+            except BaseException:
+                self.close()
+                raise
             finally:
                 self._slots.put(slot)
             results = job.results()

@@ -150,6 +150,25 @@ def check_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, 
     return backbone_config(flag_values.preset)
 
 
+def suitable_config(width: int, configs: str) -> str:
+    """Finds the settings for an encoder.
+
+    Args:
+        width: int. Its `hidden_dim`.
+        configs: The folder of the configurations.
+
+    Returns:
+        The path of one of them.
+
+    Example:
+    ```python
+    suitable_config(768, "configs/finetune")  # "configs/finetune/base_pp.yaml"
+    ```
+    """
+    suits = next(file for narrowest, file in _CONFIGS if width >= narrowest)
+    return os.path.join(configs, suits)
+
+
 def run_from_flags(
     name: str,
     make_run: Callable[..., Run],
@@ -182,8 +201,7 @@ def run_from_flags(
     if not 0 < flag_values.train_fraction <= 1:
         raise UserError(f"--train_fraction={flag_values.train_fraction} must be in (0, 1].")
     width = check_start_flags(flag_values)["hidden_dim"]
-    suits = next(file for narrowest, file in _CONFIGS if width >= narrowest)
-    config_file = flag_values.config_file or os.path.join(configs, suits)
+    config_file = flag_values.config_file or suitable_config(width, configs)
 
     # Imported once the flags are known, so that mistakes in them answer at once.
     from cocolm_tf.finetuning.config import load_finetuning_config, with_values

@@ -62,6 +62,8 @@ def grid_search(
                 time.sleep(0.05)
 
         def run_trial(self, trial: Any, **_: Any) -> dict[str, float]:
+            if failures:
+                raise keras_tuner.errors.FatalError
             try:
                 return {_OBJECTIVE: score(dict(trial.hyperparameters.values))}
             except BaseException as error:

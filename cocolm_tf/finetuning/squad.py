@@ -71,9 +71,9 @@ def run_squad(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str
     task = task_name(dev)
     reporter.say(f"{task}:\n{question_lines(report, sources)}")
 
-    buckets, epochs = config.data.length_buckets, config.trainer.epochs
+    epochs = config.trainer.epochs
     batches, steps = learning_batches(
-        rows, config.trainer.batch_size, run.seed, max(1, buckets), equal_shapes=buckets == 0
+        rows, config.trainer.batch_size, run.seed, config.data.length_buckets
     )
     answerer.compile(
         build_optimizer(config.optimizer, epochs * steps, answerer, answerer.backbone), metrics=[]

@@ -213,7 +213,7 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
             examples.labels,
             batch_size or _BATCH_SIZE,
             seed=random.randrange(2**31),
-            equal_shapes=not self.trim_padding,
+            buckets=8 if self.trim_padding else 0,
         )
         return super().fit(batches, **{"steps_per_epoch": steps, **kwargs, "shuffle": False})
 

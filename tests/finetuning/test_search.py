@@ -1,6 +1,7 @@
 import builtins
 import itertools
 import threading
+import time
 
 import pytest
 
@@ -45,6 +46,24 @@ def test_a_mistake_ends_the_search(at_once):
     with pytest.raises(UserError, match="the flag is wrong"):
         grid_search(GRID, score, at_once)
     assert len(calls) <= at_once
+
+
+def test_others_stop_when_one_fails():
+    begun = threading.Barrier(2)
+    calls = []
+
+    def score(values):
+        calls.append(values)
+        if len(calls) <= 2:
+            begun.wait(timeout=60)
+        if values == calls[0]:
+            raise UserError("the flag is wrong.")
+        time.sleep(0.5)
+        return 0.0
+
+    with pytest.raises(UserError, match="the flag is wrong"):
+        grid_search(GRID, score, at_once=2)
+    assert len(calls) == 2
 
 
 def test_without_keras_tuner_it_says_what_to_install(monkeypatch):
