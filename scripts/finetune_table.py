@@ -1,10 +1,12 @@
 """Fine-tunes a pretrained model on a table of one's own: TSV, CSV or JSON lines."""
 
+import functools
 import os
 
 from absl import flags
 
 from cocolm_tf import program
+from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
 
 flags.DEFINE_string(
@@ -28,7 +30,7 @@ define_run_flags()
 flags.mark_flags_as_required(["train_file", "text_column", "label_column"])
 
 FLAGS = flags.FLAGS
-CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def main() -> str:
@@ -45,7 +47,8 @@ def main() -> str:
         "max_bad_share": FLAGS.max_bad_share,
         "name": name,
     }
-    return run_from_flags(name, {"table": table}, os.path.join(CONFIGS, "finetune"))
+    make_run = functools.partial(ClassificationRun, data={"table": table})
+    return run_from_flags(name, make_run, os.path.join(ROOT, "configs", "finetune"))
 
 
 if __name__ == "__main__":

@@ -86,11 +86,11 @@ class TaskData:
         return 1 if self.label_names is None else len(self.label_names)
 
 
-def stratified(examples: Examples, fraction: float, seed: int, bins: int = 5) -> np.ndarray:
-    """Draws a share of the examples that has every label's share.
+def stratified(labels: np.ndarray, fraction: float, seed: int, bins: int = 5) -> np.ndarray:
+    """Draws a share of some examples that has every label's share.
 
     Args:
-        examples: With labels.
+        labels: [N], of the examples: classes, int, or numbers, float.
         fraction: float. The share, in (0, 1]. Of every class at least one example is drawn.
         seed: int. Another seed draws others.
         bins: int. The numbers of a regression are put into so many equally full bins first.
@@ -103,12 +103,11 @@ def stratified(examples: Examples, fraction: float, seed: int, bins: int = 5) ->
 
     Example:
     ```python
-    few = train.select(stratified(train, 0.1, seed=0))
+    few = train.select(stratified(train.labels, 0.1, seed=0))
     ```
     """
     if not 0 < fraction <= 1:
         raise UserError(f"a fraction is in (0, 1], not {fraction}.")
-    labels = examples.labels
     if labels.dtype.kind == "f":
         ranks = np.argsort(np.argsort(labels, kind="stable"), kind="stable")
         labels = ranks * bins // len(labels)

@@ -95,7 +95,7 @@ def _classes(table: Table, label_column: str) -> Sequence[str]:
 def _split(examples: Examples, dev_fraction: float) -> tuple[Examples, Examples]:
     if not 0 < dev_fraction < 1:
         raise UserError(f"--dev_fraction={dev_fraction} must be in (0, 1).")
-    chosen = stratified(examples, dev_fraction, _SPLIT_SEED)
+    chosen = stratified(examples.labels, dev_fraction, _SPLIT_SEED)
     rest = np.setdiff1d(np.arange(len(examples)), chosen)
     if not len(rest):
         raise UserError(

@@ -12,6 +12,9 @@ from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifi
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
+# How many rows are predicted at once: nothing is kept of them, so memory is no matter.
+PREDICTION_BATCH = 64
+
 _TOKENIZED_AT_ONCE = 1024
 
 
@@ -141,7 +144,6 @@ def training_batches(
     batch_size: int,
     seed: int,
     buckets: int = 8,
-    equal_shapes: bool = False,
 ) -> tuple[tf.data.Dataset, int]:
     """Makes endless batches of labeled rows, shuffled anew in every epoch.
 
@@ -153,8 +155,8 @@ def training_batches(
         labels: [N].
         batch_size: int. The last batch of a group is smaller where the rows do not fill it.
         seed: int.
-        buckets: int. How many groups of like lengths to make at most; 1 for batches as they come.
-        equal_shapes: bool. Whether all batches are as wide as the longest row may be.
+        buckets: int. How many groups of like lengths to make at most; 1 for batches as they come,
+            and 0 for batches that are all as wide as the longest row may be.
 
     Returns:
         Batches of `({"token_ids": [B, S], "padding_mask": [B, S]}, labels [B])`, and how many of
@@ -166,11 +168,11 @@ def training_batches(
     classifier.fit(batches, steps_per_epoch=steps, epochs=3)
     ```
     """
-    boundaries = bucket_boundaries(tokens.lengths, batch_size, buckets)
+    boundaries = bucket_boundaries(tokens.lengths, batch_size, max(1, buckets))
     groups = np.bincount(
         np.searchsorted(boundaries, tokens.lengths, side="right"), minlength=len(boundaries) + 1
     )
-    rows = _Rows(tokens, labels, equal_shapes)
+    rows = _Rows(tokens, labels, equal_shapes=buckets == 0)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         place = tf.stack([tf.constant(seed, tf.int64), number])
@@ -242,7 +244,9 @@ class _Rows:
         width = self._limit if self._equal_shapes else batch_width(longest, self._limit)
         token_ids = tf.pad(token_ids, [[0, 0], [0, width - longest]], constant_values=PAD_TOKEN_ID)
         token_ids = tf.ensure_shape(token_ids, [None, width if self._equal_shapes else None])
-        return {"token_ids": token_ids, "padding_mask": token_ids != PAD_TOKEN_ID}, labels
+        # Keras adds up the batches of several replicas to see their shapes: booleans have no sum.
+        padding_mask = tf.cast(token_ids != PAD_TOKEN_ID, tf.int32)
+        return {"token_ids": token_ids, "padding_mask": padding_mask}, labels
 
 
 def describe_lengths(tokens: Tokens) -> dict[str, int]:

@@ -1,16 +1,14 @@
 """Training that keeps the best epoch's weights."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 from cocolm_tf.finetuning.jobs import Reporter
-
-Scores = Mapping[str, Mapping[str, float]]
-"""The metrics of each dev set."""
+from cocolm_tf.finetuning.results import Scores
 
 
 class BestEpoch(keras.callbacks.Callback):

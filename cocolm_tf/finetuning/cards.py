@@ -2,33 +2,17 @@
 
 from typing import Any
 
-import keras
-import tensorflow as tf
-
-import cocolm_tf
 from cocolm_tf.data.examples import TaskData
-from cocolm_tf.finetuning.best_epoch import Scores
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.prompt_run import PromptRun
+from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.results import Scores
+from cocolm_tf.finetuning.run import Run
+from cocolm_tf.finetuning.squad_run import SquadRun
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.model_card import Facts, Result
 
-_TAG = "text-classification"
-
-
-def versions() -> dict[str, str]:
-    """The versions of what trains.
-
-    Example:
-    ```python
-    versions()["keras"]
-    ```
-    """
-    return {
-        "cocolm_tf": cocolm_tf.__version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-    }
+_CLASSIFICATION, _ANSWERING = "text-classification", "question-answering"
 
 
 def classifier_facts(
@@ -37,10 +21,10 @@ def classifier_facts(
     """Gathers the facts of a fine-tuned classifier.
 
     Args:
-        run: how it was fine-tuned.
-        data: what on.
-        results: what `run_classification` found.
-        backbone: its encoder.
+        run: How it was fine-tuned.
+        data: What on.
+        results: What `run_classification` found.
+        backbone: Its encoder.
 
     Returns:
         The facts for `write_model_card`.
@@ -51,28 +35,22 @@ def classifier_facts(
     ```
     """
     rows = results["data"]
-    start = "random weights" if run.from_scratch else run.preset
-    settings = {
-        f"{section}.{key}": value
-        for section, values in run.config.items()
-        for key, value in values.items()
-    }
+    evaluated = (
+        f"{part}: {rows[part]['rows']:,} rows of {rows[part]['source']}" for part in results["dev"]
+    )
     return Facts(
         name=f"COCO-LM on {data.name}",
-        description=f"A COCO-LM text encoder, fine-tuned on {data.name} from {start}. "
+        description=f"A COCO-LM text encoder, fine-tuned on {data.name} from {run.start}. "
         + _answers(data),
-        base_model="none, its weights were random" if run.from_scratch else run.preset,
+        base_model=_base_model(run),
         usage=_usage("CocoLMTextClassifier", data),
         training_data=f"{rows['train']['rows']:,} rows of {rows['train']['source']}.",
-        settings=settings | {"train_fraction": run.train_fraction, "seed": run.seed},
-        speed=f"{results['examples_per_second']:.1f} examples a second; the best of "
-        f"{len(results['epochs'])} epochs on the dev set is epoch {results['best_epoch']}.",
-        evaluation_data="; ".join(
-            f"{part}: {rows[part]['rows']:,} rows of {rows[part]['source']}"
-            for part in results["dev"]
-        ),
-        results=_results(data.name, results["dev"]),
-        **_shared(data, results, backbone, "a classification head", "glue" in run.data),
+        settings=_settings(run),
+        speed=f"{results['examples_per_second']:.1f} examples a second; {_best_epoch(results)}",
+        evaluation_data=f"{'; '.join(evaluated)}. {_guesses(results['baseline'], data)}",
+        results=_results(_CLASSIFICATION, data.name, results["dev"]),
+        **_of_texts(data, "glue" in run.data),
+        **_shared(results, backbone, "a classification head"),
     )
 
 
@@ -82,19 +60,23 @@ def prompt_facts(
     """Gathers the facts of a prompt classifier.
 
     Args:
-        run: how it was fine-tuned.
-        data: what on.
-        results: what `run_prompting` found.
-        backbone: its encoder.
+        run: How it was fine-tuned.
+        data: What on.
+        results: What `run_prompting` found.
+        backbone: Its encoder.
 
     Returns:
         The facts for `write_model_card`.
 
     Example:
     ```python
-    write_model_card("runs/sst2/preset", prompt_facts(run, data, results, backbone))
+    write_model_card("runs/sst2-prompts/preset", prompt_facts(run, data, results, backbone))
     ```
     """
+    evaluated = (
+        f"{part}: {len(examples):,} rows of {examples.source}"
+        for part, examples in data.dev.items()
+    )
     return Facts(
         name=f"COCO-LM prompted for {data.name}",
         description=f"A COCO-LM language model, fine-tuned by prompts on a few examples of "
@@ -106,30 +88,112 @@ def prompt_facts(
         settings=run.config | {"learning_rate": run.learning_rate, "seed": run.seed},
         speed=f"{results['examples_per_second']:.1f} examples a second; the best step on "
         f"{run.shots} further examples of each class is {results['best_step']}.",
-        evaluation_data="; ".join(
-            f"{part}: {len(examples):,} rows of {examples.source}"
-            for part, examples in data.dev.items()
-        ),
-        results=_results(data.name, results["test"]),
-        **_shared(data, results, backbone, "the language modeling head at the mask", True),
+        evaluation_data=f"{'; '.join(evaluated)}. {_guesses(results['baseline'], data)}",
+        results=_results(_CLASSIFICATION, data.name, results["test"]),
+        **_of_texts(data, True),
+        **_shared(results, backbone, "the language modeling head at the mask"),
     )
 
 
-def _shared(
-    data: TaskData, results: dict[str, Any], backbone: CocoLMBackbone, head: str, is_glue: bool
-) -> dict[str, Any]:
-    verb = "Rating" if data.label_names is None else "Classifying"
+def answerer_facts(
+    run: SquadRun, answerer: CocoLMQuestionAnswerer, results: dict[str, Any]
+) -> Facts:
+    """Gathers the facts of a fine-tuned question answerer.
+
+    Args:
+        run: How it was fine-tuned.
+        answerer: The model.
+        results: What `run_squad` found.
+
+    Returns:
+        The facts for `write_model_card`.
+
+    Example:
+    ```python
+    write_model_card("runs/squad/seed_0/preset", answerer_facts(run, answerer, results))
+    ```
+    """
+    preprocessor, task = answerer.preprocessor, results["task"]
+    train, dev = results["data"]["train"], results["data"]["dev"]
+    silent = results["baseline"]["dev"]
+    return Facts(
+        name=f"COCO-LM on {task}",
+        description=f"A COCO-LM text encoder, fine-tuned on {task} from {run.start}. It answers a "
+        "question with a part of a text"
+        + (", or says that the text has no answer." if task == "SQuAD 2.0" else "."),
+        pipeline_tag=_ANSWERING,
+        base_model=_base_model(run),
+        direct_use="Finding the part of a text that answers a question on it.",
+        limitations="It knows nothing but the text that it is given, and it was measured on "
+        f"{task}'s kind of texts only. Answers of more than {answerer.max_answer_length} tokens "
+        "are not found. The threshold above which a question counts as unanswerable was chosen on "
+        "the data that it was measured on.",
+        usage="from cocolm_tf import CocoLMQuestionAnswerer\n\n"
+        'answerer = CocoLMQuestionAnswerer.from_preset("path/of/this/folder")\n'
+        '(prediction,) = answerer.predict((["A question?"], ["A text that answers it."]))\n'
+        "prediction.answer",
+        training_data=f"{train['questions']:,} questions of {train['source']}, "
+        f"{train['unanswerable']:,} of them unanswerable, in {train['windows']:,} windows.",
+        settings=_settings(run)
+        | {
+            "data.sequence_length": preprocessor.sequence_length,
+            "stride": preprocessor.stride,
+            "max_question_length": preprocessor.max_question_length,
+            "max_answer_length": answerer.max_answer_length,
+            "n_best": answerer.n_best,
+            "null_threshold": answerer.null_threshold,
+        },
+        speed=f"{results['examples_per_second']:.1f} windows a second; {_best_epoch(results)}",
+        evaluation_data=f"{dev['questions']:,} questions of {dev['source']}, "
+        f"{dev['unanswerable']:,} of them unanswerable. Always to answer nothing scores "
+        f"{100 * silent['exact']:.2f} exact and {100 * silent['f1']:.2f} F1.",
+        results=[
+            Result(_ANSWERING, f"{task} (dev)", metric, value)
+            for metric, value in results["official"].items()
+            if not metric.endswith("total")
+        ],
+        **_shared(results, answerer.backbone, "a question answering head"),
+    )
+
+
+def _shared(results: dict[str, Any], backbone: CocoLMBackbone, head: str) -> dict[str, Any]:
     return {
         "model_type": f"Transformer encoder, {backbone.num_layers} layers of "
         f"{backbone.hidden_dim}, {results['parameters']:,} parameters, with {head}",
-        "pipeline_tag": _TAG,
-        "languages": ("en",) if is_glue else (),
-        "datasets": ("nyu-mll/glue",) if is_glue else (),
-        "direct_use": f"{verb} texts like those of {data.name}.",
         "hardware": results["device"],
         "hours": results["seconds"] / 3600,
         "software": ", ".join(f"{name} {one}" for name, one in results["versions"].items()),
     }
+
+
+def _of_texts(data: TaskData, is_glue: bool) -> dict[str, Any]:
+    verb = "Rating" if data.label_names is None else "Classifying"
+    return {
+        "pipeline_tag": _CLASSIFICATION,
+        "languages": ("en",) if is_glue else (),
+        "datasets": ("nyu-mll/glue",) if is_glue else (),
+        "direct_use": f"{verb} texts like those of {data.name}.",
+    }
+
+
+def _base_model(run: Run) -> str:
+    return "none, its weights were random" if run.from_scratch else run.preset
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    configured = {
+        f"{section}.{key}": value
+        for section, values in run.config.items()
+        for key, value in values.items()
+    }
+    return configured | {"train_fraction": run.train_fraction, "seed": run.seed}
+
+
+def _best_epoch(results: dict[str, Any]) -> str:
+    return (
+        f"the best of {len(results['epochs'])} epochs on the dev set is epoch "
+        f"{results['best_epoch']}."
+    )
 
 
 def _answers(data: TaskData) -> str:
@@ -148,9 +212,19 @@ def _usage(name: str, data: TaskData) -> str:
     )
 
 
-def _results(task: str, scores: Scores) -> list[Result]:
+def _guesses(baseline: Scores, data: TaskData) -> str:
+    scores = (
+        f"{metric} {value:.4f} ({part})"
+        for part, metrics in baseline.items()
+        for metric, value in metrics.items()
+    )
+    guess = "mean" if data.label_names is None else "commonest class"
+    return f"Always to predict the {guess} of the training rows scores {', '.join(scores)}."
+
+
+def _results(tag: str, task: str, scores: Scores) -> list[Result]:
     return [
-        Result(_TAG, f"{task} ({part})", metric, value)
+        Result(tag, f"{task} ({part})", metric, value)
         for part, metrics in scores.items()
         for metric, value in metrics.items()
     ]

@@ -1,38 +1,35 @@
 """One fine-tuning run of a text classifier, and the process that does it."""
 
-import math
 import os
-import random
 import time
 from typing import Any
 
 import numpy as np
 
 from cocolm_tf.data.examples import TaskData, stratified
-from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.batches import Tokens, prediction_batches, tokenized, training_batches
-from cocolm_tf.finetuning.best_epoch import BestEpoch, Scores
-from cocolm_tf.finetuning.cards import classifier_facts, versions
-from cocolm_tf.finetuning.classification_run import ClassificationRun, read_task
+from cocolm_tf.finetuning.batches import (
+    PREDICTION_BATCH,
+    Tokens,
+    prediction_batches,
+    tokenized,
+    training_batches,
+)
+from cocolm_tf.finetuning.best_epoch import BestEpoch
+from cocolm_tf.finetuning.cards import classifier_facts
+from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.config import FinetuningConfig, from_dict
 from cocolm_tf.finetuning.data_report import data_lines, describe_data
+from cocolm_tf.finetuning.encoder import load_encoder, row_length
 from cocolm_tf.finetuning.jobs import Reporter, serve
-from cocolm_tf.finetuning.metrics import evaluate, metrics_of, predicted
+from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
 from cocolm_tf.finetuning.optimization import build_optimizer
+from cocolm_tf.finetuning.outcomes import DIVERGED, describe_run, save_model
 from cocolm_tf.finetuning.predictions import write_predictions
+from cocolm_tf.finetuning.results import Scores
 from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
-from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.tokenization.output_folder import new_folder
-from cocolm_tf.training.benchmark import describe_device
-from cocolm_tf.training.model_card import write_model_card
-
-MODULE = "cocolm_tf.finetuning.classification"
 
 PREDICTIONS_DIRECTORY = "predictions"
-PRESET_DIRECTORY = "preset"
-
-_PREDICTION_BATCH = 64
 
 
 def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str, Any]:
@@ -45,8 +42,9 @@ def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) ->
 
     Returns:
         What JSON can hold: `score`, that of the best epoch on the first dev set; `dev`, all its
-        metrics; `best_epoch` and `epochs`; `examples_per_second`; `data`, see `describe_data`.
-        Of a run whose outputs never were finite only `diverged`, true.
+        metrics; `baseline`, those of guesses, see `guesses`; `best_epoch` and `epochs`; `data`,
+        see `describe_data`; and what `describe_run` says. Of a run whose outputs never were
+        finite only `diverged`, true.
 
     Raises:
         UserError: if the data or the preset is not what it should be.
@@ -59,10 +57,10 @@ def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) ->
     started = time.monotonic()
     run = ClassificationRun(**spec)
     config = from_dict(run.config, "the run's configuration")
-    data = read_task(run.data)
+    data = run.read()
     train = data.train
     if run.train_fraction < 1:
-        train = train.select(stratified(train, run.train_fraction, run.seed))
+        train = train.select(stratified(train.labels, run.train_fraction, run.seed))
     classifier = build_classifier(run, config, data)
     parts = {"train": train, **data.dev, **data.test}
     tokens = {name: tokenized(classifier.preprocessor, part) for name, part in parts.items()}
@@ -74,8 +72,7 @@ def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) ->
         train.labels,
         config.trainer.batch_size,
         run.seed,
-        max(1, config.data.length_buckets),
-        equal_shapes=config.data.length_buckets == 0,
+        config.data.length_buckets,
     )
     epochs = config.trainer.epochs
     classifier.compile(
@@ -91,33 +88,30 @@ def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) ->
         batches, steps_per_epoch=steps, epochs=epochs, callbacks=[best], shuffle=False, verbose=0
     )
     if best.best is None:
-        return {"diverged": True, "headline": "diverged"}
+        return DIVERGED
     best.restore()
     for name in data.test:
         path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{name}.tsv")
         write_predictions(path, _outputs(classifier, tokens[name]), data)
-    metric = metrics_of(data.name, data.num_classes)[0]
+    names = metrics_of(data.name, data.num_classes)
     results = {
-        "headline": f"{metric} {best.best['score']:.4f} in epoch {best.best['epoch']}",
+        "headline": f"{names[0]} {best.best['score']:.4f} in epoch {best.best['epoch']}",
         "task": data.name,
-        "metric": metric,
+        "metric": names[0],
         "score": best.best["score"],
         "dev": best.best["dev"],
+        "baseline": {
+            part: evaluate(names, examples.labels, guesses(train.labels, len(examples)))
+            for part, examples in data.dev.items()
+        },
         "best_epoch": best.best["epoch"],
         "epochs": best.history,
         "steps_per_epoch": steps,
-        "examples_per_second": best.examples_per_second,
-        "seconds": time.monotonic() - started,
-        "parameters": sum(math.prod(v.shape) for v in classifier.backbone.variables),
         "data": report,
-        "device": describe_device(),
-        "versions": versions(),
+        **describe_run(classifier, best, started),
     }
     if run.save_preset:
-        with new_folder(os.path.join(folder, PRESET_DIRECTORY)) as preset:
-            classifier.save_to_preset(preset)
-            facts = classifier_facts(run, data, results, classifier.backbone)
-            write_model_card(preset, facts)
+        save_model(classifier, classifier_facts(run, data, results, classifier.backbone), folder)
     return results
 
 
@@ -142,22 +136,15 @@ def build_classifier(
     build_classifier(run, config, data).predict(["A cat sat."])
     ```
     """
-    # Keras draws the seeds of initializers and of dropout from here.
-    random.seed(run.seed)
-    backbone = CocoLMBackbone.from_preset(
+    backbone = load_encoder(
         run.preset,
-        load_weights=not run.from_scratch,
+        seed=run.seed,
         dropout=config.model.dropout,
-        dtype=config.runtime.precision,
+        precision=config.runtime.precision,
+        from_scratch=run.from_scratch,
+        lora_rank=config.model.lora_rank,
     )
-    positions = backbone.max_sequence_length
-    length = config.data.sequence_length or positions
-    if length > positions:
-        raise UserError(
-            f"data.sequence_length={length} is more than the {positions} positions of {run.preset}."
-        )
-    if config.model.lora_rank:
-        backbone.enable_lora(config.model.lora_rank)
+    length = row_length(config.data.sequence_length, backbone)
     return CocoLMTextClassifier(
         backbone,
         data.num_classes,
@@ -198,7 +185,7 @@ def dev_scores(
 
 
 def _outputs(classifier: CocoLMTextClassifier, tokens: Tokens) -> np.ndarray:
-    batches, order = prediction_batches(tokens, _PREDICTION_BATCH)
+    batches, order = prediction_batches(tokens, PREDICTION_BATCH)
     outputs = np.empty([len(tokens), classifier.num_classes], np.float32)
     outputs[order] = classifier.predict(batches, verbose=0)
     return outputs

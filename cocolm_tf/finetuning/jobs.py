@@ -10,6 +10,7 @@ and a process, `python -m MODULE FOLDER SLOT SLOTS`, whose module calls `serve`.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
@@ -56,25 +57,26 @@ class Job:
         """What came out, or None if the job is not done.
 
         Raises:
-            UserError: If the folder is that of another job.
+            UserError: If the folder has the results of another job.
         """
-        path = os.path.join(self.folder, SPEC_FILENAME)
+        path = os.path.join(self.folder, RESULTS_FILENAME)
         if not os.path.isfile(path):
             return None
-        before, now = _read_json(path), json.loads(json.dumps(self.spec))
+        before = _read_json(os.path.join(self.folder, SPEC_FILENAME))
+        now = json.loads(json.dumps(self.spec))
         if before != now:
             raise UserError(
                 f"{self.folder} was made with {_difference(before, now)}: give another "
                 "--output_dir, or remove that folder."
             )
-        path = os.path.join(self.folder, RESULTS_FILENAME)
-        return _read_json(path) if os.path.isfile(path) else None
+        return _read_json(path)
 
 
 class JobRunner:
     """Runs jobs in processes, some at once, with a line on the terminal that tells how far.
 
-    A process that dies leaves its job undone; one whose parent dies ends soon.
+    A process that dies leaves its job undone; one whose parent dies ends soon. A job that cannot
+    be done, because of something that the user gave, leaves nothing.
 
     Args:
         module: The module whose processes do the jobs.
@@ -98,6 +100,7 @@ class JobRunner:
         self._closed = False
         self._lock = threading.Lock()
         self._told: set[str] = set()
+        self._made: set[str] = set()
         self._shares: dict[str, float] = {}
         self._bar = tqdm(
             total=total,
@@ -132,7 +135,7 @@ class JobRunner:
             The results, in the same order.
 
         Raises:
-            UserError: If a folder is that of another job, or a job cannot be done.
+            UserError: If a folder has the results of another job, or a job cannot be done.
         """
         for job in jobs:
             job.results()  # Told before any work is begun.
@@ -143,11 +146,11 @@ class JobRunner:
             except BaseException:
                 for future in futures:
                     future.cancel()
-                self.close()
+                self.close()  # also where this thread was interrupted
                 raise
 
     def run(self, job: Job) -> dict[str, Any]:
-        """Runs one job, when a slot is free, unless it is done already.
+        """Runs one job, when a slot is free, unless it is done already. Its failure ends all.
 
         Args:
             job: The job.
@@ -156,7 +159,7 @@ class JobRunner:
             Its results.
 
         Raises:
-            UserError: If its folder is that of another job, or it cannot be done.
+            UserError: If its folder has the results of another job, or it cannot be done.
         """
         results = job.results()
         if results is None:
@@ -164,6 +167,9 @@ class JobRunner:
             try:
                 self._start_afresh(job)
                 self._wait_for(job, slot)
+            except BaseException:
+                self.close()
+                raise
             finally:
                 self._slots.put(slot)
             results = job.results()
@@ -180,8 +186,22 @@ class JobRunner:
 
     def _start_afresh(self, job: Job) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)
-        os.makedirs(job.folder)
+        folder = os.path.abspath(job.folder)
+        with self._lock:
+            while not os.path.isdir(folder):
+                self._made.add(folder)
+                folder = os.path.dirname(folder)
+            os.makedirs(job.folder)
         write_json(job.spec, os.path.join(job.folder, SPEC_FILENAME))
+
+    def _discard(self, job: Job) -> None:
+        """Removes a job's folder, and those around it that were made for it and hold nothing."""
+        shutil.rmtree(job.folder)
+        folder = os.path.dirname(os.path.abspath(job.folder))
+        with self._lock, contextlib.suppress(OSError):  # as soon as one holds something
+            while folder in self._made:
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
 
     def _wait_for(self, job: Job, slot: int) -> None:
         log_path = os.path.join(job.folder, LOG_FILENAME)
@@ -202,6 +222,8 @@ class JobRunner:
                 self._processes.discard(process)
         if process.returncode == 0:
             return
+        if mistake or self._closed:
+            self._discard(job)
         if self._closed:
             raise concurrent.futures.CancelledError
         if mistake:

@@ -96,6 +96,26 @@ def evaluate(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) 
     return {name: float(METRICS[name](labels, predictions)) for name in names}
 
 
+def guesses(train_labels: np.ndarray, count: int) -> np.ndarray:
+    """Predicts without looking: what a model must beat.
+
+    Args:
+        train_labels: [N], what may be known.
+        count: int. How many predictions to make.
+
+    Returns:
+        [count], the commonest class, or the mean of the numbers.
+
+    Example:
+    ```python
+    guesses(np.array([1, 0, 1]), 4)  # [1, 1, 1, 1]
+    ```
+    """
+    is_regression = train_labels.dtype.kind == "f"
+    guess = train_labels.mean() if is_regression else np.bincount(train_labels).argmax()
+    return np.full(count, guess, train_labels.dtype)
+
+
 def predicted(outputs: np.ndarray, bounds: tuple[float, float] | None = None) -> np.ndarray:
     """Turns a model's outputs into predictions.
 

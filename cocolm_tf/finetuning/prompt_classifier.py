@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from cocolm_tf.finetuning.presets import language_model_bias
 from cocolm_tf.finetuning.prompt_classifier_preprocessor import CocoLMPromptClassifierPreprocessor
-from cocolm_tf.finetuning.raw_text_task import raw_text_task
+from cocolm_tf.finetuning.raw_text_task import check_row_length, raw_text_task
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -129,6 +129,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_nlp.models.Task)):
             raise ValueError("The LM head has no layer between hidden states and word embeddings.")
         if bounds is not None and (len(label_word_ids) != 2 or not bounds[0] < bounds[1]):
             raise ValueError("A regression has two words, and a lower and a higher bound.")
+        check_row_length(preprocessor, backbone)
         # The base class compiles in its constructor.
         self.bounds = None if bounds is None else list(bounds)
 

@@ -5,35 +5,42 @@ from collections.abc import Sequence
 from typing import Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptRun:
     """What a run is: the `spec` of its job.
 
     Args:
         preset: The folder of the pretrained model.
-        preset_fingerprint: What `presets.fingerprint` says of it.
+        config: A `PromptConfig` as a dict.
         task: One of `GLUE_TASKS`.
-        data_dir: As for `read_glue`.
         template: As for `Template`.
         words: For every class its label words.
-        config: A `PromptConfig` as a dict.
-        learning_rate: The peak.
+        data_dir: As for `read_glue`.
         shots: How many examples of each class to learn from, and as many to choose by.
+        learning_rate: The peak: one of those in `config`.
+        preset_fingerprint: What `presets.fingerprint` says of the preset.
         seed: Decides which examples these are, and everything else.
 
     Example:
     ```python
-    PromptRun("runs/first/preset", "", "sst2", None, "{first} It was {mask} .", words, {}, 3e-6)
+    PromptRun(
+        preset="runs/first/preset",
+        config=config.as_dict(),
+        task="sst2",
+        template="{first} It was {mask} .",
+        words=[["terrible"], ["great"]],
+        learning_rate=3e-6,
+    )
     ```
     """
 
     preset: str
-    preset_fingerprint: str
+    config: dict[str, Any]
     task: str
-    data_dir: str | None
     template: str
     words: Sequence[Sequence[str]]
-    config: dict[str, Any]
-    learning_rate: float
+    data_dir: str | None = None
     shots: int = 16
+    learning_rate: float = 0.0
+    preset_fingerprint: str = ""
     seed: int = 0

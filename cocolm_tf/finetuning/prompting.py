@@ -1,8 +1,5 @@
 """One run of prompt-based fine-tuning, and the process that does it (paper, section 5.3)."""
 
-import math
-import os
-import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,26 +10,26 @@ import tensorflow as tf
 from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.data.few_shot import classes_of, few_shot_split
 from cocolm_tf.data.glue import read_glue
-from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.batches import Tokens, parts_of, prediction_batches, without_padding
-from cocolm_tf.finetuning.best_epoch import BestEpoch, Scores
-from cocolm_tf.finetuning.cards import prompt_facts, versions
+from cocolm_tf.finetuning.batches import (
+    PREDICTION_BATCH,
+    Tokens,
+    parts_of,
+    prediction_batches,
+    without_padding,
+)
+from cocolm_tf.finetuning.best_epoch import BestEpoch
+from cocolm_tf.finetuning.cards import prompt_facts
 from cocolm_tf.finetuning.config import OptimizerConfig
+from cocolm_tf.finetuning.encoder import load_encoder, row_length
 from cocolm_tf.finetuning.jobs import Reporter, serve
-from cocolm_tf.finetuning.metrics import evaluate, metrics_of, predicted
+from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
 from cocolm_tf.finetuning.optimization import build_optimizer
+from cocolm_tf.finetuning.outcomes import DIVERGED, describe_run, save_model
 from cocolm_tf.finetuning.prompt_classifier import CocoLMPromptClassifier
 from cocolm_tf.finetuning.prompt_config import PromptConfig
 from cocolm_tf.finetuning.prompt_run import PromptRun
-from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.tokenization.output_folder import new_folder
+from cocolm_tf.finetuning.results import Scores
 from cocolm_tf.training import config_file
-from cocolm_tf.training.benchmark import describe_device
-from cocolm_tf.training.model_card import write_model_card
-
-PRESET_DIRECTORY = "preset"
-
-_PREDICTION_BATCH = 64
 
 
 def run_prompting(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str, Any]:
@@ -45,8 +42,9 @@ def run_prompting(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict
 
     Returns:
         What JSON can hold: `score`, on the few dev examples; `test`, the metrics on the task's
-        whole dev sets, which were not looked at before; `best_step`; `label_words`. Of a run
-        whose outputs never were finite only `diverged`, true.
+        whole dev sets, which were not looked at before; `baseline`, those of guesses, see
+        `guesses`; `best_step`; `label_words`; and what `describe_run` says. Of a run whose outputs
+        never were finite only `diverged`, true.
 
     Raises:
         UserError: if the data or the preset is not what it should be.
@@ -102,7 +100,7 @@ def run_prompting(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict
         verbose=0,
     )
     if best.best is None:
-        return {"diverged": True, "headline": "diverged"}
+        return DIVERGED
     best.restore()
     test = {part: scores_of(examples, tokens_of(examples)) for part, examples in data.dev.items()}
     first = next(iter(test.values()))
@@ -113,19 +111,17 @@ def run_prompting(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict
         "metric": names[0],
         "score": best.best["score"],
         "test": test,
+        "baseline": {
+            part: evaluate(names, examples.labels, guesses(data.train.labels, len(examples)))
+            for part, examples in data.dev.items()
+        },
         "best_step": best.best["epoch"] * interval,
         "looks": best.history,
         "label_words": words,
         "rows": {part: len(examples) for part, examples in data.dev.items()},
-        "examples_per_second": best.examples_per_second,
-        "seconds": time.monotonic() - started,
-        "parameters": sum(math.prod(v.shape) for v in classifier.backbone.variables),
-        "device": describe_device(),
-        "versions": versions(),
+        **describe_run(classifier, best, started),
     }
-    with new_folder(os.path.join(folder, PRESET_DIRECTORY)) as preset:
-        classifier.save_to_preset(preset)
-        write_model_card(preset, prompt_facts(run, data, results, classifier.backbone))
+    save_model(classifier, prompt_facts(run, data, results, classifier.backbone), folder)
     return results
 
 
@@ -151,17 +147,9 @@ def build_prompt_classifier(
     build_prompt_classifier(run, config, data, train).predict(["It was fun."])
     ```
     """
-    # Keras draws the seed of dropout from here.
-    random.seed(run.seed)
-    backbone = CocoLMBackbone.from_preset(
-        run.preset, dropout=config.dropout, dtype=config.precision
+    backbone = load_encoder(
+        run.preset, seed=run.seed, dropout=config.dropout, precision=config.precision
     )
-    length = config.sequence_length or backbone.max_sequence_length
-    if length > backbone.max_sequence_length:
-        raise UserError(
-            f"sequence_length={length} is more than the {backbone.max_sequence_length} positions "
-            f"of {run.preset}."
-        )
     demonstrations = None
     if config.demonstrations:
         classes = classes_of(train, data)
@@ -174,7 +162,7 @@ def build_prompt_classifier(
         template=run.template,
         label_words=run.words,
         demonstrations=demonstrations,
-        sequence_length=length,
+        sequence_length=row_length(config.sequence_length, backbone),
         seed=run.seed,
         backbone=backbone,
         label_names=data.label_names,
@@ -258,7 +246,7 @@ def mean_outputs(classifier: CocoLMPromptClassifier, tokens: Sequence[Tokens]) -
     """
     total = np.zeros([len(tokens[0]), classifier.output_shape[-1]], np.float64)
     for one in tokens:
-        batches, order = prediction_batches(one, _PREDICTION_BATCH)
+        batches, order = prediction_batches(one, PREDICTION_BATCH)
         total[order] += classifier.predict(batches, verbose=0)
     return total / len(tokens)
 

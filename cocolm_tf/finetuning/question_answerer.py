@@ -12,7 +12,7 @@ from cocolm_tf.finetuning.answers import collect_answers
 from cocolm_tf.finetuning.question_answerer_preprocessor import (
     CocoLMQuestionAnswererPreprocessor,
 )
-from cocolm_tf.finetuning.raw_text_task import raw_text_task
+from cocolm_tf.finetuning.raw_text_task import check_row_length, raw_text_task
 from cocolm_tf.finetuning.spans import Spans, best_spans
 from cocolm_tf.finetuning.window_rows import (
     WindowRows,
@@ -85,18 +85,16 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_nlp.models.Task)):
         null_threshold: float | None = 0.0,
         **kwargs: Any,
     ) -> None:
+        check_row_length(preprocessor, backbone)
         if preprocessor is not None:
-            length = preprocessor.sequence_length
-            if length > backbone.max_sequence_length:
-                raise ValueError(
-                    f"The preprocessor's sequence_length={length} is more than the backbone's "
-                    f"max_sequence_length={backbone.max_sequence_length}."
-                )
             max_answer_length = max_answer_length or max(
                 1, min(MAX_ANSWER_LENGTH, preprocessor.room - preprocessor.stride + 1)
             )
             check_window_sizes(
-                length, preprocessor.stride, preprocessor.max_question_length, max_answer_length
+                preprocessor.sequence_length,
+                preprocessor.stride,
+                preprocessor.max_question_length,
+                max_answer_length,
             )
         if n_best < 1:
             raise ValueError(f"n_best={n_best} must be at least 1.")

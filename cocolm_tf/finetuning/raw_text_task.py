@@ -10,6 +10,31 @@ from cocolm_tf.finetuning.padding import trimmed
 from cocolm_tf.training.optimization import AdamW
 
 
+def check_row_length(
+    preprocessor: keras_nlp.models.Preprocessor | None, backbone: keras_nlp.models.Backbone
+) -> None:
+    """Makes sure that rows are no longer than a model can read.
+
+    Args:
+        preprocessor: Makes the rows; None where others do.
+        backbone: The encoder.
+
+    Raises:
+        ValueError: If they are.
+
+    Example:
+    ```python
+    check_row_length(preprocessor, backbone)
+    ```
+    """
+    length = getattr(preprocessor, "sequence_length", 0)
+    if length > backbone.max_sequence_length:
+        raise ValueError(
+            f"The preprocessor's sequence_length={length} is more than the backbone's "
+            f"max_sequence_length={backbone.max_sequence_length}."
+        )
+
+
 def raw_text_task(base: type[keras_nlp.models.Task]) -> type[keras_nlp.models.Task]:
     """Derives a KerasHub task that preprocesses, traces and saves no more than it needs.
 

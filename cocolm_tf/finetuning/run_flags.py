@@ -1,18 +1,22 @@
 """The flags that the fine-tuning programs share, and the experiment that they ask for."""
 
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
 
+from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.presets import backbone_config
+from cocolm_tf.finetuning.run import Run
 
 # The narrowest encoders that the released settings are for, and those settings.
 _CONFIGS = ((1024, "large_pp.yaml"), (768, "base_pp.yaml"), (0, "small.yaml"))
 
 
-def define_run_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags.
+def define_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of every fine-tuning program.
 
     Args:
         flag_values: Where to define them.
@@ -20,7 +24,7 @@ def define_run_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     Example:
     ```python
     flag_values = flags.FlagValues()
-    define_run_flags(flag_values)
+    define_start_flags(flag_values)
     flag_values(["program", "--preset=runs/first/preset", "--output_dir=runs/glue"])
     ```
     """
@@ -33,6 +37,43 @@ def define_run_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         "Folder of the results. Runs that are in it already are not done again.",
         flag_values=flag_values,
     )
+    flags.DEFINE_string(
+        "config_file",
+        "",
+        "YAML file of settings. By default the one in configs/finetune that suits the program and "
+        "the size of the model.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_multi_string(
+        "params_override",
+        [],
+        "Changes to the settings: a.b=1,c.d=x, or a YAML file. Repeatable.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "jobs",
+        1,
+        "How many runs to do at a time, each a process of its own.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.mark_flags_as_required(["preset", "output_dir"], flag_values=flag_values)
+
+
+def define_run_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of the programs whose runs are a `Run`.
+
+    Args:
+        flag_values: Where to define them.
+
+    Example:
+    ```python
+    flag_values = flags.FlagValues()
+    define_run_flags(flag_values)
+    flag_values(["program", "--preset=runs/first/preset", "--output_dir=runs/glue", "--seeds=5"])
+    ```
+    """
+    define_start_flags(flag_values)
     flags.DEFINE_integer(
         "seeds",
         1,
@@ -59,41 +100,90 @@ def define_run_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         "Start from random weights in the preset's architecture, for comparison.",
         flag_values=flag_values,
     )
+
+
+def define_glue_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags that name a task of GLUE.
+
+    Args:
+        flag_values: Where to define them.
+
+    Example:
+    ```python
+    flag_values = flags.FlagValues()
+    define_glue_flags(flag_values)
+    flag_values(["program", "--task=rte"])
+    ```
+    """
+    flags.DEFINE_enum("task", None, list(GLUE_TASKS), "The task.", flag_values=flag_values)
     flags.DEFINE_string(
-        "config_file",
+        "data_dir",
         "",
-        "YAML file that defines a run; see configs/finetune. By default the one there that suits "
-        "the size of the model.",
+        "Folder of GLUE's official TSV files, with RTE/train.tsv and so on. Without it, TensorFlow "
+        "Datasets.",
         flag_values=flag_values,
     )
-    flags.DEFINE_multi_string(
-        "params_override",
-        [],
-        "Changes to the configuration: a.b=1,c.d=x, or a YAML file. Repeatable.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_integer(
-        "jobs",
-        1,
-        "How many runs to do at a time, each a process of its own.",
-        lower_bound=1,
-        flag_values=flag_values,
-    )
-    flags.mark_flags_as_required(["preset", "output_dir"], flag_values=flag_values)
+    flags.mark_flag_as_required("task", flag_values=flag_values)
+
+
+def check_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
+    """Checks what `define_start_flags` defined, without TensorFlow, so that it answers at once.
+
+    Args:
+        flag_values: Where the flags are.
+
+    Returns:
+        The architecture of the preset's encoder, see `backbone_config`.
+
+    Raises:
+        UserError: If a flag's value is wrong.
+
+    Example:
+    ```python
+    check_start_flags()["hidden_dim"]
+    ```
+    """
+    if os.path.exists(flag_values.output_dir) and not os.path.isdir(flag_values.output_dir):
+        raise UserError(f"--output_dir={flag_values.output_dir} is a file; it must be a folder.")
+    if flag_values.config_file and not os.path.isfile(flag_values.config_file):
+        raise UserError(f"--config_file={flag_values.config_file} does not exist.")
+    return backbone_config(flag_values.preset)
+
+
+def suitable_config(width: int, configs: str) -> str:
+    """Finds the settings for an encoder.
+
+    Args:
+        width: int. Its `hidden_dim`.
+        configs: The folder of the configurations.
+
+    Returns:
+        The path of one of them.
+
+    Example:
+    ```python
+    suitable_config(768, "configs/finetune")  # "configs/finetune/base_pp.yaml"
+    ```
+    """
+    suits = next(file for narrowest, file in _CONFIGS if width >= narrowest)
+    return os.path.join(configs, suits)
 
 
 def run_from_flags(
     name: str,
-    data: dict[str, dict[str, Any]],
+    make_run: Callable[..., Run],
     configs: str,
+    changes: Mapping[str, tuple[str, Any]] | None = None,
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> str:
     """Runs the experiment that the flags ask for.
 
     Args:
         name: Of the task, and of the experiment's folder.
-        data: See `ClassificationRun`.
+        make_run: Gets the arguments of `Run`, and gives what the runs have in common.
         configs: The folder of the configurations to choose from where no flag names one.
+        changes: To the configuration, by the names of the flags that ask for them: each a key and
+            its value.
         flag_values: Where the flags are.
 
     Returns:
@@ -104,38 +194,29 @@ def run_from_flags(
 
     Example:
     ```python
-    run_from_flags("rte", {"glue": {"task": "rte", "data_dir": "glue_data"}}, "configs/finetune")
+    make_run = functools.partial(ClassificationRun, data={"glue": {"task": "rte"}})
+    run_from_flags("rte", make_run, "configs/finetune")
     ```
     """
     if not 0 < flag_values.train_fraction <= 1:
         raise UserError(f"--train_fraction={flag_values.train_fraction} must be in (0, 1].")
-    if os.path.exists(flag_values.output_dir) and not os.path.isdir(flag_values.output_dir):
-        raise UserError(f"--output_dir={flag_values.output_dir} is a file; it must be a folder.")
-    config_file = flag_values.config_file
-    if config_file and not os.path.isfile(config_file):
-        raise UserError(f"--config_file={config_file} does not exist.")
+    width = check_start_flags(flag_values)["hidden_dim"]
+    config_file = flag_values.config_file or suitable_config(width, configs)
+
     # Imported once the flags are known, so that mistakes in them answer at once.
-    from cocolm_tf.finetuning.presets import backbone_config
-
-    width = backbone_config(flag_values.preset)["hidden_dim"]
-    if not config_file:
-        suits = next(file for narrowest, file in _CONFIGS if width >= narrowest)
-        config_file = os.path.join(configs, suits)
-
-    from cocolm_tf.finetuning.config import load_finetuning_config
+    from cocolm_tf.finetuning.config import load_finetuning_config, with_values
     from cocolm_tf.finetuning.experiment import Experiment, run_experiment
 
     config, grid = load_finetuning_config(config_file, name, flag_values.params_override)
+    for flag, (key, value) in (changes or {}).items():
+        config = with_values(config, {key: value}, f"--{flag}")
     if flag_values.search and not grid:
         raise UserError(f"--search: {config_file} has no `search` to go through.")
-    experiment = Experiment(
-        name,
-        flag_values.preset,
-        data,
-        config,
-        grid if flag_values.search else {},
-        flag_values.seeds,
-        flag_values.train_fraction,
-        flag_values.from_scratch,
+    run = make_run(
+        preset=flag_values.preset,
+        config=config.as_dict(),
+        train_fraction=flag_values.train_fraction,
+        from_scratch=flag_values.from_scratch,
     )
+    experiment = Experiment(name, run, grid if flag_values.search else {}, flag_values.seeds)
     return run_experiment(experiment, flag_values.output_dir, flag_values.jobs)

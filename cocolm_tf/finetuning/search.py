@@ -1,6 +1,7 @@
 """Grid search by KerasTuner, over runs that are processes of their own."""
 
 import concurrent.futures
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,18 +13,17 @@ _OBJECTIVE = "score"
 
 
 def grid_search(
-    grid: Grid, score: Callable[[dict[str, Any]], float], directory: str, at_once: int = 1
+    grid: Grid, score: Callable[[dict[str, Any]], float], at_once: int = 1
 ) -> dict[str, Any]:
     """Tries every combination of a grid.
 
-    KerasTuner keeps the trials in a folder, but cannot go on with a grid search that was ended.
-    So a search begins anew every time, in the same order; `score` is to remember what it did.
+    KerasTuner cannot go on with a grid search that was ended, so none of its files are kept: a
+    search begins anew every time, in the same order, and `score` is to remember what it did.
 
     Args:
         grid: The values by their keys.
         score: Gives a combination its score, the higher the better. It is called from several
             threads.
-        directory: For KerasTuner's files.
         at_once: int. How many calls of `score` may run at a time.
 
     Returns:
@@ -34,7 +34,7 @@ def grid_search(
 
     Example:
     ```python
-    grid_search({"trainer.epochs": [3, 5]}, lambda values: run(values)["score"], "runs/search")
+    grid_search({"trainer.epochs": [3, 5]}, lambda values: run(values)["score"])
     ```
     """
     try:
@@ -62,6 +62,8 @@ def grid_search(
                 time.sleep(0.05)
 
         def run_trial(self, trial: Any, **_: Any) -> dict[str, float]:
+            if failures:
+                raise keras_tuner.errors.FatalError
             try:
                 return {_OBJECTIVE: score(dict(trial.hyperparameters.values))}
             except BaseException as error:
@@ -69,17 +71,14 @@ def grid_search(
                 failures.append(error)
                 raise keras_tuner.errors.FatalError from error
 
-    tuners = [
-        Tuner(
-            oracle,
-            directory=directory,
-            project_name="keras_tuner",
-            tuner_id=f"tuner{number}",
-            overwrite=True,
-        )
-        for number in range(at_once)
-    ]
-    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        concurrent.futures.ThreadPoolExecutor(at_once) as pool,
+    ):
+        tuners = [
+            Tuner(oracle, directory=directory, tuner_id=f"tuner{number}", overwrite=True)
+            for number in range(at_once)
+        ]
         futures = [pool.submit(tuner.search, verbose=0) for tuner in tuners]
         for future in concurrent.futures.as_completed(futures):
             if failures:

@@ -1,41 +1,36 @@
 """One fine-tuning run of a question answerer, and the process that does it."""
 
 import json
-import math
 import os
-import random
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from cocolm_tf.data.examples import stratified
 from cocolm_tf.data.squad import Question
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.answers import Prediction
-from cocolm_tf.finetuning.best_epoch import BestEpoch, Scores
-from cocolm_tf.finetuning.cards import versions
+from cocolm_tf.finetuning.batches import PREDICTION_BATCH
+from cocolm_tf.finetuning.best_epoch import BestEpoch
+from cocolm_tf.finetuning.cards import answerer_facts
 from cocolm_tf.finetuning.config import FinetuningConfig, from_dict
+from cocolm_tf.finetuning.encoder import load_encoder, row_length
 from cocolm_tf.finetuning.jobs import Reporter, serve
 from cocolm_tf.finetuning.optimization import build_optimizer
+from cocolm_tf.finetuning.outcomes import DIVERGED, describe_run, save_model
 from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.question_answerer_preprocessor import (
     SEQUENCE_LENGTH,
     CocoLMQuestionAnswererPreprocessor,
 )
-from cocolm_tf.finetuning.squad_card import answerer_facts
+from cocolm_tf.finetuning.results import Scores
 from cocolm_tf.finetuning.squad_data import question_lines, question_rows
 from cocolm_tf.finetuning.squad_files import write_squad_files
-from cocolm_tf.finetuning.squad_run import SquadRun, read_questions, source
+from cocolm_tf.finetuning.squad_run import SquadRun
 from cocolm_tf.finetuning.squad_scores import choose_null_threshold, score_answers
 from cocolm_tf.finetuning.window_rows import learning_batches
-from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.training.benchmark import describe_device
-from cocolm_tf.training.model_card import Facts, write_model_card
-
-PRESET_DIRECTORY = "preset"
-
-_PREDICTION_BATCH = 64
 
 
 def run_squad(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str, Any]:
@@ -49,9 +44,9 @@ def run_squad(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str
 
     Returns:
         What JSON can hold: `score`, the F1 of the best epoch, and `dev`, it and the exact matches,
-        as shares; `official`, what `score_answers` gives; the same for `always_unanswerable`;
-        `null_threshold`; `best_epoch` and `epochs`; `examples_per_second`; `data`. Of a run whose
-        outputs never were finite only `diverged`, true.
+        as shares; `baseline`, the same of never answering; `official`, what `score_answers` gives;
+        `null_threshold`; `best_epoch` and `epochs`; `data`; and what `describe_run` says. Of a
+        run whose outputs never were finite only `diverged`, true.
 
     Raises:
         UserError: If the data, the preset or a length is not what it should be.
@@ -64,18 +59,21 @@ def run_squad(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str
     started = time.monotonic()
     run = SquadRun(**spec)
     config = from_dict(run.config, "the run's configuration")
-    train, dev = (read_questions(run, part) for part in ("train", "dev"))
+    train, dev = run.read("train"), run.read("dev")
+    if run.train_fraction < 1:
+        answerable = np.int32([question.is_answerable for question in train])
+        train = [train[n] for n in stratified(answerable, run.train_fraction, run.seed)]
     answerer = build_answerer(run, config)
     rows, train_report = question_rows(answerer.preprocessor, train)
     _, dev_report = question_rows(answerer.preprocessor, dev)
     report = {"train": train_report, "dev": dev_report}
-    sources = {name: source(run, name) for name in report}
+    sources = {name: run.source(name) for name in report}
     task = task_name(dev)
     reporter.say(f"{task}:\n{question_lines(report, sources)}")
 
-    buckets, epochs = config.data.length_buckets, config.trainer.epochs
+    epochs = config.trainer.epochs
     batches, steps = learning_batches(
-        rows, config.trainer.batch_size, run.seed, max(1, buckets), equal_shapes=buckets == 0
+        rows, config.trainer.batch_size, run.seed, config.data.length_buckets
     )
     answerer.compile(
         build_optimizer(config.optimizer, epochs * steps, answerer, answerer.backbone), metrics=[]
@@ -88,7 +86,7 @@ def run_squad(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str
     best = BestEpoch(measure, epochs, steps, len(rows), reporter)
     answerer.fit(batches, steps_per_epoch=steps, epochs=epochs, callbacks=[best], verbose=0)
     if best.best is None:
-        return {"diverged": True, "headline": "diverged"}
+        return DIVERGED
     best.restore()
     predictions, official = _scored(answerer, dev)
     write_squad_files(folder, dev, predictions)
@@ -100,25 +98,20 @@ def run_squad(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str
         "metric": "f1",
         "score": scores["f1"],
         "dev": {"dev": scores},
+        "baseline": {"dev": _shares(score_answers(dev, {question.id: "" for question in dev}))},
         "official": official,
-        "always_unanswerable": score_answers(dev, {question.id: "" for question in dev}),
         "null_threshold": answerer.null_threshold,
         "best_epoch": best.best["epoch"],
         "epochs": best.history,
         "steps_per_epoch": steps,
-        "examples_per_second": best.examples_per_second,
-        "seconds": time.monotonic() - started,
-        "parameters": sum(math.prod(v.shape) for v in answerer.backbone.variables),
         "data": {
             name: {"rows": part["questions"], "source": sources[name], **part}
             for name, part in report.items()
         },
-        "device": describe_device(),
-        "versions": versions(),
+        **describe_run(answerer, best, started),
     }
     if run.save_preset:
-        facts = answerer_facts(answerer, run, results)
-        _save(answerer, facts, os.path.join(folder, PRESET_DIRECTORY))
+        save_model(answerer, answerer_facts(run, answerer, results), folder)
     return results
 
 
@@ -140,23 +133,16 @@ def build_answerer(run: SquadRun, config: FinetuningConfig) -> CocoLMQuestionAns
     build_answerer(run, config).predict((["Who sat?"], ["The cat sat."]))
     ```
     """
-    # Keras draws the seeds of initializers and of dropout from here.
-    random.seed(run.seed)
-    backbone = CocoLMBackbone.from_preset(
+    backbone = load_encoder(
         run.preset,
-        load_weights=not run.from_scratch,
+        seed=run.seed,
         dropout=config.model.dropout,
-        dtype=config.runtime.precision,
+        precision=config.runtime.precision,
+        from_scratch=run.from_scratch,
+        lora_rank=config.model.lora_rank,
     )
-    positions = backbone.max_sequence_length
-    length = config.data.sequence_length or min(SEQUENCE_LENGTH, positions)
-    if length > positions:
-        raise UserError(
-            f"data.sequence_length={length} is more than the {positions} positions of {run.preset}."
-        )
+    length = row_length(config.data.sequence_length, backbone, SEQUENCE_LENGTH)
     lengths = {"stride": run.stride, "max_question_length": run.max_question_length}
-    if config.model.lora_rank:
-        backbone.enable_lora(config.model.lora_rank)
     try:
         answerer = CocoLMQuestionAnswerer(
             backbone,
@@ -189,7 +175,7 @@ def _scored(
 ) -> tuple[list[Prediction], dict[str, float]]:
     """Answers the dev set, with the threshold that is best for it, and scores the answers."""
     texts = [question.question for question in dev], [question.context for question in dev]
-    predictions = answerer.predict(texts, batch_size=_PREDICTION_BATCH, verbose=0)
+    predictions = answerer.predict(texts, batch_size=PREDICTION_BATCH, verbose=0)
     if not np.isfinite([prediction.null_odds for prediction in predictions]).all():
         raise FloatingPointError
     answerer.null_threshold = choose_null_threshold(dev, predictions)
@@ -208,13 +194,6 @@ def _is_answerer(preset: str) -> bool:
         return False
     with open(path, encoding="utf-8") as file:
         return json.load(file).get("registered_name") == "cocolm_tf>CocoLMQuestionAnswerer"
-
-
-def _save(answerer: CocoLMQuestionAnswerer, facts: Facts, path: str) -> None:
-    unfinished = path + ".tmp"
-    answerer.save_to_preset(unfinished)
-    write_model_card(unfinished, facts)
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

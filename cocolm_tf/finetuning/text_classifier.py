@@ -1,16 +1,23 @@
 """A pretrained encoder that classifies texts, or rates them."""
 
 import os
+import random
 from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
 import keras_nlp
+import numpy as np
+import tensorflow as tf
 
-from cocolm_tf.finetuning.raw_text_task import raw_text_task
+from cocolm_tf.data.examples import Examples
+from cocolm_tf.finetuning.batches import tokenized, training_batches
+from cocolm_tf.finetuning.raw_text_task import check_row_length, raw_text_task
 from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.dropout import Dropout
+
+_BATCH_SIZE = 32
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -78,7 +85,7 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
             raise ValueError(f"num_classes={num_classes} must be at least 1.")
         if label_names is not None and len(label_names) != num_classes:
             raise ValueError(f"num_classes={num_classes}, but {len(label_names)} label_names.")
-        _check_length(preprocessor, backbone)
+        check_row_length(preprocessor, backbone)
         hidden_dim = hidden_dim or backbone.hidden_dim
         dropout = backbone.dropout if dropout is None else dropout
 
@@ -155,6 +162,61 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
             optimizer=optimizer, loss=loss, metrics=metrics, jit_compile=jit_compile, **kwargs
         )
 
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        sample_weight: Any = None,
+        validation_split: float = 0.0,
+        shuffle: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Fine-tunes the model.
+
+        Texts are tokenized once, shuffled in every epoch, and those of like lengths share a batch,
+        unless they come as a `tf.data.Dataset`, have weights or are to stay in order.
+
+        Args:
+            x: As for the preprocessor, for all texts: lists, arrays or columns of strings, a tuple
+                of two of these or a [N, 2] array for pairs; or a `tf.data.Dataset` of batches of
+                `(x, y)`.
+            y: [N], classes, or numbers of a regression.
+            batch_size: int. 32 where it is None.
+            sample_weight: [N], weights of the labels.
+            validation_split: As for `keras.Model.fit`.
+            shuffle: Whether every epoch has another order.
+            **kwargs: As for `keras.Model.fit`; `validation_data` is like `(x, y)`.
+
+        Returns:
+            Keras's `History`.
+        """
+        examples = None
+        if sample_weight is None and not validation_split and shuffle:
+            examples = self._raw_examples(x, y)
+        if examples is None:
+            # Keras does not take weights beside a dataset, not even None.
+            weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+            return super().fit(
+                x,
+                y,
+                batch_size,
+                validation_split=validation_split,
+                shuffle=shuffle,
+                **weights,
+                **kwargs,
+            )
+        # Python's generator is what seeds the weights too.
+        batches, steps = training_batches(
+            tokenized(self.preprocessor, examples),
+            examples.labels,
+            batch_size or _BATCH_SIZE,
+            seed=random.randrange(2**31),
+            buckets=8 if self.trim_padding else 0,
+        )
+        return super().fit(batches, **{"steps_per_epoch": steps, **kwargs, "shuffle": False})
+
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild this model."""
         return {
@@ -192,17 +254,21 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
             kwargs.setdefault("label_names", None)
         return super().from_preset(os.fspath(preset), load_weights, **kwargs)
 
+    def _raw_examples(self, x: Any, y: Any) -> Examples | None:
+        """What is to be learned from, where it is texts that are all there; else None."""
+        if self.preprocessor is None or y is None or isinstance(x, dict | tf.data.Dataset):
+            return None
+        columns = [np.asarray(column) for column in (x if isinstance(x, tuple) else (x,))]
+        if len(columns) == 1 and columns[0].ndim == 2:
+            columns = list(columns[0].T)
+        labels = np.asarray(y)
+        if {column.ndim for column in columns} != {1} or len(columns) > 2:
+            return None
+        if not all(column.dtype.kind in "OSU" for column in columns):
+            return None
+        first, *second = (column.tolist() for column in columns)
+        return Examples(first, second[0] if second else None, labels)
+
 
 def _initializer(backbone: CocoLMBackbone) -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=backbone.initializer_range)
-
-
-def _check_length(
-    preprocessor: CocoLMTextClassifierPreprocessor | None, backbone: CocoLMBackbone
-) -> None:
-    length = getattr(preprocessor, "sequence_length", 0)
-    if length > backbone.max_sequence_length:
-        raise ValueError(
-            f"The preprocessor's sequence_length={length} is more than the backbone's "
-            f"max_sequence_length={backbone.max_sequence_length}."
-        )

@@ -120,7 +120,6 @@ def learning_batches(
     batch_size: int,
     seed: int,
     buckets: int = 8,
-    equal_shapes: bool = False,
 ) -> tuple[tf.data.Dataset, int]:
     """Makes endless batches to learn from, shuffled anew in every epoch.
 
@@ -129,7 +128,6 @@ def learning_batches(
         batch_size: int. How many windows a batch has.
         seed: int. Decides the order.
         buckets: int. See `training_batches`.
-        equal_shapes: bool. See `training_batches`.
 
     Returns:
         Batches of features and labels for `CocoLMQuestionAnswerer.fit`, and how many of them an
@@ -141,9 +139,7 @@ def learning_batches(
     answerer.fit(batches, steps_per_epoch=steps, epochs=3)
     ```
     """
-    batches, steps = training_batches(
-        rows.tokens, rows.labels, batch_size, seed, buckets, equal_shapes
-    )
+    batches, steps = training_batches(rows.tokens, rows.labels, batch_size, seed, buckets)
     return batches.map(lambda x, y: (x, _by_side(y))), steps
 
 

@@ -56,15 +56,14 @@ def test_buckets_save_padding():
         assert all(shape[0] <= 8 and shape[1] <= LIMIT for shape in shapes)
         return sum(np.prod(shape) for shape in shapes)
 
-    whole = cells(buckets=1, equal_shapes=True)
+    whole = cells(buckets=0)
     plain, few, many = (cells(buckets=buckets) for buckets in (1, 2, 6))
     assert whole == 400 * LIMIT > plain > few > many >= tokens.lengths.sum()
 
 
 def test_equal_shapes_are_static():
-    batches, _ = training_batches(
-        random_tokens(40), np.zeros(40, np.int32), 8, seed=0, buckets=1, equal_shapes=True
-    )
+    labels = np.zeros(40, np.int32)
+    batches, _ = training_batches(random_tokens(40), labels, 8, seed=0, buckets=0)
     assert batches.element_spec[0]["token_ids"].shape.as_list() == [None, LIMIT]
 
 

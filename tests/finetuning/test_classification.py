@@ -8,9 +8,9 @@ import yaml
 
 from cocolm_tf import CocoLMTextClassifier
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.classification import run_classification
+from cocolm_tf.finetuning.classification import build_classifier, run_classification
 from cocolm_tf.finetuning.classification_run import ClassificationRun
-from cocolm_tf.finetuning.config import FinetuningConfig
+from cocolm_tf.finetuning.config import FinetuningConfig, from_dict
 
 FAST = {
     "model": {"dropout": 0.0},
@@ -30,35 +30,50 @@ class Listener:
         self.said.append(text)
 
 
-@pytest.fixture
-def run(tiny_preset, sst2_dir, tmp_path: Path):
-    """Runs it; takes changes of the configuration, and of the run by keyword."""
+@pytest.fixture(scope="module")
+def spec_of(tiny_preset, sst2_dir):
+    """Makes specs; takes changes of the configuration, and of the run by keyword."""
 
-    def run(*changes, listener=None, **fields):
+    def spec_of(*changes, **fields):
         config = FinetuningConfig()
         for change in (FAST, *changes):
             config.override(change)
-        data = {"glue": {"task": "sst2", "data_dir": sst2_dir}}
-        spec = ClassificationRun(tiny_preset, "", data, config.as_dict(), **fields)
-        spec = json.loads(json.dumps(dataclasses.asdict(spec)))
-        return run_classification(spec, str(tmp_path), listener or Listener())
+        fields = {"data": {"glue": {"task": "sst2", "data_dir": sst2_dir}}} | fields
+        run = ClassificationRun(preset=tiny_preset, config=config.as_dict(), **fields)
+        return json.loads(json.dumps(dataclasses.asdict(run)))
+
+    return spec_of
+
+
+@pytest.fixture
+def run(spec_of, tmp_path: Path):
+    def run(*changes, **fields):
+        return run_classification(spec_of(*changes, **fields), str(tmp_path), Listener())
 
     return run
 
 
-def test_it_learns_measures_predicts_and_saves(run, tmp_path: Path):
-    listener = Listener()
-    results = run(listener=listener)
+@pytest.fixture(scope="module")
+def done(spec_of, tmp_path_factory) -> tuple[dict, Path, Listener]:
+    """A run's results, its folder and what it told."""
+    folder, listener = tmp_path_factory.mktemp("done"), Listener()
+    return run_classification(spec_of(), str(folder), listener), folder, listener
+
+
+def test_it_learns_measures_predicts_and_saves(done):
+    results, folder, listener = done
     assert results["score"] == results["dev"]["dev"]["accuracy"] > 0.8
     scores = [epoch["score"] for epoch in results["epochs"]]
     assert len(scores) == 6 and scores[results["best_epoch"] - 1] == max(scores)
     assert json.loads(json.dumps(results)) == results
     assert listener.shares[-1] == 1.0
     assert "train: 120 rows" in listener.said[0] and "0 truncated" in listener.said[0]
+    labels = list(results["data"]["dev"]["labels"].values())
+    assert results["baseline"]["dev"]["accuracy"] in [count / 20 for count in labels]
 
-    lines = (tmp_path / "predictions" / "SST-2.tsv").read_text().splitlines()
+    lines = (folder / "predictions" / "SST-2.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 10
-    classifier = CocoLMTextClassifier.from_preset(str(tmp_path / "preset"))
+    classifier = CocoLMTextClassifier.from_preset(str(folder / "preset"))
     assert classifier.label_names == ["negative", "positive"]
     texts = [row.split("\t")[1] for row in _lines_of(results["data"]["SST-2"]["source"])]
     found = classifier.predict(texts, verbose=0).argmax(1)
@@ -69,9 +84,9 @@ def _lines_of(path: str) -> list[str]:
     return Path(path).read_text().splitlines()[1:]
 
 
-def test_the_model_card_has_metrics_and_settings(run, tmp_path: Path):
-    results = run({"trainer": {"epochs": 1}})
-    card = (tmp_path / "preset" / "README.md").read_text()
+def test_the_model_card_has_metrics_and_settings(done):
+    results, folder, _ = done
+    card = (folder / "preset" / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---\n")[1])
     found = {
         result["metrics"][0]["type"]: result["metrics"][0]["value"]
@@ -80,37 +95,50 @@ def test_the_model_card_has_metrics_and_settings(run, tmp_path: Path):
     assert found == results["dev"]["dev"]
     assert "| optimizer.learning_rate | 0.01 |" in card and "120 rows of" in card
     assert "negative, positive" in card
+    assert f"scores accuracy {results['baseline']['dev']['accuracy']:.4f} (dev)" in card
 
 
-def test_the_seed_decides_and_nothing_else(run):
-    def outcome(**fields):
-        results = run({"trainer": {"epochs": 1}}, save_preset=False, **fields)
-        return [epoch["loss"] for epoch in results["epochs"]]
+def test_the_same_run_has_the_same_outcome(done, run):
+    again = run(save_preset=False)
+    assert [epoch["loss"] for epoch in again["epochs"]] == [
+        epoch["loss"] for epoch in done[0]["epochs"]
+    ]
 
-    assert outcome() == outcome() != outcome(seed=1)
+
+def test_the_seed_and_the_start_decide_the_weights(spec_of):
+    def weights(**fields) -> tuple[np.ndarray, np.ndarray]:
+        run = ClassificationRun(**spec_of(**fields))
+        model = build_classifier(run, from_dict(run.config, "the run"), run.read())
+        return np.array(model.pooled_dense.kernel), np.array(model.backbone.blocks[0].query.kernel)
+
+    (head, encoder), (same_head, _), (other_head, same_encoder), (_, other_encoder) = (
+        weights(),
+        weights(),
+        weights(seed=1),
+        weights(from_scratch=True),
+    )
+    np.testing.assert_array_equal(head, same_head)
+    np.testing.assert_array_equal(encoder, same_encoder)
+    assert not np.allclose(head, other_head) and not np.allclose(encoder, other_encoder)
 
 
-def test_a_fraction_of_the_training_rows(run):
-    results = run({"trainer": {"epochs": 1}}, save_preset=False, train_fraction=0.25)
+def test_a_fraction_of_the_rows_cut_to_a_length(run):
+    changes = {"trainer": {"epochs": 1}, "data": {"sequence_length": 6}}
+    results = run(changes, save_preset=False, train_fraction=0.25)
     train = results["data"]["train"]
     assert train["rows"] == 30 and min(train["labels"].values()) >= 12
     assert results["steps_per_epoch"] == 4
-
-
-def test_from_scratch_ignores_the_weights(run):
-    changes = {"trainer": {"epochs": 1}, "optimizer": {"learning_rate": 1e-9}}
-    # The preset's own random weights are those of another seed.
-    results = [run(changes, from_scratch=value, seed=9) for value in (False, True)]
-    assert results[0]["epochs"][0]["loss"] != results[1]["epochs"][0]["loss"]
-    assert results[0]["parameters"] == results[1]["parameters"]
+    assert train["tokens"]["longest"] == 6 and train["tokens"]["truncated"] > 20
 
 
 def test_other_ways_to_batch_and_to_learn(run):
-    plain = run({"trainer": {"epochs": 1}}, save_preset=False)
-    equal = run({"trainer": {"epochs": 1}, "data": {"length_buckets": 0}}, save_preset=False)
-    assert plain["steps_per_epoch"] == equal["steps_per_epoch"] == 15
-    changes = {"model": {"lora_rank": 2}, "optimizer": {"layer_decay": 0.8, "clip_norm": 1.0}}
-    assert run(changes, save_preset=False)["epochs"][-1]["loss"] < 0.7
+    results = run(
+        {"data": {"length_buckets": 0}, "model": {"lora_rank": 2}},
+        {"optimizer": {"layer_decay": 0.8, "clip_norm": 1.0}},
+        save_preset=False,
+    )
+    assert results["steps_per_epoch"] == 15
+    assert results["epochs"][-1]["loss"] < 0.7
 
 
 def test_a_run_that_diverges_says_so(run, tmp_path: Path):
@@ -120,17 +148,11 @@ def test_a_run_that_diverges_says_so(run, tmp_path: Path):
 
 
 def test_a_length_that_the_model_has_not_is_refused(run):
-    with pytest.raises(UserError, match="data.sequence_length=25 is more than the 24 positions"):
+    with pytest.raises(UserError, match="sequence_length=25 is more than the model's 24 positions"):
         run({"data": {"sequence_length": 25}})
 
 
-def test_texts_longer_than_the_model_are_cut_and_counted(run):
-    results = run({"trainer": {"epochs": 1}, "data": {"sequence_length": 6}}, save_preset=False)
-    tokens = results["data"]["train"]["tokens"]
-    assert tokens["longest"] == 6 and tokens["truncated"] > 80
-
-
-def test_a_regression(tiny_preset, write, tmp_path: Path):
+def test_a_regression(run, write, tmp_path: Path):
     rows = "".join(f"a cat {'good ' * number}\t{number}\n" for number in range(6)) * 8
     table = {
         "train_file": write("rows.tsv", "text\tscore\n" + rows),
@@ -139,11 +161,9 @@ def test_a_regression(tiny_preset, write, tmp_path: Path):
         "label_column": "score",
         "regression": True,
     }
-    config = FinetuningConfig()
-    config.override(FAST | {"trainer": {"batch_size": 8, "epochs": 8}})
-    spec = ClassificationRun(tiny_preset, "", {"table": table}, config.as_dict())
-    results = run_classification(dataclasses.asdict(spec), str(tmp_path), Listener())
+    results = run({"trainer": {"epochs": 8}}, data={"table": table}, save_preset=False)
     assert results["metric"] == "spearman" and results["score"] > 0.7
+    assert results["baseline"]["dev"] == {"spearman": 0, "pearson": 0}
     lines = (tmp_path / "predictions" / "test.tsv").read_text().splitlines()[1:]
     low, high = (float(line.split("\t")[1]) for line in lines)
     assert low < high and np.isfinite([low, high]).all()

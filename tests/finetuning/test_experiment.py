@@ -5,6 +5,7 @@ import pytest
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning import experiment as module
+from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.experiment import Experiment, run_experiment
 
@@ -39,7 +40,9 @@ class Runner:
         predictions.mkdir(parents=True, exist_ok=True)
         (predictions / "SST-2.tsv").write_text(f"seed {job.spec['seed']}")
         return {
+            "task": "SST-2",
             "score": score,
+            "baseline": {"dev": {"accuracy": 0.5, "f1": 0.6}},
             "metric": "accuracy",
             "dev": {"dev": {"accuracy": score, "f1": score / 2}},
             "parameters": 1000,
@@ -53,15 +56,16 @@ class Runner:
 
 @pytest.fixture
 def run(tiny_preset, sst2_dir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs an experiment; takes its fields, and `score`, which gives a spec its score."""
+    """Runs an experiment; takes fields of it and of its runs, and what gives a spec its score."""
     monkeypatch.setattr(module, "JobRunner", Runner)
 
-    def run(score=lambda spec: 0.5, **fields):
+    def run(score=lambda spec: 0.5, grid=None, seeds=1, **fields):
         monkeypatch.setattr(Runner, "done", [])
         monkeypatch.setattr(Runner, "score", staticmethod(score))
         data = {"glue": {"task": "sst2", "data_dir": sst2_dir}}
-        experiment = Experiment("sst2", tiny_preset, data, FinetuningConfig(), **fields)
-        return run_experiment(experiment, str(tmp_path))
+        config = FinetuningConfig().as_dict()
+        run = ClassificationRun(preset=tiny_preset, config=config, data=data, **fields)
+        return run_experiment(Experiment("sst2", run, grid or {}, seeds), str(tmp_path))
 
     return run
 
@@ -128,9 +132,8 @@ def test_a_seed_that_diverged_is_a_mistake(run, tmp_path: Path):
 
 
 def test_a_mistake_in_the_data_is_told_before_anything_is_written(run, tmp_path, monkeypatch):
+    data = {"glue": {"task": "rte", "data_dir": str(tmp_path)}}
+    experiment = Experiment("rte", ClassificationRun(preset="x", config={}, data=data))
     with pytest.raises(UserError, match="has no RTE/train.tsv"):
-        run_experiment(
-            Experiment("rte", "x", {"glue": {"task": "rte", "data_dir": str(tmp_path)}}, None),
-            str(tmp_path / "out"),
-        )
+        run_experiment(experiment, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -129,6 +129,25 @@ def test_what_goes_wrong_in_a_process_is_told(make, name, kind, complaint):
         jobs.run_all([make(name), make("after")])
 
 
+def test_a_mistake_leaves_nothing(make, tmp_path: Path):
+    mistaken = make("mistaken")
+    mistaken = Job(os.path.join(mistaken.folder, "search", "rate=1"), mistaken.spec, "job")
+    (tmp_path / "runs" / "begun").touch()
+    os.makedirs(tmp_path / "runs" / "mistaken" / "search")  # not ours
+    with runner() as jobs, pytest.raises(UserError, match="the flag is wrong"):
+        jobs.run(mistaken)
+    left = {path.name for path in (tmp_path / "runs").rglob("*")}
+    assert left == {"begun", "mistaken", "search"}
+
+
+def test_a_job_that_was_never_done_may_become_another(make):
+    first = make("broken")
+    with runner() as jobs, pytest.raises(RuntimeError):
+        jobs.run(first)
+    with runner() as jobs:
+        assert jobs.run(Job(first.folder, {"name": "a", "number": 2}, "a"))["square"] == 4
+
+
 def test_a_process_ends_when_nobody_listens(make, tmp_path: Path):
     program = textwrap.dedent(f"""
         from cocolm_tf.finetuning.jobs import Job, JobRunner

@@ -5,7 +5,7 @@ from sklearn import metrics as sklearn_metrics
 
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.metrics import METRICS, evaluate, metrics_of, predicted
+from cocolm_tf.finetuning.metrics import METRICS, evaluate, guesses, metrics_of, predicted
 
 
 def by_counting(labels, predictions) -> dict[str, float]:
@@ -64,6 +64,13 @@ def test_the_tasks_metrics_are_those_of_glue():
     assert all(found[name][0] == "accuracy" for name in ("sst2", "mnli", "qnli", "rte", "wnli"))
     assert metrics_of("mine", 1) == ("spearman", "pearson")
     assert metrics_of("mine", 3) == ("accuracy", "macro_f1")
+
+
+def test_guesses_are_the_commonest_class_or_the_mean():
+    np.testing.assert_array_equal(guesses(np.int32([2, 0, 2, 1]), 3), [2, 2, 2])
+    found = guesses(np.float32([1, 2, 6]), 2)
+    np.testing.assert_array_equal(found, [3, 3])
+    assert found.dtype == np.float32
 
 
 def test_outputs_to_predictions():

@@ -52,10 +52,11 @@ def test_it_learns_from_raw_strings(tiny_preset):
 
 def test_it_saves_and_loads(classifier, tmp_path: Path):
     classifier.head.bias.assign([0.5, -0.5])
-    expected = classifier.predict(TEXTS, verbose=0)
+    inputs = classifier.preprocessor(TEXTS)
+    expected = classifier(inputs)
     classifier.save_to_preset(str(tmp_path / "preset"))
     loaded = CocoLMPromptClassifier.from_preset(str(tmp_path / "preset"))
-    np.testing.assert_allclose(loaded.predict(TEXTS, verbose=0), expected, atol=1e-6)
+    np.testing.assert_allclose(loaded(inputs), expected, atol=1e-6)
     assert loaded.label_names == ["bad", "good"]
     assert loaded.preprocessor.template.source == PROMPT["template"]
 
@@ -63,8 +64,9 @@ def test_it_saves_and_loads(classifier, tmp_path: Path):
 def test_a_regression_lies_between_its_bounds(tiny_preset):
     numbers = np.float32(LABELS) * 4 + 0.5
     model = CocoLMPromptClassifier.from_preset(tiny_preset, **PROMPT, bounds=(0, 5))
-    logits = CocoLMPromptClassifier.from_preset(tiny_preset, **PROMPT).predict(TEXTS, verbose=0)
-    found = model.predict(TEXTS, verbose=0)
+    inputs = model.preprocessor(TEXTS)
+    logits = CocoLMPromptClassifier.from_preset(tiny_preset, **PROMPT)(inputs)
+    found = model(inputs)
     shares = tf.nn.softmax(logits).numpy()[:, 1:]
     np.testing.assert_allclose(found, 5 * shares, rtol=1e-4)
     loss = model.evaluate(TEXTS, numbers, verbose=0)

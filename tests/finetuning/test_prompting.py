@@ -35,17 +35,17 @@ def make(tiny_preset, sst2_dir):
         config.override({"batch_size": 4, "steps": 20, "validation_interval": 10, "draws": 2})
         config.override({"dropout": 0.0, "demonstrations": False})
         config.override(changes)
-        return PromptRun(
-            tiny_preset,
-            "",
-            "sst2",
-            sst2_dir,
-            "{first} {mask} .",
-            [["bad"], ["good"]],
-            config.as_dict(),
-            learning_rate=1e-2,
+        run = PromptRun(
+            preset=tiny_preset,
+            config=config.as_dict(),
+            task="sst2",
+            template="{first} {mask} .",
+            words=[["bad"], ["good"]],
+            data_dir=sst2_dir,
             shots=8,
-        ), config
+            learning_rate=1e-2,
+        )
+        return run, config
 
     return make
 
@@ -60,6 +60,9 @@ def test_a_run(make, tmp_path: Path):
     assert [look["score"] for look in results["looks"]].index(results["score"]) + 1 == (
         results["best_step"] // 10
     )
+    assert set(results["baseline"]["dev"].values()) <= {0, 0.5, 2 / 3} | {
+        results["baseline"]["dev"]["accuracy"]
+    }
     assert results["label_words"] == ["▁bad", "▁good"] and results["rows"] == {"dev": 20}
     assert "16 examples to learn from" in listener.said
     loaded = CocoLMPromptClassifier.from_preset(str(tmp_path / "preset"))
@@ -102,7 +105,7 @@ def test_predictions_are_the_mean_over_draws(make):
 def test_a_length_that_the_model_has_not_is_refused(make):
     run, config = make(sequence_length=25)
     data = read_glue(run.task, run.data_dir)
-    with pytest.raises(UserError, match="sequence_length=25 is more than the 24 positions"):
+    with pytest.raises(UserError, match="sequence_length=25 is more than the model's 24 positions"):
         build_prompt_classifier(run, config, data, data.train)
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.results import results_page, summarize, summarize_runs, write_results
+from cocolm_tf.finetuning.results import summarize, summarize_runs, write_results
+from cocolm_tf.finetuning.results_page import results_page
 
 TASKS = {
     "MNLI": 88.5,
@@ -31,6 +32,7 @@ def experiment(task: str, score: float, **changes) -> dict:
         "parameters": 110_600_000,
         "metric": metric,
         "dev": {part: {metric: summarize(scores)} for part, scores in values.items()},
+        "baseline": {part: {metric: 0.501} for part in sets},
         "seeds": [0, 1, 2],
         "config": FinetuningConfig().as_dict(),
         "examples_per_second": 12.34,
@@ -50,7 +52,7 @@ def test_summarize():
 
 
 def test_summarize_runs():
-    runs = [{"dev": {"dev": {"accuracy": value, "f1": 1.0}}} for value in (0.5, 0.7)]
+    runs = [{"dev": {"accuracy": value, "f1": 1.0}} for value in (0.5, 0.7)]
     found = summarize_runs(runs)
     assert found["dev"]["accuracy"]["values"] == [0.5, 0.7]
     assert found["dev"]["f1"]["median"] == 1.0
@@ -79,8 +81,24 @@ def test_what_is_missing_is_shown_so_and_ways_to_start_have_rows():
     start = "| runs/base, from random weights | 111M | — | — | — | — | — | 50.0 |"
     assert any(line.startswith(start) for line in lines)
     assert any(line.startswith("| runs/base, 0.1 of the training rows |") for line in lines)
-    details = "| RTE | runs/base | accuracy | 60.0 | 59.0 | 62.0 | 60.3 | 1.2 | 3 | 2,490 |"
+    details = "| RTE | runs/base | accuracy | 60.0 | 59.0 | 62.0 | 60.3 | 1.2 | 50.1 | 3 | 2,490 |"
     assert any(line.startswith(details) for line in lines)
+
+
+def test_prompts_are_beside_the_others_in_a_table_of_their_own():
+    prompted = {
+        "task": "SST-2",
+        "model": "runs/base",
+        "shots": 16,
+        "template": "{first} {mask}",
+        "label_words": ["▁bad", "▁good"],
+        "baseline": {"dev": {"accuracy": 0.509}},
+        "test": {"dev": {"accuracy": summarize([0.6, 0.8])}},
+    }
+    page = results_page([experiment("RTE", 0.6), prompted])
+    line = "| SST-2 | runs/base | accuracy | 70.0 (10.0) | 60.0 | 80.0 | 50.9 | 2 | 16 |"
+    assert line in page and "| RTE | runs/base |" in page
+    assert "Table 1" not in results_page([prompted])
 
 
 def test_a_task_of_ones_own_has_no_column_of_the_paper():

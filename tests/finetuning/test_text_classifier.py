@@ -73,11 +73,8 @@ def test_every_way_to_give_pairs_is_the_same(classifier):
     for pairs in ((TEXTS, second), (frame["first"], frame["second"]), frame):
         found = classifier.predict(pairs, verbose=0)
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    by_arrays = classifier.evaluate((TEXTS, second), LABELS, verbose=0)
-    assert classifier.evaluate(dataset, verbose=0) == pytest.approx(by_arrays, abs=1e-5)
-    assert classifier.evaluate(frame, pandas.Series(LABELS), verbose=0) == pytest.approx(
-        by_arrays, abs=1e-5
-    )
+    by_columns = classifier.evaluate(frame, pandas.Series(LABELS), verbose=0)
+    assert classifier.evaluate(dataset, verbose=0) == pytest.approx(by_columns, abs=1e-5)
 
 
 def test_padding_that_all_rows_share_is_cut_off(classifier, sequence_length):
@@ -101,7 +98,7 @@ def test_a_regression_minimizes_the_squared_error(tiny_preset):
     random.seed(0)
     model = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=1, dropout=0.0)
     numbers = np.float32(LABELS) * 3 + 1
-    found = model.predict((TEXTS, TEXTS), verbose=0)
+    found = np.array(model(model.preprocessor(x=(TEXTS, TEXTS))))
     assert found.shape == (len(TEXTS), 1)
     loss = model.evaluate((TEXTS, TEXTS), numbers, verbose=0)
     assert loss == pytest.approx(np.mean((found[:, 0] - numbers) ** 2), rel=1e-4)
@@ -111,7 +108,7 @@ def test_a_regression_minimizes_the_squared_error(tiny_preset):
 
 
 def test_the_default_loss_is_the_cross_entropy(classifier):
-    logits = classifier.predict(TEXTS, verbose=0)
+    logits = np.array(classifier(classifier.preprocessor(TEXTS)))
     loss, accuracy = classifier.evaluate(TEXTS, LABELS, verbose=0)
     shares = tf.nn.softmax(logits).numpy()[np.arange(len(TEXTS)), LABELS]
     assert loss == pytest.approx(-np.log(shares).mean(), rel=1e-4)
@@ -119,15 +116,15 @@ def test_the_default_loss_is_the_cross_entropy(classifier):
 
 
 def test_same_seed_same_model(tiny_preset):
-    def trained(seed):
+    def made(seed, epochs=0):
         random.seed(seed)
         model = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=2)
-        model.fit(TEXTS, LABELS, batch_size=6, verbose=0)
-        return model.predict(TEXTS, verbose=0)
+        if epochs:
+            model.fit(TEXTS, LABELS, batch_size=6, epochs=epochs, verbose=0)
+        return np.array(model(model.preprocessor(TEXTS)))
 
-    first, again, other = trained(3), trained(3), trained(4)
-    np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, other)
+    np.testing.assert_array_equal(made(3, epochs=2), made(3, epochs=2))
+    assert not np.allclose(made(3), made(4))
 
 
 @pytest.mark.slow
@@ -189,17 +186,17 @@ def test_lora_learns_beside_the_encoder_and_is_saved_merged(classifier, tmp_path
     classifier.compile(keras.optimizers.Adam(1e-2))
     classifier.fit(TEXTS, LABELS, verbose=0)
     np.testing.assert_array_equal(kernel, before)
-    expected = classifier.predict(TEXTS, verbose=0)
+    inputs = classifier.preprocessor(TEXTS)
     classifier.save_to_preset(str(tmp_path / "preset"))
     loaded = CocoLMTextClassifier.from_preset(str(tmp_path / "preset"))
     assert loaded.count_params() == parameters
-    np.testing.assert_allclose(loaded.predict(TEXTS, verbose=0), expected, atol=1e-5)
+    np.testing.assert_allclose(loaded(inputs), classifier(inputs), atol=1e-5)
 
 
 def test_mixed_precision_answers_in_float32(tiny_preset):
     model = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=2, dtype="mixed_bfloat16")
     model.fit(TEXTS, LABELS, verbose=0)
-    assert model.predict(TEXTS, verbose=0).dtype == np.float32
+    assert model(model.preprocessor(TEXTS)).dtype == "float32"
 
 
 def test_several_replicas_learn_as_one(tiny_preset, mirrored_strategy):
@@ -239,3 +236,70 @@ def test_a_preprocessor_longer_than_the_model_is_refused(classifier):
     preprocessor.sequence_length = 25
     with pytest.raises(ValueError, match="sequence_length=25 is more than the backbone's"):
         CocoLMTextClassifier(classifier.backbone, 2, preprocessor)
+
+
+@pytest.fixture
+def learned(classifier, monkeypatch) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What `fit()` learns from, batch for batch, while it learns nothing."""
+    batches = []
+
+    def train_step(data):
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        batches.append((np.array(x["token_ids"]), np.array(y)))
+        return {"loss": tf.zeros([])}
+
+    classifier.compile(metrics=[], run_eagerly=True)
+    monkeypatch.setattr(classifier, "train_step", train_step)
+    return batches
+
+
+LONGER = [f"{text} and a dog of rain" for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    "texts", [TEXTS, pandas.Series(TEXTS), (TEXTS, LONGER), np.array([TEXTS, LONGER]).T], ids=type
+)
+def test_fit_shuffles_texts_in_every_form(classifier, learned, texts):
+    numbers = np.arange(len(TEXTS))
+    classifier.fit(texts, list(numbers), batch_size=5, epochs=2, verbose=0)
+    labels = [y for _, y in learned]
+    assert list(map(len, labels)) == [5, 5, 2] * 2
+    for epoch in (labels[:3], labels[3:]):
+        np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), numbers)
+    assert not np.array_equal(np.concatenate(labels[:3]), np.concatenate(labels[3:]))
+    whole = np.array(classifier.preprocess_samples(_as_batch(texts))["token_ids"])
+    for rows, numbers in learned:
+        width = rows.shape[1]
+        np.testing.assert_array_equal(rows, whole[numbers][:, :width])
+        assert (whole[numbers][:, width:] == classifier.preprocessor.tokenizer.pad_token_id).all()
+
+
+def _as_batch(texts):
+    if isinstance(texts, tuple):
+        return tuple(map(tf.constant, texts))
+    return tf.constant(np.array(texts, str))
+
+
+def test_texts_of_like_lengths_share_a_batch(classifier, learned):
+    texts = ["a cat", "a cat saw the red house on its hill and then some bird"] * 64
+    classifier.fit(texts, [0, 1] * 64, batch_size=4, verbose=0)
+    assert len(learned) == 32 and all(len(set(labels)) == 1 for _, labels in learned)
+    learned.clear()
+    classifier.trim_padding = False
+    classifier.fit(texts, [0, 1] * 64, batch_size=4, verbose=0)
+    assert {rows.shape[1] for rows, _ in learned} == {classifier.preprocessor.sequence_length}
+
+
+def test_weights_splits_and_order_are_as_keras_has_them(classifier, learned):
+    texts, labels = np.array(TEXTS), np.arange(len(TEXTS))
+
+    def order(**arguments) -> list[int]:
+        learned.clear()
+        classifier.fit(texts, labels, batch_size=4, verbose=0, **arguments)
+        return np.concatenate([y for _, y in learned]).tolist()
+
+    assert order(shuffle=False) == list(labels)
+    assert sorted(order(sample_weight=np.ones(12, np.float32))) == list(labels)
+    classifier.test_step = lambda data: {"loss": tf.zeros([])}
+    assert sorted(order(validation_split=0.25)) == list(labels[:9])
+    assert sorted(order(validation_data=(texts, labels))) == list(labels)

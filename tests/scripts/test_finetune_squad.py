@@ -101,7 +101,7 @@ def test_fine_tunes_scores_and_saves(inputs: Path, tmp_path: Path):
     report = results["data"]["train"]
     assert (report["questions"], report["misplaced"], report["without_window"]) == (81, 1, 0)
     assert report["windows"] > 81
-    assert results["official"]["f1"] > results["always_unanswerable"]["f1"] + 30
+    assert results["score"] > results["baseline"]["dev"]["f1"] + 0.3
     dev = read_squad(str(inputs / "dev.json"))
     answers = json.loads((folder / "predictions.json").read_text())
     assert score_answers(dev, answers) == results["official"]
@@ -123,45 +123,6 @@ def test_fine_tunes_scores_and_saves(inputs: Path, tmp_path: Path):
     table = json.loads((tmp_path / "out" / "results.json").read_text())
     assert table["experiments"][0]["dev"]["dev"]["f1"]["median"] == results["score"]
 
-    # What is done is not done again, and not mixed with something else.
-    again = run(*arguments)
-    assert again.returncode == 0
-    other = run(*arguments, "--n_best=2")
-    assert other.returncode == 1
-    assert "was made with n_best=3, not 2" in other.stderr.splitlines()[-1]
-
-
-def broken(inputs: Path, **changes: str) -> list[str]:
-    values = {"preset": "preset", "train_file": "train.json", "dev_file": "dev.json"}
-    return [f"--{name}={inputs}/{value}" for name, value in (values | changes).items()]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train_file": "nothing.json"}, "nothing.json does not exist"),
-        ({"preset": "vocabulary"}, "vocabulary is not a preset: it has no config.json"),
-        ({"dev_file": "empty.json"}, "none of its 1 questions has an answer"),
-        ({"train_file": "lies.json"}, "lies.json: no answer is where its answer_start says"),
-        ({"train_file": "preset/config.json"}, "config.json has no 'data'"),
-    ],
-)
-def test_names_what_is_wrong(inputs: Path, tmp_path: Path, changes: dict[str, str], message: str):
-    files = {
-        "empty.json": Question("1", "?", "a cat"),
-        "lies.json": Question("1", "?", "a cat", (Answer("cat", 3),)),
-    }
-    for name, question in files.items():
-        (inputs / name).write_text(json.dumps({"data": to_official([question])}))
-    result = run(*broken(inputs, **changes), f"--output_dir={tmp_path}/out")
-    assert result.returncode == 1
-    # TensorFlow may have said something before.
-    line = result.stderr.splitlines()[-1]
-    assert line.startswith("error: ")
-    assert message in line
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out").exists()
-
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -169,6 +130,7 @@ def test_names_what_is_wrong(inputs: Path, tmp_path: Path, changes: dict[str, st
         (["--output_dir=out"], "--preset"),
         (["--preset=p", "--output_dir=out", "--train_file=a"], "go together"),
         (["--preset=p", "--output_dir=out", "--stride=0"], "--stride"),
+        (["--preset=p", "--output_dir=out", "--train_file=a", "--dev_file=a"], "a does not exist"),
         (["--preset=p", "--output_dir=out", "--config_file=no.yaml"], "no.yaml does not exist"),
     ],
 )
@@ -176,7 +138,7 @@ def test_mistakes_in_flags_answer_at_once(arguments: list[str], message: str):
     result = run(*arguments)
     assert result.returncode == 1
     assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -185,4 +147,4 @@ def test_lengths_that_do_not_fit_are_one_line(inputs: Path, tmp_path: Path):
     assert result.returncode == 1
     line = result.stderr.splitlines()[-1]
     assert line.startswith("error: SQuAD, seed 0: sequence_length=24 leaves 14 tokens")
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()

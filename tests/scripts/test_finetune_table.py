@@ -55,16 +55,13 @@ def test_a_table_of_ones_own(inputs: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        (["--label_column=star"], ":1 has no field 'star': it has review, stars"),
-        (["--train_file=/nowhere.csv"], "/nowhere.csv: No such file or directory."),
-        (["--regression"], "has the label 'five', which is no number"),
-    ],
-)
-def test_mistakes_are_one_line(inputs: Path, tmp_path: Path, changes, complaint):
-    done = run(inputs, tmp_path / "out", *changes)
+def test_a_mistake_is_one_line(inputs: Path, tmp_path: Path):
+    done = run(inputs, tmp_path / "out", "--label_column=star")
     assert done.returncode == 1
-    assert complaint in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    # TensorFlow may have said something before.
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {inputs}/reviews.jsonl:1 has no field 'star': it has review, stars; there is no "
+        "good row."
+    )
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,69 @@
+"""What a run leaves behind, whatever its task."""
+
+import math
+import os
+import time
+from typing import Any
+
+import keras
+import keras_nlp
+import tensorflow as tf
+
+import cocolm_tf
+from cocolm_tf.finetuning.best_epoch import BestEpoch
+from cocolm_tf.tokenization.output_folder import new_folder
+from cocolm_tf.training.benchmark import describe_device
+from cocolm_tf.training.model_card import Facts, write_model_card
+
+PRESET_DIRECTORY = "preset"
+
+DIVERGED = {"diverged": True, "headline": "diverged"}
+"""The results of a run whose outputs never were finite."""
+
+
+def describe_run(model: keras_nlp.models.Task, best: BestEpoch, started: float) -> dict[str, Any]:
+    """Says what there is to say of any run.
+
+    Args:
+        model: What was trained.
+        best: What watched it.
+        started: What `time.monotonic()` was at the beginning.
+
+    Returns:
+        `examples_per_second`, `seconds`, `parameters` (of the encoder), `device` and `versions`,
+        which JSON can hold.
+
+    Example:
+    ```python
+    results |= describe_run(classifier, best, started)
+    ```
+    """
+    return {
+        "examples_per_second": best.examples_per_second,
+        "seconds": time.monotonic() - started,
+        "parameters": sum(math.prod(v.shape) for v in model.backbone.variables),
+        "device": describe_device(),
+        "versions": {
+            "cocolm_tf": cocolm_tf.__version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+        },
+    }
+
+
+def save_model(model: keras_nlp.models.Task, facts: Facts, folder: str) -> None:
+    """Saves a model as a preset with its model card.
+
+    Args:
+        model: What was trained.
+        facts: For the card.
+        folder: Of the run; the preset is in it when it is complete.
+
+    Example:
+    ```python
+    save_model(classifier, classifier_facts(run, data, results), "runs/rte/seed_0")
+    ```
+    """
+    with new_folder(os.path.join(folder, PRESET_DIRECTORY)) as preset:
+        model.save_to_preset(preset)
+        write_model_card(preset, facts)

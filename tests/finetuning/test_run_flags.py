@@ -1,0 +1,82 @@
+import functools
+import os
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning import experiment as module
+from cocolm_tf.finetuning.classification_run import ClassificationRun
+from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags, suitable_config
+
+CONFIGS = str(Path(__file__).parents[2] / "configs" / "finetune")
+
+
+@pytest.fixture
+def run(tiny_preset, sst2_dir, tmp_path: Path):
+    """Runs what flags ask for; takes more of them, and `changes`."""
+
+    def run(*arguments: str, changes=None) -> str:
+        values = flags.FlagValues()
+        define_run_flags(values)
+        folders = [f"--preset={tiny_preset}", f"--output_dir={tmp_path / 'out'}"]
+        values(["program", *folders, *arguments])
+        make_run = functools.partial(
+            ClassificationRun, data={"glue": {"task": "sst2", "data_dir": sst2_dir}}
+        )
+        return run_from_flags("sst2", make_run, CONFIGS, changes, values)
+
+    return run
+
+
+def test_flags_become_an_experiment(run, tiny_preset, monkeypatch):
+    found = []
+    monkeypatch.setattr(module, "run_experiment", lambda *arguments: found.append(arguments))
+    run(
+        "--seeds=3",
+        "--search",
+        "--train_fraction=0.1",
+        "--from_scratch",
+        "--jobs=2",
+        "--params_override=trainer.epochs=7",
+        changes={"sequence_length": ("data.sequence_length", 16)},
+    )
+    ((experiment, output_dir, jobs),) = found
+    assert (experiment.name, experiment.seeds, jobs) == ("sst2", 3, 2)
+    assert experiment.folder == "sst2-0.1-from_scratch" and os.path.basename(output_dir) == "out"
+    assert set(experiment.grid) == {"optimizer.learning_rate", "trainer.batch_size"}
+    made = experiment.run
+    assert (made.preset, made.train_fraction, made.from_scratch) == (tiny_preset, 0.1, True)
+    assert made.config["trainer"]["epochs"] == 7 and made.config["data"]["sequence_length"] == 16
+    # A narrow encoder's.
+    assert made.config["optimizer"]["learning_rate"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("argument", "complaint"),
+    [
+        ("--preset=/nowhere", "--preset=/nowhere is not a preset: it has no config.json."),
+        ("--train_fraction=0", r"--train_fraction=0.0 must be in \(0, 1\]."),
+        ("--config_file=/nowhere.yaml", "--config_file=/nowhere.yaml does not exist."),
+        (f"--output_dir={__file__}", "is a file; it must be a folder."),
+        ("--params_override=trainer.epoch=3", "trainer.epoch does not exist"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(run, tmp_path, argument, complaint):
+    with pytest.raises(UserError, match=complaint):
+        run(argument)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_wants_a_grid(run, write):
+    with pytest.raises(UserError, match="has no `search` to go through"):
+        run("--search", f"--config_file={write('config.yaml', 'trainer: {epochs: 1}')}")
+
+
+@pytest.mark.parametrize(
+    ("width", "name"),
+    [(256, "small"), (768, "base_pp"), (1024, "large_pp"), (1536, "large_pp")],
+)
+def test_the_settings_suit_the_size(width, name):
+    assert suitable_config(width, CONFIGS) == os.path.join(CONFIGS, f"{name}.yaml")
