@@ -92,17 +92,18 @@ def export(exported: Path) -> Export:
     return Export(str(exported))
 
 
-def with_large_weights(layer: Any) -> None:
+def with_large_weights(*layers: Any) -> None:
     """Makes a fresh head's answers differ."""
     rng = np.random.default_rng(1)
-    layer.kernel.assign(rng.normal(0.0, 0.5, layer.kernel.shape))
+    for layer in layers:
+        layer.kernel.assign(rng.normal(0.0, 0.5, layer.kernel.shape))
 
 
 @pytest.fixture(scope="session")
 def classifier(preset: Path) -> CocoLMTextClassifier:
     names = ["bad", "neither", "good"]
     classifier = CocoLMTextClassifier.from_preset(preset, num_classes=3, label_names=names)
-    with_large_weights(classifier.output_dense)
+    with_large_weights(classifier.pooled_dense, classifier.output_dense)
     return classifier
 
 
@@ -110,7 +111,7 @@ def classifier(preset: Path) -> CocoLMTextClassifier:
 def rater(preset: Path) -> CocoLMTextClassifier:
     """A classifier that gives a number."""
     rater = CocoLMTextClassifier.from_preset(preset, num_classes=1)
-    with_large_weights(rater.output_dense)
+    with_large_weights(rater.pooled_dense, rater.output_dense)
     return rater
 
 

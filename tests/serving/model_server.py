@@ -80,7 +80,15 @@ class Servable:
         return count
 
     def run(self, signature: Any, inputs: dict[str, np.ndarray], outputs: list[str]) -> list:
-        feeds = {signature.inputs[name].name: value for name, value in inputs.items()}
+        feeds = {}
+        for number, (name, value) in enumerate(inputs.items()):
+            expected, given = (
+                "float" if dtype == tf.float32 else dtype.name
+                for dtype in (tf.as_dtype(signature.inputs[name].dtype), tf.as_dtype(value.dtype))
+            )
+            if given != expected:
+                raise invalid(f"Expects arg[{number}] to be {expected} but {given} is provided")
+            feeds[signature.inputs[name].name] = value
         try:
             return self._session.run([signature.outputs[name].name for name in outputs], feeds)
         except (tf.errors.InvalidArgumentError, ValueError) as error:
