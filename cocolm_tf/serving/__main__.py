@@ -1,7 +1,8 @@
 """Asks an export: python -m cocolm_tf.serving exports/first --text='The cat sit on the mat.'
 
 DIR is what scripts/export_saved_model.py wrote: the folder of all versions, or of one. Without
---signature it is asked what the first of its signatures answers.
+--signature it is asked what the first of its signatures answers. With --page instead of --text, a
+web page on this machine asks while you type.
 """
 
 import sys
@@ -32,14 +33,18 @@ flags.DEFINE_float(
 flags.DEFINE_enum(
     "color", "auto", ["auto", "always", "never"], "Whether to print in color: auto, in a terminal."
 )
+flags.DEFINE_bool("page", False, "Serve a web page, until Ctrl-C.")
+flags.DEFINE_integer("port", 8080, "page: where on this machine.", lower_bound=0, upper_bound=65535)
 
 FLAGS = flags.FLAGS
 
 
 def main(directory: str) -> str:
-    """Asks, and lays the answer out."""
+    """Asks, and lays the answer out; or lets a page do it."""
+    if FLAGS.page:
+        return _serve_page(directory)
     if not FLAGS.text:
-        raise UserError("there is nothing to ask: give a --text.")
+        raise UserError("there is nothing to ask: give a --text, or --page.")
     for name in ("second", "context"):
         given = len(FLAGS[name].value)
         if given and given != len(FLAGS.text):
@@ -66,6 +71,16 @@ def main(directory: str) -> str:
     color = sys.stdout.isatty() if FLAGS.color == "auto" else FLAGS.color == "always"
     printer = Printer(color, FLAGS.threshold)
     return getattr(printer, kind)(FLAGS.text, export(signature, **inputs))
+
+
+def _serve_page(directory: str) -> str:
+    from cocolm_tf.serving.client import Export
+    from cocolm_tf.serving.page import PageServer
+
+    with PageServer(Export(directory), FLAGS.port) as server:
+        print(f"{server.address} (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+    return ""
 
 
 if __name__ == "__main__":

@@ -55,7 +55,6 @@ class Encoder:
         Returns:
             [B, (N), hidden_dim] float32.
         """
-
         order, states = self._encoded(ids, first_only=False)
         lengths = tf.gather(ids.row_lengths(), order)
         return tf.gather(tf.RaggedTensor.from_row_lengths(states, lengths), tf.argsort(order))
@@ -70,7 +69,6 @@ class Encoder:
         Returns:
             [B, hidden_dim] float32.
         """
-
         order, states = self._encoded(ids, first_only=True)
         return tf.gather(states, tf.argsort(order))
 

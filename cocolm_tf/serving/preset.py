@@ -36,7 +36,7 @@ class ServedPreset:
     ```
     """
 
-    def __init__(self, directory: str, precision: str = "float32", quantize: bool = False) -> None:
+    def __init__(self, directory: str) -> None:
         if not os.path.isfile(os.path.join(directory, "config.json")):
             raise UserError(f"--preset={directory} is not a preset: it has no config.json.")
         self.directory = directory

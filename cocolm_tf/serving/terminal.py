@@ -100,7 +100,8 @@ class Printer:
             score, no_answer = outputs["scores"][row], outputs["no_answer_scores"][row]
             answer = outputs["answers"][row].decode("utf-8", "replace")
             place = f"characters {outputs['starts'][row]} to {outputs['ends'][row]}"
-            verdict = self._green(answer) if score > no_answer else self._dim(f"none, or {answer}")
+            is_answered = outputs["answerable"][row]
+            verdict = self._green(answer) if is_answered else self._dim(f"none, or {answer}")
             blocks.append(
                 f"{text}\n  {verdict}\n  "
                 + self._dim(f"score {score:.2f}, of no answer {no_answer:.2f}, {place}")

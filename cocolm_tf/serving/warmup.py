@@ -114,10 +114,6 @@ def prediction_log(name: str, signature: Signature, texts: Sequence[str], model:
     return _field(_LOG_FIELDS[signature.method], _field(1, request))
 
 
-def _tensor_proto(tensor: tf.Tensor) -> bytes:
-    return tf.make_tensor_proto(tensor).SerializeToString()
-
-
 def _field(number: int, content: bytes) -> bytes:
     """A length-delimited field of a protocol buffer."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving_texts import MAX_LENGTH
 
+from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving.client import Export
 from cocolm_tf.serving.export import Settings, export_preset
@@ -24,7 +27,6 @@ SENTENCES = [
     "Some words repeat: the then there these those that this them they. On and on and on.",
     "Zebras, jackals & quick foxes walk by; every kind of vowel gives us something to merge.",
 ]
-MAX_LENGTH = 24
 NUM_CORRECTIONS = 3
 MAX_TOKENS = 60
 SETTINGS = Settings(
@@ -88,3 +90,52 @@ def exported(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def export(exported: Path) -> Export:
     return Export(str(exported))
+
+
+def with_large_weights(*layers: Any) -> None:
+    """Makes a fresh head's answers differ."""
+    rng = np.random.default_rng(1)
+    for layer in layers:
+        layer.kernel.assign(rng.normal(0.0, 0.5, layer.kernel.shape))
+
+
+@pytest.fixture(scope="session")
+def classifier(preset: Path) -> CocoLMTextClassifier:
+    names = ["bad", "neither", "good"]
+    classifier = CocoLMTextClassifier.from_preset(preset, num_classes=3, label_names=names)
+    with_large_weights(classifier.pooled_dense, classifier.output_dense)
+    return classifier
+
+
+@pytest.fixture(scope="session")
+def rater(preset: Path) -> CocoLMTextClassifier:
+    """A classifier that gives a number."""
+    rater = CocoLMTextClassifier.from_preset(preset, num_classes=1)
+    with_large_weights(rater.pooled_dense, rater.output_dense)
+    return rater
+
+
+@pytest.fixture(scope="session")
+def answerer(preset: Path) -> CocoLMQuestionAnswerer:
+    answerer = CocoLMQuestionAnswerer.from_preset(preset)
+    with_large_weights(answerer.answer_logits)
+    return answerer
+
+
+@pytest.fixture(scope="session")
+def exports(
+    request: pytest.FixtureRequest, exported: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The folders of four exports: `pretrained`, `classifier`, `rater` and `answerer`."""
+    folders = {"pretrained": exported}
+    for name, signature in (
+        ("classifier", "classify"),
+        ("rater", "classify"),
+        ("answerer", "answer"),
+    ):
+        folder = tmp_path_factory.mktemp("fine_tuned")
+        request.getfixturevalue(name).save_to_preset(str(folder / "preset"))
+        folders[name] = folder / name
+        preset = str(folder / "preset")
+        export_preset(preset, [signature, "embed"], str(folders[name]), settings=SETTINGS)
+    return folders

@@ -2,6 +2,9 @@
 
 import random
 
+# The most tokens that the tests' models take.
+MAX_LENGTH = 24
+
 WORDS = ("The", "cat", "sat", "on", "the", "mat", "some", "others", "didn't", "in", "1984", ".")
 
 ODD_TEXTS = [

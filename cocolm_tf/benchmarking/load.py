@@ -1,0 +1,91 @@
+"""Clients that ask one question after the other, and how long they wait."""
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def answer_clients(
+    ask: Callable[[str], Any], texts: Sequence[str], clients: int, seconds: float
+) -> dict[str, float]:
+    """Lets clients ask for a while, each the next question when the last one is answered.
+
+    Args:
+        ask: answers a text; called by several threads at once.
+        texts: what they ask, in turn.
+        clients: int. How many ask at the same time.
+        seconds: float. How long they begin new questions.
+
+    Returns:
+        `requests_per_second`, and of the time that a client waits `p50_ms`, `p95_ms`, `p99_ms`.
+
+    Example:
+    ```python
+    answer_clients(lambda text: len(text), ["A cat.", "A dog."], clients=4, seconds=0.1)
+    ```
+    """
+    # Drawn by all clients in turn: `next` of a cycle is one step of the interpreter.
+    questions = itertools.cycle(texts)
+    waits: list[list[float]] = [[] for _ in range(clients)]
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(clients + 1)
+
+    def client(own_waits: list[float]) -> None:
+        barrier.wait()
+        now = time.perf_counter()
+        try:
+            while now < end and not failures:
+                ask(next(questions))
+                asked, now = now, time.perf_counter()
+                own_waits.append(now - asked)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=client, args=(own,), daemon=True) for own in waits]
+    for thread in threads:
+        thread.start()
+    start = time.perf_counter()
+    end = start + seconds
+    barrier.wait()
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - start
+    if failures:
+        raise failures[0]
+    milliseconds = 1000 * np.concatenate(waits)
+    quantiles = np.percentile(milliseconds, [50, 95, 99])
+    names = ("p50_ms", "p95_ms", "p99_ms")
+    return {
+        "requests_per_second": len(milliseconds) / elapsed,
+        **{name: float(value) for name, value in zip(names, quantiles, strict=True)},
+    }
+
+
+def texts_of_mixed_lengths(
+    words: Iterable[str], count: int, longest: int, seed: int = 0
+) -> list[str]:
+    """Cuts a stream of words into texts, as many short ones as long ones on a logarithmic scale.
+
+    Args:
+        words: as many as needed; they repeat where they do not suffice.
+        count: int. How many texts.
+        longest: int. The most words of a text.
+        seed: int. Decides the lengths.
+
+    Returns:
+        The texts.
+
+    Example:
+    ```python
+    texts_of_mixed_lengths("the cat sat on the mat".split(), count=10, longest=5)
+    ```
+    """
+    stream = itertools.cycle(words)
+    draw = random.Random(seed)
+    lengths = (round(longest ** draw.random()) for _ in range(count))
+    return [" ".join(itertools.islice(stream, length)) for length in lengths]

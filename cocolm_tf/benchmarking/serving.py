@@ -1,0 +1,275 @@
+"""Exports under load: how many requests they answer and how long clients wait, beside ONNX."""
+
+import functools
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
+from cocolm_tf.benchmarking.load import answer_clients
+from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.benchmarking.versions import installed_versions
+from cocolm_tf.errors import UserError
+from cocolm_tf.serving.batching import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
+from cocolm_tf.serving.export import Settings, export_preset
+from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.training.benchmark import describe_device
+
+# The kinds of export, and the yardstick.
+EXPORTS = {
+    "float32": Settings(),
+    "bfloat16": Settings(precision="bfloat16"),
+    "int8": Settings(int8=True),
+}
+ONNX = "onnx"
+_OUTPUTS = {"embed": "embeddings", "classify": "probabilities"}
+_DISTRIBUTIONS = ("tensorflow", "tensorflow-text", "onnx", "onnxruntime")
+
+Function = Callable[[tf.Tensor], Any]
+
+
+def compare_serving(
+    presets: dict[str, str],
+    names: Sequence[str],
+    texts: Sequence[str],
+    clients: Sequence[int],
+    rounds: int,
+    seconds: float,
+    threads: int,
+) -> dict[str, Any]:
+    """Lets clients ask exports, and ONNX models of the same presets, in alternation.
+
+    A request is one text, and an answer its vector or its classes. The texts are tokenized by the
+    same graph for all. With batching, requests that come at the same time are answered together
+    by TensorFlow's scheduler of batches, the one that TensorFlow Serving has.
+
+    Args:
+        presets: from `embed` and `classify`, or one of them, to the preset.
+        names: which of `EXPORTS` and `ONNX` to measure.
+        texts: what clients ask, in turn.
+        clients: how many ask at the same time.
+        rounds: int. How often each is measured.
+        seconds: float. How long, with each number of clients.
+        threads: int. That TensorFlow and onnxruntime may use.
+
+    Returns:
+        What JSON can hold: `device`, `versions`, `threads`, `rounds`, `seconds`; `words`, the
+        lengths of the texts, as `p50` and so on; and `signatures`: from a signature to its
+        contenders, from their names, such as `"float32 batched"`, to the number of clients, and
+        from these to medians over the rounds of what `answer_clients` measures, and `throughput`,
+        the quartiles of how many times as many requests as ONNX's were answered, round by round.
+
+    Raises:
+        UserError: if onnxruntime is asked for and not installed, or a preset cannot be served so.
+
+    Example:
+    ```python
+    compare_serving({"embed": "runs/first/preset"}, ["float32"], ["A cat."], [1, 4], 3, 2.0, 2)
+    ```
+    """
+    missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
+    if ONNX in names and missing:
+        raise UserError(
+            f"{' and '.join(missing)} not installed: pip install 'cocolm-tf[onnx]', or leave "
+            f"{ONNX} out of --contenders."
+        )
+    signatures = {}
+    for signature, preset in presets.items():
+        with tempfile.TemporaryDirectory() as folder:
+            functions = {
+                name: _onnx_of(preset, signature, folder)
+                if name == ONNX
+                else _export_of(preset, signature, folder, name)
+                for name in names
+            }
+            measured = functools.partial(_measured, texts=texts, clients=clients, seconds=seconds)
+            environment = thread_environment(threads)
+            contenders = [
+                Contender(
+                    f"{name} batched" if is_batched else name,
+                    functools.partial(measured, function, threads, is_batched),
+                    environment,
+                )
+                for name, function in functions.items()
+                for is_batched in (False, True)
+            ]
+            timings = alternate(contenders, rounds, warmup_calls=0)
+        signatures[signature] = {name: _summary(timings, name) for name in timings}
+    words = np.percentile([len(text.split()) for text in texts], [0, 25, 50, 75, 100])
+    return {
+        "device": describe_device(),
+        "versions": installed_versions(*_DISTRIBUTIONS),
+        "threads": threads,
+        "rounds": rounds,
+        "seconds": seconds,
+        "words": dict(zip(("min", "p25", "p50", "p75", "max"), words.tolist(), strict=True)),
+        "signatures": signatures,
+    }
+
+
+def format_serving(result: dict[str, Any]) -> str:
+    """Lays the result of `compare_serving` out for reading.
+
+    Args:
+        result: what `compare_serving` returned.
+
+    Returns:
+        A table for each signature.
+
+    Example:
+    ```python
+    print(format_serving(compare_serving(presets, ["float32"], texts, [1], 3, 2.0, 2)))
+    ```
+    """
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    words = result["words"]
+    lines = [
+        f"device      {result['device']}, {result['threads']} threads",
+        f"versions    {versions}",
+        f"requests    one text each, of {words['min']:.0f} to {words['max']:.0f} words, half of "
+        f"them {words['p25']:.0f} to {words['p75']:.0f}",
+        f"measured    {result['rounds']} times {result['seconds']:g} s of each, in turn: medians",
+    ]
+    for signature, contenders in result["signatures"].items():
+        lines += [
+            "",
+            f"{signature:18} {'clients':>7} {'requests/s':>10} {'p50 ms':>8} {'p95 ms':>8} "
+            f"{'p99 ms':>8} {'requests / onnx':>24}",
+        ]
+        for name, by_clients in contenders.items():
+            for clients, one in by_clients.items():
+                ratio = describe_spread(one["throughput"]) if "throughput" in one else ""
+                lines.append(
+                    f"{name:18} {clients:>7} {one['requests_per_second']:10.1f} "
+                    f"{one['p50_ms']:8.2f} {one['p95_ms']:8.2f} {one['p99_ms']:8.2f} {ratio:>24}"
+                )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _export_of(preset: str, signature: str, folder: str, kind: str) -> Callable[[int], Function]:
+    path = export_preset(preset, [signature], os.path.join(folder, kind), settings=EXPORTS[kind])
+    return functools.partial(_saved_model, path, signature)
+
+
+def _onnx_of(preset: str, signature: str, folder: str) -> Callable[[int], Function]:
+    # Imported where it is asked for: the exports are measured without it too.
+    import onnx
+
+    from cocolm_tf.benchmarking.onnx_model import classification_model, embedding_model
+
+    parts = ServedPreset(preset)
+    if signature == "embed":
+        model, length = embedding_model(parts.backbone), parts.backbone.max_sequence_length
+    else:
+        model = classification_model(parts.classifier)
+        length = parts.classifier.preprocessor.sequence_length
+    path = os.path.join(folder, f"{signature}.onnx")
+    onnx.save(model, path)
+    return functools.partial(_onnx, path, preset, length)
+
+
+# The contender's side.
+
+
+def _measured(
+    make_function: Callable[[int], Function],
+    threads: int,
+    is_batched: bool,
+    *,
+    texts: Sequence[str],
+    clients: Sequence[int],
+    seconds: float,
+) -> Callable[[], dict[int, dict[str, float]]]:
+    function = make_function(threads)
+    if is_batched:
+        function = _batched(function, threads)
+    # Each length has been seen before the clients come.
+    for text in sorted(texts, key=len):
+        function(tf.constant([text]))
+
+    def measure() -> dict[int, dict[str, float]]:
+        return {
+            number: answer_clients(
+                lambda text: function(tf.constant([text])), texts, number, seconds
+            )
+            for number in clients
+        }
+
+    return measure
+
+
+def _saved_model(path: str, signature: str, threads: int) -> Function:
+    import tensorflow_text  # noqa: F401  (its operations are in the graph)
+
+    model = tf.saved_model.load(path)
+    asked = model.signatures[signature]
+
+    def function(texts: tf.Tensor) -> tf.Tensor:
+        return asked(texts=texts)[_OUTPUTS[signature]]
+
+    # The function holds the model's variables by no more than weak references.
+    function.model = model
+    return function
+
+
+def _onnx(path: str, preset: str, length: int, threads: int) -> Function:
+    import onnxruntime
+
+    tokenizer = ServedPreset(preset).tokenizer
+    graph = tokenizer.graph_module()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def tokenize(texts: tf.Tensor) -> tf.Tensor:
+        packed = tokenizer.pack(graph.tokenize(texts), sequence_length=length)
+        longest = tf.reduce_max(tf.reduce_sum(tf.cast(packed["padding_mask"], tf.int32), axis=1))
+        return tf.cast(packed["token_ids"][:, :longest], tf.int64)
+
+    def run(token_ids: np.ndarray) -> np.ndarray:
+        return session.run(["output"], {"token_ids": token_ids})[0]
+
+    def function(texts: tf.Tensor) -> Any:
+        token_ids = tokenize(texts)
+        if tf.executing_eagerly():
+            return run(token_ids.numpy())
+        return tf.numpy_function(run, [token_ids], tf.float32)
+
+    return function
+
+
+def _batched(function: Function, threads: int) -> Function:
+    """Answers requests that come at the same time together, as TensorFlow Serving does."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def ask(texts: tf.Tensor) -> tf.Tensor:
+        together = tf.nondifferentiable_batch_function(
+            num_batch_threads=threads,
+            max_batch_size=MAX_BATCH_SIZE,
+            batch_timeout_micros=BATCH_TIMEOUT_MICROS,
+            autograph=False,
+        )
+        return together(function)(texts)
+
+    return ask
+
+
+def _summary(timings: dict[str, Timings], name: str) -> dict[int, dict[str, Any]]:
+    own, found = timings[name].results, {}
+    yardstick = timings.get(f"{ONNX} batched" if name.endswith(" batched") else ONNX)
+    for clients in own[0]:
+        rounds = [result[clients] for result in own]
+        found[clients] = {key: float(np.median([one[key] for one in rounds])) for key in rounds[0]}
+        if yardstick:
+            key = "requests_per_second"
+            found[clients]["throughput"] = spread_of_ratios(
+                [one[key] for one in rounds],
+                [result[clients][key] for result in yardstick.results],
+            )
+    return found

@@ -1,0 +1,147 @@
+"""A web page on this machine that shows what an export says of a text as it is typed."""
+
+import http.server
+import importlib.resources
+import json
+from collections.abc import Callable
+from typing import Any
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.serving.client import Export
+
+# Pages of text; more is a mistake.
+_MAX_BYTES = 1 << 20
+_HEADERS = {
+    # The page is one file, and asks nobody but its own server.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; img-src data:",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class PageServer(http.server.ThreadingHTTPServer):
+    """Serves the page to browsers on this machine.
+
+    Args:
+        export: with the signature `correct`, `embed` or both; the page has a part for each.
+        port: int. 0 for any that is free; `server_port` says which.
+
+    Raises:
+        UserError: if the export has neither signature, or the port is taken.
+
+    Example:
+    ```python
+    with PageServer(Export("exports/first"), 8080) as server:
+        server.serve_forever()
+    ```
+    """
+
+    daemon_threads = True
+
+    def __init__(self, export: Export, port: int) -> None:
+        if not {"correct", "embed"} & set(export.signatures):
+            raise UserError(f"{export.path} has neither correct nor embed for a page to show.")
+        self.page = importlib.resources.files(__package__).joinpath("page.html").read_bytes()
+        self.answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "/signatures": lambda _: {"signatures": export.signatures},
+            "/correct": lambda question: _correct(export, question["text"]),
+            "/similarity": lambda question: _similarity(
+                export, question["first"], question["second"]
+            ),
+        }
+        try:
+            super().__init__(("127.0.0.1", port), _Handler)
+        except OSError as error:
+            raise UserError(f"--port={port}: {error.strerror}.") from error
+
+    @property
+    def address(self) -> str:
+        """What to type into a browser."""
+        return f"http://localhost:{self.server_port}/"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: PageServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        """Keeps the terminal quiet."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        """Sends the page."""
+        if not self._is_local():
+            self._send_error(403, "only this machine may ask")
+        elif self.path.partition("?")[0] == "/":
+            self._send(200, "text/html; charset=utf-8", self.server.page)
+        else:
+            self._send_error(404, "there is no such page")
+
+    def do_POST(self) -> None:  # noqa: N802
+        """Answers what the page asks."""
+        try:
+            size = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            size = -1
+        if not 0 <= size <= _MAX_BYTES:
+            self.close_connection = True
+            self._send_error(413, f"a question has {_MAX_BYTES} bytes at most")
+            return
+        body = self.rfile.read(size)
+        # Other sites may make a browser send forms, but not JSON, and not to a name of theirs.
+        if not self._is_local() or self.headers.get("Content-Type") != "application/json":
+            self._send_error(403, "only the page may ask")
+            return
+        if self.path not in self.server.answers:
+            self._send_error(404, "there is no such question")
+            return
+        try:
+            answer = self.server.answers[self.path](json.loads(body))
+        except (ValueError, KeyError, TypeError, UserError) as error:
+            self._send_error(400, f"{type(error).__name__}: {error}")
+        else:
+            self._send(200, "application/json", json.dumps(answer).encode())
+
+    def _is_local(self) -> bool:
+        """Whether the browser asked for this machine, and not for a name that leads to it."""
+        host = self.headers.get("Host", "").rpartition(":")[0]
+        return host in ("localhost", "127.0.0.1")
+
+    def _send_error(self, status: int, reason: str) -> None:
+        self._send(status, "application/json", json.dumps({"error": reason}).encode())
+
+    def _send(self, status: int, kind: str, content: bytes) -> None:
+        self.send_response(status)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def _correct(export: Export, text: str) -> dict[str, Any]:
+    found = {name: values[0] for name, values in export("correct", texts=[text]).items()}
+    words = [
+        {
+            "start": int(found["starts"][index]),
+            "end": int(found["ends"][index]),
+            "probability": float(found["probabilities"][index]),
+            "corrections": [
+                (correction.decode("utf-8", "replace"), float(probability))
+                for correction, probability in zip(
+                    found["corrections"][index],
+                    found["correction_probabilities"][index],
+                    strict=True,
+                )
+                if correction
+            ],
+        }
+        for index in range(found["num_words"])
+    ]
+    return {"text": text, "words": words, "truncated": bool(found["truncated"])}
+
+
+def _similarity(export: Export, first: str, second: str) -> dict[str, Any]:
+    one, other = export("embed", texts=[first, second])["embeddings"]
+    return {"cosine": float(one @ other)}

@@ -1,0 +1,99 @@
+"""Measures exports under load: requests a second and how long clients wait, beside onnxruntime.
+
+    benchmark_serving.py --preset=runs/first/preset --classifier=runs/reviews/preset
+
+Each contender is measured with and without batching, in turn and in one run. A request is one text;
+texts are short and long. Prints a table for each signature and, as the last line, the same numbers
+as JSON. onnxruntime comes with `pip install 'cocolm-tf[onnx]'`.
+"""
+
+import glob
+import json
+import os
+
+from absl import flags
+
+from cocolm_tf import program
+from cocolm_tf.errors import UserError
+
+flags.DEFINE_string("preset", None, "A preset, to measure embed with.")
+flags.DEFINE_string("classifier", None, "The preset of a classifier, to measure classify with.")
+flags.DEFINE_string(
+    "input", None, "Text files, as a glob, to take texts from; None for installed docstrings."
+)
+flags.DEFINE_integer("texts", 200, "The number of different texts.", lower_bound=1)
+flags.DEFINE_integer("longest", 96, "The most words of a text.", lower_bound=1)
+flags.DEFINE_list("contenders", ["float32", "onnx"], "float32, bfloat16, int8, onnx.")
+flags.DEFINE_list("clients", ["1", "4", "16"], "How many ask at the same time.")
+flags.DEFINE_integer("rounds", 5, "How often each is measured.", lower_bound=1)
+flags.DEFINE_float(
+    "seconds", 3.0, "How long, each time and with each number of clients.", lower_bound=0.05
+)
+flags.DEFINE_integer(
+    "threads", os.cpu_count(), "The number of threads that each may use.", lower_bound=1
+)
+
+FLAGS = flags.FLAGS
+
+
+def main() -> str:
+    presets = {"embed": FLAGS.preset, "classify": FLAGS.classifier}
+    presets = {signature: preset for signature, preset in presets.items() if preset}
+    if not presets:
+        raise UserError("there is nothing to measure: give --preset, --classifier or both.")
+    clients = _numbers("clients")
+    for name in FLAGS.contenders:
+        if name not in ("float32", "bfloat16", "int8", "onnx"):
+            raise UserError(
+                f"--contenders has {name!r}, but there are only float32, bfloat16, int8 and onnx."
+            )
+
+    # Imported once the flags are known, so that --help and mistakes in them answer at once.
+    from cocolm_tf.benchmarking.load import texts_of_mixed_lengths
+    from cocolm_tf.benchmarking.serving import compare_serving, format_serving
+
+    texts = texts_of_mixed_lengths(_words(FLAGS.texts * FLAGS.longest), FLAGS.texts, FLAGS.longest)
+    result = compare_serving(
+        presets, FLAGS.contenders, texts, clients, FLAGS.rounds, FLAGS.seconds, FLAGS.threads
+    )
+    print(format_serving(result))
+    return json.dumps({"presets": presets} | result)
+
+
+def _numbers(flag: str) -> list[int]:
+    values = FLAGS[flag].value
+    if not values or not all(value.isdecimal() and int(value) for value in values):
+        raise UserError(f"--{flag}={','.join(values)} must be positive numbers.")
+    return [int(value) for value in values]
+
+
+def _words(count: int) -> list[str]:
+    from cocolm_tf.data.docstrings import documents, installed_modules
+
+    if FLAGS.input is None:
+        texts = documents(installed_modules())
+    else:
+        paths = sorted(glob.glob(FLAGS.input))
+        if not paths:
+            raise UserError(f"--input={FLAGS.input} matches no file.")
+        texts = (_text(path) for path in paths)
+    words = []
+    for text in texts:
+        words += text.split()
+        if len(words) >= count:
+            break
+    if not words:
+        raise UserError(f"--input={FLAGS.input} has no words.")
+    return words[:count]
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}.") from error
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,110 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_presets import write_tiny_preset
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, str(ROOT / "scripts" / "export_saved_model.py")]
+CLIENT = [sys.executable, "-m", "cocolm_tf.serving"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+TEXT = "a cat saw the red house on its hill"
+
+
+def run(program: list[str], *arguments: str, **environment: str):
+    return subprocess.run(
+        [*program, *arguments],
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_preset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.slow
+def test_versions_are_written_and_asked(preset: str, tmp_path: Path):
+    flags = [f"--preset={preset}", "--signature=correct", f"--output_dir={tmp_path / 'first'}"]
+    done = run(PROGRAM, *flags, "--signature=embed", "--buckets=8,16", "--corrections=2")
+    assert done.returncode == 0, done.stderr
+    version = Path(done.stdout.splitlines()[-1])
+    assert version == tmp_path / "first" / "1"
+    assert (version / "saved_model.pb").is_file()
+    # Nothing else, not even for a moment, is what a server would take for a version.
+    assert os.listdir(tmp_path / "first") == ["1"]
+
+    done = run(CLIENT, str(tmp_path / "first"), f"--text={TEXT}", "--threshold=0", "--color=always")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b[31m" in done.stdout and "→" in done.stdout
+    assert len(done.stdout.splitlines()) == 1 + len(TEXT.split())
+    done = run(CLIENT, str(version), f"--text={TEXT}", f"--text={TEXT}", "--signature=embed")
+    assert done.returncode == 0, done.stderr
+    assert "1.000" in done.stdout and "\x1b" not in done.stdout
+    done = run(CLIENT, str(version), f"--text={TEXT}", "--signature=classify")
+    assert done.returncode == 1
+    assert "has no signature 'classify', but embed, correct." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--preset=/nowhere"], "--preset=/nowhere is not a folder."),
+        (["--signature=translate"], "--signature"),
+        (["--buckets=8,x"], "--buckets=8,x"),
+        (["--buckets=16,8"], "--buckets=16,8 must be positive and ascending."),
+        (["--version=0"], "--version"),
+        (["--min_probability=2"], "--min_probability"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+    tmp_path: Path, flags: list[str], complaint: str
+):
+    given = [f"--preset={tmp_path}", "--signature=embed", f"--output_dir={tmp_path / 'out'}"]
+    done = run(PROGRAM, *given, *flags, PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 1
+    complaints = [line for line in done.stderr.splitlines() if "import time:" not in line]
+    assert complaint in "\n".join(complaints)
+    assert "tensorflow" not in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ([], "is not a preset: it has no config.json."),
+        (["--preset=PRESET", "--signature=classify"], "is not that of a CocoLMTextClassifier"),
+    ],
+    ids=str,
+)
+def test_a_preset_without_what_is_asked_for_leaves_nothing(
+    preset: str, tmp_path: Path, flags: list[str], complaint: str
+):
+    given = [f"--preset={tmp_path}", "--signature=embed", f"--output_dir={tmp_path / 'out'}"]
+    done = run(PROGRAM, *given, *(flag.replace("PRESET", preset) for flag in flags))
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ([], "there is nothing to ask: give a --text, or --page."),
+        (["--text=a", "--text=b", "--context=c"], "--context is given 1 times, but --text 2."),
+    ],
+    ids=str,
+)
+def test_a_question_that_is_none(tmp_path: Path, flags: list[str], complaint: str):
+    done = run(CLIENT, str(tmp_path), *flags)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,74 @@
+import numpy as np
+
+from cocolm_tf.serving.terminal import Printer
+
+TEXT = "The cat sit on it."
+
+
+def correct_outputs(truncated: bool = False) -> dict[str, np.ndarray]:
+    return {
+        "num_words": np.array([3]),
+        "starts": np.array([[4, 8, 12]]),
+        "ends": np.array([[7, 11, 14]]),
+        "probabilities": np.array([[0.1, 0.9, 0.6]]),
+        "corrections": np.array([[[b"dog", b""], [b"sat", b"sits"], [b"in", b""]]]),
+        "correction_probabilities": np.array([[[0.05, 0.0], [0.7, 0.1], [0.3, 0.0]]]),
+        "truncated": np.array([truncated]),
+    }
+
+
+def test_suspicious_words_are_marked_and_corrected():
+    lines = Printer(color=False).correct([TEXT], correct_outputs()).splitlines()
+    assert lines[0] == "The cat [sit] [on] it."
+    assert "90%" in lines[1] and "sit → sat 70%, sits 10%" in lines[1]
+    assert "on → in 30%" in lines[2]
+    assert len(lines) == 3
+    (line, note) = (
+        Printer(color=False, threshold=0.95).correct([TEXT], correct_outputs()).split("\n")
+    )
+    assert line == TEXT
+    assert "belongs" in note
+    assert "not read" in Printer(color=False).correct([TEXT], correct_outputs(truncated=True))
+
+
+def test_colors_only_where_they_are_seen():
+    colored = Printer(color=True).correct([TEXT], correct_outputs())
+    assert "\x1b[31m" in colored and "[sit]" not in colored
+    assert "\x1b" not in Printer(color=False).correct([TEXT], correct_outputs())
+
+
+def test_vectors_are_compared():
+    vectors = np.float32([[1.0, 0.0], [0.6, 0.8]])
+    lines = Printer(color=False).embed(["a", "b"], {"embeddings": vectors}).splitlines()
+    assert lines[0] == "[0] a"
+    assert lines[-1].split() == ["[1]", "0.600", "1.000"]
+    alone = Printer(color=False).embed(["a"], {"embeddings": vectors[1:]})
+    assert "2 dimensions: 0.6000 0.8000" in alone
+
+
+def test_the_most_probable_class_is_first():
+    outputs = {
+        "labels": np.array([[b"bad", b"good"]]),
+        "probabilities": np.array([[0.25, 0.75]]),
+    }
+    text, first, second = Printer(color=False).classify(["Fine."], outputs).splitlines()
+    assert text == "Fine."
+    assert "75.0%" in first and first.endswith("good")
+    assert "25.0%" in second and second.endswith("bad")
+    rated = Printer(color=False).classify(["Fine."], {"values": np.array([4.25])})
+    assert rated.split() == ["4.250", "Fine."]
+
+
+def test_an_answer_that_is_none_says_so():
+    outputs = {
+        "answers": np.array([b"The cat", b"mat"]),
+        "starts": np.array([0, 10]),
+        "ends": np.array([7, 13]),
+        "scores": np.array([5.0, 1.0]),
+        "no_answer_scores": np.array([1.0, 4.0]),
+        "answerable": np.array([True, False]),
+    }
+    there, not_there = Printer(color=False).answer(["Who?", "Where?"], outputs).split("\n\n")
+    assert there.splitlines()[1].strip() == "The cat"
+    assert "none, or mat" in not_there
+    assert "characters 10 to 13" in not_there
