@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 import cocolm_tf
 from cocolm_tf.analysis.calibration import draw_calibration
-from cocolm_tf.analysis.curves import TRAINING, VALIDATION, plots_of
 from cocolm_tf.analysis.detection import Detections
 from cocolm_tf.analysis.distributions import RANDOM, SIMILAR, draw_distributions
 from cocolm_tf.analysis.figures import save_figure
 from cocolm_tf.analysis.meanings import MEANINGS
+from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION
 from cocolm_tf.analysis.minimal_pairs import ALL
 from cocolm_tf.analysis.page import inline_svg, page, table
+from cocolm_tf.analysis.plots import plots_of
 from cocolm_tf.analysis.run_comparison import X_AXES, Run, draw_runs
 from cocolm_tf.analysis.sentence_map import draw_map, map_sentences
 from cocolm_tf.analysis.sentence_space import COMPONENTS, SentenceSpace

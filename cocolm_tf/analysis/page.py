@@ -170,7 +170,7 @@ def inline_svg(figure: Figure, description: str) -> str:
     """Draws a figure as part of a page, in the page's colors.
 
     Args:
-        figure: in the colors of `cocolm_tf.analysis.curves`.
+        figure: in the colors of `cocolm_tf.analysis.figures`.
         description: for those who do not see it, plain text; different for each figure of a page.
 
     Returns:

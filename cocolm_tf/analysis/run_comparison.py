@@ -10,15 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from cocolm_tf.analysis.curves import (
-    TRAINING,
-    VALIDATION,
-    Metrics,
-    Plot,
-    read_metrics,
-    set_scale,
-)
 from cocolm_tf.analysis.figures import FAINT_INK, PALETTE, new_figure, styled
+from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION, Metrics, read_metrics
+from cocolm_tf.analysis.plots import Plot, set_scale
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops

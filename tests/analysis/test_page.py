@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.curves import PLOTS, Metrics, draw
+from cocolm_tf.analysis.curves import draw
 from cocolm_tf.analysis.figures import BLUE, FAINT_INK, GRID, INK, ORANGE
+from cocolm_tf.analysis.metrics_log import Metrics
 from cocolm_tf.analysis.page import inline_svg, page, table
+from cocolm_tf.analysis.plots import PLOTS
 
 
 @pytest.fixture(scope="module")
