@@ -53,15 +53,21 @@ class Run:
         Returns:
             [N] float64, one for each line of the split.
         """
-        steps = np.array([line["step"] for line in self.metrics.lines[split]], np.float64)
-        trainer = self.config.trainer
-        if x_axis == "tokens":
-            return steps * trainer.batch_size * self.config.data.sequence_length
-        if x_axis == "flops":
-            return steps * sum(pretraining_flops(self.config).values())
         if x_axis == "hours":
             return self.metrics.elapsed(split) / 3600
-        return steps
+        steps = [line["step"] for line in self.metrics.lines[split]]
+        return np.array(steps, np.float64) * self._each_step(x_axis)
+
+    def at(self, step: int, x_axis: str) -> float:
+        """Where a step stands on an axis of `X_AXES`; hours are those of the log around it."""
+        if x_axis != "hours":
+            return step * self._each_step(x_axis)
+        steps, hours = (
+            np.concatenate([self.abscissa(split, axis) for split in self.metrics.lines])
+            for axis in ("steps", "hours")
+        )
+        order = np.argsort(steps, kind="stable")
+        return float(np.interp(step, [0, *steps[order]], [0, *hours[order]]))
 
     def series(self, split: str, name: str, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
         """Where a metric was logged on an axis of `X_AXES`, and its values there."""
@@ -69,6 +75,12 @@ class Run:
         has = np.array([name in line for line in lines], bool)
         values = np.array([line[name] for line in lines if name in line], np.float64)
         return self.abscissa(split, x_axis)[has], values
+
+    def _each_step(self, x_axis: str) -> float:
+        trainer = self.config.trainer
+        if x_axis == "tokens":
+            return trainer.batch_size * self.config.data.sequence_length
+        return sum(pretraining_flops(self.config).values()) if x_axis == "flops" else 1
 
 
 def read_run(name: str, model_dir: str) -> Run:

@@ -44,7 +44,7 @@ class Text(HTMLParser):
         self._inside = False
 
 
-@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1))
+@given(st.text(alphabet="<>&\"';/ aé中🙂", min_size=1))
 def test_plain_text_is_shown_as_it_is(text: str):
     parser = Text("dd")
     parser.feed(page(text, {"fact": text}, {text: "content"}))
