@@ -3,17 +3,18 @@
     analyze.py --preset=COCO-LM=runs/first/preset --preset=ELECTRA=runs/second/preset \\
         --pairs=glue/STS-B/dev.tsv --corpus='corpus/*.txt' --data=data/validation --output_dir=OUT
     analyze.py --model_dir=runs/first --model_dir=runs/second --data=data/validation \\
-        --x_axis=tokens --output_dir=OUT
+        --scores=runs/glue_first --scores=runs/glue_second --x_axis=hours --output_dir=OUT
 
-Presets: their sentence vectors (--pairs), how they detect and correct replaced tokens (--data), how
-they judge minimal pairs (--minimal_pairs). Runs: their curves, and all measures on held-out text
-(--data).
+Presets: their sentence vectors (--pairs), how they detect and correct replaced tokens (--data,
+--corrupted_texts), how they judge minimal pairs (--minimal_pairs). Runs: their curves, and all
+measures on held-out text (--data). Fine-tuned presets and suites: their scores (--scores).
 
 OUT gets index.html, which needs no other file, every figure as PNG and SVG, and every number as
-CSV and JSON.
+CSV and JSON. See docs/analysis.md.
 """
 
 import os
+from typing import Any
 
 from absl import flags
 
@@ -55,9 +56,27 @@ flags.DEFINE_multi_enum(
     "What replaces tokens that a preset is to detect. Repeatable.",
 )
 flags.DEFINE_string(
+    "corrupted_texts",
+    "",
+    "Texts with mistakes to detect, tab-separated or JSON lines, with original and corrupted.",
+)
+flags.DEFINE_string(
     "minimal_pairs",
     "",
-    "Minimal pairs to judge, JSON lines with sentence_good, sentence_bad and category, as BLiMP's.",
+    "Minimal pairs to judge, JSON lines with sentence_good, sentence_bad and, if any, category, as "
+    "BLiMP's; or a glob of several files.",
+)
+flags.DEFINE_multi_string(
+    "scores",
+    [],
+    "The --output_dir of a fine-tuning program or of run_suite.py. Repeatable. A score belongs to "
+    "the run of --model_dir whose preset, or exported checkpoint, was fine-tuned.",
+)
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    ["float32", "mixed_bfloat16"],
+    "What presets detect and judge in. mixed_bfloat16 is about twice as fast, and less exact.",
 )
 flags.DEFINE_integer("batch_size", 32, "The number of sentences or sequences at a time.", 1)
 flags.DEFINE_integer("seed", 0, "Decides which texts are drawn and paired.", 0)
@@ -68,33 +87,42 @@ FLAGS = flags.FLAGS
 
 def main() -> str:
     presets, model_dirs = _named("preset"), _named("model_dir")
-    if not presets and not model_dirs:
-        raise UserError("there is nothing to analyze: give --preset or --model_dir.")
-    if presets and not (FLAGS.pairs or FLAGS.data or FLAGS.minimal_pairs):
-        raise UserError("--preset needs --pairs, --data or --minimal_pairs to look at it with.")
-    for flag in ("pairs", "minimal_pairs"):
+    if not presets and not model_dirs and not FLAGS.scores:
+        raise UserError("there is nothing to analyze: give --preset, --model_dir or --scores.")
+    tests = ("pairs", "data", "corrupted_texts", "minimal_pairs", "scores")
+    if presets and not any(FLAGS[flag].value for flag in tests):
+        raise UserError(f"--preset needs one of --{', --'.join(tests)} to look at it with.")
+    for flag in ("pairs", "corrupted_texts", "minimal_pairs"):
         if FLAGS[flag].value and not presets:
             raise UserError(f"--{flag} is what presets are looked at with: give --preset.")
+    for folder in FLAGS.scores:
+        if not os.path.isdir(folder):
+            raise UserError(f"--scores={folder} is not a folder.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.analysis.comparison import Findings, write_comparison
     from cocolm_tf.analysis.figures import PALETTE
     from cocolm_tf.analysis.held_out import measure_run
     from cocolm_tf.analysis.run_comparison import read_run
+    from cocolm_tf.analysis.scores import place_scores, read_scores
 
     if len(model_dirs) > len(PALETTE):
         raise UserError(f"--model_dir: {len(model_dirs)} runs are more than {len(PALETTE)} colors.")
-    runs = [read_run(name, model_dir) for name, model_dir in model_dirs.items()]
+    # Files are read before anything is computed, so that mistakes in them are told first.
+    files = _read_files()
+    runs = {model_dir: read_run(name, model_dir) for name, model_dir in model_dirs.items()}
+    scores = [score for folder in FLAGS.scores for score in read_scores(folder)]
     findings = Findings(
-        _spaces(presets) if FLAGS.pairs else {},
-        _detections(presets) if FLAGS.data else {},
-        _judgements(presets) if FLAGS.minimal_pairs else {},
-        {
+        spaces=_spaces(presets, files["pairs"]) if FLAGS.pairs else {},
+        detections=_detections(presets, files["corrupted_texts"]),
+        minimal_pairs=_judgements(presets, files["minimal_pairs"]) if FLAGS.minimal_pairs else {},
+        scores=place_scores(scores, presets, runs),
+        held_out={
             name: measure_run(model_dir, FLAGS.data, batch_size=FLAGS.batch_size)
             for name, model_dir in model_dirs.items()
             if FLAGS.data
         },
-        runs,
+        runs=list(runs.values()),
     )
     return write_comparison(FLAGS.output_dir, findings, FLAGS.x_axis, FLAGS.seed)
 
@@ -118,12 +146,26 @@ def _named(flag: str) -> dict[str, str]:
     return named
 
 
-def _spaces(presets: dict[str, str]) -> dict[str, object]:
-    from cocolm_tf.analysis.encoder import SentenceEncoder
+def _read_files() -> dict[str, Any]:
+    """What the user's files hold, by the flags that they were given with."""
+    from cocolm_tf.analysis.corrupted_texts import read_corrupted_texts
+    from cocolm_tf.analysis.minimal_pairs import read_minimal_pairs
     from cocolm_tf.analysis.pairs import read_pairs
+
+    readers = {
+        "pairs": read_pairs,
+        "corrupted_texts": read_corrupted_texts,
+        "minimal_pairs": read_minimal_pairs,
+    }
+    return {
+        flag: read(FLAGS[flag].value) if FLAGS[flag].value else [] for flag, read in readers.items()
+    }
+
+
+def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
+    from cocolm_tf.analysis.encoder import SentenceEncoder
     from cocolm_tf.analysis.sentence_space import describe_space, draw_texts
 
-    pairs = read_pairs(FLAGS.pairs)
     texts = list(dict.fromkeys(pairs.first + pairs.second))[: FLAGS.texts]
     if FLAGS.corpus:
         texts = draw_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed)
@@ -141,47 +183,45 @@ def _spaces(presets: dict[str, str]) -> dict[str, object]:
     return spaces
 
 
-def _detections(presets: dict[str, str]) -> dict[str, object]:
-    from cocolm_tf.analysis.detection import detect
+def _detections(presets: dict[str, str], texts: list) -> dict[str, Any]:
+    from cocolm_tf.analysis.detection import detect, detect_in_texts
     from cocolm_tf.analysis.pretrained import load_pretrained
 
+    kinds = [*FLAGS.corruption] if FLAGS.data else []
     detections = {}
-    for name, preset in presets.items():
-        loaded = load_pretrained(preset)
+    for name, preset in presets.items() if kinds or texts else ():
+        loaded = load_pretrained(preset, FLAGS.precision)
         if loaded[0].copy_head is None:
             print(f"{name} has no copy head, and so no part in detection.")
             continue
-        for corruption in FLAGS.corruption:
+        for corruption in kinds:
             # A name of its own only where there are several.
-            key = name if len(FLAGS.corruption) == 1 else f"{name}, {corruption}"
+            key = name if len(kinds) == 1 and not texts else f"{name}, {corruption}"
             detections[key] = detect(
                 *loaded, FLAGS.data, corruption, batch_size=FLAGS.batch_size, name=name
             )
+        if texts:
+            key = f"{name}, texts" if kinds else name
+            detections[key] = detect_in_texts(*loaded, texts, FLAGS.batch_size, name)
     return detections
 
 
-def _judgements(presets: dict[str, str]) -> dict[str, dict[str, dict[str, float]]]:
-    from cocolm_tf.analysis.minimal_pairs import (
-        accuracies,
-        judge,
-        judgements,
-        read_minimal_pairs,
-    )
+def _judgements(presets: dict[str, str], pairs: list) -> dict[str, dict[str, dict[str, float]]]:
+    from cocolm_tf.analysis.minimal_pairs import accuracies, judge, judgements
     from cocolm_tf.analysis.pretrained import load_pretrained
 
-    pairs = read_minimal_pairs(FLAGS.minimal_pairs)
+    sentences = [pair.good for pair in pairs] + [pair.bad for pair in pairs]
     results = {}
     for name, preset in presets.items():
-        loaded = load_pretrained(preset)
+        loaded = load_pretrained(preset, FLAGS.precision)
         scores = {}
-        if not judgements(loaded[0]):
-            print(f"{name} has no head to judge minimal pairs with.")
-            continue
         for way in judgements(loaded[0]):
-            sentences = [pair.good for pair in pairs] + [pair.bad for pair in pairs]
-            found = judge(*loaded, sentences, way, FLAGS.batch_size, name)
+            found = judge(*loaded, sentences, way, name)
             scores[way] = (found[: len(pairs)], found[len(pairs) :])
-        results[name] = accuracies(pairs, scores)
+        if scores:
+            results[name] = accuracies(pairs, scores)
+        else:
+            print(f"{name} has no head to judge minimal pairs with.")
     return results
 
 

@@ -31,7 +31,7 @@ def main() -> str:
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once; and
     # TensorFlow, which takes seconds, once it is known that there is something to report.
-    from cocolm_tf.analysis.curves import read_metrics
+    from cocolm_tf.analysis.metrics_log import read_metrics
 
     read_metrics(FLAGS.model_dir)
 

@@ -1,13 +1,14 @@
-"""How well a preset finds replaced tokens and restores them, over many held-out sequences."""
+"""How well a preset finds replaced tokens and restores them, over many texts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 from sklearn import metrics
 from tqdm import tqdm
 
+from cocolm_tf.analysis.corrupted_texts import UNKNOWN, CorruptedText, align
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
@@ -23,25 +24,28 @@ CORRUPTIONS = ("auxiliary", "random")
 # A token is flagged where it is likelier replaced than not.
 _FLAGGED = 0.5
 _CALIBRATION_BINS = 10
-# Tokens by how often they come: the most frequent hundred, the next 900, all others.
-BANDS = (100, 1000)
+# The most frequent hundred tokens, the next 900, and all others.
+BANDS = ("frequent", "common", "rare")
+_BAND_ENDS = (100, 1000)
+# The rank of a token that the LM head was not asked about.
+_NOT_ASKED = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """What the heads say of tokens, of which some were replaced.
+    """What the heads say of T tokens, some of which were replaced.
 
     Args:
         probabilities: [T] float32, that each token was replaced, by the copy head.
         is_replaced: [T] bool, whether it was.
-        ranks: [R] int, of each replaced token, how many tokens the LM head found likelier than
-            the original one; empty without LM head.
-        frequency_ranks: [R] int, of each replaced token's original, how many tokens come more
-            often.
+        ranks: [T] int, how many tokens the LM head found likelier than the original one; -1 where
+            the token is the original one, or that is not known, or there is no LM head.
+        frequency_ranks: [T] int, how many tokens come more often than the original one, or than
+            the token itself where that is not known.
 
     Example:
     ```python
-    Detections(np.array([0.9, 0.1]), np.array([True, False]), np.array([0]), np.array([3]))
+    Detections(np.array([0.9, 0.1]), np.array([True, False]), np.array([0, -1]), np.array([3, 0]))
     ```
     """
 
@@ -54,36 +58,47 @@ class Detections:
         """Numbers by their names.
 
         Returns:
-            `precision`, `recall` and `f1` of the flagged tokens; `average_precision`, over all
-            thresholds; `replaced_share`, what chance would have for it; `calibration_error`, the
-            mean gap between what the copy head says and how often it is right, over ten equal
-            ranges of probabilities; `corrected_at_1` and `corrected_at_5`, the share of replaced
-            tokens whose originals are among the LM head's best, and the same by bands of the
-            originals' frequency: `corrected_at_1_frequent`, `_common`, `_rare`.
+            `replaced_share`; `precision`, `recall` and `f1` of the flagged tokens;
+            `average_precision`, over all thresholds, of which chance has `replaced_share`;
+            `calibration_error`, the mean gap between what the copy head says and how often it is
+            right, over ten equal ranges of probabilities; `corrected_at_1` and `corrected_at_5`,
+            the share of replaced tokens whose originals are among the LM head's best. All of these
+            but three again by how frequent the original is: `recall_rare` and so on, see `BANDS`.
         """
-        flagged = self.probabilities > _FLAGGED
-        precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-            self.is_replaced, flagged, average="binary", zero_division=0
-        )
-        found = {
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "replaced_share": float(self.is_replaced.mean()),
-            "calibration_error": self.calibration_error(),
-        }
+        found = self._of_any() | {"calibration_error": self.calibration_error()}
         if self.is_replaced.any():
             found["average_precision"] = float(
                 metrics.average_precision_score(self.is_replaced, self.probabilities)
             )
-        if len(self.ranks):
-            found["corrected_at_1"] = float((self.ranks < 1).mean())
-            found["corrected_at_5"] = float((self.ranks < 5).mean())
-            bands = np.searchsorted(BANDS, self.frequency_ranks, side="right")
-            for band, name in enumerate(("frequent", "common", "rare")):
-                if (bands == band).any():
-                    share = (self.ranks[bands == band] < 1).mean()
-                    found[f"corrected_at_1_{name}"] = float(share)
+        for band, measures in self.by_frequency().items():
+            found |= {f"{name}_{band}": value for name, value in measures.items()}
+        return found
+
+    def by_frequency(self) -> dict[str, dict[str, float]]:
+        """From each of `BANDS` that occurs, the measures of its tokens."""
+        bands = np.searchsorted(_BAND_ENDS, self.frequency_ranks, side="right")
+        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return {
+            name: Detections(*(field[bands == number] for field in fields))._of_any()
+            for number, name in enumerate(BANDS)
+            if (bands == number).any()
+        }
+
+    def _of_any(self) -> dict[str, float]:
+        """The measures that make sense of few tokens as well."""
+        precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+            self.is_replaced, self.probabilities > _FLAGGED, average="binary", zero_division=0
+        )
+        found = {
+            "replaced_share": float(self.is_replaced.mean()),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+        }
+        asked = self.ranks[self.ranks != _NOT_ASKED]
+        if len(asked):
+            found["corrected_at_1"] = float((asked < 1).mean())
+            found["corrected_at_5"] = float((asked < 5).mean())
         return found
 
     def calibration(self) -> list[tuple[float, float, int]]:
@@ -137,8 +152,6 @@ def detect(
     detect(*load_pretrained("runs/first/preset"), "data/validation").measures()["f1"]
     ```
     """
-    if pretrainer.copy_head is None:
-        raise UserError("the preset has no copy head: it tells no replaced tokens.")
     if corruption == "auxiliary" and pretrainer.auxiliary is None:
         raise UserError("the preset has no auxiliary model: give --corruption=random.")
     manifest = Manifest.load(data)
@@ -147,47 +160,131 @@ def detect(
     special = SpecialTokens(mask=tokenizer.mask_token_id)
     opened = PretrainingData.open(data, manifest.sequence_length, special)
     held_out = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
-
-    @tf.function(autograph=False)
-    def read(batch: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        corrupted = _corrupt(pretrainer, batch, corruption, seed)
-        inputs = {"token_ids": corrupted, "padding_mask": batch["padding_mask"]}
-        hidden = pretrainer.backbone(inputs, training=False)
-        found = {"probabilities": tf.sigmoid(-pretrainer.copy_head(hidden)), "ids": corrupted}
-        if pretrainer.lm_head:
-            logits = pretrainer.lm_head(gather_positions(hidden, batch["masked_positions"]))
-            originals = gather_positions(batch["token_ids"], batch["masked_positions"])
-            own = tf.gather(logits, originals[:, tf.newaxis], batch_dims=1)
-            found["ranks"] = tf.reduce_sum(tf.cast(logits > own, tf.int32), axis=-1)
-        return found
-
-    counts = np.zeros(tokenizer.vocabulary_size(), np.int64)
-    probabilities, is_replaced, ranks, originals = [], [], [], []
-    progress = tqdm(held_out, desc=f"{name} {corruption}".strip(), unit="batch")
-    for number, batch in enumerate(progress):
-        found = {key: x.numpy() for key, x in read(batch, tf.constant([0, number])).items()}
-        ids, real = batch["token_ids"].numpy(), batch["padding_mask"].numpy()
-        counts += np.bincount(ids[real], minlength=len(counts))
-        probabilities.append(found["probabilities"][real])
-        is_replaced.append((found["ids"] != ids)[real])
-        if "ranks" in found:
-            places = batch["masked_positions"].numpy()
-            rows = np.arange(len(ids))[:, np.newaxis]
-            changed = (found["ids"] != ids)[rows, places]
-            ranks.append(found["ranks"].reshape(places.shape)[changed])
-            originals.append(ids[rows, places][changed])
-    # How many tokens come more often than each.
-    frequency_ranks = np.searchsorted(np.sort(-counts), -counts)
-    return Detections(
-        np.concatenate(probabilities),
-        np.concatenate(is_replaced),
-        _joined(ranks),
-        frequency_ranks[_joined(originals)],
+    corrupt = tf.function(
+        lambda batch, seed: _corrupt(pretrainer, batch, corruption, seed), autograph=False
     )
 
+    def corrupted() -> Iterator[_Batch]:
+        progress = tqdm(held_out, desc=f"{name} {corruption}".strip(), unit="batch")
+        for number, batch in enumerate(progress):
+            read = corrupt(batch, tf.constant([0, number])).numpy()
+            original, mask = batch["token_ids"].numpy(), batch["padding_mask"].numpy()
+            yield _Batch(read, original, read != original, mask)
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros([0], np.int64), *parts])
+    return _detect(pretrainer, tokenizer, corrupted())
+
+
+def detect_in_texts(
+    pretrainer: CocoLMPretrainer,
+    tokenizer: CocoLMTokenizer,
+    texts: Sequence[CorruptedText],
+    batch_size: int = 32,
+    name: str = "",
+) -> Detections:
+    """Asks the heads about every token of texts with known mistakes.
+
+    Args:
+        pretrainer: the models of a preset, with a copy head.
+        tokenizer: their tokenizer.
+        texts: at least one; what of them is longer than the model reads is cut off.
+        batch_size: int. Texts at a time.
+        name: what to show beside the progress.
+
+    Returns:
+        What was found, of all tokens. Frequencies are those of the original texts.
+
+    Raises:
+        UserError: if the preset has no copy head.
+
+    Example:
+    ```python
+    texts = [CorruptedText("The cats sleep.", "The cats sleeps.")]
+    detect_in_texts(*load_pretrained("runs/first/preset"), texts).measures()["recall"]
+    ```
+    """
+    limit = pretrainer.backbone.max_sequence_length - 2
+    originals = [list(row) for row in tokenizer([text.original for text in texts])]
+    corrupted = [list(row) for row in tokenizer([text.corrupted for text in texts])]
+
+    def aligned() -> Iterator[_Batch]:
+        starts = range(0, len(texts), batch_size)
+        for start in tqdm(starts, desc=f"{name} texts".strip(), unit="batch"):
+            chosen = slice(start, start + batch_size)
+            rows = [row[:limit] for row in corrupted[chosen]]
+            shape = len(rows), max(map(len, rows)) + 2
+            packed = tokenizer.pack(rows, sequence_length=shape[1])
+            read = packed["token_ids"].numpy()
+            original, is_replaced = read.copy(), np.zeros(shape, bool)
+            for number, pair in enumerate(zip(originals[chosen], corrupted[chosen], strict=True)):
+                replaced, stood = align(*pair)
+                places = slice(1, 1 + len(rows[number]))
+                is_replaced[number, places], original[number, places] = (
+                    replaced[:limit],
+                    stood[:limit],
+                )
+            yield _Batch(read, original, is_replaced, packed["padding_mask"].numpy().astype(bool))
+
+    return _detect(pretrainer, tokenizer, aligned())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Sequences as they are read, [B, S]: tokens, what belongs there, what was replaced, mask."""
+
+    read: np.ndarray
+    original: np.ndarray
+    is_replaced: np.ndarray
+    padding_mask: np.ndarray
+
+
+def _detect(
+    pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer, batches: Iterable[_Batch]
+) -> Detections:
+    if pretrainer.copy_head is None:
+        raise UserError("the preset has no copy head: it tells no replaced tokens.")
+
+    @tf.function(
+        autograph=False,
+        input_signature=[
+            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([None, 2], tf.int32),
+            tf.TensorSpec([None], tf.int32),
+        ],
+    )
+    def ask(
+        ids: tf.Tensor, mask: tf.Tensor, asked: tf.Tensor, originals: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        hidden = pretrainer.backbone({"token_ids": ids, "padding_mask": mask}, training=False)
+        probabilities = tf.sigmoid(-pretrainer.copy_head(hidden))
+        if pretrainer.lm_head is None:
+            return probabilities, tf.fill(tf.shape(originals), _NOT_ASKED)
+        logits = pretrainer.lm_head(tf.gather_nd(hidden, asked))
+        own = tf.gather(logits, originals[:, tf.newaxis], batch_dims=1)
+        return probabilities, tf.reduce_sum(tf.cast(logits > own, tf.int32), axis=-1)
+
+    counts = np.zeros(tokenizer.vocabulary_size(), np.int64)
+    found = []
+    for batch in batches:
+        real, known = batch.padding_mask, batch.original != UNKNOWN
+        counts += np.bincount(batch.original[real & known], minlength=len(counts))
+        asked = np.argwhere(real & known & batch.is_replaced)
+        ranks = np.full(batch.read.shape, _NOT_ASKED)
+        probabilities, ranks[tuple(asked.T)] = (
+            tensor.numpy()
+            for tensor in ask(
+                batch.read.astype(np.int32),
+                real.astype(np.int32),
+                asked.astype(np.int32),
+                batch.original[tuple(asked.T)].astype(np.int32),
+            )
+        )
+        stood = np.where(known, batch.original, batch.read)
+        found.append([x[real] for x in (probabilities, batch.is_replaced, ranks, stood)])
+    probabilities, is_replaced, ranks, stood = map(np.concatenate, zip(*found, strict=True))
+    # How many tokens come more often than each.
+    frequency_ranks = np.searchsorted(np.sort(-counts), -counts)
+    return Detections(probabilities, is_replaced, ranks, frequency_ranks[stood])
 
 
 def _corrupt(

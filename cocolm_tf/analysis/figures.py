@@ -66,7 +66,7 @@ def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def new_panels(
-    titles: Sequence[str], x_label: str, y_label: str, height: float = 2.9
+    titles: Sequence[str], x_label: str, y_label: str, height: float = 2.9, share_y: bool = True
 ) -> tuple[Figure, list[Axes]]:
     """Begins a figure of panels side by side, up to three in a row, on common axes.
 
@@ -75,6 +75,7 @@ def new_panels(
         x_label: name and unit of the horizontal axis.
         y_label: name and unit of the vertical axis.
         height: float. Inches of a row.
+        share_y: bool. Whether the vertical axis is a common one, too.
 
     Returns:
         The figure, to be closed (`pyplot.close`) when it is saved, and the panels' axes.
@@ -91,7 +92,7 @@ def new_panels(
         columns,
         figsize=(max(5.4, 3.6 * columns), height * rows),
         sharex=True,
-        sharey=True,
+        sharey=share_y,
         squeeze=False,
         layout="constrained",
     )

@@ -1,8 +1,13 @@
-"""What the measures that training logs mean."""
+"""What measures mean: what to call each, how to show its value, and what it says."""
+
+from cocolm_tf.analysis.detection import BANDS
+from cocolm_tf.analysis.sentence_space import COMPONENTS
+
+Meaning = tuple[str, str, str]
 
 _PERCENT, _NUMBER = "{:.1%}", "{:.3f}"
-# The measures of training: what to call each, how to show its value, what it means.
-MEANINGS = {
+# Of training.
+MEANINGS: dict[str, Meaning] = {
     "loss": ("Total loss", _NUMBER, "The weighted sum of the losses: what training minimizes."),
     "mlm_loss": (
         "Masked LM loss",
@@ -65,3 +70,68 @@ MEANINGS = {
         "How near views of different texts are: the lower, the more uniform.",
     ),
 }
+
+# Of a space of sentence vectors.
+SPACE_MEANINGS: dict[str, Meaning] = {
+    "similar_cosine": (
+        "Cosine of similar pairs",
+        "{:.3f}",
+        "The mean. On STS-B the paper has 0.925 with contrastive learning, 0.863 without.",
+    ),
+    "random_cosine": ("Cosine of random pairs", "{:.3f}", "The mean: near 1, all is in a cone."),
+    "alignment": (
+        "Alignment",
+        "{:.3f}",
+        "The mean squared distance of similar pairs: the lower, the better aligned.",
+    ),
+    "uniformity": (
+        "Uniformity",
+        "{:.3f}",
+        "The spread of the texts over the sphere: the lower, the more uniform; -4 is orthogonal.",
+    ),
+    **{
+        f"variance_{count}": (
+            f"Variance in {count} component{'s' if count > 1 else ''}",
+            "{:.1%}",
+            "The share of the texts' variance in the first principal components: anisotropy.",
+        )
+        for count in COMPONENTS
+    },
+    "spearman": (
+        "Spearman's correlation",
+        "{:.3f}",
+        "Of the cosines of all pairs with the scores that people gave them.",
+    ),
+    "spearman_whitened": (
+        "Spearman's, whitened",
+        "{:.3f}",
+        "The same once the vectors are whitened.",
+    ),
+}
+
+# Of detection.
+DETECTION_MEANINGS: dict[str, Meaning] = {
+    "replaced_share": ("Replaced", "{:.1%}", "The share of the tokens that are not the original."),
+    "precision": ("Precision", "{:.1%}", "How many of the flagged tokens were replaced."),
+    "recall": ("Recall", "{:.1%}", "How many of the replaced tokens are flagged."),
+    "f1": ("F1", "{:.3f}", "The harmonic mean of the two."),
+    "average_precision": (
+        "Average precision",
+        "{:.3f}",
+        "Over all thresholds; chance has the share of replaced tokens.",
+    ),
+    "calibration_error": (
+        "Calibration error",
+        "{:.3f}",
+        "The mean gap between the probability that is said and the share that is so.",
+    ),
+    "corrected_at_1": (
+        "Corrected",
+        "{:.1%}",
+        "How many replaced tokens' originals are the LM head's best guess.",
+    ),
+    "corrected_at_5": ("Corrected, of five", "{:.1%}", "How many are among its best five."),
+}
+
+# By how frequent the original token is, in detection's figure: what to call each band.
+BAND_MEANINGS = dict(zip(BANDS, ("100 most\nfrequent", "next 900", "all others"), strict=True))

@@ -1,25 +1,29 @@
 """Minimal pairs: does an untuned preset prefer the good one of two sentences much alike?"""
 
 import dataclasses
-import json
-import os
+import functools
+import glob
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from cocolm_tf.analysis.rows import read_rows
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.modeling.corruption import place
+from cocolm_tf.modeling.masked_language_model import gather_positions
+from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.training.build import Pretrainer
 
 _GOOD, _BAD = "sentence_good", "sentence_bad"
 # Where a pair's category stands; BLiMP's files have the second.
 _CATEGORIES = ("category", "linguistics_term", "UID")
 ALL = "all"
 
-# Rows are padded to a multiple of this, so that few lengths are traced.
-_LENGTH_STEP = 16
+_MASKED = "masked"
+_ROWS, _NUMBERS = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,64 +41,47 @@ class MinimalPair:
     category: str
 
 
-def read_minimal_pairs(path: str) -> list[MinimalPair]:
-    """Reads JSON lines with `sentence_good`, `sentence_bad` and, if any, a category.
+def read_minimal_pairs(pattern: str) -> list[MinimalPair]:
+    """Reads rows with `sentence_good`, `sentence_bad` and, if any, a category.
 
     Args:
-        path: the file, in BLiMP's format.
+        pattern: a file or a glob of files, in BLiMP's format: JSON lines; or tab-separated.
 
     Returns:
-        The pairs, in their order.
+        The pairs, in the order of the files' names and their lines.
 
     Raises:
-        UserError: naming the line that is no pair.
+        UserError: naming the row that is no pair.
 
     Example:
     ```python
-    read_minimal_pairs("blimp/anaphor_gender_agreement.jsonl")
+    read_minimal_pairs("blimp/*.jsonl")
     ```
     """
-    if not os.path.isfile(path):
-        raise UserError(f"--minimal_pairs={path} does not exist.")
     pairs = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    pairs.append(_pair(line, f"{path}:{number}"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"--minimal_pairs={path} is not UTF-8 text.") from error
-    if not pairs:
-        raise UserError(f"--minimal_pairs={path} has no pairs.")
+    for path in sorted(glob.glob(pattern)) or [pattern]:
+        for _, row in read_rows("minimal_pairs", path, (_GOOD, _BAD)):
+            category = next((str(row[name]) for name in _CATEGORIES if row.get(name)), ALL)
+            pairs.append(MinimalPair(row[_GOOD], row[_BAD], category))
     return pairs
 
 
-def _pair(line: str, place: str) -> MinimalPair:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place} is not JSON: {error}.") from error
-    texts = [row.get(name) if isinstance(row, dict) else None for name in (_GOOD, _BAD)]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UserError(f"{place} must be an object with {_GOOD} and {_BAD}, both text.")
-    category = next((str(row[name]) for name in _CATEGORIES if row.get(name)), ALL)
-    return MinimalPair(*texts, category)
-
-
-def judgements(pretrainer: CocoLMPretrainer) -> dict[str, Callable]:
+def judgements(pretrainer: Pretrainer) -> dict[str, Callable]:
     """The ways in which a preset can judge a sentence: those that its heads allow.
 
     Args:
         pretrainer: the models of a preset.
 
     Returns:
-        From the name of each way, a function of `pretrainer`, token ids [B, S] and lengths [B]
-        that gives the score of each row, [B]; the higher, the better:
+        From the name of each way, a function of `pretrainer`, token ids [B, S], lengths [B] and
+        places [B] that gives numbers [B], whose sum over a sentence's rows is its score; the
+        higher, the better:
 
         - `masked`: the pseudo log likelihood, the sum over tokens of log p(token | the others) by
-          the LM head, with each token masked in turn (Salazar et al., ACL 2020);
+          the LM head, with each token masked in turn (Salazar et al., ACL 2020): a row for each
+          token, masked at its place;
         - `corrective`: the same sum where nothing is masked, by copy mechanism and LM head
-          together, as the model reads in pretraining: one pass instead of one a token;
+          together, as the model reads in pretraining: one row a sentence;
         - `detection`: the sum of the log probabilities that each token is the original.
 
     Example:
@@ -103,8 +90,8 @@ def judgements(pretrainer: CocoLMPretrainer) -> dict[str, Callable]:
     ```
     """
     ways = {}
-    if pretrainer.lm_head:
-        ways["masked"] = _masked_scores
+    if pretrainer.lm_head or isinstance(pretrainer, MaskedLMPretrainer):
+        ways[_MASKED] = _masked_scores
     if pretrainer.lm_head and pretrainer.copy_head:
         ways["corrective"] = _corrective_scores
     if pretrainer.copy_head:
@@ -113,12 +100,12 @@ def judgements(pretrainer: CocoLMPretrainer) -> dict[str, Callable]:
 
 
 def judge(
-    pretrainer: CocoLMPretrainer,
+    pretrainer: Pretrainer,
     tokenizer: CocoLMTokenizer,
     sentences: Sequence[str],
     way: str,
-    batch_size: int = 64,
     name: str = "",
+    tokens_at_once: int = 4096,
 ) -> np.ndarray:
     """Scores sentences.
 
@@ -127,8 +114,8 @@ def judge(
         tokenizer: their tokenizer.
         sentences: what to score.
         way: one of `judgements`.
-        batch_size: int. Rows that the model reads at a time.
         name: what to show beside the progress.
+        tokens_at_once: int. About how many tokens the model reads at a time.
 
     Returns:
         [N] float64. Longer sentences score lower, as likelihoods do.
@@ -149,22 +136,32 @@ def judge(
                 f"the sentence {sentence[:40]!r} has {len(row)} tokens: the model reads 1 to "
                 f"{limit}."
             )
-    score = judgements(pretrainer)[way]
+    score = tf.function(
+        functools.partial(judgements(pretrainer)[way], pretrainer),
+        input_signature=[_ROWS, _NUMBERS, _NUMBERS],
+        autograph=False,
+    )
+    lengths = np.array([len(row) for row in ids])
     # Alike in length, so that little is padding.
-    order = np.argsort([len(row) for row in ids], kind="stable")
+    sentence_of = np.argsort(lengths, kind="stable")
+    places = np.zeros_like(lengths)
+    if way == _MASKED:
+        sentence_of = np.repeat(sentence_of, lengths[sentence_of])
+        places = np.concatenate([1 + np.arange(n) for n in np.sort(lengths)])
     scores = np.zeros(len(ids))
-    # A sentence takes as many rows as it has tokens where they are masked in turn.
-    rows_each = max(map(len, ids)) if way == "masked" else 1
-    at_once = max(1, batch_size // rows_each)
-    progress = tqdm(range(0, len(ids), at_once), desc=f"{name} {way}".strip(), unit="batch")
-    for start in progress:
-        chosen = order[start : start + at_once]
-        rows = [ids[i] for i in chosen]
-        longest = max(map(len, rows)) + 2
-        length = min(limit + 2, -(-longest // _LENGTH_STEP) * _LENGTH_STEP)
-        packed = tokenizer.pack(rows, sequence_length=length)["token_ids"]
-        lengths = tf.constant([len(row) for row in rows])
-        scores[chosen] = score(pretrainer, packed, lengths).numpy()
+    with tqdm(total=len(sentence_of), desc=f"{name} {way}".strip(), unit="row") as progress:
+        start = 0
+        while start < len(sentence_of):
+            at_most = tokens_at_once // (lengths[sentence_of[start]] + 2)
+            chosen = sentence_of[start : start + max(1, at_most)]
+            packed = tokenizer.pack(
+                [ids[i] for i in chosen], sequence_length=int(lengths[chosen[-1]]) + 2
+            )
+            rows = slice(start, start + len(chosen))
+            found = score(packed["token_ids"], lengths[chosen], places[rows])
+            np.add.at(scores, chosen, found.numpy())
+            start = rows.stop
+            progress.update(len(chosen))
     return scores
 
 
@@ -197,57 +194,51 @@ def accuracies(
 
 
 def _masked_scores(
-    pretrainer: CocoLMPretrainer, token_ids: tf.Tensor, lengths: tf.Tensor
+    pretrainer: Pretrainer, token_ids: tf.Tensor, lengths: tf.Tensor, places: tf.Tensor
 ) -> tf.Tensor:
-    # One row for each ordinary token, in which it is masked.
-    places, sentences = _ordinary_places(token_ids, lengths)
-    columns = tf.cast(places[:, 1], tf.int32)
-    is_masked = tf.one_hot(columns, tf.shape(token_ids)[1], on_value=True, off_value=False)
-    rows = tf.where(is_masked, pretrainer.mask_token_id, tf.gather(token_ids, sentences))
-    hidden = _read(pretrainer, rows, tf.gather(lengths, sentences))
-    log_p = _log_likelihoods(
-        pretrainer,
-        tf.gather(hidden, columns, batch_dims=1),
-        tf.gather_nd(token_ids, places),
-    )
-    return tf.math.segment_sum(log_p, sentences)
+    positions = places[:, tf.newaxis]
+    labels = gather_positions(token_ids, positions)
+    inputs = _inputs(place(token_ids, positions, pretrainer.mask_token_id), lengths)
+    if isinstance(pretrainer, MaskedLMPretrainer):
+        logits = pretrainer.model(inputs, positions=positions)
+    else:
+        logits = pretrainer.lm_head(pretrainer.backbone.states_at(inputs, positions)[:, 0])
+    return _log_likelihoods(logits, labels)
 
 
 def _corrective_scores(
-    pretrainer: CocoLMPretrainer, token_ids: tf.Tensor, lengths: tf.Tensor
+    pretrainer: Pretrainer, token_ids: tf.Tensor, lengths: tf.Tensor, _: tf.Tensor
 ) -> tf.Tensor:
-    places, sentences = _ordinary_places(token_ids, lengths)
-    hidden = tf.gather_nd(_read(pretrainer, token_ids, lengths), places)
-    log_p = _log_likelihoods(pretrainer, hidden, tf.gather_nd(token_ids, places))
-    copy_logits = pretrainer.copy_head(hidden)
+    hidden = pretrainer.backbone(_inputs(token_ids, lengths), training=False)
+    is_ordinary = _is_ordinary(token_ids, lengths)
+    states = tf.boolean_mask(hidden, is_ordinary)
+    log_p = _log_likelihoods(pretrainer.lm_head(states), tf.boolean_mask(token_ids, is_ordinary))
+    copy_logits = tf.cast(pretrainer.copy_head(states), tf.float32)
     # Section 3.3: copied, or not copied but drawn from the vocabulary all the same.
     either = [tf.math.log_sigmoid(copy_logits), tf.math.log_sigmoid(-copy_logits) + log_p]
-    return tf.math.segment_sum(tf.reduce_logsumexp(tf.stack(either), axis=0), sentences)
+    return tf.math.segment_sum(
+        tf.reduce_logsumexp(tf.stack(either), axis=0), tf.where(is_ordinary)[:, 0]
+    )
 
 
 def _detection_scores(
-    pretrainer: CocoLMPretrainer, token_ids: tf.Tensor, lengths: tf.Tensor
+    pretrainer: Pretrainer, token_ids: tf.Tensor, lengths: tf.Tensor, _: tf.Tensor
 ) -> tf.Tensor:
-    places, sentences = _ordinary_places(token_ids, lengths)
-    hidden = tf.gather_nd(_read(pretrainer, token_ids, lengths), places)
-    return tf.math.segment_sum(tf.math.log_sigmoid(pretrainer.copy_head(hidden)), sentences)
+    hidden = pretrainer.backbone(_inputs(token_ids, lengths), training=False)
+    log_p = tf.math.log_sigmoid(tf.cast(pretrainer.copy_head(hidden), tf.float32))
+    return tf.reduce_sum(tf.where(_is_ordinary(token_ids, lengths), log_p, 0.0), axis=1)
 
 
-def _read(pretrainer: CocoLMPretrainer, token_ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+def _inputs(token_ids: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
     real = tf.sequence_mask(lengths + 2, tf.shape(token_ids)[1])
-    inputs = {"token_ids": token_ids, "padding_mask": tf.cast(real, tf.int32)}
-    return pretrainer.backbone(inputs, training=False)
+    return {"token_ids": token_ids, "padding_mask": tf.cast(real, tf.int32)}
 
 
-def _log_likelihoods(
-    pretrainer: CocoLMPretrainer, hidden: tf.Tensor, labels: tf.Tensor
-) -> tf.Tensor:
-    log_p = tf.nn.log_softmax(pretrainer.lm_head(hidden))
-    return tf.gather(log_p, labels, batch_dims=1)
+def _is_ordinary(token_ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """Which tokens stand between <s> and </s>."""
+    column = tf.range(tf.shape(token_ids)[1])
+    return (column > 0) & (column <= lengths[:, tf.newaxis])
 
 
-def _ordinary_places(token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where tokens stand between <s> and </s>: row and column, [N, 2], and the row alone."""
-    column = tf.range(tf.shape(token_ids)[1])[tf.newaxis]
-    places = tf.where((column > 0) & (column <= lengths[:, tf.newaxis]))
-    return places, tf.cast(places[:, 0], tf.int32)
+def _log_likelihoods(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    return -tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))

@@ -92,6 +92,14 @@ figcaption { font-size: .85rem; line-height: 1.4 }
 pre { font-size: .85rem; overflow-x: auto; background: var(--card); padding: 1rem;
   border-radius: 8px }
 summary { cursor: pointer }
+@media print {
+  body { max-width: none; padding: 0; font-size: 10pt }
+  nav { display: none }
+  h2 { break-after: avoid }
+  figure, tr, .sentence { break-inside: avoid }
+  .wide { overflow: visible }
+  .figures { grid-template-columns: 1fr 1fr }
+}
 """
 
 
@@ -170,7 +178,7 @@ def inline_svg(figure: Figure, description: str) -> str:
     """Draws a figure as part of a page, in the page's colors.
 
     Args:
-        figure: in the colors of `cocolm_tf.analysis.curves`.
+        figure: in the colors of `cocolm_tf.analysis.figures`.
         description: for those who do not see it, plain text; different for each figure of a page.
 
     Returns:

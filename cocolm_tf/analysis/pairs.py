@@ -1,13 +1,10 @@
 """Pairs of sentences and how similar people find them, from files such as STS-B's."""
 
-import csv
 import dataclasses
-import json
-import os
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from cocolm_tf.analysis.rows import read_rows
 from cocolm_tf.errors import UserError
 
 _FIRST, _SECOND, _SCORE = "sentence1", "sentence2", "score"
@@ -64,62 +61,15 @@ def read_pairs(path: str) -> SentencePairs:
     read_pairs("glue/STS-B/dev.tsv").most_similar()
     ```
     """
-    if not os.path.isfile(path):
-        raise UserError(f"--pairs={path} does not exist.")
-    rows = _json_rows(path) if path.endswith(".jsonl") else _table_rows(path)
     first, second, scores = [], [], []
-    try:
-        for place, row in rows:
-            texts = [row.get(name) for name in (_FIRST, _SECOND)]
-            if not all(isinstance(text, str) and text.strip() for text in texts):
-                raise UserError(f"{place} has no {_FIRST} or no {_SECOND}: it needs both, as text.")
-            first.append(texts[0].strip())
-            second.append(texts[1].strip())
-            if _SCORE in row:
-                scores.append(_number(row[_SCORE], place))
-            if scores and len(scores) != len(first):
-                raise UserError(f"{place}: either all pairs have a {_SCORE}, or none.")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--pairs={path} is not UTF-8 text.") from error
-    if not first:
-        raise UserError(f"--pairs={path} has no pairs.")
+    for place, row in read_rows("pairs", path, (_FIRST, _SECOND)):
+        first.append(row[_FIRST].strip())
+        second.append(row[_SECOND].strip())
+        if _SCORE in row:
+            scores.append(_number(row[_SCORE], place))
+        if scores and len(scores) != len(first):
+            raise UserError(f"{place}: either all pairs have a {_SCORE}, or none.")
     return SentencePairs(first, second, np.array(scores) if scores else None)
-
-
-def _table_rows(path: str) -> Iterator[tuple[str, dict[str, str]]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        # GLUE's quotation marks are text.
-        lines = csv.reader(_whole_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
-        header = next(lines, [])
-        for name in (_FIRST, _SECOND):
-            if name not in header:
-                raise UserError(
-                    f"{path}: its first line must name tab-separated columns, {name} among them."
-                )
-        for number, row in enumerate(lines, start=2):
-            if len(row) != len(header):
-                raise UserError(
-                    f"{path}:{number} has {len(row)} columns, the header {len(header)}."
-                )
-            yield f"{path}:{number}", dict(zip(header, row, strict=True))
-
-
-def _whole_lines(file: Iterable[str]) -> Iterator[str]:
-    return (line.rstrip("\r\n") for line in file if line.strip())
-
-
-def _json_rows(path: str) -> Iterator[tuple[str, dict[str, object]]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number} is not JSON: {error}.") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number} is not a JSON object.")
-            yield f"{path}:{number}", row
 
 
 def _number(value: object, place: str) -> float:

@@ -9,13 +9,7 @@ from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 import cocolm_tf
-from cocolm_tf.analysis.curves import (
-    VALIDATION,
-    Metrics,
-    draw,
-    plots_of,
-    read_metrics,
-)
+from cocolm_tf.analysis.curves import draw
 from cocolm_tf.analysis.demonstration import (
     VERDICTS,
     Demonstration,
@@ -26,7 +20,9 @@ from cocolm_tf.analysis.demonstration import (
     split_piece,
 )
 from cocolm_tf.analysis.meanings import MEANINGS
+from cocolm_tf.analysis.metrics_log import VALIDATION, Metrics, read_metrics
 from cocolm_tf.analysis.page import inline_svg, page, table
+from cocolm_tf.analysis.plots import plots_of
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer

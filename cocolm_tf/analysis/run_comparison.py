@@ -10,15 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from cocolm_tf.analysis.curves import (
-    TRAINING,
-    VALIDATION,
-    Metrics,
-    Plot,
-    read_metrics,
-    set_scale,
-)
 from cocolm_tf.analysis.figures import FAINT_INK, PALETTE, new_figure, styled
+from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION, Metrics, read_metrics
+from cocolm_tf.analysis.plots import Plot, set_scale
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops
@@ -59,15 +53,21 @@ class Run:
         Returns:
             [N] float64, one for each line of the split.
         """
-        steps = np.array([line["step"] for line in self.metrics.lines[split]], np.float64)
-        trainer = self.config.trainer
-        if x_axis == "tokens":
-            return steps * trainer.batch_size * self.config.data.sequence_length
-        if x_axis == "flops":
-            return steps * sum(pretraining_flops(self.config).values())
         if x_axis == "hours":
             return self.metrics.elapsed(split) / 3600
-        return steps
+        steps = [line["step"] for line in self.metrics.lines[split]]
+        return np.array(steps, np.float64) * self._each_step(x_axis)
+
+    def at(self, step: int, x_axis: str) -> float:
+        """Where a step stands on an axis of `X_AXES`; hours are those of the log around it."""
+        if x_axis != "hours":
+            return step * self._each_step(x_axis)
+        steps, hours = (
+            np.concatenate([self.abscissa(split, axis) for split in self.metrics.lines])
+            for axis in ("steps", "hours")
+        )
+        order = np.argsort(steps, kind="stable")
+        return float(np.interp(step, [0, *steps[order]], [0, *hours[order]]))
 
     def series(self, split: str, name: str, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
         """Where a metric was logged on an axis of `X_AXES`, and its values there."""
@@ -75,6 +75,12 @@ class Run:
         has = np.array([name in line for line in lines], bool)
         values = np.array([line[name] for line in lines if name in line], np.float64)
         return self.abscissa(split, x_axis)[has], values
+
+    def _each_step(self, x_axis: str) -> float:
+        trainer = self.config.trainer
+        if x_axis == "tokens":
+            return trainer.batch_size * self.config.data.sequence_length
+        return sum(pretraining_flops(self.config).values()) if x_axis == "flops" else 1
 
 
 def read_run(name: str, model_dir: str) -> Run:

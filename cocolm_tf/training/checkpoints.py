@@ -107,16 +107,22 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def restore(self) -> int:
-        """Loads the latest checkpoint that is whole, if there is one.
+    def restore(self, step: int | None = None) -> int:
+        """Loads the latest checkpoint that is whole, if there is one, or that of a step.
+
+        Args:
+            step: int. Of the checkpoint; None for the latest.
 
         Returns:
             The step that the run stands at.
 
         Raises:
-            UserError: if the checkpoints are of another model, or all damaged.
+            UserError: if the checkpoints are of another model, or all damaged, or that of the step
+                is, or there is none.
         """
-        found = self._read_latest() if self._workers.is_chief else None
+        found = None
+        if self._workers.is_chief:
+            found = self._read_latest() if step is None else self._read_step(step)
         if not self._workers.any(found is not None):
             return steps_taken(self._model)
         variables = self._state | self._metrics
@@ -154,7 +160,7 @@ class Checkpoints:
             self._drop_superfluous()
         except _FAILURES as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            steps = _steps_in(self._directory)
+            steps = checkpoint_steps(self._directory)
             rest = f"those up to step {steps[-1]} are whole" if steps else "there is none yet"
             raise UserError(
                 f"the checkpoint of step {step} could not be written into {self._directory} "
@@ -162,7 +168,7 @@ class Checkpoints:
             ) from error
 
     def _drop_superfluous(self) -> None:
-        steps = _steps_in(self._directory)
+        steps = checkpoint_steps(self._directory)
         kept = set(steps[-self._keep :])
         if self._keep_interval:
             kept |= {step for step in steps if step % self._keep_interval == 0}
@@ -174,7 +180,7 @@ class Checkpoints:
     def _read_latest(self) -> dict[str, np.ndarray] | None:
         """The values of the latest checkpoint that is whole; damaged ones are set aside."""
         damaged = []
-        for step in reversed(_steps_in(self._directory)):
+        for step in reversed(checkpoint_steps(self._directory)):
             path = os.path.join(self._directory, f"ckpt-{step}")
             try:
                 values = _read(path)
@@ -193,6 +199,15 @@ class Checkpoints:
                 "give another --model_dir."
             )
         return None
+
+    def _read_step(self, step: int) -> dict[str, np.ndarray]:
+        path = os.path.join(self._directory, f"ckpt-{step}")
+        try:
+            values = _read(path)
+        except _FAILURES as error:
+            raise UserError(f"{path} cannot be read ({_reason(error)}).") from error
+        self._check(path, values)
+        return values
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints, so that they are not counted among those to keep."""
@@ -221,7 +236,18 @@ def has_checkpoint(directory: str) -> bool:
     has_checkpoint("runs/first/checkpoints")
     ```
     """
-    return bool(_steps_in(directory))
+    return bool(checkpoint_steps(directory))
+
+
+def checkpoint_steps(directory: str) -> list[int]:
+    """The steps that there are checkpoints of, in order.
+
+    Example:
+    ```python
+    checkpoint_steps("runs/first/checkpoints")  # [5000, 10000]
+    ```
+    """
+    return sorted(step for path, step in _files_in(directory) if path.endswith(".index"))
 
 
 def steps_taken(model: TrainingStep) -> int:
@@ -234,11 +260,6 @@ def steps_taken(model: TrainingStep) -> int:
     """
     # `int()` of the variable itself fails where it is mirrored.
     return int(model.optimizer.iterations.numpy())
-
-
-def _steps_in(directory: str) -> list[int]:
-    """The steps that there are checkpoints of, in order."""
-    return sorted(step for path, step in _files_in(directory) if path.endswith(".index"))
 
 
 def _files_in(directory: str) -> list[tuple[str, int]]:

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -6,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cocolm_tf.analysis import comparison
+from cocolm_tf.analysis import sections
 from cocolm_tf.analysis.comparison import Findings, write_comparison
 from cocolm_tf.analysis.detection import Detections
 from cocolm_tf.analysis.run_comparison import read_run
+from cocolm_tf.analysis.scores import Score
 from cocolm_tf.analysis.sentence_space import SentenceSpace
 from cocolm_tf.errors import UserError
 
@@ -39,19 +41,24 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     found = Detections(
         np.array([0.9, 0.8, 0.1, 0.2]),
         np.array([True, False, False, True]),
-        np.array([0, 7]),
-        np.array([2, 200]),
+        np.array([0, -1, -1, 7]),
+        np.array([2, 0, 1, 200]),
     )
     minimal_pairs = {"<first>": {"all": {"masked": 0.625}, "<agreement>": {"masked": 0.75}}}
-    findings = Findings({"<first>": space}, {"<first>": found}, minimal_pairs, held_out, runs)
+    score = Score("<first>", "RTE", "accuracy", (0.55, 0.65))
+    few = dataclasses.replace(score, train_fraction=0.1)
+    findings = Findings(
+        {"<first>": space}, {"<first>": found}, minimal_pairs, held_out, runs, [score, few]
+    )
     path = write_comparison(str(output), findings, "tokens")
     assert path == str(output / "index.html")
     pictures = {file.stem for file in output.glob("*.png")}
     assert (
         pictures
         == {file.stem for file in output.glob("*.svg")}
-        >= {"cosines", "map", "calibration", "loss"}
+        >= {"cosines", "map", "calibration", "frequency", "minimal_pairs", "loss"}
     )
+    assert "scores_over_fractions" in pictures and "scores_over_crops" not in pictures
     assert not list(output.glob("*.tmp"))
 
     written = Path(path).read_text(encoding="utf-8")
@@ -80,10 +87,16 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     assert results["minimal_pairs"] == minimal_pairs
     assert rows(output / "minimal_pairs.csv")[1]["<first>, masked"] == "0.75"
     assert results["runs"]["two"]["step"] == 40
+    assert [score["mean"] for score in results["scores"]] == [pytest.approx(0.6)] * 2
+    scores = rows(output / "scores.csv")
+    assert [(row["train_fraction"], row["value"]) for row in scores][1:3] == [
+        ("1.0", "0.65"),
+        ("0.1", "0.55"),
+    ]
 
 
 def test_only_what_was_given_is_shown(model_dir: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(comparison, "plots_of", lambda *runs: [])
+    monkeypatch.setattr(sections, "plots_of", lambda *runs: [])
     path = write_comparison(str(tmp_path / "out"), Findings(runs=[read_run("one", str(model_dir))]))
     written = Path(path).read_text(encoding="utf-8")
     assert "Training" in written and "Sentence vectors" not in written

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from matplotlib import pyplot as plt
 
+from cocolm_tf.analysis.bands import draw_bands
 from cocolm_tf.analysis.calibration import draw_calibration
-from cocolm_tf.analysis.detection import Detections, detect
+from cocolm_tf.analysis.corrupted_texts import CorruptedText
+from cocolm_tf.analysis.detection import Detections, detect, detect_in_texts
 from cocolm_tf.analysis.pretrained import load_pretrained
 from cocolm_tf.data.build import build_shards
 from cocolm_tf.errors import UserError
@@ -17,8 +20,8 @@ TEXT = "the cat sat on a mat and dog ran to its house when it was cold outside a
 FOUND = Detections(
     probabilities=np.array([0.95, 0.75, 0.75, 0.25, 0.05, 0.05]),
     is_replaced=np.array([True, True, False, True, False, False]),
-    ranks=np.array([0, 4, 5, 0]),
-    frequency_ranks=np.array([0, 100, 999, 1000]),
+    ranks=np.array([0, 4, -1, 5, -1, -1]),
+    frequency_ranks=np.array([0, 100, 99, 1000, 999, 1]),
 )
 
 
@@ -33,22 +36,47 @@ def test_measures_by_hand():
     # Ranges: 0.0 (two, 0 of them), 0.2 (one, 1), 0.7 (two, a half), 0.9 (one, 1).
     gaps = 2 * 0.05 + 1 * 0.75 + 2 * 0.25 + 1 * 0.05
     assert measures["calibration_error"] == pytest.approx(gaps / 6)
-    assert (measures["corrected_at_1"], measures["corrected_at_5"]) == (0.5, 0.75)
-    assert measures["corrected_at_1_frequent"] == 1
-    assert measures["corrected_at_1_common"] == 0
-    assert measures["corrected_at_1_rare"] == 1
+    assert measures["corrected_at_1"] == pytest.approx(1 / 3)
+    assert measures["corrected_at_5"] == pytest.approx(2 / 3)
+
+
+def test_measures_by_the_frequency_of_the_original():
+    bands = FOUND.by_frequency()
+    # Of the three frequent tokens two are flagged, one of them rightly.
+    assert bands["frequent"]["precision"] == 0.5 and bands["frequent"]["recall"] == 1
+    assert bands["frequent"]["corrected_at_1"] == 1
+    assert (bands["common"]["corrected_at_1"], bands["common"]["corrected_at_5"]) == (0, 1)
+    assert (bands["rare"]["recall"], bands["rare"]["corrected_at_5"]) == (0, 0)
+    assert FOUND.measures()["recall_rare"] == 0
+    frequent = Detections(np.ones(1), np.ones(1, bool), np.zeros(1, int), np.zeros(1, int))
+    assert list(frequent.by_frequency()) == ["frequent"]
+
+
+def test_the_measures_are_those_of_plain_counts():
+    generator = np.random.default_rng(0)
+    truth = generator.random(500) < 0.2
+    said = np.clip(0.6 * truth + generator.random(500) * 0.6, 0, 1)
+    found = Detections(said, truth, np.full(500, -1), np.zeros(500, int)).measures()
+    flagged = said > 0.5
+    assert found["precision"] == pytest.approx((flagged & truth).sum() / flagged.sum())
+    assert found["recall"] == pytest.approx((flagged & truth).sum() / truth.sum())
+    order = np.argsort(-said)
+    hits = np.cumsum(truth[order])
+    precisions = hits / np.arange(1, 501)
+    assert found["average_precision"] == pytest.approx(precisions[truth[order]].mean())
 
 
 def test_a_perfect_head_is_calibrated():
     truth = np.array([True, False, True])
-    found = Detections(truth.astype(float), truth, np.zeros(0), np.zeros(0, int)).measures()
+    none = np.full(3, -1)
+    found = Detections(truth.astype(float), truth, none, np.zeros(3, int)).measures()
     assert (found["f1"], found["average_precision"], found["calibration_error"]) == (1, 1, 0)
     assert "corrected_at_1" not in found
 
 
 def test_nothing_replaced_is_no_failure():
     none = np.zeros(3, bool)
-    found = Detections(np.zeros(3), none, np.zeros(0), np.zeros(0, int)).measures()
+    found = Detections(np.zeros(3), none, np.full(3, -1), np.zeros(3, int)).measures()
     assert (found["precision"], found["recall"], found["replaced_share"]) == (0, 0, 0)
 
 
@@ -66,7 +94,7 @@ def test_every_real_token_is_judged(preset: Path, data: str, corruption: str):
     assert np.all((found.probabilities >= 0) & (found.probabilities <= 1))
     # About 15% are masked, and most of these get another token.
     assert 0.02 < found.is_replaced.mean() < 0.3
-    assert len(found.ranks) == len(found.frequency_ranks) == found.is_replaced.sum()
+    assert np.array_equal(found.ranks >= 0, found.is_replaced)
     assert found.ranks.max() < loaded[1].vocabulary_size()
     again = detect(*loaded, data, corruption, batches=2, batch_size=3)
     assert np.array_equal(again.probabilities, found.probabilities)
@@ -93,10 +121,52 @@ def test_what_is_missing_is_named(preset: Path, data: str, tmp_path: Path):
         detect(pretrainer, tokenizer, data, "random")
 
 
+def test_texts_are_read_as_by_a_loop(preset: Path):
+    pretrainer, tokenizer = load_pretrained(str(preset))
+    texts = [
+        CorruptedText("the cat sat on a mat", "the cat ran on a mat"),
+        CorruptedText("it was cold outside", "it was cold cold outside"),
+    ]
+    found = detect_in_texts(pretrainer, tokenizer, texts, batch_size=2)
+    said, ranks = [], []
+    for text in texts:
+        ids = [0, *tokenizer(text.corrupted).numpy().tolist(), 2]
+        row = tf.constant([ids])
+        hidden = pretrainer.backbone({"token_ids": row, "padding_mask": tf.ones_like(row)})
+        said += (1 / (1 + np.exp(pretrainer.copy_head(hidden)[0].numpy()))).tolist()
+        ranks.append(pretrainer.lm_head(hidden[0]).numpy())
+    assert found.probabilities == pytest.approx(said, abs=1e-5)
+    sat, third = tokenizer("sat").numpy()[0], 3  # after <s>, the, cat
+    length = len(tokenizer(texts[0].corrupted)) + 2
+    # The word put in for another one, and one that was only put in.
+    assert found.is_replaced.sum() == 2
+    assert found.is_replaced[third] and found.is_replaced[length:].sum() == 1
+    logits = ranks[0][third]
+    assert found.ranks[third] == (logits > logits[sat]).sum()
+    assert (found.ranks >= 0).sum() == 1
+
+
+def test_a_long_text_is_read_as_far_as_it_goes(preset: Path):
+    text = CorruptedText("the cat sat on a mat " * 9, "the cat sat on a dog " * 9)
+    found = detect_in_texts(*load_pretrained(str(preset)), [text])
+    assert len(found.probabilities) == 24
+    assert found.is_replaced.sum() == 3
+
+
 def test_the_diagram_shows_each_range():
     figure = draw_calibration({"one": FOUND, "two": FOUND})
     for axes in figure.axes:
         _, curve = axes.lines
         assert curve.get_xdata() == pytest.approx([0.05, 0.25, 0.75, 0.95])
         assert curve.get_ydata() == pytest.approx([0, 1, 0.5, 1])
+    plt.close(figure)
+
+
+def test_a_bar_stands_for_each_band_and_preset():
+    figure = draw_bands({"one": FOUND.by_frequency(), "two": {}})
+    recall, corrected, _ = figure.axes
+    assert [bar.get_height() for bar in recall.containers[0]] == [1, 1, 0]
+    assert [bar.get_height() for bar in corrected.containers[0]] == [1, 0, 0]
+    assert len(recall.containers) == 2
+    figure.canvas.draw()
     plt.close(figure)

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from matplotlib import pyplot as plt
+from tiny_presets import write_tiny_preset
 
+from cocolm_tf.analysis.judgement_chart import draw_judgements
 from cocolm_tf.analysis.minimal_pairs import (
     MinimalPair,
     accuracies,
@@ -32,7 +35,7 @@ def states(pretrainer, ids: list[int]) -> np.ndarray:
 
 def test_the_pseudo_log_likelihood_is_that_of_a_loop(loaded):
     pretrainer, tokenizer = loaded
-    scores = judge(pretrainer, tokenizer, SENTENCES, "masked", batch_size=7)
+    scores = judge(pretrainer, tokenizer, SENTENCES, "masked", tokens_at_once=40)
     for sentence, score in zip(SENTENCES, scores, strict=True):
         ids, total = [0, *tokenizer(sentence).numpy().tolist(), 2], 0.0
         for place in range(1, len(ids) - 1):
@@ -44,8 +47,8 @@ def test_the_pseudo_log_likelihood_is_that_of_a_loop(loaded):
 
 def test_the_other_judgements_are_those_of_a_loop(loaded):
     pretrainer, tokenizer = loaded
-    corrective = judge(pretrainer, tokenizer, SENTENCES, "corrective", batch_size=2)
-    detection = judge(pretrainer, tokenizer, SENTENCES, "detection", batch_size=3)
+    corrective = judge(pretrainer, tokenizer, SENTENCES, "corrective", tokens_at_once=20)
+    detection = judge(pretrainer, tokenizer, SENTENCES, "detection", tokens_at_once=1)
     for number, sentence in enumerate(SENTENCES):
         ids = [0, *tokenizer(sentence).numpy().tolist(), 2]
         hidden = states(pretrainer, ids)
@@ -56,6 +59,19 @@ def test_the_other_judgements_are_those_of_a_loop(loaded):
         either = [copied[i] + (1 - copied[i]) * p[i, ids[i]] for i in places]
         assert corrective[number] == pytest.approx(np.sum(np.log(either)), abs=1e-3)
         assert detection[number] == pytest.approx(np.sum(np.log(copied[1:-1])), abs=1e-3)
+
+
+def test_masked_language_models_judge_with_the_head_that_they_have(tmp_path: Path):
+    pretrainer, tokenizer = load_pretrained(write_tiny_preset(tmp_path, name="masked_lm"))
+    assert list(judgements(pretrainer)) == ["masked"]
+    (score,) = judge(pretrainer, tokenizer, ["a cat saw the house"], "masked")
+    ids, total = [0, *tokenizer("a cat saw the house").numpy().tolist(), 2], 0.0
+    for place in range(1, len(ids) - 1):
+        row = tf.constant([[*ids[:place], tokenizer.mask_token_id, *ids[place + 1 :]]])
+        inputs = {"token_ids": row, "padding_mask": tf.ones_like(row)}
+        logits = pretrainer.model(inputs, positions=tf.constant([[place]]))[0].numpy()
+        total += logits[ids[place]] - np.log(np.sum(np.exp(logits)))
+    assert score == pytest.approx(total, abs=1e-3)
 
 
 def test_a_preset_judges_as_its_heads_allow(loaded):
@@ -94,13 +110,35 @@ def test_pairs_as_blimp_has_them(tmp_path: Path):
     ]
 
 
+def test_a_glob_reads_all_its_files(tmp_path: Path):
+    for name in ("b", "a"):
+        row = {"sentence_good": name, "sentence_bad": "x", "UID": name}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    pairs = read_minimal_pairs(str(tmp_path / "*.jsonl"))
+    assert [pair.category for pair in pairs] == ["a", "b"]
+
+
+def test_a_dot_stands_for_each_category_way_and_preset():
+    results = {
+        "one": {"all": {"masked": 0.5, "detection": 0.6}, "x": {"masked": 0.7, "detection": 0.8}},
+        "two": {"all": {"masked": 0.9}, "x": {"masked": 1.0}},
+    }
+    figure = draw_judgements(results)
+    masked, detection = figure.axes
+    drawn = [dots.get_offsets().tolist() for dots in masked.collections]
+    assert drawn == [[[0.5, 0], [0.7, 1]], [[0.9, 0], [1.0, 1]]]
+    assert [dots.get_offsets().tolist() for dots in detection.collections] == [[[0.6, 0], [0.8, 1]]]
+    assert [label.get_text() for label in masked.get_yticklabels()] == ["all", "x"]
+    plt.close(figure)
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "has no pairs"),
+        (b"", "has no rows"),
         (b"nonsense\n", ":1 is not JSON"),
-        (b"[1]\n", ":1 must be an object with sentence_good and sentence_bad"),
-        (b'{"sentence_good": "a", "sentence_bad": " "}\n', ":1 must be an object"),
+        (b"[1]\n", ":1 is not a JSON object"),
+        (b'{"sentence_good": "a", "sentence_bad": " "}\n', ":1 has no sentence_bad"),
         (b'{"sentence_good": "\xff"}\n', "is not UTF-8 text"),
     ],
 )

@@ -39,15 +39,15 @@ def test_the_most_similar_have_the_highest_score():
     [
         ("p.tsv", "", "sentence1 among them"),
         ("p.tsv", "a\tb\n", "sentence1 among them"),
-        ("p.tsv", "sentence1\tsentence2\n", "has no pairs"),
+        ("p.tsv", "sentence1\tsentence2\n", "has no rows"),
         ("p.tsv", "sentence1\tsentence2\na\n", ":2 has 1 columns, the header 2"),
-        ("p.tsv", "sentence1\tsentence2\na\t \n", ":2 has no sentence1 or no sentence2"),
+        ("p.tsv", "sentence1\tsentence2\na\t \n", ":2 has no sentence2"),
         ("p.tsv", "sentence1\tsentence2\tscore\na\tb\thigh\n", ":2: score must be a number"),
         ("p.tsv", b"sentence1\tsentence2\n\xff\tb\n", "not UTF-8"),
         ("p.jsonl", "nonsense\n", ":1 is not JSON"),
         ("p.jsonl", "[1]\n", ":1 is not a JSON object"),
-        ("p.jsonl", '{"sentence1": "a"}\n', ":1 has no sentence1 or no sentence2"),
-        ("p.jsonl", '{"sentence1": "a", "sentence2": 7}\n', ":1 has no sentence1"),
+        ("p.jsonl", '{"sentence1": "a"}\n', ":1 has no sentence2"),
+        ("p.jsonl", '{"sentence1": "a", "sentence2": 7}\n', ":1 has no sentence2"),
         (
             "p.jsonl",
             '{"sentence1": "a", "sentence2": "b"}\n'

@@ -1,0 +1,116 @@
+"""What a run has logged: its metrics by split and step, and when each line was written."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+
+from cocolm_tf.errors import UserError
+
+METRICS_FILENAME = "metrics.jsonl"
+TRAINING, VALIDATION = "train", "validation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What a run has logged.
+
+    Args:
+        lines: from each split, `train` and `validation`, its lines in the order of their steps.
+
+    Example:
+    ```python
+    metrics = Metrics({"train": [{"step": 100, "loss": 9.0}], "validation": []})
+    metrics.series("train", "loss")  # ([100], [9.0])
+    ```
+    """
+
+    lines: dict[str, list[dict[str, float]]]
+
+    def series(self, split: str, name: str) -> tuple[list[int], list[float]]:
+        """The steps at which a metric was logged, and its values there."""
+        found = [(line["step"], line[name]) for line in self.lines[split] if name in line]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def final(self) -> tuple[str, dict[str, float]]:
+        """The last validation line, or the last training line of a run without validation.
+
+        Returns:
+            The split and the line.
+        """
+        split = VALIDATION if self.lines[VALIDATION] else TRAINING
+        return split, self.lines[split][-1]
+
+    @property
+    def last_step(self) -> int:
+        """The last step that anything was logged at."""
+        return max(lines[-1]["step"] for lines in self.lines.values() if lines)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took, in seconds, the attempts of a resumed one added up."""
+        return max(times[-1] for split in self.lines if len(times := self.elapsed(split)))
+
+    def elapsed(self, split: str) -> np.ndarray:
+        """When each line of a split was logged, in seconds since the run began.
+
+        The attempts of a resumed run are added up.
+        """
+        logged = sorted((line for lines in self.lines.values() for line in lines), key=_order)
+        total = before = 0.0
+        times = {}
+        for line in logged:
+            # Each attempt counts from 0.
+            total += line["seconds"] - (before if line["seconds"] >= before else 0.0)
+            before = line["seconds"]
+            times[id(line)] = total
+        return np.array([times[id(line)] for line in self.lines[split]])
+
+
+def read_metrics(model_dir: str) -> Metrics:
+    """Reads the log of a run, which may still be going on.
+
+    Args:
+        model_dir: the run's folder, with its `metrics.jsonl`.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        UserError: if the folder has no log, or one without lines, or with a broken one.
+
+    Example:
+    ```python
+    steps, losses = read_metrics("runs/first").series("validation", "loss")
+    ```
+    """
+    path = os.path.join(model_dir, METRICS_FILENAME)
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{model_dir} has no {METRICS_FILENAME}: give the --model_dir of a pretraining run."
+        )
+    lines: dict[str, list[dict[str, float]]] = {TRAINING: [], VALIDATION: []}
+    with open(path) as file:
+        for number, text in enumerate(file, start=1):
+            if not text.endswith("\n"):
+                break  # it is being written
+            try:
+                line = dict(json.loads(text))
+                # null stands for what was not finite.
+                values = {name: value for name, value in line.items() if value is not None}
+                lines[line["split"]].append(values | {"step": int(line["step"])})
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}, line {number}, is not a line of metrics: it must be a JSON object "
+                    "with step, split (train or validation) and numbers."
+                ) from error
+    if not any(lines.values()):
+        raise UserError(f"{path} has no lines yet: wait for the run's first log_interval.")
+    for of_split in lines.values():
+        of_split.sort(key=lambda line: line["step"])
+    return Metrics(lines)
+
+
+def _order(line: dict[str, float]) -> tuple[int, float]:
+    return line["step"], line["seconds"]

@@ -1,0 +1,99 @@
+"""What the fine-tuning and suite programs write, read back and told apart."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cocolm_tf.analysis.run_comparison import read_run
+from cocolm_tf.analysis.scores import Score, place_scores, read_scores
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.presets import fingerprint
+from cocolm_tf.finetuning.results import summarize
+
+EXPERIMENT = {
+    "task": "MNLI",
+    "model": "runs/first/preset",
+    "preset_fingerprint": "abc",
+    "train_fraction": 0.1,
+    "from_scratch": False,
+    "metric": "accuracy",
+    "dev": {
+        "matched": {"accuracy": summarize([0.5, 0.75]), "f1": summarize([0.0, 0.0])},
+        "mismatched": {"accuracy": summarize([0.25, 0.5])},
+    },
+}
+
+
+def write(folder: Path, results: object) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    return str(folder)
+
+
+def test_each_part_of_a_fine_tuning_is_a_score(tmp_path: Path):
+    matched, mismatched = read_scores(write(tmp_path, {"experiments": [EXPERIMENT]}))
+    assert matched == Score(
+        "first", "MNLI matched", "accuracy", (0.5, 0.75), 0.1, fingerprint="abc"
+    )
+    assert mismatched.task == "MNLI mismatched" and mismatched.mean == 0.375
+
+
+def test_learning_by_prompts_is_a_score(tmp_path: Path):
+    experiment = {key: EXPERIMENT[key] for key in ("model", "preset_fingerprint", "metric")}
+    experiment |= {"task": "RTE", "shots": 16, "test": {"dev": {"accuracy": summarize([0.5])}}}
+    (score,) = read_scores(write(tmp_path, {"experiments": [experiment]}))
+    assert (score.task, score.shots, score.train_fraction) == ("RTE", 16, 1.0)
+
+
+def test_the_rows_of_a_suite_know_their_runs(tmp_path: Path, model_dir: Path):
+    shutil.copytree(model_dir, tmp_path / "pretraining" / "crop_80" / "run")
+    found = {"metric": "accuracy", "dev": {"dev": {"accuracy": summarize([0.5, 0.75])}}}
+    rows = [
+        {"name": "crop_80", "title": "80%", "finetuning": {"rte": found}},
+        {"name": "scratch", "title": "afresh", "random_weights_of": "crop_80", "finetuning": {}},
+        {"name": "later", "title": "later", "finetuning": {"rte": {"diverged": 2, "seeds": []}}},
+    ]
+    results = {"suite": "figure4", "tasks": [{"name": "rte", "title": "RTE"}], "rows": rows}
+    (score,) = read_scores(write(tmp_path, results))
+    assert (score.model, score.task, score.values) == ("80%", "RTE", (0.5, 0.75))
+    assert (score.run.name, score.step) == ("80%", 40)
+
+
+def test_scores_are_placed_by_what_was_fine_tuned(finished_run: Path, tmp_path: Path):
+    exported = finished_run / "presets" / "step_20"
+    shutil.copytree(finished_run / "preset", exported)
+    (exported / "config.json").write_text((exported / "config.json").read_text() + "\n")
+    run = read_run("COCO-LM", str(finished_run))
+    scores = [
+        Score("preset", "RTE", "accuracy", (0.5,), fingerprint=fingerprint(str(preset)))
+        for preset in (finished_run / "preset", exported)
+    ]
+    scores.append(Score("other", "RTE", "accuracy", (0.5,), fingerprint="abc"))
+    last, before, other = place_scores(scores, {}, {str(finished_run): run})
+    assert (last.model, last.run, last.step) == ("COCO-LM", run, 40)
+    assert (before.model, before.run, before.step) == ("COCO-LM", run, 20)
+    assert other == scores[2]
+    (named, *_) = place_scores(scores, {"mine": str(finished_run / "preset")}, {})
+    assert named == dataclasses.replace(scores[0], model="mine")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, r"has no results\.json: give the --output_dir"),
+        ("nonsense", r"results\.json is not what a fine-tuning or a suite writes"),
+        ("[]", "must have `experiments` or `rows`"),
+        ("{}", "must have `experiments` or `rows`"),
+        ('{"experiments": [{"task": "RTE"}]}', "is not what a fine-tuning"),
+        ('{"experiments": []}', "has no scores yet"),
+    ],
+)
+def test_what_is_no_result_is_named(tmp_path: Path, content: str | None, complaint: str):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=complaint) as caught:
+        read_scores(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
