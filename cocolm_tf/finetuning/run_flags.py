@@ -118,9 +118,7 @@ def run_from_flags(
     from cocolm_tf.finetuning.presets import backbone_config
 
     width = backbone_config(flag_values.preset)["hidden_dim"]
-    if not config_file:
-        suits = next(file for narrowest, file in _CONFIGS if width >= narrowest)
-        config_file = os.path.join(configs, suits)
+    config_file = config_file or suitable_config(width, configs)
 
     from cocolm_tf.finetuning.config import load_finetuning_config
     from cocolm_tf.finetuning.experiment import Experiment, run_experiment
@@ -139,3 +137,21 @@ def run_from_flags(
         flag_values.from_scratch,
     )
     return run_experiment(experiment, flag_values.output_dir, flag_values.jobs)
+
+
+def suitable_config(width: int, configs: str) -> str:
+    """Chooses the settings that suit the size of a model.
+
+    Args:
+        width: Of its hidden states.
+        configs: The folder of the configurations to choose from.
+
+    Returns:
+        The path of one.
+
+    Example:
+    ```python
+    suitable_config(768, "configs/finetune")  # "configs/finetune/base_pp.yaml"
+    ```
+    """
+    return os.path.join(configs, next(file for narrowest, file in _CONFIGS if width >= narrowest))
