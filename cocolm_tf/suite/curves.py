@@ -37,7 +37,7 @@ def write_curves(plan: Plan, output_dir: str) -> list[str]:
 
 
 def _groups(plan: Plan) -> Iterator[tuple[str, list[Row]]]:
-    """The rows that are drawn together, at most one for each color, and the name of their folder."""
+    """The rows that are drawn together, as many as there are colors, and their folder's name."""
     first, *others = (row for row in plan.suite.rows if row.name in plan.configs)
     groups: dict[str, list[Row]] = {}
     for row in others:

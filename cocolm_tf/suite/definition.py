@@ -131,7 +131,8 @@ def _row(path: str, name: Any, fields: Any, above: Mapping[str, Row]) -> Row:
             raise UserError(f"{where}.{key}: {other} is no pretrained row above this one.")
     if "random_weights_of" in fields and {"changes", "auxiliary_of"} & fields.keys():
         raise UserError(
-            f"{where} has random_weights_of: it is not pretrained, so it changes nothing."
+            f"{where} has random_weights_of: it is not pretrained, so it cannot have changes or "
+            "auxiliary_of."
         )
     changes = fields.get("changes", [])
     changes = changes if isinstance(changes, list) else [changes]

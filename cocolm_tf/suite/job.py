@@ -13,8 +13,8 @@ from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.checkpoints import steps_taken
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy
-from cocolm_tf.training.pretraining import pretrain
 from cocolm_tf.training.preset import read_backbone
+from cocolm_tf.training.pretraining import pretrain
 
 
 def run_row_job(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str, Any]:
