@@ -25,7 +25,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
+from cocolm_tf.program import RESTARTABLE
 
 SPEC_FILENAME = "job.json"
 LOG_FILENAME = "log.txt"
@@ -42,6 +43,8 @@ class Job:
         folder: Its own.
         spec: What to do: anything that JSON can hold. A folder stands for one `spec`.
         label: What it is called, for people.
+        goes_on: Whether it makes use of what an earlier process left in the folder. Otherwise a
+            job that was ended halfway begins in an empty one.
 
     Example:
     ```python
@@ -52,6 +55,7 @@ class Job:
     folder: str
     spec: dict[str, Any]
     label: str
+    goes_on: bool = False
 
     def results(self) -> dict[str, Any] | None:
         """What came out, or None if the job is not done.
@@ -160,12 +164,13 @@ class JobRunner:
 
         Raises:
             UserError: If its folder has the results of another job, or it cannot be done.
+            RestartableError: If its process was told to stop.
         """
         results = job.results()
         if results is None:
             slot = self._slots.get()
             try:
-                self._start_afresh(job)
+                self._prepare(job)
                 self._wait_for(job, slot)
             except BaseException:
                 self.close()
@@ -184,14 +189,15 @@ class JobRunner:
                 self._told.add(text)
                 self._bar.write(text, file=sys.stderr)
 
-    def _start_afresh(self, job: Job) -> None:
-        shutil.rmtree(job.folder, ignore_errors=True)
+    def _prepare(self, job: Job) -> None:
+        if not job.goes_on:
+            shutil.rmtree(job.folder, ignore_errors=True)
         folder = os.path.abspath(job.folder)
         with self._lock:
             while not os.path.isdir(folder):
                 self._made.add(folder)
                 folder = os.path.dirname(folder)
-            os.makedirs(job.folder)
+            os.makedirs(job.folder, exist_ok=True)
         write_json(job.spec, os.path.join(job.folder, SPEC_FILENAME))
 
     def _discard(self, job: Job) -> None:
@@ -206,7 +212,7 @@ class JobRunner:
     def _wait_for(self, job: Job, slot: int) -> None:
         log_path = os.path.join(job.folder, LOG_FILENAME)
         command = [sys.executable, "-m", self._module, job.folder, str(slot), str(self._at_once)]
-        with open(log_path, "w", encoding="utf-8") as log:
+        with open(log_path, "a", encoding="utf-8") as log:
             with self._lock:
                 if self._closed:
                     raise concurrent.futures.CancelledError
@@ -222,12 +228,16 @@ class JobRunner:
                 self._processes.discard(process)
         if process.returncode == 0:
             return
-        if mistake or self._closed:
+        if (mistake or self._closed) and not job.goes_on:
             self._discard(job)
         if self._closed:
             raise concurrent.futures.CancelledError
         if mistake:
             raise UserError(f"{job.label}: {mistake}")
+        if process.returncode == RESTARTABLE:
+            raise RestartableError(
+                f"{job.label} was told to stop: start again with the same flags to go on."
+            )
         if process.returncode < 0:
             raise UserError(
                 f"{job.label} was killed by signal {-process.returncode}, as when memory runs "
@@ -312,6 +322,9 @@ def serve(do: Callable[[dict[str, Any], str, Reporter], dict[str, Any]]) -> None
     except UserError as error:
         reporter.mistake(str(error))
         sys.exit(1)
+    except RestartableError as error:
+        print(error, file=sys.stderr)
+        sys.exit(RESTARTABLE)
     write_json(results, os.path.join(folder, RESULTS_FILENAME))
 
 

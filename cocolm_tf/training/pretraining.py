@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import keras
 import tensorflow as tf
 
 from cocolm_tf.data.manifest import Manifest
@@ -39,6 +40,7 @@ def pretrain(
     strategy: tf.distribute.Strategy,
     validation_data: str = "",
     init_preset: str = "",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> str:
     """Pretrains, or goes on pretraining where an earlier run with the same folder stopped.
 
@@ -51,6 +53,7 @@ def pretrain(
         strategy: the devices.
         validation_data: folder or glob of shards held out, or nothing.
         init_preset: a preset to start from, or nothing.
+        callbacks: what else is to be called, after the run's own.
 
     Returns:
         The path of the preset.
@@ -110,7 +113,17 @@ def pretrain(
             os.makedirs(model_dir, exist_ok=True)
             save_config(config, os.path.join(model_dir, "config.yaml"))
         with stop.deferred():
-            _train(pretrainer, config, model_dir, batches, validation, checkpoints, workers, stop)
+            _train(
+                pretrainer,
+                config,
+                model_dir,
+                batches,
+                validation,
+                checkpoints,
+                workers,
+                stop,
+                callbacks,
+            )
         preset = os.path.join(model_dir, "preset")
         if workers.is_chief:
             manifests = {name: Manifest.load(data.paths[0]) for name, data in opened.items()}
@@ -130,6 +143,7 @@ def _train(
     checkpoints: Checkpoints,
     workers: Workers,
     stop: StopSignal,
+    further: Sequence[keras.callbacks.Callback],
 ) -> None:
     """Trains from where the pretrainer stands to the end, and saves that."""
     trainer, step = config.trainer, steps_taken(pretrainer)
@@ -142,6 +156,7 @@ def _train(
         SaveCheckpoints(checkpoints, trainer.checkpoint_interval),
         StopHopelessRun(trainer.max_skipped_updates),
         StopWhenAsked(stop, checkpoints, workers),
+        *further,
     ]
     with contextlib.ExitStack() as stack:
         if workers.is_chief:

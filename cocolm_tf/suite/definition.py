@@ -1,0 +1,189 @@
+"""What a suite is: the rows of a table, each by what it changes of a configuration they share.
+
+rows:
+  coco_lm:                                   # the name of its folder
+    title: COCO-LM                           # what tables call it
+    changes: ../ablations/coco_lm.yaml       # by its path from this file; or several
+  converged_auxiliary:
+    title: w. converged auxiliary
+    group: Training signal
+    changes: ../ablations/converged_auxiliary.yaml
+    auxiliary_of: coco_lm                    # the row above that its auxiliary model is from
+  shallow:
+    changes: [{model: {num_layers: 3}}]      # or values in place
+  from_scratch:
+    title: from scratch
+    random_weights_of: coco_lm               # not pretrained: that row's architecture, afresh
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.training.config_file import parse_file
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_KEYS = ("title", "group", "changes", "auxiliary_of", "random_weights_of")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a suite.
+
+    Args:
+        name: Of its folder.
+        title: What tables call it.
+        group: What it belongs to in tables; may be empty.
+        changes: What it changes of the shared configuration, each as `--params_override` takes
+            it; later ones hold where they disagree.
+        auxiliary_of: The row whose auxiliary model it samples from, frozen; empty for its own.
+        random_weights_of: The row whose architecture it is fine-tuned in from random weights,
+            instead of being pretrained; empty for a row that is pretrained.
+
+    Example:
+    ```python
+    Row("rtd_only", "RTD only", changes=("configs/ablations/rtd_only.yaml",))
+    ```
+    """
+
+    name: str
+    title: str
+    group: str = ""
+    changes: tuple[str, ...] = ()
+    auxiliary_of: str = ""
+    random_weights_of: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """The rows of a table, in their order.
+
+    Args:
+        name: What it is called.
+        rows: At least one. Those that need another come after it.
+
+    Example:
+    ```python
+    load_suite("table3", "configs/suites").rows[0].title  # "COCO-LM"
+    ```
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+
+
+def load_suite(suite: str, suites: str) -> Suite:
+    """Reads a suite and checks it.
+
+    Args:
+        suite: The name of one of those at hand, or a YAML file as above.
+        suites: The folder of those at hand.
+
+    Returns:
+        The suite.
+
+    Raises:
+        UserError: If there is none, naming the file and what is wrong in it.
+
+    Example:
+    ```python
+    load_suite("baselines", "configs/suites")
+    ```
+    """
+    path = os.path.join(suites, f"{suite}.yaml")
+    if not os.path.isfile(path):
+        path = suite
+    if not os.path.isfile(path):
+        known = sorted(name[:-5] for name in os.listdir(suites) if name.endswith(".yaml"))
+        raise UserError(f"--suite is one of {', '.join(known)} or a YAML file, not {suite!r}.")
+    values = parse_file(path)
+    rows = values.get("rows") if isinstance(values, dict) else None
+    if not isinstance(rows, dict) or not rows or set(values) != {"rows"}:
+        raise UserError(f"{path}: a suite has the key rows, with the rows by their names.")
+    read: dict[str, Row] = {}
+    for name, fields in rows.items():
+        read[name] = _row(path, name, fields, read)
+    return Suite(os.path.splitext(os.path.basename(path))[0], tuple(read.values()))
+
+
+def _row(path: str, name: Any, fields: Any, above: Mapping[str, Row]) -> Row:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(
+            f"{path}: rows.{name}: a row's name is that of its folder: letters, digits, _, - and . "
+            "only."
+        )
+    where = f"{path}: rows.{name}"
+    fields = {} if fields is None else fields
+    if not isinstance(fields, dict):
+        raise UserError(f"{where} takes keys and their values, not {fields!r}.")
+    for key, value in fields.items():
+        if key not in _KEYS:
+            raise UserError(f"{where}.{key} does not exist; a row has {', '.join(_KEYS)}.")
+        if key != "changes" and not isinstance(value, str):
+            raise UserError(f"{where}.{key} must be of type str, not {value!r}.")
+    for key in ("auxiliary_of", "random_weights_of"):
+        other = fields.get(key)
+        if other is not None and (other not in above or above[other].random_weights_of):
+            raise UserError(f"{where}.{key}: {other} is no pretrained row above this one.")
+    if "random_weights_of" in fields and {"changes", "auxiliary_of"} & fields.keys():
+        raise UserError(
+            f"{where} has random_weights_of: it is not pretrained, so it cannot have changes or "
+            "auxiliary_of."
+        )
+    changes = fields.get("changes", [])
+    changes = changes if isinstance(changes, list) else [changes]
+    return Row(
+        name,
+        fields.get("title", name),
+        fields.get("group", ""),
+        tuple(_change(where, path, change) for change in changes),
+        fields.get("auxiliary_of", ""),
+        fields.get("random_weights_of", ""),
+    )
+
+
+def _change(where: str, path: str, change: Any) -> str:
+    """A change as `--params_override` takes it."""
+    if isinstance(change, dict):
+        return json.dumps(change)
+    if not isinstance(change, str):
+        raise UserError(f"{where}.changes are YAML files or values by their keys, not {change!r}.")
+    file = os.path.normpath(os.path.join(os.path.dirname(path), change))
+    if not os.path.isfile(file):
+        raise UserError(f"{where}.changes: {file} does not exist.")
+    return file
+
+
+def row_overrides(suite: Suite, flags: Sequence[str]) -> dict[str, list[str]]:
+    """Sorts further changes by the rows that they are for.
+
+    Args:
+        suite: The suite.
+        flags: Each `ROW:OVERRIDE`, the override as `--params_override` takes it.
+
+    Returns:
+        The overrides of each row that has some.
+
+    Raises:
+        UserError: If a flag names no row that is pretrained.
+
+    Example:
+    ```python
+    row_overrides(suite, ["electra_auxiliary:auxiliary.hidden_dim=64"])
+    ```
+    """
+    pretrained = [row.name for row in suite.rows if not row.random_weights_of]
+    found: dict[str, list[str]] = {}
+    for flag in flags:
+        name, colon, override = flag.partition(":")
+        if not colon or name not in pretrained:
+            raise UserError(
+                f"--row_override={flag}: give ROW:OVERRIDE, where the row is one of "
+                f"{', '.join(pretrained)}."
+            )
+        found.setdefault(name, []).append(override)
+    return found

@@ -1,0 +1,90 @@
+"""The process of one of a suite's jobs: the pretraining or a fine-tuning of a row."""
+
+import os
+from typing import Any
+
+import keras
+
+from cocolm_tf.analysis.held_out import measure_run
+from cocolm_tf.finetuning.cards import versions
+from cocolm_tf.finetuning.classification import run_classification
+from cocolm_tf.finetuning.jobs import Reporter, serve
+from cocolm_tf.training.benchmark import describe_device
+from cocolm_tf.training.checkpoints import steps_taken
+from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.distribution import make_strategy
+from cocolm_tf.training.preset import read_backbone
+from cocolm_tf.training.pretraining import pretrain
+
+
+def run_row_job(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str, Any]:
+    """Does a job of a suite.
+
+    Args:
+        spec: `{"finetuning": a ClassificationRun as a dict}` or `{"pretraining": {...}}` with the
+            `config` as a dict, `train_data`, `validation_data` and `vocabulary`.
+        folder: the job's. A pretraining goes on with what is in its folder `run`.
+        reporter: is told.
+
+    Returns:
+        What JSON can hold: of a fine-tuning, as `run_classification`; of a pretraining the path of
+        its `preset`, its `parameters`, `device` and `versions`, and, if there is validation data,
+        what `measure_run` finds on it.
+
+    Raises:
+        UserError: if something given is not what it should be.
+        RestartableError: if it is told to stop; a pretraining goes on from there.
+
+    Example:
+    ```python
+    run_row_job({"finetuning": dataclasses.asdict(run)}, "runs/rtd_only/rte/seed_0", Reporter())
+    ```
+    """
+    ((kind, arguments),) = spec.items()
+    if kind == "finetuning":
+        return run_classification(arguments, folder, reporter)
+    return _pretrain(arguments, os.path.join(folder, "run"), reporter)
+
+
+def _pretrain(arguments: dict[str, Any], model_dir: str, reporter: Reporter) -> dict[str, Any]:
+    config = PretrainingConfig()
+    config.override(arguments["config"])
+    preset = pretrain(
+        config,
+        arguments["train_data"],
+        arguments["vocabulary"],
+        model_dir,
+        make_strategy("one_device"),
+        arguments["validation_data"],
+        callbacks=[_Report(reporter, config.trainer.train_steps)],
+    )
+    results = {
+        "headline": f"pretrained, {config.trainer.train_steps:,} steps",
+        "preset": preset,
+        "parameters": read_backbone(preset, load_weights=False).count_params(),
+        "device": describe_device(),
+        "versions": versions(),
+    }
+    if arguments["validation_data"]:
+        results["held_out"] = measure_run(model_dir, arguments["validation_data"])
+    return results
+
+
+class _Report(keras.callbacks.Callback):
+    """Tells how far a pretraining is."""
+
+    def __init__(self, reporter: Reporter, train_steps: int) -> None:
+        super().__init__()
+        self._reporter, self._train_steps = reporter, train_steps
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        step = steps_taken(self.model)
+        loss = f"loss {float(logs['loss']):.2f}" if "loss" in (logs or {}) else ""
+        self._reporter.progress(step / self._train_steps, f"step {step}, {loss}")
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._reporter.progress(steps_taken(self.model) / self._train_steps, "validation")
+
+
+if __name__ == "__main__":
+    serve(run_row_job)

@@ -1,0 +1,254 @@
+"""What a suite's runs are, worked out and checked before the first of them begins."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.classification_run import read_task
+from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config
+from cocolm_tf.finetuning.run_flags import suitable_config
+from cocolm_tf.suite.definition import Row, Suite
+from cocolm_tf.training.config import PretrainingConfig, load_config
+
+# What an auxiliary model must have in common with the row that takes it over.
+_AUXILIARY_SIZES = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+_MODEL_SIZES = (
+    "vocabulary_size",
+    "num_heads",
+    "hidden_dim",
+    "intermediate_dim",
+    "max_sequence_length",
+    "relative_position_bins",
+    "relative_position_max_distance",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much each row reads; the configuration's `trainer.train_steps` where neither is given.
+
+    Args:
+        train_steps: int. 0 if `tokens` or the configuration says.
+        tokens: int. Padding included; the last step is a whole one.
+
+    Example:
+    ```python
+    Budget(tokens=4_000_000)
+    ```
+    """
+
+    train_steps: int = 0
+    tokens: int = 0
+
+    def overrides(self, config: PretrainingConfig) -> list[str]:
+        """What it changes of a configuration."""
+        trainer, steps = config.trainer, self.train_steps
+        if self.tokens:
+            per_step = trainer.batch_size * config.data.sequence_length
+            loops = math.ceil(self.tokens / (per_step * trainer.steps_per_loop))
+            steps = loops * trainer.steps_per_loop
+        return [f"trainer.train_steps={steps}"] if steps else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task that every row is fine-tuned on.
+
+    Args:
+        name: As `finetune_glue.py --task` takes it, and of its folder.
+        title: What tables call it.
+        data: See `ClassificationRun`.
+        config: Of every run.
+
+    Example:
+    ```python
+    Task("rte", "RTE", {"glue": {"task": "rte"}}, FinetuningConfig())
+    ```
+    """
+
+    name: str
+    title: str
+    data: dict[str, dict[str, Any]]
+    config: FinetuningConfig
+
+
+class Run(NamedTuple):
+    """One run of a suite: the pretraining of a row, or its fine-tuning on a task with a seed.
+
+    Example:
+    ```python
+    Run(row, task=None, seed=0)  # its pretraining
+    ```
+    """
+
+    row: Row
+    task: Task | None
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All runs of a suite.
+
+    Args:
+        suite: Whose.
+        configs: From the name of each row that is pretrained, its configuration.
+        tasks: In the order of the table's columns.
+        seeds: int. How many fine-tunings of each row and task.
+
+    Example:
+    ```python
+    Plan(suite, pretraining_configs(suite, "configs/pretrain/small.yaml", "runs/table3"), (), 0)
+    ```
+    """
+
+    suite: Suite
+    configs: Mapping[str, PretrainingConfig]
+    tasks: Sequence[Task]
+    seeds: int
+
+    def runs(self) -> list[Run]:
+        """All of them in their order: pretrainings, then fine-tunings seed by seed."""
+        rows = self.suite.rows
+        runs = [Run(row, None, 0) for row in rows if row.name in self.configs]
+        for seed in range(self.seeds):
+            runs += [Run(row, task, seed) for row in rows for task in self.tasks]
+        return runs
+
+    def architecture(self, row: Row) -> str:
+        """The name of the row whose preset a row is fine-tuned from, with its weights or not."""
+        return row.random_weights_of or row.name
+
+
+def pretraining_configs(
+    suite: Suite,
+    config_file: str,
+    output_dir: str,
+    overrides: Sequence[str] = (),
+    of_rows: Mapping[str, Sequence[str]] | None = None,
+    budget: Budget | None = None,
+) -> dict[str, PretrainingConfig]:
+    """Puts the rows over the configuration that they share.
+
+    Args:
+        suite: The rows.
+        config_file: The configuration that they share.
+        output_dir: OUT of `run_suite`.
+        overrides: What is changed of it for all rows, before what a row changes.
+        of_rows: What is changed further for some rows, by their names.
+        budget: How much each reads.
+
+    Returns:
+        The configuration of each row that is pretrained, by its name.
+
+    Raises:
+        UserError: If a configuration is wrong, or a row cannot take the auxiliary model that it is
+            to take.
+
+    Example:
+    ```python
+    pretraining_configs(load_suite("table3", "configs/suites"), "configs/pretrain/small.yaml", "o")
+    ```
+    """
+    configs: dict[str, PretrainingConfig] = {}
+    for row in suite.rows:
+        if row.random_weights_of:
+            continue
+        changes = [*overrides, *row.changes, *(of_rows or {}).get(row.name, ())]
+        if row.auxiliary_of:
+            _check_auxiliary_of(row, configs[row.auxiliary_of])
+            preset = preset_folder(output_dir, row.auxiliary_of)
+            changes.append(f"{{auxiliary: {{replacements: frozen, preset: '{preset}'}}}}")
+        config = load_config(config_file, changes)
+        if budget:
+            config = load_config(config_file, [*changes, *budget.overrides(config)])
+        if row.auxiliary_of:
+            _check_sizes(row, config, configs[row.auxiliary_of])
+        configs[row.name] = config
+    return configs
+
+
+def glue_tasks(
+    names: Sequence[str],
+    data_dir: str | None,
+    configs: Mapping[str, PretrainingConfig],
+    config_file: str = "",
+    overrides: Sequence[str] = (),
+    finetuning_configs: str = "",
+) -> list[Task]:
+    """Reads what the rows are to be fine-tuned on, and how.
+
+    Args:
+        names: Of tasks of GLUE.
+        data_dir: See `read_glue`.
+        configs: Of the rows.
+        config_file: Of the fine-tunings; empty for the one that suits the first row's size.
+        overrides: What is changed of it.
+        finetuning_configs: The folder of those to choose from.
+
+    Returns:
+        The tasks.
+
+    Raises:
+        UserError: If there is no such task, its data is not what it should be, or the rows are too
+            long for a model.
+
+    Example:
+    ```python
+    glue_tasks(["rte"], "glue_data", configs, "configs/finetune/small.yaml")
+    ```
+    """
+    tasks = []
+    for name in names:
+        if name not in GLUE_TASKS:
+            raise UserError(f"--tasks are of {', '.join(GLUE_TASKS)}, not {name!r}.")
+        width = next(iter(configs.values())).model.hidden_dim
+        path = config_file or suitable_config(width, finetuning_configs)
+        config, _ = load_finetuning_config(path, name, overrides)
+        data = {"glue": {"task": name, "data_dir": data_dir and os.path.abspath(data_dir)}}
+        for row, of_row in configs.items():
+            if config.data.sequence_length > of_row.model.max_sequence_length:
+                raise UserError(
+                    f"{path}: data.sequence_length={config.data.sequence_length} is more than the "
+                    f"{of_row.model.max_sequence_length} positions of {row}."
+                )
+        # A mistake in it is told now, and not when all is pretrained.
+        tasks.append(Task(name, read_task(data).name, data, config))
+    return tasks
+
+
+def pretraining_folder(output_dir: str, row: str) -> str:
+    """Where a row is pretrained; its run is in the folder `run` there."""
+    return os.path.join(output_dir, "pretraining", row)
+
+
+def run_folder(output_dir: str, row: str) -> str:
+    """The `--model_dir` of a row's pretraining."""
+    return os.path.join(pretraining_folder(output_dir, row), "run")
+
+
+def preset_folder(output_dir: str, row: str) -> str:
+    """Where a row's preset will be."""
+    return os.path.join(os.path.abspath(run_folder(output_dir, row)), "preset")
+
+
+def _check_auxiliary_of(row: Row, other: PretrainingConfig) -> None:
+    if other.objective.name != "coco_lm" or other.auxiliary.replacements != "auxiliary":
+        raise UserError(
+            f"row {row.name}: auxiliary_of: {row.auxiliary_of} trains no auxiliary model."
+        )
+
+
+def _check_sizes(row: Row, config: PretrainingConfig, other: PretrainingConfig) -> None:
+    for section, keys in (("auxiliary", _AUXILIARY_SIZES), ("model", _MODEL_SIZES)):
+        for key in keys:
+            mine, its = (getattr(getattr(one, section), key) for one in (config, other))
+            if mine != its:
+                raise UserError(
+                    f"row {row.name} has {section}.{key}={mine} and {row.auxiliary_of}, whose "
+                    f"auxiliary model it is to take, {its}: they must be the same."
+                )

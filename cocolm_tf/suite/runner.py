@@ -1,0 +1,182 @@
+"""Runs a suite: pretrains and fine-tunes every row, alike but for what the row changes.
+
+OUT/
+  results.md, results.json           the table, from the first result on
+  curves/                            the pretrainings on common axes
+  pretraining/rtd_only/              a job, see `jobs`; its run/ is a pretraining run
+  finetuning/rtd_only/rte/seed_0/    a job
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+from typing import Any
+
+from cocolm_tf.finetuning.classification_run import ClassificationRun
+from cocolm_tf.finetuning.jobs import Job, JobRunner, write_json
+from cocolm_tf.finetuning.presets import fingerprint
+from cocolm_tf.suite.curves import write_curves
+from cocolm_tf.suite.definition import Row
+from cocolm_tf.suite.plan import Plan, Run, preset_folder, pretraining_folder, run_folder
+from cocolm_tf.suite.results import pretraining_cost, suite_results
+from cocolm_tf.suite.table import suite_page
+from cocolm_tf.training.preemption import StopSignal
+
+# Not imported: its processes are what needs TensorFlow.
+_MODULE = "cocolm_tf.suite.job"
+
+_RESULTS_FILENAME, _TABLE_FILENAME = "results.json", "results.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingInputs:
+    """What every row reads.
+
+    Args:
+        train_data: Folder or glob of shards.
+        vocabulary: Folder of the vocabulary that they were built with.
+        validation_data: Folder or glob of shards held out, or nothing.
+
+    Example:
+    ```python
+    PretrainingInputs("data/train", "vocabulary", "data/validation")
+    ```
+    """
+
+    train_data: str
+    vocabulary: str
+    validation_data: str = ""
+
+
+def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes: int = 1) -> str:
+    """Runs a suite, or goes on where an earlier call with the same folder was ended.
+
+    All rows are pretrained first, in their order, and then fine-tuned with the first seed, with the
+    second and so on: whenever it is ended, the table compares like with like.
+
+    Args:
+        plan: What to run.
+        inputs: What to pretrain on.
+        output_dir: OUT, see above.
+        processes: int. How many runs to do at a time. They share the cores and the GPUs.
+
+    Returns:
+        The path of the table.
+
+    Raises:
+        UserError: If something given is not what it should be, the folder holds runs of another
+            suite, or a pretraining is hopeless.
+        RestartableError: If it is ended by SIGTERM. Called again, it goes on.
+
+    Example:
+    ```python
+    run_suite(plan, PretrainingInputs("data/train", "vocabulary"), "runs/table3", processes=2)
+    ```
+    """
+    suite_run = _SuiteRun(plan, inputs, output_dir)
+    suite_run.look()
+    with StopSignal(), JobRunner(_MODULE, processes, len(plan.runs())) as runner:
+        suite_run.do(runner, processes)
+    write_curves(plan, output_dir)
+    return suite_run.write_table()
+
+
+class _SuiteRun:
+    """The jobs of a suite, and what came out of those that are done."""
+
+    def __init__(self, plan: Plan, inputs: PretrainingInputs, output_dir: str) -> None:
+        self._plan, self._inputs, self._output_dir = plan, inputs, output_dir
+        self._pretrained: dict[str, dict[str, Any]] = {}
+        self._finetuned: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+
+    def look(self) -> None:
+        """Takes in what an earlier call did; tells of folders of other runs."""
+        for run in self._plan.runs():
+            if run.task is None or self._plan.architecture(run.row) in self._pretrained:
+                self._take(run, self._job(run).results())
+
+    def do(self, runner: JobRunner, processes: int) -> None:
+        """Does all jobs, and writes the table after each of them."""
+        pretrainings: dict[str, concurrent.futures.Future] = {}
+        futures: dict[concurrent.futures.Future, Run] = {}
+        with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+            # A job waits only for one that is begun before it, so there always is one that goes on.
+            for run in self._plan.runs():
+                needed = run.row.auxiliary_of
+                if run.task is not None:
+                    needed = self._plan.architecture(run.row)
+                future = pool.submit(self._do_one, run, pretrainings.get(needed), runner)
+                futures[future] = run
+                if run.task is None:
+                    pretrainings[run.row.name] = future
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    self._take(futures[future], future.result())
+                    self.write_table()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                runner.close()
+                raise
+
+    def write_table(self) -> str:
+        """Writes what there is so far, and returns the path of the table."""
+        results = suite_results(self._plan, self._pretrained, self._finetuned)
+        write_json(results, os.path.join(self._output_dir, _RESULTS_FILENAME))
+        path = os.path.join(self._output_dir, _TABLE_FILENAME)
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            file.write(suite_page(results))
+        os.replace(path + ".tmp", path)
+        return path
+
+    def _do_one(
+        self, run: Run, needed: concurrent.futures.Future | None, runner: JobRunner
+    ) -> dict[str, Any]:
+        if needed:
+            needed.result()
+        return runner.run(self._job(run))
+
+    def _take(self, run: Run, results: dict[str, Any] | None) -> None:
+        if results is None:
+            return
+        name = run.row.name
+        if run.task is None:
+            cost = pretraining_cost(self._plan.configs[name], run_folder(self._output_dir, name))
+            self._pretrained[name] = results | cost
+        else:
+            self._finetuned.setdefault((name, run.task.name), {})[run.seed] = results
+
+    def _job(self, run: Run) -> Job:
+        if run.task is None:
+            return self._pretraining_job(run.row)
+        preset = preset_folder(self._output_dir, self._plan.architecture(run.row))
+        name = os.path.join(run.row.name, run.task.name, f"seed_{run.seed}")
+        return Job(
+            os.path.join(self._output_dir, "finetuning", name),
+            {
+                "finetuning": dataclasses.asdict(
+                    ClassificationRun(
+                        preset=preset,
+                        preset_fingerprint=fingerprint(preset),
+                        data=run.task.data,
+                        config=run.task.config.as_dict(),
+                        seed=run.seed,
+                        from_scratch=bool(run.row.random_weights_of),
+                        save_preset=False,
+                    )
+                )
+            },
+            f"{run.row.title}, {run.task.title}, seed {run.seed}",
+        )
+
+    def _pretraining_job(self, row: Row) -> Job:
+        inputs = {
+            name: path if "://" in path or not path else os.path.abspath(path)
+            for name, path in dataclasses.asdict(self._inputs).items()
+        }
+        return Job(
+            pretraining_folder(self._output_dir, row.name),
+            {"pretraining": {"config": self._plan.configs[row.name].as_dict(), **inputs}},
+            row.title,
+            goes_on=True,
+        )

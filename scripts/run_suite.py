@@ -1,0 +1,120 @@
+"""Pretrains and fine-tunes the rows of a table, alike but for what each row changes.
+
+    run_suite.py --suite=table3 --config_file=configs/pretrain/small.yaml --tokens=4000000 \\
+        --train_data=data/train --validation_data=data/validation --vocabulary=vocabulary \\
+        --data_dir=glue --tasks=cola,sst2,mrpc,stsb,rte --seeds=5 --output_dir=runs/table3
+
+Suites: table3 and figure4 (the paper's), baselines, tasks, or a YAML file of your own; see
+configs/suites. All rows read the same tokens in the same order. OUT gets results.md, the table,
+from the first result on, results.json, and the pretrainings' curves.
+
+Exit status: as pretrain.py's. Ended at any moment, it goes on when started again with the same
+flags: what is finished is not done again, and a pretraining goes on from its checkpoint.
+"""
+
+import os
+
+from absl import flags
+
+from cocolm_tf import program
+from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.errors import UserError
+
+flags.DEFINE_string("suite", None, "The rows: table3, figure4, baselines, tasks or a YAML file.")
+flags.DEFINE_string(
+    "config_file", None, "YAML file that defines what the rows share; see configs/pretrain."
+)
+flags.DEFINE_multi_string(
+    "params_override",
+    [],
+    "Changes to it for all rows: a.b=1,c.d=x, or a YAML file. Repeatable. What a row changes comes "
+    "after them.",
+)
+flags.DEFINE_multi_string(
+    "row_override", [], "Further changes to one row: ROW:a.b=1,c.d=x. Repeatable."
+)
+flags.DEFINE_integer(
+    "train_steps", 0, "How many steps each row takes; 0 for as the configuration says.", 0
+)
+flags.DEFINE_integer("tokens", 0, "How many tokens each row reads, instead of --train_steps.", 0)
+flags.DEFINE_string("train_data", None, "Folder or glob of the shards to train on.")
+flags.DEFINE_string("validation_data", "", "Folder or glob of shards to validate on.")
+flags.DEFINE_string("vocabulary", None, "Folder of the vocabulary that the shards were built with.")
+flags.DEFINE_list(
+    "tasks",
+    [],
+    f"The tasks of GLUE to fine-tune on, of {', '.join(GLUE_TASKS)}; none for no fine-tuning.",
+)
+flags.DEFINE_string(
+    "data_dir",
+    "",
+    "Folder of GLUE's official TSV files, with RTE/train.tsv and so on. Without it, TensorFlow "
+    "Datasets.",
+)
+flags.DEFINE_string(
+    "finetuning_config_file",
+    "",
+    "YAML file that defines a fine-tuning; see configs/finetune. By default the one there that "
+    "suits the size of the model.",
+)
+flags.DEFINE_multi_string(
+    "finetuning_override", [], "Changes to it: a.b=1,c.d=x, or a YAML file. Repeatable."
+)
+flags.DEFINE_integer(
+    "seeds", 5, "How many fine-tunings to make of each row and task, with other random seeds.", 1
+)
+flags.DEFINE_integer(
+    "processes", 1, "How many runs to do at a time, each a process of its own.", lower_bound=1
+)
+flags.DEFINE_string(
+    "output_dir", None, "Folder of the results. Runs that are in it already are not done again."
+)
+flags.mark_flags_as_required(["suite", "config_file", "train_data", "vocabulary", "output_dir"])
+
+FLAGS = flags.FLAGS
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+
+
+def main() -> str:
+    if FLAGS.train_steps and FLAGS.tokens:
+        raise UserError("--train_steps and --tokens say the same in two ways: leave one out.")
+    for flag in ("config_file", "finetuning_config_file"):
+        if FLAGS[flag].value and not os.path.isfile(FLAGS[flag].value):
+            raise UserError(f"--{flag}={FLAGS[flag].value} does not exist.")
+    if os.path.exists(FLAGS.output_dir) and not os.path.isdir(FLAGS.output_dir):
+        raise UserError(f"--output_dir={FLAGS.output_dir} is a file; it must be a folder.")
+
+    # Imported once the flags are known, so that --help and mistakes in them answer at once; and
+    # TensorFlow by the processes only.
+    program.defer_imports("tensorflow", "tf_keras")
+    from cocolm_tf.suite.definition import load_suite, row_overrides
+    from cocolm_tf.suite.plan import Budget, Plan, glue_tasks, pretraining_configs
+    from cocolm_tf.suite.runner import PretrainingInputs, run_suite
+
+    suite = load_suite(FLAGS.suite, os.path.join(CONFIGS, "suites"))
+    configs = pretraining_configs(
+        suite,
+        FLAGS.config_file,
+        FLAGS.output_dir,
+        FLAGS.params_override,
+        row_overrides(suite, FLAGS.row_override),
+        Budget(FLAGS.train_steps, FLAGS.tokens),
+    )
+    tasks = glue_tasks(
+        FLAGS.tasks,
+        FLAGS.data_dir or None,
+        configs,
+        FLAGS.finetuning_config_file,
+        FLAGS.finetuning_override,
+        os.path.join(CONFIGS, "finetune"),
+    )
+    return run_suite(
+        Plan(suite, configs, tasks, FLAGS.seeds),
+        PretrainingInputs(FLAGS.train_data, FLAGS.vocabulary, FLAGS.validation_data),
+        FLAGS.output_dir,
+        FLAGS.processes,
+    )
+
+
+if __name__ == "__main__":
+    program.run(main)
