@@ -84,9 +84,7 @@ def main() -> str:
     if os.path.exists(FLAGS.output_dir) and not os.path.isdir(FLAGS.output_dir):
         raise UserError(f"--output_dir={FLAGS.output_dir} is a file; it must be a folder.")
 
-    # Imported once the flags are known, so that --help and mistakes in them answer at once; and
-    # TensorFlow by the processes only.
-    program.defer_imports("tensorflow", "tf_keras")
+    # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.suite.definition import load_suite, row_overrides
     from cocolm_tf.suite.plan import Budget, Plan, glue_tasks, pretraining_configs
     from cocolm_tf.suite.runner import PretrainingInputs, run_suite

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from cocolm_tf.analysis.held_out import measure_run
-from cocolm_tf.finetuning.cards import versions
+from  import versions
 from cocolm_tf.finetuning.classification import run_classification
 from cocolm_tf.finetuning.jobs import Reporter, serve
 from cocolm_tf.training.benchmark import describe_device

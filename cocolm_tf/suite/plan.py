@@ -6,9 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.data.glue import GLUE_TASKS, read_glue
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.classification_run import read_task
 from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config
 from cocolm_tf.finetuning.run_flags import suitable_config
 from cocolm_tf.suite.definition import Row, Suite
@@ -209,7 +208,7 @@ def glue_tasks(
         width = next(iter(configs.values())).model.hidden_dim
         path = config_file or suitable_config(width, finetuning_configs)
         config, _ = load_finetuning_config(path, name, overrides)
-        data = {"glue": {"task": name, "data_dir": data_dir and os.path.abspath(data_dir)}}
+        data = {"task": name, "data_dir": data_dir and os.path.abspath(data_dir)}
         for row, of_row in configs.items():
             if config.data.sequence_length > of_row.model.max_sequence_length:
                 raise UserError(
@@ -217,7 +216,7 @@ def glue_tasks(
                     f"{of_row.model.max_sequence_length} positions of {row}."
                 )
         # A mistake in it is told now, and not when all is pretrained.
-        tasks.append(Task(name, read_task(data).name, data, config))
+        tasks.append(Task(name, read_glue(**data).name, {"glue": data}, config))
     return tasks
 
 

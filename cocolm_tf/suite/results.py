@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from cocolm_tf.analysis.curves import TRAINING, read_metrics
+from cocolm_tf.analysis.metrics_log import TRAINING, read_metrics
 from cocolm_tf.finetuning.results import summarize, summarize_runs
 from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan
@@ -105,7 +105,7 @@ def _of_task(seeds: Seeds) -> dict[str, Any]:
         found["metric"] = runs[0]["metric"]
         # That of the first dev set, as in the paper's averages.
         found["score"] = summarize([run["score"] for run in runs])
-        found["dev"] = summarize_runs(runs)
+        found["dev"] = summarize_runs([run["dev"] for run in runs])
         found["minutes"] = sum(run["seconds"] for run in runs) / 60
     return found
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cocolm_tf.analysis.meanings import MEANINGS
-from cocolm_tf.finetuning.results import markdown_table
+from cocolm_tf.finetuning.results_page import markdown_table
 
 _MISSING = "—"
 # Of what held-out text is measured by, what tells rows apart.
