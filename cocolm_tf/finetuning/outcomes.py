@@ -43,11 +43,22 @@ def describe_run(model: keras_nlp.models.Task, best: BestEpoch, started: float) 
         "seconds": time.monotonic() - started,
         "parameters": sum(math.prod(v.shape) for v in model.backbone.variables),
         "device": describe_device(),
-        "versions": {
-            "cocolm_tf": cocolm_tf.__version__,
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Says what a run was made with.
+
+    Example:
+    ```python
+    versions()["tensorflow"]
+    ```
+    """
+    return {
+        "cocolm_tf": cocolm_tf.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
     }
 
 
