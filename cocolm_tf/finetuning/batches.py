@@ -47,8 +47,8 @@ def tokenized(preprocessor: CocoLMTextClassifierPreprocessor, examples: Examples
     """Turns texts into rows of tokens.
 
     Args:
-        preprocessor: of the model.
-        examples: the texts or pairs.
+        preprocessor: Of the model.
+        examples: The texts or pairs.
 
     Returns:
         The rows, each as long as it is.
@@ -151,7 +151,7 @@ def training_batches(
     as its longest row. Every row is there once an epoch. The order follows from the seed.
 
     Args:
-        tokens: the rows.
+        tokens: The rows.
         labels: [N].
         batch_size: int. The last batch of a group is smaller where the rows do not fill it.
         seed: int.
@@ -196,7 +196,7 @@ def prediction_batches(tokens: Tokens, batch_size: int) -> tuple[tf.data.Dataset
     """Makes batches of rows, the shortest first.
 
     Args:
-        tokens: the rows.
+        tokens: The rows.
         batch_size: int.
 
     Returns:
@@ -253,7 +253,7 @@ def describe_lengths(tokens: Tokens) -> dict[str, int]:
     """Sums up how long rows are.
 
     Args:
-        tokens: the rows.
+        tokens: The rows.
 
     Returns:
         `median`, `percentile_95` and `longest`, in tokens, and `truncated`, in rows.

@@ -15,12 +15,12 @@ class BestEpoch(keras.callbacks.Callback):
     """Measures the model after every epoch, keeps the weights of the best, and tells how far it is.
 
     Args:
-        measure: gives the scores of the model as it is, and the one to choose by; it raises
+        measure: Gives the scores of the model as it is, and the one to choose by; it raises
             `FloatingPointError` where the outputs are not finite, which ends the training.
         epochs: int.
         steps: int. Of an epoch.
         rows: int. Training examples of an epoch.
-        reporter: is told.
+        reporter: Is told.
 
     Example:
     ```python

@@ -36,9 +36,9 @@ def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) ->
     """Fine-tunes a classifier, measures it on the dev sets and predicts the test sets.
 
     Args:
-        spec: a `ClassificationRun` as a dict.
-        folder: gets `preset/`, with the best epoch's weights, and `predictions/`.
-        reporter: is told.
+        spec: A `ClassificationRun` as a dict.
+        folder: Gets `preset/`, with the best epoch's weights, and `predictions/`.
+        reporter: Is told.
 
     Returns:
         What JSON can hold: `score`, that of the best epoch on the first dev set; `dev`, all its
@@ -47,7 +47,7 @@ def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) ->
         finite only `diverged`, true.
 
     Raises:
-        UserError: if the data or the preset is not what it should be.
+        UserError: If the data or the preset is not what it should be.
 
     Example:
     ```python
@@ -121,15 +121,15 @@ def build_classifier(
     """Puts a new head on the encoder of a preset.
 
     Args:
-        run: whose preset and seed it takes.
-        config: whose sizes it takes.
-        data: whose classes it takes.
+        run: Whose preset and seed it takes.
+        config: Whose sizes it takes.
+        data: Whose classes it takes.
 
     Returns:
         The classifier.
 
     Raises:
-        UserError: if `data.sequence_length` is more than the encoder can read.
+        UserError: If `data.sequence_length` is more than the encoder can read.
 
     Example:
     ```python
@@ -159,15 +159,15 @@ def dev_scores(
     """Measures a classifier on the dev sets of a task.
 
     Args:
-        classifier: as it is.
-        data: the task.
-        tokens: of its dev sets, by their names.
+        classifier: As it is.
+        data: The task.
+        tokens: Of its dev sets, by their names.
 
     Returns:
         The metrics of each dev set, and the first metric of the first of them.
 
     Raises:
-        FloatingPointError: if the outputs are not finite.
+        FloatingPointError: If the outputs are not finite.
 
     Example:
     ```python

@@ -124,15 +124,15 @@ def load_finetuning_config(
     """Reads a configuration and checks it.
 
     Args:
-        path: a YAML file.
-        task: the key of `tasks` whose changes hold; a task that is not there has none.
-        overrides: what `--params_override` takes, which comes last.
+        path: A YAML file.
+        task: The key of `tasks` whose changes hold; a task that is not there has none.
+        overrides: What `--params_override` takes, which comes last.
 
     Returns:
         The configuration, complete with defaults, and the grid of `search`, empty without one.
 
     Raises:
-        UserError: naming the file and the key that is wrong.
+        UserError: Naming the file and the key that is wrong.
 
     Example:
     ```python
@@ -165,15 +165,15 @@ def with_values(config: FinetuningConfig, values: dict[str, Any], name: str) -> 
     """Changes values by their full keys.
 
     Args:
-        config: stays as it is.
-        values: such as `{"optimizer.learning_rate": 1e-5}`.
-        name: where they come from, for messages.
+        config: Stays as it is.
+        values: Such as `{"optimizer.learning_rate": 1e-5}`.
+        name: Where they come from, for messages.
 
     Returns:
         The changed configuration.
 
     Raises:
-        UserError: naming the key that is wrong.
+        UserError: Naming the key that is wrong.
 
     Example:
     ```python
@@ -205,11 +205,11 @@ def check_finetuning_config(config: FinetuningConfig, name: str) -> None:
     """Checks types and ranges.
 
     Args:
-        config: the configuration.
-        name: where it comes from, for the message.
+        config: The configuration.
+        name: Where it comes from, for the message.
 
     Raises:
-        UserError: naming the first key that is wrong.
+        UserError: Naming the first key that is wrong.
 
     Example:
     ```python

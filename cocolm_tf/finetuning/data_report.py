@@ -12,9 +12,9 @@ def describe_data(data: TaskData, train: Examples, tokens: Mapping[str, Tokens])
     """Sums up the examples of a run.
 
     Args:
-        data: of the task.
-        train: those of the training examples that the run learns from.
-        tokens: of `train` and of the dev and test sets, by their names.
+        data: Of the task.
+        train: Those of the training examples that the run learns from.
+        tokens: Of `train` and of the dev and test sets, by their names.
 
     Returns:
         For each of them `rows`, `source`, `left_out`, `tokens` (see `describe_lengths`) and, where
@@ -43,8 +43,8 @@ def data_lines(name: str, report: dict) -> str:
     """Lays out what `describe_data` gave.
 
     Args:
-        name: of the task.
-        report: what `describe_data` gave.
+        name: Of the task.
+        report: What `describe_data` gave.
 
     Returns:
         Some lines.

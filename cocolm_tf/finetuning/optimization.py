@@ -15,10 +15,10 @@ def build_optimizer(
     """Builds the optimizer for a model's trainable variables.
 
     Args:
-        config: the optimizer's part of the configuration.
+        config: The optimizer's part of the configuration.
         total_steps: int. The length of the run.
-        model: an encoder and a head.
-        backbone: the encoder.
+        model: An encoder and a head.
+        backbone: The encoder.
 
     Returns:
         The optimizer.
@@ -52,7 +52,7 @@ def layer_depths(backbone: CocoLMBackbone) -> dict[int, int]:
     """Says how deep each variable of an encoder lies.
 
     Args:
-        backbone: the encoder.
+        backbone: The encoder.
 
     Returns:
         By the `id` of a variable: 0 for the embeddings and the relative positions, which all

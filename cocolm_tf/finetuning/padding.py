@@ -11,7 +11,7 @@ def batch_width(longest: tf.Tensor, limit: tf.Tensor | int) -> tf.Tensor:
 
     Args:
         longest: int32 scalar, the length of a batch's longest row.
-        limit: the width that no batch may exceed.
+        limit: The width that no batch may exceed.
 
     Returns:
         int32 scalar.

@@ -67,15 +67,15 @@ def load_prompt_config(
     """Reads settings, and the template and the label words of a task.
 
     Args:
-        path: a YAML file with `settings` and `tasks`.
-        task: one of `GLUE_TASKS`.
-        overrides: what `--params_override` takes, for the settings.
+        path: A YAML file with `settings` and `tasks`.
+        task: One of `GLUE_TASKS`.
+        overrides: What `--params_override` takes, for the settings.
 
     Returns:
         The settings, complete with defaults, and the prompt.
 
     Raises:
-        UserError: naming the file and the key that is wrong.
+        UserError: Naming the file and the key that is wrong.
 
     Example:
     ```python

@@ -36,9 +36,9 @@ def run_prompting(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict
     """Fine-tunes on a few examples, chooses the best step by as many, and measures on the dev set.
 
     Args:
-        spec: a `PromptRun` as a dict.
-        folder: gets `preset/`, with the weights of the best step.
-        reporter: is told.
+        spec: A `PromptRun` as a dict.
+        folder: Gets `preset/`, with the weights of the best step.
+        reporter: Is told.
 
     Returns:
         What JSON can hold: `score`, on the few dev examples; `test`, the metrics on the task's
@@ -47,7 +47,7 @@ def run_prompting(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict
         never were finite only `diverged`, true.
 
     Raises:
-        UserError: if the data or the preset is not what it should be.
+        UserError: If the data or the preset is not what it should be.
 
     Example:
     ```python
@@ -131,16 +131,16 @@ def build_prompt_classifier(
     """Makes a prompt classifier of a pretrained model.
 
     Args:
-        run: whose preset, template and words it takes.
-        config: whose sizes it takes.
-        data: the task.
-        train: the examples that demonstrations are drawn from.
+        run: Whose preset, template and words it takes.
+        config: Whose sizes it takes.
+        data: The task.
+        train: The examples that demonstrations are drawn from.
 
     Returns:
         The classifier.
 
     Raises:
-        UserError: if the model has no language modeling head, or too few positions.
+        UserError: If the model has no language modeling head, or too few positions.
 
     Example:
     ```python
@@ -176,8 +176,8 @@ def prompt_batches(
     """Makes endless batches of prompts, with other demonstrations in every epoch.
 
     Args:
-        classifier: whose preprocessor fills the templates.
-        train: the examples.
+        classifier: Whose preprocessor fills the templates.
+        train: The examples.
         batch_size: int.
         seed: int. Decides the order.
 
@@ -209,8 +209,8 @@ def prompt_tokens(classifier: CocoLMPromptClassifier, examples: Examples, draw: 
     """Fills templates for prediction.
 
     Args:
-        classifier: whose preprocessor fills them.
-        examples: the texts.
+        classifier: Whose preprocessor fills them.
+        examples: The texts.
         draw: int. Which demonstrations.
 
     Returns:
@@ -233,8 +233,8 @@ def mean_outputs(classifier: CocoLMPromptClassifier, tokens: Sequence[Tokens]) -
     """Predicts with several sets of demonstrations.
 
     Args:
-        classifier: as it is.
-        tokens: the same examples, with other demonstrations each.
+        classifier: As it is.
+        tokens: The same examples, with other demonstrations each.
 
     Returns:
         [N, classes], the mean of the outputs.

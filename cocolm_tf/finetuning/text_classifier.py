@@ -196,15 +196,13 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
         if sample_weight is None and not validation_split and shuffle:
             examples = self._raw_examples(x, y)
         if examples is None:
-            # Keras does not take weights beside a dataset, not even None.
-            weights = {} if sample_weight is None else {"sample_weight": sample_weight}
             return super().fit(
                 x,
                 y,
                 batch_size,
+                sample_weight=sample_weight,
                 validation_split=validation_split,
                 shuffle=shuffle,
-                **weights,
                 **kwargs,
             )
         # Python's generator is what seeds the weights too.

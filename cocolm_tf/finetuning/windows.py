@@ -59,7 +59,7 @@ def make_windows(
     are whole in one of them.
 
     Args:
-        tokenizer: turns texts into ids.
+        tokenizer: Turns texts into ids.
         questions: `[B]` string. What is longer than `max_question_length` is cut off.
         contexts: `[B]` string.
         answers: `[B, 2]` int32, the characters [start, end) of the context that answer the
