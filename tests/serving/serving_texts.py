@@ -31,10 +31,54 @@ ODD_TEXTS = [
 ]
 
 
+# What parsers stumble over.
+NASTY = [
+    b"\x00",
+    b"\xff",
+    b"\xf0\x9f\x98",
+    b"\xed\xa0\x80",
+    b"<s>",
+    b"</s>",
+    b"''",
+    b"``",
+    b"' ll",
+    b"\r\n",
+    b"\x1b[31m",
+    b"." * 40,
+    *(text.encode() for text in ("▁", "\u202e", "\ufeff", "e\u0301", "İ", "\u3000", "\U0010ffff")),
+]
+
+
 def random_texts(count: int, seed: int) -> list[bytes]:
     """Texts of words, of any characters, and of any bytes; most are short, some long."""
     rng = random.Random(seed)
     return [_random_text(rng) for _ in range(count)]
+
+
+def mutated_texts(count: int, seed: int) -> list[bytes]:
+    """Sentences after some accidents: bytes lost, doubled, turned around, hit or put in."""
+    rng = random.Random(seed)
+    return [_mutated(rng) for _ in range(count)]
+
+
+def _mutated(rng: random.Random) -> bytes:
+    text = bytearray(" ".join(rng.choices(WORDS, k=rng.choice([2, 8, 25]))).encode())
+    for _ in range(rng.randrange(1, 12)):
+        at = rng.randrange(len(text) + 1)
+        change = rng.randrange(6)
+        if change == 0:
+            text[at:at] = rng.choice(NASTY)
+        elif change == 1:
+            del text[at : at + rng.randrange(1, 9)]
+        elif change == 2 and text:
+            text[at % len(text)] = rng.randrange(256)
+        elif change == 3:
+            text[at:at] = text[at : at + rng.randrange(1, 40)]
+        elif change == 4:
+            text[at:at] = rng.randbytes(rng.randrange(1, 9))
+        else:
+            text[at : at + 4] = text[at : at + 4][::-1]
+    return bytes(text)
 
 
 def _random_text(rng: random.Random) -> bytes:
