@@ -14,9 +14,6 @@ from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.preset import HEADS_FILENAME
 
-# Rows are padded to a multiple of this, so that few lengths are traced.
-_LENGTH_STEP = 16
-
 
 class SentenceEncoder:
     """Gives sentences the vectors that they have without fine-tuning: the [CLS] states.
@@ -66,19 +63,18 @@ class SentenceEncoder:
         vectors = np.zeros([len(ids), self.backbone.hidden_dim], np.float32)
         for start in tqdm(range(0, len(ids), batch_size), desc=name or "encoding", unit="batch"):
             chosen = order[start : start + batch_size]
-            longest = max(len(ids[i]) for i in chosen) + 2
-            length = min(limit, -(-longest // _LENGTH_STEP) * _LENGTH_STEP)
             rows = [ids[i] for i in chosen]
-            vectors[chosen] = self._vectors(self.tokenizer.pack(rows, sequence_length=length))
+            length = max(map(len, rows)) + 2
+            inputs = self.tokenizer.pack(rows, sequence_length=length)
+            mask = tf.cast(inputs["padding_mask"], tf.int32)
+            vectors[chosen] = self._starts(inputs["token_ids"], mask).numpy()
         return vectors
 
-    def _vectors(self, inputs: dict[str, tf.Tensor]) -> np.ndarray:
-        return self._starts(inputs["token_ids"], inputs["padding_mask"]).numpy()
-
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2, autograph=False)
     def _starts(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
-        inputs = {"token_ids": token_ids, "padding_mask": tf.cast(padding_mask, tf.int32)}
-        states = self.backbone(inputs, training=False)[:, 0]
+        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        positions = tf.zeros([tf.shape(token_ids)[0], 1], tf.int32)
+        states = self.backbone.states_at(inputs, positions)[:, 0]
         return self.projection(states) if self.projection else states
 
 

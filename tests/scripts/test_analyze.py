@@ -1,9 +1,11 @@
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tiny_presets import write_tiny_preset
 
 from cocolm_tf.analysis.run_comparison import X_AXES
 
@@ -54,6 +56,51 @@ def test_runs_are_compared(model_dir: Path, tmp_path: Path):
     assert {file.stem for file in (tmp_path / "out").glob("*.svg")} == {"loss", "cosine"}
 
 
+@pytest.mark.slow
+def test_a_preset_is_looked_at_with_the_user_s_files(tmp_path: Path):
+    preset = write_tiny_preset(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"sentence1": "a cat saw rain", "sentence2": "a dog saw rain", "score": 5}\n'
+        '{"sentence1": "the red house", "sentence2": "the house on its hill", "score": 5}\n'
+    )
+    (tmp_path / "mistakes.tsv").write_text(
+        "original\tcorrupted\na cat saw the house\ta cat red the house\n"
+    )
+    (tmp_path / "minimal.jsonl").write_text(
+        '{"sentence_good": "a cat saw the house", "sentence_bad": "a cat house the saw"}\n'
+    )
+    experiment = {"task": "RTE", "model": preset, "metric": "accuracy", "train_fraction": 1.0}
+    experiment |= {"preset_fingerprint": "", "dev": {"dev": {"accuracy": {"values": [0.5, 0.6]}}}}
+    few = experiment | {"train_fraction": 0.1}
+    (tmp_path / "results.json").write_text(json.dumps({"experiments": [experiment, few]}))
+    done = run(
+        f"--preset=mine={preset}",
+        f"--pairs={tmp_path / 'pairs.jsonl'}",
+        f"--corrupted_texts={tmp_path / 'mistakes.tsv'}",
+        f"--minimal_pairs={tmp_path / 'minimal.jsonl'}",
+        f"--scores={tmp_path}",
+        f"--output_dir={tmp_path / 'out'}",
+    )
+    assert done.returncode == 0, done.stderr
+    figures = {file.stem for file in (tmp_path / "out").glob("*.png")}
+    assert figures >= {"cosines", "map", "calibration", "frequency", "minimal_pairs"}
+    assert "scores_over_fractions" in figures
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results) == {"spaces", "detection", "minimal_pairs", "scores"}
+    assert set(results["minimal_pairs"]["mine"]["all"]) == {"masked", "corrective", "detection"}
+
+    (tmp_path / "mistakes.tsv").write_text("original\tcorrupted\na cat\n")
+    done = run(
+        f"--preset=mine={preset}",
+        f"--corrupted_texts={tmp_path / 'mistakes.tsv'}",
+        f"--output_dir={tmp_path / 'other'}",
+    )
+    assert done.returncode == 1
+    complaint = f"error: {tmp_path / 'mistakes.tsv'}:2 has 1 columns, the header 2."
+    assert done.stderr.splitlines()[-1] == complaint
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -61,9 +108,11 @@ def test_runs_are_compared(model_dir: Path, tmp_path: Path):
         (["--output_dir=out"], "there is nothing to analyze"),
         (["--output_dir=out", "--preset=/nowhere"], "--preset=/nowhere is not a folder."),
         (["--output_dir=out", "--model_dir=a=/nowhere"], "--model_dir=/nowhere is not a folder."),
-        (["--output_dir=out", "--preset=."], "--preset needs --pairs, --data or --minimal_pairs"),
+        (["--output_dir=out", "--preset=."], "--preset needs one of --pairs, --data"),
         (["--output_dir=out", "--preset=a=.", "--preset=a=.", "--pairs=p"], "two are called 'a'"),
         (["--output_dir=out", "--model_dir=.", "--pairs=p"], "--pairs is what presets are looked"),
+        (["--output_dir=out", "--model_dir=.", "--corrupted_texts=p"], "--corrupted_texts is what"),
+        (["--output_dir=out", "--scores=/nowhere"], "--scores=/nowhere is not a folder."),
         (["--output_dir=out", "--preset=.", "--corruption=none"], "--corruption"),
         (["--output_dir=out", "--texts=1"], "--texts"),
         (["--output_dir=out", "--x_axis=years"], "--x_axis"),
