@@ -15,7 +15,7 @@ from cocolm_tf.suite.runner import PretrainingInputs, run_suite
 
 # Writes what the processes of `cocolm_tf.suite.job` would, and a line for each that began or ended.
 MODULE = """
-import json, os, random, sys, time
+import json, os, random, signal, sys, time
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.finetuning.jobs import serve, write_json
 
@@ -36,6 +36,9 @@ def do(spec, folder, reporter):
     for name, error in (("mistake", UserError), ("stop", RestartableError)):
         if once(name + "_" + out.replace("/", "_")):
             raise error("told so")
+    if once("terminate_" + out.replace("/", "_")):
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
     if "pretraining" in spec:
         config = spec["pretraining"]["config"]
         donor = config["auxiliary"]["preset"]
@@ -167,6 +170,17 @@ def test_what_was_ended_goes_on_without_repeating(make, tmp_path: Path):
     run_suite(plan, INPUTS, out)
     assert log(tmp_path, "end")[3 + 16 :] == ["pretraining/half"]
     assert (tmp_path / "out" / "pretraining" / "half" / "run" / "left").exists()
+
+
+def test_sigterm_ends_it_at_once_to_go_on_later(make, tmp_path: Path):
+    out, plan = str(tmp_path / "out"), make(*ROWS)
+    (tmp_path / "terminate_finetuning_whole_rte_seed_0").touch()
+    with pytest.raises(RestartableError, match="stopped by SIGTERM.*start again"):
+        run_suite(plan, INPUTS, out, processes=2)
+    assert "finetuning/whole/rte/seed_0" not in log(tmp_path, "end")
+    run_suite(plan, INPUTS, out, processes=2)
+    ended = log(tmp_path, "end")
+    assert len(ended) == len(set(ended)) == 3 + 16
 
 
 def test_more_seeds_and_rows_are_added_to_what_there_is(make, tmp_path: Path):
