@@ -118,8 +118,8 @@ def test_all_is_pretrained_and_then_fine_tuned_seed_by_seed(make, tmp_path: Path
         *(
             f"finetuning/{row}/{task}/seed_{seed}"
             for seed in (0, 1)
-            for row in ("whole", "half", "frozen", "fresh")
             for task in ("cola", "rte")
+            for row in ("whole", "half", "frozen", "fresh")
         ),
     ]
     rows = {row["name"]: row for row in results(tmp_path)["rows"]}
@@ -201,12 +201,17 @@ def test_a_mistake_ends_the_suite_in_one_line(make, tmp_path: Path):
 def test_another_suite_in_the_folder_is_refused_before_any_work(make, tmp_path: Path):
     run_suite(make(*ROWS[:1]), INPUTS, str(tmp_path / "out"))
     before = log(tmp_path)
+    shorter = make(*ROWS, overrides=["trainer.train_steps=20"])
     with pytest.raises(UserError, match=r"train_steps=30, not 20: give another --output_dir"):
-        run_suite(make(*ROWS, overrides=["trainer.train_steps=20"]), INPUTS, str(tmp_path / "out"))
+        run_suite(shorter, INPUTS, str(tmp_path / "out"))
     other = make(*ROWS)
     other.tasks[1].config.trainer.epochs = 9
     with pytest.raises(UserError, match=r"finetuning/whole/rte/seed_0 was made with .*epochs=3"):
         run_suite(other, INPUTS, str(tmp_path / "out"))
+    # Also while it is not finished: what there is of it would be gone on with.
+    (tmp_path / "out" / "pretraining" / "whole" / "results.json").unlink()
+    with pytest.raises(UserError, match=r"train_steps=30, not 20: give another --output_dir"):
+        run_suite(shorter, INPUTS, str(tmp_path / "out"))
     assert log(tmp_path) == before
 
 
