@@ -1,14 +1,20 @@
-"""The heads of tasks that a converted preset carries: a classifier's and a question answerer's."""
+"""The heads of tasks that a preset carries: a classifier's and a question answerer's."""
 
+import json
 import os
+from typing import Any
 
 import keras
 import numpy as np
 
 from cocolm_tf.conversion.tensor_files import open_tensors
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 
 TASK_HEADS = ("classifier", "question_answerer")
 TASK_HEADS_FILENAME = "task_heads.npz"
+_TASK_FILENAME = "task.json"
 
 
 def write_task_heads(directory: str, heads: dict[str, dict[str, keras.Variable]]) -> None:
@@ -36,18 +42,58 @@ def read_task_heads(directory: str) -> dict[str, np.ndarray]:
     """Reads the heads of tasks from a preset.
 
     Args:
-        directory: The preset.
+        directory: The preset: of a converted checkpoint, or of a task that was fine-tuned.
 
     Returns:
         Arrays by the head and the name of each variable, as `classifier.output.bias`.
+
+    Raises:
+        UserError: If the preset is that of a task without a place in the released format.
 
     Example:
     ```python
     read_task_heads("converted")["classifier.output.bias"]
     ```
     """
+    if os.path.isfile(os.path.join(directory, _TASK_FILENAME)):
+        return {name: np.asarray(value) for name, value in _fine_tuned_head(directory).items()}
     path = os.path.join(directory, TASK_HEADS_FILENAME)
     if not os.path.isfile(path):
         return {}
     file = open_tensors(path)
     return {name: file.read(name) for name in file.names}
+
+
+def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
+    task = _read_task(directory)
+    if isinstance(task, CocoLMTextClassifier):
+        return {
+            "classifier.dense.kernel": task.pooled_dense.kernel,
+            "classifier.dense.bias": task.pooled_dense.bias,
+            "classifier.output.kernel": task.output_dense.kernel,
+            "classifier.output.bias": task.output_dense.bias,
+        }
+    return {
+        "question_answerer.output.kernel": task.answer_logits.kernel,
+        "question_answerer.output.bias": task.answer_logits.bias,
+    }
+
+
+def _read_task(directory: str) -> CocoLMTextClassifier | CocoLMQuestionAnswerer:
+    path = os.path.join(directory, _TASK_FILENAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            name = json.load(file)["registered_name"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not describe a model.") from error
+    classes: dict[str, Any] = {
+        keras.saving.get_registered_name(one): one
+        for one in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
+    }
+    if name not in classes:
+        raise UserError(
+            f"{path} describes a {name}, which has no place in the released format: that has "
+            f"{' and '.join(classes)}."
+        )
+    # Tokenizing is not wanted, and a converted preset may have no tokenizer.
+    return classes[name].from_preset(directory, preprocessor=None)

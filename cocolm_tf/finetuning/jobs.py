@@ -342,6 +342,31 @@ def write_json(value: Any, path: str) -> None:
     os.replace(path + ".tmp", path)
 
 
+def refuse_another(job: Job) -> None:
+    """Checks that a folder is not that of another job, be it done or ended halfway.
+
+    Args:
+        job: One that goes on with what is in its folder.
+
+    Raises:
+        UserError: If it is.
+
+    Example:
+    ```python
+    refuse_another(job)
+    ```
+    """
+    path = os.path.join(job.folder, SPEC_FILENAME)
+    if not os.path.isfile(path):
+        return
+    before, now = _read_json(path), json.loads(json.dumps(job.spec))
+    if before != now:
+        raise UserError(
+            f"{job.folder} was begun with {_difference(before, now)}: give another --output_dir, "
+            "or remove that folder."
+        )
+
+
 def _take_share(slot: int, slots: int) -> None:
     """Leaves the other processes their cores and their GPUs."""
     tf = sys.modules.get("tensorflow")

@@ -12,8 +12,11 @@ from cocolm_tf.errors import UserError
 
 _CONFIG_FILENAME = "config.json"
 _BACKBONE = "cocolm_tf>CocoLMBackbone"
-# Where `training.preset` keeps the heads; not imported, as it needs TensorFlow.
+# Where `training.preset` and `conversion` keep heads; not imported, as they need TensorFlow.
 _HEADS_FILENAME, _LM_BIAS = "pretraining_heads.npz", "lm_head.bias"
+_TASK_HEADS_FILENAME = "task_heads.npz"
+# What a preset of a fine-tuned task has, with a head of its own.
+_TASK_FILENAME = "task.json"
 
 
 def backbone_config(preset: str) -> dict[str, object]:
@@ -101,6 +104,32 @@ def language_model_bias(preset: str) -> np.ndarray:
             "scored. Pretrain it with objective.lm_weight above 0, or fine-tune it as a classifier."
         )
     return heads[_LM_BIAS]
+
+
+def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
+    """Reads the head of a task that the preset of a converted checkpoint carries.
+
+    Args:
+        preset: A folder; anything else has none.
+        head: `classifier` or `question_answerer`.
+
+    Returns:
+        The weights by their names, as `output.bias`; none if there is no such head, or the preset
+        is that of a task which was fine-tuned here.
+
+    Example:
+    ```python
+    converted_head("converted", "classifier")["output.bias"].shape  # [num_classes]
+    ```
+    """
+    path = os.path.join(preset, _TASK_HEADS_FILENAME)
+    if not os.path.isfile(path) or os.path.isfile(os.path.join(preset, _TASK_FILENAME)):
+        return {}
+    arrays = np.load(path)
+    prefix = f"{head}."
+    return {
+        name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)
+    }
 
 
 def _files(preset: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ import keras_nlp
 import tensorflow as tf
 
 from cocolm_tf.finetuning.answers import collect_answers
+from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.finetuning.question_answerer_preprocessor import (
     CocoLMQuestionAnswererPreprocessor,
 )
@@ -40,8 +41,8 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_nlp.models.Task)):
     the logits of an answer that begins there and of one that ends there. `<s>` stands for no
     answer. Contexts that are longer than the model are read in overlapping windows.
 
-    `from_preset(directory)` restores an answerer that was fine-tuned, its head included, or puts
-    a new head on a pretrained encoder.
+    `from_preset(directory)` restores an answerer that was fine-tuned, its head included, be it here
+    or before its checkpoint was converted, or puts a new head on a pretrained encoder.
 
     Args:
         backbone: `CocoLMBackbone`.
@@ -289,7 +290,11 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_nlp.models.Task)):
         CocoLMQuestionAnswerer.from_preset("runs/first/preset", max_answer_length=15)
         ```
         """
-        return super().from_preset(os.fspath(preset), load_weights, **kwargs)
+        answerer = super().from_preset(os.fspath(preset), load_weights, **kwargs)
+        head = converted_head(os.fspath(preset), "question_answerer")
+        if head and load_weights:
+            answerer.answer_logits.set_weights([head["output.kernel"], head["output.bias"]])
+        return answerer
 
     def _is_raw(self, x: Any) -> bool:
         return self.preprocessor is not None and isinstance(x, tuple | list) and len(x) == 2

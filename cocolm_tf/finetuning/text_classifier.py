@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from cocolm_tf.data.examples import Examples
 from cocolm_tf.finetuning.batches import tokenized, training_batches
+from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.finetuning.raw_text_task import check_row_length, raw_text_task
 from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -29,7 +30,8 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
     loss the squared error.
 
     `from_preset(directory, num_classes=...)` puts a new head on a pretrained encoder; without
-    `num_classes` it restores a classifier that was fine-tuned, its head included.
+    `num_classes` it restores a classifier that was fine-tuned, its head included, be it here or
+    before its checkpoint was converted.
 
     Args:
         backbone: `CocoLMBackbone`.
@@ -247,10 +249,17 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
         CocoLMTextClassifier.from_preset("runs/first/preset", num_classes=3)
         ```
         """
+        head = {}
         if "num_classes" in kwargs:
             # The names of the classes that the preset had.
             kwargs.setdefault("label_names", None)
-        return super().from_preset(os.fspath(preset), load_weights, **kwargs)
+        elif head := converted_head(os.fspath(preset), "classifier"):
+            kwargs["hidden_dim"], kwargs["num_classes"] = head["output.kernel"].shape
+        classifier = super().from_preset(os.fspath(preset), load_weights, **kwargs)
+        if head and load_weights:
+            classifier.pooled_dense.set_weights([head["dense.kernel"], head["dense.bias"]])
+            classifier.output_dense.set_weights([head["output.kernel"], head["output.bias"]])
+        return classifier
 
     def _raw_examples(self, x: Any, y: Any) -> Examples | None:
         """What is to be learned from, where it is texts that are all there; else None."""

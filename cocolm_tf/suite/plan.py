@@ -111,11 +111,11 @@ class Plan:
     seeds: int
 
     def runs(self) -> list[Run]:
-        """All of them in their order: pretrainings, then fine-tunings seed by seed."""
+        """All of them in their order: pretrainings, then fine-tunings by seeds, tasks and rows."""
         rows = self.suite.rows
         runs = [Run(row, None, 0) for row in rows if row.name in self.configs]
         for seed in range(self.seeds):
-            runs += [Run(row, task, seed) for row in rows for task in self.tasks]
+            runs += [Run(row, task, seed) for task in self.tasks for row in rows]
         return runs
 
     def architecture(self, row: Row) -> str:

@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from cocolm_tf.finetuning.classification_run import ClassificationRun
-from cocolm_tf.finetuning.jobs import Job, JobRunner, write_json
+from cocolm_tf.finetuning.jobs import Job, JobRunner, refuse_another, write_json
 from cocolm_tf.finetuning.presets import fingerprint
 from cocolm_tf.suite.curves import write_curves
 from cocolm_tf.suite.definition import Row
@@ -51,8 +51,9 @@ class PretrainingInputs:
 def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes: int = 1) -> str:
     """Runs a suite, or goes on where an earlier call with the same folder was ended.
 
-    All rows are pretrained first, in their order, and then fine-tuned with the first seed, with the
-    second and so on: whenever it is ended, the table compares like with like.
+    All rows are pretrained first, in their order. With the first seed all of them are fine-tuned on
+    the first task, on the second and so on; then with the second seed. So whenever it is ended, the
+    columns of the table compare like with like.
 
     Args:
         plan: What to run.
@@ -92,6 +93,8 @@ class _SuiteRun:
     def look(self) -> None:
         """Takes in what an earlier call did; tells of folders of other runs."""
         for run in self._plan.runs():
+            if run.task is None:
+                refuse_another(self._job(run))
             if run.task is None or self._plan.architecture(run.row) in self._pretrained:
                 self._take(run, self._job(run).results())
 
@@ -111,6 +114,8 @@ class _SuiteRun:
                     pretrainings[run.row.name] = future
             try:
                 for future in concurrent.futures.as_completed(futures):
+                    if isinstance(future.exception(), concurrent.futures.CancelledError):
+                        continue  # because of another, which has the reason
                     self._take(futures[future], future.result())
                     self.write_table()
             except BaseException:

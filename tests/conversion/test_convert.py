@@ -3,6 +3,7 @@ import random
 from pathlib import Path
 
 import conversion_released as released
+import keras
 import numpy as np
 import pytest
 import sentencepiece
@@ -11,6 +12,8 @@ from cocolm_tf.conversion.convert import convert_to_official, convert_to_preset
 from cocolm_tf.conversion.task_heads import TASK_HEADS_FILENAME
 from cocolm_tf.conversion.tensor_files import open_tensors
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
@@ -122,7 +125,67 @@ def test_task_heads_are_the_released_models(official: str, tmp_path: Path):
         np.testing.assert_allclose(logits[:, number], expected[:, 0], atol=1e-6)
 
 
+def features(sizes: dict) -> dict[str, np.ndarray]:
+    ids, mask = released.inputs(sizes)
+    return {"token_ids": ids, "padding_mask": mask}
+
+
+def test_a_converted_classifier_is_the_released_one(official: str, tmp_path: Path):
+    preset = str(tmp_path / "preset")
+    convert_to_preset(official, preset)
+    sizes = released.config()
+    tensors = released.released_tensors(sizes)
+    hidden = released.encode(tensors, sizes, *released.inputs(sizes))[:, 0]
+    expected = released.gelu(released.linear(hidden, tensors, "classifier.dense"))
+    expected = released.linear(expected, tensors, "classifier.out_proj")
+    classifier = CocoLMTextClassifier.from_preset(preset, preprocessor=None)
+    np.testing.assert_allclose(classifier(features(sizes)), expected, atol=2e-5)
+    other = CocoLMTextClassifier.from_preset(preset, preprocessor=None, num_classes=2)
+    assert other(features(sizes)).shape[1] == 2
+
+
+def test_a_converted_answerer_is_the_released_one(official: str, tmp_path: Path):
+    convert_to_preset(official, str(tmp_path / "preset"))
+    sizes = released.config()
+    tensors = released.released_tensors(sizes)
+    ids, mask = released.inputs(sizes)
+    hidden = released.encode(tensors, sizes, ids, mask)
+    answerer = CocoLMQuestionAnswerer.from_preset(str(tmp_path / "preset"), preprocessor=None)
+    logits = answerer(features(sizes))
+    for name in ("start", "end"):
+        expected = released.linear(hidden, tensors, f"qa_outputs.{name}_logits.dense")[..., 0]
+        found = np.asarray(logits[name])
+        np.testing.assert_allclose(found[mask], expected[mask], atol=2e-5)
+
+
 # There and back.
+
+
+@pytest.mark.parametrize("task", [CocoLMTextClassifier, CocoLMQuestionAnswerer])
+def test_a_fine_tuned_head_goes_out_and_comes_back(official: str, tmp_path: Path, task: type):
+    ours, theirs, back = (str(tmp_path / name) for name in ("ours", "theirs", "back"))
+    convert_to_preset(official, str(tmp_path / "preset"))
+    random.seed(1)
+    backbone = CocoLMBackbone.from_preset(str(tmp_path / "preset"))
+    fine_tuned = task(backbone, 2) if task is CocoLMTextClassifier else task(backbone)
+    fine_tuned.save_to_preset(ours)
+    conversion = convert_to_official(ours, theirs, "npz")
+    assert not conversion.unused
+    if task is CocoLMTextClassifier:
+        assert json.loads((tmp_path / "theirs" / "config.json").read_text())["num_labels"] == 2
+    convert_to_preset(theirs, back)
+    inputs = features(released.config())
+    found = task.from_preset(back, preprocessor=None)(inputs)
+    keras.tree.map_structure(np.testing.assert_array_equal, found, fine_tuned(inputs))
+
+
+def test_a_task_that_the_released_format_has_no_place_for_is_refused(official: str, tmp_path: Path):
+    convert_to_preset(official, str(tmp_path / "preset"))
+    task = {"registered_name": "cocolm_tf>CocoLMPromptClassifier"}
+    (tmp_path / "preset" / "task.json").write_text(json.dumps(task))
+    with pytest.raises(UserError, match="task.json describes a cocolm_tf>CocoLMPromptClassifier"):
+        convert_to_official(str(tmp_path / "preset"), str(tmp_path / "theirs"), "npz")
+    assert not (tmp_path / "theirs").exists()
 
 
 @pytest.mark.parametrize("weights_format", ["npz", "safetensors", "bin"])

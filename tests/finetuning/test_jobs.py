@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import subprocess
@@ -8,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.finetuning.jobs import Job, JobRunner
 
 # What a job's module is like. A job may wait for the company of others that have begun too.
 MODULE = """
 import os, sys, time
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.finetuning.jobs import serve
 
 def begun(folder):
@@ -29,6 +30,8 @@ def do(spec, folder, reporter):
         file.write(spec["name"] + "\\n")
     if spec["name"] == "mistaken":
         raise UserError("the flag is wrong.")
+    if spec["name"] == "stopped":
+        raise RestartableError("stopped at step 3")
     if spec["name"] == "broken":
         raise ValueError("a defect")
     if spec["name"] == "killed":
@@ -98,6 +101,27 @@ def test_what_was_ended_halfway_is_done_anew(make, tmp_path: Path):
         jobs.run_all([make("a")])
     assert begun(tmp_path) == ["a", "a"]
     assert not (tmp_path / "runs" / "a" / "left.over").exists()
+
+
+def test_a_job_that_goes_on_finds_what_was_left(make, tmp_path: Path):
+    for changes in ({}, {"goes_on": True}):
+        job = dataclasses.replace(make("a"), **changes)
+        with runner() as jobs:
+            jobs.run_all([job])
+        (tmp_path / "runs" / "a" / "results.json").unlink()
+        (tmp_path / "runs" / "a" / "left.over").touch()
+    assert begun(tmp_path) == ["a", "a"]
+    with runner() as jobs:
+        jobs.run_all([job])
+    assert (tmp_path / "runs" / "a" / "left.over").exists()
+    chatter = "chatter on standard output\n"
+    assert (tmp_path / "runs" / "a" / "log.txt").read_text() == 3 * chatter
+
+
+def test_a_job_that_is_told_to_stop_stops_them_all(make, tmp_path: Path):
+    with runner() as jobs, pytest.raises(RestartableError, match="^job stopped was told to stop"):
+        jobs.run_all([make("stopped"), make("after")])
+    assert "stopped at step 3" in (tmp_path / "runs" / "stopped" / "log.txt").read_text()
 
 
 def test_several_run_at_once(make):

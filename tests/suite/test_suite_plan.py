@@ -114,7 +114,7 @@ def test_runs_are_pretrainings_and_then_fine_tunings_seed_by_seed(tiny: str):
     rows = ["roberta", "electra", "coco_lm", "from_scratch"]
     assert names == [
         *((row, None, 0) for row in rows[:3]),
-        *((row, task, seed) for seed in (0, 1) for row in rows for task in ("cola", "rte")),
+        *((row, task, seed) for seed in (0, 1) for task in ("cola", "rte") for row in rows),
     ]
 
 

@@ -15,7 +15,7 @@ from cocolm_tf.suite.runner import PretrainingInputs, run_suite
 
 # Writes what the processes of `cocolm_tf.suite.job` would, and a line for each that began or ended.
 MODULE = """
-import json, os, random, sys, time
+import json, os, random, signal, sys, time
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.finetuning.jobs import serve, write_json
 
@@ -36,6 +36,9 @@ def do(spec, folder, reporter):
     for name, error in (("mistake", UserError), ("stop", RestartableError)):
         if once(name + "_" + out.replace("/", "_")):
             raise error("told so")
+    if once("terminate_" + out.replace("/", "_")):
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
     if "pretraining" in spec:
         config = spec["pretraining"]["config"]
         donor = config["auxiliary"]["preset"]
@@ -115,8 +118,8 @@ def test_all_is_pretrained_and_then_fine_tuned_seed_by_seed(make, tmp_path: Path
         *(
             f"finetuning/{row}/{task}/seed_{seed}"
             for seed in (0, 1)
-            for row in ("whole", "half", "frozen", "fresh")
             for task in ("cola", "rte")
+            for row in ("whole", "half", "frozen", "fresh")
         ),
     ]
     rows = {row["name"]: row for row in results(tmp_path)["rows"]}
@@ -169,6 +172,17 @@ def test_what_was_ended_goes_on_without_repeating(make, tmp_path: Path):
     assert (tmp_path / "out" / "pretraining" / "half" / "run" / "left").exists()
 
 
+def test_sigterm_ends_it_at_once_to_go_on_later(make, tmp_path: Path):
+    out, plan = str(tmp_path / "out"), make(*ROWS)
+    (tmp_path / "terminate_finetuning_whole_rte_seed_0").touch()
+    with pytest.raises(RestartableError, match="stopped by SIGTERM.*start again"):
+        run_suite(plan, INPUTS, out, processes=2)
+    assert "finetuning/whole/rte/seed_0" not in log(tmp_path, "end")
+    run_suite(plan, INPUTS, out, processes=2)
+    ended = log(tmp_path, "end")
+    assert len(ended) == len(set(ended)) == 3 + 16
+
+
 def test_more_seeds_and_rows_are_added_to_what_there_is(make, tmp_path: Path):
     run_suite(make(*ROWS[:2], seeds=1), INPUTS, str(tmp_path / "out"))
     before = set(log(tmp_path))
@@ -187,12 +201,17 @@ def test_a_mistake_ends_the_suite_in_one_line(make, tmp_path: Path):
 def test_another_suite_in_the_folder_is_refused_before_any_work(make, tmp_path: Path):
     run_suite(make(*ROWS[:1]), INPUTS, str(tmp_path / "out"))
     before = log(tmp_path)
+    shorter = make(*ROWS, overrides=["trainer.train_steps=20"])
     with pytest.raises(UserError, match=r"train_steps=30, not 20: give another --output_dir"):
-        run_suite(make(*ROWS, overrides=["trainer.train_steps=20"]), INPUTS, str(tmp_path / "out"))
+        run_suite(shorter, INPUTS, str(tmp_path / "out"))
     other = make(*ROWS)
     other.tasks[1].config.trainer.epochs = 9
     with pytest.raises(UserError, match=r"finetuning/whole/rte/seed_0 was made with .*epochs=3"):
         run_suite(other, INPUTS, str(tmp_path / "out"))
+    # Also while it is not finished: what there is of it would be gone on with.
+    (tmp_path / "out" / "pretraining" / "whole" / "results.json").unlink()
+    with pytest.raises(UserError, match=r"train_steps=30, not 20: give another --output_dir"):
+        run_suite(shorter, INPUTS, str(tmp_path / "out"))
     assert log(tmp_path) == before
 
 
