@@ -96,7 +96,7 @@ def with_large_weights(*layers: Any) -> None:
     """Makes a fresh head's answers differ."""
     rng = np.random.default_rng(1)
     for layer in layers:
-        layer.kernel.assign(rng.normal(0.0, 0.5, layer.kernel.shape))
+        layer.kernel.assign(rng.normal(0.0, 1.0, layer.kernel.shape))
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,7 @@ def test_metadata_and_status(server: Ports, stub: Any):
     signatures = get_model_metadata_pb2.SignatureDefMap()
     assert packed.Unpack(signatures)
     answer = signatures.signature_def["answer"]
-    assert answer.outputs.keys() == signatures.signature_def["serving_default"].outputs.keys()
+    assert set(answer.outputs) == set(signatures.signature_def["serving_default"].outputs)
     assert set(answer.inputs) == {"questions", "contexts"}
     with grpc.insecure_channel(f"localhost:{server.grpc}") as channel:
         request = get_model_status_pb2.GetModelStatusRequest()

@@ -1,0 +1,59 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from cocolm_tf import UserError
+from cocolm_tf.serving import export as export_module
+from cocolm_tf.serving.batching import BATCHING_FILENAME, MAX_BATCH_SIZE
+from cocolm_tf.serving.export import export_preset, next_version
+from cocolm_tf.serving.warmup import WARMUP_FILENAME
+
+
+def test_a_version_has_all_that_a_server_looks_for(exported: Path):
+    assert os.listdir(exported) == ["1"]
+    for name in ("saved_model.pb", "variables", "assets", WARMUP_FILENAME, BATCHING_FILENAME):
+        assert (exported / "1" / name).exists()
+    parameters = (exported / "1" / BATCHING_FILENAME).read_text()
+    assert f"max_batch_size {{ value: {MAX_BATCH_SIZE} }}" in parameters
+
+
+def test_versions_count_up(tmp_path: Path):
+    assert next_version(str(tmp_path / "new")) == 1
+    for name in ("2", "10", ".11.unfinished", "notes"):
+        (tmp_path / name).mkdir()
+    assert next_version(str(tmp_path)) == 11
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; the output must be a folder"):
+        next_version(str(tmp_path / "file"))
+
+
+def test_a_version_that_is_there_stays(exported: Path, preset: Path):
+    before = (exported / "1" / "saved_model.pb").stat()
+    with pytest.raises(UserError, match="--version=1 is in .* already"):
+        export_preset(str(preset), ["embed"], str(exported), version=1)
+    assert (exported / "1" / "saved_model.pb").stat() == before
+
+
+def test_what_fails_leaves_nothing(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(signatures: object, default: str, tokenizer: object, folder: str) -> None:
+        Path(folder, "saved_model.pb").write_text("half of it")
+        # Under this name no server would find it.
+        assert not (tmp_path / "out" / "1").exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module, "write_saved_model", fail)
+    with pytest.raises(OSError, match="No space"):
+        export_preset(str(preset), ["embed"], str(tmp_path / "out"))
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_preset_without_heads_embeds_and_does_not_correct(preset: Path, tmp_path: Path):
+    headless = tmp_path / "headless"
+    headless.mkdir()
+    for path in preset.iterdir():
+        if path.name != "pretraining_heads.npz":
+            (headless / path.name).symlink_to(path)
+    with pytest.raises(UserError, match="has no copy_head: it must be one that pretraining wrote"):
+        export_preset(str(headless), ["correct"], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
