@@ -169,6 +169,8 @@ def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
     texts = list(dict.fromkeys(pairs.first + pairs.second))[: FLAGS.texts]
     if FLAGS.corpus:
         texts = draw_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed)
+    if len(texts) < 2:
+        raise UserError(f"--pairs={FLAGS.pairs} has no two different sentences: give --corpus.")
     spaces = {}
     for name, preset in presets.items():
         encoder = SentenceEncoder(preset, FLAGS.projected)
