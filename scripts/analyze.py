@@ -169,6 +169,8 @@ def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
     texts = list(dict.fromkeys(pairs.first + pairs.second))[: FLAGS.texts]
     if FLAGS.corpus:
         texts = draw_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed)
+    if len(texts) < 2:
+        raise UserError(f"--pairs={FLAGS.pairs} has no two different sentences: give --corpus.")
     spaces = {}
     for name, preset in presets.items():
         encoder = SentenceEncoder(preset, FLAGS.projected)
@@ -187,22 +189,21 @@ def _detections(presets: dict[str, str], texts: list) -> dict[str, Any]:
     from cocolm_tf.analysis.detection import detect, detect_in_texts
     from cocolm_tf.analysis.pretrained import load_pretrained
 
-    kinds = [*FLAGS.corruption] if FLAGS.data else []
-    detections = {}
-    for name, preset in presets.items() if kinds or texts else ():
+    detections: dict[str, Any] = {}
+    for name, preset in presets.items() if FLAGS.data or texts else ():
         loaded = load_pretrained(preset, FLAGS.precision)
         if loaded[0].copy_head is None:
             print(f"{name} has no copy head, and so no part in detection.")
             continue
-        for corruption in kinds:
-            # A name of its own only where there are several.
-            key = name if len(kinds) == 1 and not texts else f"{name}, {corruption}"
-            detections[key] = detect(
-                *loaded, FLAGS.data, corruption, batch_size=FLAGS.batch_size, name=name
-            )
+        for corruption in FLAGS.corruption if FLAGS.data else ():
+            if corruption == "auxiliary" and loaded[0].auxiliary is None:
+                print(f"{name} has no auxiliary model to replace tokens.")
+                continue
+            found = detect(*loaded, FLAGS.data, corruption, batch_size=FLAGS.batch_size, name=name)
+            detections.setdefault(corruption, {})[name] = found
         if texts:
-            key = f"{name}, texts" if kinds else name
-            detections[key] = detect_in_texts(*loaded, texts, FLAGS.batch_size, name)
+            found = detect_in_texts(*loaded, texts, FLAGS.batch_size, name)
+            detections.setdefault("texts", {})[name] = found
     return detections
 
 

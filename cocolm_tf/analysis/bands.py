@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from cocolm_tf.analysis.figures import PALETTE, new_panels, styled
+from cocolm_tf.analysis.figures import PALETTE, legend_below, new_panels, styled
 from cocolm_tf.analysis.meanings import BAND_MEANINGS
 
 _PANELS = {
@@ -56,13 +56,5 @@ def draw_bands(measures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Fig
             Line2D([], [], color=PALETTE[number % len(PALETTE)], linewidth=5)
             for number in range(len(measures))
         ]
-        figure.legend(
-            handles,
-            list(measures),
-            loc="outside lower left",
-            ncols=3,
-            frameon=False,
-            fontsize=8.5,
-            handlelength=1.2,
-        )
+        legend_below(figure, handles, list(measures))
     return figure

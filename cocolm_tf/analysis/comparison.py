@@ -28,7 +28,8 @@ class Findings:
 
     Args:
         spaces: sentence vectors and their measures, by the names of the presets.
-        detections: what the heads say of corrupted text, by the names of preset and corruption.
+        detections: what the heads say of corrupted text, by the kinds of corruption (`auxiliary`,
+            `random`, `texts`) and then by the names of the presets.
         minimal_pairs: from the name of each preset, what `accuracies` returns.
         scores: of fine-tuned presets.
         held_out: measures on held-out text, by the names of the runs.
@@ -41,7 +42,7 @@ class Findings:
     """
 
     spaces: Mapping[str, SentenceSpace] = dataclasses.field(default_factory=dict)
-    detections: Mapping[str, Detections] = dataclasses.field(default_factory=dict)
+    detections: Mapping[str, Mapping[str, Detections]] = dataclasses.field(default_factory=dict)
     minimal_pairs: Mapping[str, Mapping[str, Mapping[str, float]]] = dataclasses.field(
         default_factory=dict
     )
@@ -79,7 +80,10 @@ def write_comparison(
         results["spaces"] = {name: space.measures for name, space in findings.spaces.items()}
     if findings.detections:
         sections["Detection"] = detection_section(output, findings.detections)
-        results["detection"] = {name: one.measures() for name, one in findings.detections.items()}
+        results["detection"] = {
+            kind: {name: one.measures() for name, one in of_kind.items()}
+            for kind, of_kind in findings.detections.items()
+        }
     if findings.minimal_pairs:
         sections["Minimal pairs"] = minimal_pairs_section(output, findings.minimal_pairs)
         results["minimal_pairs"] = findings.minimal_pairs

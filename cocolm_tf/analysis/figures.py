@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot, which otherwise looks for a screen
 
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,6 +19,9 @@ BLUE, ORANGE = "#2f6db5", "#d4680f"
 GREEN, PURPLE, RED, TEAL = "#2a7f4f", "#7b52b9", "#b8324a", "#1c8391"
 # For what stands side by side, in this order.
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL)
+
+# Inches of a column of a legend.
+_LEGEND_COLUMN = 1.7
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -115,6 +119,32 @@ def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=INK)
     axes.set_xlabel(x_label, loc="left")
     axes.set_ylabel(y_label)
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Puts a legend below all panels, in as many columns as there is room for.
+
+    Args:
+        figure: with its panels.
+        handles: what to explain.
+        labels: what each is.
+
+    Example:
+    ```python
+    legend_below(figure, [Line2D([], [], color=BLUE)], ["COCO-LM"])
+    ```
+    """
+    columns = max(1, int(figure.get_figwidth() / _LEGEND_COLUMN))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=2.2,
+        columnspacing=1.4,
+    )
 
 
 def save_figure(figure: Figure, output_dir: str, name: str, formats: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from cocolm_tf.analysis.figures import FAINT_INK, PALETTE, new_panels, styled
+from cocolm_tf.analysis.figures import FAINT_INK, PALETTE, legend_below, new_panels, styled
 
 _CHANCE = 0.5
 # Inches of a category's line, and of all around them.
@@ -47,7 +47,5 @@ def draw_judgements(results: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
             Line2D([], [], color=color, marker="o", linestyle="", markersize=6)
             for _, color in zip(results, PALETTE * 9, strict=False)
         ]
-        figure.legend(
-            handles, list(results), loc="outside lower left", ncols=3, frameon=False, fontsize=8.5
-        )
+        legend_below(figure, handles, list(results))
     return figure

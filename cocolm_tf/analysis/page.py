@@ -56,6 +56,7 @@ body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.5rem 4rem; background: 
   color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
 h1 { margin: 0 0 .2rem; font-size: 1.7rem; overflow-wrap: anywhere }
 h2 { margin: 3rem 0 .8rem; font-size: 1.25rem }
+h3 { margin: 2rem 0 .6rem; font-size: 1rem }
 p, ul { max-width: 48rem }
 nav a { color: var(--blue); margin-right: 1.2rem }
 dl { display: flex; flex-wrap: wrap; gap: .4rem 2.4rem; margin: 0 0 1rem }
@@ -95,7 +96,7 @@ summary { cursor: pointer }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt }
   nav { display: none }
-  h2 { break-after: avoid }
+  h2, h3 { break-after: avoid }
   figure, tr, .sentence { break-inside: avoid }
   .wide { overflow: visible }
   .figures { grid-template-columns: 1fr 1fr }

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from cocolm_tf.analysis.figures import FAINT_INK, PALETTE, new_figure, styled
+from cocolm_tf.analysis.figures import FAINT_INK, PALETTE, legend_below, new_figure, styled
 from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION, Metrics, read_metrics
 from cocolm_tf.analysis.plots import Plot, set_scale
 from cocolm_tf.errors import UserError
@@ -159,11 +159,11 @@ def _draw_curve(axes: Axes, run: Run, name: str, x_axis: str, style: Mapping[str
 def _explain(figure: Figure, plot: Plot, colors: Mapping[str, str]) -> None:
     """Colors are runs, below the plot; lines are curves, above it, where there are two."""
     handles = [Line2D([], [], color=color, linewidth=2) for color in colors.values()]
-    style = {"frameon": False, "fontsize": 8.5, "handlelength": 2.2, "columnspacing": 1.4}
-    figure.legend(handles, list(colors), loc="outside lower left", ncols=3, **style)
+    legend_below(figure, handles, list(colors))
     if len(plot.curves) > 1:
         handles = [
             Line2D([], [], color=FAINT_INK, linewidth=1.6, linestyle=line) for line in _LINES
         ]
         labels = list(plot.curves.values())
+        style = {"frameon": False, "fontsize": 8.5, "handlelength": 2.2, "columnspacing": 1.4}
         figure.legend(handles, labels, loc="outside upper right", ncols=2, **style)

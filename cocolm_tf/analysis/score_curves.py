@@ -15,7 +15,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
-from cocolm_tf.analysis.figures import PALETTE, new_panels, styled
+from cocolm_tf.analysis.figures import PALETTE, legend_below, new_panels, styled
 from cocolm_tf.analysis.run_comparison import X_AXES
 from cocolm_tf.analysis.scores import Score
 
@@ -49,7 +49,7 @@ def pretraining_curves(scores: Iterable[Score], x_axis: str) -> Curves:
         x_axis: one of `X_AXES`.
 
     Returns:
-        A line for each run.
+        A line for each run, of tasks that some run was fine-tuned on at several of its steps.
 
     Example:
     ```python
@@ -57,9 +57,11 @@ def pretraining_curves(scores: Iterable[Score], x_axis: str) -> Curves:
     ```
     """
     chosen = (score for score in _complete(scores) if score.run and not score.from_scratch)
-    return _curves(
+    curves = _curves(
         chosen, lambda score: score.run.name, lambda score: score.run.at(score.step, x_axis)
     )
+    # The other runs' points are what the lines are compared with.
+    return {task: curves[task] for task in _varied(curves)}
 
 
 def few_shot_curves(scores: Iterable[Score]) -> Curves:
@@ -219,13 +221,11 @@ def _draw(curves: Curves, x_label: str, set_places: Callable[[Axes, list[float]]
         for axes, lines in zip(panels, curves.values(), strict=True):
             for name, points in lines.items():
                 _draw_line(axes, points, styles[name])
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         places = sorted({p.x for lines in curves.values() for line in lines.values() for p in line})
         set_places(panels[0], places)
         handles = [Line2D([], [], linewidth=1.4, markersize=4.5, **styles[name]) for name in names]
-        figure.legend(
-            handles, names, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5
-        )
+        legend_below(figure, handles, names)
     return figure
 
 

@@ -33,6 +33,13 @@ from cocolm_tf.analysis.scores import Score
 from cocolm_tf.analysis.sentence_map import draw_map, map_sentences
 from cocolm_tf.analysis.sentence_space import SentenceSpace
 
+# How tokens were replaced that were to be detected.
+_CORRUPTIONS = {
+    "auxiliary": "15% of the tokens replaced by the preset's auxiliary model",
+    "random": "15% of the tokens replaced at random",
+    "texts": "texts with mistakes",
+}
+
 # A table's header, and its rows.
 Table = tuple[Sequence[str], Iterable[Sequence[object]]]
 
@@ -89,41 +96,49 @@ def space_section(output: OutputFolder, spaces: Mapping[str, SentenceSpace], see
     return output.measures("spaces.csv", measures, SPACE_MEANINGS) + _figures(figures)
 
 
-def detection_section(output: OutputFolder, detections: Mapping[str, Detections]) -> str:
+def detection_section(
+    output: OutputFolder, detections: Mapping[str, Mapping[str, Detections]]
+) -> str:
     """How presets tell replaced tokens from original ones, and restore them.
 
     Args:
         output: gets the files.
-        detections: by the names of preset and corruption.
+        detections: by the kinds of corruption and then by the names of the presets.
 
     Returns:
         HTML.
 
     Example:
     ```python
-    detection_section(OutputFolder("analysis"), {"COCO-LM": detect(*loaded, "data/validation")})
+    found = {"COCO-LM": detect(*load_pretrained("runs/first/preset"), "data/validation")}
+    detection_section(OutputFolder("analysis"), {"auxiliary": found})
     ```
     """
-    measures = {name: found.measures() for name, found in detections.items()}
+    return "".join(_detection_part(output, kind, found) for kind, found in detections.items())
+
+
+def _detection_part(output: OutputFolder, kind: str, found: Mapping[str, Detections]) -> str:
+    how = _CORRUPTIONS[kind]
     figures = [
         output.figure(
-            "calibration",
-            draw_calibration(detections),
-            "What the copy head says against what is so",
+            f"calibration_{kind}",
+            draw_calibration(found),
+            f"What the copy head says against what is so, {how}",
             "A dot on the diagonal is a probability to be taken at its word; its area shows how "
             "many tokens it stands for.",
         ),
         output.figure(
-            "frequency",
-            draw_bands({name: found.by_frequency() for name, found in detections.items()}),
-            "Detection and correction by the frequency of the original token",
+            f"frequency_{kind}",
+            draw_bands({name: one.by_frequency() for name, one in found.items()}),
+            f"Detection and correction by the frequency of the original token, {how}",
             "Found: the share of the replaced tokens that the copy head flags. Corrected: the "
             "share whose original is the LM head's best guess, or among its best five.",
         ),
     ]
+    measures = {name: one.measures() for name, one in found.items()}
     return (
-        "<p>What the heads say of each token of texts some of whose tokens were replaced.</p>"
-        + output.measures("detection.csv", measures, DETECTION_MEANINGS)
+        f"<h3>{how.capitalize()}</h3>"
+        + output.measures(f"detection_{kind}.csv", measures, DETECTION_MEANINGS)
         + _figures(figures)
     )
 

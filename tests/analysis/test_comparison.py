@@ -48,7 +48,12 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     score = Score("<first>", "RTE", "accuracy", (0.55, 0.65))
     few = dataclasses.replace(score, train_fraction=0.1)
     findings = Findings(
-        {"<first>": space}, {"<first>": found}, minimal_pairs, held_out, runs, [score, few]
+        {"<first>": space},
+        {"texts": {"<first>": found}},
+        minimal_pairs,
+        held_out,
+        runs,
+        [score, few],
     )
     path = write_comparison(str(output), findings, "tokens")
     assert path == str(output / "index.html")
@@ -56,7 +61,7 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     assert (
         pictures
         == {file.stem for file in output.glob("*.svg")}
-        >= {"cosines", "map", "calibration", "frequency", "minimal_pairs", "loss"}
+        >= {"cosines", "map", "calibration_texts", "frequency_texts", "minimal_pairs", "loss"}
     )
     assert "scores_over_fractions" in pictures and "scores_over_crops" not in pictures
     assert not list(output.glob("*.tmp"))
@@ -83,7 +88,7 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     results = json.loads((output / "results.json").read_text())
     assert results["spaces"]["<first>"] == space.measures
     assert results["held_out"] == held_out
-    assert results["detection"]["<first>"] == found.measures()
+    assert results["detection"]["texts"]["<first>"] == found.measures()
     assert results["minimal_pairs"] == minimal_pairs
     assert rows(output / "minimal_pairs.csv")[1]["<first>, masked"] == "0.75"
     assert results["runs"]["two"]["step"] == 40

@@ -48,6 +48,9 @@ def test_scores_stand_where_pretraining_was(run: Run):
             "COCO-LM": [Point(20 * tokens, 0.625, 0.5, 0.75), Point(40 * tokens, 0.625, 0.5, 0.75)]
         }
     }
+    assert not pretraining_curves(scores[:1], "tokens")
+    other = dataclasses.replace(scores[0], run=dataclasses.replace(run, name="other"))
+    assert len(pretraining_curves([*scores, other], "steps")["RTE, accuracy"]["other"]) == 1
     hours = pretraining_curves(scores, "hours")["RTE, accuracy"]["COCO-LM"]
     assert [3600 * point.x for point in hours] == pytest.approx([2, 4])  # as logged
 

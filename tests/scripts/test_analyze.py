@@ -83,7 +83,7 @@ def test_a_preset_is_looked_at_with_the_user_s_files(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     figures = {file.stem for file in (tmp_path / "out").glob("*.png")}
-    assert figures >= {"cosines", "map", "calibration", "frequency", "minimal_pairs"}
+    assert figures >= {"cosines", "map", "calibration_texts", "frequency_texts", "minimal_pairs"}
     assert "scores_over_fractions" in figures
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(results) == {"spaces", "detection", "minimal_pairs", "scores"}
