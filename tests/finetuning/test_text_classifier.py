@@ -248,7 +248,7 @@ def learned(classifier, monkeypatch) -> list[tuple[np.ndarray, np.ndarray]]:
         batches.append((np.array(x["token_ids"]), np.array(y)))
         return {"loss": tf.zeros([])}
 
-    classifier.compile(metrics=[], run_eagerly=True)
+    classifier.compile(metrics=None, run_eagerly=True)
     monkeypatch.setattr(classifier, "train_step", train_step)
     return batches
 
