@@ -26,9 +26,9 @@ def fine_tuned(tiny_preset: str, tmp_path_factory: pytest.TempPathFactory) -> st
     classifier = CocoLMTextClassifier.from_preset(
         tiny_preset, num_classes=2, label_names=["bad", "good"], dropout=0.0
     )
-    classifier.optimizer.learning_rate = 1e-2
+    classifier.optimizer.learning_rate = 5e-3
     texts, labels = map(list, zip(*opinions(120, seed=1), strict=True))
-    classifier.fit(texts, labels, batch_size=8, epochs=3, shuffle=False, verbose=0)
+    classifier.fit(texts, labels, batch_size=8, epochs=10, verbose=0)
     path = str(tmp_path_factory.mktemp("fine_tuned") / "preset")
     classifier.save_to_preset(path)
     return path

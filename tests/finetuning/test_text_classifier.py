@@ -239,18 +239,15 @@ def test_a_preprocessor_longer_than_the_model_is_refused(classifier):
 
 
 @pytest.fixture
-def learned(classifier, monkeypatch) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What `fit()` learns from, batch for batch, while it learns nothing."""
-    batches = []
+def handed_on(monkeypatch) -> list[dict]:
+    """What `fit()` hands on to KerasHub, which then does nothing."""
+    calls = []
 
-    def train_step(data):
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        batches.append((np.array(x["token_ids"]), np.array(y)))
-        return {"loss": tf.zeros([])}
+    def fit(self, x=None, y=None, batch_size=None, **kwargs):
+        calls.append({"x": x, "y": y, "batch_size": batch_size, **kwargs})
 
-    classifier.compile(metrics=[], run_eagerly=True)
-    monkeypatch.setattr(classifier, "train_step", train_step)
-    return batches
+    monkeypatch.setattr(CocoLMTextClassifier.__bases__[0], "fit", fit, raising=False)
+    return calls
 
 
 LONGER = [f"{text} and a dog of rain" for text in TEXTS]
@@ -259,47 +256,52 @@ LONGER = [f"{text} and a dog of rain" for text in TEXTS]
 @pytest.mark.parametrize(
     "texts", [TEXTS, pandas.Series(TEXTS), (TEXTS, LONGER), np.array([TEXTS, LONGER]).T], ids=type
 )
-def test_fit_shuffles_texts_in_every_form(classifier, learned, texts):
+def test_fit_shuffles_texts_in_every_form(classifier, handed_on, texts):
     numbers = np.arange(len(TEXTS))
     classifier.fit(texts, list(numbers), batch_size=5, epochs=2, verbose=0)
-    labels = [y for _, y in learned]
+    (call,) = handed_on
+    assert (call["steps_per_epoch"], call["epochs"], call["verbose"]) == (3, 2, 0)
+    batches = [(np.array(x["token_ids"]), np.array(y)) for x, y in call["x"].take(6)]
+    labels = [y for _, y in batches]
     assert list(map(len, labels)) == [5, 5, 2] * 2
     for epoch in (labels[:3], labels[3:]):
         np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), numbers)
     assert not np.array_equal(np.concatenate(labels[:3]), np.concatenate(labels[3:]))
-    whole = np.array(classifier.preprocess_samples(_as_batch(texts))["token_ids"])
-    for rows, numbers in learned:
+    columns = (TEXTS, LONGER) if np.ndim(texts) == 2 or isinstance(texts, tuple) else (TEXTS,)
+    whole = np.array(classifier.preprocessor(x=tuple(map(tf.constant, columns)))["token_ids"])
+    for rows, numbers in batches:
         width = rows.shape[1]
         np.testing.assert_array_equal(rows, whole[numbers][:, :width])
         assert (whole[numbers][:, width:] == classifier.preprocessor.tokenizer.pad_token_id).all()
 
 
-def _as_batch(texts):
-    if isinstance(texts, tuple):
-        return tuple(map(tf.constant, texts))
-    return tf.constant(np.array(texts, str))
-
-
-def test_texts_of_like_lengths_share_a_batch(classifier, learned):
+def test_texts_of_like_lengths_share_a_batch(classifier, handed_on):
     texts = ["a cat", "a cat saw the red house on its hill and then some bird"] * 64
-    classifier.fit(texts, [0, 1] * 64, batch_size=4, verbose=0)
-    assert len(learned) == 32 and all(len(set(labels)) == 1 for _, labels in learned)
-    learned.clear()
-    classifier.trim_padding = False
-    classifier.fit(texts, [0, 1] * 64, batch_size=4, verbose=0)
-    assert {rows.shape[1] for rows, _ in learned} == {classifier.preprocessor.sequence_length}
+    for trim_padding in (True, False):
+        classifier.trim_padding = trim_padding
+        classifier.fit(texts, [0, 1] * 64, batch_size=4)
+    bucketed, equal = ([*call["x"].take(call["steps_per_epoch"])] for call in handed_on)
+    assert len(bucketed) == len(equal) == 32
+    assert all(len(set(y.numpy())) == 1 for _, y in bucketed)
+    assert {x["token_ids"].shape[1] for x, _ in equal} == {classifier.preprocessor.sequence_length}
 
 
-def test_weights_splits_and_order_are_as_keras_has_them(classifier, learned):
-    texts, labels = np.array(TEXTS), np.arange(len(TEXTS))
+@pytest.mark.parametrize(
+    "arguments",
+    [{"shuffle": False}, {"sample_weight": np.ones(12, np.float32)}, {"validation_split": 0.25}],
+    ids=str,
+)
+def test_weights_splits_and_order_are_kerashubs(classifier, handed_on, arguments):
+    classifier.fit(TEXTS, LABELS, batch_size=4, **arguments)
+    (call,) = handed_on
+    assert call["x"] is TEXTS and call["y"] is LABELS and call["batch_size"] == 4
+    assert all(call[name] is value for name, value in arguments.items())
 
-    def order(**arguments) -> list[int]:
-        learned.clear()
-        classifier.fit(texts, labels, batch_size=4, verbose=0, **arguments)
-        return np.concatenate([y for _, y in learned]).tolist()
 
-    assert order(shuffle=False) == list(labels)
-    assert sorted(order(sample_weight=np.ones(12, np.float32))) == list(labels)
-    classifier.test_step = lambda data: {"loss": tf.zeros([])}
-    assert sorted(order(validation_split=0.25)) == list(labels[:9])
-    assert sorted(order(validation_data=(texts, labels))) == list(labels)
+def test_tokens_and_datasets_are_handed_on(classifier, handed_on):
+    dataset = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS)).batch(4)
+    classifier.fit(dataset, epochs=3)
+    tokens = classifier.preprocessor(TEXTS)
+    classifier.fit(tokens, LABELS)
+    assert handed_on[0]["x"] is dataset and handed_on[0]["epochs"] == 3
+    assert handed_on[1]["x"] is tokens and handed_on[1]["y"] is LABELS
