@@ -425,7 +425,9 @@ def test_half_precision_overflow_is_survived():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
+@pytest.mark.parametrize(
+    "mirrored_strategy", [2, pytest.param(4, marks=pytest.mark.exhaustive)], indirect=True
+)
 def test_pretraining_on_replicas(mirrored_strategy, likeliest_samples):
     batch = make_batch(sequences=8)
     alone = make_compiled(num_layers=1)

@@ -12,8 +12,8 @@ from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FINETUNING = CONFIGS / "finetune"
-FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(FINETUNING.rglob("*.yaml")))
+OF_OTHER_KINDS = {"finetune", "suites"}
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in OF_OTHER_KINDS)
 ROWS = sorted([*(CONFIGS / "ablations").glob("*.yaml"), *(CONFIGS / "baselines").glob("*.yaml")])
 TINY = """
 model:
