@@ -289,7 +289,7 @@ def test_texts_of_like_lengths_share_a_batch(classifier, handed_on):
 @pytest.mark.parametrize(
     "arguments",
     [{"shuffle": False}, {"sample_weight": np.ones(12, np.float32)}, {"validation_split": 0.25}],
-    ids=str,
+    ids=lambda arguments: next(iter(arguments)),
 )
 def test_weights_splits_and_order_are_kerashubs(classifier, handed_on, arguments):
     classifier.fit(TEXTS, LABELS, batch_size=4, **arguments)
