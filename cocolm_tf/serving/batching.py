@@ -2,7 +2,8 @@
 
 BATCHING_FILENAME = "batching_params.pbtxt"
 
-# Measured with scripts/benchmark_serving.py: see docs/serving.md.
+# A start for two cores: requests that come while one is computed wait for nothing else.
+# `scripts/benchmark_serving.py` measures what they are worth on a machine.
 MAX_BATCH_SIZE = 32
 BATCH_TIMEOUT_MICROS = 0
 NUM_BATCH_THREADS = 2
