@@ -11,6 +11,9 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.presets import backbone_config
 from cocolm_tf.finetuning.run import Run
 
+# The flags are those of the programs that ask for them, so that their --help shows them.
+flags.disclaim_key_flags()
+
 # The narrowest encoders that the released settings are for, and those settings.
 _CONFIGS = ((1024, "large_pp.yaml"), (768, "base_pp.yaml"), (0, "small.yaml"))
 

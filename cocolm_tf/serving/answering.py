@@ -98,7 +98,11 @@ class Answerer:
         by_question = tf.RaggedTensor.from_value_rowids(
             scores, tf.cast(windows.rows, tf.int64), num_questions
         )
-        in_question = tf.argmax(by_question.to_tensor(-float("inf")), axis=1)
+        # A column more, since a batch without questions has none to take the best of.
+        of_windows = tf.pad(
+            by_question.to_tensor(-float("inf")), [[0, 0], [0, 1]], constant_values=-float("inf")
+        )
+        in_question = tf.argmax(of_windows, axis=1)
         best = by_question.row_starts() + in_question
         no_answer = tf.math.unsorted_segment_min(
             spans["no_answer_scores"], windows.rows, num_questions
