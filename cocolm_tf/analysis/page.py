@@ -20,6 +20,8 @@ from cocolm_tf.analysis.figures import (
     TEAL,
 )
 
+_REM_PER_INCH = 6.4
+
 # What the page calls the colors of the figures, which differ between light and dark.
 _NAMES = {
     INK: "ink",
@@ -202,4 +204,7 @@ def inline_svg(figure: Figure, description: str) -> str:
     # Only the first element's: the page decides the size.
     element, rest = svg.split(">", 1)
     element = re.sub(r' (?:width|height)="[^"]*"', "", element)
-    return f'{element} role="img" aria-label="{html.escape(description)}">{rest}'
+    # Letters are as large in all figures, however wide these are, where the page has the room.
+    style = f"max-width: {_REM_PER_INCH * figure.get_figwidth():.1f}rem"
+    label = html.escape(description)
+    return f'{element} role="img" aria-label="{label}" style="{style}">{rest}'

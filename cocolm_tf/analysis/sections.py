@@ -348,7 +348,8 @@ def _learned_from(score: Score) -> str:
         return f"{score.shots} examples a class, by prompts"
     start = "from scratch, " if score.from_scratch else ""
     at = f", at step {score.step:,}" if score.run else ""
-    return f"{start}{score.train_fraction:.3g} of the rows{at}"
+    part = f"{score.train_fraction:.3g} of the" if score.train_fraction < 1 else "all"
+    return f"{start}{part} rows{at}"
 
 
 def _curve_table(runs: Sequence[Run]) -> Table:
