@@ -180,7 +180,9 @@ def test_sigterm_ends_it_at_once_to_go_on_later(make, tmp_path: Path):
     assert "finetuning/whole/rte/seed_0" not in log(tmp_path, "end")
     run_suite(plan, INPUTS, out, processes=2)
     ended = log(tmp_path, "end")
-    assert len(ended) == len(set(ended)) == 3 + 16
+    assert len(set(ended)) == 3 + 16
+    # The other process may have been stopped at its very end, with nothing left but to say so.
+    assert len(ended) <= 3 + 16 + 1
 
 
 def test_more_seeds_and_rows_are_added_to_what_there_is(make, tmp_path: Path):
