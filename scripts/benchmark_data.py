@@ -23,7 +23,12 @@ flags.DEFINE_float("megabytes", 32, "How much of the text to take at most.", low
 flags.DEFINE_integer("vocabulary_size", 8192, "The ids of the vocabularies.", lower_bound=7)
 flags.DEFINE_integer("sequence_length", 128, "The tokens of a sequence.", lower_bound=8)
 flags.DEFINE_integer("batch_size", 32, "The sequences of the pipeline's batches.", lower_bound=1)
-flags.DEFINE_integer("num_batches", 200, "The batches of one round.", lower_bound=1)
+flags.DEFINE_integer(
+    "num_batches",
+    2000,
+    "The batches of one round: many more than are made in advance.",
+    lower_bound=1,
+)
 flags.DEFINE_list(
     "num_workers",
     ["0", "1", str(os.cpu_count())],

@@ -11,9 +11,9 @@ from typing import Any
 from cocolm_tf.benchmarking import data_contenders
 from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
 from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
-from cocolm_tf.benchmarking.versions import installed_versions
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.benchmark import describe_device, summarize
+from cocolm_tf.versions import installed_versions, versions_line
 
 NUM_SHARDS = 16
 
@@ -28,7 +28,8 @@ class DataSizes:
         vocabulary_size: int. Of all vocabularies.
         sequence_length: int. S.
         batch_size: int. B.
-        num_batches: int. How many the pipeline makes in each round.
+        num_batches: int. How many the pipeline makes in each round: many more than it makes in
+            advance.
 
     Example:
     ```python
@@ -39,7 +40,7 @@ class DataSizes:
     vocabulary_size: int
     sequence_length: int
     batch_size: int
-    num_batches: int = 200
+    num_batches: int = 2000
 
 
 def measure_data(
@@ -136,10 +137,9 @@ def format_data(result: dict[str, Any]) -> str:
     print(format_data(measure_data(documents, 32, sizes, [0, 1, 2], rounds=3)))
     ```
     """
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         f"device      {result['device']}",
-        f"versions    {versions}",
+        f"versions    {versions_line(result['versions'])}",
         f"text        {result['text_bytes'] / 1e6:.1f} MB, {result['rounds']} times each in turn: "
         "medians and quartiles",
         *(f"left out    {name}: {reason}" for name, reason in result["left_out"].items()),

@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
 from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
-from cocolm_tf.benchmarking.versions import installed_versions
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.benchmark import describe_device, prepare_step, random_batches, summarize
 from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.versions import installed_versions, versions_line
 
 _BATCHES = 4
 
@@ -176,10 +176,9 @@ def format_comparison(result: dict[str, Any]) -> str:
     print(format_comparison(compare(config, ["electra"], ["float32"], 5, 1, threads=2)))
     ```
     """
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
-        f"versions    {versions}",
+        f"versions    {versions_line(result['versions'])}",
         f"step        {result['batch_size']:,} x {result['sequence_length']:,} tokens, "
         f"{result['rounds']} of each in turn: medians and quartiles",
         *(f"left out    {name}: {reason}" for name, reason in result["left_out"].items()),

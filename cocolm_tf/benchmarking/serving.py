@@ -13,12 +13,12 @@ import tensorflow as tf
 from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
 from cocolm_tf.benchmarking.load import answer_clients
 from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
-from cocolm_tf.benchmarking.versions import installed_versions
 from cocolm_tf.errors import UserError
 from cocolm_tf.serving.batching import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
 from cocolm_tf.serving.export import Settings, export_preset
 from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.training.benchmark import describe_device
+from cocolm_tf.versions import installed_versions, versions_line
 
 # The kinds of export, and the yardstick.
 EXPORTS = {
@@ -126,11 +126,10 @@ def format_serving(result: dict[str, Any]) -> str:
     print(format_serving(compare_serving(presets, ["float32"], texts, [1], 3, 2.0, 2)))
     ```
     """
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     words = result["words"]
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
-        f"versions    {versions}",
+        f"versions    {versions_line(result['versions'])}",
         f"requests    one text each, of {words['min']:.0f} to {words['max']:.0f} words, half of "
         f"them {words['p25']:.0f} to {words['p75']:.0f}",
         f"measured    {result['rounds']} times {result['seconds']:g} s of each, in turn: medians",

@@ -11,6 +11,7 @@ from cocolm_tf.finetuning.run import Run
 from cocolm_tf.finetuning.squad_run import SquadRun
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.model_card import Facts, Result
+from cocolm_tf.versions import versions_line
 
 _CLASSIFICATION, _ANSWERING = "text-classification", "question-answering"
 
@@ -162,7 +163,7 @@ def _shared(results: dict[str, Any], backbone: CocoLMBackbone, head: str) -> dic
         f"{backbone.hidden_dim}, {results['parameters']:,} parameters, with {head}",
         "hardware": results["device"],
         "hours": results["seconds"] / 3600,
-        "software": ", ".join(f"{name} {one}" for name, one in results["versions"].items()),
+        "software": versions_line(results["versions"]),
     }
 
 

@@ -19,7 +19,7 @@ from cocolm_tf.finetuning.cards import classifier_facts
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.config import FinetuningConfig, from_dict
 from cocolm_tf.finetuning.data_report import data_lines, describe_data
-from cocolm_tf.finetuning.encoder import load_encoder, row_length
+from cocolm_tf.finetuning.encoder import encoder_of, row_length
 from cocolm_tf.finetuning.jobs import Reporter, serve
 from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
 from cocolm_tf.finetuning.optimization import build_optimizer
@@ -136,14 +136,7 @@ def build_classifier(
     build_classifier(run, config, data).predict(["A cat sat."])
     ```
     """
-    backbone = load_encoder(
-        run.preset,
-        seed=run.seed,
-        dropout=config.model.dropout,
-        precision=config.runtime.precision,
-        from_scratch=run.from_scratch,
-        lora_rank=config.model.lora_rank,
-    )
+    backbone = encoder_of(run, config)
     length = row_length(config.data.sequence_length, backbone)
     return CocoLMTextClassifier(
         backbone,

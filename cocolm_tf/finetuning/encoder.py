@@ -3,6 +3,8 @@
 import random
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.config import FinetuningConfig
+from cocolm_tf.finetuning.run import Run
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 
 
@@ -41,6 +43,31 @@ def load_encoder(
     if lora_rank:
         backbone.enable_lora(lora_rank)
     return backbone
+
+
+def encoder_of(run: Run, config: FinetuningConfig) -> CocoLMBackbone:
+    """Loads the encoder that a run starts from, see `load_encoder`.
+
+    Args:
+        run: Whose preset and seed it takes.
+        config: Whose dropout, precision and rank it takes.
+
+    Returns:
+        The encoder.
+
+    Example:
+    ```python
+    encoder_of(run, config).max_sequence_length  # 512
+    ```
+    """
+    return load_encoder(
+        run.preset,
+        seed=run.seed,
+        dropout=config.model.dropout,
+        precision=config.runtime.precision,
+        from_scratch=run.from_scratch,
+        lora_rank=config.model.lora_rank,
+    )
 
 
 def row_length(wanted: int, backbone: CocoLMBackbone, usual: int | None = None) -> int:

@@ -5,15 +5,13 @@ import os
 import time
 from typing import Any
 
-import keras
 import keras_nlp
-import tensorflow as tf
 
-import cocolm_tf
 from cocolm_tf.finetuning.best_epoch import BestEpoch
 from cocolm_tf.tokenization.output_folder import new_folder
 from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.model_card import Facts, write_model_card
+from cocolm_tf.versions import own_versions
 
 PRESET_DIRECTORY = "preset"
 
@@ -43,22 +41,7 @@ def describe_run(model: keras_nlp.models.Task, best: BestEpoch, started: float) 
         "seconds": time.monotonic() - started,
         "parameters": sum(math.prod(v.shape) for v in model.backbone.variables),
         "device": describe_device(),
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Says what a run was made with.
-
-    Example:
-    ```python
-    versions()["tensorflow"]
-    ```
-    """
-    return {
-        "cocolm_tf": cocolm_tf.__version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
+        "versions": own_versions(),
     }
 
 

@@ -16,7 +16,7 @@ from cocolm_tf.finetuning.batches import PREDICTION_BATCH
 from cocolm_tf.finetuning.best_epoch import BestEpoch
 from cocolm_tf.finetuning.cards import answerer_facts
 from cocolm_tf.finetuning.config import FinetuningConfig, from_dict
-from cocolm_tf.finetuning.encoder import load_encoder, row_length
+from cocolm_tf.finetuning.encoder import encoder_of, row_length
 from cocolm_tf.finetuning.jobs import Reporter, serve
 from cocolm_tf.finetuning.optimization import build_optimizer
 from cocolm_tf.finetuning.outcomes import DIVERGED, describe_run, save_model
@@ -133,14 +133,7 @@ def build_answerer(run: SquadRun, config: FinetuningConfig) -> CocoLMQuestionAns
     build_answerer(run, config).predict((["Who sat?"], ["The cat sat."]))
     ```
     """
-    backbone = load_encoder(
-        run.preset,
-        seed=run.seed,
-        dropout=config.model.dropout,
-        precision=config.runtime.precision,
-        from_scratch=run.from_scratch,
-        lora_rank=config.model.lora_rank,
-    )
+    backbone = encoder_of(run, config)
     length = row_length(config.data.sequence_length, backbone, SEQUENCE_LENGTH)
     lengths = {"stride": run.stride, "max_question_length": run.max_question_length}
     try:

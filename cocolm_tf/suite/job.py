@@ -8,13 +8,13 @@ import keras
 from cocolm_tf.analysis.held_out import measure_run
 from cocolm_tf.finetuning.classification import run_classification
 from cocolm_tf.finetuning.jobs import Reporter, serve
-from cocolm_tf.finetuning.outcomes import versions
 from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.checkpoints import steps_taken
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy
 from cocolm_tf.training.preset import read_backbone
 from cocolm_tf.training.pretraining import pretrain
+from cocolm_tf.versions import own_versions
 
 
 def run_row_job(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _pretrain(arguments: dict[str, Any], model_dir: str, reporter: Reporter) -> 
         "preset": preset,
         "parameters": read_backbone(preset, load_weights=False).count_params(),
         "device": describe_device(),
-        "versions": versions(),
+        "versions": own_versions(),
     }
     if arguments["validation_data"]:
         results["held_out"] = measure_run(model_dir, arguments["validation_data"])

@@ -8,12 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-import cocolm_tf
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
@@ -24,6 +22,7 @@ from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.units import si
+from cocolm_tf.versions import own_versions, versions_line
 
 _FIRST_ORDINARY_TOKEN = UNKNOWN_TOKEN_ID + 1
 
@@ -87,11 +86,7 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
     flops = pretraining_flops(config)
     return {
         "device": describe_device(),
-        "versions": {
-            "cocolm_tf": cocolm_tf.__version__,
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-        },
+        "versions": own_versions(),
         "precision": config.runtime.precision,
         "jit_compile": pretrainer.compile_step,
         "batch_size": trainer.batch_size,
@@ -306,14 +301,12 @@ def format_report(result: dict[str, Any]) -> str:
     print(format_report(benchmark(config, steps=10)))
     ```
     """
-    seconds, flops, versions = (
-        result[key] for key in ("step_seconds", "flops_per_step", "versions")
-    )
+    seconds, flops = result["step_seconds"], result["flops_per_step"]
     compiled = ", XLA" if result["jit_compile"] else ""
     parts = f" in {result['micro_batches']} parts" if result["micro_batches"] > 1 else ""
     rows = [
         ("device", result["device"]),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("versions", versions_line(result["versions"])),
         ("precision", result["precision"] + compiled),
         ("parameters", f"{result['parameters']:,}"),
         ("step", f"{result['batch_size']:,} x {result['sequence_length']:,} tokens{parts}"),

@@ -5,10 +5,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-import cocolm_tf
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.benchmark import describe_device
@@ -17,6 +15,7 @@ from cocolm_tf.training.callbacks import METRICS_FILENAME
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.energy import energy_text, power_limit
 from cocolm_tf.training.model_card import Facts, Result
+from cocolm_tf.versions import own_versions, versions_line
 
 _DESCRIPTIONS = {
     "coco_lm": (
@@ -99,7 +98,7 @@ def pretraining_facts(
         results=_results(lines),
         hardware=_hardware(pretrainer.distribute_strategy),
         hours=hours or None,
-        software=software_versions(),
+        software=versions_line(own_versions()),
     )
 
 
@@ -119,22 +118,6 @@ def describe_encoder(backbone: CocoLMBackbone) -> str:
         f"wide, {backbone.vocabulary_size:,} tokens, {backbone.max_sequence_length} positions and "
         f"{positions}: {backbone.count_params():,} parameters"
     )
-
-
-def software_versions() -> str:
-    """Names what computes here, with its versions.
-
-    Example:
-    ```python
-    software_versions()  # "cocolm_tf 0.1.0, TensorFlow 2.20.0, Keras 3.15.1"
-    ```
-    """
-    versions = {
-        "cocolm_tf": cocolm_tf.__version__,
-        "TensorFlow": tf.__version__,
-        "Keras": keras.__version__,
-    }
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _metrics(model_dir: str) -> list[dict[str, Any]]:

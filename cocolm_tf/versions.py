@@ -1,0 +1,44 @@
+"""Which versions computed something."""
+
+import importlib.metadata
+
+import cocolm_tf
+
+
+def own_versions() -> dict[str, str]:
+    """Looks up the versions of what every run computes with.
+
+    Example:
+    ```python
+    own_versions()  # {"cocolm_tf": "0.1.0", "tensorflow": "2.20.0", "keras": "3.15.1"}
+    ```
+    """
+    return {"cocolm_tf": cocolm_tf.__version__} | installed_versions("tensorflow", "keras")
+
+
+def installed_versions(*distributions: str) -> dict[str, str]:
+    """Looks up the versions of those distributions that are installed.
+
+    Example:
+    ```python
+    installed_versions("tensorflow", "torch")  # {"tensorflow": "2.20.0"}
+    ```
+    """
+    versions = {}
+    for name in distributions:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def versions_line(versions: dict[str, str]) -> str:
+    """Lists versions for reading.
+
+    Example:
+    ```python
+    versions_line({"tensorflow": "2.20.0", "keras": "3.15.1"})  # "tensorflow 2.20.0, keras 3.15.1"
+    ```
+    """
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
