@@ -4,29 +4,13 @@ from pathlib import Path
 
 import pytest
 from programs import Program
-from tiny_presets import BAD, GOOD, write_tiny_preset
+from tiny_presets import BAD, CONTEXT_WORDS, GOOD, write_tiny_preset
 
 from cocolm_tf import CocoLMQuestionAnswerer
 from cocolm_tf.data.squad import Answer, Question, read_squad, to_official
 from cocolm_tf.finetuning.squad_scores import score_answers
 
 finetune_squad = Program("finetune_squad.py", timeout=1800)
-# The tiny preset's vocabulary has these words.
-WORDS = [
-    "a",
-    "cat",
-    "saw",
-    "the",
-    "red",
-    "house",
-    "on",
-    "its",
-    "hill",
-    "and",
-    "some",
-    "dog",
-    "rain",
-]
 
 
 def write_questions(path: Path, count: int, seed: int) -> None:
@@ -34,7 +18,7 @@ def write_questions(path: Path, count: int, seed: int) -> None:
     draw = random.Random(seed)
     questions = []
     for number in range(count):
-        words = draw.choices(WORDS, k=draw.randrange(1, 20))
+        words = draw.choices(CONTEXT_WORDS.split(), k=draw.randrange(1, 20))
         answers = ()
         if draw.random() < 0.7:
             word = draw.choice((*GOOD, *BAD))
