@@ -7,8 +7,16 @@ import pytest
 
 import cocolm_tf
 
-# What only extras install, and those of the tests do not.
-OF_EXTRAS = ("grpc", "onnxruntime", "tensorflow_serving", "tokenizers", "torch", "transformers")
+# What only extras install.
+OF_EXTRAS = (
+    "grpc",
+    "onnx",
+    "onnxruntime",
+    "tensorflow_serving",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 
 @pytest.mark.parametrize("name", cocolm_tf.__all__)

@@ -12,6 +12,8 @@ from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.preset import save_preset
 
 WORDS = "a cat saw the red house on its hill and then some bird sang to a dog of rain"
+# What contexts of questions are made of; an opinion among them is the answer.
+CONTEXT_WORDS = "a cat saw the red house on its hill and some dog rain"
 GOOD, BAD = ("good", "great", "fine"), ("bad", "awful", "poor")
 SEQUENCE_LENGTH = 24
 

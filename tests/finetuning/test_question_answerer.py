@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_presets import BAD, GOOD
+from tiny_presets import BAD, CONTEXT_WORDS, GOOD
 
 from cocolm_tf import CocoLMBackbone, CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.question_answerer_preprocessor import (
@@ -15,22 +15,6 @@ from cocolm_tf.finetuning.question_answerer_preprocessor import (
 )
 from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 
-# The tiny preset's vocabulary has these words.
-WORDS = [
-    "a",
-    "cat",
-    "saw",
-    "the",
-    "red",
-    "house",
-    "on",
-    "its",
-    "hill",
-    "and",
-    "some",
-    "dog",
-    "rain",
-]
 OPINIONS = (*GOOD, *BAD)
 
 
@@ -41,7 +25,7 @@ def opinion_questions(
     draw = random.Random(seed)
     contexts, answers = [], []
     for _ in range(count):
-        words = draw.choices(WORDS, k=draw.randrange(1, 20))
+        words = draw.choices(CONTEXT_WORDS.split(), k=draw.randrange(1, 20))
         answer, start = "", 0
         if draw.random() < 0.6:
             answer = draw.choice(OPINIONS)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_presets import CONTEXT_WORDS
 
 from cocolm_tf.finetuning.question_answerer_preprocessor import (
     CocoLMQuestionAnswererPreprocessor,
@@ -11,23 +12,8 @@ from cocolm_tf.finetuning.question_answerer_preprocessor import (
 from cocolm_tf.finetuning.window_rows import learning_batches, reading_batches, window_rows
 from cocolm_tf.finetuning.windows import NUM_SPECIAL_TOKENS, check_window_sizes
 
-# The tiny preset's vocabulary has these words.
-WORDS = [
-    "a",
-    "cat",
-    "saw",
-    "the",
-    "red",
-    "house",
-    "on",
-    "its",
-    "hill",
-    "and",
-    "some",
-    "dog",
-    "rain",
-]
-LONG = " ".join(WORDS)
+LONG = CONTEXT_WORDS
+WORDS = LONG.split()
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,14 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import Program
 from tiny_presets import write_tiny_preset
 
 from cocolm_tf.analysis.run_comparison import X_AXES
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "analyze.py")]
+analyze = Program("analyze.py")
 LINE = '{"step": %d, "split": "%s", "seconds": %d, "loss": 9.0, "positive_cosine": 0.5}\n'
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture
@@ -36,14 +23,13 @@ def model_dir(tmp_path: Path) -> Path:
 
 
 def test_help_names_every_axis():
-    done = run("--help")
-    assert done.returncode == 0
-    assert "|".join(X_AXES) in done.stdout.replace("\n", "").replace(" ", "")
+    told = analyze.help()
+    assert "|".join(X_AXES) in told.replace("\n", "").replace(" ", "")
 
 
 @pytest.mark.slow
 def test_runs_are_compared(model_dir: Path, tmp_path: Path):
-    done = run(
+    done = analyze(
         f"--model_dir={model_dir}",
         f"--model_dir=again={model_dir}",
         "--x_axis=hours",
@@ -73,7 +59,7 @@ def test_a_preset_is_looked_at_with_the_user_s_files(tmp_path: Path):
     experiment |= {"preset_fingerprint": "", "dev": {"dev": {"accuracy": {"values": [0.5, 0.6]}}}}
     few = experiment | {"train_fraction": 0.1}
     (tmp_path / "results.json").write_text(json.dumps({"experiments": [experiment, few]}))
-    done = run(
+    done = analyze(
         f"--preset=mine={preset}",
         f"--pairs={tmp_path / 'pairs.jsonl'}",
         f"--corrupted_texts={tmp_path / 'mistakes.tsv'}",
@@ -90,14 +76,12 @@ def test_a_preset_is_looked_at_with_the_user_s_files(tmp_path: Path):
     assert set(results["minimal_pairs"]["mine"]["all"]) == {"masked", "corrective", "detection"}
 
     (tmp_path / "mistakes.tsv").write_text("original\tcorrupted\na cat\n")
-    done = run(
+    *_, said = analyze.mistakes(
         f"--preset=mine={preset}",
         f"--corrupted_texts={tmp_path / 'mistakes.tsv'}",
         f"--output_dir={tmp_path / 'other'}",
     )
-    assert done.returncode == 1
-    complaint = f"error: {tmp_path / 'mistakes.tsv'}:2 has 1 columns, the header 2."
-    assert done.stderr.splitlines()[-1] == complaint
+    assert said == f"error: {tmp_path / 'mistakes.tsv'}:2 has 1 columns, the header 2."
     assert not (tmp_path / "other").exists()
 
 
@@ -123,10 +107,6 @@ def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], complaint: str
 ):
     monkeypatch.chdir(tmp_path)
-    done = run(*arguments, PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 1
-    complaints = [line for line in done.stderr.splitlines() if "import time:" not in line]
-    assert complaint in "\n".join(complaints) + done.stdout
-    assert "absl" in done.stderr and "tensorflow" not in done.stderr
-    assert "Traceback" not in done.stderr
+    (said,) = analyze.mistakes_before_tensorflow(*arguments)
+    assert complaint in said
     assert not (tmp_path / "out").exists()

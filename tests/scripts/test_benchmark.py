@@ -1,16 +1,12 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import Program
 
 from cocolm_tf.training.config import PRECISIONS
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "benchmark.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+benchmark = Program("benchmark.py")
 
 TINY = """
 model: {vocabulary_size: 97, num_layers: 1, num_heads: 2, hidden_dim: 8, intermediate_dim: 16}
@@ -27,19 +23,9 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
 def test_it_ends_with_the_numbers_of_its_table(config_file: Path):
-    done = run(
+    done = benchmark(
         f"--config_file={config_file}",
         "--steps=2",
         "--warmup_steps=0",
@@ -79,15 +65,11 @@ def test_it_ends_with_the_numbers_of_its_table(config_file: Path):
 def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
     config_file: Path, arguments: list[str], complaint: str
 ):
-    done = run(f"--config_file={config_file}", *arguments, PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 1
-    complaints = [line for line in done.stderr.splitlines() if "import time:" not in line]
-    assert complaint in "\n".join(complaints) + done.stdout
-    assert "absl" in done.stderr and "tensorflow" not in done.stderr
-    assert "Traceback" not in done.stderr
+    (said,) = benchmark.mistakes_before_tensorflow(f"--config_file={config_file}", *arguments)
+    assert complaint in said
 
 
 def test_help_names_every_precision():
-    done = run("--help")
+    told = benchmark.help()
     for name in (*PRECISIONS, "--steps", "--warmup_steps", "--batch_size", "--sequence_length"):
-        assert name in done.stdout
+        assert name in told

@@ -1,15 +1,11 @@
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import Program
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "benchmark_data.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+benchmark_data = Program("benchmark_data.py", timeout=600)
 
 
 @pytest.fixture
@@ -22,19 +18,9 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 @pytest.mark.slow
 def test_text_becomes_batches_and_times(corpus: Path):
-    done = run(
+    done = benchmark_data(
         f"--input={corpus}",
         "--vocabulary_size=40",
         "--sequence_length=16",
@@ -66,9 +52,5 @@ def test_text_becomes_batches_and_times(corpus: Path):
 def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
     corpus: Path, arguments: list[str], complaint: str
 ):
-    done = run(f"--input={corpus}", *arguments, PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 1
-    complaints = [line for line in done.stderr.splitlines() if "import time:" not in line]
-    assert complaint in "\n".join(complaints)
-    assert "absl" in done.stderr and "tensorflow" not in done.stderr
-    assert "Traceback" not in done.stderr
+    (said,) = benchmark_data.mistakes_before_tensorflow(f"--input={corpus}", *arguments)
+    assert complaint in said

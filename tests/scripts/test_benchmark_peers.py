@@ -1,15 +1,11 @@
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import Program
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "benchmark_peers.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+benchmark_peers = Program("benchmark_peers.py", timeout=600)
 
 TINY = """
 model: {vocabulary_size: 97, num_layers: 1, num_heads: 2, hidden_dim: 8, intermediate_dim: 16}
@@ -26,19 +22,9 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 @pytest.mark.slow
 def test_ours_and_the_peers_at_hand_take_turns(config_file: Path):
-    done = run(
+    done = benchmark_peers(
         f"--config_file={config_file}",
         "--contenders=electra,model_garden,hugging_face",
         "--precisions=mixed_bfloat16",
@@ -75,17 +61,13 @@ def test_ours_and_the_peers_at_hand_take_turns(config_file: Path):
 def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
     config_file: Path, arguments: list[str], complaint: str
 ):
-    done = run(f"--config_file={config_file}", *arguments, PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 1
-    complaints = [line for line in done.stderr.splitlines() if "import time:" not in line]
-    assert complaint in "\n".join(complaints)
-    assert "absl" in done.stderr and "tensorflow" not in done.stderr
-    assert "Traceback" not in done.stderr
+    (said,) = benchmark_peers.mistakes_before_tensorflow(f"--config_file={config_file}", *arguments)
+    assert complaint in said
 
 
 def test_help_names_every_contender():
     from cocolm_tf.benchmarking.peers import OURS, PEERS
 
-    done = run("--help")
+    told = benchmark_peers.help()
     for name in (*OURS, *PEERS):
-        assert name in done.stdout
+        assert name in told

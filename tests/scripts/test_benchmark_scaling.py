@@ -1,14 +1,10 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import Program
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "benchmark_scaling.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+benchmark_scaling = Program("benchmark_scaling.py", timeout=600)
 
 TINY = """
 model: {vocabulary_size: 97, num_layers: 1, num_heads: 2, hidden_dim: 8, intermediate_dim: 16}
@@ -25,19 +21,9 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 @pytest.mark.slow
 def test_a_size_is_measured_beside_its_double(config_file: Path):
-    done = run(
+    done = benchmark_scaling(
         f"--config_file={config_file}",
         "--axes=trainer.batch_size",
         "--factors=2",
@@ -66,17 +52,15 @@ def test_a_size_is_measured_beside_its_double(config_file: Path):
 def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
     config_file: Path, arguments: list[str], complaint: str
 ):
-    done = run(f"--config_file={config_file}", *arguments, PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 1
-    complaints = [line for line in done.stderr.splitlines() if "import time:" not in line]
-    assert complaint in "\n".join(complaints)
-    assert "absl" in done.stderr and "tensorflow" not in done.stderr
-    assert "Traceback" not in done.stderr
+    (said,) = benchmark_scaling.mistakes_before_tensorflow(
+        f"--config_file={config_file}", *arguments
+    )
+    assert complaint in said
 
 
 def test_help_names_every_axis():
     from cocolm_tf.benchmarking.scaling import AXES
 
-    told = "".join(run("--help").stdout.split())  # which breaks lines within words
+    told = "".join(benchmark_scaling.help().split())  # which breaks lines within words
     for axis in AXES:
         assert axis in told

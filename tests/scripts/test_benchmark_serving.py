@@ -1,33 +1,19 @@
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import Program
 from tiny_presets import write_tiny_preset
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "benchmark_serving.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+benchmark_serving = Program("benchmark_serving.py", timeout=600)
 
 
 @pytest.mark.slow
 def test_an_export_and_onnx_answer_in_turn(tmp_path: Path):
     at_hand = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
     contenders = ["float32", "onnx"] if at_hand else ["float32"]
-    done = run(
+    done = benchmark_serving(
         f"--preset={write_tiny_preset(tmp_path)}",
         f"--contenders={','.join(contenders)}",
         "--clients=1,3",
@@ -62,8 +48,5 @@ def test_an_export_and_onnx_answer_in_turn(tmp_path: Path):
 def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
     arguments: list[str], complaint: str
 ):
-    done = run(*arguments, PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 1
-    complaints = [line for line in done.stderr.splitlines() if "import time:" not in line]
-    assert complaint in "\n".join(complaints)
-    assert "tensorflow" not in done.stderr and "Traceback" not in done.stderr
+    (said,) = benchmark_serving.mistakes_before_tensorflow(*arguments)
+    assert complaint in said

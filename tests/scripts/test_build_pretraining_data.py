@@ -1,17 +1,15 @@
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from programs import Program
 
 from cocolm_tf.data.manifest import FILE_NAME, Manifest
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "build_pretraining_data.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+build_pretraining_data = Program("build_pretraining_data.py", timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +19,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "corpus.txt").write_text(text)
     train_vocabulary(text.split("\n\n"), 50, folder / "vocabulary")
     return folder
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
 
 
 def flags(corpus: Path, output_dir: Path) -> list[str]:
@@ -41,7 +33,9 @@ def flags(corpus: Path, output_dir: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_it_builds_and_says_what(corpus: Path, tmp_path: Path):
-    done = run(*flags(corpus, tmp_path / "data"), "--num_workers=2", "--validation_fraction=0.2")
+    done = build_pretraining_data(
+        *flags(corpus, tmp_path / "data"), "--num_workers=2", "--validation_fraction=0.2"
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == str(tmp_path / "data")
@@ -60,9 +54,7 @@ def test_a_killed_build_leaves_no_dataset_and_no_process(corpus: Path, tmp_path:
     pipe, output_dir = tmp_path / "endless.txt", tmp_path / "data"
     os.mkfifo(pipe)
     arguments = [*flags(corpus, output_dir), f"--input={pipe}", "--num_workers=2"]
-    build = subprocess.Popen(
-        [*PROGRAM, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
+    build = build_pretraining_data.start(*arguments, stderr=subprocess.PIPE)
     # The build waits for the end of the pipe, and so is killed before its own.
     with build, open(pipe, "w") as file:
         file.write("Some text.\n\n" * 3000)
@@ -82,7 +74,7 @@ def test_a_killed_build_leaves_no_dataset_and_no_process(corpus: Path, tmp_path:
     assert list(output_dir.glob("*.tmp"))
     assert not (output_dir / FILE_NAME).exists()
 
-    done = run(*flags(corpus, output_dir), "--num_workers=0")
+    done = build_pretraining_data(*flags(corpus, output_dir), "--num_workers=0")
     assert done.returncode == 0, done.stderr
     Manifest.load(str(output_dir)).verify()
     assert not list(output_dir.glob("*.tmp"))
@@ -90,8 +82,7 @@ def test_a_killed_build_leaves_no_dataset_and_no_process(corpus: Path, tmp_path:
 
 def test_help_is_instant():
     started = time.perf_counter()
-    done = run("--help")
-    assert "--validation_fraction" in done.stdout
+    assert "--validation_fraction" in build_pretraining_data.help()
     assert time.perf_counter() - started < 3
 
 
@@ -107,9 +98,7 @@ def test_help_is_instant():
 )
 def test_a_mistake_gets_one_line_at_once(corpus: Path, tmp_path: Path, change, complaint):
     started = time.perf_counter()
-    done = run(*flags(corpus, tmp_path / "data"), change)
-    assert done.returncode == 1
-    assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
+    (said,) = build_pretraining_data.mistakes(*flags(corpus, tmp_path / "data"), change)
+    assert complaint in said
     assert time.perf_counter() - started < 3
     assert not (tmp_path / "data").exists()

@@ -1,15 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import Program
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "convert_checkpoint.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+convert_checkpoint = Program("convert_checkpoint.py")
 
 CONFIG = {
     "vocab_size": 11,
@@ -51,27 +47,19 @@ def official(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
 def test_a_checkpoint_goes_there_and_back(official: Path, tmp_path: Path):
     preset, back = tmp_path / "preset", tmp_path / "back"
-    done = run(f"--official={official}", f"--preset={preset}")
+    done = convert_checkpoint(f"--official={official}", f"--preset={preset}")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"{official}/weights.npz: 16 tensors used, 1 not"
     assert lines[1] == "not used: stray"
     assert lines[-1] == str(preset)
 
-    done = run(f"--preset={preset}", f"--official={back}", "--reverse", "--weights_format=npz")
+    done = convert_checkpoint(
+        f"--preset={preset}", f"--official={back}", "--reverse", "--weights_format=npz"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(back)
     found, expected = np.load(back / "weights.npz"), np.load(official / "weights.npz")
@@ -83,21 +71,18 @@ def test_a_checkpoint_goes_there_and_back(official: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_a_mistake_in_the_checkpoint_is_one_line(official: Path, tmp_path: Path):
     (official / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 6}))
-    done = run(f"--official={official}", f"--preset={tmp_path}/preset")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
+    *_, said = convert_checkpoint.mistakes(f"--official={official}", f"--preset={tmp_path}/preset")
+    assert said == (
         f"error: {official}/weights.npz: cocolm.embeddings.word_embeddings.weight has the shape "
         "(11, 4), not (11, 6)."
     )
-    assert "Traceback" not in done.stderr
     assert not (tmp_path / "preset").exists()
 
 
 def test_help_is_instant():
-    done = run("--help")
-    assert done.returncode == 0
+    told = convert_checkpoint.help()
     for flag in ("official", "preset", "reverse", "weights_format", "overwrite"):
-        assert f"--{flag}" in done.stdout.replace("[no]", "")
+        assert f"--{flag}" in told.replace("[no]", "")
 
 
 @pytest.mark.parametrize(
@@ -112,8 +97,5 @@ def test_help_is_instant():
     ],
 )
 def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(arguments, complaint: str):
-    done = run(*arguments, PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert len(said) == 1 and complaint in said[0]
-    assert "tensorflow" not in done.stderr
+    (said,) = convert_checkpoint.mistakes_before_tensorflow(*arguments)
+    assert complaint in said

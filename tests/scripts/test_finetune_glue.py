@@ -1,17 +1,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from programs import Program
 from tiny_presets import opinions, write_tiny_preset
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "finetune_glue.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+finetune_glue = Program("finetune_glue.py", timeout=900)
 
 TINY = """
 model: {dropout: 0.0}
@@ -45,22 +42,10 @@ def flags(inputs: Path, output_dir: Path) -> list[str]:
     ]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
-    )
-
-
 @pytest.mark.slow
 def test_search_and_seeds_go_on_where_they_were_killed(inputs: Path, tmp_path: Path):
     arguments = [*flags(inputs, tmp_path), "--search", "--seeds=2", "--jobs=2"]
-    process = subprocess.Popen(
-        [*PROGRAM, *arguments],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = finetune_glue.start(*arguments, start_new_session=True)
     search = tmp_path / "sst2" / "search"
     deadline = time.monotonic() + 600
     while not list(search.glob("*/results.json")):
@@ -71,7 +56,7 @@ def test_search_and_seeds_go_on_where_they_were_killed(inputs: Path, tmp_path: P
     done = {path: path.stat().st_mtime_ns for path in search.glob("*/results.json")}
     assert not (tmp_path / "results.md").exists()
 
-    finished = run(*arguments)
+    finished = finetune_glue(*arguments)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.splitlines()[-1] == f"{tmp_path}/results.md"
     for path, written in done.items():
@@ -91,19 +76,17 @@ def test_search_and_seeds_go_on_where_they_were_killed(inputs: Path, tmp_path: P
 @pytest.mark.slow
 def test_a_mistake_that_a_run_finds_is_one_line_and_leaves_nothing(inputs: Path, tmp_path: Path):
     out = tmp_path / "out"
-    done = run(*flags(inputs, out), "--params_override=data.sequence_length=25")
-    assert done.returncode == 1
-    line = done.stderr.splitlines()[-1]
-    assert line.startswith("error: SST-2, seed 0: sequence_length=25 is more than the model's 24")
-    assert "Traceback" not in done.stderr and done.stdout == ""
+    *_, said = finetune_glue.mistakes(
+        *flags(inputs, out), "--params_override=data.sequence_length=25"
+    )
+    assert said.startswith("error: SST-2, seed 0: sequence_length=25 is more than the model's 24")
     assert not out.exists()
 
 
 def test_help_is_instant():
-    done = run("--help")
-    assert done.returncode == 0
+    told = finetune_glue.help()
     for flag in ("task", "data_dir", "preset", "seeds", "search", "train_fraction", "jobs"):
-        assert f"--{flag}" in done.stdout or f"--[no]{flag}" in done.stdout
+        assert f"--{flag}" in told or f"--[no]{flag}" in told
 
 
 @pytest.mark.parametrize(
@@ -119,15 +102,6 @@ def test_help_is_instant():
 def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
     inputs: Path, tmp_path: Path, change: str, complaint: str
 ):
-    done = subprocess.run(
-        [*PROGRAM, *flags(inputs, tmp_path / "out"), change],
-        env=ENVIRONMENT | {"PYTHONPROFILEIMPORTTIME": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert len(said) == 1 and complaint in said[0]
-    assert "absl" in done.stderr and "tensorflow" not in done.stderr
+    (said,) = finetune_glue.mistakes_before_tensorflow(*flags(inputs, tmp_path / "out"), change)
+    assert complaint in said
     assert not (tmp_path / "out").exists()

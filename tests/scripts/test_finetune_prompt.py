@@ -1,16 +1,12 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import Program
 from tiny_presets import opinions, write_tiny_preset
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "finetune_prompt.py")]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+finetune_prompt = Program("finetune_prompt.py", timeout=900)
 
 PROMPTS = """
 settings: {learning_rates: [1e-2], steps: 10, validation_interval: 5, draws: 2, batch_size: 4}
@@ -31,9 +27,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(inputs: Path, output_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        *PROGRAM,
+def flags(inputs: Path, output_dir: Path) -> list[str]:
+    return [
         f"--preset={inputs}/preset",
         "--task=sst2",
         f"--data_dir={inputs}",
@@ -41,14 +36,12 @@ def run(inputs: Path, output_dir: Path, *arguments: str) -> subprocess.Completed
         f"--output_dir={output_dir}",
         "--shots=4",
         "--splits=2",
-        *arguments,
     ]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow
 def test_prompts_over_splits(inputs: Path, tmp_path: Path):
-    done = run(inputs, tmp_path)
+    done = finetune_prompt(*flags(inputs, tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{tmp_path}/results.md"
     results = json.loads((tmp_path / "sst2-prompts" / "results.json").read_text())
@@ -60,15 +53,12 @@ def test_prompts_over_splits(inputs: Path, tmp_path: Path):
 def test_a_model_without_a_language_modeling_head_is_refused_at_once(inputs, tmp_path: Path):
     preset = shutil.copytree(inputs / "preset", tmp_path / "preset")
     (preset / "pretraining_heads.npz").unlink()
-    done = run(inputs, tmp_path / "out", f"--preset={preset}")
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert "has no language modeling head" in done.stderr
-    assert "never learned to tell which word belongs somewhere" in done.stderr
+    (said,) = finetune_prompt.mistakes(*flags(inputs, tmp_path / "out"), f"--preset={preset}")
+    assert "has no language modeling head" in said
+    assert "never learned to tell which word belongs somewhere" in said
     assert not (tmp_path / "out").exists()
 
 
 def test_help_is_instant():
-    done = subprocess.run(
-        [*PROGRAM, "--help"], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 and "--shots" in done.stdout and "--splits" in done.stdout
+    told = finetune_prompt.help()
+    assert "--shots" in told and "--splits" in told

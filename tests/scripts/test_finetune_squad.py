@@ -1,35 +1,16 @@
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tiny_presets import BAD, GOOD, write_tiny_preset
+from programs import Program
+from tiny_presets import BAD, CONTEXT_WORDS, GOOD, write_tiny_preset
 
 from cocolm_tf import CocoLMQuestionAnswerer
 from cocolm_tf.data.squad import Answer, Question, read_squad, to_official
 from cocolm_tf.finetuning.squad_scores import score_answers
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "finetune_squad.py")]
-# The tiny preset's vocabulary has these words.
-WORDS = [
-    "a",
-    "cat",
-    "saw",
-    "the",
-    "red",
-    "house",
-    "on",
-    "its",
-    "hill",
-    "and",
-    "some",
-    "dog",
-    "rain",
-]
+finetune_squad = Program("finetune_squad.py", timeout=1800)
 
 
 def write_questions(path: Path, count: int, seed: int) -> None:
@@ -37,7 +18,7 @@ def write_questions(path: Path, count: int, seed: int) -> None:
     draw = random.Random(seed)
     questions = []
     for number in range(count):
-        words = draw.choices(WORDS, k=draw.randrange(1, 20))
+        words = draw.choices(CONTEXT_WORDS.split(), k=draw.randrange(1, 20))
         answers = ()
         if draw.random() < 0.7:
             word = draw.choice((*GOOD, *BAD))
@@ -55,16 +36,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_questions(folder / "train.json", 80, seed=1)
     write_questions(folder / "dev.json", 20, seed=2)
     return folder
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
 
 
 def flags(inputs: Path, output_dir: Path) -> list[str]:
@@ -88,7 +59,7 @@ def test_fine_tunes_scores_and_saves(inputs: Path, tmp_path: Path):
         "--max_answer_length=4",
         "--n_best=3",
     ]
-    result = run(*arguments)
+    result = finetune_squad(*arguments)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out" / "results.md")
     # What it saw, before it trains.
@@ -135,16 +106,14 @@ def test_fine_tunes_scores_and_saves(inputs: Path, tmp_path: Path):
     ],
 )
 def test_mistakes_in_flags_answer_at_once(arguments: list[str], message: str):
-    result = run(*arguments)
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) == 1
+    (said,) = finetune_squad.mistakes(*arguments)
+    assert message in said
 
 
 @pytest.mark.slow
 def test_lengths_that_do_not_fit_are_one_line(inputs: Path, tmp_path: Path):
-    result = run(*flags(inputs, tmp_path / "out"), "--stride=9", "--max_answer_length=8")
-    assert result.returncode == 1
-    line = result.stderr.splitlines()[-1]
-    assert line.startswith("error: SQuAD, seed 0: sequence_length=24 leaves 14 tokens")
-    assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+    *_, said = finetune_squad.mistakes(
+        *flags(inputs, tmp_path / "out"), "--stride=9", "--max_answer_length=8"
+    )
+    assert said.startswith("error: SQuAD, seed 0: sequence_length=24 leaves 14 tokens")
+    assert not (tmp_path / "out").exists()

@@ -1,29 +1,16 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import Program
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "scripts" / "report.py")]
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+report = Program("report.py")
 
 
 def test_help_shows_the_flags():
-    done = run("--help")
+    told = report.help()
     for flag in ("--model_dir", "--text", "--text_file", "--seed", "--output_dir"):
-        assert flag in done.stdout
+        assert flag in told
 
 
 @pytest.mark.parametrize(
@@ -49,12 +36,8 @@ def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")
     (tmp_path / "blank").write_text("\n \n")
     monkeypatch.chdir(tmp_path)
-    done = run(*arguments, PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 1
-    complaints = [line for line in done.stderr.splitlines() if "import time:" not in line]
-    assert complaint in "\n".join(complaints) + done.stdout
-    assert "absl" in done.stderr and "tensorflow" not in done.stderr
-    assert "Traceback" not in done.stderr
+    (said,) = report.mistakes_before_tensorflow(*arguments)
+    assert complaint in said
     assert not (tmp_path / "out").exists()
 
 
@@ -69,7 +52,7 @@ def test_it_ends_with_the_path_of_the_report(tmp_path: Path):
     )
     line = {"step": 100, "split": "train", "seconds": 9.5, "loss": 40.0}
     (model / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    done = run(f"--model_dir={model}", f"--output_dir={tmp_path / 'out'}")
+    done = report(f"--model_dir={model}", f"--output_dir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "index.html")
     assert (tmp_path / "out" / "index.html").stat().st_size > 1000

@@ -1,22 +1,9 @@
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from programs import Program
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "train_vocabulary.py"
-
-
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *flags], capture_output=True, text=True, check=False
-    )
-
-
-def last_error(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    return result.stderr.strip().splitlines()[-1]
+train_vocabulary = Program("train_vocabulary.py")
 
 
 @pytest.fixture
@@ -27,27 +14,31 @@ def corpus(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_help_shows_all_flags():
-    result = run("--help")
+    told = train_vocabulary.help()
     for flag in ("input", "docstrings", "vocabulary_size", "lowercase", "output_dir", "overwrite"):
-        assert flag in result.stdout
+        assert flag in told
 
 
 def test_mistakes_are_one_line(tmp_path: pathlib.Path, corpus: pathlib.Path):
     flags = ["--vocabulary_size=60", f"--output_dir={tmp_path / 'vocabulary'}"]
-    assert "--input" in last_error(run(*flags))
-    assert "nothing-*" in last_error(run(*flags, f"--input={tmp_path}/nothing-*"))
     full = ["--vocabulary_size=60", f"--output_dir={tmp_path}", f"--input={corpus}"]
-    assert "--overwrite" in last_error(run(*full))
-    assert "unexpected argument" in last_error(run(*flags, f"--input={corpus}", "extra"))
+    for arguments, complaint in (
+        (flags, "--input"),
+        ([*flags, f"--input={tmp_path}/nothing-*"], "nothing-*"),
+        (full, "--overwrite"),
+        ([*flags, f"--input={corpus}", "extra"], "unexpected argument"),
+    ):
+        (said,) = train_vocabulary.mistakes(*arguments)
+        assert complaint in said
 
 
 @pytest.mark.slow
 def test_writes_a_vocabulary_and_says_where(tmp_path: pathlib.Path, corpus: pathlib.Path):
     output = tmp_path / "vocabulary"
     flags = [f"--input={corpus}", f"--output_dir={output}", "--lowercase"]
-    assert "more than" in last_error(run(*flags, "--vocabulary_size=5000"))
+    assert "more than" in train_vocabulary.mistakes(*flags, "--vocabulary_size=5000")[-1]
     assert not output.exists()
-    result = run(*flags, "--vocabulary_size=60")
+    result = train_vocabulary(*flags, "--vocabulary_size=60")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == str(output)
     assert len((output / "dict.txt").read_text(encoding="utf-8").splitlines()) == 55
