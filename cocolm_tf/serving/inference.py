@@ -64,15 +64,17 @@ class InferenceEncoder(tf.Module):
         self._positions = tf.Variable(backbone.position_embedding.position_embeddings)
         self._embeddings_norm = _Norm(backbone.get_layer("embeddings_norm"))
         bias = backbone.get_layer("attention_bias")
-        # By the signed distance of two tokens, [2 * max_sequence_length - 1, heads].
-        self._relative = tf.Variable(tf.gather(bias.table, bias.buckets)) if bias.bins else None
+        # By the signed distance of two tokens, [heads, 2 * max_sequence_length - 1].
+        self._relative = None
+        if bias.bins:
+            self._relative = tf.Variable(tf.transpose(tf.gather(bias.table, bias.buckets)))
         self._blocks = [
             _Block(block, self._num_heads, self.dtype, int8) for block in backbone.blocks
         ]
 
     def __call__(self, ids: tf.RaggedTensor, first_only: bool = False) -> tf.Tensor:
         """Encodes."""
-        layout = _Layout(ids)
+        layout = _Layout(ids, self._num_heads)
         positions = tf.gather(self._positions, layout.positions)
         x = self._embeddings_norm(self._tokens.rows(ids.flat_values), positions)
         bias = self._attention_bias(layout)
@@ -98,40 +100,55 @@ class InferenceEncoder(tf.Module):
             return bias
         position = tf.range(layout.width)
         distance = position[tf.newaxis, :] - position[:, tf.newaxis]
-        relative = tf.gather(self._relative, distance + (self.max_sequence_length - 1))
-        return bias + tf.transpose(relative, [2, 0, 1])[tf.newaxis]
+        return bias + tf.gather(self._relative, distance + (self.max_sequence_length - 1), axis=1)
 
 
 class _Layout:
-    """Where tokens that stand one below the other are in a padded batch.
+    """Where tokens that stand one below the other are in batches that are padded, head by head.
 
     Attributes:
         width: S, int32 scalar.
-        batch: B, int32 scalar.
         positions: [T] int32, the place of each token in its row.
-        places: [T, 1] int32, its place in [B * S].
         is_real: [B, S] bool.
         first: [B] int64, which of the tokens begin a row.
     """
 
-    def __init__(self, ids: tf.RaggedTensor) -> None:
+    def __init__(self, ids: tf.RaggedTensor, num_heads: int) -> None:
         lengths = tf.cast(ids.row_lengths(), tf.int32)
-        self.width = tf.reduce_max(lengths)
-        self.batch = tf.size(lengths)
+        batch, self.width = tf.size(lengths), tf.reduce_max(lengths)
         self.positions = tf.ragged.range(lengths).flat_values
         self.is_real = tf.sequence_mask(lengths, self.width)
-        self.places = tf.cast(tf.where(tf.reshape(self.is_real, [-1])), tf.int32)
         self.first = ids.row_starts()
+        self._num_heads = num_heads
+        self._shape = [batch, num_heads, self.width]
+        self._size = batch * num_heads * self.width
+        rows = tf.cast(ids.value_rowids(), tf.int32)
+        heads = rows[:, tf.newaxis] * num_heads + tf.range(num_heads)
+        # Of each token's heads in [B, heads, S], and in two of these.
+        self._places = heads * self.width + self.positions[:, tf.newaxis]
+        self._places_of_two = tf.concat([self._places, self._places + self._size], axis=1)
 
-    def padded(self, rows: tf.Tensor) -> tf.Tensor:
-        """[T, ...] to [B, S, ...], zeros at padding."""
-        size = tf.stack([self.batch * self.width, rows.shape[1]])
-        dense = tf.scatter_nd(self.places, rows, size)
-        return tf.reshape(dense, tf.stack([self.batch, self.width, rows.shape[1]]))
+    def by_head(self, rows: tf.Tensor) -> tf.Tensor:
+        """[T, H] to [B, heads, S, H / heads], zeros at padding."""
+        return self._scattered(rows, self._places, [])
 
-    def unpadded(self, padded: tf.Tensor) -> tf.Tensor:
-        """[B, S, H] to [T, H]."""
-        return tf.gather(tf.reshape(padded, [-1, padded.shape[2]]), self.places[:, 0])
+    def two_by_head(self, rows: tf.Tensor) -> list[tf.Tensor]:
+        """[T, 2H] to two of [B, heads, S, H / heads], zeros at padding."""
+        return tf.unstack(self._scattered(rows, self._places_of_two, [2]))
+
+    def together(self, by_head: tf.Tensor) -> tf.Tensor:
+        """[B, heads, S, H / heads] to [T, H]."""
+        head_dim = by_head.shape[3]
+        rows = tf.gather(tf.reshape(by_head, [-1, head_dim]), self._places)
+        return tf.reshape(rows, [-1, self._num_heads * head_dim])
+
+    def _scattered(self, rows: tf.Tensor, places: tf.Tensor, parts: list[int]) -> tf.Tensor:
+        # Padding and the transposition of tokens and heads, in one operation for both.
+        head_dim = rows.shape[1] // places.shape[1]
+        values = tf.reshape(rows, [-1, head_dim])
+        size = tf.stack([math.prod(parts) * self._size, head_dim])
+        dense = tf.scatter_nd(tf.reshape(places, [-1, 1]), values, size)
+        return tf.reshape(dense, tf.stack([*parts, *self._shape, head_dim]))
 
 
 class _Block(tf.Module):
@@ -153,37 +170,25 @@ class _Block(tf.Module):
     def __call__(
         self, x: tf.Tensor, bias: tf.Tensor, layout: _Layout, first_only: bool = False
     ) -> tf.Tensor:
-        queried = tf.gather(x, layout.first) if first_only else x
+        key, value = layout.two_by_head(self._key_value(x))
         if first_only:
-            query = self._query(queried)[:, tf.newaxis]
-            bias = bias[:, :, :1]
+            x = tf.gather(x, layout.first)
+            query = tf.reshape(self._query(x), [-1, self._num_heads, 1, key.shape[3]])
+            attended = self._attend(query, key, value, bias[:, :, :1])
+            attended = tf.reshape(attended, [-1, x.shape[1]])
         else:
-            query = layout.padded(self._query(queried))
-        key_value = layout.padded(self._key_value(x))
-        attended = self._attend(query, key_value, bias)
-        attended = attended[:, 0] if first_only else layout.unpadded(attended)
-        x = self._attention_norm(queried, self._attention_output(attended))
+            query = layout.by_head(self._query(x))
+            attended = layout.together(self._attend(query, key, value, bias))
+        x = self._attention_norm(x, self._attention_output(attended))
         hidden = tf.nn.gelu(self._intermediate(x))
         return self._output_norm(x, self._output(hidden))
 
-    def _attend(self, query: tf.Tensor, key_value: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-        """[B, Q, H] and [B, S, 2H] to [B, Q, H]."""
-        width = query.shape[2]
-        head_dim = width // self._num_heads
-        batch, num_queries, num_keys = (
-            tf.shape(query)[0],
-            tf.shape(query)[1],
-            tf.shape(key_value)[1],
-        )
-        query = tf.reshape(query, tf.stack([batch, num_queries, self._num_heads, head_dim]))
-        query = tf.transpose(query, [0, 2, 1, 3])
-        key_value = tf.reshape(key_value, tf.stack([batch, num_keys, 2, self._num_heads, head_dim]))
-        key, value = tf.unstack(tf.transpose(key_value, [2, 0, 3, 1, 4]))
+    @staticmethod
+    def _attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        """[B, heads, Q, D] and twice [B, heads, S, D] to [B, heads, Q, D]."""
         logits = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)
-        probabilities = tf.nn.softmax(logits * (1 / math.sqrt(head_dim)) + bias)
-        attended = tf.matmul(tf.cast(probabilities, value.dtype), value)
-        attended = tf.transpose(attended, [0, 2, 1, 3])
-        return tf.reshape(attended, tf.stack([batch, num_queries, width]))
+        probabilities = tf.nn.softmax(logits * (1 / math.sqrt(key.shape[3])) + bias)
+        return tf.matmul(tf.cast(probabilities, value.dtype), value)
 
 
 class _Dense(tf.Module):
