@@ -5,8 +5,13 @@ import os
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
+import hypothesis
 import pytest
 import tensorflow as tf
+
+# However long an example takes on a busy machine, no test is about that.
+hypothesis.settings.register_profile("any_time", deadline=None)
+hypothesis.settings.load_profile("any_time")
 
 # Four logical CPUs stand in for four accelerators. Devices cannot be split once TensorFlow has
 # used them, so this comes before any test module is imported.

@@ -57,7 +57,7 @@ def test_keeps_the_name_and_the_documentation():
 finite = st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(arrays.arrays(np.float32, (3, 64), elements=finite))
 @pytest.mark.parametrize("shape", [(3, 64), (None, 64)])
 def test_largest_of_a_row(shape, x):

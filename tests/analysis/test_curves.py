@@ -47,7 +47,7 @@ def test_every_value_is_drawn():
     ]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     ends=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=2),
     start=st.floats(-1e3, 1e3),

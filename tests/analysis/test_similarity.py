@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -59,7 +59,6 @@ def test_variance_is_that_of_the_covariance(vectors: np.ndarray):
     assert similarity.explained_variance(np.ones([4, 3]), 2).tolist() == [0, 0]
 
 
-@settings(deadline=None)
 @given(count=st.integers(2, 50), seed=st.integers(0, 1000))
 def test_random_pairs_are_of_different_items(count: int, seed: int):
     first, second = similarity.random_pairs(count, 200, seed)

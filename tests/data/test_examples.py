@@ -7,7 +7,7 @@ from cocolm_tf.data.examples import Examples, stratified
 from cocolm_tf.errors import UserError
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=200),
     st.floats(0.01, 1.0),

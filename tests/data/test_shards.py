@@ -9,7 +9,7 @@ from cocolm_tf.data import shards
 from cocolm_tf.data.shards import ShardWriter, parse, serialize, shard_name
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=12), min_size=1, max_size=8))
 def test_parse_gives_back_what_was_serialized_and_pads(rows):
     parsed = parse(tf.constant([serialize(row) for row in rows]), 12, pad_token_id=1)

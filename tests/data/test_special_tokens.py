@@ -16,7 +16,7 @@ def test_the_released_ids_are_the_defaults():
         special.mask = 5
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 20), max_size=12), st.sampled_from([tf.int32, tf.int64]))
 def test_contains_the_four_and_no_other(ids, dtype):
     special = SpecialTokens(mask=20, start=3, pad=0, end=7)

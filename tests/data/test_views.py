@@ -42,7 +42,7 @@ numbers = st.integers(0, 1000)
 # Masks.
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(batches(), fractions, numbers)
 def test_masks_are_distinct_ordinary_positions(batch, fraction, number):
     views = mask_views(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
@@ -91,7 +91,7 @@ def test_masks_have_slots_for_a_sequence_of_ordinary_tokens():
 # Crops.
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(batches(), fractions, numbers)
 def test_crops_are_spans_behind_the_first_token(batch, fraction, number):
     views = crop_views(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
@@ -111,7 +111,7 @@ def test_crops_are_spans_behind_the_first_token(batch, fraction, number):
         assert not kept or span in spans
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(batches(), numbers)
 def test_the_whole_crop_is_the_original(batch, number):
     views = crop_views(tf.constant(batch), 1.0, SPECIAL, tf.constant([number, 1]))

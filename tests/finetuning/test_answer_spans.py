@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cocolm_tf.finetuning.answers import Candidate, Prediction, collect_answers, probabilities
@@ -39,7 +39,6 @@ def brute_force(start, end, starts, ends, max_answer_length: int) -> list[tuple[
     ]
 
 
-@settings(deadline=None)
 @given(windows(), st.integers(1, 12), st.integers(1, 30))
 def test_best_spans_are_those_of_brute_force(window, max_answer_length, n_best):
     found = best_spans(

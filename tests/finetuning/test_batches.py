@@ -76,7 +76,7 @@ def test_the_order_is_the_seeds():
     assert not np.array_equal(order(0), order(1))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(2, 128), min_size=1, max_size=300), st.integers(1, 8), st.integers(1, 10)
 )

@@ -42,7 +42,7 @@ def test_a_short_context_is_one_window(make):
     assert set(np.array(windows.ends)[0, outside]) == {-1}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(

@@ -144,7 +144,7 @@ def test_refuses_copy_logits_that_would_broadcast(rows):
         corrective_lm_loss(*rows.arguments())
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_does_not_depend_on_the_order_of_rows(seed):
     rows = make_rows(seed)
@@ -153,7 +153,7 @@ def test_does_not_depend_on_the_order_of_rows(seed):
     assert float(shuffled) == pytest.approx(float(corrective_lm_loss(*rows.arguments())), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, st.integers(1, 5))
 def test_rows_without_weight_do_not_count(seed, extra):
     rows, more = make_rows(seed), make_rows(seed + 1, n=extra)
@@ -163,7 +163,7 @@ def test_rows_without_weight_do_not_count(seed, extra):
     assert float(padded) == pytest.approx(float(corrective_lm_loss(*rows.arguments())), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, st.floats(-100, 100))
 def test_does_not_depend_on_a_shift_of_the_lm_logits(seed, shift):
     rows = make_rows(seed)
@@ -172,7 +172,7 @@ def test_does_not_depend_on_a_shift_of_the_lm_logits(seed, shift):
     assert float(corrective_lm_loss(*rows.arguments())) == pytest.approx(float(loss), abs=1e-4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_the_lm_head_never_learns_more_from_a_token_it_could_copy(seed):
     rows = make_rows(seed)

@@ -106,7 +106,7 @@ def test_refuses_labels_of_another_length(rows):
         masked_lm_loss(rows.lm_logits, rows.labels[:-1], rows.weights[:-1])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_does_not_depend_on_the_order_of_rows(seed):
     rows = make_rows(seed)
@@ -116,7 +116,7 @@ def test_does_not_depend_on_the_order_of_rows(seed):
     assert float(shuffled) == pytest.approx(float(loss), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, st.integers(1, 5))
 def test_rows_without_weight_do_not_count(seed, extra):
     rows = make_rows(seed)
@@ -130,7 +130,7 @@ def test_rows_without_weight_do_not_count(seed, extra):
     assert float(padded) == pytest.approx(float(loss), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, st.floats(-100, 100))
 def test_does_not_depend_on_a_shift_of_the_logits(seed, shift):
     rows = make_rows(seed)
@@ -139,7 +139,7 @@ def test_does_not_depend_on_a_shift_of_the_logits(seed, shift):
     assert float(shifted) == pytest.approx(float(loss), abs=1e-4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, st.floats(0.01, 100))
 def test_does_not_depend_on_the_scale_of_the_weights(seed, scale):
     rows = make_rows(seed)

@@ -107,7 +107,7 @@ def test_refuses_views_of_different_shapes(views, loss):
         loss(views[0], views[1][:1])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_is_symmetric_in_the_views(seed):
     first, second = make_views(seed)
@@ -115,7 +115,7 @@ def test_is_symmetric_in_the_views(seed):
     assert float(sequence_contrastive_loss(second, first)) == pytest.approx(float(loss), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_does_not_depend_on_the_order_of_pairs(seed):
     first, second = make_views(seed)
@@ -125,7 +125,7 @@ def test_does_not_depend_on_the_order_of_pairs(seed):
     assert float(shuffled) == pytest.approx(float(loss), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_does_not_depend_on_the_lengths_of_vectors(seed):
     first, second = make_views(seed)
@@ -135,7 +135,7 @@ def test_does_not_depend_on_the_lengths_of_vectors(seed):
     assert float(scaled) == pytest.approx(float(loss), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_stays_between_its_bounds(seed):
     loss = sequence_contrastive_loss(*make_views(seed))
@@ -151,7 +151,7 @@ def test_cosines_equal_those_of_every_pair(views):
     assert float(negative) == pytest.approx(expected_negative, abs=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds)
 def test_cosines_equal_those_of_every_pair_of_any_views(seed):
     views = make_views(seed)

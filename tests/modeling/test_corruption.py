@@ -10,7 +10,7 @@ from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
 SEED = tf.constant([1, 2])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 4), st.integers(1, 9), st.integers(0, 5), st.integers(0, 1000))
 def test_place_writes_where_it_is_told_and_nowhere_else(sequences, length, slots, seed):
     slots = min(slots, length)

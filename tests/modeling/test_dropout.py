@@ -30,7 +30,7 @@ def test_keeps_the_expectation():
     np.testing.assert_allclose(mean, x, atol=5 * 3 * np.sqrt(0.3 / 0.7 / 50_000))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 5), max_size=3), st.integers(-(2**31), 2**31 - 1))
 def test_is_a_function_of_the_seed_for_any_shape(shape, seed):
     x = tf.random.normal(shape)

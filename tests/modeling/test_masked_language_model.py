@@ -8,7 +8,7 @@ from modeling_models import make_auxiliary, make_backbone, make_batch, randomize
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel, gather_positions
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 3), st.integers(1, 6), st.integers(0, 4), st.sampled_from([(), (1,), (3,)]))
 def test_gathers_row_by_row(sequences, length, slots, width):
     rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ def test_released_sizes_follow_the_formula(bins, max_distance, max_positions):
     assert buckets.max() == bins - 2
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes())
 def test_any_sizes_follow_the_formula(size):
     buckets = relative_position_buckets(*size)
@@ -36,7 +36,7 @@ def test_any_sizes_follow_the_formula(size):
     assert np.mean(buckets - buckets[size[2] - 1] != signed) <= 0.02
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes())
 def test_buckets_are_rows_of_the_table_ordered_by_distance(size):
     buckets = relative_position_buckets(*size)

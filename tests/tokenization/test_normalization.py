@@ -48,7 +48,7 @@ def test_prepares_as_the_released_tokenizer(text: str, expected: str):
     assert reference_normalize(text) == expected
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(odd_texts(), min_size=1, max_size=30))
 def test_equals_the_rules_written_in_python(texts: list[str]):
     results = [text.decode() for text in normalize(tf.constant(texts)).numpy()]
@@ -64,14 +64,14 @@ def test_treats_every_character_as_python_does(template: str):
     assert results == [reference_normalize(text) for text in texts]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(odd_texts())
 def test_leaves_words_with_single_spaces(text: str):
     result = normalized(text)
     assert result == " ".join(result.split())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.binary(max_size=40), st.booleans())
 def test_any_bytes_become_valid_utf8(data: bytes, lowercase: bool):
     assert normalized(data, lowercase) is not None

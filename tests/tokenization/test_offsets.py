@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 import sentencepiece
 import tensorflow as tf
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizer_reference import odd_texts, reference_normalize, reference_pieces
 
@@ -90,7 +90,6 @@ def check(reference: Reference, text: str, *offsets: list[int]) -> None:
     assert [by_word.get(number, "") for number in range(len(words))] == words
 
 
-@settings(deadline=None)
 @given(st.lists(odd_texts(), min_size=1, max_size=10))
 @example(ODD)
 @example(["ﷺ"])

@@ -24,7 +24,7 @@ def packed_in_python(first: list[int], second: list[int] | None, length: int) ->
     return row + [1] * (length - len(row))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(ROWS, st.integers(6, 32))
 def test_pairs_equal_popping_from_the_longer(rows: list[tuple[list[int], list[int]]], length: int):
     features = pack_segments(
@@ -37,7 +37,7 @@ def test_pairs_equal_popping_from_the_longer(rows: list[tuple[list[int], list[in
     np.testing.assert_array_equal(features["padding_mask"], expected != 1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(ROWS, st.integers(3, 32))
 def test_single_texts(rows: list[tuple[list[int], list[int]]], length: int):
     features = pack_segments(

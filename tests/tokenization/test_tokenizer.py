@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_reference import odd_texts, reference_normalize, reference_pieces
 
@@ -49,7 +49,6 @@ def run_python(program: str, *arguments: object) -> str:
     return result.stdout
 
 
-@settings(deadline=None)
 @given(st.lists(odd_texts(), min_size=1, max_size=30))
 def test_ids_equal_the_rules_written_in_python(tokenizer: CocoLMTokenizer, texts: list[str]):
     assert tokenizer(texts) == [reference_ids(tokenizer, text) for text in texts]

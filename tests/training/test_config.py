@@ -293,7 +293,7 @@ def test_types_are_checked_of_a_configuration_made_in_python():
         check_config(config, "mine")
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     layers=st.integers(1, 48),
     rate=st.floats(1e-12, 1.0),

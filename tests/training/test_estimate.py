@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from training_sizes import VARIANTS, tiny
 
@@ -81,7 +81,6 @@ def test_links_and_memory_take_their_time():
     assert slow["accelerators"]["v5e"]["link_seconds"] == sent / 1e9
 
 
-@settings(deadline=None)
 @given(
     per_device=st.integers(1, 48),
     devices=st.integers(1, 4),

@@ -5,7 +5,7 @@ import math
 import keras
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -150,7 +150,6 @@ def test_rematerialization_is_not_counted():
     assert pretraining_flops(tiny(model={"rematerialize": True})) == pretraining_flops(tiny())
 
 
-@settings(deadline=None)
 @given(batch=st.integers(1, 64), micro_batches=st.integers(1, 8))
 def test_only_contrasting_depends_on_how_a_batch_is_cut(batch: int, micro_batches: int):
     batch *= micro_batches
@@ -166,7 +165,6 @@ def test_only_contrasting_depends_on_how_a_batch_is_cut(batch: int, micro_batche
     assert cut["scl_head"] <= whole["scl_head"]
 
 
-@settings(deadline=None)
 @given(length=st.integers(8, 512), layers=st.integers(1, 24))
 def test_an_encoder_is_linear_in_layers_and_quadratic_in_length(length: int, layers: int):
     sizes = {"hidden_dim": 64, "intermediate_dim": 256}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import keras
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from training_sizes import VARIANTS, VOCABULARY_SIZE, tiny
 
@@ -132,7 +132,6 @@ def test_weights_gradients_and_moments_are_float32():
     assert parts["gradients"] == 2 * 4 * parameters
 
 
-@settings(deadline=None)
 @given(
     sequences=st.integers(1, 8),
     micro_batches=st.integers(1, 8),

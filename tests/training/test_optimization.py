@@ -145,7 +145,7 @@ def expected_rate(step, peak, warmup, total, end) -> float:
     return end + (peak - end) * (total - step) / (total - warmup)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(0, 50), st.integers(1, 100), st.integers(0, 200), st.sampled_from([0.0, 1e-5]))
 def test_schedule_is_piecewise_linear(warmup, decay, step, end):
     schedule = LinearWarmupDecay(1e-3, warmup, warmup + decay, end)

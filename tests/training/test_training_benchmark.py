@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cocolm_tf.errors import UserError
@@ -128,7 +128,6 @@ def test_too_little_memory_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPat
         module.benchmark(tiny(), steps=1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20))
 def test_a_summary_is_in_order_and_of_the_times(seconds: list[float]):
     summary = module.summarize(seconds)
