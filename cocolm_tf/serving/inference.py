@@ -64,10 +64,8 @@ class InferenceEncoder(tf.Module):
         self._positions = tf.Variable(backbone.position_embedding.position_embeddings)
         self._embeddings_norm = _Norm(backbone.get_layer("embeddings_norm"))
         bias = backbone.get_layer("attention_bias")
-        # By the signed distance of two tokens, [heads, 2 * max_sequence_length - 1].
-        self._relative = None
-        if bias.bins:
-            self._relative = tf.Variable(tf.transpose(tf.gather(bias.table, bias.buckets)))
+        # By the signed distance of two tokens, [2 * max_sequence_length - 1, heads].
+        self._relative = tf.Variable(tf.gather(bias.table, bias.buckets)) if bias.bins else None
         self._blocks = [
             _Block(block, self._num_heads, self.dtype, int8) for block in backbone.blocks
         ]
@@ -100,7 +98,8 @@ class InferenceEncoder(tf.Module):
             return bias
         position = tf.range(layout.width)
         distance = position[tf.newaxis, :] - position[:, tf.newaxis]
-        return bias + tf.gather(self._relative, distance + (self.max_sequence_length - 1), axis=1)
+        relative = tf.gather(self._relative, distance + (self.max_sequence_length - 1))
+        return bias + tf.transpose(relative, [2, 0, 1])[tf.newaxis]
 
 
 class _Layout:
