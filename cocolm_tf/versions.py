@@ -2,6 +2,9 @@
 
 import importlib.metadata
 
+import keras
+import tensorflow as tf
+
 import cocolm_tf
 
 
@@ -13,7 +16,12 @@ def own_versions() -> dict[str, str]:
     own_versions()  # {"cocolm_tf": "0.1.0", "tensorflow": "2.20.0", "keras": "3.15.1"}
     ```
     """
-    return {"cocolm_tf": cocolm_tf.__version__} | installed_versions("tensorflow", "keras")
+    # Of the modules: TensorFlow's distribution has other names too, as tensorflow-cpu.
+    return {
+        "cocolm_tf": cocolm_tf.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }
 
 
 def installed_versions(*distributions: str) -> dict[str, str]:
