@@ -175,8 +175,9 @@ class TransformerBlock(keras.layers.Layer):
 
 def _product(rows: tf.Tensor, *layers: keras.layers.Dense) -> tuple[tf.Tensor, tf.Tensor]:
     """One product for all layers, side by side, and the bias that it still lacks."""
+    # A block that is run a second time, for its gradient, is so outside of Keras's casting.
     kernels, biases = (
-        [tf.convert_to_tensor(getattr(layer, name)) for layer in layers]
+        [tf.cast(tf.convert_to_tensor(getattr(layer, name)), rows.dtype) for layer in layers]
         for name in ("kernel", "bias")
     )
     if len(layers) == 1:

@@ -59,18 +59,21 @@ def test_dropout_acts_in_training_only():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("in_graph", [False, True])
-def test_rematerializing_changes_nothing(dropout, in_graph):
-    x, bias = tf.random.normal([2, 4, 8], seed=3), tf.zeros([2, 1, 1, 4])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_rematerializing_changes_nothing(dropout, in_graph, dtype):
+    computed = tf.dtypes.as_dtype(dtype.removeprefix("mixed_"))
+    x = tf.cast(tf.random.normal([2, 4, 8], seed=3), computed)
+    bias, no_bias = tf.zeros([2, 1, 1, 4], computed), tf.cast(NO_BIAS, computed)
 
     def outputs_and_gradients(rematerialize):
-        block = make_block(dropout, rematerialize=rematerialize)
+        block = make_block(dropout, rematerialize=rematerialize, dtype=dtype)
         block.build(x.shape)
 
         def run(x):
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                y = block(x, bias, NO_BIAS, training=True)
-                total = tf.reduce_sum(y * tf.reshape(tf.range(64.0), y.shape))
+                y = block(x, bias, no_bias, training=True)
+                total = tf.reduce_mean(tf.cast(y, tf.float32) * tf.reshape(tf.range(64.0), y.shape))
             return y, *tape.gradient(total, [x, *[v.value for v in block.trainable_variables]])
 
         return (tf.function(run) if in_graph else run)(x)
@@ -78,6 +81,8 @@ def test_rematerializing_changes_nothing(dropout, in_graph):
     plain, again = outputs_and_gradients(False), outputs_and_gradients(True)
     assert len(plain) == 2 + 16
     for one, other in zip(plain, again, strict=True):
+        assert one.dtype == other.dtype
+        one, other = (tf.cast(result, tf.float32) for result in (one, other))
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
