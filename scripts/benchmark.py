@@ -44,6 +44,12 @@ flags.DEFINE_integer(
     "The number of tokens of a sequence, instead of data.sequence_length.",
     lower_bound=3,
 )
+flags.DEFINE_bool(
+    "compiled_costs",
+    False,
+    "Count the FLOPs, bytes, kernels and host transfers of XLA's program of the step too. It is "
+    "compiled once more for that, and must be compiled: runtime.jit_compile=true.",
+)
 flags.mark_flag_as_required("config_file")
 
 FLAGS = flags.FLAGS
@@ -59,7 +65,7 @@ def main() -> str:
     from cocolm_tf.training.config import load_config
 
     config = load_config(FLAGS.config_file, overrides)
-    result = benchmark(config, FLAGS.steps, FLAGS.warmup_steps)
+    result = benchmark(config, FLAGS.steps, FLAGS.warmup_steps, FLAGS.compiled_costs)
     print(f"{'configuration':24}{' '.join([FLAGS.config_file, *overrides])}")
     print(format_report(result))
     return json.dumps({"config_file": FLAGS.config_file, "params_override": overrides} | result)

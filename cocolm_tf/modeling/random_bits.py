@@ -7,7 +7,9 @@ _GOLDEN_RATIO = 0x9E3779B9
 _FIRST_FACTOR, _SECOND_FACTOR = 0x21F0AAAD, 0x735A2D97
 
 
-def random_bits(shape: tf.Tensor | tf.TensorShape | list[int], seed: tf.Tensor) -> tf.Tensor:
+def random_bits(
+    shape: tf.Tensor | tf.TensorShape | list[int], seed: tf.Tensor, start: tf.Tensor | int = 0
+) -> tf.Tensor:
     """Gives each element 32 random bits.
 
     They are a hash of the seed and the element's index: a dozen integer operations that a `fused`
@@ -17,6 +19,7 @@ def random_bits(shape: tf.Tensor | tf.TensorShape | list[int], seed: tf.Tensor) 
     Args:
         shape: of the result.
         seed: integer tensor [2]. Any two that differ give independent bits.
+        start: integer. The index of the first element, for a part of a larger tensor.
 
     Returns:
         uint32 tensor.
@@ -31,7 +34,9 @@ def random_bits(shape: tf.Tensor | tf.TensorShape | list[int], seed: tf.Tensor) 
     # keeps the bits of one seed from being those of another, moved along.
     first = _hash(low + _hash(high, 0), 0)
     second = _hash(high, first)
-    return _hash(_indices(shape) * tf.constant(_GOLDEN_RATIO, tf.uint32) + first, second)
+    golden_ratio = tf.constant(_GOLDEN_RATIO, tf.uint32)
+    origin = tf.cast(start, tf.uint32) * golden_ratio + first
+    return _hash(_progression(shape, origin, golden_ratio), second)
 
 
 def _hash(x: tf.Tensor, key: tf.Tensor | int) -> tf.Tensor:
@@ -45,12 +50,14 @@ def _xor_shifted(x: tf.Tensor, bits: int) -> tf.Tensor:
     return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(bits, tf.uint32)))
 
 
-def _indices(shape: tf.Tensor) -> tf.Tensor:
-    """The number of each element, counted along the last axis first, modulo 2^32."""
+def _progression(shape: tf.Tensor, origin: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """origin + step * index, modulo 2^32; indices count along the last axis first."""
     rank = len(shape) if not isinstance(shape, tf.Tensor) else shape.shape[0]
-    numbers, stride = tf.constant(0, tf.uint32), tf.constant(1, tf.uint32)
+    # The origin comes first, as it is not constant: a sum of constants alone would become one, as
+    # large as the tensor and read from memory by the loop that is to do without.
+    numbers = origin
     for axis in reversed(range(rank)):
-        along = tf.cast(tf.range(shape[axis]), tf.uint32) * stride
+        along = tf.cast(tf.range(shape[axis]), tf.uint32) * step
         numbers += tf.reshape(along, [-1] + [1] * (rank - 1 - axis))
-        stride *= tf.cast(shape[axis], tf.uint32)
+        step *= tf.cast(shape[axis], tf.uint32)
     return numbers

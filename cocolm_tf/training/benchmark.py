@@ -18,6 +18,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
 from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
+from cocolm_tf.training.compiled_costs import compiled_costs
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.flops import pretraining_flops
@@ -27,7 +28,9 @@ from cocolm_tf.versions import own_versions, versions_line
 _FIRST_ORDINARY_TOKEN = UNKNOWN_TOKEN_ID + 1
 
 
-def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> dict[str, Any]:
+def benchmark(
+    config: PretrainingConfig, steps: int, warmup_steps: int = 2, count_compiled: bool = False
+) -> dict[str, Any]:
     """Times training steps of a configuration on one device.
 
     The model, the optimizer and the compiled step are those of a training run; the batches are
@@ -43,6 +46,8 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
             `trainer.micro_batches` cuts them into.
         steps: int. Steps to time, at least 1.
         warmup_steps: int. Steps to run untimed after the first, which traces and compiles.
+        count_compiled: bool. Whether to compile the step once more and count what XLA's program
+            of it takes.
 
     Returns:
         What JSON can hold; times in seconds, memory in bytes:
@@ -55,10 +60,12 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
         `flops_per_second`, `matmul_flops_per_second` (see `matmul_rate`) and `matmul_share`, the
         first divided by the second;
         `peak_memory_bytes` (see `peak_memory`);
-        `skipped_updates`, the timed steps whose gradients were not finite.
+        `skipped_updates`, the timed steps whose gradients were not finite;
+        `compiled`, see `compiled_costs`, or None where they were not asked for.
 
     Raises:
-        UserError: if the sizes do not go together or do not fit into memory.
+        UserError: if the sizes do not go together or do not fit into memory, or if the step is not
+            compiled and was to be counted.
 
     Example:
     ```python
@@ -67,7 +74,10 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
     ```
     """
     trainer = config.trainer
-    pretrainer, step = prepare_step(config, random_batches(config))
+    batches = random_batches(config)
+    pretrainer, step = prepare_step(config, batches)
+    if count_compiled and not pretrainer.compile_step:
+        raise UserError("only a compiled step can be counted: set runtime.jit_compile=true.")
     # The machine's speed changes with what else it does: look at it on both sides of the steps.
     rate_before = matmul_rate(pretrainer.compute_dtype)
     _forget_peak_memory()
@@ -82,6 +92,10 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
     memory = peak_memory()
     rate = max(rate_before, matmul_rate(pretrainer.compute_dtype))
 
+    compiled = None
+    if count_compiled:
+        one_step = tf.function(pretrainer.train_step, jit_compile=True, autograph=False)
+        compiled = compiled_costs(one_step, next(iter(batches)))
     median = float(np.median(seconds))
     flops = pretraining_flops(config)
     return {
@@ -105,6 +119,7 @@ def benchmark(config: PretrainingConfig, steps: int, warmup_steps: int = 2) -> d
         "matmul_share": sum(flops.values()) / median / rate,
         "peak_memory_bytes": memory,
         "skipped_updates": int(pretrainer.get_metrics_result()["skipped_updates"]),
+        "compiled": compiled,
     }
 
 
@@ -302,12 +317,12 @@ def format_report(result: dict[str, Any]) -> str:
     ```
     """
     seconds, flops = result["step_seconds"], result["flops_per_step"]
-    compiled = ", XLA" if result["jit_compile"] else ""
+    xla = ", XLA" if result["jit_compile"] else ""
     parts = f" in {result['micro_batches']} parts" if result["micro_batches"] > 1 else ""
     rows = [
         ("device", result["device"]),
         ("versions", versions_line(result["versions"])),
-        ("precision", result["precision"] + compiled),
+        ("precision", result["precision"] + xla),
         ("parameters", f"{result['parameters']:,}"),
         ("step", f"{result['batch_size']:,} x {result['sequence_length']:,} tokens{parts}"),
         ("tokens/s", f"{result['tokens_per_second']:,.0f}"),
@@ -328,6 +343,13 @@ def format_report(result: dict[str, Any]) -> str:
     ]
     by_part = sorted(result["flops_by_part"].items(), key=lambda item: -item[1])
     rows += [(f"  {part}", f"{part_flops / flops:6.1%}") for part, part_flops in by_part]
+    if compiled := result["compiled"]:
+        rows += [
+            ("XLA's program", f"{compiled['kernels']:,} kernels"),
+            ("  products", f"{si(compiled['product_flops'], 'FLOP')} a step"),
+            ("  memory traffic", f"{compiled['bytes_accessed'] / 2**30:.2f} GiB a step"),
+            ("  host transfers", f"{compiled['host_transfers']}"),
+        ]
     if result["skipped_updates"]:
         rows.append(("skipped updates", f"{result['skipped_updates']}: gradients not finite"))
     return "\n".join(f"{name:24}{value}" for name, value in rows)

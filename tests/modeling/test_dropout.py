@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocolm_tf.modeling.dropout import Dropout, dropout, kept
+from cocolm_tf.training.compiled_costs import compiled_costs
 
 SEED = tf.constant([3, 4])
 
@@ -39,6 +40,13 @@ def test_is_a_function_of_the_seed_for_any_shape(shape, seed):
     np.testing.assert_array_equal(first, second)
     dropped = first.numpy() == 0
     np.testing.assert_allclose(first, np.where(dropped, 0, x / 0.6), rtol=1e-4)
+
+
+def test_a_compiled_loop_reads_no_indices_from_memory():
+    """The input, the output and a number per row and column: nothing else of the input's size."""
+    compiled = tf.function(lambda x, seed: dropout(x, 0.1, seed), jit_compile=True)
+    found = compiled_costs(compiled, tf.ones([200, 300]), SEED)
+    assert found["bytes_accessed"] < 4 * 2.2 * 200 * 300
 
 
 def test_different_seeds_drop_different_elements():

@@ -50,6 +50,36 @@ def test_it_ends_with_the_numbers_of_its_table(config_file: Path):
     assert "timing" in done.stderr
 
 
+@pytest.mark.slow
+def test_a_compiled_step_is_counted(config_file: Path):
+    done = benchmark(
+        f"--config_file={config_file}",
+        "--steps=1",
+        "--warmup_steps=0",
+        "--compiled_costs",
+        "--params_override=runtime.jit_compile=true",
+    )
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    result = json.loads(last)
+    compiled = result["compiled"]
+    # XLA's program is whole, and of the FLOPs that the configuration gives. Sums as products with
+    # ones, which are next to nothing in a larger model, come to it.
+    assert compiled["host_transfers"] == 0
+    assert 1 <= compiled["product_flops"] / result["flops_per_step"] < 1.2
+    assert compiled["bytes_accessed"] > 3 * 4 * result["parameters"]
+    assert f"{compiled['kernels']:,} kernels" in "\n".join(table)
+
+
+def test_a_step_that_is_not_compiled_cannot_be_counted(config_file: Path):
+    (said,) = benchmark.mistakes(
+        f"--config_file={config_file}",
+        "--compiled_costs",
+        "--params_override=runtime.jit_compile=false",
+    )
+    assert "runtime.jit_compile=true" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
