@@ -49,10 +49,45 @@ def corrective_lm_loss(
     )
     ```
     """
-    log_p_lm = -label_cross_entropy(lm_logits, labels, weights)
     if not use_copy:
-        return weighted_mean(-log_p_lm, weights)
+        return weighted_mean(label_cross_entropy(lm_logits, labels, weights), weights)
+    losses = copy_or_label_cross_entropy(
+        lm_logits, copy_logits, input_ids, labels, weights, stop_gradient
+    )
+    return weighted_mean(losses, weights)
 
+
+def copy_or_label_cross_entropy(
+    lm_logits: tf.Tensor,
+    copy_logits: tf.Tensor,
+    input_ids: tf.Tensor,
+    labels: tf.Tensor,
+    weights: tf.Tensor,
+    stop_gradient: bool = True,
+) -> tf.Tensor:
+    """Gives each row's term of `corrective_lm_loss` with the copy mechanism.
+
+    Args:
+        lm_logits: `[N, V]`, and the rest as there.
+        copy_logits: `[N]`.
+        input_ids: `[N]`.
+        labels: `[N]`. Where the weight is 0 it may be any number.
+        weights: `[N]`.
+        stop_gradient: bool.
+
+    Returns:
+        `[N]` float32, in nats. It is not yet weighted.
+
+    Raises:
+        ValueError: If the shapes do not match.
+
+    Example:
+    ```python
+    ids = tf.constant([3, 7])
+    copy_or_label_cross_entropy(tf.zeros([2, 8]), tf.zeros([2]), ids, ids, tf.ones([2]))
+    ```
+    """
+    log_p_lm = -label_cross_entropy(lm_logits, labels, weights)
     copy_logits = tf.cast(copy_logits, tf.float32)
     copy_logits.shape.assert_is_compatible_with(log_p_lm.shape)
     if stop_gradient:
@@ -63,4 +98,4 @@ def corrective_lm_loss(
     # Selecting between two finite branches, instead of adding log(0) for a replaced token, keeps
     # infinities and so NaN out of the gradients.
     is_original = tf.equal(tf.cast(input_ids, tf.int32), tf.cast(labels, tf.int32))
-    return weighted_mean(-tf.where(is_original, log_p_either, log_p_generated), weights)
+    return -tf.where(is_original, log_p_either, log_p_generated)

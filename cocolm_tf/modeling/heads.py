@@ -1,10 +1,13 @@
 """The layers that turn hidden states into predictions."""
 
+from collections.abc import Sequence
+
 import keras
 import tensorflow as tf
 
 from cocolm_tf.modeling.bias import add_bias
 from cocolm_tf.modeling.gelu import exact_gelu
+from cocolm_tf.modeling.row_chunks import RowFunction, map_row_chunks
 
 
 class TiedProjection(keras.layers.Layer):
@@ -37,10 +40,53 @@ class TiedProjection(keras.layers.Layer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Projects."""
+        return _logits(x, *self._weights(x.dtype))
+
+    def map_logits(
+        self,
+        function: RowFunction,
+        x: tf.Tensor,
+        rows: Sequence[tf.Tensor] = (),
+        chunk_rows: int = 0,
+    ) -> tuple[tf.Tensor, ...]:
+        """Reads something from each row's logits, which need not all be there at once.
+
+        Args:
+            function: takes logits [n, vocabulary_size] and the same n of each of `rows`; returns
+                tensors [n].
+            x: [N, embedding_dim], of the type to compute in.
+            rows: tensors [N, ...].
+            chunk_rows: int. How many rows of logits are there at a time, computed a second time
+                for the gradient; 0 for all of them, computed once.
+
+        Returns:
+            Tensors [N].
+
+        Example:
+        ```python
+        guess = lambda logits: (tf.argmax(logits, axis=-1),)
+        TiedProjection(backbone.token_embedding).map_logits(guess, x, chunk_rows=100)
+        ```
+        """
+        weights = self._weights(x.dtype)
+        if not chunk_rows or (x.shape[0] or chunk_rows + 1) <= chunk_rows:
+            return function(_logits(x, *weights), *rows)
+
+        def of_chunk(x: tf.Tensor, *others: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            *rest, matrix, bias = others
+            return function(_logits(x, matrix, bias), *rest)
+
+        return map_row_chunks(of_chunk, [x, *rows], weights, chunk_rows)
+
+    def _weights(self, dtype: tf.DType) -> list[tf.Tensor]:
         # Not `token_embedding(x, reverse=True)`: an embedding does not autocast, so the largest
         # product of the model would be float32 in mixed precision.
-        matrix = tf.convert_to_tensor(self.token_embedding.embeddings)
-        return add_bias(tf.matmul(x, matrix, transpose_b=True), tf.convert_to_tensor(self.bias))
+        variables = self.token_embedding.embeddings, self.bias
+        return [tf.cast(tf.convert_to_tensor(variable), dtype) for variable in variables]
+
+
+def _logits(x: tf.Tensor, matrix: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    return add_bias(tf.matmul(x, matrix, transpose_b=True), bias)
 
 
 class Transform(keras.layers.Layer):
@@ -134,6 +180,16 @@ class MaskedLMHead(keras.layers.Layer):
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Predicts."""
         return self.projection(self.transform(x))
+
+    def map_logits(
+        self,
+        function: RowFunction,
+        x: tf.Tensor,
+        rows: Sequence[tf.Tensor] = (),
+        chunk_rows: int = 0,
+    ) -> tuple[tf.Tensor, ...]:
+        """`TiedProjection.map_logits` of hidden states [N, H]."""
+        return self.projection.map_logits(function, self.transform(x), rows, chunk_rows)
 
 
 class CopyHead(keras.layers.Layer):

@@ -6,10 +6,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cocolm_tf.losses import masked_lm_loss
+from cocolm_tf.losses import weighted_mean
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.corruption import place
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel, gather_positions
+from cocolm_tf.modeling.masked_language_model import (
+    MaskedLanguageModel,
+    gather_positions,
+    judge_labels,
+)
 from cocolm_tf.modeling.measures import Measures, masked_lm_measures
 from cocolm_tf.modeling.training_step import Batch, TrainingStep
 
@@ -24,6 +28,8 @@ class MaskedLMPretrainer(TrainingStep):
         model: `MaskedLanguageModel`.
         mask_token_id: int. The token that hides another. It does so at every masked position.
         seed: int. Decides dropout.
+        logit_chunk_rows: int. How many positions' logits are there at a time; see
+            `TiedProjection.map_logits`.
 
     A batch is that of `CocoLMPretrainer`; the second view is left alone.
 
@@ -41,11 +47,17 @@ class MaskedLMPretrainer(TrainingStep):
     auxiliary = copy_head = lm_head = projection = None
 
     def __init__(
-        self, model: MaskedLanguageModel, mask_token_id: int, seed: int = 0, **kwargs: Any
+        self,
+        model: MaskedLanguageModel,
+        mask_token_id: int,
+        seed: int = 0,
+        logit_chunk_rows: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(seed=seed, dtype=model.backbone.dtype_policy, **kwargs)
         self.model = model
         self.mask_token_id = mask_token_id
+        self.logit_chunk_rows = logit_chunk_rows
         self.built = True
 
     @property
@@ -58,11 +70,13 @@ class MaskedLMPretrainer(TrainingStep):
         original, positions = batch["token_ids"], batch["masked_positions"]
         masked = place(original, positions, self.mask_token_id)
         inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
-        logits = self.model(inputs, positions=positions, training=training)
         labels = gather_positions(original, positions)
         weights = tf.reshape(batch["masked_weights"], [-1])
-        losses = {"mlm_loss": masked_lm_loss(logits, labels, weights)}
-        return losses, masked_lm_measures(logits, labels, weights)
+        errors, guesses = self.model.map_logits(
+            judge_labels, inputs, positions, [labels, weights], self.logit_chunk_rows, training
+        )
+        losses = {"mlm_loss": weighted_mean(errors, weights)}
+        return losses, masked_lm_measures(guesses, labels, weights)
 
     def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The masked positions."""

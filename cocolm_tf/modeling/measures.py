@@ -11,11 +11,28 @@ from cocolm_tf.losses.masked_lm import log_normalizers
 Measures = dict[str, tuple[tf.Tensor, tf.Tensor]]
 
 
-def masked_lm_measures(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> Measures:
-    """How often a masked language model's best guess is right.
+def best_guesses(logits: tf.Tensor) -> tf.Tensor:
+    """The likeliest token of each row.
 
     Args:
         logits: [N, V].
+
+    Returns:
+        [N] int32.
+
+    Example:
+    ```python
+    best_guesses(tf.eye(3))  # [0, 1, 2]
+    ```
+    """
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+
+def masked_lm_measures(guesses: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> Measures:
+    """How often a masked language model's best guess is right.
+
+    Args:
+        guesses: [N] int32.
         labels: [N] int32.
         weights: [N] float32.
 
@@ -24,10 +41,9 @@ def masked_lm_measures(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor)
 
     Example:
     ```python
-    masked_lm_measures(tf.eye(3), tf.constant([0, 1, 0]), tf.ones([3]))  # 2/3, of weight 3
+    masked_lm_measures(tf.range(3), tf.constant([0, 1, 0]), tf.ones([3]))  # 2/3, of weight 3
     ```
     """
-    guesses = tf.argmax(logits, axis=-1, output_type=tf.int32)
     return {"mlm_accuracy": _share(tf.equal(guesses, labels), weights)}
 
 
@@ -58,18 +74,35 @@ def copy_measures(copy_logits: tf.Tensor, is_original: tf.Tensor, is_real: tf.Te
     }
 
 
+def corrected_guesses(
+    lm_logits: tf.Tensor, copy_logits: tf.Tensor, input_ids: tf.Tensor
+) -> tf.Tensor:
+    """The likeliest token of each row under copy mechanism and LM head together.
+
+    Args:
+        lm_logits: [N, V].
+        copy_logits: [N].
+        input_ids: [N] int32. The tokens that the main model read.
+
+    Returns:
+        [N] int32.
+
+    Example:
+    ```python
+    corrected_guesses(tf.eye(3), tf.constant([9.0, -9.0, -9.0]), tf.constant([2, 2, 1]))  # 2, 1, 2
+    ```
+    """
+    copies = _copies(lm_logits, copy_logits, input_ids)
+    return tf.where(copies, input_ids, best_guesses(lm_logits))
+
+
 def corrective_lm_measures(
-    lm_logits: tf.Tensor,
-    copy_logits: tf.Tensor | None,
-    input_ids: tf.Tensor,
-    labels: tf.Tensor,
-    weights: tf.Tensor,
+    guesses: tf.Tensor, input_ids: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
 ) -> Measures:
     """How often the corrective language model's best guess is the original token.
 
     Args:
-        lm_logits: [N, V].
-        copy_logits: [N], or None for a language model without the copy mechanism.
+        guesses: [N] int32.
         input_ids: [N] int32. The tokens that the main model read.
         labels: [N] int32. The original tokens.
         weights: [N] float32.
@@ -80,13 +113,9 @@ def corrective_lm_measures(
 
     Example:
     ```python
-    ids = tf.constant([0, 1, 0])
-    corrective_lm_measures(tf.eye(3), tf.zeros([3]), ids, ids, tf.ones([3]))
+    corrective_lm_measures(tf.range(3), tf.range(3), tf.constant([0, 1, 0]), tf.ones([3]))
     ```
     """
-    guesses = tf.argmax(lm_logits, axis=-1, output_type=tf.int32)
-    if copy_logits is not None:
-        guesses = tf.where(_copies(lm_logits, copy_logits, input_ids), input_ids, guesses)
     right, original = tf.equal(guesses, labels), tf.cast(tf.equal(input_ids, labels), tf.float32)
     return {
         "lm_accuracy_replaced": _share(right, weights * (1 - original)),

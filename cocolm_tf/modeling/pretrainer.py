@@ -1,5 +1,6 @@
 """COCO-LM pretraining: correct and contrast corrupted text (paper, section 3.3)."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,17 +10,22 @@ import tensorflow as tf
 from cocolm_tf.losses import (
     contrastive_cosines,
     copy_loss,
-    corrective_lm_loss,
-    masked_lm_loss,
+    copy_or_label_cross_entropy,
     sequence_contrastive_loss,
+    weighted_mean,
 )
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel, gather_positions
+from cocolm_tf.modeling.masked_language_model import (
+    MaskedLanguageModel,
+    gather_positions,
+    judge_labels,
+)
 from cocolm_tf.modeling.measures import (
     Measures,
     copy_measures,
+    corrected_guesses,
     corrective_lm_measures,
     masked_lm_measures,
 )
@@ -57,6 +63,9 @@ class CocoLMPretrainer(TrainingStep):
         projection: bool. Whether the sequence vectors pass a dense layer, GELU and LayerNorm
             before they are compared. The paper does not mention it, the released models have it.
         seed: int. Decides dropout and sampling.
+        logit_chunk_rows: int. How many positions' logits over the vocabulary are there at a time,
+            computed a second time for the gradient; 0 for all of them, computed once. It changes
+            memory and time alone.
 
     A batch is a dict of `token_ids` [B, S] int32, `padding_mask` [B, S] bool,
     `masked_positions` [B, M] int32, `masked_weights` [B, M] float32 (0 for unused positions), and
@@ -88,6 +97,7 @@ class CocoLMPretrainer(TrainingStep):
         temperature: float = 1.0,
         projection: bool = True,
         seed: int = 0,
+        logit_chunk_rows: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(seed=seed, dtype=backbone.dtype_policy, **kwargs)
@@ -123,6 +133,7 @@ class CocoLMPretrainer(TrainingStep):
         self.use_copy = use_copy
         self.stop_gradient = stop_gradient
         self.temperature = temperature
+        self.logit_chunk_rows = logit_chunk_rows
         # Equation 4.
         weights = {
             "mlm_loss": 1.0 if auxiliary and auxiliary.trainable else 0.0,
@@ -157,16 +168,39 @@ class CocoLMPretrainer(TrainingStep):
         else:
             masked = place(original, positions, self.mask_token_id)
             inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
-            learns = training and self.auxiliary.trainable
-            logits = self.auxiliary(inputs, positions=positions, training=learns)
-            losses["mlm_loss"] = masked_lm_loss(logits, labels, weights)
-            measures = masked_lm_measures(logits, labels, weights)
-            if learns and self.sampling == "eval" and self.auxiliary.backbone.dropout:
-                logits = self.auxiliary(inputs, positions=positions, training=False)
-            sampled = sample_tokens(logits, self.sampling_seeds.next())
+            errors, guesses, sampled = self._guess(inputs, positions, labels, weights, training)
+            losses["mlm_loss"] = weighted_mean(errors, weights)
+            measures = masked_lm_measures(guesses, labels, weights)
         # Unused positions keep their token.
         replacements = tf.where(weights > 0, sampled, labels)
         return place(original, positions, replacements), losses, measures
+
+    def _guess(
+        self,
+        inputs: dict[str, tf.Tensor],
+        positions: tf.Tensor,
+        labels: tf.Tensor,
+        weights: tf.Tensor,
+        training: bool,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The auxiliary model's cross entropy, best guess and sample at each masked position."""
+        seed, numbers = self.sampling_seeds.next(), tf.range(tf.shape(labels)[0])
+
+        def sample(logits: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor]:
+            return (sample_tokens(logits, seed, numbers[0]),)
+
+        def judge_and_sample(
+            logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor
+        ) -> tuple[tf.Tensor, ...]:
+            return *judge_labels(logits, labels, weights), *sample(logits, numbers)
+
+        chunk, learns = self.logit_chunk_rows, training and self.auxiliary.trainable
+        read = functools.partial(self.auxiliary.map_logits, inputs=inputs, positions=positions)
+        if learns and self.sampling == "eval" and self.auxiliary.backbone.dropout:
+            judged = read(judge_labels, rows=[labels, weights], chunk_rows=chunk, training=True)
+            return *judged, *read(sample, rows=[numbers], chunk_rows=chunk)
+        rows = [labels, weights, numbers]
+        return read(judge_and_sample, rows=rows, chunk_rows=chunk, training=learns)
 
     def _correct(
         self, hidden: tf.Tensor, corrupted: tf.Tensor, batch: Batch
@@ -175,23 +209,37 @@ class CocoLMPretrainer(TrainingStep):
         original, is_real = batch["token_ids"], batch["padding_mask"]
         is_original = tf.equal(corrupted, original)
         losses, measures = {}, {}
-        copy_logits = None
         if self.copy_head:
             copy_logits = self.copy_head(hidden)
             losses["copy_loss"] = copy_loss(copy_logits, is_original, is_real)
             measures |= copy_measures(copy_logits, is_original, is_real)
         if self.lm_head:
-            rows = tf.reshape(self._lm_weights(batch), [-1])
+            weights = tf.reshape(self._lm_weights(batch), [-1])
             hidden, corrupted, original = (
                 self._lm_rows(x, batch) for x in (hidden, corrupted, original)
             )
-            copy_logits = self._lm_rows(copy_logits, batch) if self.use_copy else None
-            logits = self.lm_head(hidden)
-            losses["lm_loss"] = corrective_lm_loss(
-                logits, copy_logits, corrupted, original, rows, self.use_copy, self.stop_gradient
-            )
-            measures |= corrective_lm_measures(logits, copy_logits, corrupted, original, rows)
+            judge, rows = judge_labels, [original, weights]
+            if self.use_copy:
+                judge = self._judge_copy_or_label
+                rows += [corrupted, self._lm_rows(copy_logits, batch)]
+            errors, guesses = self.lm_head.map_logits(judge, hidden, rows, self.logit_chunk_rows)
+            losses["lm_loss"] = weighted_mean(errors, weights)
+            measures |= corrective_lm_measures(guesses, corrupted, original, weights)
         return losses, measures
+
+    def _judge_copy_or_label(
+        self,
+        logits: tf.Tensor,
+        labels: tf.Tensor,
+        weights: tf.Tensor,
+        input_ids: tf.Tensor,
+        copy_logits: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """`judge_labels`, where a token may also be copied."""
+        errors = copy_or_label_cross_entropy(
+            logits, copy_logits, input_ids, labels, weights, self.stop_gradient
+        )
+        return errors, corrected_guesses(logits, copy_logits, input_ids)
 
     def _contrast(self, hidden: tf.Tensor, batch: Batch, training: bool) -> tuple[Losses, Measures]:
         """Equation 3: the corrupted text and a crop of the original are two views of it (SCL)."""

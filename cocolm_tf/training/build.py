@@ -34,15 +34,16 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     precision = config.runtime.precision
     main = CocoLMBackbone(**config.model.as_dict(), dtype=precision, name="main")
     objective = config.objective.as_dict()
+    runtime = {key: getattr(config.runtime, key) for key in ("seed", "logit_chunk_rows")}
     if objective.pop("name") == "masked_lm":
         model = MaskedLanguageModel(main, name="masked_language_model")
-        return MaskedLMPretrainer(model, mask_token_id, seed=config.runtime.seed)
+        return MaskedLMPretrainer(model, mask_token_id, **runtime)
     return CocoLMPretrainer(
         main,
         _build_auxiliary(config, main),
         mask_token_id,
         sampling=config.auxiliary.sampling,
-        seed=config.runtime.seed,
+        **runtime,
         **objective,
     )
 

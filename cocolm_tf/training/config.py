@@ -131,6 +131,9 @@ class RuntimeConfig(hyperparams.Config):
     precision: str = "float32"
     # Whether to compile the whole step with XLA, on one device; null for what suits the device.
     jit_compile: bool | None = None
+    # Positions whose logits over the vocabulary are there at a time, computed twice; 0 for all,
+    # computed once. Saves memory where positions are many and the vocabulary is large.
+    logit_chunk_rows: int = 0
     seed: int = 0
 
 
@@ -194,6 +197,7 @@ _RANGES: config_file.Ranges = (
             "optimizer.clip_norm",
             "trainer.validation_steps",
             "trainer.keep_checkpoint_interval",
+            "runtime.logit_chunk_rows",
         ),
     ),
     (

@@ -7,7 +7,12 @@ from typing import Any
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.flops import pretraining_flops, rematerialization_flops, similarity_flops
+from cocolm_tf.training.flops import (
+    logit_chunk_flops,
+    pretraining_flops,
+    rematerialization_flops,
+    similarity_flops,
+)
 from cocolm_tf.training.memory import step_memory
 from cocolm_tf.training.parameters import count_parameters
 from cocolm_tf.training.passes import heads_of
@@ -175,15 +180,16 @@ def plan(
 def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -> float:
     """Counts the FLOPs that one device computes in a step.
 
-    Its share of `pretraining_flops` and, if so wanted, of `rematerialization_flops`; but all of
-    `similarity_flops`, as each device compares the vectors of all.
+    Its share of `pretraining_flops`, of `logit_chunk_flops` and, if so wanted, of
+    `rematerialization_flops`; but all of `similarity_flops`, as each device compares the vectors of
+    all.
 
     Example:
     ```python
     device_flops(PretrainingConfig(), devices=8, rematerialize=False)
     ```
     """
-    shared = sum(pretraining_flops(config).values())
+    shared = sum(pretraining_flops(config).values()) + logit_chunk_flops(config)
     whole = similarity_flops(config)
     if rematerialize:
         shared += rematerialization_flops(config)

@@ -2,8 +2,8 @@
 
 A product of an m x k and a k x n matrix counts 2mkn: a multiplication and an addition each. All
 else (softmax, LayerNorm, dropout, lookups, the optimizer) is of a lower order and left out, and so
-is what rematerialization computes a second time, which `rematerialization_flops` counts: these are
-the model's FLOPs, not the hardware's.
+is what is computed a second time to save memory, which `rematerialization_flops` and
+`logit_chunk_flops` count: these are the model's FLOPs, not the hardware's.
 """
 
 import dataclasses
@@ -124,6 +124,24 @@ def rematerialization_flops(config: PretrainingConfig) -> int:
         for one in encoder_passes(config).values()
         if one.trained
     )
+
+
+def logit_chunk_flops(config: PretrainingConfig) -> int:
+    """Counts the FLOPs that a step takes a second time where logits are computed chunk by chunk.
+
+    The product with the word table, 2NEV, of each head that learns. It is what
+    `runtime.logit_chunk_rows` costs where a device's rows are more than that; 0 where it is 0.
+
+    Example:
+    ```python
+    logit_chunk_flops(load_config("configs/pretrain/base.yaml", "runtime.logit_chunk_rows=256"))
+    ```
+    """
+    if not config.runtime.logit_chunk_rows:
+        return 0
+    model, heads = config.model, heads_of(config)
+    rows = heads.lm + (masked_rows(config) if heads.masked_lm else 0)
+    return config.trainer.batch_size * _product(rows, model.hidden_dim, model.vocabulary_size)
 
 
 def pass_flops(encoder_pass: EncoderPass) -> int:

@@ -64,7 +64,7 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
         "gradients": (1 if micro_batches == 1 else 2) * _FLOAT32 * parameters,
         "copied_weights": copied_weight_bytes(config, rematerialize),
         "activations": sequences * activations,
-        "logits": sequences * logit_bytes(config),
+        "logits": logit_bytes(config, sequences),
         "similarities": similarity_bytes(config, sequences * devices),
         "working": sequences * working_bytes(config, rematerialize),
     }
@@ -180,24 +180,39 @@ def head_activations(config: PretrainingConfig) -> int:
     return count
 
 
-def logit_bytes(config: PretrainingConfig) -> int:
-    """Counts the bytes of the vocabulary logits of one sequence.
+def logit_bytes(config: PretrainingConfig, sequences: int) -> int:
+    """Counts the bytes of the vocabulary logits.
 
-    Each head keeps its logits, cNV of N rows: M at the masked LM head, M or L at the LM head. To
-    that comes the larger of what is made of them: the gradient of a head's logits, cNV, or the
-    float32 logits with noise that the auxiliary model's samples are the maxima of, 4MV.
+    Each head keeps its logits, cNV of N rows: M of each sequence at the masked LM head, M or L at
+    the LM head. To that comes the larger of what is made of them: the gradient of a head's logits,
+    cNV, or the float32 logits with noise that the auxiliary model's samples are the maxima of, 4NV.
+
+    Where `runtime.logit_chunk_rows` is less than N, nothing is kept: the logits and what is made of
+    them are there for so many rows, beside two float32 gradients of the word table, 8VE: the sums
+    over the chunks so far and over one more.
+
+    Args:
+        config: the run.
+        sequences: int. Those of a device at a time.
+
+    Returns:
+        Bytes.
 
     Example:
     ```python
-    logit_bytes(PretrainingConfig())
+    logit_bytes(PretrainingConfig(), sequences=32) / 2**30  # GiB
     ```
     """
     width, heads, passes = compute_bytes(config), heads_of(config), encoder_passes(config)
-    masked = masked_rows(config)
-    predicted = [width * heads.lm, width * masked if heads.masked_lm else 0]
-    kept, working = sum(predicted), max(predicted)
+    masked = sequences * masked_rows(config)
+    learned = [sequences * heads.lm, masked if heads.masked_lm else 0]
+    at_a_time = config.runtime.logit_chunk_rows or max(*learned, masked)
+    working = width * min(at_a_time, max(learned))
     if "auxiliary" in passes or "auxiliary_sampling" in passes:
-        working = max(working, _FLOAT32 * masked)
+        working = max(working, _FLOAT32 * min(at_a_time, masked))
+    if max(learned) > at_a_time:
+        working += width * at_a_time + 2 * _FLOAT32 * config.model.hidden_dim
+    kept = width * sum(rows for rows in learned if rows <= at_a_time)
     return config.model.vocabulary_size * (kept + working)
 
 

@@ -71,6 +71,13 @@ def test_samples_are_a_function_of_the_seed():
         assert np.mean(first == sample_tokens(logits, tf.constant(other))) < 0.5
 
 
+def test_some_of_many_rows_are_sampled_as_they_are_among_all():
+    logits = tf.random.normal([50, 7])
+    together = sample_tokens(logits, SEED)
+    apart = [sample_tokens(logits[start : start + 20], SEED, start) for start in (0, 20, 40)]
+    np.testing.assert_array_equal(tf.concat(apart, 0), together)
+
+
 def test_samples_are_tokens_of_the_vocabulary():
     sampled = sample_tokens(tf.random.normal([1000, 7]), SEED).numpy()
     assert set(sampled) <= set(range(7))

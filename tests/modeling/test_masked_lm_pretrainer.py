@@ -27,6 +27,20 @@ def test_the_loss_is_that_of_section_3_1(pretrainer: MaskedLMPretrainer):
     assert {name: float(weight) for name, weight in weights.items()} == {"mlm_loss": 6}
 
 
+def test_chunks_of_logits_change_nothing(pretrainer: MaskedLMPretrainer):
+    batch, found = tensors(make_batch()), []
+    for pretrainer.logit_chunk_rows in (0, 5):
+        with tf.GradientTape() as tape:
+            losses, measures = pretrainer.compute(batch, training=True)
+        gradients = tape.gradient(
+            losses["mlm_loss"], [v.value for v in pretrainer.trainable_variables]
+        )
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        found.append([losses["mlm_loss"], *tf.nest.flatten(measures), *gradients])
+    for whole, chunked in zip(*found, strict=True):
+        np.testing.assert_allclose(chunked, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_a_batch_without_masked_tokens_gives_zero(pretrainer: MaskedLMPretrainer):
     batch = make_batch() | {"masked_weights": np.zeros([4, 3], np.float32)}
     losses, _ = pretrainer.compute(tensors(batch), training=True)

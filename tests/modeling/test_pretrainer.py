@@ -1,3 +1,4 @@
+import keras
 import modeling_reference as reference
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from modeling_models import (
     make_batch,
     make_pretrainer,
     tensors,
+    weights_of,
 )
 
 from cocolm_tf.modeling import pretrainer as pretrainer_module
@@ -90,6 +92,20 @@ def test_losses_equal_the_equations(options, corrupted):
     # What is reported is what is computed, and every loss of the objective is there.
     assert sorted([*losses, *measures]) == sorted(pretrainer.meter_names())
     assert pretrainer.coefficients.keys() <= losses.keys() <= pretrainer.loss_weights(batch).keys()
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"auxiliary_dropout": 0.3, "dropout": 0.3}], ids=str)
+def test_chunks_of_logits_change_nothing(options, corrupted):
+    found = []
+    for chunk_rows in (0, 5):
+        pretrainer = make_pretrainer(logit_chunk_rows=chunk_rows, **options)
+        pretrainer.compile(keras.optimizers.SGD(0.1), clip_norm=1.0)
+        pretrainer.train_step(tensors(make_batch()))
+        metrics = pretrainer.get_metrics_result()
+        assert metrics["gradient_norm"] > 0
+        found.append([*metrics.values(), *weights_of(pretrainer), corrupted[-1]])
+    for whole, chunked in zip(*found, strict=True):
+        np.testing.assert_allclose(chunked, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_weights_are_what_the_means_are_over():

@@ -12,7 +12,13 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.benchmark import random_batches
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.flops import encoder_flops, pretraining_flops, rematerialization_flops
+from cocolm_tf.training.flops import (
+    encoder_flops,
+    logit_chunk_flops,
+    pretraining_flops,
+    rematerialization_flops,
+)
+from cocolm_tf.training.passes import masked_rows
 
 TINY = {
     "model": {
@@ -105,6 +111,17 @@ def test_rematerialized_blocks_run_forward_twice():
     config = tiny(auxiliary={"hidden_dim": 8}, model={"rematerialize": True})
     once = sum(pretraining_flops(config).values())
     assert once + rematerialization_flops(config) == step_flops(config)
+
+
+def test_chunked_logits_are_computed_twice():
+    config = tiny()
+    assert logit_chunk_flops(config) == 0
+    config.runtime.logit_chunk_rows = 1
+    rows = 2 * masked_rows(config) * config.trainer.batch_size  # of two heads
+    by_hand = 2 * rows * config.model.hidden_dim * config.model.vocabulary_size
+    assert logit_chunk_flops(config) == by_hand
+    config.objective.lm_weight = 0.0
+    assert logit_chunk_flops(config) == by_hand / 2
 
 
 def step_flops(config: PretrainingConfig) -> int:

@@ -152,6 +152,19 @@ def test_a_device_holds_one_micro_batch(
     assert parts["similarities"] == devices**2 * of_alone["similarities"]
 
 
+def test_chunks_of_logits_by_hand():
+    """32 sequences with 77 masked positions, 2 heads, 32,768 tokens, width 768, float32."""
+    config = PretrainingConfig()
+    config.runtime.logit_chunk_rows = 256
+    chunks = memory.logit_bytes(config, sequences=32)
+    assert chunks == 32_768 * (4 * 256 + 4 * 256 + 8 * 768)
+    config.runtime.logit_chunk_rows = 32 * 77
+    at_once = memory.logit_bytes(config, sequences=32)
+    assert at_once == 32_768 * 3 * 4 * 32 * 77
+    config.runtime.logit_chunk_rows = 0
+    assert memory.logit_bytes(config, sequences=32) == at_once
+
+
 def test_a_block_of_bert_base_by_hand():
     """12 heads, width 768, 512 tokens, bfloat16, dropout: 8 of 768 and 2 of 3072, and 12 * 512."""
     main = encoder_passes(PretrainingConfig())["main_corrupted"]
