@@ -74,7 +74,8 @@ $(REPORT)/index.html: $(MODEL)/preset/config.json
 # In two parts: TensorFlow keeps what it has compiled, gigabytes after hundreds of small models.
 FOUNDATION := $(wildcard tests/test_*.py) $(addprefix tests/,data losses modeling tokenization training)
 PYTEST = for part in "$(FOUNDATION)" "tests $(FOUNDATION:%=--ignore=%)"; do \
-	  $(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile $$part -m "$(MARKS)" || failed=1; \
+	  $(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile --no-loadscope-reorder $$part \
+	    -m "$(MARKS)" || failed=1; \
 	done; exit $${failed:-0}
 
 test: MARKS := not exhaustive

@@ -20,6 +20,12 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the files that have slow tests, so that no process is left alone with one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def mirrored_strategy(request: pytest.FixtureRequest) -> tf.distribute.MirroredStrategy:
     """A MirroredStrategy over two logical CPUs, or over as many as an indirect parameter says.
