@@ -1,5 +1,7 @@
 """The encoder: a BERT-style Transformer with relative positions."""
 
+import json
+import os
 from typing import Any, Self
 
 import keras
@@ -239,3 +241,31 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
             "initializer_range": self.initializer_range,
             "rematerialize": self.rematerialize,
         }
+
+    def save_to_preset(self, preset_dir: str, max_shard_size: float = 10) -> None:
+        """Saves a preset, as KerasHub does, whose weights load at any precision.
+
+        How a model was computed, as in mixed precision, is not the preset's matter: `from_preset`
+        takes Keras's policy of the process, or `dtype`.
+
+        Args:
+            preset_dir: The folder.
+            max_shard_size: In GB, of a file of weights.
+
+        Example:
+        ```python
+        backbone.save_to_preset("runs/encoder")
+        CocoLMBackbone.from_preset("runs/encoder", dtype="mixed_bfloat16")
+        ```
+        """
+        super().save_to_preset(preset_dir, max_shard_size)
+        policy = self.dtype_policy
+        if policy.name.startswith("mixed_"):
+            # KerasHub loads any float type at the policy of the process, but fails on these.
+            path = os.path.join(preset_dir, "config.json")
+            with open(path) as file:
+                config = json.load(file)
+            stored = keras.DTypePolicy(policy.variable_dtype)
+            config["config"]["dtype"] = keras.dtype_policies.serialize(stored)
+            with open(path, "w") as file:
+                json.dump(config, file, indent=4)

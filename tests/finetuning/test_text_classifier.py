@@ -199,6 +199,19 @@ def test_mixed_precision_answers_in_float32(tiny_preset):
     assert model(model.preprocessor(TEXTS)).dtype == "float32"
 
 
+def test_what_learned_in_mixed_precision_loads_at_any(tiny_preset, tmp_path):
+    model = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=2, dtype="mixed_bfloat16")
+    model.fit(TEXTS, LABELS, verbose=0)
+    saved, logits = str(tmp_path / "preset"), model.predict(TEXTS, verbose=0)
+    model.save_to_preset(saved)
+    for cls in (CocoLMTextClassifier, keras_nlp.models.TextClassifier):
+        loaded = cls.from_preset(saved)
+        assert loaded.backbone.compute_dtype == "float32"
+        np.testing.assert_allclose(loaded.predict(TEXTS, verbose=0), logits, atol=0.05)
+    same = CocoLMTextClassifier.from_preset(saved, dtype="mixed_bfloat16")
+    np.testing.assert_allclose(same.predict(TEXTS, verbose=0), logits, atol=1e-6)
+
+
 def test_several_replicas_learn_as_one(tiny_preset, mirrored_strategy):
     def trained():
         random.seed(3)

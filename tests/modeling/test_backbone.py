@@ -1,4 +1,5 @@
 import keras
+import keras_nlp
 import modeling_reference as reference
 import numpy as np
 import pytest
@@ -197,6 +198,17 @@ def test_config_rebuilds_the_architecture():
     assert again.get_config() == config
     assert [v.shape for v in again.weights] == [v.shape for v in backbone.weights]
     assert again.compute_dtype == "bfloat16"
+
+
+def test_a_preset_loads_at_any_precision(tmp_path):
+    backbone, inputs = make_random(dtype="mixed_bfloat16"), make_inputs()
+    backbone.save_to_preset(str(tmp_path))
+    for cls in (CocoLMBackbone, keras_nlp.models.Backbone):
+        assert cls.from_preset(str(tmp_path)).compute_dtype == "float32"
+    again = CocoLMBackbone.from_preset(str(tmp_path), dtype="mixed_bfloat16")
+    np.testing.assert_array_equal(
+        tf.cast(again(inputs), tf.float32), tf.cast(backbone(inputs), tf.float32)
+    )
 
 
 def test_preset_round_trip(tmp_path):
