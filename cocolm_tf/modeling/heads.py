@@ -181,16 +181,6 @@ class MaskedLMHead(keras.layers.Layer):
         """Predicts."""
         return self.projection(self.transform(x))
 
-    def map_logits(
-        self,
-        function: RowFunction,
-        x: tf.Tensor,
-        rows: Sequence[tf.Tensor] = (),
-        chunk_rows: int = 0,
-    ) -> tuple[tf.Tensor, ...]:
-        """`TiedProjection.map_logits` of hidden states [N, H]."""
-        return self.projection.map_logits(function, self.transform(x), rows, chunk_rows)
-
 
 class CopyHead(keras.layers.Layer):
     """One logit per token that it is the original: w_copy^T h (paper, section 3.3).

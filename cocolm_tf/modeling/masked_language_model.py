@@ -84,8 +84,8 @@ class MaskedLanguageModel(keras.Model):
         model.map_logits(guess, inputs, tf.constant([[2, 5]]), chunk_rows=1)
         ```
         """
-        states = self._rows(inputs, positions, training)
-        return self.head.map_logits(function, states, rows, chunk_rows)
+        x = self.head.transform(self._rows(inputs, positions, training))
+        return self.head.projection.map_logits(function, x, rows, chunk_rows)
 
     def _rows(
         self, inputs: dict[str, tf.Tensor], positions: tf.Tensor, training: bool
