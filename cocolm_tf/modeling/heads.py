@@ -68,8 +68,8 @@ class TiedProjection(keras.layers.Layer):
         TiedProjection(backbone.token_embedding).map_logits(guess, x, chunk_rows=100)
         ```
         """
-        weights = self._weights(x.dtype)
-        if not chunk_rows or (x.shape[0] or chunk_rows + 1) <= chunk_rows:
+        weights, count = self._weights(x.dtype), x.shape[0]
+        if not chunk_rows or (count is not None and count <= chunk_rows):
             return function(_logits(x, *weights), *rows)
 
         def of_chunk(x: tf.Tensor, *others: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -39,8 +39,7 @@ def map_row_chunks(
     )
     ```
     """
-    count = rows[0].shape[0]
-    count = tf.shape(rows[0])[0] if count is None else count
+    count = _length(rows[0])
 
     def restored(chunks: tf.Tensor) -> tf.Tensor:
         flat = tf.reshape(chunks, tf.concat([[-1], tf.shape(chunks)[2:]], 0))
@@ -73,6 +72,10 @@ def map_row_chunks(
     return apply(*rows, *shared)
 
 
+def _length(x: tf.Tensor) -> tf.Tensor | int:
+    return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+
+
 def _cut(x: tf.Tensor, count: tf.Tensor | int, chunk_rows: int) -> tf.Tensor:
     """[N, ...] to [chunks, chunk_rows, ...]."""
     x = tf.pad(x, [[0, -count % chunk_rows]] + [[0, 0]] * (x.shape.rank - 1))
@@ -95,7 +98,7 @@ def _gradients(
     slopes: list[tf.Tensor],
 ) -> tuple[list[tf.Tensor | None], list[tf.Tensor]]:
     """The gradients of the rows, chunk by chunk, and those of what they share, added up."""
-    chunks = tf.shape(pieces[0])[0] if pieces[0].shape[0] is None else pieces[0].shape[0]
+    chunks = _length(pieces[0])
     learning = [x.dtype.is_floating for x in pieces]
 
     def add(
