@@ -69,6 +69,8 @@ class ObjectiveConfig(hyperparams.Config):
     stop_gradient: bool = True
     temperature: float = 1.0
     projection: bool = True
+    # Whether a batch in trainer.micro_batches parts is contrasted as a whole: a forward pass more.
+    scl_over_micro_batches: bool = False
 
 
 @dataclasses.dataclass
