@@ -106,11 +106,15 @@ def compiles_communication(strategy: tf.distribute.Strategy) -> bool:
     compiles_communication(tf.distribute.get_strategy())  # True
     ```
     """
-    replicas, devices = strategy.num_replicas_in_sync, strategy.extended.worker_devices
+    replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return True
-    kinds = {tf.DeviceSpec.from_string(device).device_type for device in devices}
-    return kinds == {"GPU"} and len(devices) == replicas
+    devices = strategy.extended.worker_devices  # of this host
+    return len(devices) == replicas and all(_is_gpu_device(device) for device in devices)
+
+
+def _is_gpu_device(device: str) -> bool:
+    return tf.DeviceSpec.from_string(device).device_type == "GPU"
 
 
 def _context_of_several_replicas() -> tf.distribute.ReplicaContext | None:
