@@ -47,10 +47,11 @@ class TrainingStep(keras.Model):
 
     A loss that compares the batch's sequences with each other is no such mean. A subclass that has
     one sets `contrasts`, how many vectors of which width stand for a sequence in it, states it in
-    `contrast(*vectors)`, and lets `compute` take another function in its place. It compares within a micro-batch of all replicas or, where
-    `contrasts_whole_batch`, within the global batch: all vectors are computed first, then their
-    gradients, then each micro-batch is computed again and its backward pass begins with those
-    (GradCache: Gao et al., 2021). That costs one more forward pass, and no more memory.
+    `contrast(*vectors)`, and lets `compute` take another function in its place. It compares within
+    a micro-batch of all replicas or, where `contrasts_whole_batch`, within the global batch: all
+    vectors are computed first, then their gradients, then each micro-batch is computed again and
+    its backward pass begins with those (GradCache: Gao et al., 2021). That costs one more forward
+    pass, and no more memory.
 
     A step whose gradients are not finite is left out by every replica and counted in
     `skipped_updates`. In `mixed_float16` the loss is scaled, and the scale adapts to overflows.
