@@ -333,7 +333,9 @@ def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, An
         Path(arguments.optimized).write_bytes(
             compiled.hlo_modules()[0].as_serialized_hlo_module_proto()
         )
-    memory, costs = compiled.get_compiled_memory_stats(), compiled.cost_analysis()
+    memory = compiled.get_compiled_memory_stats()
+    # The compiler for GPUs does not say; its program does, which the one for TPUs keeps.
+    costs = {} if target in _GPUS else compiled.cost_analysis()
     costs = costs[0] if isinstance(costs, list) else costs
     return {
         "target": target,

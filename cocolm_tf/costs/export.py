@@ -42,7 +42,8 @@ def export_step(config: PretrainingConfig, path: str, title: str = "") -> dict[s
         `variable` (with the `mean` and `deviation` of its initial values) or `constant`;
         `title`, `precision`, `batch_size`, `sequence_length`, `replicas`;
         `tokens` and model `flops` of a step; `peak_flops` of known devices in this precision;
-        `losses`, the name of each loss with those of the variables that its mean is made of.
+        `losses`, the name of each loss with those of the variables that its mean is made of;
+        `config`, the run as a dict.
 
     Raises:
         UserError: if the sizes do not go together.
@@ -83,6 +84,7 @@ def export_step(config: PretrainingConfig, path: str, title: str = "") -> dict[s
             if meter.name.endswith("loss")
         },
         "arguments": arguments,
+        "config": config.as_dict(),
     }
     write_program(path, program, description, arrays)
     return description
