@@ -350,6 +350,9 @@ def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, An
         "code_bytes": memory.generated_code_size_in_bytes,
         "flops": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
+        "described": {
+            key: program.description[key] for key in ("title", "precision", "tokens", "flops")
+        },
     }
 
 

@@ -112,4 +112,14 @@ ACCELERATORS = {
         source="cloud.google.com/tpu/docs/v5p",
         device_kind="TPU v5",
     ),
+    "v6e": Accelerator(
+        "Google TPU v6e",
+        bfloat16_flops=918e12,
+        float32_flops=918e12,
+        memory=32e9,
+        memory_bandwidth=1.638e12,
+        link_bandwidth=400e9,
+        source="cloud.google.com/tpu/docs/v6e",
+        device_kind="TPU v6 lite",
+    ),
 }
