@@ -36,8 +36,8 @@ class ModelConfig(hyperparams.Config):
     # Not the paper's: see `CocoLMBackbone`. Helps small models on small budgets.
     neighbor_bias: float = 0.0
     initializer_range: float = 0.02
-    # What is computed again in the backward pass instead of being kept: none, attention (the tensors
-    # of every two positions) or block; true and false are the last and the first.
+    # What is computed again in the backward pass instead of being kept: none, attention (tensors of
+    # every two positions) or block; true and false are the last and the first.
     rematerialize: bool | str = "none"
 
 
