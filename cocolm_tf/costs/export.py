@@ -129,7 +129,10 @@ def stablehlo(
     for number, captured in enumerate(step.get_concrete_function(batches[0]).captured_inputs):
         if captured.dtype == tf.resource:
             variable = handles[id(captured)]
-            argument = _argument(variable.path, "variable", variable.value)
+            # An optimizer's variables may have the same path, as those of two models' layers.
+            again = sum(one["name"].split(":")[0] == variable.path for one in arguments)
+            name = f"{variable.path}:{again}" if again else variable.path
+            argument = _argument(name, "variable", variable.value)
             argument["mean"] = float(np.mean(variable.numpy(), dtype=np.float64))
             argument["deviation"] = float(np.std(variable.numpy(), dtype=np.float64))
         else:
