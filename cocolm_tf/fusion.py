@@ -158,8 +158,10 @@ def row_logsumexp(x: tf.Tensor) -> tf.Tensor:
         # The largest element and the sum in one pass: a row is read once, not twice.
         scalar = tf.TensorSpec([], tf.float32)
         combine = tf.function(_combine_exponentials, autograph=False)
+        # Ones that are no constant: TensorFlow would make one as large as `x`.
+        ones = tf.cast(tf.equal(x, x), tf.float32)
         largest, total = xla.variadic_reduce(
-            (x, tf.ones_like(x)),
+            (x, ones),
             (tf.constant(x.dtype.min), tf.constant(0.0)),
             dimensions_to_reduce=[x.shape.rank - 1],
             reducer=combine.get_concrete_function(scalar, scalar, scalar, scalar),

@@ -8,7 +8,6 @@ the least time that they can take; the last line is the same as JSON. --program 
 step, for run_step.py on a machine that has the device; without --target that is all.
 """
 
-import contextlib
 import json
 import os
 import tempfile
@@ -33,6 +32,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string("program", None, "Where to keep the exported step, or where it is.")
 flags.DEFINE_string("optimized", "", "Where to keep what XLA made of it for a GPU.")
+flags.DEFINE_string(
+    "measured",
+    None,
+    "What run_step.py --profile=FILE wrote on the device: nothing is compiled then, but set beside "
+    "the kernels of --optimized, which the same run wrote, of --program.",
+)
 flags.DEFINE_integer("rows", 0, "How many groups of kernels to list, the heaviest first.", 0)
 flags.DEFINE_multi_string("xla_option", [], "An option of XLA, NAME=VALUE. Repeatable.")
 flags.DEFINE_string(
@@ -58,23 +63,31 @@ def main() -> str:
     if not FLAGS.config_file and not FLAGS.target:
         raise UserError("--target is missing: it says what --program is to be compiled for.")
 
-    # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.costs.targets import compile_for, format_report, targets_python
+    for name in ("program", "optimized", "measured") if FLAGS.measured else ():
+        if not os.path.isfile(FLAGS[name].value or ""):
+            raise UserError(f"--{name}={FLAGS[name].value} does not exist: --measured needs it.")
 
-    # Before the step is exported, which takes a while.
-    python = targets_python(FLAGS.targets_python) if FLAGS.target else ""
-    with contextlib.ExitStack() as stack:
-        path = FLAGS.program or str(
-            Path(stack.enter_context(tempfile.TemporaryDirectory()), "exported.step")
+    # Imported once the flags are known, so that --help and mistakes in them answer at once.
+    from cocolm_tf.costs import targets
+
+    if FLAGS.measured:
+        seconds = json.loads(Path(FLAGS.measured).read_text())
+        result = targets.compare_with_measured(
+            FLAGS.program, FLAGS.target, FLAGS.optimized, seconds
         )
-        if FLAGS.config_file:
-            _export(path)
-        if not FLAGS.target:
-            return path
-        result = compile_for(
-            path, FLAGS.target, _RUNNER, python, FLAGS.optimized, options=FLAGS.xla_option
-        )
-    print(format_report(result, FLAGS.rows))
+    else:
+        # Looked for before the step is exported, which takes a while.
+        python = targets.targets_python(FLAGS.targets_python) if FLAGS.target else ""
+        with tempfile.TemporaryDirectory() as folder:
+            path = FLAGS.program or str(Path(folder, "exported.step"))
+            if FLAGS.config_file:
+                _export(path)
+            if not FLAGS.target:
+                return path
+            result = targets.compile_for(
+                path, FLAGS.target, _RUNNER, python, FLAGS.optimized, options=FLAGS.xla_option
+            )
+    print(targets.format_report(result, FLAGS.rows))
     result["groups"] = result.get("groups", [])[: FLAGS.rows]
     asked = {"config_file": FLAGS.config_file, "params_override": FLAGS.params_override}
     return json.dumps(asked | result)

@@ -39,7 +39,9 @@ class Electra(torch.nn.Module):
         main, auxiliary = config["model"], config["auxiliary"]
         self.mask_token_id = main["vocabulary_size"] - 1
 
-        def sized(num_layers: int, width: int, heads: int, intermediate: int) -> Any:
+        def sized(
+            num_layers: int, width: int, heads: int, intermediate: int, dropout: float
+        ) -> transformers.ElectraConfig:
             return transformers.ElectraConfig(
                 vocab_size=main["vocabulary_size"],
                 embedding_size=main["hidden_dim"],
@@ -47,8 +49,8 @@ class Electra(torch.nn.Module):
                 hidden_size=width,
                 num_attention_heads=heads,
                 intermediate_size=intermediate,
-                hidden_dropout_prob=main["dropout"],
-                attention_probs_dropout_prob=main["dropout"],
+                hidden_dropout_prob=dropout,
+                attention_probs_dropout_prob=dropout,
                 max_position_embeddings=main["max_sequence_length"],
                 initializer_range=main["initializer_range"],
                 pad_token_id=1,
@@ -57,10 +59,14 @@ class Electra(torch.nn.Module):
 
         sizes = ("hidden_dim", "num_heads", "intermediate_dim")
         self.discriminator = transformers.ElectraForPreTraining(
-            sized(main["num_layers"], *(main[size] for size in sizes))
+            sized(main["num_layers"], *(main[size] for size in sizes), main["dropout"])
         )
         self.generator = transformers.ElectraForMaskedLM(
-            sized(auxiliary["num_layers"], *(auxiliary[size] or main[size] for size in sizes))
+            sized(
+                auxiliary["num_layers"],
+                *(auxiliary[size] or main[size] for size in sizes),
+                0.0 if auxiliary["sampling"] == "zero_dropout" else main["dropout"],
+            )
         )
         embeddings = self.discriminator.electra.embeddings
         self.generator.electra.embeddings = embeddings

@@ -299,14 +299,13 @@ class _Losses:
 def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compiles a program for a device that is not there."""
     import jaxlib._jax as internals
-    from jax._src import compiler, xla_bridge
+    from jax._src import compiler
     from jax._src.interpreters import mlir
     from jax.experimental import topologies
 
     target, replicas = arguments.target, arguments.replicas or program.description["replicas"]
     xla_options = _xla_options(arguments)
     if target in _GPUS:
-        xla_bridge.discover_pjrt_plugins()
         topology = topologies.get_topology_desc(
             target,
             platform="cuda",
@@ -350,9 +349,6 @@ def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, An
         "code_bytes": memory.generated_code_size_in_bytes,
         "flops": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
-        "described": {
-            key: program.description[key] for key in ("title", "precision", "tokens", "flops")
-        },
     }
 
 
@@ -382,10 +378,11 @@ def _profile(path: str, advance: Any, wait: Any, steps: int = 3) -> None:
     kernels: dict[str, float] = {}
     for plane in data.planes:
         for line in plane.lines if plane.name.startswith("/device:") else ():
-            for event in line.events:
-                name = dict(event.stats).get("hlo_op")
-                if name and line.name.startswith("Stream"):
-                    kernels[name] = kernels.get(name, 0.0) + event.duration_ns * 1e-9 / steps
+            # Others name what a stream's kernels belong to, and would count them again.
+            for event in line.events if line.name.startswith("Stream") else ():
+                # Within a CUDA graph, kernels have no name but their own.
+                name = dict(event.stats).get("hlo_op", event.name)
+                kernels[name] = kernels.get(name, 0.0) + event.duration_ns * 1e-9 / steps
     Path(path).write_text(json.dumps(kernels, indent=1))
     total = sum(kernels.values())
     _say(f"{path}: {len(kernels):,} kernels, {total * 1e3:.2f} ms of a step")

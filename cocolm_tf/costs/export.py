@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.fusion import compiling_for
 from cocolm_tf.training.accelerators import ACCELERATORS
 from cocolm_tf.training.benchmark import prepare_step, random_batches
 from cocolm_tf.training.config import PretrainingConfig
@@ -20,7 +21,9 @@ FORMAT = 1
 _BATCHES = 4
 
 
-def export_step(config: PretrainingConfig, path: str, title: str = "") -> dict[str, Any]:
+def export_step(
+    config: PretrainingConfig, path: str, title: str = "", kind: str = "GPU"
+) -> dict[str, Any]:
     """Writes the training step of a configuration, compiled as a whole, for one device.
 
     The file is a ZIP archive of three members, which `scripts/run_step.py` reads:
@@ -35,6 +38,7 @@ def export_step(config: PretrainingConfig, path: str, title: str = "") -> dict[s
         config: the run. `trainer.batch_size` sequences are one step.
         path: the file to write.
         title: what the program is called in reports.
+        kind: of the device that it is for, one of `cocolm_tf.fusion.DEVICE_KINDS`.
 
     Returns:
         The description in `step.json`:
@@ -59,11 +63,13 @@ def export_step(config: PretrainingConfig, path: str, title: str = "") -> dict[s
     batches = random_batches(config)
     pretrainer, _ = prepare_step(config, batches)
     step = tf.function(pretrainer.train_step, jit_compile=True, autograph=False)
-    program, arguments, arrays = stablehlo(
-        step,
-        list(batches.take(_BATCHES)),
-        [*pretrainer.variables, *pretrainer.optimizer.variables, *pretrainer.metrics_variables],
-    )
+    variables = [
+        *pretrainer.variables,
+        *pretrainer.optimizer.variables,
+        *pretrainer.metrics_variables,
+    ]
+    with compiling_for(kind):
+        program, arguments, arrays = stablehlo(step, list(batches.take(_BATCHES)), variables)
     tokens = config.trainer.batch_size * config.data.sequence_length
     description = {
         "format": FORMAT,
@@ -123,7 +129,10 @@ def stablehlo(
     for number, captured in enumerate(step.get_concrete_function(batches[0]).captured_inputs):
         if captured.dtype == tf.resource:
             variable = handles[id(captured)]
-            argument = _argument(variable.path, "variable", variable.value)
+            # An optimizer's variables may have the same path, as those of two models' layers.
+            again = sum(one["name"].split(":")[0] == variable.path for one in arguments)
+            name = f"{variable.path}:{again}" if again else variable.path
+            argument = _argument(name, "variable", variable.value)
             argument["mean"] = float(np.mean(variable.numpy(), dtype=np.float64))
             argument["deviation"] = float(np.std(variable.numpy(), dtype=np.float64))
         else:

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cocolm_tf.costs.compiled import heaviest_groups, kernels_of, roofline
+from cocolm_tf.costs.compiled import Kernel, heaviest_groups, kernels_of, roofline
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.accelerators import ACCELERATORS
 from cocolm_tf.units import duration, si
@@ -74,25 +75,69 @@ def compile_for(
                 f"{done.returncode}, and says why above."
             )
         result = json.loads(done.stdout.splitlines()[-1])
-        told = result.pop("described")
-        kernels = kernels_of(kept.read_bytes()) if target in GPUS else None
-    device, precision = ACCELERATORS[target], told["precision"]
-    if kernels is None:
-        products = result["flops"] / device.peak_flops(precision)
-        memory = result["bytes_accessed"] / device.memory_bandwidth
-        result |= {
-            "least_seconds": max(products, memory),
-            "products_seconds": products,
-            "memory_seconds": memory,
-        }
-    else:
-        result |= roofline(kernels, device, precision)
-        result["groups"] = heaviest_groups(kernels, device, precision)
-    flops = told["flops"] / result["replicas"] / result["least_seconds"]
-    return result | {
-        "precision": precision,
-        "tokens_per_second_at_most": told["tokens"] / result["least_seconds"],
-        "share_of_peak_at_most": flops / device.peak_flops(precision),
+        if target in GPUS:
+            return result | _of_kernels(program, target, kernels_of(kept.read_bytes()))
+    device, told = ACCELERATORS[target], read_description(program)
+    products = result["flops"] / device.peak_flops(told["precision"])
+    memory = result["bytes_accessed"] / device.memory_bandwidth
+    parts = {"products_seconds": products, "memory_seconds": memory}
+    return result | parts | _at_most(told, target, max(products, memory))
+
+
+def compare_with_measured(
+    program: str, target: str, optimized: str, measured: dict[str, float]
+) -> dict[str, Any]:
+    """Sets what each group of kernels took on a device beside the least that it could take.
+
+    Args:
+        program: the file that `export_step` wrote.
+        target: the device, one of `GPUS`.
+        optimized: what `run_step.py --optimized=FILE` wrote on it, and
+        measured: what `run_step.py --profile=FILE` did in the same run: the seconds of a step that
+            each kernel takes.
+
+    Returns:
+        Of what `compile_for` returns, all that the kernels tell; `groups` have `measured_seconds`
+        and are ordered by them; `measured_seconds`, of all kernels.
+
+    Raises:
+        UserError: if the kernels have other names than those that were measured.
+
+    Example:
+    ```python
+    measured = json.loads(pathlib.Path("base.json").read_text())
+    compare_with_measured("base.step", "h100", "base.hlo.pb", measured)["measured_seconds"]
+    ```
+    """
+    kernels = kernels_of(Path(optimized).read_bytes())
+    if not any(kernel.instruction.name in measured for kernel in kernels):
+        raise UserError(f"{optimized} has none of the kernels that were measured.")
+    result = _of_kernels(program, target, kernels, measured)
+    return {"target": target, "measured_seconds": sum(measured.values())} | result
+
+
+def read_description(program: str) -> dict[str, Any]:
+    """Reads what `export_step` says of its program."""
+    with zipfile.ZipFile(program) as archive:
+        return json.loads(archive.read("step.json"))
+
+
+def _of_kernels(
+    program: str, target: str, kernels: list[Kernel], measured: dict[str, float] | None = None
+) -> dict[str, Any]:
+    told, device = read_description(program), ACCELERATORS[target]
+    found = roofline(kernels, device, told["precision"])
+    found["groups"] = heaviest_groups(kernels, device, told["precision"], measured)
+    return found | _at_most(told, target, found["least_seconds"])
+
+
+def _at_most(told: dict[str, Any], target: str, seconds: float) -> dict[str, Any]:
+    flops = told["flops"] / told["replicas"] / seconds
+    return {
+        "precision": told["precision"],
+        "least_seconds": seconds,
+        "tokens_per_second_at_most": told["tokens"] / seconds,
+        "share_of_peak_at_most": flops / ACCELERATORS[target].peak_flops(told["precision"]),
     }
 
 
@@ -139,14 +184,17 @@ def format_report(result: dict[str, Any], rows: int = 0) -> str:
     print(format_report(compile_for("base.step", "h100", "scripts/run_step.py"), rows=20))
     ```
     """
-    replicas = f", {result['replicas']} of them" if result["replicas"] > 1 else ""
-    lines = [
-        ("device", ACCELERATORS[result["target"]].title + replicas),
-        ("compiled in", duration(result["compile_seconds"])),
-        ("program", si(result["program_bytes"], "B") + " of StableHLO"),
-        ("memory", _gib(result["argument_bytes"] + result["temporary_bytes"])),
-        ("  arguments", _gib(result["argument_bytes"])),
-        ("  temporaries", _gib(result["temporary_bytes"])),
+    replicas = f", {result['replicas']} of them" if result.get("replicas", 1) > 1 else ""
+    lines = [("device", ACCELERATORS[result["target"]].title + replicas)]
+    if "compile_seconds" in result:
+        lines += [
+            ("compiled in", duration(result["compile_seconds"])),
+            ("program", si(result["program_bytes"], "B") + " of StableHLO"),
+            ("memory", _gib(result["argument_bytes"] + result["temporary_bytes"])),
+            ("  arguments", _gib(result["argument_bytes"])),
+            ("  temporaries", _gib(result["temporary_bytes"])),
+        ]
+    lines += [
         ("products", si(result["flops"], "FLOP")),
         ("read and written", _gib(result["bytes_accessed"])),
     ]
@@ -154,6 +202,8 @@ def format_report(result: dict[str, Any], rows: int = 0) -> str:
         lines.append(("kernels", f"{result['kernels']:,}"))
     if result.get("collectives"):
         lines.append(("  collectives", f"{result['collectives']:,}"))
+    if "measured_seconds" in result:
+        lines.append(("a step's kernels took", duration(result["measured_seconds"])))
     lines.append(("a step takes at least", duration(result["least_seconds"])))
     for part in ("products", "memory", "launches"):
         if f"{part}_seconds" in result:
@@ -164,15 +214,18 @@ def format_report(result: dict[str, Any], rows: int = 0) -> str:
     ]
     text = [f"{name:24}{value}" for name, value in lines]
     if rows and "groups" in result:
-        text += ["", f"{'at least':>12}{'kernels':>9}{'memory':>12}  what, and one's result"]
+        took = f"{'took':>12}" if "measured_seconds" in result else ""
+        text += ["", f"{took}{'at least':>12}{'kernels':>9}{'memory':>12}  what, and one's result"]
         text += [_group_row(group) for group in result["groups"][:rows]]
     return "\n".join(text)
 
 
 def _group_row(group: dict[str, Any]) -> str:
-    numbers = f"{group['kernels']:9,}{_gib(group['bytes_accessed']):>12}"
+    times = [group[key] for key in ("measured_seconds", "least_seconds") if key in group]
+    milliseconds = "".join(f"{seconds * 1e3:9.3f} ms" for seconds in times)
     shape = group["shape"] if len(group["shape"]) < 60 else group["shape"][:57] + "..."
-    return f"{group['least_seconds'] * 1e3:9.3f} ms{numbers}  {group['name']} {shape}"
+    numbers = f"{group['kernels']:9,}{_gib(group['bytes_accessed']):>12}"
+    return f"{milliseconds}{numbers}  {group['name']} {shape}"
 
 
 def _gib(count: float) -> str:
