@@ -173,19 +173,23 @@ class TrainingStep(keras.Model):
         """What `fit()` and `evaluate()` report, reset at the start of each epoch."""
         return list(self._meters.values())
 
-    def train_step(self, batch: Batch) -> None:
+    def train_step(self, batch: Batch, replica: tf.Tensor | int | None = None) -> None:
         """One update from one batch. Runs in replica context.
 
         Args:
             batch: dict of tensors whose first dimension is this replica's batch size.
+            replica: the number of this replica, where it is not to be a constant of the program.
         """
+        if replica is None:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         totals = sum_over_replicas(self.loss_weights(batch))
-        self._update(sum_over_replicas(self._accumulate(batch, totals)))
+        self._update(sum_over_replicas(self._accumulate(batch, totals, replica)), replica)
 
     def test_step(self, batch: Batch) -> None:
         """Measures one batch without an update. Runs in replica context."""
         weights = self.loss_weights(batch)
-        with self._seeded(micro_batch=0):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        with self._seeded(replica, micro_batch=0):
             losses, measures = self.compute(batch, training=False)
         objective = self._objective(losses, weights, sum_over_replicas(weights))
         self._record(objective, losses, weights, measures, micro_batches=1)
@@ -194,17 +198,22 @@ class TrainingStep(keras.Model):
         """The function that `fit()` calls for every `steps_per_execution` steps."""
         if self.train_function is None or force:
             strategy, step = self.distribute_strategy, self._unconverted(self.train_step)
+            # As inputs they leave all replicas the same program. XLA may order the messages of
+            # different ones differently, and the replicas then wait for each other for ever.
+            replicas = strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(context.replica_id_in_sync_group)
+            )
 
             @tf.autograph.experimental.do_not_convert
-            def step_of(batch: Batch) -> None:
+            def step_of(batch: Batch, replica: tf.Tensor) -> None:
                 # Where the data has ended, what does not depend on it, as counting, must not run.
                 with tf.control_dependencies(list(batch.values())):
-                    step(batch)
+                    step(batch, replica)
 
             @tf.function
             def run(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
                 for _ in tf.range(self.steps_per_execution):
-                    strategy.run(step_of, args=(next(iterator),))
+                    strategy.run(step_of, args=(next(iterator), replicas))
                 return self.get_metrics_result()
 
             def function(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
@@ -248,19 +257,21 @@ class TrainingStep(keras.Model):
         step = tf.autograph.experimental.do_not_convert(step)
         return tf.function(step, jit_compile=True, autograph=False) if self.compile_step else step
 
-    def _accumulate(self, batch: Batch, totals: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+    def _accumulate(
+        self, batch: Batch, totals: dict[str, tf.Tensor], replica: tf.Tensor | int
+    ) -> list[tf.Tensor]:
         """This replica's part of the gradients of the global batch's objective."""
         if self.micro_batches == 1:
-            return self._gradients(batch, totals, micro_batch=0)
+            return self._gradients(batch, totals, replica, micro_batch=0)
         parts = {
             name: tf.reshape(value, [self.micro_batches, -1, *value.shape[1:]])
             for name, value in batch.items()
         }
-        whole = self._contrast_whole_batch(batch, parts, totals)
+        whole = self._contrast_whole_batch(batch, parts, totals, replica)
 
         def add(micro_batch: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
             part, contrast = _at(micro_batch, parts), whole and _at(micro_batch, whole)
-            gradients = self._gradients(part, totals, micro_batch, contrast)
+            gradients = self._gradients(part, totals, replica, micro_batch, contrast)
             return micro_batch + 1, [s + g for s, g in zip(sums, gradients, strict=True)]
 
         state = (tf.constant(0), [tf.zeros(v.shape, tf.float32) for v in self.trainable_variables])
@@ -281,7 +292,7 @@ class TrainingStep(keras.Model):
         )[1]
 
     def _contrast_whole_batch(
-        self, batch: Batch, parts: Batch, totals: dict[str, tf.Tensor]
+        self, batch: Batch, parts: Batch, totals: dict[str, tf.Tensor], replica: tf.Tensor | int
     ) -> tuple[list[tf.Tensor], tf.Tensor] | None:
         """For each micro-batch, its vectors' gradients and its part of the objective, if asked."""
         if not self.contrasts_whole_batch:
@@ -290,7 +301,7 @@ class TrainingStep(keras.Model):
         def vectors_of(micro_batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
             # What only the other losses need is pruned from the graph.
             found = []
-            with self._seeded(micro_batch):
+            with self._seeded(replica, micro_batch):
                 self.compute(_at(micro_batch, parts), training=True, contrast=_keeping(found))
             return tuple(found)
 
@@ -319,13 +330,14 @@ class TrainingStep(keras.Model):
         self,
         batch: Batch,
         totals: dict[str, tf.Tensor],
+        replica: tf.Tensor | int,
         micro_batch: tf.Tensor | int,
         contrast: tuple[list[tf.Tensor], tf.Tensor] | None = None,
     ) -> list[tf.Tensor]:
         """The gradients of one micro-batch, where given with its part of the whole's contrast."""
         weights, vectors = self.loss_weights(batch), []
         instead = {"contrast": _keeping(vectors)} if contrast else {}
-        with self._seeded(micro_batch), tf.GradientTape() as tape:
+        with self._seeded(replica, micro_batch), tf.GradientTape() as tape:
             losses, measures = self.compute(batch, training=True, **instead)
             objective = self._objective(losses, weights, totals)
             targets = [objective * self.loss_scale, *vectors]
@@ -340,7 +352,7 @@ class TrainingStep(keras.Model):
         self._record(objective, losses, weights, measures, self.micro_batches)
         return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    def _update(self, gradients: list[tf.Tensor]) -> None:
+    def _update(self, gradients: list[tf.Tensor], replica: tf.Tensor | int) -> None:
         norm = tf.linalg.global_norm(gradients) / self.loss_scale
         finite = tf.math.is_finite(norm)
         clipping = self.clip_norm / tf.maximum(norm, self.clip_norm) if self.clip_norm else 1.0
@@ -358,11 +370,10 @@ class TrainingStep(keras.Model):
                 [tf.math.multiply_no_nan(gradient, scale) for gradient in gradients],
                 self.trainable_variables,
             )
-        self._count_skips(finite)
+        self._count_skips(finite, replica)
 
-    def _count_skips(self, finite: tf.Tensor) -> None:
+    def _count_skips(self, finite: tf.Tensor, replica: tf.Tensor | int) -> None:
         skipped = 1 - tf.cast(finite, tf.int32)
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         first_replica = tf.cast(tf.equal(replica, 0), tf.float32)
         self._meters["skipped_updates"].update_state(tf.cast(skipped, tf.float32) * first_replica)
         self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * skipped)
@@ -374,9 +385,10 @@ class TrainingStep(keras.Model):
             )
             self.steps_since_overflow.assign(tf.where(grows, 0, steps))
 
-    def _seeded(self, micro_batch: tf.Tensor | int) -> keras.StatelessScope:
+    def _seeded(
+        self, replica: tf.Tensor | int, micro_batch: tf.Tensor | int
+    ) -> keras.StatelessScope:
         """A scope in which every seed generator's state follows from where the run stands."""
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seed = tf.constant([self.seed, 0x5EED], tf.int32)
         for position in (self.optimizer.iterations, replica, micro_batch):
             seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(position, tf.int32))
