@@ -148,8 +148,11 @@ class TrainingStep(keras.Model):
             ValueError: if `jit_compile` is asked for where XLA compiles no communication.
         """
         strategy = self.distribute_strategy
+        several = strategy.num_replicas_in_sync > 1
         if jit_compile and not compiles_communication(strategy):
             raise ValueError("jit_compile is for one device, or for the GPUs of one host.")
+        if jit_compile and several and not isinstance(optimizer, WithholdingOptimizer):
+            raise ValueError("Keras's optimizers cannot be compiled in a step of several replicas.")
         super().compile(
             optimizer=optimizer,
             steps_per_execution=steps_per_execution,
@@ -180,15 +183,14 @@ class TrainingStep(keras.Model):
             batch: dict of tensors whose first dimension is this replica's batch size.
             replica: the number of this replica, where it is not to be a constant of the program.
         """
-        if replica is None:
-            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        replica = _own_number() if replica is None else replica
         totals = sum_over_replicas(self.loss_weights(batch))
         self._update(sum_over_replicas(self._accumulate(batch, totals, replica)), replica)
 
-    def test_step(self, batch: Batch) -> None:
-        """Measures one batch without an update. Runs in replica context."""
+    def test_step(self, batch: Batch, replica: tf.Tensor | int | None = None) -> None:
+        """Measures one batch without an update. Runs in replica context, as `train_step`."""
+        replica = _own_number() if replica is None else replica
         weights = self.loss_weights(batch)
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         with self._seeded(replica, micro_batch=0):
             losses, measures = self.compute(batch, training=False)
         objective = self._objective(losses, weights, sum_over_replicas(weights))
@@ -198,11 +200,7 @@ class TrainingStep(keras.Model):
         """The function that `fit()` calls for every `steps_per_execution` steps."""
         if self.train_function is None or force:
             strategy, step = self.distribute_strategy, self._unconverted(self.train_step)
-            # As inputs they leave all replicas the same program. XLA may order the messages of
-            # different ones differently, and the replicas then wait for each other for ever.
-            replicas = strategy.experimental_distribute_values_from_function(
-                lambda context: tf.constant(context.replica_id_in_sync_group)
-            )
+            replicas = _numbers_of_replicas(strategy)
 
             @tf.autograph.experimental.do_not_convert
             def step_of(batch: Batch, replica: tf.Tensor) -> None:
@@ -229,10 +227,11 @@ class TrainingStep(keras.Model):
         """The function that `evaluate()` and `fit()`'s validation call."""
         if self.test_function is None or force:
             strategy, step = self.distribute_strategy, self._unconverted(self.test_step)
+            replicas = _numbers_of_replicas(strategy)
 
             @tf.function
             def run(batch: Batch) -> dict[str, tf.Tensor]:
-                strategy.run(step, args=(batch,))
+                strategy.run(step, args=(batch, replicas))
                 return self.get_metrics_result()
 
             def function(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
@@ -275,9 +274,12 @@ class TrainingStep(keras.Model):
             return micro_batch + 1, [s + g for s, g in zip(sums, gradients, strict=True)]
 
         state = (tf.constant(0), [tf.zeros(v.shape, tf.float32) for v in self.trainable_variables])
-        communicates = self.contrasts and not self.contrasts_whole_batch
-        several = self.distribute_strategy.num_replicas_in_sync > 1
-        if communicates and several and not self._compiled:
+        communicates = (
+            self.distribute_strategy.num_replicas_in_sync > 1
+            and self.contrasts
+            and not self.contrasts_whole_batch
+        )
+        if communicates and not self._compiled:
             # Without XLA, replicas cannot talk to each other inside a loop of the graph: unrolled,
             # yet one after the other.
             for _ in range(self.micro_batches):
@@ -434,6 +436,21 @@ class TrainingStep(keras.Model):
             self._meters[name].update_state(loss, weights[name])
         for name, (value, weight) in measures.items():
             self._meters[name].update_state(value, weight)
+
+
+def _own_number() -> tf.Tensor | int:
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def _numbers_of_replicas(strategy: tf.distribute.Strategy) -> tf.distribute.DistributedValues:
+    """Each replica's number, as an input that leaves all of them the same program.
+
+    XLA may order the messages of different programs differently, and the replicas would then wait
+    for each other for ever.
+    """
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(context.replica_id_in_sync_group)
+    )
 
 
 def _at(index: tf.Tensor, parts: Any) -> Any:

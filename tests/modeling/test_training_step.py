@@ -229,8 +229,15 @@ def test_the_step_of_several_gpus_is_one_program(gpu_strategy, micro_batches):
     assert len(sums) == 2
     assert all("replica_groups={{0,1}}" in line for line in sums)
     # And both replicas have theirs in the function that `fit()` calls.
-    run = tf.function(lambda batch: gpu_strategy.run(step, args=(batch, 0)))
-    assert run.get_concrete_function(batch)
+    for step in (toy.train_step, toy.test_step):
+        step = toy._unconverted(step)
+        run = tf.function(lambda batch, step=step: gpu_strategy.run(step, args=(batch, 0)))
+        assert run.get_concrete_function(batch)
+
+
+def test_keras_optimizers_are_not_compiled_for_several_gpus(gpu_strategy):
+    with pytest.raises(ValueError, match="Keras's optimizers cannot be compiled"):
+        make_toy(gpu_strategy, jit_compile=True)
 
 
 # Randomness.
