@@ -176,20 +176,23 @@ class TrainingStep(keras.Model):
         """What `fit()` and `evaluate()` report, reset at the start of each epoch."""
         return list(self._meters.values())
 
-    def train_step(self, batch: Batch, replica: tf.Tensor | int | None = None) -> None:
+    def train_step(self, batch: Batch) -> None:
         """One update from one batch. Runs in replica context.
 
         Args:
             batch: dict of tensors whose first dimension is this replica's batch size.
-            replica: the number of this replica, where it is not to be a constant of the program.
         """
-        replica = _own_number() if replica is None else replica
+        self._train(batch, _own_number())
+
+    def test_step(self, batch: Batch) -> None:
+        """Measures one batch without an update. Runs in replica context."""
+        self._test(batch, _own_number())
+
+    def _train(self, batch: Batch, replica: tf.Tensor | int) -> None:
         totals = sum_over_replicas(self.loss_weights(batch))
         self._update(sum_over_replicas(self._accumulate(batch, totals, replica)), replica)
 
-    def test_step(self, batch: Batch, replica: tf.Tensor | int | None = None) -> None:
-        """Measures one batch without an update. Runs in replica context, as `train_step`."""
-        replica = _own_number() if replica is None else replica
+    def _test(self, batch: Batch, replica: tf.Tensor | int) -> None:
         weights = self.loss_weights(batch)
         with self._seeded(replica, micro_batch=0):
             losses, measures = self.compute(batch, training=False)
@@ -199,7 +202,7 @@ class TrainingStep(keras.Model):
     def make_train_function(self, force: bool = False) -> Callable:
         """The function that `fit()` calls for every `steps_per_execution` steps."""
         if self.train_function is None or force:
-            strategy, step = self.distribute_strategy, self._unconverted(self.train_step)
+            strategy, step = self.distribute_strategy, self._unconverted(self._train)
             replicas = _numbers_of_replicas(strategy)
 
             @tf.autograph.experimental.do_not_convert
@@ -226,7 +229,7 @@ class TrainingStep(keras.Model):
     def make_test_function(self, force: bool = False) -> Callable:
         """The function that `evaluate()` and `fit()`'s validation call."""
         if self.test_function is None or force:
-            strategy, step = self.distribute_strategy, self._unconverted(self.test_step)
+            strategy, step = self.distribute_strategy, self._unconverted(self._test)
             replicas = _numbers_of_replicas(strategy)
 
             @tf.function
@@ -251,7 +254,7 @@ class TrainingStep(keras.Model):
 
     # How the step works.
 
-    def _unconverted(self, step: Callable[[Batch], None]) -> Callable[[Batch], None]:
+    def _unconverted(self, step: Callable[..., None]) -> Callable[..., None]:
         # Only the loop over steps is Python to convert; converting the model too takes a minute.
         step = tf.autograph.experimental.do_not_convert(step)
         return tf.function(step, jit_compile=True, autograph=False) if self.compile_step else step
