@@ -78,8 +78,6 @@ def attention(
         attended = tf.matmul(dropped, value)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # What is dropped is computed again: a mask would be written once and read twice.
-            upstream, again = barrier(upstream, seed)
             slope = _logits_gradient(
                 products,
                 normalizers,
@@ -87,7 +85,7 @@ def attention(
                 relative,
                 tf.matmul(upstream, value, transpose_b=True),
                 _row_products(upstream, attended),
-                again,
+                seed,
                 scale,
                 rate,
             )
@@ -204,7 +202,9 @@ def _cudnn_attention(
         return tf.transpose(x, [0, 2, 1, 3])  # between [B, heads, S, D] and [B, S, heads, D]
 
     def config(**products: dict[str, list[str]]) -> str:
-        return _cudnn_config([batch, heads, length, length], width, query.dtype, rate, seed, products)
+        return _cudnn_config(
+            [batch, heads, length, length], width, query.dtype, rate, seed, products
+        )
 
     @tf.custom_gradient
     def compute(
