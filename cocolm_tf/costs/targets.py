@@ -139,7 +139,7 @@ def _at_most(told: dict[str, Any], target: str, seconds: float) -> dict[str, Any
     return {
         "precision": told["precision"],
         "sequences": told["batch_size"] // parts,
-        "rematerialize": config["model"]["rematerialize"],
+        "rematerialize": config["model"]["rematerialize"] in (True, "block"),
         "model_flops": told["flops"] / parts,
         "least_seconds": seconds,
         "tokens_per_second_at_most": told["tokens"] / seconds,
@@ -169,7 +169,7 @@ def targets_python(given: str = "") -> str:
     if not os.access(path, os.X_OK):
         raise UserError(
             f"{path} is no interpreter: the compilers live in an environment of their own, which "
-            f"`make targets` makes in {ENVIRONMENT} (1.2 GB); --targets_python or {VARIABLE} names "
+            f"`make targets` makes in {ENVIRONMENT} (1.8 GB); --targets_python or {VARIABLE} names "
             "another's."
         )
     return path
