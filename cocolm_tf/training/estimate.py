@@ -83,6 +83,10 @@ def estimate(
     if not share_of_peak:
         share_of_peak = published_share(parameters["embeddings"] + parameters["main"])
     by_target = {one["target"]: of_compiled(config, devices, one) for one in compiled}
+    if unasked := sorted(set(by_target) - set(accelerators)):
+        raise UserError(
+            f"what was compiled is for {', '.join(unasked)}, which is not among the accelerators."
+        )
     sent = [all_reduce_bytes(total, devices), gather_bytes(config, devices)]
     return {
         "devices": devices,

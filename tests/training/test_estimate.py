@@ -176,6 +176,8 @@ def test_a_compiled_program_bounds_the_time_and_corrects_the_memory():
     assert "as compiled" in format_report(result)
     with pytest.raises(UserError, match="what was compiled for v4 is"):
         estimate(config, 4, ["v4"], compiled=[compiled | {"sequences": 9}])
+    with pytest.raises(UserError, match="is for v4, which is not among the accelerators"):
+        estimate(config, 4, ["v5e"], compiled=[compiled])
 
 
 def test_a_batch_that_cannot_be_shared_out_is_named():
