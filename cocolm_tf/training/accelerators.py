@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
@@ -123,3 +125,27 @@ ACCELERATORS = {
         device_kind="TPU v6 lite",
     ),
 }
+
+# Shares of the peak that encoders of so many parameters were pretrained at, by their authors'
+# account: Ettin's, on H100s in bfloat16.
+PUBLISHED_SHARES = {17e6: 0.057, 68e6: 0.166, 150e6: 0.246, 400e6: 0.34, 1e9: 0.39}
+
+
+def published_share(parameters: float) -> float:
+    """The share of the peak that encoders of a size were published to reach.
+
+    `PUBLISHED_SHARES`, linear in the size's logarithm between them.
+
+    Args:
+        parameters: float. Of the model, word table included.
+
+    Returns:
+        The share, for sizes beyond the published ones that of the nearest.
+
+    Example:
+    ```python
+    published_share(110e6)  # 0.21
+    ```
+    """
+    sizes, shares = zip(*PUBLISHED_SHARES.items(), strict=True)
+    return float(np.interp(np.log(parameters), np.log(sizes), shares))
