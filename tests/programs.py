@@ -34,7 +34,7 @@ class Program:
     It runs in the working directory of the test, with our code and the packages the test finds.
 
     Args:
-        name: A file in `scripts/`, or a module to run with `python -m`.
+        name: A file in `scripts/` or its absolute path, or a module to run with `python -m`.
         timeout: How many seconds a run may take.
 
     Example:
@@ -90,6 +90,16 @@ class Program:
             text=True,
             timeout=timeout,
         )
+
+
+def run_python(code: str, *arguments: object) -> str:
+    """Runs code in a process of its own to its end, and returns what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "code.py")
+        path.write_text(code)
+        done = Program(str(path))(*map(str, arguments))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class _WarmProcess:
