@@ -161,7 +161,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.slow
 def test_the_number_of_workers_does_not_change_a_byte(tmp_path: Path, vocabulary: str):
-    for workers in (0, 1, 2):
+    for workers in (0, 2):
         build.build_shards(
             some_documents(200),
             vocabulary,
@@ -170,7 +170,7 @@ def test_the_number_of_workers_does_not_change_a_byte(tmp_path: Path, vocabulary
             num_workers=workers,
             output_dir=str(tmp_path / str(workers)),
         )
-    assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert contents(tmp_path / "0") == contents(tmp_path / "2")
 
 
 @pytest.mark.slow

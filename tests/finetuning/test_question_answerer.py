@@ -1,12 +1,10 @@
 import json
-import os
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from programs import run_python
 from tiny_presets import BAD, CONTEXT_WORDS, GOOD
 
 from cocolm_tf import CocoLMBackbone, CocoLMQuestionAnswerer
@@ -185,15 +183,9 @@ def test_a_fresh_process_predicts_the_same(learned):
         "print(json.dumps([[p.answer, p.null_odds, [c.score for c in p.candidates]]"
         " for p in predictions]))\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, learned, json.dumps(TEXTS)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ,
-    )
+    printed = run_python(program, learned, json.dumps(TEXTS))
     predictions = CocoLMQuestionAnswerer.from_preset(learned).predict(TEXTS, verbose=0)
-    fresh = json.loads(result.stdout.splitlines()[-1])
+    fresh = json.loads(printed.splitlines()[-1])
     for (answer, null_odds, scores), prediction in zip(fresh, predictions, strict=True):
         assert answer == prediction.answer
         assert null_odds == pytest.approx(prediction.null_odds, abs=1e-6)

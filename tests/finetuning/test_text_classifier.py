@@ -1,6 +1,4 @@
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -9,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 import tensorflow as tf
+from programs import run_python
 from scipy.special import erf
 from tiny_presets import opinions
 
@@ -135,7 +134,7 @@ classifier = cocolm_tf.CocoLMTextClassifier.from_preset({fine_tuned!r})
 assert classifier.label_names == ["bad", "good"]
 numpy.save({str(tmp_path / "found.npy")!r}, classifier.predict({TEXTS!r}, verbose=0))
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    run_python(program)
     expected = CocoLMTextClassifier.from_preset(fine_tuned).predict(TEXTS, verbose=0)
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-6)
 

@@ -439,14 +439,6 @@ def test_pretraining_on_replicas(mirrored_strategy, likeliest_samples):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
-def test_contrast_on_replicas_in_micro_batches(mirrored_strategy):
-    pretrainer = make_compiled(mirrored_strategy, num_layers=1, compiled={"micro_batches": 2})
-    data = tf.data.Dataset.from_tensor_slices(make_batch(sequences=8)).batch(8)
-    pretrainer.fit(data, verbose=0)
-
-
-@pytest.mark.slow
 def test_pretraining_compiled_by_xla(likeliest_samples):
     batch = make_batch()
     plain = make_compiled(num_layers=1)

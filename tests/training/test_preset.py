@@ -1,11 +1,10 @@
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import run_python
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -98,7 +97,7 @@ tokenizer = cocolm_tf.CocoLMTokenizer.from_preset({preset!r})
 np.savez({str(tmp_path / "outputs.npz")!r}, main=backbone(inputs), auxiliary=auxiliary(inputs),
          ids=tokenizer("A cat saw the house."), fingerprint=tokenizer.fingerprint())
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=200)
+    run_python(program)
     found = np.load(tmp_path / "outputs.npz")
     model, tokenizer = build(seed=1), load_vocabulary(preset)
     np.testing.assert_allclose(found["main"], model.backbone(inputs()), atol=1e-5)

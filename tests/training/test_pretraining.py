@@ -123,7 +123,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
 def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_on, tmp_path: Path):
     preset = finished.model_dir / "preset"
     auxiliary = {"replacements": "frozen", "preset": str(preset), "num_layers": 1}
-    pretrain_on(tiny(auxiliary=auxiliary), tmp_path)
+    pretrain_on(tiny(auxiliary=auxiliary), tmp_path, validation_data="")
     heads, source = (np.load(folder / HEADS_FILENAME) for folder in (tmp_path / "preset", preset))
     for name in ("masked_lm_head.dense.kernel", "masked_lm_head.bias"):
         np.testing.assert_array_equal(heads[name], source[name])

@@ -111,7 +111,8 @@ def test_workers_are_counted_chief_first(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def start(tiny, corpus, tmp_path: Path) -> Callable[[int], subprocess.Popen]:
     """Starts a worker. Only the chief's folder is the run's: others need none."""
-    config = tiny(trainer={"train_steps": 300, "log_interval": 10, "validation_interval": 100})
+    intervals = {"log_interval": 10, "validation_interval": 100, "checkpoint_interval": 10}
+    config = tiny(trainer={"train_steps": 300} | intervals)
     save_config(config, str(tmp_path / "config.yaml"))
 
     def start(index: int, attempt: int) -> subprocess.Popen:
