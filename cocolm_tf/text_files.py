@@ -77,6 +77,7 @@ _MAX_NULS = 0.3
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")
 # What "surrogateescape" makes of bytes that are none of the encoding's.
 _BAD = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def text_lines(
@@ -144,6 +145,11 @@ def read_text(path: str, encoding: str | None = None) -> str:
     return "".join(text_lines(path, encoding))
 
 
+def without_surrogates(text: str) -> str:
+    """Puts U+FFFD for halves of surrogate pairs, which JSON can hold and no encoding can."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 def matching_files(pattern: str) -> list[str]:
     """Returns the files that a pattern matches.
 
@@ -172,7 +178,7 @@ def matching_files(pattern: str) -> list[str]:
         ends = range(min(len(parts), place + _MOST_COMMAS), place, -1)
         # As much as is the name of a file: that may have commas, too.
         names = ((",".join(parts[place:end]), end) for end in ends)
-        name, end = next(((n, e) for n, e in names if _is_file(n)), ("", place + 1))
+        name, end = next(((n, e) for n, e in names if is_file(n)), ("", place + 1))
         found = [name] if name else _glob(parts[place])
         if not found:
             raise UserError(f"no file matches {parts[place]!r}.")
@@ -414,7 +420,8 @@ def _is_remote(path: str) -> bool:
     return "://" in path
 
 
-def _is_file(path: str) -> bool:
+def is_file(path: str) -> bool:
+    """Whether there is something at a path that is no folder: also a pipe, or on a store."""
     if not _is_remote(path):
         return os.path.exists(path) and not os.path.isdir(path)
     import tensorflow as tf
@@ -432,4 +439,4 @@ def _glob(pattern: str) -> list[str]:
             found = tf.io.gfile.glob(pattern)
         except tf.errors.OpError as error:
             raise UserError(f"{pattern}: {_reason(error)}.") from error
-    return [path for path in found if _is_file(path)]
+    return [path for path in found if is_file(path)]

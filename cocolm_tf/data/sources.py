@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from cocolm_tf.data import docstrings
 from cocolm_tf.data.tfds_builder import prepared_builder
 from cocolm_tf.errors import UserError
-from cocolm_tf.text_files import matching_files, text_lines
+from cocolm_tf.text_files import matching_files, text_lines, without_surrogates
 
 
 def text_documents(
@@ -176,7 +176,7 @@ def docstring_documents(min_words: int = 8) -> Iterator[str]:
 def _json_field(line: str, field: str, where: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}.") from error
     if not isinstance(row, dict):
         raise UserError(
@@ -186,7 +186,7 @@ def _json_field(line: str, field: str, where: str) -> str:
         raise UserError(f"{where} has no field {field!r}: it has {sorted(row)}.")
     if not isinstance(row[field], str):
         raise UserError(f"{where}: field {field!r} is not a string.")
-    return row[field]
+    return without_surrogates(row[field])
 
 
 def _without_blank_lines(text: str) -> str:
