@@ -182,7 +182,7 @@ def test_a_label_that_predictions_cannot_hold_is_named(tmp_path: Path, label):
         read_table_task(str(tmp_path / "train.jsonl"), "text", "label")
 
 
-@pytest.mark.parametrize("label", ['27" monitor', "C:\\drive", "a|b", "é\u2028", " a ", "#1", "1e3"])
+@pytest.mark.parametrize("label", ['27" monitor', "C:\\drive", "a|b", "é\u2028", " a ", "1e3"])
 def test_labels_stay_as_they_are(tmp_path: Path, label):
     lines = [json.dumps({"text": "a", "label": label}) for label in ["other", label] * 5]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
