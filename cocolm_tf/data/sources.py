@@ -9,6 +9,8 @@ such as a pattern that matches nothing, is raised by the call and not by the fir
 import json
 from collections.abc import Iterator
 
+from absl import logging
+
 from cocolm_tf.data import docstrings
 from cocolm_tf.data.tfds_builder import prepared_builder
 from cocolm_tf.errors import UserError
@@ -111,7 +113,8 @@ def tfds_documents(
 ) -> Iterator[str]:
     """Reads one text field of a TensorFlow Datasets dataset, downloading it if need be.
 
-    Documents without text are left out; bytes that are not UTF-8 become U+FFFD.
+    Documents without text are left out; bytes that are not UTF-8 become U+FFFD, and a warning
+    counts the documents that have such.
 
     Args:
         name: The dataset, as `tfds.builder` takes it, e.g. `"wikipedia/20230601.en"`.
@@ -146,9 +149,14 @@ def tfds_documents(
         ) from error
 
     def documents() -> Iterator[str]:
+        damaged = 0
         for example in dataset.as_numpy_iterator():
-            if document := _without_blank_lines(example[field].decode("utf-8", "replace")):
+            text = example[field].decode("utf-8", "replace")
+            damaged += text.encode() != example[field]
+            if document := _without_blank_lines(text):
                 yield document
+        if damaged:
+            logging.warning("%s: %d documents have bytes that are not UTF-8.", name, damaged)
 
     return documents()
 
