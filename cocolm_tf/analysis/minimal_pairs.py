@@ -62,7 +62,9 @@ def read_minimal_pairs(pattern: str, encoding: str | None = None) -> list[Minima
     pairs = []
     for path in matching_files(pattern):
         for _, row in read_rows(path, (_GOOD, _BAD), _CATEGORIES, encoding):
-            category = next((row[name] for name in _CATEGORIES if row[name]), ALL)
+            category = next((row[name] for name in _CATEGORIES if row[name]), "")
+            # A category of a user's own may be called as all of them together.
+            category = f"{ALL} (category)" if category == ALL else category or ALL
             pairs.append(MinimalPair(row[_GOOD], row[_BAD], category))
     return pairs
 

@@ -203,6 +203,8 @@ def raw_text_task(base: type[keras_nlp.models.Task]) -> type[keras_nlp.models.Ta
                 return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
             if isinstance(y, tf.Tensor):
                 y = self.labels_in_graph(y)
+            elif y is not None:
+                y = self.checked_labels(y, len(y))
             samples = super().preprocess_samples(x, y, sample_weight)
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(samples)
             if self.trim_padding:

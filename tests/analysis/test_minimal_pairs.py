@@ -101,12 +101,14 @@ def test_pairs_as_blimp_has_them(tmp_path: Path):
         {"sentence_good": "a", "sentence_bad": "b", "linguistics_term": "binding", "UID": "one"},
         {"sentence_good": "c", "sentence_bad": "d", "category": "mine"},
         {"sentence_good": "e", "sentence_bad": "f"},
+        {"sentence_good": "g", "sentence_bad": "h", "category": "all"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert read_minimal_pairs(str(path)) == [
         MinimalPair("a", "b", "binding"),
         MinimalPair("c", "d", "mine"),
         MinimalPair("e", "f", "all"),
+        MinimalPair("g", "h", "all (category)"),
     ]
 
 
