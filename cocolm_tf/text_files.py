@@ -150,6 +150,17 @@ def without_surrogates(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
+def check_encoding(encoding: str | None) -> None:
+    """Refuses the name of an encoding that Python does not know."""
+    try:
+        b"a".decode(encoding or "utf-8", "ignore")
+    except (LookupError, ValueError) as error:
+        raise UserError(
+            f"--encoding={encoding} is no encoding of text that Python knows, as utf-8, cp1252 or "
+            "utf-16-le."
+        ) from error
+
+
 def matching_files(pattern: str) -> list[str]:
     """Returns the files that a pattern matches.
 
@@ -198,8 +209,7 @@ class _Decoder:
     """From the bytes of a file to its text, and what is wrong with them."""
 
     def __init__(self, path: str, encoding: str | None, max_bad_share: float | None) -> None:
-        if encoding:
-            _check_encoding(encoding)
+        check_encoding(encoding)
         self._path, self._encoding, self._max_bad_share = path, encoding, max_bad_share
         self._codec = encoding or "utf-8"
         self._has_mark = False
@@ -232,8 +242,11 @@ class _Decoder:
                 text = strict.decode(chunk, is_last)
             except UnicodeDecodeError as error:
                 self._note(error, offset - len(state[0]))
-                lenient.setstate(state)
-                text = lenient.decode(chunk, is_last)
+                try:
+                    lenient.setstate(state)
+                    text = lenient.decode(chunk, is_last)
+                except UnicodeDecodeError:  # Damage that is not of single bytes.
+                    raise self._refusal() from error
                 strict.setstate(lenient.getstate())
             if text:
                 yield text
@@ -272,38 +285,24 @@ class _Decoder:
             )
         # Past damage, two bytes a character or four are no longer the right ones.
         if not self._max_bad_share or self._codec.startswith(("utf-16", "utf-32")):
-            raise UserError(f"{self._complaint}. {self._advice()}") from error
+            raise self._refusal() from error
 
     def _stop_if_bad(self) -> None:
         if self._bad_lines > (self._max_bad_share or 0) * self._lines:
-            raise UserError(
-                f"{self._complaint}, and {self._bad_lines} of {self._lines} lines have such bytes. "
-                + self._advice()
-            )
+            raise self._refusal(f", and {self._bad_lines} of {self._lines} lines have such bytes")
 
-    def _advice(self) -> str:
+    def _refusal(self, more: str = "") -> UserError:
         if self._has_mark:
-            return "So says its byte order mark: the file is damaged."
-        if self._encoding is None:
-            return "Convert the file to UTF-8."
-        advice = (
-            f"--encoding={self._encoding} is not the right one"
-            if self._encoding
-            else "If it is in another encoding, name that: --encoding=cp1252, say"
-        )
+            advice = "Its byte order mark says that it is: the file is damaged"
+        elif self._encoding is None:
+            advice = "Convert the file to UTF-8"
+        elif self._encoding:
+            advice = f"--encoding={self._encoding} is not the right one"
+        else:
+            advice = "If it is in another encoding, name that: --encoding=cp1252, say"
         if self._max_bad_share is not None:
             advice += "; --max_bad_share lets a few damaged lines pass"
-        return f"{advice}."
-
-
-def _check_encoding(encoding: str) -> None:
-    try:
-        b"a".decode(encoding, "ignore")
-    except (LookupError, ValueError) as error:
-        raise UserError(
-            f"--encoding={encoding} is no encoding of text that Python knows, as utf-8, cp1252 or "
-            "utf-16-le."
-        ) from error
+        return UserError(f"{self._complaint}{more}. {advice}.")
 
 
 def _refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None:
@@ -337,8 +336,8 @@ def _wide_encoding(head: bytes) -> str:
         places = head[start::step]
         return places.count(0) / max(1, len(places))
 
-    for order, high, low in (("le", 3, 0), ("be", 0, 3)):
-        if min(nuls(high, 4), nuls((high + low) // 2 + high % 2, 4)) > 0.9 and nuls(low, 4) < 0.1:
+    for order, places, low in (("le", (2, 3), 0), ("be", (0, 1), 3)):
+        if min(nuls(place, 4) for place in places) > 0.9 and nuls(low, 4) < 0.1:
             return f"utf-32-{order}"
     for order, high, low in (("le", 1, 0), ("be", 0, 1)):
         if nuls(high, 2) > 0.6 and nuls(low, 2) < 0.1:

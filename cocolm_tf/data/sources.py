@@ -14,7 +14,7 @@ from absl import logging
 from cocolm_tf.data import docstrings
 from cocolm_tf.data.tfds_builder import prepared_builder
 from cocolm_tf.errors import UserError
-from cocolm_tf.text_files import matching_files, text_lines, without_surrogates
+from cocolm_tf.text_files import check_encoding, matching_files, text_lines, without_surrogates
 
 
 def text_documents(
@@ -48,6 +48,7 @@ def text_documents(
     # ['First paragraph.\\nSecond paragraph.', 'Another document.']
     ```
     """
+    check_encoding(encoding)
     paths = matching_files(pattern)
 
     def documents() -> Iterator[str]:
@@ -94,6 +95,7 @@ def jsonl_documents(
     list(jsonl_documents("/tmp/corpus.jsonl", field="text"))  # ['A document.']
     ```
     """
+    check_encoding(encoding)
     paths = matching_files(pattern)
 
     def documents() -> Iterator[str]:

@@ -65,10 +65,12 @@ def test_no_accent_is_lost_unless_asked_for(tmp_path: Path):
     assert document.endswith("fine\ncaf\ufffd")
 
 
-def test_a_pattern_that_matches_nothing_is_named_at_once(tmp_path: Path):
+def test_a_wrong_pattern_or_encoding_is_named_at_once(tmp_path: Path):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(UserError, match=r"no file matches '.*\*.text'"):
         text_documents(f"{tmp_path}/*.txt,{tmp_path}/*.text")
+    with pytest.raises(UserError, match="--encoding=nonsense is no encoding"):
+        jsonl_documents(f"{tmp_path}/*.txt", "text", encoding="nonsense")
 
 
 def test_jsonl_documents(tmp_path: Path):
