@@ -215,9 +215,11 @@ def _counted(labels: Any, rows: int) -> np.ndarray:
     if labels is None:
         raise ValueError("there are no labels: give y.")
     try:
-        labels = np.asarray(labels)
+        given, labels = labels, np.asarray(labels)
     except ValueError as error:
         raise ValueError("labels are one number or name for each text.") from error
+    if labels.dtype.kind in "SU":
+        labels = np.asarray(given, object)  # NumPy makes strings of the numbers beside them.
     if labels.ndim == 0 or len(labels) != rows:
         count = len(labels) if labels.ndim else 1
         raise ValueError(
