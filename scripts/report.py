@@ -12,7 +12,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
-from cocolm_tf.text_files import text_lines
+from cocolm_tf.text_files import check_encoding, text_lines
 
 flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
 flags.DEFINE_multi_string(
@@ -50,7 +50,11 @@ def main() -> str:
 def _lines(path: str | None) -> list[str]:
     if path is None:
         return []
-    lines = [line.strip() for line in text_lines(path, FLAGS.encoding) if line.strip()]
+    check_encoding(FLAGS.encoding)
+    try:
+        lines = [line.strip() for line in text_lines(path, FLAGS.encoding) if line.strip()]
+    except UserError as error:
+        raise UserError(f"--text_file={error}") from error
     if not lines:
         raise UserError(f"--text_file={path} has no sentences: write one a line.")
     return lines
