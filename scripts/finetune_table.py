@@ -57,10 +57,10 @@ def main() -> str:
         "test_file": absolute(FLAGS.test_file) if FLAGS.test_file else "",
         "regression": FLAGS.regression,
         "max_bad_share": FLAGS.max_bad_share,
-        "encoding": FLAGS.encoding,
-        "delimiter": FLAGS.delimiter,
         "name": name,
     }
+    # Only where they are given, so that runs from before there were such go on.
+    table |= {flag: FLAGS[flag].value for flag in ("encoding", "delimiter") if FLAGS[flag].value}
     make_run = functools.partial(ClassificationRun, data={"table": table})
     configs = os.path.join(ROOT, "configs", "finetune")
     return run_from_flags(name, make_run, configs, settings="")

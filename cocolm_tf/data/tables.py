@@ -121,10 +121,10 @@ _Rows = Iterator[tuple[int, tuple[str, ...] | str | None]]
 
 
 def _format(path: str, default: str) -> str:
-    name = os.path.basename(path)
+    name = os.path.basename(path).lower()
     for suffix in COMPRESSED_SUFFIXES:
         name = name.removesuffix(suffix)
-    kind = os.path.splitext(name)[1].lower()
+    kind = os.path.splitext(name)[1]
     if kind in FORMATS:
         return kind
     if not default:
