@@ -12,12 +12,16 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.text_files import check_encoding, text_lines
 
 flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
 flags.DEFINE_multi_string(
     "text", [], "A sentence to demonstrate on instead of those at hand. Repeatable."
 )
 flags.DEFINE_string("text_file", None, "A file of sentences to demonstrate on, one a line.")
+flags.DEFINE_string(
+    "encoding", "", "Encoding of --text_file without a byte order mark, as cp1252. Default: UTF-8."
+)
 flags.DEFINE_integer("seed", 0, "Decides what the demonstration masks and samples.", lower_bound=0)
 flags.DEFINE_string("output_dir", None, "Folder to write the report to.", required=True)
 
@@ -46,13 +50,11 @@ def main() -> str:
 def _lines(path: str | None) -> list[str]:
     if path is None:
         return []
+    check_encoding(FLAGS.encoding)
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except OSError as error:
-        raise UserError(f"--text_file={path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text_file={path} is not UTF-8 text.") from error
+        lines = [line.strip() for line in text_lines(path, FLAGS.encoding) if line.strip()]
+    except UserError as error:
+        raise UserError(f"--text_file={error}") from error
     if not lines:
         raise UserError(f"--text_file={path} has no sentences: write one a line.")
     return lines

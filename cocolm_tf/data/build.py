@@ -6,6 +6,7 @@ shard gets, and in what order, depends on the documents and the seed alone, so t
 workers changes how long a build takes and not one byte of what it writes.
 """
 
+import glob
 import heapq
 import itertools
 import multiprocessing
@@ -387,12 +388,14 @@ def _existing_datasets(output_dir: str, overwrite: bool) -> list[str]:
 def _remove_dataset(folder: str) -> None:
     # The manifest goes first: what is left without it is not a dataset.
     tf.io.gfile.remove(os.path.join(folder, FILE_NAME))
-    for path in filter(is_shard, tf.io.gfile.glob(os.path.join(folder, "data-*"))):
+    for path in filter(is_shard, tf.io.gfile.glob(os.path.join(glob.escape(folder), "data-*"))):
         tf.io.gfile.remove(path)
 
 
 def _remove_temporaries(output_dir: str) -> None:
     for folder in _folders(output_dir).values():
         for pattern in ("data-*-of-*.tfrecord*", FILE_NAME):
-            for path in tf.io.gfile.glob(os.path.join(folder, pattern + TEMPORARY_SUFFIX)):
+            for path in tf.io.gfile.glob(
+                os.path.join(glob.escape(folder), pattern + TEMPORARY_SUFFIX)
+            ):
                 tf.io.gfile.remove(path)

@@ -29,6 +29,7 @@ class GlueTask:
         bounds: The lowest and the highest number of a regression.
         dev: The files of its dev sets, by what these are called.
         test: Its test files, by the names of the leaderboard's files; None for one, `test`.
+        metrics: As of `TaskData`. The first is the one that Table 1 of the paper has.
 
     Example:
     ```python
@@ -46,6 +47,7 @@ class GlueTask:
     bounds: tuple[float, float] | None = None
     dev: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"dev": "dev"})
     test: Mapping[str, str] | None = None
+    metrics: tuple[str, ...] = ()
 
 
 _YES_NO = ("0", "1")
@@ -60,6 +62,7 @@ GLUE_TASKS = {
         ("unacceptable", "acceptable"),
         _YES_NO,
         header=("source", "label", "star", "sentence"),
+        metrics=("matthews", "accuracy"),
     ),
     "sst2": GlueTask("SST-2", ("sentence",), "label", ("negative", "positive"), _YES_NO),
     "mrpc": GlueTask(
@@ -131,6 +134,7 @@ def read_glue(task: str, data_dir: str | None = None) -> TaskData:
         {name: examples for name, examples in tests.items() if examples is not None},
         known.label_values,
         known.bounds,
+        known.metrics,
     )
 
 

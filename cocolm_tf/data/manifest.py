@@ -211,7 +211,9 @@ def resolve_shards(pattern: str) -> tuple[list[str], Manifest]:
         manifest = Manifest.load(pattern)
         return manifest.paths, manifest
     try:
-        paths = sorted(filter(shard_files.is_shard, tf.io.gfile.glob(pattern)))
+        # A shard's own path may have what a glob takes for more than a character.
+        found = [pattern] if tf.io.gfile.exists(pattern) else tf.io.gfile.glob(pattern)
+        paths = sorted(filter(shard_files.is_shard, found))
     except tf.errors.NotFoundError:
         paths = []
     if not paths:

@@ -32,6 +32,11 @@ class ClassificationRun(Run):
 
     data: dict[str, dict[str, Any]]
 
+    @property
+    def has_leaderboard(self) -> bool:
+        """Whether it is a task of GLUE."""
+        return "glue" in self.data
+
     def read(self) -> TaskData:
         """Reads the examples.
 

@@ -112,7 +112,7 @@ def run_experiment(experiment: Experiment, output_dir: str, at_once: int = 1) ->
             )
     summary = _summary(experiment, run, jobs, found, output_dir) | {"search": searched}
     write_json(summary, os.path.join(folder, RESULTS_FILENAME))
-    if run.train_fraction == 1 and not run.from_scratch:
+    if run.has_leaderboard and run.train_fraction == 1 and not run.from_scratch:
         _submit(os.path.join(output_dir, summary["best_run"], _PREDICTIONS), output_dir)
     return write_results(output_dir)
 

@@ -48,6 +48,11 @@ class Run:
         raise NotImplementedError
 
     @property
+    def has_leaderboard(self) -> bool:
+        """Whether its predictions are for a leaderboard."""
+        return False
+
+    @property
     def start(self) -> str:
         """What its model starts from, for people."""
         return "random weights" if self.from_scratch else self.preset

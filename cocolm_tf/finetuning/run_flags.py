@@ -178,6 +178,7 @@ def run_from_flags(
     configs: str,
     changes: Mapping[str, tuple[str, Any]] | None = None,
     flag_values: flags.FlagValues = flags.FLAGS,
+    settings: str | None = None,
 ) -> str:
     """Runs the experiment that the flags ask for.
 
@@ -188,6 +189,8 @@ def run_from_flags(
         changes: To the configuration, by the names of the flags that ask for them: each a key and
             its value.
         flag_values: Where the flags are.
+        settings: Which of the configuration's `tasks` it is; None for the one of its name, and
+            `""` for none.
 
     Returns:
         The path of the table of results.
@@ -210,7 +213,8 @@ def run_from_flags(
     from cocolm_tf.finetuning.config import load_finetuning_config, with_values
     from cocolm_tf.finetuning.experiment import Experiment, run_experiment
 
-    config, grid = load_finetuning_config(config_file, name, flag_values.params_override)
+    settings = name if settings is None else settings
+    config, grid = load_finetuning_config(config_file, settings, flag_values.params_override)
     for flag, (key, value) in (changes or {}).items():
         config = with_values(config, {key: value}, f"--{flag}")
     if flag_values.search and not grid:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from data_stand_ins import WordTokenizer, some_documents
 
 from cocolm_tf.data import build
-from cocolm_tf.data.manifest import FILE_NAME, Manifest
+from cocolm_tf.data.manifest import FILE_NAME, Manifest, resolve_shards
 from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.errors import UserError
 
@@ -113,6 +113,14 @@ def test_overwriting_leaves_nothing_of_the_old_dataset(make_dataset, tmp_path: P
         "manifest.json",
         "notes.txt",
     ]
+
+
+def test_a_folder_may_be_called_like_a_glob(make_dataset, tmp_path: Path):
+    folder = str(tmp_path / "data[1]")
+    make_dataset(num_shards=5, output_dir=folder)
+    manifest = make_dataset(num_shards=3, output_dir=folder, overwrite=True)
+    assert len(contents(tmp_path / "data[1]")) == 3 + 1
+    assert resolve_shards(manifest.paths[1])[0] == manifest.paths[1:2]
 
 
 def test_a_failed_build_leaves_what_was_there(make_dataset, tmp_path: Path):

@@ -2,6 +2,7 @@ import json
 import random
 
 import numpy as np
+import pandas
 import pytest
 import tensorflow as tf
 from programs import run_python
@@ -147,6 +148,37 @@ def test_every_way_to_ask_is_the_same(answerer):
 def test_learning_wants_answers(answerer):
     with pytest.raises(ValueError, match="y must say where the answers are"):
         answerer.fit(TEXTS)
+
+
+def test_what_is_no_question_or_answer_is_said(answerer):
+    questions, contexts = TEXTS
+    for texts, complaint in (
+        (("Who sat?", "The cat sat."), "texts come in batches"),
+        ("Who sat?", "texts come in batches"),
+        ((questions, [None, *contexts[1:]]), "text 0 is None, not a string"),
+        ((questions, [float("nan"), *contexts[1:]]), "text 0 is nan, not a string"),
+        (np.array(questions), "x must be the questions and their contexts"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            answerer.predict(texts)
+    answers = [[0, 0]] * len(questions)
+    for y, complaint in (
+        (answers[1:], "there are 12 of them"),
+        ([*answers[1:], [0, 10_000]], r"answer 11 is \[0, 10000\], of a context"),
+        (["cat"] * len(questions), "characters"),
+    ):
+        for call in (answerer.fit, answerer.evaluate):
+            with pytest.raises(ValueError, match=complaint):
+                call(TEXTS, y)
+    with pytest.raises(ValueError, match="there are 12 of them"):
+        answerer.fit(TEXTS, answers, validation_data=(TEXTS, answers[1:]))
+
+
+def test_tables_of_questions(answerer):
+    expected = answerer.predict(TEXTS, verbose=0)
+    frame = pandas.DataFrame({"question": TEXTS[0], "context": TEXTS[1]})
+    for texts in (frame, frame.to_numpy(), (frame["question"], frame["context"]), list(TEXTS)):
+        assert answerer.predict(texts, verbose=0) == expected
 
 
 def test_logits_of_tokens(answerer):
