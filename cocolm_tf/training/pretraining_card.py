@@ -13,7 +13,7 @@ from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.build import Pretrainer
 from cocolm_tf.training.callbacks import METRICS_FILENAME
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.energy import energy_text, power_limit
+from cocolm_tf.training.energy import energy_text
 from cocolm_tf.training.model_card import Facts, Result
 from cocolm_tf.versions import own_versions, versions_line
 
@@ -47,6 +47,7 @@ def pretraining_facts(
     manifests: Mapping[str, Manifest],
     model_dir: str,
     init_preset: str = "",
+    watts: float | None = None,
 ) -> Facts:
     """Gathers what a finished run knows of itself.
 
@@ -56,6 +57,7 @@ def pretraining_facts(
         manifests: those of the data, by what it was for, as `training`.
         model_dir: the run's folder, with its metrics.
         init_preset: the preset it started from, or nothing.
+        watts: float. The power that the devices of all hosts are limited to; None for not known.
 
     Returns:
         The facts of its model card.
@@ -69,8 +71,6 @@ def pretraining_facts(
     lines = _metrics(model_dir)
     tokens_per_step = config.trainer.batch_size * config.data.sequence_length
     hours = _seconds(lines, tokens_per_step) / 3600
-    replicas = pretrainer.distribute_strategy.num_replicas_in_sync
-    uses_gpu = bool(tf.config.list_physical_devices("GPU"))
     tokens = config.trainer.train_steps * tokens_per_step
     speed = [
         f"{config.trainer.train_steps:,} steps of {tokens_per_step:,} tokens, {tokens:,} in all, "
@@ -78,7 +78,7 @@ def pretraining_facts(
     ]
     if hours:
         speed.append(f"{tokens / hours / 3600:,.0f} tokens a second, validation aside.")
-        speed.append(energy_text(hours, power_limit(uses_gpu, replicas)))
+        speed.append(energy_text(hours, watts))
     name = os.path.basename(os.path.abspath(model_dir))
     usage = _USAGE.format(
         preset=os.path.join(model_dir, "preset"), length=config.data.sequence_length
