@@ -1,6 +1,7 @@
 """A pretraining run: shards in, a preset out."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,18 +15,24 @@ from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
+from cocolm_tf.training.accelerators import device_type, peak_flops
 from cocolm_tf.training.build import Pretrainer, build_pretrainer, compile_pretrainer
 from cocolm_tf.training.callbacks import (
+    TENSORBOARD_DIRECTORY,
     MetricsLog,
+    Profile,
     ProgressBar,
     ResumeMetrics,
     SaveCheckpoints,
     StopHopelessRun,
     StopWhenAsked,
+    TellSkippedUpdate,
 )
 from cocolm_tf.training.checkpoints import Checkpoints, has_checkpoint, steps_taken
 from cocolm_tf.training.config import PretrainingConfig, TrainerConfig, save_config
 from cocolm_tf.training.distribution import per_replica_batch
+from cocolm_tf.training.energy import power_limit
+from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.preemption import StopSignal
 from cocolm_tf.training.preset import load_frozen_auxiliary, load_preset, save_preset
 from cocolm_tf.training.pretraining_card import pretraining_facts
@@ -41,6 +48,7 @@ def pretrain(
     validation_data: str = "",
     init_preset: str = "",
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    profile_steps: tuple[int, int] | None = None,
 ) -> str:
     """Pretrains, or goes on pretraining where an earlier run with the same folder stopped.
 
@@ -54,6 +62,8 @@ def pretrain(
         validation_data: folder or glob of shards held out, or nothing.
         init_preset: a preset to start from, or nothing.
         callbacks: what else is to be called, after the run's own.
+        profile_steps: the first and the last step, counted from 1, of a profile for TensorBoard;
+            None for no profile.
 
     Returns:
         The path of the preset.
@@ -71,6 +81,14 @@ def pretrain(
     """
     if "://" in model_dir:
         raise UserError(f"--model_dir={model_dir} must be a folder of a mounted file system.")
+    if (
+        profile_steps
+        and not 1 <= profile_steps[0] <= profile_steps[1] <= config.trainer.train_steps
+    ):
+        raise UserError(
+            f"--profile_steps={profile_steps[0]},{profile_steps[1]} must be a first and a last "
+            f"step between 1 and trainer.train_steps={config.trainer.train_steps}."
+        )
     workers = Workers(strategy)
     with StopSignal() as stop, workers.loss_told(), read_errors_told():
         checkpoint_dir = os.path.join(model_dir, "checkpoints")
@@ -123,11 +141,13 @@ def pretrain(
                 workers,
                 stop,
                 callbacks,
+                profile_steps,
             )
         preset = os.path.join(model_dir, "preset")
+        watts = _power_limit(strategy, workers)
         if workers.is_chief:
             manifests = {name: Manifest.load(data.paths[0]) for name, data in opened.items()}
-            facts = pretraining_facts(config, pretrainer, manifests, model_dir, init_preset)
+            facts = pretraining_facts(config, pretrainer, manifests, model_dir, init_preset, watts)
             save_preset(pretrainer, tokenizer, preset, facts)
         # Who ends first would be missed by the others.
         workers.wait_for_all()
@@ -144,13 +164,15 @@ def _train(
     workers: Workers,
     stop: StopSignal,
     further: Sequence[keras.callbacks.Callback],
+    profile_steps: tuple[int, int] | None,
 ) -> None:
     """Trains from where the pretrainer stands to the end, and saves that."""
     trainer, step = config.trainer, steps_taken(pretrainer)
-    tokens_per_step = trainer.batch_size * config.data.sequence_length
-    log = MetricsLog(
-        model_dir if workers.is_chief else None, step, trainer.log_interval, tokens_per_step
+    speed = (
+        trainer.batch_size * config.data.sequence_length,
+        _peak_tokens_per_second(config, pretrainer.distribute_strategy),
     )
+    log = MetricsLog(model_dir if workers.is_chief else None, step, trainer.log_interval, *speed)
     callbacks = [
         log,  # before the checkpoint, so that what is saved is logged
         SaveCheckpoints(checkpoints, trainer.checkpoint_interval),
@@ -160,8 +182,13 @@ def _train(
     ]
     with contextlib.ExitStack() as stack:
         if workers.is_chief:
-            bar = ProgressBar(step, trainer.train_steps, tokens_per_step)
+            bar = ProgressBar(step, trainer.train_steps, *speed)
             callbacks.append(stack.enter_context(contextlib.closing(bar)))
+            # Before what may end the run for it.
+            callbacks.insert(0, TellSkippedUpdate(trainer.log_interval))
+            if profile_steps:
+                profile = Profile(os.path.join(model_dir, TENSORBOARD_DIRECTORY), *profile_steps)
+                callbacks.append(stack.enter_context(contextlib.closing(profile)))
         if step and (step % trainer.validation_interval == 0 or step == trainer.train_steps):
             # The run may have been ended between a checkpoint and the validation of its step.
             is_missing = workers.is_chief and not log.has(step, "validation")
@@ -182,6 +209,23 @@ def _train(
             step += steps * epochs
     checkpoints.save()
     checkpoints.wait()
+
+
+def _peak_tokens_per_second(
+    config: PretrainingConfig, strategy: tf.distribute.Strategy
+) -> float | None:
+    """The tokens a second that the devices would train on at their peak; None for not known."""
+    peak = config.runtime.peak_flops * strategy.num_replicas_in_sync
+    peak = peak or peak_flops(strategy, config.runtime.precision)
+    tokens = config.trainer.batch_size * config.data.sequence_length
+    return peak and peak * tokens / sum(pretraining_flops(config).values())
+
+
+def _power_limit(strategy: tf.distribute.Strategy, workers: Workers) -> float | None:
+    """Watts of all workers' devices; None if any does not know its own. All workers call it."""
+    watts = power_limit(device_type(strategy), strategy.num_replicas_in_sync // workers.count)
+    total = workers.sum(math.nan if watts is None else watts)
+    return None if math.isnan(total) else total
 
 
 def _training_batches(
