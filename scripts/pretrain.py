@@ -6,6 +6,7 @@ started again with the same flags; after SIGTERM, from the very step that it had
 """
 
 import os
+import re
 
 from absl import flags
 
@@ -30,12 +31,12 @@ flags.DEFINE_enum(
     "The devices to train on. multi_worker_mirrored: those of all hosts that TF_CONFIG names.",
 )
 flags.DEFINE_string("tpu", "", "Address of the TPU, or local.")
-flags.DEFINE_list(
-    "profile_steps", [], "First and last step, as 100,110, of a profile for TensorBoard's profiler."
+flags.DEFINE_string(
+    "profile_steps", "", "First and last step, as 100,110, of a profile for TensorBoard's profiler."
 )
 flags.register_validator(
     "profile_steps",
-    lambda steps: not steps or (len(steps) == 2 and all(step.isdecimal() for step in steps)),
+    lambda text: not text or re.fullmatch(r"\d+,\d+", text),
     "must be the first and the last step of the profile, as 100,110",
 )
 flags.mark_flags_as_required(["config_file", "train_data", "vocabulary", "model_dir"])
@@ -60,7 +61,7 @@ def main() -> str:
         make_strategy(FLAGS.distribution_strategy, FLAGS.tpu),
         FLAGS.validation_data,
         FLAGS.init_preset,
-        profile_steps=tuple(map(int, FLAGS.profile_steps)) or None,
+        profile_steps=[int(step) for step in FLAGS.profile_steps.split(",") if step],
     )
 
 

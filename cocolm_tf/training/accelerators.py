@@ -185,7 +185,7 @@ def device_type(strategy: tf.distribute.Strategy) -> str:
 def gpu_peak_flops(name: str, precision: str) -> float | None:
     """The peak FLOPs a second of a GPU, by its driver's name; None where it is not known."""
     for pattern, bfloat16, float16, float32 in _GPU_PEAKS:
-        if re.search(pattern, name):
+        if re.search(pattern, name) and " MIG " not in name:
             peaks = {"mixed_bfloat16": bfloat16, "mixed_float16": float16, "float32": float32}
             return peaks[precision] or None
     return None

@@ -48,7 +48,7 @@ def pretrain(
     validation_data: str = "",
     init_preset: str = "",
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    profile_steps: tuple[int, int] | None = None,
+    profile_steps: Sequence[int] = (),
 ) -> str:
     """Pretrains, or goes on pretraining where an earlier run with the same folder stopped.
 
@@ -63,7 +63,7 @@ def pretrain(
         init_preset: a preset to start from, or nothing.
         callbacks: what else is to be called, after the run's own.
         profile_steps: the first and the last step, counted from 1, of a profile for TensorBoard;
-            None for no profile.
+            nothing for no profile.
 
     Returns:
         The path of the preset.
@@ -164,7 +164,7 @@ def _train(
     workers: Workers,
     stop: StopSignal,
     further: Sequence[keras.callbacks.Callback],
-    profile_steps: tuple[int, int] | None,
+    profile_steps: Sequence[int],
 ) -> None:
     """Trains from where the pretrainer stands to the end, and saves that."""
     trainer, step = config.trainer, steps_taken(pretrainer)

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.training import pretraining as module
 from cocolm_tf.training.callbacks import METRICS_FILENAME, ProgressBar
 from cocolm_tf.training.config import TrainerConfig, load_config
+from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
 
 CLOCK = ("seconds", "tokens_per_second")
@@ -294,6 +296,35 @@ def test_what_is_left_is_cut_at_validations(step: int, train_steps: int, interva
     assert ends == due + [train_steps] * (step < train_steps)
 
 
+@pytest.mark.parametrize(
+    ("mine", "all_together"), [(2800.0, 5600.0), (None, math.nan)], ids=["known", "unknown"]
+)
+def test_energy_is_that_of_all_hosts(
+    monkeypatch: pytest.MonkeyPatch, mine: float | None, all_together: float
+):
+    """Two hosts of four GPUs each; where one does not know, nobody does."""
+    told = []
+    workers = types.SimpleNamespace(count=2, sum=lambda watts: told.append(watts) or all_together)
+    monkeypatch.setattr(module, "device_type", lambda strategy: "GPU")
+    monkeypatch.setattr(module, "power_limit", lambda *asked: {("GPU", 4): mine}[asked])
+    watts = module._power_limit(types.SimpleNamespace(num_replicas_in_sync=8), workers)
+    assert watts == (mine and 5600)
+    assert told == [pytest.approx(mine or math.nan, nan_ok=True)], "every worker tells its own"
+
+
+def test_the_peak_is_that_of_the_device_or_as_configured(
+    tiny, monkeypatch: pytest.MonkeyPatch, mirrored_strategy
+):
+    config = tiny()
+    flops, tokens = sum(pretraining_flops(config).values()), 4 * 16
+    assert module._peak_tokens_per_second(config, mirrored_strategy) is None
+    monkeypatch.setattr(module, "peak_flops", lambda strategy, precision: 5.0 * flops)
+    assert module._peak_tokens_per_second(config, mirrored_strategy) == pytest.approx(5 * tokens)
+    config.runtime.peak_flops = 3.0 * flops
+    expected = 2 * 3 * tokens  # two devices
+    assert module._peak_tokens_per_second(config, mirrored_strategy) == pytest.approx(expected)
+
+
 # What is wrong is said before anything is written.
 
 
@@ -379,6 +410,13 @@ def test_a_batch_that_does_not_divide_is_refused(refused, tiny):
     assert "trainer.batch_size=5" in complaint
 
 
+@pytest.mark.parametrize("steps", [(0, 3), (5, 4), (5, 11)])
+def test_steps_that_cannot_be_profiled_are_refused(refused, steps: tuple[int, int]):
+    complaint = refused(profile_steps=steps)
+    assert f"--profile_steps={steps[0]},{steps[1]} must be a first and a last step" in complaint
+    assert "trainer.train_steps=10" in complaint
+
+
 def test_too_little_to_validate_on_is_refused(refused, tiny):
     assert "too few to validate on" in refused(tiny(trainer={"batch_size": 1000}))
 
@@ -398,7 +436,7 @@ def test_the_checkpoints_of_another_model_are_left_alone(finished, tiny, pretrai
     model_dir = tmp_path / "run"
     shutil.copytree(finished.model_dir, model_dir)
     before = {path: path.stat().st_mtime_ns for path in model_dir.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="ckpt-10 does not fit this configuration"):
+    with pytest.raises(UserError, match="ckpt-10 does not fit .* lacks backbone/blocks/1/"):
         pretrain_on(tiny(model={"num_layers": 2}), model_dir)
     with pytest.raises(UserError, match="stands at step 10.*trainer.steps_per_loop=4"):
         trainer = {"steps_per_loop": 4, "train_steps": 12, "log_interval": 4}
