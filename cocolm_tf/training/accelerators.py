@@ -144,22 +144,11 @@ _TPU_PEAKS = {
 
 
 def peak_flops(strategy: tf.distribute.Strategy, precision: str) -> float | None:
-    """The peak FLOPs a second of all devices that a strategy trains on, those of all hosts.
+    """The peak FLOPs a second of all devices, of all hosts; None where one's is not known.
 
     GPUs are known by the names that their driver gives them; hosts have the same as this one. A
-    TPU is known by the environment variable `TPU_ACCELERATOR_TYPE` that TPU VMs have.
-
-    Args:
-        strategy: the devices.
-        precision: a configuration's `runtime.precision`.
-
-    Returns:
-        FLOPs a second, None where a device's peak is not known, as a CPU's is not.
-
-    Example:
-    ```python
-    peak_flops(make_strategy("one_device"), "mixed_bfloat16")  # 989.4e12 on an H100
-    ```
+    TPU is known by the environment variable `TPU_ACCELERATOR_TYPE` that TPU VMs have. `precision`
+    is a configuration's `runtime.precision`.
     """
     kind = device_type(strategy)
     if kind == "TPU":

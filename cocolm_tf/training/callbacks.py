@@ -304,19 +304,7 @@ class TellSkippedUpdate(keras.callbacks.Callback):
 
 
 def skipped_update(model: TrainingStep) -> str:
-    """Says of a skipped update which variables' gradients were not finite, and which were largest.
-
-    Args:
-        model: it has skipped an update since it was compiled.
-
-    Returns:
-        Three lines.
-
-    Example:
-    ```python
-    print(skipped_update(pretrainer))
-    ```
-    """
+    """Says in three lines which gradients were not finite when a model skipped an update."""
     paths = {id(variable): path for path, variable in variable_paths(model).items()}
     names = [paths[id(variable)] for variable in model.trainable_variables]
     norms = dict(zip(names, model.skipped_norms.numpy().tolist(), strict=True))

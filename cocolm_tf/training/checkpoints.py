@@ -294,27 +294,13 @@ def steps_taken(model: TrainingStep) -> int:
 
 
 def variable_paths(model: TrainingStep) -> dict[str, keras.Variable]:
-    """Names the variables of a model by the attributes that lead to them.
+    """Names a model's variables by the attributes that lead to them: `backbone/blocks/0/key/bias`.
 
-    Unlike Keras's own paths these depend neither on the order in which layers are made nor on what
+    Unlike Keras's paths, these depend neither on the order in which layers are made nor on what
     else the process has made, and the layers of two models inside one have different ones. A layer
-    that no public attribute leads to, as in a functional model, goes by its name. What several
-    layers share goes by its shortest path.
-
-    Args:
-        model: the model.
-
-    Returns:
-        The variables by their paths, without the metrics' and without the seed generators', which
-        every step sets anew.
-
-    Raises:
-        ValueError: if two variables have the same path.
-
-    Example:
-    ```python
-    variable_paths(pretrainer)["backbone/blocks/0/query/kernel"]
-    ```
+    without a public attribute, as in a functional model, goes by its name; what layers share, by
+    its shortest path. Variables of metrics are left out, and those of seed generators, which every
+    step sets anew. Two variables of one path are a `ValueError`.
     """
     named = {id(variable) for metric in model.metrics for variable in metric.variables}
     named |= {id(generator.state) for generator in model.seed_generators()}
