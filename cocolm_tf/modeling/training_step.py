@@ -146,9 +146,7 @@ class TrainingStep(keras.Model):
         optimizer.build(self.trainable_variables)
         # No weights: what they tell is of no use to a run that goes on from a checkpoint.
         self.skipped_at, self.skipped_norms = (
-            tf.Variable(
-                value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
-            )
+            tf.Variable(value, trainable=False)
             for value in (tf.constant(0), tf.zeros([len(self.trainable_variables)]))
         )
         training = ["gradient_norm", "learning_rate", "skipped_updates"]
