@@ -1,13 +1,49 @@
-"""Elementwise mathematics compiled into few passes over memory."""
+"""Elementwise mathematics compiled into few passes over memory, as the device at hand likes it."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 
-# Elements that a processor adds side by side.
-_LANES = 32
+DEVICE_KINDS = ("CPU", "GPU", "TPU")
+
+# Elements that a CPU adds side by side, and the widest row that is worth cutting into such parts.
+_LANES, _WIDEST_FOLD = 32, 1024
+
+# Where programs are made for a device that is not here: its kind.
+_elsewhere: list[str] = []
+
+
+def device_kind() -> str:
+    """The kind of device, of `DEVICE_KINDS`, that functions traced now are compiled for."""
+    if _elsewhere:
+        return _elsewhere[-1]
+    if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+        return "TPU"
+    return "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
+
+
+@contextlib.contextmanager
+def compiling_for(kind: str) -> Iterator[None]:
+    """Makes functions traced inside programs for a device that need not be here.
+
+    Args:
+        kind: one of `DEVICE_KINDS`.
+
+    Example:
+    ```python
+    with compiling_for("GPU"):
+        program = step.experimental_get_compiler_ir(batch)(stage="stablehlo_serialized")
+    ```
+    """
+    _elsewhere.append(kind)
+    try:
+        yield
+    finally:
+        _elsewhere.pop()
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,12 +68,15 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
         return 2.0 * x + y
     ```
     """
-    compiled = tf.function(function, jit_compile=True, autograph=False)
+    # What is traced for one kind of device must not serve another.
+    compiled = {
+        kind: tf.function(function, jit_compile=True, autograph=False) for kind in DEVICE_KINDS
+    }
 
     @functools.wraps(function)
     def choose(*args: Any) -> Any:
         tensors = [arg for arg in args if isinstance(arg, tf.Tensor)]
-        return (compiled if is_compiled(*tensors) else function)(*args)
+        return (compiled[device_kind()] if is_compiled(*tensors) else function)(*args)
 
     return choose
 
@@ -56,8 +95,8 @@ def is_compiled(*tensors: tf.Tensor) -> bool:
 def row_sum(x: tf.Tensor) -> tf.Tensor:
     """Adds up the last axis, and keeps it with size 1.
 
-    For `fused` functions: a compiled sum over the last axis adds one element after the other, each
-    waiting for the one before. Here many are added at a time until few are left.
+    For `fused` functions: compiled for a CPU, a sum over the last axis adds one element after the
+    other, each waiting for the one before. Here many are added at a time until few are left.
 
     Args:
         x: floating tensor of rank 1 or more.
@@ -87,10 +126,10 @@ def row_max(x: tf.Tensor) -> tf.Tensor:
     row_max(tf.constant([[1.0, 3.0, 2.0]]))  # [[3.0]]
     ```
     """
+    if not _compiled_for_cpu(x):
+        return tf.reduce_max(x, axis=-1, keepdims=True)
     # Compiled as a comparison and a selection; `tf.maximum` spends twice as much, on NaN.
     folded = _fold(x, lambda left, right: tf.where(left > right, left, right))
-    if not is_compiled(x):
-        return tf.reduce_max(folded, axis=-1, keepdims=True)
     # For the same reason the rest is compared as integers, which order numbers as floats do once
     # the bits of the negative ones are turned around.
     return tf.bitcast(
@@ -99,10 +138,67 @@ def row_max(x: tf.Tensor) -> tf.Tensor:
     )
 
 
+def row_logsumexp(x: tf.Tensor) -> tf.Tensor:
+    """The logarithm of the last axis's sum of exponentials, kept with size 1, in few passes.
+
+    For `fused` functions.
+
+    Args:
+        x: float32 tensor of rank 1 or more.
+
+    Returns:
+        A tensor like `x`, whose last axis has size 1.
+
+    Example:
+    ```python
+    row_logsumexp(tf.zeros([2, 8]))  # log(8), twice
+    ```
+    """
+    if is_compiled(x) and device_kind() == "GPU":
+        # The largest element and the sum in one pass: a row is read once, not twice.
+        scalar = tf.TensorSpec([], tf.float32)
+        combine = tf.function(_combine_exponentials, autograph=False)
+        # Ones that are no constant: TensorFlow would make one as large as `x`.
+        ones = tf.cast(tf.equal(x, x), tf.float32)
+        largest, total = xla.variadic_reduce(
+            (x, ones),
+            (tf.constant(x.dtype.min), tf.constant(0.0)),
+            dimensions_to_reduce=[x.shape.rank - 1],
+            reducer=combine.get_concrete_function(scalar, scalar, scalar, scalar),
+        )
+        return tf.expand_dims(largest + tf.math.log(total), -1)
+    largest = row_max(x)
+    return largest + tf.math.log(row_sum(tf.exp(x - largest)))
+
+
+def barrier(*tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Keeps XLA from computing across this point, where it compiles for an accelerator.
+
+    What is kept for the backward pass is then kept in its own precision, as otherwise XLA keeps
+    the wider tensor that it was rounded from; and what is computed again there is not stored.
+
+    For `fused` functions and the gradients around them.
+
+    Args:
+        tensors: any.
+
+    Returns:
+        The same tensors, which are there only once all of them are.
+
+    Example:
+    ```python
+    (kept,) = barrier(tf.cast(wide, tf.bfloat16))
+    ```
+    """
+    if not is_compiled(*tensors) or device_kind() == "CPU":
+        return tensors
+    return tuple(xla.optimization_barrier(*tensors))
+
+
 def column_sum(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Adds up all axes but the last, as the gradient of a bias does.
 
-    Not for `fused` functions: a matrix product is the fastest such sum, compiled or not.
+    On a CPU a matrix product is the fastest such sum, so this is not for `fused` functions.
 
     Args:
         x: [..., H].
@@ -116,8 +212,8 @@ def column_sum(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     column_sum(tf.ones([2, 3]), tf.float32)  # [2.0, 2.0, 2.0]
     ```
     """
-    if x.dtype == tf.float16:
-        # Its products sum in float16 at the end, which scaled gradients soon exceed.
+    # Products of float16 sum in float16 at the end, which scaled gradients soon exceed.
+    if device_kind() != "CPU" or x.dtype == tf.float16:
         axes = list(range(x.shape.rank - 1))
         return tf.cast(tf.reduce_sum(tf.cast(x, tf.float32), axes), dtype)
     rows = tf.reshape(x, [-1, x.shape[-1] or tf.shape(x)[-1]])
@@ -126,10 +222,22 @@ def column_sum(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 def _fold(x: tf.Tensor, join: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
     width = x.shape[-1]
-    if not is_compiled(x) or width % _LANES:
+    if not _compiled_for_cpu(x) or width % _LANES or width > _WIDEST_FOLD:
         return x
     parts = [x[..., start : start + _LANES] for start in range(0, width, _LANES)]
     return functools.reduce(join, parts)
+
+
+def _combine_exponentials(
+    largest: tf.Tensor, total: tf.Tensor, other_largest: tf.Tensor, other_total: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Of two parts of a row: the largest element, and the sum of exponentials relative to it."""
+    both = tf.maximum(largest, other_largest)
+    return both, total * tf.exp(largest - both) + other_total * tf.exp(other_largest - both)
+
+
+def _compiled_for_cpu(x: tf.Tensor) -> bool:
+    return is_compiled(x) and device_kind() == "CPU"
 
 
 def _reorder(bits: tf.Tensor) -> tf.Tensor:

@@ -23,7 +23,7 @@ flags.DEFINE_integer("devices", 1, "The number of devices to train on.", lower_b
 flags.DEFINE_multi_enum(
     "accelerator",
     None,
-    ["a100-40gb", "a100", "h100", "h200", "v4", "v5e", "v5p"],
+    ["a100-40gb", "a100", "h100", "h200", "v4", "v5e", "v5p", "v6e"],
     "What each device is. Repeatable; all, if it is not given.",
 )
 flags.DEFINE_float(

@@ -1,69 +1,162 @@
-"""Attention probabilities in one memory pass each way."""
+"""Attention in as few passes over the tensors of every pair of tokens as products apart allow.
 
+Those tensors, [B, heads, Q, S], are what a Transformer's step reads and writes most of. Forward,
+the products are written once, and read once for the dropped-out probabilities, which the product
+with the values reads. Backward, the probabilities are computed again from the products and one
+number per row, and the mean that the gradient of a softmax needs is that of the small results
+(Dao et al. 2022, FlashAttention, section 3): so the gradient of the logits is a loop without sums.
+
+cuDNN's fused attention, an option on NVIDIA GPUs, never writes these tensors at all.
+"""
+
+import json
+import zlib
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 
-from cocolm_tf.fusion import fused, row_max, row_sum
+from cocolm_tf.fusion import barrier, device_kind, fused, is_compiled, row_logsumexp, row_sum
+from cocolm_tf.modeling.dropout import kept
+
+ATTENTION_KERNELS = ("xla", "cudnn")
 
 
-def attention_probabilities(
-    products: tf.Tensor, scale: float, excluded: tf.Tensor, relative: tf.Tensor
+def attention(
+    query: tf.Tensor,
+    key: tf.Tensor,
+    value: tf.Tensor,
+    excluded: tf.Tensor,
+    relative: tf.Tensor,
+    rate: float = 0.0,
+    seed: tf.Tensor | None = None,
+    kernel: str = "xla",
+    name: str = "",
 ) -> tf.Tensor:
-    """The softmax over keys of `scale * products + excluded + relative`.
+    """Scaled dot-product attention with biases on its logits and dropout on its probabilities.
 
-    Computed in float32 whatever the type of `products`: sums of exponentials need more than a
-    half-precision mantissa.
+    The probabilities are computed in float32 whatever the type of `query`: sums of exponentials
+    need more than a half-precision mantissa.
 
     Args:
-        products: [B, heads, Q, S], of queries and keys.
-        scale: float, one over the square root of the heads' width.
+        query: [B, heads, Q, D].
+        key: [B, heads, S, D].
+        value: [B, heads, S, D].
         excluded: [B, 1, 1, S], very negative at padding. It gets no gradient.
         relative: [B or 1, heads, Q, S], the bias by relative position; or [1, 1, 1, 1], which
             gets no gradient.
+        rate: The share of the probabilities to drop.
+        seed: integer tensor [2] that decides what is dropped, or None to drop nothing.
+        kernel: one of `ATTENTION_KERNELS`. `cudnn` acts in steps compiled for NVIDIA GPUs, where Q
+            is S, and takes padding to stand at the end. It has random numbers of its own, which
+            `seed` does not decide.
+        name: of the layer; different ones drop differently with `cudnn`.
 
     Returns:
-        A tensor like `products`.
+        [B, heads, Q, D].
 
     Example:
     ```python
-    products, bias = tf.zeros([2, 4, 8, 8]), tf.zeros([1, 1, 1, 1])
-    attention_probabilities(products, 0.125, tf.zeros([2, 1, 1, 8]), bias)  # 1/8 each
+    x, no_bias = tf.random.normal([2, 4, 8, 16]), tf.zeros([1, 1, 1, 1])
+    attention(x, x, x, tf.zeros([2, 1, 1, 8]), no_bias)
     ```
     """
+    scale = query.shape[-1] ** -0.5
+    rate = rate if seed is not None else 0.0
+    if kernel == "cudnn" and _fits_cudnn(query, key):
+        number = zlib.crc32(f"{name} {query.shape}".encode()) & 0x7FFFFFFF
+        return _cudnn_attention(query, key, value, excluded, relative, rate, number)
+    seed = tf.zeros([2], tf.int32) if seed is None else tf.cast(seed, tf.int32)
 
     @tf.custom_gradient
     def compute(
-        products: tf.Tensor, relative: tf.Tensor
-    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
-        probabilities = _softmax(products, excluded, relative, scale)
+        query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, relative: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+        products = tf.matmul(query, key, transpose_b=True)
+        dropped, normalizers = _probabilities(products, excluded, relative, seed, scale, rate)
+        attended = tf.matmul(dropped, value)
 
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            slope = _softmax_gradient(probabilities, upstream, scale)
-            return slope, _relative_gradient(slope, relative, scale)
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            # What is dropped is computed again: a mask would be written once and read twice.
+            upstream, again = barrier(upstream, seed)
+            slope = _logits_gradient(
+                products,
+                normalizers,
+                excluded,
+                relative,
+                tf.matmul(upstream, value, transpose_b=True),
+                _row_products(upstream, attended),
+                again,
+                scale,
+                rate,
+            )
+            return (
+                tf.matmul(slope, key),
+                tf.matmul(slope, query, transpose_a=True),
+                tf.matmul(dropped, upstream, transpose_a=True),
+                _relative_gradient(slope, relative, scale),
+            )
 
-        return probabilities, gradient
+        return attended, gradient
 
-    return compute(products, relative)
+    return compute(query, key, value, relative)
 
 
 @fused
-def _softmax(
+def _probabilities(
+    products: tf.Tensor,
+    excluded: tf.Tensor,
+    relative: tf.Tensor,
+    seed: tf.Tensor,
+    scale: float,
+    rate: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The softmax over keys after dropout, and the logarithm of what it was divided by."""
+    logits = _logits(products, excluded, relative, scale)
+    normalizers = row_logsumexp(logits)
+    probabilities = tf.exp(logits - normalizers)
+    if rate:
+        probabilities *= _kept(products, rate, seed)
+    return tf.cast(probabilities, products.dtype), normalizers
+
+
+@fused
+def _logits_gradient(
+    products: tf.Tensor,
+    normalizers: tf.Tensor,
+    excluded: tf.Tensor,
+    relative: tf.Tensor,
+    upstream: tf.Tensor,
+    means: tf.Tensor,
+    seed: tf.Tensor,
+    scale: float,
+    rate: float,
+) -> tf.Tensor:
+    """The gradient of the products, which is `scale` times that of the logits."""
+    probabilities = tf.exp(_logits(products, excluded, relative, scale) - normalizers)
+    upstream = tf.cast(upstream, tf.float32)
+    if rate:
+        upstream *= _kept(products, rate, seed)
+    return tf.cast(probabilities * (upstream - means) * scale, products.dtype)
+
+
+@fused
+def _row_products(upstream: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
+    """The mean, by their probabilities, of the slopes that the keys of a query have."""
+    return row_sum(tf.cast(upstream, tf.float32) * tf.cast(attended, tf.float32))
+
+
+def _logits(
     products: tf.Tensor, excluded: tf.Tensor, relative: tf.Tensor, scale: float
 ) -> tf.Tensor:
-    logits = tf.cast(products, tf.float32) * scale
-    logits += tf.cast(excluded, tf.float32) + tf.cast(relative, tf.float32)
-    exponentials = tf.exp(logits - row_max(logits))
-    return tf.cast(exponentials * (1 / row_sum(exponentials)), products.dtype)
+    biases = tf.cast(excluded, tf.float32) + tf.cast(relative, tf.float32)
+    return tf.cast(products, tf.float32) * scale + biases
 
 
-@fused
-def _softmax_gradient(probabilities: tf.Tensor, upstream: tf.Tensor, scale: float) -> tf.Tensor:
-    """The gradient of the products, which is `scale` times that of the logits."""
-    dtype = probabilities.dtype
-    probabilities, upstream = tf.cast(probabilities, tf.float32), tf.cast(upstream, tf.float32)
-    mean = row_sum(probabilities * upstream)
-    return tf.cast(probabilities * (upstream - mean) * scale, dtype)
+def _kept(products: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
+    shape = products.shape if products.shape.is_fully_defined() else tf.shape(products)
+    return kept(shape, rate, seed)
 
 
 def _relative_gradient(slope: tf.Tensor, relative: tf.Tensor, scale: float) -> tf.Tensor:
@@ -77,3 +170,122 @@ def _relative_gradient(slope: tf.Tensor, relative: tf.Tensor, scale: float) -> t
 @fused
 def _batch_sum(x: tf.Tensor, factor: float) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(x, tf.float32), axis=0, keepdims=True) * factor
+
+
+def _fits_cudnn(query: tf.Tensor, key: tf.Tensor) -> bool:
+    return (
+        is_compiled(query, key)
+        and device_kind() == "GPU"
+        and query.shape == key.shape
+        and query.dtype in (tf.bfloat16, tf.float16)
+    )
+
+
+def _cudnn_attention(
+    query: tf.Tensor,
+    key: tf.Tensor,
+    value: tf.Tensor,
+    excluded: tf.Tensor,
+    relative: tf.Tensor,
+    rate: float,
+    seed: int,
+) -> tf.Tensor:
+    """`attention` by the kernels that XLA calls in cuDNN for JAX."""
+    batch, heads, length, width = query.shape
+    has_bias = relative.shape.num_elements() > 1
+    target = f"__cudnn$fmha{'ScaleBias' if has_bias else ''}Softmax{'Dropout' if rate else ''}"
+    biases = [relative] if has_bias else []
+    lengths = tf.reduce_sum(tf.cast(tf.equal(excluded[:, 0, 0], 0), tf.int32), axis=1)
+    lengths = [tf.fill([batch], length), lengths]  # all queries, the keys that are no padding
+    workspace = tf.TensorSpec([0], tf.uint8)
+
+    def outer(x: tf.Tensor) -> tf.Tensor:
+        return tf.transpose(x, [0, 2, 1, 3])  # between [B, heads, S, D] and [B, S, heads, D]
+
+    def config(**products: dict[str, list[str]]) -> str:
+        return _cudnn_config([batch, heads, length, length], width, query.dtype, rate, seed, products)
+
+    @tf.custom_gradient
+    def compute(
+        query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, *biases: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+        operands = [outer(query), outer(key), outer(value)]
+        attended, statistics, _ = xla.custom_call_v2(
+            target,
+            [*operands, *biases, *lengths],
+            [
+                tf.TensorSpec(query.shape, query.dtype),
+                tf.TensorSpec([batch, heads, length], tf.float32),
+                workspace,
+            ],
+            config(
+                bmm1_dot_dimension_numbers=_product(3, 3, "02", "02"),
+                bmm2_dot_dimension_numbers=_product(3, 1, "01", "02"),
+            ),
+        )
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            slopes = [tf.TensorSpec(query.shape, query.dtype)] * 3
+            slopes += [tf.TensorSpec(bias.shape, bias.dtype) for bias in biases]
+            *slopes, _ = xla.custom_call_v2(
+                target + "Backward",
+                [*operands, statistics, outer(upstream), *biases, outer(attended), *lengths],
+                [*slopes, workspace],
+                config(
+                    bmm1_grad_gemm1_dot_dimension_numbers=_product(2, 1, "01", "02"),
+                    bmm1_grad_gemm2_dot_dimension_numbers=_product(3, 1, "01", "02"),
+                    bmm2_grad_gemm1_dot_dimension_numbers=_product(2, 1, "01", "02"),
+                    bmm2_grad_gemm2_dot_dimension_numbers=_product(3, 3, "02", "02"),
+                ),
+            )
+            return tuple(slopes)
+
+        return attended, gradient
+
+    return compute(query, key, value, *biases)
+
+
+def _cudnn_config(
+    shape: list[int],
+    width: int,
+    dtype: tf.DType,
+    rate: float,
+    seed: int,
+    products: dict[str, dict[str, Any]],
+) -> str:
+    """What XLA reads of a call of cuDNN's attention, `CudnnfMHABackendConfig` as JSON."""
+    described = {
+        "algorithm": {
+            "algo_id": "0",
+            "math_type": "TENSOR_OP_MATH",
+            "tuning_knobs": {"17": "1", "24": "0"},
+            "is_cudnn_frontend": True,
+            "workspace_size": "0",
+        },
+        "fmha_scale": width**-0.5,
+        "intermediate_tensor_shape": {
+            "element_type": "BF16" if dtype == tf.bfloat16 else "F16",
+            "dimensions": [str(size) for size in shape],
+            "layout": {"minor_to_major": ["3", "2", "1", "0"]},
+            "is_dynamic_dimension": [False] * 4,
+        },
+        "is_flash_attention": True,
+        "mask_type": "PADDING",
+        "dropout_rate": rate,
+        "seed": seed,
+        "sliding_window_length": 0,
+        "max_seg_per_batch": 1,
+        "is_paged_attention": False,
+    }
+    return json.dumps(
+        {"operation_queue_id": "0", "cudnn_fmha_backend_config": described | products}
+    )
+
+
+def _product(left: int, right: int, left_batch: str, right_batch: str) -> dict[str, list[str]]:
+    return {
+        "lhs_contracting_dimensions": [str(left)],
+        "rhs_contracting_dimensions": [str(right)],
+        "lhs_batch_dimensions": list(left_batch),
+        "rhs_batch_dimensions": list(right_batch),
+    }

@@ -43,6 +43,8 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
         initializer_range: float. Standard deviation of the normal distribution that every matrix
             starts from. 0.02 suits a width of 768; narrow models learn sooner from more.
         rematerialize: bool. Recompute each block in the backward pass: less memory, more time.
+        attention: which kernel computes attention, "xla" or "cudnn"; see
+            `cocolm_tf.modeling.attention`. Not part of the configuration: a preset runs anywhere.
         dtype: dtype or policy of the computation, as in Keras.
         embeddings_of: another `CocoLMBackbone` whose word and position tables this one shares, or
             None. Not part of the configuration: a shared table is saved with its owner.
@@ -82,6 +84,7 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
         layer_norm_epsilon: float = 1e-5,
         initializer_range: float = 0.02,
         rematerialize: bool = False,
+        attention: str = "xla",
         dtype: Any = None,
         embeddings_of: Self | None = None,
         **kwargs: Any,
@@ -142,6 +145,7 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
                 layer_norm_epsilon,
                 initializer_range,
                 rematerialize,
+                attention,
                 dtype=dtype,
                 name=f"transformer_block_{i}",
             )

@@ -78,12 +78,11 @@ class AttentionBias(keras.layers.Layer):
         padding = (is_padding * excluded)[:, tf.newaxis, tf.newaxis, :]
         if not self.bins:
             return padding, tf.zeros([1, 1, 1, 1], self.compute_dtype)
-        length = tf.shape(padding_mask)[1]
+        length = padding_mask.shape[1] or tf.shape(padding_mask)[1]
         by_distance = tf.gather(tf.convert_to_tensor(self.table), self.buckets)
-        position = tf.range(length)
-        distance = position[tf.newaxis, :] - position[:, tf.newaxis]
-        relative = tf.gather(by_distance, distance + (self.max_positions - 1))
-        return padding, tf.transpose(relative, [2, 0, 1])[tf.newaxis]
+        furthest = self.max_positions - length
+        by_distance = by_distance[furthest : furthest + 2 * length - 1]
+        return padding, _diagonals(tf.transpose(by_distance), length)[tf.newaxis]
 
     def compute_output_shape(
         self, padding_mask_shape: tuple[int | None, ...]
@@ -92,3 +91,14 @@ class AttentionBias(keras.layers.Layer):
         batch, length = padding_mask_shape
         relative = (1, self.num_heads, length, length) if self.bins else (1, 1, 1, 1)
         return (batch, 1, 1, length), relative
+
+
+def _diagonals(values: tf.Tensor, length: tf.Tensor | int) -> tf.Tensor:
+    """From [heads, 2 * length - 1], one value a diagonal, the matrices [heads, length, length].
+
+    By a reshape: rows that are one longer than what they are cut into move on by one each. A
+    lookup of every pair would be slow on accelerators, and its gradient slower.
+    """
+    rows = tf.tile(tf.pad(values, [[0, 0], [0, 1]]), [1, length])
+    rows = tf.reshape(rows[:, : length * (2 * length - 1)], [-1, length, 2 * length - 1])
+    return rows[:, :, length - 1 :]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from cocolm_tf.fusion import column_sum, fused, row_sum
+from cocolm_tf.fusion import barrier, column_sum, fused, row_sum
 from cocolm_tf.modeling.dropout import kept
 
 
@@ -135,11 +135,15 @@ def _forward(
     width = x.shape[-1]
     update = tf.cast(update, tf.float32) + tf.cast(bias, tf.float32)
     total = tf.cast(x, tf.float32) + _dropped(update, rate, seed)
-    centered = total - row_sum(total) / width
-    inverse_deviation = tf.math.rsqrt(row_sum(centered * centered) / width + epsilon)
-    normal = centered * inverse_deviation
+    # Both sums in one pass. Of a row whose mean is far larger than its deviation, the difference
+    # loses digits; what comes here was normalized one sublayer before.
+    mean, square = row_sum(total) / width, row_sum(total * total) / width
+    variance = tf.maximum(square - mean * mean, 0.0)
+    inverse_deviation = tf.math.rsqrt(variance + epsilon)
+    normal = (total - mean) * inverse_deviation
     output = normal * tf.cast(gamma, tf.float32) + tf.cast(beta, tf.float32)
-    return tf.cast(output, x.dtype), tf.cast(normal, x.dtype), inverse_deviation
+    (kept_normal,) = barrier(tf.cast(normal, x.dtype))
+    return tf.cast(output, x.dtype), kept_normal, inverse_deviation
 
 
 @fused
@@ -157,12 +161,11 @@ def _backward(
     slope = upstream * tf.cast(gamma, tf.float32)
     mean, projection = row_sum(slope) / width, row_sum(slope * normal) / width
     total = (slope - mean - normal * projection) * inverse_deviation
+    (slope_of_x,) = barrier(tf.cast(total, dtype))
+    slope_of_update = tf.cast(_dropped(tf.cast(slope_of_x, tf.float32), rate, seed), dtype)
     rows = list(range(normal.shape.rank - 1))
-    return (
-        tf.cast(total, dtype),
-        tf.cast(_dropped(total, rate, seed), dtype),
-        tf.cast(tf.reduce_sum(upstream * normal, rows), gamma.dtype),
-    )
+    slope_of_gamma = tf.cast(tf.reduce_sum(upstream * normal, rows), gamma.dtype)
+    return slope_of_x, slope_of_update, slope_of_gamma
 
 
 def _dropped(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:

@@ -5,9 +5,9 @@ import functools
 import keras
 import tensorflow as tf
 
-from cocolm_tf.modeling.attention import attention_probabilities
+from cocolm_tf.modeling.attention import attention
 from cocolm_tf.modeling.bias import add_bias
-from cocolm_tf.modeling.dropout import Dropout, dropout
+from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.gelu import exact_gelu
 from cocolm_tf.modeling.residual_norm import ResidualNorm
 
@@ -24,6 +24,7 @@ class TransformerBlock(keras.layers.Layer):
         initializer_range: float. Standard deviation that the matrices start with.
         rematerialize: bool. Recompute the block in the backward pass instead of keeping its
             activations: less memory, about a third more time.
+        attention: which kernel computes attention; see `cocolm_tf.modeling.attention`.
 
     Call arguments:
         x: [B, S, H].
@@ -52,9 +53,11 @@ class TransformerBlock(keras.layers.Layer):
         layer_norm_epsilon: float = 1e-5,
         initializer_range: float = 0.02,
         rematerialize: bool = False,
+        attention: str = "xla",
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
+        self.attention = attention
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
         self.layer_norm_epsilon = layer_norm_epsilon
@@ -132,12 +135,9 @@ class TransformerBlock(keras.layers.Layer):
         else:
             (query,) = self._heads(batch, queried, self.query)
             key, value = self._heads(batch, x, self.key, self.value)
-        products = tf.matmul(query, key, transpose_b=True)
-        scale = query.shape[-1] ** -0.5
-        probabilities = attention_probabilities(products, scale, padding, relative)
-        probabilities = dropout(probabilities, self.dropout.rate, seed)
-        merged = tf.transpose(tf.matmul(probabilities, value), [0, 2, 1, 3])
-        return tf.reshape(merged, tf.shape(queried))
+        rate, kernel = self.dropout.rate, self.attention
+        attended = attention(query, key, value, padding, relative, rate, seed, kernel, self.path)
+        return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), tf.shape(queried))
 
     def _heads(
         self, batch: tf.Tensor, rows: tf.Tensor, *layers: keras.layers.Dense

@@ -20,6 +20,7 @@ class Accelerator:
         memory_bandwidth: float. Bytes a second between memory and cores.
         link_bandwidth: float. Bytes a second that it sends to its neighbors, in one direction.
         source: where the figures are from.
+        device_kind: how its driver, and so JAX and TensorFlow, names it.
 
     Example:
     ```python
@@ -34,6 +35,7 @@ class Accelerator:
     memory_bandwidth: float
     link_bandwidth: float
     source: str
+    device_kind: str
 
     def peak_flops(self, precision: str) -> float:
         """Its peak FLOPs a second in a configuration's `runtime.precision`."""
@@ -52,6 +54,7 @@ ACCELERATORS = {
         memory_bandwidth=1.555e12,
         link_bandwidth=300e9,
         source="NVIDIA A100 Tensor Core GPU data sheet",
+        device_kind="NVIDIA A100-SXM4-40GB",
     ),
     "a100": Accelerator(
         "NVIDIA A100 SXM 80GB",
@@ -61,6 +64,7 @@ ACCELERATORS = {
         memory_bandwidth=2.039e12,
         link_bandwidth=300e9,
         source="NVIDIA A100 Tensor Core GPU data sheet",
+        device_kind="NVIDIA A100-SXM4-80GB",
     ),
     "h100": Accelerator(
         "NVIDIA H100 SXM 80GB",
@@ -70,6 +74,7 @@ ACCELERATORS = {
         memory_bandwidth=3.35e12,
         link_bandwidth=450e9,
         source="NVIDIA H100 Tensor Core GPU data sheet",
+        device_kind="NVIDIA H100 80GB HBM3",
     ),
     "h200": Accelerator(
         "NVIDIA H200 SXM 141GB",
@@ -79,6 +84,7 @@ ACCELERATORS = {
         memory_bandwidth=4.8e12,
         link_bandwidth=450e9,
         source="NVIDIA H200 Tensor Core GPU data sheet",
+        device_kind="NVIDIA H200",
     ),
     "v4": Accelerator(
         "Google TPU v4",
@@ -88,6 +94,7 @@ ACCELERATORS = {
         memory_bandwidth=1.2e12,
         link_bandwidth=300e9,
         source="cloud.google.com/tpu/docs/v4; links: arxiv.org/abs/2304.01433, 6 of 50 GB/s",
+        device_kind="TPU v4",
     ),
     "v5e": Accelerator(
         "Google TPU v5e",
@@ -97,6 +104,7 @@ ACCELERATORS = {
         memory_bandwidth=819e9,
         link_bandwidth=200e9,
         source="cloud.google.com/tpu/docs/v5e",
+        device_kind="TPU v5 lite",
     ),
     "v5p": Accelerator(
         "Google TPU v5p",
@@ -106,6 +114,17 @@ ACCELERATORS = {
         memory_bandwidth=2.765e12,
         link_bandwidth=600e9,
         source="cloud.google.com/tpu/docs/v5p",
+        device_kind="TPU v5",
+    ),
+    "v6e": Accelerator(
+        "Google TPU v6e",
+        bfloat16_flops=918e12,
+        float32_flops=918e12,
+        memory=32e9,
+        memory_bandwidth=1.638e12,
+        link_bandwidth=400e9,
+        source="cloud.google.com/tpu/docs/v6e",
+        device_kind="TPU v6 lite",
     ),
 }
 

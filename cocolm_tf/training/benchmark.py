@@ -12,13 +12,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from cocolm_tf.costs.compiled import compiled_costs
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
 from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
-from cocolm_tf.training.compiled_costs import compiled_costs
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.flops import pretraining_flops

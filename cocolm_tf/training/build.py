@@ -32,7 +32,10 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     # TensorFlow's generator, and that breaks every tokenizer made before.
     random.seed(config.runtime.seed)
     precision = config.runtime.precision
-    main = CocoLMBackbone(**config.model.as_dict(), dtype=precision, name="main")
+    attention = config.runtime.attention
+    main = CocoLMBackbone(
+        **config.model.as_dict(), attention=attention, dtype=precision, name="main"
+    )
     objective = config.objective.as_dict()
     runtime = {key: getattr(config.runtime, key) for key in ("seed", "logit_chunk_rows")}
     if objective.pop("name") == "masked_lm":
@@ -60,7 +63,8 @@ def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedL
     frozen = auxiliary.replacements == "frozen"
     # A model that does not learn cannot share tables with one that does.
     tables = {"embedding_dim": main.embedding_dim} if frozen else {"embeddings_of": main}
-    backbone = CocoLMBackbone(**sizes, **tables, dtype=config.runtime.precision, name="auxiliary")
+    runtime = {"attention": config.runtime.attention, "dtype": config.runtime.precision}
+    backbone = CocoLMBackbone(**sizes, **tables, **runtime, name="auxiliary")
     model = MaskedLanguageModel(backbone, name="auxiliary_model")
     model.trainable = not frozen
     return model

@@ -9,6 +9,7 @@ import dataclasses
 from official.modeling import hyperparams
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
 from cocolm_tf.training import config_file
@@ -131,6 +132,9 @@ class RuntimeConfig(hyperparams.Config):
     precision: str = "float32"
     # Whether to compile the whole step with XLA, on one device; null for what suits the device.
     jit_compile: bool | None = None
+    # What computes attention: xla, or cudnn, NVIDIA's fused kernels, in steps that are compiled for
+    # a GPU in mixed precision. Its dropout does not follow from the seed.
+    attention: str = "xla"
     # Positions whose logits over the vocabulary are there at a time, computed twice; 0 for all,
     # computed once. Saves memory where positions are many and the vocabulary is large.
     logit_chunk_rows: int = 0
@@ -275,11 +279,14 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     config_file.check_ranges(config, name, _RANGES)
     for key, value, allowed in (
         ("runtime.precision", config.runtime.precision, PRECISIONS),
+        ("runtime.attention", config.runtime.attention, ATTENTION_KERNELS),
         ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
         ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),
         ("objective.name", config.objective.name, OBJECTIVES),
     ):
         config_file.check_choice(name, key, value, allowed)
+    if config.runtime.attention == "cudnn" and config.runtime.precision == "float32":
+        raise UserError(f"{name}: runtime.attention=cudnn needs a runtime.precision that is mixed.")
     if (config.auxiliary.replacements == "frozen") != bool(config.auxiliary.preset):
         raise UserError(
             f"{name}: auxiliary.replacements=frozen and auxiliary.preset go together: the frozen "

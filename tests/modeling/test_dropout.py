@@ -6,8 +6,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cocolm_tf.costs.compiled import compiled_costs
 from cocolm_tf.modeling.dropout import Dropout, dropout, kept
-from cocolm_tf.training.compiled_costs import compiled_costs
 
 SEED = tf.constant([3, 4])
 

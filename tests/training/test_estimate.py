@@ -27,6 +27,7 @@ DEVICE = Accelerator(
     memory_bandwidth=1e6,
     link_bandwidth=1e6,
     source="made up",
+    device_kind="TOY",
 )
 
 
@@ -92,7 +93,7 @@ def test_a_plan_has_the_fewest_micro_batches_that_fit(
     per_device: int, devices: int, memory: float, share: float, rematerialize: bool
 ):
     config = tiny({"trainer": {"batch_size": per_device * devices, "micro_batches": per_device}})
-    device = Accelerator("toy", 2e9, 1e9, memory, 1e6, 1e6, "made up")
+    device = Accelerator("toy", 2e9, 1e9, memory, 1e6, 1e6, "made up", "TOY")
     found = plan(config, devices, device, rematerialize, 0.5, share)
 
     def takes(micro_batches: int) -> int:

@@ -2,8 +2,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.compiler.xla.service import hlo_pb2
 
-from cocolm_tf.training import compiled_costs as module
-from cocolm_tf.training.compiled_costs import compiled_costs
+from cocolm_tf.costs import compiled as module
+from cocolm_tf.costs.compiled import compiled_costs
 
 
 def costs(function, *arguments) -> dict[str, int]:

@@ -1,0 +1,324 @@
+"""What a compiled function costs, read from the program that XLA makes of it."""
+
+import collections
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.compiler.xla import xla_data_pb2
+from tensorflow.compiler.xla.service import hlo_pb2
+
+from cocolm_tf.training.accelerators import Accelerator
+
+# The shares of their peaks that the best kernels reach, and the time from one to the next.
+PRODUCT_SHARE = 0.8
+BANDWIDTH_SHARE = 0.85
+LAUNCH_SECONDS = 2.5e-6
+
+_CALLS = ("call", "while", "conditional", "async-start")
+# What names or regroups values, or waits for them, without touching them.
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+_ENDS = ("async-update", "async-done", "copy-done", "all-reduce-done", "all-gather-done")
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_TRANSFERS = ("infeed", "outfeed", "send", "recv")
+_OTHER_SIZES = {"PRED": 1, "TOKEN": 0, "OPAQUE_TYPE": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What runs by itself on a device, not within a fusion.
+
+    Args:
+        instruction: of the optimized program.
+        name: the layer and operation that it comes from, as the model names them.
+        times: int. How often a step runs it; 1 in a loop whose length is not known.
+        moved: int. Bytes that it reads and writes in one run, each operand whole.
+        flops: int. Of its matrix products in one run, two for each multiplication.
+    """
+
+    instruction: hlo_pb2.HloInstructionProto
+    name: str
+    times: int
+    moved: int
+    flops: int
+
+
+def compiled_costs(
+    function: tf.types.experimental.PolymorphicFunction, *arguments: Any
+) -> dict[str, int]:
+    """Counts what one call of a compiled function takes, without running it.
+
+    The body of a loop counts once, however often it runs.
+
+    Args:
+        function: a `tf.function` with `jit_compile=True`.
+        arguments: of the call, all that the function takes.
+
+    Returns:
+        `product_flops`: two for each multiplication of its matrix products, before XLA rewrites
+        them;
+        `bytes_accessed`: the sizes of what each of its kernels reads and writes, each operand
+        whole;
+        `kernels`: how many there are;
+        `host_transfers`: how many of them exchange something with the host.
+
+    Example:
+    ```python
+    product = tf.function(lambda x, y: x @ y, jit_compile=True)
+    compiled_costs(product, tf.ones([2, 3]), tf.ones([3, 5]))["product_flops"]  # 60
+    ```
+    """
+    program = function.experimental_get_compiler_ir(*arguments)
+    written = hlo_pb2.HloModuleProto.FromString(program(stage="hlo_serialized"))
+    optimized = kernels_of(program(stage="optimized_hlo_serialized"))
+    return {
+        "product_flops": sum(_dot_flops(computation) for computation in written.computations),
+        "bytes_accessed": sum(kernel.moved for kernel in optimized),
+        "kernels": len(optimized),
+        "host_transfers": sum(_meets_host(kernel.instruction) for kernel in optimized),
+    }
+
+
+def kernels_of(program: bytes) -> list[Kernel]:
+    """Lists the kernels of an optimized program.
+
+    Args:
+        program: a serialized `HloModuleProto`, as `run_step.py --optimized=FILE` writes it.
+
+    Returns:
+        The kernels that a step runs, one for each in the program.
+
+    Example:
+    ```python
+    len(kernels_of(pathlib.Path("base.hlo.pb").read_bytes()))
+    ```
+    """
+    module = hlo_pb2.HloModuleProto.FromString(program)
+    computations = {computation.id: computation for computation in module.computations}
+    found, waiting = [], [(module.entry_computation_id, 1)]
+    while waiting:
+        number, times = waiting.pop()
+        instructions = computations[number].instructions
+        by_id = {one.id: one for one in instructions}
+        for one in instructions:
+            if one.opcode in _CALLS:
+                trips = _trip_count(one) if one.opcode == "while" else 1
+                waiting += [(called, times * trips) for called in one.called_computation_ids]
+            elif one.opcode not in _FREE and one.opcode not in _ENDS:
+                operands = [by_id[i] for i in one.operand_ids]
+                moved = _size(one.shape) + sum(_size(operand.shape) for operand in operands)
+                flops = _kernel_flops(one, operands, computations)
+                found.append(Kernel(one, _origin(one, computations), times, moved, flops))
+    return found
+
+
+def roofline(kernels: Iterable[Kernel], device: Accelerator, precision: str) -> dict[str, Any]:
+    """Finds the least time that kernels, one after the other, can take on a GPU.
+
+    Each takes as long as its products at `PRODUCT_SHARE` of the peak or its bytes at
+    `BANDWIDTH_SHARE` of the memory's bandwidth, whichever is longer, and `LAUNCH_SECONDS`. What
+    devices send one another is not in it, and that something stays in a cache from one kernel to
+    the next neither.
+
+    Args:
+        kernels: of the program.
+        device: whose peaks to take.
+        precision: of the run, as in `Accelerator.peak_flops`.
+
+    Returns:
+        `kernels` that a step runs, `collectives` among them, `flops` and `bytes_accessed`;
+        `least_seconds`; `products_seconds`, `memory_seconds` and `launches_seconds`: what each
+        kind alone would take, which add up to more, as products and memory overlap in a kernel.
+
+    Example:
+    ```python
+    kernels = kernels_of(pathlib.Path("base.hlo.pb").read_bytes())
+    roofline(kernels, ACCELERATORS["h100"], "mixed_bfloat16")["least_seconds"]
+    ```
+    """
+    kernels = list(kernels)
+    return {
+        "kernels": sum(kernel.times for kernel in kernels),
+        "collectives": sum(
+            kernel.times
+            for kernel in kernels
+            if kernel.instruction.opcode.removesuffix("-start") in _COLLECTIVES
+        ),
+        "flops": sum(kernel.times * kernel.flops for kernel in kernels),
+        "bytes_accessed": sum(kernel.times * kernel.moved for kernel in kernels),
+        "least_seconds": sum(_least_seconds(kernel, device, precision) for kernel in kernels),
+        "products_seconds": sum(
+            kernel.times * _products_seconds(kernel, device, precision) for kernel in kernels
+        ),
+        "memory_seconds": sum(kernel.times * _memory_seconds(kernel, device) for kernel in kernels),
+        "launches_seconds": sum(kernel.times * LAUNCH_SECONDS for kernel in kernels),
+    }
+
+
+def heaviest_groups(
+    kernels: Iterable[Kernel],
+    device: Accelerator,
+    precision: str,
+    measured: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Adds up the kernels that do the same in different layers, the heaviest first.
+
+    Args:
+        kernels: of the program.
+        device: whose peaks to take.
+        precision: of the run.
+        measured: the seconds of a step that each kernel takes, by the name of its instruction, as
+            `run_step.py --profile=FILE` writes them.
+
+    Returns:
+        For each group, `name`, `shape` of its first kernel's result, `kernels`, `least_seconds`,
+        `bytes_accessed`, `flops`, and `measured_seconds` if these are given.
+
+    Example:
+    ```python
+    heaviest_groups(kernels, ACCELERATORS["h100"], "mixed_bfloat16")[0]["name"]
+    ```
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for kernel in kernels:
+        kind = "product" if kernel.flops else kernel.instruction.opcode
+        name = f"{kind} {kernel.name}".strip()
+        group = groups.setdefault(
+            name, {"name": name, "shape": _text(kernel.instruction.shape)} | dict(_NOTHING)
+        )
+        group["kernels"] += kernel.times
+        group["least_seconds"] += _least_seconds(kernel, device, precision)
+        group["bytes_accessed"] += kernel.times * kernel.moved
+        group["flops"] += kernel.times * kernel.flops
+        if measured is not None:
+            seconds = measured.get(kernel.instruction.name, 0.0)
+            group["measured_seconds"] = group.get("measured_seconds", 0.0) + seconds
+    by = "least_seconds" if measured is None else "measured_seconds"
+    return sorted(groups.values(), key=lambda group: -group[by])
+
+
+_NOTHING = {"kernels": 0, "least_seconds": 0.0, "bytes_accessed": 0, "flops": 0}
+
+
+def _least_seconds(kernel: Kernel, device: Accelerator, precision: str) -> float:
+    busy = max(_products_seconds(kernel, device, precision), _memory_seconds(kernel, device))
+    return kernel.times * (busy + LAUNCH_SECONDS)
+
+
+def _products_seconds(kernel: Kernel, device: Accelerator, precision: str) -> float:
+    return kernel.flops / (PRODUCT_SHARE * device.peak_flops(precision))
+
+
+def _memory_seconds(kernel: Kernel, device: Accelerator) -> float:
+    return kernel.moved / (BANDWIDTH_SHARE * device.memory_bandwidth)
+
+
+def _kernel_flops(
+    kernel: hlo_pb2.HloInstructionProto,
+    operands: list[hlo_pb2.HloInstructionProto],
+    computations: dict[int, hlo_pb2.HloComputationProto],
+) -> int:
+    """Those of its matrix products: within a fusion, or by a library's call."""
+    if kernel.opcode == "dot":
+        return _product(kernel.shape, operands[0].shape, kernel.dot_dimension_numbers)
+    if kernel.opcode == "custom-call":
+        return _library_flops(kernel, operands)
+    return sum(
+        _dot_flops(computation)
+        for called in kernel.called_computation_ids
+        for computation in _with_called(called, computations)
+    )
+
+
+def _with_called(
+    number: int, computations: dict[int, hlo_pb2.HloComputationProto]
+) -> Iterator[hlo_pb2.HloComputationProto]:
+    yield computations[number]
+    for one in computations[number].instructions:
+        for called in one.called_computation_ids:
+            yield from _with_called(called, computations)
+
+
+def _dot_flops(computation: hlo_pb2.HloComputationProto) -> int:
+    shapes = {one.id: one.shape for one in computation.instructions}
+    return sum(
+        _product(one.shape, shapes[one.operand_ids[0]], one.dot_dimension_numbers)
+        for one in computation.instructions
+        if one.opcode == "dot"
+    )
+
+
+def _product(
+    result: xla_data_pb2.ShapeProto,
+    left: xla_data_pb2.ShapeProto,
+    numbers: xla_data_pb2.DotDimensionNumbers,
+) -> int:
+    summed = [left.dimensions[axis] for axis in numbers.lhs_contracting_dimensions]
+    return 2 * math.prod(result.dimensions) * math.prod(summed)
+
+
+def _library_flops(
+    kernel: hlo_pb2.HloInstructionProto, operands: list[hlo_pb2.HloInstructionProto]
+) -> int:
+    """Products by cuBLAS, and attention by cuDNN: two products forward, five backward."""
+    target = kernel.custom_call_target
+    if target.startswith("__cublas$"):
+        numbers = json.loads(kernel.backend_config)["gemm_backend_config"]["dot_dimension_numbers"]
+        shape = kernel.shape.tuple_shapes[0] if kernel.shape.tuple_shapes else kernel.shape
+        left = operands[0].shape.dimensions
+        summed = [left[int(axis)] for axis in numbers["lhs_contracting_dimensions"]]
+        return 2 * math.prod(shape.dimensions) * math.prod(summed)
+    if target.startswith("__cudnn$fmha"):
+        config = json.loads(kernel.backend_config)["cudnn_fmha_backend_config"]
+        scores = math.prod(int(size) for size in config["intermediate_tensor_shape"]["dimensions"])
+        numbers = config["bmm1_dot_dimension_numbers"]
+        left = operands[0].shape.dimensions
+        width = math.prod(left[int(axis)] for axis in numbers["lhs_contracting_dimensions"])
+        return (5 if "Backward" in target else 2) * 2 * scores * width
+    return 0
+
+
+def _trip_count(loop: hlo_pb2.HloInstructionProto) -> int:
+    config = json.loads(loop.backend_config) if loop.backend_config.startswith(b"{") else {}
+    return int(config.get("known_trip_count", {}).get("n", 1))
+
+
+def _origin(
+    kernel: hlo_pb2.HloInstructionProto, computations: dict[int, hlo_pb2.HloComputationProto]
+) -> str:
+    """The layer and operation of a kernel, without the numbers that tell like ones apart."""
+    name = kernel.metadata.op_name
+    if not name:
+        inside = collections.Counter(
+            one.metadata.op_name
+            for called in kernel.called_computation_ids
+            for one in computations[called].instructions
+            if one.metadata.op_name
+        )
+        name = inside.most_common(1)[0][0] if inside else ""
+    parts = [re.sub(r"(_\d+)+$", "", part) for part in name.split(";")[-1].split("/")]
+    return "/".join(part for part in parts if part not in ("PartitionedCall", ""))
+
+
+def _size(shape: xla_data_pb2.ShapeProto) -> int:
+    if shape.element_type == xla_data_pb2.TUPLE:
+        return sum(_size(part) for part in shape.tuple_shapes)
+    name = xla_data_pb2.PrimitiveType.Name(shape.element_type)  # F32, BF16, S8, PRED, TOKEN
+    bits = re.search(r"\d+", name)
+    element = int(bits[0]) / 8 if bits else _OTHER_SIZES[name]
+    return math.ceil(math.prod(shape.dimensions) * element)
+
+
+def _text(shape: xla_data_pb2.ShapeProto) -> str:
+    if shape.element_type == xla_data_pb2.TUPLE:
+        return "(" + ", ".join(map(_text, shape.tuple_shapes)) + ")"
+    name = xla_data_pb2.PrimitiveType.Name(shape.element_type).lower()
+    return name + "[" + ",".join(map(str, shape.dimensions)) + "]"
+
+
+def _meets_host(kernel: hlo_pb2.HloInstructionProto) -> bool:
+    return kernel.opcode in _TRANSFERS or "callback" in kernel.custom_call_target

@@ -1,0 +1,460 @@
+#!/usr/bin/env python3
+"""Runs a training step that was exported, or compiles it for a device that is not there.
+
+    run_step.py base.step --steps=30
+    run_step.py base.step --target=h100 --optimized=base.hlo.pb
+
+A program is what `compile_step.py --program=FILE` wrote. This file needs JAX and nothing else, no
+TensorFlow: copied with a program to a machine with a GPU, it compiles the program there and times
+steps that follow one another, each from the variables that the last one wrote. The last line is
+the result as JSON.
+"""
+
+import argparse
+import io
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+# What the compilers for devices that are not there must be told before JAX starts.
+_ABSENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    "JAX_PLATFORMS": "cpu",
+}
+_TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# As XLA describes GPUs to itself (its target_config/specs).
+_HOPPER = {
+    "core_count": 132,
+    "fpus_per_core": 128,
+    "l2_cache_size": 52_428_800,
+    "clock_rate_ghz": 1.98,
+    "shared_memory_per_core": 233_472,
+    "shared_memory_per_block_optin": 232_448,
+    "cuda_compute_capability": "{ major: 9 feature_extension: ACCELERATED_FEATURES }",
+}
+_GPUS = {
+    "h100": (
+        "NVIDIA H100 80GB HBM3",
+        _HOPPER | {"memory_bandwidth": 3_352_320_000_000, "device_memory_size": 84_942_979_072},
+    ),
+    "h200": (
+        "NVIDIA H200 141GB HBM3e",
+        _HOPPER | {"memory_bandwidth": 4_800_000_000_000, "device_memory_size": 151_397_597_184},
+    ),
+    "a100": (
+        "NVIDIA A100-SXM4-80GB",
+        {
+            "core_count": 108,
+            "fpus_per_core": 64,
+            "l2_cache_size": 41_943_040,
+            "clock_rate_ghz": 1.41,
+            "shared_memory_per_core": 167_936,
+            "shared_memory_per_block_optin": 166_912,
+            "memory_bandwidth": 2_039_040_000_000,
+            "device_memory_size": 85_100_068_864,
+            "cuda_compute_capability": "{ major: 8 }",
+        },
+    ),
+}
+_EVERY_GPU = {
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "threads_per_core_limit": 2048,
+    "shared_memory_per_block": 49_152,
+    "registers_per_core_limit": 65_536,
+    "registers_per_block_limit": 65_536,
+    "block_dim_limit_x": 2_147_483_647,
+    "block_dim_limit_y": 65_535,
+    "block_dim_limit_z": 65_535,
+    "thread_dim_limit_x": 1024,
+    "thread_dim_limit_y": 1024,
+    "thread_dim_limit_z": 64,
+}
+TARGETS = (*_GPUS, *_TPU_TOPOLOGIES)
+
+
+class UserError(Exception):
+    """What a user is told in one line."""
+
+
+class Program:
+    """An exported step: StableHLO, what its arguments are, and batches."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self.stablehlo = archive.read("step.mlir")
+                self.description = json.loads(archive.read("step.json"))
+                arrays = archive.read("arrays.npz")
+        except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+            raise UserError(f"{path} is no program that compile_step.py wrote: {error}.") from error
+        if self.description["format"] != 1:
+            raise UserError(f"{path} has format {self.description['format']}: this file reads 1.")
+        import numpy as np
+
+        self.arguments = self.description["arguments"]
+        self.arrays = dict(np.load(io.BytesIO(arrays), allow_pickle=False))
+
+    def module(self) -> Any:
+        """The program in MLIR, within a context of JAX's, without what only TensorFlow has."""
+        from jaxlib.mlir import ir
+
+        module, copies = ir.Module.parse(self.stablehlo), []
+
+        def find(operation: Any) -> Any:
+            if operation.name == "mhlo.copy":
+                copies.append(operation)
+            return ir.WalkResult.ADVANCE
+
+        module.operation.walk(find)
+        for copy in copies:
+            copy.results[0].replace_all_uses_with(copy.operands[0])
+            copy.erase()
+        (main,) = (
+            one for one in module.body.operations if one.attributes["sym_name"].value == "main"
+        )
+        if len(main.type.inputs) != len(self.arguments):
+            raise UserError(
+                f"the program takes {len(main.type.inputs)} arguments, but {len(self.arguments)} "
+                "are described."
+            )
+        return module
+
+    def updates(self, module: Any) -> dict[int, int]:
+        """Which argument each result is the next value of."""
+        attributes = module.operation.attributes
+        return {
+            one["output_index"][0]: one["alias"]["parameter_number"].value
+            for one in attributes["mhlo.input_output_alias"]
+        }
+
+    def initial_values(self, seed: int) -> list[Any]:
+        """What the arguments are at first, those of the first batch included."""
+        import ml_dtypes
+        import numpy as np
+
+        random, values = np.random.default_rng(seed), []
+        for one in self.arguments:
+            if one["kind"] == "feature":
+                value = self.arrays[f"batch0/{one['name']}"]
+            elif one["kind"] == "constant":
+                value = self.arrays[one["name"]]
+            elif one["deviation"]:
+                value = random.standard_normal(one["shape"], np.float32)
+                value = value * np.float32(one["deviation"]) + np.float32(one["mean"])
+            else:
+                value = np.full(one["shape"], one["mean"])
+            dtype = ml_dtypes.bfloat16 if one["dtype"] == "bfloat16" else one["dtype"]
+            values.append(np.asarray(value, dtype))
+        return values
+
+    def batches(self) -> list[dict[int, Any]]:
+        """The arrays of each batch by the argument that they are."""
+        features = {
+            one["name"]: index
+            for index, one in enumerate(self.arguments)
+            if one["kind"] == "feature"
+        }
+        found: dict[str, dict[int, Any]] = {}
+        for key, value in self.arrays.items():
+            batch, _, name = key.partition("/")
+            if name in features and batch.startswith("batch"):
+                found.setdefault(batch, {})[features[name]] = value
+        return list(found.values())
+
+
+def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compiles a program for the device at hand and times its steps."""
+    import jax
+    import jaxlib._jax as internals
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+
+    # Steps are counted in 64 bits, which JAX would cut in half.
+    jax.config.update("jax_enable_x64", True)
+    device = jax.local_devices()[0]
+    options = compiler.get_compile_options(
+        num_replicas=1, num_partitions=1, env_options_overrides=_xla_options(arguments) or None
+    )
+    with mlir.make_ir_context():
+        module = program.module()
+        updates = program.updates(module)
+        started = time.perf_counter()
+        step = device.client.compile_and_load(module, internals.DeviceList((device,)), options)
+        compile_seconds = time.perf_counter() - started
+    _say(f"compiled in {compile_seconds:.1f} s for {device.device_kind}")
+    if arguments.optimized:
+        Path(arguments.optimized).write_bytes(
+            step.hlo_modules()[0].as_serialized_hlo_module_proto()
+        )
+
+    state = [jax.device_put(value, device) for value in program.initial_values(arguments.seed)]
+    batches = [
+        {index: jax.device_put(value, device) for index, value in batch.items()}
+        for batch in program.batches()
+    ]
+    losses = _Losses(program)
+    number = 0
+
+    def advance() -> None:
+        """One step: variables that it writes give their memory to the next ones."""
+        nonlocal number
+        for index, value in batches[number % len(batches)].items():
+            state[index] = value
+        for result, value in enumerate(step.execute(state)):
+            if result in updates:
+                state[updates[result]] = value
+        number += 1
+
+    def wait() -> None:
+        state[max(updates.values())].block_until_ready()
+
+    advance()
+    first_losses = losses.since_last(state)
+    for _ in range(arguments.warmup):
+        advance()
+    wait()
+    seconds = []
+    for _ in range(arguments.steps):
+        started = time.perf_counter()
+        advance()
+        wait()
+        seconds.append(time.perf_counter() - started)
+    losses.since_last(state)
+    started = time.perf_counter()
+    for _ in range(arguments.steps):
+        advance()
+    wait()
+    in_turn = (time.perf_counter() - started) / arguments.steps
+    last_losses = losses.since_last(state)
+    if arguments.profile:
+        _profile(arguments.profile, advance, wait)
+
+    memory, told = step.get_compiled_memory_stats(), program.description
+    median = _quantile(seconds, 0.5)
+    # Several devices may have one another's name in front of theirs: the longest that fits.
+    peaks = [kind for kind in told["peak_flops"] if device.device_kind.startswith(kind)]
+    peak = told["peak_flops"][max(peaks, key=len)] if peaks else None
+    return {
+        "program": told["title"],
+        "device": device.device_kind,
+        "versions": {"jax": jax.__version__},
+        "precision": told["precision"],
+        "batch_size": told["batch_size"],
+        "sequence_length": told["sequence_length"],
+        "compile_seconds": compile_seconds,
+        "steps": arguments.steps,
+        "step_seconds": {
+            "min": min(seconds),
+            "first_quartile": _quantile(seconds, 0.25),
+            "median": median,
+            "third_quartile": _quantile(seconds, 0.75),
+            "max": max(seconds),
+        },
+        "back_to_back_seconds": in_turn,
+        "tokens_per_second": told["tokens"] / median,
+        "back_to_back_tokens_per_second": told["tokens"] / in_turn,
+        "flops_per_step": told["flops"],
+        "share_of_peak": told["flops"] / median / peak if peak else None,
+        "peak_memory_bytes": _peak_memory(device),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "first_losses": first_losses,
+        "last_losses": last_losses,
+    }
+
+
+class _Losses:
+    """Means of the losses since they were last asked for, from the step's own meters."""
+
+    def __init__(self, program: Program) -> None:
+        index = {one["name"]: number for number, one in enumerate(program.arguments)}
+        self._meters = {
+            name: [index[path] for path in paths]
+            for name, paths in program.description["losses"].items()
+            if all(path in index for path in paths)
+        }
+        self._before = dict.fromkeys(self._meters, (0.0, 0.0))
+
+    def since_last(self, state: list[Any]) -> dict[str, float]:
+        means = {}
+        for name, (total, count) in self._meters.items():
+            now = float(state[total]), float(state[count])
+            before, self._before[name] = self._before[name], now
+            weight = now[1] - before[1]
+            means[name] = (now[0] - before[0]) / weight if weight else 0.0
+        return means
+
+
+def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compiles a program for a device that is not there."""
+    import jaxlib._jax as internals
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax.experimental import topologies
+
+    target, replicas = arguments.target, arguments.replicas or program.description["replicas"]
+    xla_options = _xla_options(arguments)
+    if target in _GPUS:
+        topology = topologies.get_topology_desc(
+            target,
+            platform="cuda",
+            target_config=_target_config(target),
+            topology=f"1x1x{replicas}",
+        )
+        # There is nothing to try kernels on.
+        xla_options.setdefault("xla_gpu_autotune_level", "0")
+    else:
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=_TPU_TOPOLOGIES[target]
+        )
+    devices = tuple(topology.devices[:replicas])
+    options = compiler.get_compile_options(
+        num_replicas=replicas, num_partitions=1, env_options_overrides=xla_options or None
+    )
+    with mlir.make_ir_context():
+        module = program.module()
+        _say(f"compiling for {devices[0].device_kind}: minutes, on a few cores")
+        started = time.perf_counter()
+        compiled = devices[0].client.compile(module, internals.DeviceList(devices), options)
+        seconds = time.perf_counter() - started
+    if arguments.optimized and target in _GPUS:
+        Path(arguments.optimized).write_bytes(
+            compiled.hlo_modules()[0].as_serialized_hlo_module_proto()
+        )
+    memory = compiled.get_compiled_memory_stats()
+    # The compiler for GPUs does not say; its program does, which the one for TPUs keeps.
+    costs = {} if target in _GPUS else compiled.cost_analysis()
+    costs = costs[0] if isinstance(costs, list) else costs
+    return {
+        "target": target,
+        "device": devices[0].device_kind,
+        "replicas": replicas,
+        "compile_seconds": seconds,
+        "program_bytes": len(program.stablehlo),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "alias_bytes": memory.alias_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+        "flops": costs.get("flops"),
+        "bytes_accessed": costs.get("bytes accessed"),
+    }
+
+
+def _target_config(target: str) -> str:
+    name, facts = _GPUS[target]
+    info = " ".join(
+        f"{key} {value}" if str(value).startswith("{") else f"{key}: {value}"
+        for key, value in (_EVERY_GPU | facts).items()
+    )
+    return (
+        f'gpu_device_info {{ {info} }} platform_name: "CUDA" '
+        f'dnn_version_info {{ major: 9 minor: 3 }} device_description_str: "{name}"'
+    )
+
+
+def _profile(path: str, advance: Any, wait: Any, steps: int = 3) -> None:
+    """Writes the seconds of a step that each kernel takes, by name, as the device counts them."""
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                advance()
+            wait()
+        (written,) = Path(folder).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(written))
+    kernels: dict[str, float] = {}
+    for plane in data.planes:
+        for line in plane.lines if plane.name.startswith("/device:") else ():
+            # Others name what a stream's kernels belong to, and would count them again.
+            for event in line.events if line.name.startswith("Stream") else ():
+                # Within a CUDA graph, kernels have no name but their own.
+                name = dict(event.stats).get("hlo_op", event.name)
+                kernels[name] = kernels.get(name, 0.0) + event.duration_ns * 1e-9 / steps
+    Path(path).write_text(json.dumps(kernels, indent=1))
+    total = sum(kernels.values())
+    _say(f"{path}: {len(kernels):,} kernels, {total * 1e3:.2f} ms of a step")
+    for name, seconds in sorted(kernels.items(), key=lambda item: -item[1])[:20]:
+        _say(f"  {seconds * 1e3:8.3f} ms  {name}")
+
+
+def _peak_memory(device: Any) -> int:
+    """The most bytes that the device had in use, or, of a CPU, the process."""
+    stats = device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def _xla_options(arguments: argparse.Namespace) -> dict[str, str]:
+    return dict(option.split("=", 1) for option in arguments.xla_option)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("program", help="what compile_step.py --program=FILE wrote")
+    parser.add_argument("--steps", type=int, default=20, help="steps to time")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before them, after the first")
+    parser.add_argument("--seed", type=int, default=0, help="of the variables' initial values")
+    parser.add_argument(
+        "--profile", metavar="FILE", help="write the seconds of each kernel there, as JSON"
+    )
+    parser.add_argument(
+        "--optimized", metavar="FILE", help="write the program that XLA made of it there (GPU)"
+    )
+    parser.add_argument(
+        "--xla_option", action="append", default=[], metavar="NAME=VALUE", help="repeatable"
+    )
+    parser.add_argument("--target", choices=TARGETS, help="compile for this device and do not run")
+    parser.add_argument(
+        "--replicas", type=int, default=0, help="devices to compile for; as the program says if 0"
+    )
+    parsed = parser.parse_args(arguments)
+    if parsed.steps < 1 or parsed.warmup < 0 or parsed.replicas < 0:
+        parser.error("--steps is at least 1, --warmup and --replicas are at least 0")
+    for option in parsed.xla_option:
+        if "=" not in option:
+            parser.error(f"--xla_option={option}: write NAME=VALUE")
+    return parsed
+
+
+def main() -> None:
+    arguments = _parse()
+    if arguments.target:
+        os.environ.update(_ABSENT)
+    try:
+        program = Program(arguments.program)
+        result = (compile_for if arguments.target else run)(program, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from exported_steps import BATCHES, export_toy, run_step_module
+from tensorflow.compiler.xla.service import hlo_pb2
+
+from cocolm_tf.costs.export import export_step
+from cocolm_tf.training.config import PretrainingConfig
+
+run_step = run_step_module()
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    path = tmp_path_factory.mktemp("toy") / "toy.step"
+    return export_toy(path), run_step.Program(str(path))
+
+
+def test_arguments_are_named_in_the_order_of_the_program(toy):
+    toy, program = toy
+    step = tf.function(toy, jit_compile=True, autograph=False)
+    text = step.experimental_get_compiler_ir(BATCHES[0])(stage="hlo_serialized")
+    module = hlo_pb2.HloModuleProto.FromString(text)
+    shapes = [list(shape.dimensions) for shape in module.host_program_shape.parameters]
+    assert [one["shape"] for one in program.arguments] == shapes
+    assert [one["name"] for one in program.arguments[:2]] == ["by", "y"]
+    assert {one["name"]: one["kind"] for one in program.arguments[2:]} == {
+        variable.path: "variable" for variable in toy.variables
+    }
+
+
+def test_variables_that_a_step_writes_are_its_results(toy):
+    # As the attribute of the program says, by which run_step.py feeds them back.
+    toy, program = toy
+    assert program.stablehlo.startswith(b"ML\xefR")
+    step = tf.function(toy, jit_compile=True, autograph=False)
+    text = step.experimental_get_compiler_ir(BATCHES[0])(stage="hlo_serialized")
+    aliases = hlo_pb2.HloModuleProto.FromString(text).input_output_alias.entries
+    written = {program.arguments[one.parameter_number]["name"] for one in aliases}
+    assert written == {variable.path for variable in toy.variables} - {toy.rate.path}
+
+
+def test_initial_values_are_like_those_of_the_variables(toy):
+    toy, program = toy
+    values = program.initial_values(seed=0)
+    for one, value in zip(program.arguments, values, strict=True):
+        assert (list(value.shape), value.dtype.name) == (one["shape"], one["dtype"])
+    named = {one["name"]: v for one, v in zip(program.arguments, values, strict=True)}
+    np.testing.assert_array_equal(named[toy.weights.path], [0.75] * 3)
+    np.testing.assert_array_equal(named["by"], BATCHES[0]["by"])
+
+
+def test_random_values_have_the_spread_of_the_variables(toy):
+    _, program = toy
+    one = {"name": "w", "kind": "variable", "shape": [10_000], "dtype": "bfloat16"}
+    other = run_step.Program.__new__(run_step.Program)
+    other.arguments, other.arrays = [one | {"mean": 2.0, "deviation": 0.5}], {}
+    (value,) = other.initial_values(seed=1)
+    assert value.dtype.name == "bfloat16"
+    value = value.astype(np.float32)
+    assert value.mean() == pytest.approx(2.0, abs=0.02)
+    assert value.std() == pytest.approx(0.5, abs=0.02)
+
+
+def test_batches_are_told_apart(toy):
+    _, program = toy
+    assert program.batches() == [
+        {0: batch["by"].numpy(), 1: pytest.approx(batch["y"].numpy())} for batch in BATCHES
+    ]
+
+
+@pytest.mark.slow
+def test_a_pretraining_step_is_exported_whole(tmp_path):
+    config = PretrainingConfig()
+    config.override(
+        {
+            "model": {
+                "vocabulary_size": 97,
+                "num_layers": 1,
+                "num_heads": 2,
+                "hidden_dim": 8,
+                "intermediate_dim": 16,
+            },
+            "auxiliary": {"num_layers": 1},
+            "data": {"sequence_length": 16},
+            "trainer": {"batch_size": 4},
+            "runtime": {"precision": "mixed_bfloat16"},
+        }
+    )
+    path = tmp_path / "tiny.step"
+    described = export_step(config, str(path), "tiny")
+    with zipfile.ZipFile(path) as archive:
+        assert json.loads(archive.read("step.json")) == described
+    assert (described["tokens"], described["precision"]) == (64, "mixed_bfloat16")
+    assert {"loss", "mlm_loss", "copy_loss", "lm_loss", "scl_loss"} <= set(described["losses"])
+    names = [one["name"] for one in described["arguments"]]
+    assert len(set(names)) == len(names)
+    assert all(path in names for paths in described["losses"].values() for path in paths)
+    kinds = {one["name"]: one["kind"] for one in described["arguments"]}
+    assert kinds["token_ids"] == "feature"
+    # Weights begin with the spread of their initializer, and what counts with 0.
+    by_name = {one["name"]: one for one in described["arguments"]}
+    embedding = next(n for n in names if n.endswith("embedding/embeddings") and "adam" not in n)
+    assert by_name[embedding]["deviation"] == pytest.approx(0.02, rel=0.2)
+    assert all(one["deviation"] == 0 for one in by_name.values() if "momentum" in one["name"])
+    # It runs on a machine that has another precision's peak for nothing.
+    assert described["peak_flops"]["NVIDIA H100 80GB HBM3"] == 989.4e12
+    program = run_step.Program(str(path))
+    assert len(program.batches()) == 4
+    assert {value.dtype.name for value in program.initial_values(0)} <= {
+        "float32",
+        "int32",
+        "int64",
+        "bool",
+    }

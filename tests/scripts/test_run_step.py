@@ -1,0 +1,79 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from exported_steps import BATCHES, ToyStep, export_toy, python_with_jax
+from programs import ROOT
+
+RUN_STEP = ROOT / "scripts" / "run_step.py"
+
+
+def run(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Alone, as on a machine that it was copied to: not with our packages.
+    return subprocess.run(
+        [python, "-P", str(RUN_STEP), *arguments],
+        env={"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_steps_follow_one_another(tmp_path: Path):
+    python = python_with_jax()
+    if python is None:
+        pytest.skip("no environment with JAX: make targets")
+    path = tmp_path / "toy.step"
+    export_toy(path)
+    done = run(python, str(path), "--steps=4", "--warmup=1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["device"], result["steps"], result["program"]) == ("cpu", 4, "toy")
+    seconds = result["step_seconds"]
+    assert seconds["first_quartile"] <= seconds["median"] <= seconds["third_quartile"]
+    assert result["tokens_per_second"] == pytest.approx(3 / seconds["median"])
+    assert result["share_of_peak"] == pytest.approx(12 / seconds["median"] / 1e12)
+    assert result["peak_memory_bytes"] > 0
+
+    # One after the other, as TensorFlow takes them, on each batch in turn.
+    toy, losses = ToyStep(), []
+    for number in range(10):
+        toy.loss.reset_state()
+        toy(BATCHES[number % 2])
+        losses.append(float(toy.loss.result()))
+    assert result["first_losses"]["loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert result["last_losses"]["loss"] == pytest.approx(sum(losses[6:]) / 4, rel=1e-5)
+
+
+def test_a_file_that_is_no_program_is_told_in_a_line(tmp_path: Path):
+    path = tmp_path / "no.step"
+    path.write_text("words")
+    done = run(sys.executable, str(path))
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert f"{path} is no program that compile_step.py wrote" in said
+
+
+@pytest.mark.parametrize("argument", ["--steps=0", "--target=abacus", "--xla_option=fast"])
+def test_mistakes_in_the_flags(argument: str):
+    done = run(sys.executable, "toy.step", argument)
+    assert done.returncode == 2
+    assert argument.split("=")[0] in done.stderr
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("target", ["h100", "v5e"])
+def test_it_compiles_for_what_is_not_there(tmp_path: Path, target: str):
+    python = python_with_jax()
+    if python is None:
+        pytest.skip("no environment with the compilers: make targets")
+    path = tmp_path / "toy.step"
+    export_toy(path)
+    done = run(python, str(path), f"--target={target}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["target"] == target
+    assert 0 < result["argument_bytes"] < 1e6
