@@ -158,7 +158,7 @@ _TPU_PEAKS = {
     "v4": (ACCELERATORS["v4"].bfloat16_flops, 2),
     "v5litepod": (ACCELERATORS["v5e"].bfloat16_flops, 1),
     "v5p": (ACCELERATORS["v5p"].bfloat16_flops, 2),
-    "v6e": (918e12, 1),
+    "v6e": (ACCELERATORS["v6e"].bfloat16_flops, 1),
 }
 
 
