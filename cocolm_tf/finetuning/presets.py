@@ -1,10 +1,8 @@
 """Presets as programs take them: checked, told apart, and with the weights that are wanted."""
 
 import glob
-import hashlib
 import json
 import os
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -52,28 +50,6 @@ def backbone_config(preset: str) -> dict[str, object]:
         if not glob.glob(os.path.join(glob.escape(preset), pattern)):
             raise UserError(f"--preset={preset} has no {what}: there is no {pattern}.")
     return arguments
-
-
-def fingerprint(preset: str) -> str:
-    """Hashes what a model that starts from a preset depends on.
-
-    Args:
-        preset: The folder.
-
-    Returns:
-        SHA-256 in hexadecimal, of the architecture, the weights and the vocabulary.
-
-    Example:
-    ```python
-    fingerprint("runs/first/preset")
-    ```
-    """
-    digest = hashlib.sha256()
-    for path in _files(preset):
-        digest.update(os.path.relpath(path, preset).encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def language_model_bias(preset: str) -> np.ndarray:
@@ -130,9 +106,3 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
     return {
         name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)
     }
-
-
-def _files(preset: str) -> Iterator[str]:
-    for pattern in (_CONFIG_FILENAME, "*.h5", "*.npz", "tokenizer.json", "assets/**/*"):
-        found = glob.glob(os.path.join(glob.escape(preset), pattern), recursive=True)
-        yield from sorted(path for path in found if os.path.isfile(path))

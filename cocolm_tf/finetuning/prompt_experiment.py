@@ -17,9 +17,9 @@ from cocolm_tf.data.few_shot import few_shot_split
 from cocolm_tf.data.glue import read_glue
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.jobs import RESULTS_FILENAME, Job, JobRunner, write_json
-from cocolm_tf.finetuning.presets import fingerprint
 from cocolm_tf.finetuning.prompt_run import PromptRun
 from cocolm_tf.finetuning.results import summarize_runs, write_results
+from cocolm_tf.fingerprints import fingerprint
 
 # Not imported: its processes are what needs TensorFlow.
 _MODULE = "cocolm_tf.finetuning.prompting"

@@ -14,7 +14,7 @@ from typing import Any
 
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.jobs import Job, JobRunner, refuse_another, write_json
-from cocolm_tf.finetuning.presets import fingerprint
+from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.suite.curves import write_curves
 from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan, Run, preset_folder, pretraining_folder, run_folder
