@@ -1,31 +1,43 @@
 """The devices that a run is spread over."""
 
+import contextlib
+import errno
+import functools
 import json
 import os
 import socket
 import sys
 import threading
+import time
 import urllib.parse
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 from official.common import distribute_utils
 
 from cocolm_tf.errors import RestartableError, UserError
+from cocolm_tf.training.preemption import StopSignal
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
 # How long a TPU may take to answer at all, and to get ready: a large slice takes minutes.
 TPU_CONNECT_SECONDS = 10
 TPU_READY_SECONDS = 600
+# How long the workers wait for each other: hosts of a cluster may start minutes apart.
+WORKERS_READY_SECONDS = 600
 
+# Whose tasks share a run.
+_JOBS = ("chief", "worker")
 _TF_CONFIG = (
     'TF_CONFIG must be like {"cluster": {"worker": ["host0:2222", "host1:2222"]}, '
     '"task": {"type": "worker", "index": 0}}, with the same cluster and another index on each host'
 )
 
 
-def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
+def make_strategy(
+    name: str, tpu: str = "", worker_timeout: float = WORKERS_READY_SECONDS
+) -> tf.distribute.Strategy:
     """Makes the distribution strategy that a flag names.
 
     `multi_worker_mirrored` reads the environment variable `TF_CONFIG` and waits until all workers
@@ -34,13 +46,14 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     Args:
         name: one of `STRATEGIES`. Without a GPU, `mirrored` takes the logical CPUs.
         tpu: the address of a TPU, or `local`, for `tpu`.
+        worker_timeout: seconds that `multi_worker_mirrored` waits for all workers.
 
     Returns:
         The strategy.
 
     Raises:
         UserError: if the name is unknown, its devices are not there, or `TF_CONFIG` is wrong.
-        RestartableError: if the workers do not find together.
+        RestartableError: if the workers do not find together, or SIGTERM ends their waiting.
 
     Example:
     ```python
@@ -53,16 +66,16 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     if name == "tpu":
         return _connect_to_tpu(tpu)
     if name == "multi_worker_mirrored":
-        _check_tf_config(os.environ.get("TF_CONFIG", ""))
+        others = _check_tf_config(os.environ.get("TF_CONFIG", ""))
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     # Not the logical devices: to list them would start TensorFlow before it knows its cluster.
     gpus = len(tf.config.list_physical_devices("GPU"))
     try:
-        return distribute_utils.get_distribution_strategy(
-            name, num_gpus=min(gpus, 1) if name == "one_device" else gpus
-        )
+        if name == "multi_worker_mirrored":
+            return _join_workers(gpus, others, worker_timeout)
+        return distribute_utils.get_distribution_strategy(name, num_gpus=min(gpus, 1))
     except ValueError as error:
         raise UserError(f"--distribution_strategy={name}: {_one_line(error)}.") from error
     except tf.errors.OpError as error:
@@ -123,30 +136,123 @@ def compiles_step(wanted: bool | None, strategy: tf.distribute.Strategy) -> bool
     return wanted
 
 
-def _check_tf_config(text: str) -> None:
-    """What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides."""
+def _check_tf_config(text: str) -> list[str]:
+    """Gives the other workers' addresses.
+
+    What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides.
+    """
     needed = f"--distribution_strategy=multi_worker_mirrored: {_TF_CONFIG}"
     try:
         config = json.loads(text)
         cluster, task = config["cluster"], config["task"]
-        kind, index = task["type"], int(task["index"])
-        addresses = [address for job in ("chief", "worker") for address in cluster.get(job, [])]
-        places = len(cluster.get(kind, []))
+        kind, index = task["type"], _whole_number(task["index"])
+        jobs = {job: _addresses(found) for job, found in cluster.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"not {text!r}" if text else "and is not set"
         raise UserError(f"{needed}, {found}.") from error
-    if kind not in ("chief", "worker"):
+    if kind not in _JOBS:
         raise UserError(f"{needed}: task.type is chief or worker, not {kind!r}.")
-    if not 0 <= index < places:
-        raise UserError(f"{needed}: task.index={index}, but cluster.{kind} has {places} addresses.")
+    if others := [job for job in jobs if job not in _JOBS]:
+        raise UserError(
+            f"{needed}: cluster has {' and '.join(others)}, whom no other waits for: leave out all "
+            "but chief and worker."
+        )
+    if len(jobs.get("chief", [])) > 1:
+        raise UserError(f"{needed}: cluster.chief has more than one address.")
+    places = jobs.get(kind, [])
+    if not 0 <= index < len(places):
+        raise UserError(
+            f"{needed}: task.index={index}, but cluster.{kind} has {len(places)} addresses."
+        )
+    addresses = [address for job in _JOBS for address in jobs.get(job, [])]
     for address in addresses:
-        host, _, port = str(address).rpartition(":")
-        if not host or not port.isdecimal():
+        host, _, port = address.rpartition(":")
+        if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(f"{needed}: {address!r} is not of the form host:port.")
     if len(set(addresses)) < len(addresses):
         raise UserError(f"{needed}: an address stands twice in {addresses}.")
+    _check_port(needed, places[index])
     if len(addresses) > 1:
         print(f"{kind} {index} waits for all {len(addresses)} workers.", file=sys.stderr)
+    return [address for address in addresses if address != places[index]]
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool | float):
+        raise TypeError(f"{value} is no whole number")
+    return int(value)
+
+
+def _addresses(found: Any) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise TypeError(f"{found} is no list of addresses")
+    return found
+
+
+def _check_port(needed: str, address: str) -> None:
+    """Tells a port that another program has: TensorFlow would end the process on it, or share."""
+    port = int(address.rpartition(":")[2])
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"{needed}: another program has port {port} of {address}: end it, or give another."
+            ) from error
+
+
+def _join_workers(gpus: int, others: list[str], seconds: float) -> tf.distribute.Strategy:
+    make = functools.partial(
+        distribute_utils.get_distribution_strategy, "multi_worker_mirrored", num_gpus=gpus
+    )
+    with StopSignal() as stop:
+        made = _in_time(make, seconds, stop.listen)
+    if made is None:
+        silent = [address for address in others if not _answers(address)]
+        raise RestartableError(
+            f"the workers were not all there after {seconds:g} seconds"
+            + (f", nothing answers at {', '.join(silent[:5])}" if silent else "")
+            + ": start all of them again."
+        )
+    return made
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+        return True
+    return False
+
+
+def _in_time(
+    make: Callable[[], tf.distribute.Strategy],
+    seconds: float,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> tf.distribute.Strategy | None:
+    """What a function makes; None if that takes too long.
+
+    TensorFlow waits for ever for who does not answer, and cannot be interrupted.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["made"] = make()
+        except Exception as error:  # of TensorFlow's, or of the cloud's client; raised again below
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    end = time.monotonic() + seconds
+    while thread.is_alive() and time.monotonic() < end:
+        meanwhile()
+        thread.join(min(0.2, seconds))
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome.get("made")
 
 
 def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
@@ -155,27 +261,15 @@ def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
     if ":" in address and "://" not in address:
         address = f"grpc://{address}"  # without it, TensorFlow would look for a TPU of this name
     _check_reachable(address)
-    outcome: dict[str, Any] = {}
-
-    def connect() -> None:
-        try:
-            outcome["strategy"] = distribute_utils.get_distribution_strategy(
-                "tpu", tpu_address=address
-            )
-        except Exception as error:  # of TensorFlow's, or of the cloud's client; raised again below
-            outcome["error"] = error
-
-    # TensorFlow waits for ever for a TPU that does not answer, and cannot be interrupted.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(TPU_READY_SECONDS)
-    if thread.is_alive():
-        raise UserError(f"--tpu={address} was not ready after {TPU_READY_SECONDS} seconds.")
-    if "error" in outcome:
+    make = functools.partial(distribute_utils.get_distribution_strategy, "tpu", tpu_address=address)
+    try:
+        made = _in_time(make, TPU_READY_SECONDS)
+    except Exception as error:
         where = "this machine has no TPU" if address == "local" else "there is no such TPU"
-        error = outcome["error"]
         raise UserError(f"--tpu={address}: {where} ({_one_line(error)}).") from error
-    return outcome["strategy"]
+    if made is None:
+        raise UserError(f"--tpu={address} was not ready after {TPU_READY_SECONDS} seconds.")
+    return made
 
 
 def _check_reachable(address: str) -> None:
