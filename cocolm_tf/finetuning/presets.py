@@ -15,6 +15,10 @@ _HEADS_FILENAME, _LM_BIAS = "pretraining_heads.npz", "lm_head.bias"
 _TASK_HEADS_FILENAME = "task_heads.npz"
 # What a preset of a fine-tuned task has, with a head of its own.
 _TASK_FILENAME = "task.json"
+_TASKS = {
+    "classifier": "cocolm_tf>CocoLMTextClassifier",
+    "question_answerer": "cocolm_tf>CocoLMQuestionAnswerer",
+}
 
 
 def backbone_config(preset: str) -> dict[str, object]:
@@ -90,8 +94,8 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
         head: `classifier` or `question_answerer`.
 
     Returns:
-        The weights by their names, as `output.bias`; none if there is no such head, or the preset
-        is that of a task which was fine-tuned here.
+        The weights by their names, as `output.bias`; none if there is no such head, or `task.json`
+        is of such a task, whose own head then counts.
 
     Example:
     ```python
@@ -99,10 +103,22 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
     ```
     """
     path = os.path.join(preset, _TASK_HEADS_FILENAME)
-    if not os.path.isfile(path) or os.path.isfile(os.path.join(preset, _TASK_FILENAME)):
+    if not os.path.isfile(path) or _task_name(preset) == _TASKS[head]:
         return {}
     arrays = np.load(path)
     prefix = f"{head}."
     return {
         name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)
     }
+
+
+def _task_name(preset: str) -> str:
+    """The registered name of the task that a preset is of; empty where it is of none."""
+    path = os.path.join(preset, _TASK_FILENAME)
+    if not os.path.isfile(path):
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return str(json.load(file)["registered_name"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not describe a model.") from error

@@ -1,8 +1,6 @@
 """The devices that a run is spread over."""
 
 import contextlib
-import errno
-import functools
 import json
 import os
 import socket
@@ -10,7 +8,6 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -66,16 +63,17 @@ def make_strategy(
     if name == "tpu":
         return _connect_to_tpu(tpu)
     if name == "multi_worker_mirrored":
-        others = _check_tf_config(os.environ.get("TF_CONFIG", ""))
+        address, others = _check_tf_config(os.environ.get("TF_CONFIG", ""))
+        _meet_workers(address, others, worker_timeout)
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     # Not the logical devices: to list them would start TensorFlow before it knows its cluster.
     gpus = len(tf.config.list_physical_devices("GPU"))
     try:
-        if name == "multi_worker_mirrored":
-            return _join_workers(gpus, others, worker_timeout)
-        return distribute_utils.get_distribution_strategy(name, num_gpus=min(gpus, 1))
+        return distribute_utils.get_distribution_strategy(
+            name, num_gpus=min(gpus, 1) if name == "one_device" else gpus
+        )
     except ValueError as error:
         raise UserError(f"--distribution_strategy={name}: {_one_line(error)}.") from error
     except tf.errors.OpError as error:
@@ -136,8 +134,8 @@ def compiles_step(wanted: bool | None, strategy: tf.distribute.Strategy) -> bool
     return wanted
 
 
-def _check_tf_config(text: str) -> list[str]:
-    """Gives the other workers' addresses.
+def _check_tf_config(text: str) -> tuple[str, list[str]]:
+    """Gives the address of this worker, and those of the others.
 
     What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides.
     """
@@ -171,10 +169,9 @@ def _check_tf_config(text: str) -> list[str]:
             raise UserError(f"{needed}: {address!r} is not of the form host:port.")
     if len(set(addresses)) < len(addresses):
         raise UserError(f"{needed}: an address stands twice in {addresses}.")
-    _check_port(needed, places[index])
     if len(addresses) > 1:
         print(f"{kind} {index} waits for all {len(addresses)} workers.", file=sys.stderr)
-    return [address for address in addresses if address != places[index]]
+    return places[index], [address for address in addresses if address != places[index]]
 
 
 def _whole_number(value: Any) -> int:
@@ -189,34 +186,34 @@ def _addresses(found: Any) -> list[str]:
     return found
 
 
-def _check_port(needed: str, address: str) -> None:
-    """Tells a port that another program has: TensorFlow would end the process on it, or share."""
+def _meet_workers(address: str, others: list[str], seconds: float) -> None:
+    """Returns when every other worker has been there.
+
+    TensorFlow would wait for ever for one that never comes, and hear no signal meanwhile.
+    """
+    deadline = time.monotonic() + seconds
+    # Until TensorFlow's own server is there, this is what the others find.
+    with StopSignal(), _listener(address, backlog=16 + 2 * len(others)):
+        while others := [other for other in others if not _answers(other)]:
+            if time.monotonic() > deadline:
+                told = ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
+                raise RestartableError(
+                    f"nothing answers at {told} after {seconds:g} seconds: start all workers again."
+                )
+            time.sleep(0.2)
+
+
+def _listener(address: str, backlog: int) -> socket.socket:
     port = int(address.rpartition(":")[2])
     dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if dual else socket.AF_INET
     try:
-        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+        return socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=dual)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"{needed}: another program has port {port} of {address}: end it, or give another."
-            ) from error
-
-
-def _join_workers(gpus: int, others: list[str], seconds: float) -> tf.distribute.Strategy:
-    make = functools.partial(
-        distribute_utils.get_distribution_strategy, "multi_worker_mirrored", num_gpus=gpus
-    )
-    with StopSignal() as stop:
-        made = _in_time(make, seconds, stop.listen)
-    if made is None:
-        silent = [address for address in others if not _answers(address)]
-        raise RestartableError(
-            f"the workers were not all there after {seconds:g} seconds"
-            + (f", nothing answers at {', '.join(silent[:5])}" if silent else "")
-            + ": start all of them again."
-        )
-    return made
+        raise UserError(
+            f"TF_CONFIG: port {port} of {address} cannot be listened on ({error.strerror}): end "
+            "the program that has it, or give another."
+        ) from error
 
 
 def _answers(address: str) -> bool:
@@ -227,49 +224,33 @@ def _answers(address: str) -> bool:
     return False
 
 
-def _in_time(
-    make: Callable[[], tf.distribute.Strategy],
-    seconds: float,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> tf.distribute.Strategy | None:
-    """What a function makes; None if that takes too long.
-
-    TensorFlow waits for ever for who does not answer, and cannot be interrupted.
-    """
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            outcome["made"] = make()
-        except Exception as error:  # of TensorFlow's, or of the cloud's client; raised again below
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    end = time.monotonic() + seconds
-    while thread.is_alive() and time.monotonic() < end:
-        meanwhile()
-        thread.join(min(0.2, seconds))
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome.get("made")
-
-
 def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
     if not address:
         raise UserError("--distribution_strategy=tpu needs --tpu=ADDRESS, or --tpu=local.")
     if ":" in address and "://" not in address:
         address = f"grpc://{address}"  # without it, TensorFlow would look for a TPU of this name
     _check_reachable(address)
-    make = functools.partial(distribute_utils.get_distribution_strategy, "tpu", tpu_address=address)
-    try:
-        made = _in_time(make, TPU_READY_SECONDS)
-    except Exception as error:
-        where = "this machine has no TPU" if address == "local" else "there is no such TPU"
-        raise UserError(f"--tpu={address}: {where} ({_one_line(error)}).") from error
-    if made is None:
+    outcome: dict[str, Any] = {}
+
+    def connect() -> None:
+        try:
+            outcome["strategy"] = distribute_utils.get_distribution_strategy(
+                "tpu", tpu_address=address
+            )
+        except Exception as error:  # of TensorFlow's, or of the cloud's client; raised again below
+            outcome["error"] = error
+
+    # TensorFlow waits for ever for a TPU that does not answer, and cannot be interrupted.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(TPU_READY_SECONDS)
+    if thread.is_alive():
         raise UserError(f"--tpu={address} was not ready after {TPU_READY_SECONDS} seconds.")
-    return made
+    if "error" in outcome:
+        where = "this machine has no TPU" if address == "local" else "there is no such TPU"
+        error = outcome["error"]
+        raise UserError(f"--tpu={address}: {where} ({_one_line(error)}).") from error
+    return outcome["strategy"]
 
 
 def _check_reachable(address: str) -> None:

@@ -45,11 +45,6 @@ class StopSignal:
         if self._in_main_thread:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def listen(self) -> None:
-        """Looks out again where TensorFlow has put a handler of its own in place of this one."""
-        if self._in_main_thread:
-            signal.signal(signal.SIGTERM, self._receive)
-
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Only notes the signal, until the block ends."""

@@ -14,6 +14,7 @@ import shutil
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -210,6 +211,30 @@ def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
         ) from error
 
 
+def check_finite_weights(model: keras.Model, directory: str) -> None:
+    """Makes sure that the weights of a preset are numbers.
+
+    Args:
+        model: What was loaded.
+        directory: The preset, for the message.
+
+    Raises:
+        UserError: If one is NaN or infinite, as those of a training that diverged.
+
+    Example:
+    ```python
+    check_finite_weights(read_backbone("runs/first/preset"), "runs/first/preset")
+    ```
+    """
+    for variable in model.weights:
+        value = tf.convert_to_tensor(variable)
+        if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
+            raise UserError(
+                f"{directory}: {variable.path} has values that are NaN or infinite, as after a "
+                "training that diverged: take another preset."
+            )
+
+
 def _masked_lm_variables(model: MaskedLanguageModel, name: str) -> dict[str, keras.Variable]:
     variables = _transform_variables(model.head.transform, name)
     return variables | {f"{name}.bias": model.head.projection.bias}
@@ -236,6 +261,8 @@ def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[st
             raise UserError(
                 f"{heads}: {name} has the shape {saved[name].shape}, not {tuple(variable.shape)}."
             )
+        elif not np.isfinite(saved[name]).all():
+            raise UserError(f"{heads}: {name} has values that are NaN or infinite.")
         else:
             variable.assign(saved[name])
     return missing
@@ -257,3 +284,4 @@ def _load_weights(backbone: CocoLMBackbone, directory: str) -> None:
     names = ("model.weights.h5", "model.weights.json")
     paths = [os.path.join(directory, name) for name in names]
     backbone.load_weights(next(filter(os.path.isfile, paths), paths[0]))
+    check_finite_weights(backbone, directory)
