@@ -143,7 +143,7 @@ def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Co
         write_task_heads(unfinished, task_heads)
         if "classifier" in task_heads:
             head = task_heads["classifier"]
-            names = read_label_names(configuration, len(head["output.bias"]), checkpoint.notes)
+            names = read_label_names(configuration, head["output.bias"].shape[0], checkpoint.notes)
             write_classifier(unfinished, backbone, tokenizer, head, names)
         if tokenizer is not None:
             tokenizer.save_to_preset(unfinished)

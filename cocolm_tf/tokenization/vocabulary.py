@@ -271,7 +271,8 @@ def _tell_coverage(
     reserved = sum(word.decode().count(_RESERVED) * count for word, count in counts.items())
     if reserved:
         unknown = unknown + collections.Counter({_RESERVED: reserved})
-    covered = 1 - unknown.total() / characters
+    # NFKC may have made several of one.
+    covered = 1 - min(1.0, unknown.total() / characters)
     told = f"the vocabulary covers {covered:.4%} of the characters"
     if covered < wanted - _COVERAGE_TOLERANCE:
         common = " ".join(character for character, _ in unknown.most_common(10))
