@@ -10,6 +10,7 @@ preset/
 """
 
 import os
+import shutil
 
 import keras
 import numpy as np
@@ -21,7 +22,6 @@ from cocolm_tf.modeling.heads import Transform
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.tokenization.output_folder import new_folder
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import Pretrainer
 from cocolm_tf.training.model_card import Facts, write_model_card
@@ -62,12 +62,19 @@ def save_preset(
     save_preset(pretrainer, tokenizer, "runs/first/preset")
     ```
     """
+    # Of one name, so that what a killed run has left is cleared by the next.
+    unfinished = directory.rstrip("/") + ".tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
     auxiliary = pretrainer.auxiliary and pretrainer.auxiliary.backbone
-    with new_folder(directory) as unfinished:
+    try:
         write_models(unfinished, pretrainer.backbone, auxiliary, head_variables(pretrainer))
         tokenizer.save_to_preset(unfinished)
         if facts:
             write_model_card(unfinished, facts)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(unfinished, directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_models(
