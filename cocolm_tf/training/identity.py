@@ -40,7 +40,7 @@ _MUST_STAY = ("trainer.batch_size", "runtime.seed")
 _PATHS = ("auxiliary.preset",)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Input:
     """A dataset, vocabulary or preset that a run takes: the same one wherever it lies.
 
@@ -59,8 +59,6 @@ class Input:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Input) and self.fingerprint == other.fingerprint
-
-    __hash__ = None
 
     def __str__(self) -> str:
         return f"{self.path} ({self.fingerprint[:8]})" if self.path else "none"

@@ -199,7 +199,7 @@ def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
         The encoder.
 
     Raises:
-        UserError: if it is not the preset of one.
+        UserError: if it is not the preset of one, or a weight is NaN or infinite.
 
     Example:
     ```python
@@ -208,11 +208,14 @@ def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
     ```
     """
     try:
-        return CocoLMBackbone.from_preset(directory, load_weights=load_weights)
+        backbone = CocoLMBackbone.from_preset(directory, load_weights=load_weights)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{os.path.join(directory, 'config.json')} does not describe a CocoLMBackbone."
         ) from error
+    if load_weights:
+        check_finite_weights(backbone, directory)
+    return backbone
 
 
 def check_finite_weights(model: keras.Model, directory: str) -> None:
