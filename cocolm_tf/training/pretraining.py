@@ -87,18 +87,13 @@ def pretrain(
         if workers.is_chief:
             check_writable(model_dir, "--model_dir")
         tokenizer = _matching_vocabulary(vocabulary, config)
-        history, stretch = History(model_dir), None
-        saved = checkpoint_steps(checkpoint_dir) if workers.is_chief else []
+        saved: list[int] = []
         if workers.is_chief:
+            saved = checkpoint_steps(checkpoint_dir)
+            known = Input(vocabulary, tokenizer.fingerprint())
+            replicas = strategy.num_replicas_in_sync
+            stretch = stretch_of(config, train_data, known, validation_data, init_preset, replicas)
             history = History.read(model_dir)
-            stretch = stretch_of(
-                config,
-                train_data,
-                Input(vocabulary, tokenizer.fingerprint()),
-                validation_data,
-                init_preset,
-                strategy.num_replicas_in_sync,
-            )
             if saved:
                 history.check(stretch, saved[-1])
                 _check_length(config, model_dir, saved[-1])
