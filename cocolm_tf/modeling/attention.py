@@ -203,7 +203,9 @@ def _cudnn_attention(
         return tf.transpose(x, [0, 2, 1, 3])  # between [B, heads, S, D] and [B, S, heads, D]
 
     def config(**products: dict[str, list[str]]) -> str:
-        return _cudnn_config([batch, heads, length, length], width, query.dtype, rate, seed, products)
+        return _cudnn_config(
+            [batch, heads, length, length], width, query.dtype, rate, seed, products
+        )
 
     @tf.custom_gradient
     def compute(
