@@ -138,7 +138,8 @@ def _logits_gradient(
     upstream = tf.cast(upstream, tf.float32)
     if rate:
         upstream *= _kept(products, rate, seed)
-    return tf.cast(probabilities * (upstream - means) * scale, products.dtype)
+    (slope,) = barrier(tf.cast(probabilities * (upstream - means) * scale, products.dtype))
+    return slope
 
 
 @fused

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cocolm_tf.fusion import pad_to_tiles
 from cocolm_tf.losses import (
     contrastive_cosines,
     copy_loss,
@@ -244,6 +245,7 @@ class CocoLMPretrainer(TrainingStep):
     def _contrast(self, hidden: tf.Tensor, batch: Batch, training: bool) -> tuple[Losses, Measures]:
         """Equation 3: the corrupted text and a crop of the original are two views of it (SCL)."""
         inputs = {"token_ids": batch["crop_token_ids"], "padding_mask": batch["crop_padding_mask"]}
+        inputs = {name: pad_to_tiles(value) for name, value in inputs.items()}
         start = tf.zeros([tf.shape(batch["crop_token_ids"])[0], 1], tf.int32)
         crop = self.backbone.states_at(inputs, start, training)
         first, second = hidden[:, 0], crop[:, 0]
