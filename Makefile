@@ -17,7 +17,11 @@ RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
 
-# --- Installation ---
+# --- Installation: docs/install.md ---
+
+NVIDIA := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
+TPU := $(wildcard /dev/accel[0-9]*)
+PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check
 
 install: $(VENV)/.installed
 
@@ -32,11 +36,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) --editable '.$(if $(NVIDIA),[gpu])'
+	$(if $(TPU),$(PIP) --no-deps --force-reinstall tensorflow-tpu==2.20.0 libtpu==0.0.21)
 	@touch $@
 
 $(VENV)/.installed-for-tests: $(VENV)/.installed
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) --editable '.[test]'
 	@touch $@
 
 # XLA's compilers want other versions of packages than TensorFlow: an environment of their own.

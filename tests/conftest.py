@@ -13,6 +13,10 @@ os.environ.setdefault(
 import hypothesis
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute import collective_util, mirrored_run
+from tensorflow.python.distribute import mirrored_strategy as mirrored_strategy_module
+
+from cocolm_tf.losses import replicas
 
 # However long an example takes on a busy machine, no test is about that.
 hypothesis.settings.register_profile("any_time", deadline=None)
@@ -57,3 +61,20 @@ def mirrored_strategy(request: pytest.FixtureRequest) -> tf.distribute.MirroredS
         [f"CPU:{index}" for index in range(replicas)],
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
+
+
+@pytest.fixture
+def gpu_strategy(monkeypatch: pytest.MonkeyPatch) -> tf.distribute.MirroredStrategy:
+    """What TensorFlow takes for the GPUs of one host. Of its steps there is a program, but no run.
+
+    Two logical CPUs, the strategy's view of which is changed in the two respects that matter to it.
+    """
+    for module in (mirrored_run, mirrored_strategy_module, replicas):
+        monkeypatch.setattr(module, "_is_gpu_device", lambda device: True)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    nccl = collective_util.Options(
+        implementation=tf.distribute.experimental.CommunicationImplementation.NCCL
+    )
+    for launcher in strategy.extended._collective_ops._launchers:
+        launcher._options = nccl
+    return strategy

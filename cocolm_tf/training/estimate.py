@@ -9,13 +9,14 @@ from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator, published
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.flops import (
     logit_chunk_flops,
+    pass_flops,
     pretraining_flops,
     rematerialization_flops,
     similarity_flops,
 )
 from cocolm_tf.training.memory import step_memory
 from cocolm_tf.training.parameters import count_parameters
-from cocolm_tf.training.passes import heads_of
+from cocolm_tf.training.passes import contrasted_parts, encoder_passes, heads_of
 from cocolm_tf.units import duration, si
 
 _FLOAT32 = 4
@@ -183,7 +184,7 @@ def plan(
     return {
         "micro_batches": micro_batches,
         "sequences": of_device // micro_batches,
-        "contrasted": heads_of(cut).contrast * (config.trainer.batch_size // micro_batches),
+        "contrasted": heads_of(cut).contrast * config.trainer.batch_size // contrasted_parts(cut),
         "memory": memory,
         "step_seconds": seconds,
         "run_seconds": seconds * config.trainer.train_steps,
@@ -246,9 +247,9 @@ def of_compiled(
 def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -> float:
     """Counts the FLOPs that one device computes in a step.
 
-    Its share of `pretraining_flops`, of `logit_chunk_flops` and, if so wanted, of
-    `rematerialization_flops`; but all of `similarity_flops`, as each device compares the vectors of
-    all.
+    Its share of `pretraining_flops`, of `logit_chunk_flops`, of the forward passes that
+    `objective.scl_over_micro_batches` adds and, if so wanted, of `rematerialization_flops`; but
+    all of `similarity_flops`, as each device compares the vectors of all.
 
     Example:
     ```python
@@ -256,6 +257,9 @@ def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -
     ```
     """
     shared = sum(pretraining_flops(config).values()) + logit_chunk_flops(config)
+    if contrasted_parts(config) < config.trainer.micro_batches:
+        passes = encoder_passes(config).values()
+        shared += config.trainer.batch_size * sum(map(pass_flops, passes))
     whole = similarity_flops(config)
     if rematerialize:
         shared += rematerialization_flops(config)
@@ -279,10 +283,9 @@ def all_reduce_bytes(parameters: int, devices: int) -> float:
 def gather_bytes(config: PretrainingConfig, devices: int) -> float:
     """Counts the bytes that each device sends for the contrastive task in a step.
 
-    Of B sequences the vectors of both views, in float32, are 2B * 4H bytes. A ring of R devices
-    gathers them by passing on all but one part, (R - 1) / R of them; the backward pass sums
-    their gradients from all devices, as an all-reduce does: twice that. Together
-    3 * 8BH * (R - 1) / R, however many micro-batches there are.
+    Of B sequences the vectors of both views, in float32, are 2B * 4H bytes. They are gathered by an
+    all-reduce, 2(R - 1) / R of that in a ring of R devices, and so are their gradients summed.
+    Together 4 * 8BH * (R - 1) / R, however many micro-batches there are.
 
     Example:
     ```python
@@ -292,7 +295,7 @@ def gather_bytes(config: PretrainingConfig, devices: int) -> float:
     if not heads_of(config).contrast:
         return 0.0
     vectors = 2 * config.trainer.batch_size * _FLOAT32 * config.model.hidden_dim
-    return 3 * vectors * (devices - 1) / devices
+    return 4 * vectors * (devices - 1) / devices
 
 
 def update_bytes(parameters: int) -> int:

@@ -143,7 +143,6 @@ class AdamW(keras.optimizers.AdamW):
             [self._options(variable) for variable in variables],
             self._settings(self.learning_rate, scale),
         )
-        self.iterations.assign_add(1)
 
     def _settings(self, learning_rate: tf.Tensor, scale: tf.Tensor) -> dict[str, tf.Tensor]:
         """What holds for all variables in this step."""
@@ -182,6 +181,8 @@ class AdamW(keras.optimizers.AdamW):
                 kwargs=own,
                 group=False,
             )
+        # Keras's own way would talk to the other replicas, which a compiled step cannot do.
+        strategy.extended.update(self.iterations.value, lambda count: count.assign_add(1))
 
     def _update_one(
         self,

@@ -57,6 +57,26 @@ def test_contrastive_loss_and_gradients_equal_one_device(mirrored_strategy, view
         np.testing.assert_allclose(np.concatenate(gradient), one_device, atol=1e-7)
 
 
+def test_the_contrastive_loss_of_several_gpus_is_one_program(gpu_strategy, views):
+    """A gather is all-reduces there, of which XLA has a kernel."""
+
+    @tf.function(jit_compile=True)
+    def step(first, second):
+        with tf.GradientTape() as tape:
+            tape.watch([first, second])
+            loss = sequence_contrastive_loss(first, second)
+        return tape.gradient(loss, [first, second])
+
+    messages = []
+
+    def count_messages():
+        program = step.experimental_get_compiler_ir(*map(tf.constant, views))(stage="hlo")
+        messages.append(program.count(" all-reduce("))
+
+    gpu_strategy.run(count_messages)
+    assert messages == [2, 2]  # both views together, there and back
+
+
 @two_and_four_replicas
 def test_summed_gradients_of_a_shared_weight_equal_one_device(mirrored_strategy, views):
     """The whole training arrangement: shared weights, shares of each loss, summed gradients."""

@@ -1,4 +1,5 @@
 import contextlib
+import re
 
 import keras
 import numpy as np
@@ -224,8 +225,40 @@ def test_replicas_measure_as_one_device(mirrored_strategy):
 
 
 def test_refuses_to_compile_a_step_of_several_replicas(mirrored_strategy):
-    with pytest.raises(ValueError, match="the step of one device"):
+    with pytest.raises(ValueError, match="for one device, or for the GPUs of one host"):
         make_toy(mirrored_strategy, jit_compile=True)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_step_of_several_gpus_is_one_program(gpu_strategy, micro_batches):
+    """Compiled as a whole: what replicas say to each other is all-reduces within it."""
+    toy = make_toy(gpu_strategy, make_adamw, jit_compile=True, micro_batches=micro_batches)
+    batch = tensors(toy_batch())
+    step = tf.function(toy.train_step, jit_compile=True, autograph=False)
+    programs = []
+
+    def export():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        program = step.experimental_get_compiler_ir(batch, tf.constant(replica))(stage="hlo")
+        programs.append(re.sub(r"metadata=.*|(step|body|cond)_\d+", "", program))
+
+    gpu_strategy.run(export)
+    # Of different ones XLA might order the messages differently.
+    assert programs[0] == programs[1]
+    sums = [line for line in programs[0].splitlines() if " all-reduce(" in line]
+    # The weights of both losses, and the gradients.
+    assert len(sums) == 2
+    assert all("replica_groups={{0,1}}" in line for line in sums)
+    # And both replicas have theirs in the function that `fit()` calls.
+    for step in (toy.train_step, toy.test_step):
+        step = toy._unconverted(step)
+        run = tf.function(lambda batch, step=step: gpu_strategy.run(step, args=(batch, 0)))
+        assert run.get_concrete_function(batch)
+
+
+def test_keras_optimizers_are_not_compiled_for_several_gpus(gpu_strategy):
+    with pytest.raises(ValueError, match="Keras's optimizers cannot be compiled"):
+        make_toy(gpu_strategy, jit_compile=True)
 
 
 # Randomness.
@@ -351,6 +384,14 @@ def test_compiling_again_takes_effect():
 # COCO-LM's own step.
 
 
+ONLY_CONTRAST = {
+    "auxiliary": None,
+    "copy_weight": 0.0,
+    "lm_weight": 0.0,
+    "use_copy": False,
+}
+
+
 @pytest.fixture
 def likeliest_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replacements that follow from the sequence alone, however the batch is cut."""
@@ -375,12 +416,47 @@ def assert_same_run(one, other, atol) -> None:
         np.testing.assert_allclose(first.numpy(), second.numpy(), atol=atol, err_msg=first.path)
 
 
-def test_pretraining_in_micro_batches(likeliest_samples):
-    whole = make_compiled(scl_weight=0.0)
-    cut = make_compiled(scl_weight=0.0, compiled={"micro_batches": 2})
+@pytest.mark.parametrize(
+    "options",
+    [{"scl_weight": 0.0}, {"scl_over_micro_batches": True, "num_layers": 1}],
+    ids=["no-contrast", "contrast"],
+)
+def test_pretraining_in_micro_batches(likeliest_samples, options):
+    """The contrast too is that of the whole batch, if asked for."""
+    whole = make_compiled(**options)
+    cut = make_compiled(**options, compiled={"micro_batches": 4})
     for model in (whole, cut):
         run_step(model, make_batch(0, sequences=8))
     assert_same_run(cut, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"auxiliary_dropout": 0.3}, ONLY_CONTRAST])
+def test_contrast_of_the_whole_batch_is_of_the_vectors_that_learn(options):
+    """Each micro-batch is computed twice: with the same dropout and samples."""
+    options |= {"dropout": 0.3, "num_layers": 1, "scl_over_micro_batches": True}
+    batch, model = tensors(make_batch()), make_compiled(**options)
+    model.micro_batches = 2
+    totals, objective, views = model.loss_weights(batch), 0.0, []
+
+    def keep(*vectors):
+        views.append(vectors)
+        return {}, {}
+
+    with tf.GradientTape() as tape:
+        for number in range(2):
+            part = {name: rows[2 * number :][:2] for name, rows in batch.items()}
+            with model._seeded(0, number):
+                losses, _ = model.compute(part, training=True, contrast=keep)
+            objective += model._objective(losses, model.loss_weights(part), totals)
+        losses, _ = model.contrast(*(tf.concat(rows, 0) for rows in zip(*views, strict=True)))
+        objective += losses["scl_loss"]
+    expected = tape.gradient(objective, [variable.value for variable in model.trainable_variables])
+    for found, gradient, variable in zip(
+        model._accumulate(batch, totals, 0), expected, model.trainable_variables, strict=True
+    ):
+        gradient = tf.convert_to_tensor(gradient)
+        np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-5, err_msg=variable.path)
+    assert reported(model)["loss"] == pytest.approx(float(objective), rel=1e-5)
 
 
 def test_contrast_is_within_a_micro_batch(likeliest_samples):
@@ -448,13 +524,17 @@ def test_half_precision_overflow_is_survived():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mirrored_strategy", [2, pytest.param(4, marks=pytest.mark.exhaustive)], indirect=True
+    ("mirrored_strategy", "micro_batches"),
+    [(2, 2), pytest.param(4, 1, marks=pytest.mark.exhaustive)],
+    indirect=["mirrored_strategy"],
 )
-def test_pretraining_on_replicas(mirrored_strategy, likeliest_samples):
-    batch = make_batch(sequences=8)
-    alone = make_compiled(num_layers=1)
+def test_pretraining_on_replicas(mirrored_strategy, micro_batches, likeliest_samples):
+    batch, options = make_batch(sequences=8), {"num_layers": 1, "scl_over_micro_batches": True}
+    alone = make_compiled(**options)
     run_step(alone, batch)
-    together = make_compiled(mirrored_strategy, num_layers=1)
+    together = make_compiled(
+        mirrored_strategy, **options, compiled={"micro_batches": micro_batches}
+    )
     data = tf.data.Dataset.from_tensor_slices(batch).batch(8, drop_remainder=True)
     together.fit(data, verbose=0)
     assert_same_run(together, alone, atol=2e-5)
@@ -462,9 +542,9 @@ def test_pretraining_on_replicas(mirrored_strategy, likeliest_samples):
 
 @pytest.mark.slow
 def test_pretraining_compiled_by_xla(likeliest_samples):
-    batch = make_batch()
-    plain = make_compiled(num_layers=1)
+    batch, options = make_batch(), {"num_layers": 1, "scl_over_micro_batches": True}
+    plain = make_compiled(**options)
     run_step(plain, batch)
-    compiled = make_compiled(num_layers=1, compiled={"jit_compile": True})
+    compiled = make_compiled(**options, compiled={"jit_compile": True, "micro_batches": 2})
     compiled.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
     assert_same_run(compiled, plain, atol=1e-4)

@@ -11,13 +11,15 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.training import estimate as module
 from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator, published_share
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.estimate import estimate, format_report, plan
+from cocolm_tf.training.estimate import device_flops, estimate, format_report, plan
 from cocolm_tf.training.flops import (
+    pass_flops,
     pretraining_flops,
     rematerialization_flops,
     similarity_flops,
 )
 from cocolm_tf.training.memory import step_memory
+from cocolm_tf.training.passes import encoder_passes
 
 DEVICE = Accelerator(
     "toy",
@@ -66,7 +68,7 @@ def test_what_a_device_sends(devices: int):
     result = estimate(config, devices, accelerators=[])
     assert result["all_reduce_bytes"] == 2 * 4 * result["parameters"] * (devices - 1) / devices
     # 2 views of 2 * 16 / devices vectors of 12 float32 numbers, to and fro and fro.
-    assert result["gather_bytes"] == 3 * (devices - 1) * (2 * 16 // devices) * 12 * 4
+    assert result["gather_bytes"] == 4 * (devices - 1) * (2 * 16 // devices) * 12 * 4
     config.objective.scl_weight = 0.0
     assert estimate(config, devices, accelerators=[])["gather_bytes"] == 0
 
@@ -111,6 +113,19 @@ def test_a_plan_has_the_fewest_micro_batches_that_fit(
         assert found["sequences"] * found["micro_batches"] == per_device
         assert found["contrasted"] == found["sequences"] * devices
     assert config.trainer.micro_batches == per_device  # as it was
+
+
+def test_contrasting_the_whole_batch_takes_a_forward_pass_more():
+    changes = {"trainer": {"batch_size": 16, "micro_batches": 4}}
+    within = tiny(changes)
+    whole = tiny(changes, {"objective": {"scl_over_micro_batches": True}})
+    forward = 16 * sum(map(pass_flops, encoder_passes(whole).values()))
+    similarities = similarity_flops(whole) - similarity_flops(within)
+    assert similarities == 3 * similarity_flops(within)
+    more = device_flops(whole, 2, False) - device_flops(within, 2, False)
+    assert more == forward / 2 + similarities
+    compared = [step_memory(one, 2, False)["similarities"] for one in (within, whole)]
+    assert compared[1] == 16 * compared[0]
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
