@@ -3,8 +3,8 @@ import contextlib
 import fnmatch
 import json
 import os
-import signal
 import re
+import signal
 import socket
 import subprocess
 import sys
