@@ -1,9 +1,14 @@
 """What every test session needs before TensorFlow starts, and the strategies tests share."""
 
 import os
+from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# XLA compiles a lot for the tests and runs it a few times: LLVM's optimizations do not pay.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import hypothesis
 import pytest
@@ -28,6 +33,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files that have slow tests, so that no process is left alone with one."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps the tests of a file together, as --dist=loadfile does, and those of the exports."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFixture(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            serving = "tests/serving/"
+            return serving if nodeid.startswith(serving) else super()._split_scope(nodeid)
+
+    return ByFixture(config, log)
 
 
 @pytest.fixture

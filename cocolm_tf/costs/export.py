@@ -28,7 +28,7 @@ def export_step(
 
     The file is a ZIP archive of three members, which `scripts/run_step.py` reads:
 
-    - `step.mlir`: StableHLO as bytecode. Its results are the variables that the step writes, and
+    - `step.mlir`: StableHLO as text. Its results are the variables that the step writes, and
       its attribute `mhlo.input_output_alias` says which argument each of them updates;
     - `step.json`: what its arguments are, in order, and what the step does (see Returns);
     - `arrays.npz`: batches of random tokens, masked and cropped as in training, and what the step
@@ -116,7 +116,8 @@ def stablehlo(
     variables: list[keras.Variable],
 ) -> tuple[bytes, list[dict[str, Any]], dict[str, np.ndarray]]:
     """The program of a compiled function of a batch, its arguments, and the arrays among them."""
-    program = step.experimental_get_compiler_ir(batches[0])(stage="stablehlo_serialized")
+    # As text: the bytes of one version of MLIR are not always those of another.
+    program = step.experimental_get_compiler_ir(batches[0])(stage="stablehlo").encode()
     handles = {id(variable.value.handle): variable for variable in variables}
     # Features come first, in the order in which TensorFlow flattens a dict: by name.
     features = sorted(batches[0])

@@ -86,11 +86,10 @@ def attention(
         attended = tf.matmul(saved[1], value)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # What is dropped is computed again: a mask would be written once and read twice.
-            upstream, again = barrier(upstream, seed)
-            products, dropped, normalizers = (
-                forward(*_after(upstream, query, key, again)) if recompute else saved
-            )
+            inputs = query, key, seed
+            if recompute:
+                inputs = _after(upstream, *inputs)
+            products, dropped, normalizers = forward(*inputs) if recompute else saved
             slope = _logits_gradient(
                 products,
                 normalizers,
@@ -98,7 +97,7 @@ def attention(
                 relative,
                 tf.matmul(upstream, value, transpose_b=True),
                 _row_products(upstream, attended),
-                again,
+                inputs[-1],
                 scale,
                 rate,
             )
@@ -155,7 +154,8 @@ def _logits_gradient(
     upstream = tf.cast(upstream, tf.float32)
     if rate:
         upstream *= _kept(products, rate, seed)
-    return tf.cast(probabilities * (upstream - means) * scale, products.dtype)
+    (slope,) = barrier(tf.cast(probabilities * (upstream - means) * scale, products.dtype))
+    return slope
 
 
 @fused

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from cocolm_tf.fusion import column_sum, fused
+from cocolm_tf.fusion import barrier, column_sum, fused
 
 
 def exact_gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
@@ -51,8 +51,9 @@ def _gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 def _gelu_gradient(x: tf.Tensor, bias: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     wide = tf.cast(x, tf.float32) + tf.cast(bias, tf.float32)
     density = tf.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
-    slope = _normal_cdf(wide) + wide * density
-    return tf.cast(slope * tf.cast(upstream, tf.float32), x.dtype)
+    slope = (_normal_cdf(wide) + wide * density) * tf.cast(upstream, tf.float32)
+    (slope,) = barrier(tf.cast(slope, x.dtype))
+    return slope
 
 
 def _normal_cdf(x: tf.Tensor) -> tf.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cocolm_tf.fusion import pad_to_tiles
 from cocolm_tf.losses import (
     contrastive_cosines,
     copy_loss,
@@ -257,6 +258,7 @@ class CocoLMPretrainer(TrainingStep):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The vectors of the corrupted texts, and those of crops of the original ones."""
         inputs = {"token_ids": batch["crop_token_ids"], "padding_mask": batch["crop_padding_mask"]}
+        inputs = {name: pad_to_tiles(value) for name, value in inputs.items()}
         start = tf.zeros([tf.shape(batch["crop_token_ids"])[0], 1], tf.int32)
         crop = self.backbone.states_at(inputs, start, training)
         first, second = hidden[:, 0], crop[:, 0]

@@ -1,6 +1,11 @@
 """Random bits as a function of a seed and an index, cheap enough to compute where they are used."""
 
+import math
+
 import tensorflow as tf
+
+# The longest axis whose indices are worth a constant of the program.
+_SHORT_AXIS = 256
 
 _GOLDEN_RATIO = 0x9E3779B9
 # The factors of Wellons' 32-bit hash function lowbias32, as improved by TheIronBorn.
@@ -50,14 +55,27 @@ def _xor_shifted(x: tf.Tensor, bits: int) -> tf.Tensor:
     return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(bits, tf.uint32)))
 
 
-def _progression(shape: tf.Tensor, origin: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+def _progression(
+    shape: tf.Tensor | tf.TensorShape | list[int], origin: tf.Tensor, step: tf.Tensor
+) -> tf.Tensor:
     """origin + step * index, modulo 2^32; indices count along the last axis first."""
-    rank = len(shape) if not isinstance(shape, tf.Tensor) else shape.shape[0]
+    sizes = _in_short_axes(shape)
     # The origin comes first, as it is not constant: a sum of constants alone would become one, as
     # large as the tensor and read from memory by the loop that is to do without.
     numbers = origin
-    for axis in reversed(range(rank)):
-        along = tf.cast(tf.range(shape[axis]), tf.uint32) * step
-        numbers += tf.reshape(along, [-1] + [1] * (rank - 1 - axis))
-        step *= tf.cast(shape[axis], tf.uint32)
-    return numbers
+    for axis in reversed(range(len(sizes))):
+        along = tf.cast(tf.range(sizes[axis]), tf.uint32) * step
+        numbers += tf.reshape(along, [-1] + [1] * (len(sizes) - 1 - axis))
+        step *= tf.cast(sizes[axis], tf.uint32)
+    return tf.reshape(numbers, shape)
+
+
+def _in_short_axes(shape: tf.Tensor | tf.TensorShape | list[int]) -> list[tf.Tensor | int]:
+    """The sizes of the axes, known long ones before the last cut into two: each is a constant."""
+    if isinstance(shape, tf.Tensor):
+        return tf.unstack(shape, num=shape.shape[0])
+    sizes = []
+    for size in list(shape)[:-1]:
+        part = math.gcd(size, _SHORT_AXIS) if size > _SHORT_AXIS else 1
+        sizes += [size // part, part] if part > 1 else [size]
+    return [*sizes, *list(shape)[-1:]]

@@ -162,7 +162,8 @@ def _backward(
     mean, projection = row_sum(slope) / width, row_sum(slope * normal) / width
     total = (slope - mean - normal * projection) * inverse_deviation
     (slope_of_x,) = barrier(tf.cast(total, dtype))
-    slope_of_update = tf.cast(_dropped(tf.cast(slope_of_x, tf.float32), rate, seed), dtype)
+    slope_of_update = _dropped(tf.cast(slope_of_x, tf.float32), rate, seed)
+    (slope_of_update,) = barrier(tf.cast(slope_of_update, dtype))
     rows = list(range(normal.shape.rank - 1))
     slope_of_gamma = tf.cast(tf.reduce_sum(upstream * normal, rows), gamma.dtype)
     return slope_of_x, slope_of_update, slope_of_gamma

@@ -54,7 +54,9 @@ class TrainingStep(keras.Model):
     pass, and no more memory.
 
     A step whose gradients are not finite is left out by every replica and counted in
-    `skipped_updates`. In `mixed_float16` the loss is scaled, and the scale adapts to overflows.
+    `skipped_updates`. `skipped_at` has the number of the latest, or the first of several in a row,
+    `skipped_norms` its gradients' norms in the order of the trainable variables. In `mixed_float16`
+    the loss is scaled, and the scale adapts to overflows.
 
     Randomness is a function of (`seed`, step, replica, micro-batch): the state of every seed
     generator is set from them in each step, none is carried from step to step.
@@ -166,6 +168,11 @@ class TrainingStep(keras.Model):
         if self.compute_dtype == "float16":
             self.loss_scale.assign(2.0**15)
         optimizer.build(self.trainable_variables)
+        # No weights: what they tell is of no use to a run that goes on from a checkpoint.
+        self.skipped_at, self.skipped_norms = (
+            tf.Variable(value, trainable=False)
+            for value in (tf.constant(0), tf.zeros([len(self.trainable_variables)]))
+        )
         training = ["gradient_norm", "learning_rate", "skipped_updates"]
         for name in ["loss", *self.meter_names(), *training]:
             kind = keras.metrics.Sum if name == "skipped_updates" else keras.metrics.Mean
@@ -358,7 +365,9 @@ class TrainingStep(keras.Model):
         return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _update(self, gradients: list[tf.Tensor], replica: tf.Tensor | int) -> None:
-        norm = tf.linalg.global_norm(gradients) / self.loss_scale
+        # As `tf.linalg.global_norm`, whose terms say whose gradient was not finite.
+        squares = 2 * tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])
+        norm = tf.sqrt(tf.reduce_sum(squares)) / self.loss_scale
         finite = tf.math.is_finite(norm)
         clipping = self.clip_norm / tf.maximum(norm, self.clip_norm) if self.clip_norm else 1.0
         scale = tf.where(finite, clipping / self.loss_scale, 0.0)
@@ -375,10 +384,16 @@ class TrainingStep(keras.Model):
                 [tf.math.multiply_no_nan(gradient, scale) for gradient in gradients],
                 self.trainable_variables,
             )
-        self._count_skips(finite, replica)
+        self._count_skips(finite, tf.sqrt(squares) / self.loss_scale, replica)
 
-    def _count_skips(self, finite: tf.Tensor, replica: tf.Tensor | int) -> None:
+    def _count_skips(self, finite: tf.Tensor, norms: tf.Tensor, replica: tf.Tensor | int) -> None:
         skipped = 1 - tf.cast(finite, tf.int32)
+        is_first = (skipped > 0) & ((self.skipped_in_a_row < 1) | (self.skipped_at < 1))
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        self.skipped_at.assign(tf.where(is_first, step, self.skipped_at))
+        self.skipped_norms.assign(
+            tf.where(is_first, tf.cast(norms, tf.float32), self.skipped_norms)
+        )
         first_replica = tf.cast(tf.equal(replica, 0), tf.float32)
         self._meters["skipped_updates"].update_state(tf.cast(skipped, tf.float32) * first_replica)
         self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * skipped)

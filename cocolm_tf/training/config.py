@@ -143,6 +143,8 @@ class RuntimeConfig(hyperparams.Config):
     # Positions whose logits over the vocabulary are there at a time, computed twice; 0 for all,
     # computed once. Saves memory where positions are many and the vocabulary is large.
     logit_chunk_rows: int = 0
+    # Of one device, in FLOPs a second of products, for `mfu` in the log; 0 for its vendor's figure.
+    peak_flops: float = 0.0
     seed: int = 0
 
 
@@ -207,6 +209,7 @@ _RANGES: config_file.Ranges = (
             "trainer.validation_steps",
             "trainer.keep_checkpoint_interval",
             "runtime.logit_chunk_rows",
+            "runtime.peak_flops",
         ),
     ),
     (

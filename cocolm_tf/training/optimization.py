@@ -82,6 +82,11 @@ class AdamW(keras.optimizers.AdamW):
         """
         self._rate_factors |= {self._var_key(variable): factor for variable in variables}
 
+    def slots(self, variable: keras.Variable) -> dict[str, keras.Variable]:
+        """The moments that the optimizer keeps of a variable, by name."""
+        index = self._get_variable_index(variable)
+        return {"momentum": self._momentums[index], "velocity": self._velocities[index]}
+
     def apply(
         self,
         grads: Sequence[tf.Tensor | tf.IndexedSlices | None],

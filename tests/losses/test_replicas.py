@@ -1,12 +1,10 @@
 """Under a MirroredStrategy the losses and their gradients are those of one device."""
 
-import subprocess
-import sys
-
 import losses_reference as reference
 import numpy as np
 import pytest
 import tensorflow as tf
+from programs import run_python
 
 from cocolm_tf.losses import (
     contrastive_cosines,
@@ -203,7 +201,4 @@ tf.debugging.assert_near(tf.concat(gradients, 0), tape.gradient(expected, corner
 @pytest.mark.slow
 def test_collectives_equal_one_device():
     """The default communication, in a process of its own (see `mirrored_strategy`)."""
-    finished = subprocess.run(
-        [sys.executable, "-c", COLLECTIVES], capture_output=True, text=True, timeout=120
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_python(COLLECTIVES)

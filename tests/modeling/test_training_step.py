@@ -138,6 +138,25 @@ def test_a_gradient_that_is_not_finite_is_left_out(optimizer, value):
     assert metrics["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
 
 
+def test_the_first_skip_of_a_row_is_kept_with_its_norms():
+    toy, good, bad = make_toy(), toy_batch(), spoiled(toy_batch(1))
+    run_step(toy, good)
+    assert (toy.skipped_at, toy.skipped_norms.numpy().tolist()) == (0, [0])
+    run_step(toy, bad, spoiled(toy_batch(2), 1e30))
+    assert toy.skipped_at == 2
+    np.testing.assert_array_equal(toy.skipped_norms, [np.nan])
+    run_step(toy, good, spoiled(toy_batch(2), 1e30))
+    assert toy.skipped_at == 5
+    np.testing.assert_array_equal(toy.skipped_norms, [np.inf])
+
+
+def test_a_row_of_skips_that_goes_on_after_a_restart_is_told_too():
+    toy = make_toy()
+    toy.skipped_in_a_row.assign(3)
+    run_step(toy, spoiled(toy_batch()))
+    assert (toy.skipped_at, toy.skipped_in_a_row) == (1, 4)
+
+
 @each_optimizer
 def test_one_bad_replica_holds_all_back(mirrored_strategy, optimizer):
     toy = make_toy(mirrored_strategy, optimizer, clip_norm=1.0)
@@ -147,6 +166,8 @@ def test_one_bad_replica_holds_all_back(mirrored_strategy, optimizer):
         np.testing.assert_array_equal(replica, kernel)
     assert int(toy.skipped_in_a_row.numpy()) == 2
     assert reported(toy)["skipped_updates"] == 2
+    assert toy.skipped_at.numpy() == 1
+    np.testing.assert_array_equal(toy.skipped_norms.numpy(), [np.nan])
 
 
 def test_loss_scale_shrinks_with_overflows_and_grows_again(monkeypatch):
@@ -348,6 +369,7 @@ def test_compiled_by_xla(micro_batches):
     np.testing.assert_allclose(compiled.kernel, plain.kernel, atol=1e-5)
     assert reported(compiled) == pytest.approx(reported(plain), rel=1e-4, nan_ok=True)
     assert reported(compiled)["skipped_updates"] == 1
+    assert (compiled.skipped_at, plain.skipped_at) == (3, 3)
 
 
 def test_compiling_again_takes_effect():
@@ -516,14 +538,6 @@ def test_pretraining_on_replicas(mirrored_strategy, micro_batches, likeliest_sam
     data = tf.data.Dataset.from_tensor_slices(batch).batch(8, drop_remainder=True)
     together.fit(data, verbose=0)
     assert_same_run(together, alone, atol=2e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
-def test_contrast_on_replicas_in_micro_batches(mirrored_strategy):
-    pretrainer = make_compiled(mirrored_strategy, num_layers=1, compiled={"micro_batches": 2})
-    data = tf.data.Dataset.from_tensor_slices(make_batch(sequences=8)).batch(8)
-    pretrainer.fit(data, verbose=0)
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ def test_most_strategies_have_one(mirrored_strategy: tf.distribute.Strategy):
         workers = Workers(strategy)
         assert (workers.count, workers.index, workers.is_chief) == (1, 0, True)
         assert workers.any(True) and not workers.any(False)
+        assert workers.sum(0.1) == 0.1
         workers.wait_for_all()
         values = [np.float32(1.5)]
         assert workers.from_chief(values) is values
@@ -62,6 +63,10 @@ class Together(Workers):
 @pytest.mark.parametrize(("mine", "other"), [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_any_says_yes(mine: int, other: int):
     assert Together(0, np.int32(other)).any(bool(mine)) is bool(mine or other)
+
+
+def test_what_all_have_is_added_up():
+    assert Together(0, np.float32(2)).sum(1.5) == 3.5
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint32, np.float64])
@@ -111,7 +116,8 @@ def test_workers_are_counted_chief_first(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def start(tiny, corpus, tmp_path: Path) -> Callable[[int], subprocess.Popen]:
     """Starts a worker. Only the chief's folder is the run's: others need none."""
-    config = tiny(trainer={"train_steps": 300, "log_interval": 10, "validation_interval": 100})
+    intervals = {"log_interval": 10, "validation_interval": 100, "checkpoint_interval": 10}
+    config = tiny(trainer={"train_steps": 300} | intervals)
     save_config(config, str(tmp_path / "config.yaml"))
 
     def start(index: int, attempt: int) -> subprocess.Popen:
