@@ -38,8 +38,8 @@ class TransformerBlock(keras.layers.Layer):
         layer_norm_epsilon: float.
         initializer_range: float. Standard deviation that the matrices start with.
         rematerialize: one of `REMATERIALIZE`, what is computed again in the backward pass instead
-            of being kept: nothing, the attention of every two positions (less memory, a few
-            percent more time), or the block (least memory, about a third more time). True and
+            of being kept: nothing, the attention of every two positions (one product and a
+            softmax more), or the block (least memory, about a third more time). True and
             False are the last and the first.
         attention: which kernel computes attention; see `cocolm_tf.modeling.attention`.
 
