@@ -140,6 +140,12 @@ def test_only_whole_runs_from_the_preset_are_submitted(run, tmp_path: Path):
     assert not (tmp_path / "submission").exists()
 
 
+@pytest.mark.parametrize("kind", ["glue", "table"])
+def test_only_tasks_of_glue_have_a_leaderboard(kind):
+    run = ClassificationRun(preset="preset", config={}, data={kind: {}})
+    assert run.has_leaderboard == (kind == "glue")
+
+
 def test_a_seed_that_diverged_is_a_mistake(run, tmp_path: Path):
     with pytest.raises(UserError, match="SST-2, seed 1 diverged.*learning_rate"):
         run(lambda spec: None if spec["seed"] else 0.5, seeds=3)
