@@ -20,6 +20,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_multi_string("preset", [], "Preset to look at: DIR or NAME=DIR. Repeatable.")
 flags.DEFINE_string(
@@ -99,6 +100,7 @@ def main() -> str:
     for folder in FLAGS.scores:
         if not os.path.isdir(folder):
             raise UserError(f"--scores={folder} is not a folder.")
+    check_writable(FLAGS.output_dir, "--output_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.analysis.comparison import Findings, write_comparison

@@ -1,6 +1,8 @@
 import collections
+import functools
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +13,8 @@ from data_stand_ins import WordTokenizer, some_documents
 
 from cocolm_tf.data import build
 from cocolm_tf.data.manifest import FILE_NAME, Manifest
-from cocolm_tf.data.shards import compression, parse
-from cocolm_tf.errors import UserError
+from cocolm_tf.data.shards import OpenFiles, compression, parse
+from cocolm_tf.errors import UserError, refusal
 
 
 def text_ids(manifest: Manifest) -> list[int]:
@@ -101,6 +103,68 @@ def test_a_finished_dataset_is_kept(make_dataset: Callable[..., Manifest], tmp_p
         with pytest.raises(UserError, match="data is a finished dataset: give --overwrite"):
             make_dataset(**changes)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_another_dataset_within_is_left_alone(make_dataset, tmp_path: Path, fraction: float):
+    """Built by itself where a build that holds documents out has its validation data."""
+    other = tmp_path / "data" / "validation"
+    make_dataset(output_dir=str(other))
+    before = contents(other)
+    if fraction:
+        with pytest.raises(UserError, match="data/validation is a finished dataset: give --over"):
+            make_dataset(validation_fraction=fraction)
+    else:
+        make_dataset()
+        make_dataset(overwrite=True)
+    assert contents(other) == before
+
+
+def test_a_dataset_with_its_validation_is_one(make_dataset, tmp_path: Path):
+    make_dataset(validation_fraction=0.4)
+    with pytest.raises(UserError, match="data/train is a finished dataset: give --overwrite"):
+        make_dataset()
+    # What a build leaves that was killed at its very end is not in the way of its repetition.
+    (tmp_path / "data" / "train" / "manifest.json").unlink()
+    make_dataset(validation_fraction=0.4)
+    # But it is of another.
+    (tmp_path / "data" / "train" / "manifest.json").unlink()
+    for fraction in (0.0, 0.5):
+        with pytest.raises(UserError, match="data/validation is a finished dataset"):
+            make_dataset(validation_fraction=fraction)
+
+
+def test_more_shards_than_may_be_open(make_dataset, tmp_path: Path, monkeypatch):
+    make_dataset(num_shards=6, compress=True)
+    monkeypatch.setattr(build, "OpenFiles", functools.partial(OpenFiles, 2))
+    opened = []
+
+    class Writer(tf.io.TFRecordWriter):
+        def __init__(self, *arguments: object):
+            opened.append(self)
+            super().__init__(*arguments)
+
+        def close(self) -> None:
+            opened.remove(self)
+            assert len(opened) < 3
+            super().close()
+
+    monkeypatch.setattr(tf.io, "TFRecordWriter", Writer)
+    make_dataset(num_shards=6, compress=True, output_dir=str(tmp_path / "few"))
+    assert contents(tmp_path / "few") == contents(tmp_path / "data") and not opened
+
+
+def test_a_failed_build_leaves_no_folder(make_dataset, tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system then refuses files beyond a size, as on a full disk: more than the probe's.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(tf.errors.OpError) as caught:
+            make_dataset(some_documents(2000), output_dir=str(tmp_path / "new" / "data"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refusal(caught.value).startswith(f"File too large ({tmp_path}/new/data/data-0000")
+    assert not (tmp_path / "new").exists()
 
 
 def test_overwriting_leaves_nothing_of_the_old_dataset(make_dataset, tmp_path: Path):
