@@ -11,6 +11,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
 flags.DEFINE_multi_string(
@@ -30,6 +31,9 @@ flags.DEFINE_enum(
     "The devices to train on. multi_worker_mirrored: those of all hosts that TF_CONFIG names.",
 )
 flags.DEFINE_string("tpu", "", "Address of the TPU, or local.")
+flags.DEFINE_float(
+    "worker_timeout", 600, "Seconds that multi_worker_mirrored waits for all workers.", 1
+)
 flags.mark_flags_as_required(["config_file", "train_data", "vocabulary", "model_dir"])
 
 FLAGS = flags.FLAGS
@@ -38,6 +42,8 @@ FLAGS = flags.FLAGS
 def main() -> str:
     if not os.path.isfile(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
+    if FLAGS.distribution_strategy != "multi_worker_mirrored":  # of whose workers the chief writes
+        check_writable(FLAGS.model_dir, "--model_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.training.config import load_config
@@ -49,7 +55,7 @@ def main() -> str:
         FLAGS.train_data,
         FLAGS.vocabulary,
         FLAGS.model_dir,
-        make_strategy(FLAGS.distribution_strategy, FLAGS.tpu),
+        make_strategy(FLAGS.distribution_strategy, FLAGS.tpu, FLAGS.worker_timeout),
         FLAGS.validation_data,
         FLAGS.init_preset,
     )

@@ -1,10 +1,12 @@
 """The devices that a run is spread over."""
 
+import contextlib
 import json
 import os
 import socket
 import sys
 import threading
+import time
 import urllib.parse
 from typing import Any
 
@@ -12,20 +14,27 @@ import tensorflow as tf
 from official.common import distribute_utils
 
 from cocolm_tf.errors import RestartableError, UserError
+from cocolm_tf.training.preemption import StopSignal
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
 # How long a TPU may take to answer at all, and to get ready: a large slice takes minutes.
 TPU_CONNECT_SECONDS = 10
 TPU_READY_SECONDS = 600
+# How long the workers wait for each other: hosts of a cluster may start minutes apart.
+WORKERS_READY_SECONDS = 600
 
+# Whose tasks share a run.
+_JOBS = ("chief", "worker")
 _TF_CONFIG = (
     'TF_CONFIG must be like {"cluster": {"worker": ["host0:2222", "host1:2222"]}, '
     '"task": {"type": "worker", "index": 0}}, with the same cluster and another index on each host'
 )
 
 
-def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
+def make_strategy(
+    name: str, tpu: str = "", worker_timeout: float = WORKERS_READY_SECONDS
+) -> tf.distribute.Strategy:
     """Makes the distribution strategy that a flag names.
 
     `multi_worker_mirrored` reads the environment variable `TF_CONFIG` and waits until all workers
@@ -34,13 +43,14 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     Args:
         name: one of `STRATEGIES`. Without a GPU, `mirrored` takes the logical CPUs.
         tpu: the address of a TPU, or `local`, for `tpu`.
+        worker_timeout: seconds that `multi_worker_mirrored` waits for all workers.
 
     Returns:
         The strategy.
 
     Raises:
         UserError: if the name is unknown, its devices are not there, or `TF_CONFIG` is wrong.
-        RestartableError: if the workers do not find together.
+        RestartableError: if the workers do not find together, or SIGTERM ends their waiting.
 
     Example:
     ```python
@@ -53,7 +63,8 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
     if name == "tpu":
         return _connect_to_tpu(tpu)
     if name == "multi_worker_mirrored":
-        _check_tf_config(os.environ.get("TF_CONFIG", ""))
+        address, others = _check_tf_config(os.environ.get("TF_CONFIG", ""))
+        _meet_workers(address, others, worker_timeout)
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
@@ -123,30 +134,94 @@ def compiles_step(wanted: bool | None, strategy: tf.distribute.Strategy) -> bool
     return wanted
 
 
-def _check_tf_config(text: str) -> None:
-    """What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides."""
+def _check_tf_config(text: str) -> tuple[str, list[str]]:
+    """Gives the address of this worker, and those of the others.
+
+    What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides.
+    """
     needed = f"--distribution_strategy=multi_worker_mirrored: {_TF_CONFIG}"
     try:
         config = json.loads(text)
         cluster, task = config["cluster"], config["task"]
-        kind, index = task["type"], int(task["index"])
-        addresses = [address for job in ("chief", "worker") for address in cluster.get(job, [])]
-        places = len(cluster.get(kind, []))
+        kind, index = task["type"], _whole_number(task["index"])
+        jobs = {job: _addresses(found) for job, found in cluster.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"not {text!r}" if text else "and is not set"
         raise UserError(f"{needed}, {found}.") from error
-    if kind not in ("chief", "worker"):
+    if kind not in _JOBS:
         raise UserError(f"{needed}: task.type is chief or worker, not {kind!r}.")
-    if not 0 <= index < places:
-        raise UserError(f"{needed}: task.index={index}, but cluster.{kind} has {places} addresses.")
+    if others := [job for job in jobs if job not in _JOBS]:
+        raise UserError(
+            f"{needed}: cluster has {' and '.join(others)}, whom no other waits for: leave out all "
+            "but chief and worker."
+        )
+    if len(jobs.get("chief", [])) > 1:
+        raise UserError(f"{needed}: cluster.chief has more than one address.")
+    places = jobs.get(kind, [])
+    if not 0 <= index < len(places):
+        raise UserError(
+            f"{needed}: task.index={index}, but cluster.{kind} has {len(places)} addresses."
+        )
+    addresses = [address for job in _JOBS for address in jobs.get(job, [])]
     for address in addresses:
-        host, _, port = str(address).rpartition(":")
-        if not host or not port.isdecimal():
+        host, _, port = address.rpartition(":")
+        if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(f"{needed}: {address!r} is not of the form host:port.")
     if len(set(addresses)) < len(addresses):
         raise UserError(f"{needed}: an address stands twice in {addresses}.")
     if len(addresses) > 1:
         print(f"{kind} {index} waits for all {len(addresses)} workers.", file=sys.stderr)
+    return places[index], [address for address in addresses if address != places[index]]
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool | float):
+        raise TypeError(f"{value} is no whole number")
+    return int(value)
+
+
+def _addresses(found: Any) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise TypeError(f"{found} is no list of addresses")
+    return found
+
+
+def _meet_workers(address: str, others: list[str], seconds: float) -> None:
+    """Returns when every other worker has been there.
+
+    TensorFlow would wait for ever for one that never comes, and hear no signal meanwhile.
+    """
+    deadline = time.monotonic() + seconds
+    # Until TensorFlow's own server is there, this is what the others find.
+    with StopSignal(), _listener(address, backlog=16 + 2 * len(others)):
+        while others := [other for other in others if not _answers(other)]:
+            if time.monotonic() > deadline:
+                told = ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
+                raise RestartableError(
+                    f"nothing answers at {told} after {seconds:g} seconds: start all workers again."
+                )
+            time.sleep(0.2)
+
+
+def _listener(address: str, backlog: int) -> socket.socket:
+    port = int(address.rpartition(":")[2])
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        return socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=dual)
+    except OSError as error:
+        raise UserError(
+            f"TF_CONFIG: port {port} of {address} cannot be listened on ({error.strerror}): end "
+            "the program that has it, or give another."
+        ) from error
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+        return True
+    return False
 
 
 def _connect_to_tpu(address: str) -> tf.distribute.Strategy:

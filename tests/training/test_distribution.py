@@ -1,6 +1,8 @@
+import concurrent.futures
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -69,6 +71,21 @@ def tf_config(**changes) -> str:
         (tf_config(task={"type": "ps", "index": 0}), "task.type is chief or worker, not 'ps'"),
         (tf_config(cluster={"worker": ["host0", HOSTS[1]]}), "'host0' is not of the form host:p"),
         (tf_config(cluster={"worker": ["host0:a", HOSTS[1]]}), "'host0:a' is not of the form"),
+        (
+            tf_config(cluster={"worker": ["http://a:1", HOSTS[1]]}),
+            "'http://a:1' is not of the form",
+        ),
+        (tf_config(cluster={"worker": ["host0:70000"]}), "'host0:70000' is not of the form"),
+        (
+            tf_config(cluster={"worker": HOSTS, "ps": ["host2:2222"]}),
+            "cluster has ps, whom no other",
+        ),
+        (tf_config(cluster={"worker": HOSTS, "evaluator": []}), "cluster has evaluator, whom no"),
+        (tf_config(cluster={"worker": HOSTS, "chief": ["a:1", "b:1"]}), "chief has more than one"),
+        (tf_config(cluster={"worker": []}), "task.index=0, but cluster.worker has 0 addresses"),
+        (tf_config(cluster={"worker": "host0:2222"}), "not '{"),
+        (tf_config(cluster={"worker": [2222, 2223]}), "not '{"),
+        (tf_config(task={"type": "worker", "index": True}), "not '{"),
         (tf_config(cluster={"worker": [HOSTS[0]] * 2}), "an address stands twice in ['host0:2222'"),
     ],
 )
@@ -102,8 +119,10 @@ def test_a_right_tf_config_is_passed_on(
     cluster = {"chief": ["a:1"], "worker": ["b:1", "[::1]:2"]}
     task = {"type": "worker", "index": index}
     monkeypatch.setenv("TF_CONFIG", tf_config(cluster=cluster, task=task))
-    make_strategy("multi_worker_mirrored")
-    assert made == ["multi_worker_mirrored"]
+    monkeypatch.setattr(module, "_meet_workers", lambda *arguments: made.append(arguments))
+    make_strategy("multi_worker_mirrored", worker_timeout=5)
+    address, others = ("b:1", ["a:1", "[::1]:2"]) if index == 0 else ("[::1]:2", ["a:1", "b:1"])
+    assert made == [(address, others, 5), "multi_worker_mirrored"]
     assert f"worker {index} waits for all 3 workers." in capsys.readouterr().err
 
 
@@ -112,9 +131,49 @@ def test_workers_that_do_not_find_together_may_be_started_again(monkeypatch: pyt
         raise tf.errors.AbortedError(None, None, "worker 1 is unexpectedly another one\n\n[[x]]")
 
     monkeypatch.setattr(module.distribute_utils, "get_distribution_strategy", fail)
+    monkeypatch.setattr(module, "_meet_workers", lambda *arguments: None)
     monkeypatch.setenv("TF_CONFIG", tf_config())
     with pytest.raises(RestartableError, match="find together .worker 1 is .* another one.: start"):
         make_strategy("multi_worker_mirrored")
+
+
+def test_a_worker_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    with listening() as free, listening() as other:
+        pass
+    addresses = [f"localhost:{free}", f"localhost:{other}"]
+    monkeypatch.setenv("TF_CONFIG", tf_config(cluster={"worker": addresses}))
+    with pytest.raises(RestartableError, match=f"answers at localhost:{other} after 0.1 seconds"):
+        make_strategy("multi_worker_mirrored", worker_timeout=0.1)
+
+
+def test_sigterm_ends_the_waiting(monkeypatch: pytest.MonkeyPatch):
+    def asked(address: str) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    with listening() as free:
+        pass
+    monkeypatch.setattr(module, "_answers", asked)
+    with pytest.raises(RestartableError, match="stopped by SIGTERM"):
+        module._meet_workers(f"localhost:{free}", ["localhost:1"], seconds=60)
+
+
+def test_a_worker_that_comes_late_is_waited_for():
+    with listening() as free, listening() as other:
+        pass
+    with concurrent.futures.ThreadPoolExecutor() as pool, socket.socket() as late:
+        late.bind(("127.0.0.1", other))
+        meeting = pool.submit(module._meet_workers, f"localhost:{free}", [f"127.0.0.1:{other}"], 60)
+        assert not concurrent.futures.wait([meeting], timeout=0.3).done
+        late.listen()
+        meeting.result()
+
+
+def test_a_port_that_another_program_has_is_told(monkeypatch: pytest.MonkeyPatch):
+    with listening() as taken:
+        monkeypatch.setenv("TF_CONFIG", tf_config(cluster={"worker": [f"localhost:{taken}"]}))
+        with pytest.raises(UserError, match=f"port {taken} of localhost:{taken} cannot be listen"):
+            make_strategy("multi_worker_mirrored")
 
 
 # TPUs.
