@@ -134,22 +134,48 @@ def read_glue(task: str, data_dir: str | None = None) -> TaskData:
     )
 
 
+def glue_files(task: str, data_dir: str | None = None) -> list[str]:
+    """Lists the files that `read_glue` reads, those included that may be missing.
+
+    Args:
+        task: One of `GLUE_TASKS`.
+        data_dir: As for `read_glue`; of TensorFlow Datasets there are none.
+
+    Returns:
+        Their paths.
+
+    Example:
+    ```python
+    glue_files("rte", "glue_data")  # ["glue_data/RTE/train.tsv", ...]
+    ```
+    """
+    if not data_dir:
+        return []
+    known = GLUE_TASKS[task]
+    names = ["train", *known.dev.values(), *(known.test or {"": "test"}).values()]
+    return [_tsv_path(known, data_dir, name) for name in names]
+
+
 # Reads a file by its name, with its labels or without; None if it may be missing and is.
 _Reader = Callable[[str, bool], Examples | None]
 
 
-def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:
+def _tsv_path(task: GlueTask, data_dir: str, name: str) -> str:
     folder = os.path.join(data_dir, task.title)
     if not os.path.isdir(folder):
         folder = data_dir
-    if not os.path.isfile(os.path.join(folder, "train.tsv")):
+    return os.path.normpath(os.path.join(folder, f"{name}.tsv"))
+
+
+def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:
+    if not os.path.isfile(_tsv_path(task, data_dir, "train")):
         raise UserError(
             f"--data_dir={data_dir} has no {os.path.join(task.title, 'train.tsv')}: it is the "
             "folder that GLUE's own files lie in."
         )
 
     def read(name: str, is_labeled: bool) -> Examples | None:
-        path = os.path.normpath(os.path.join(folder, f"{name}.tsv"))
+        path = _tsv_path(task, data_dir, name)
         if not is_labeled:
             if not os.path.isfile(path):
                 return None

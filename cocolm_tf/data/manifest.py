@@ -4,6 +4,7 @@ It is written last, so a folder without it is not a dataset.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -84,6 +85,20 @@ class Manifest:
     def paths(self) -> list[str]:
         """The paths of the shards, in the order of their numbers."""
         return [os.path.join(self.directory, shard.file) for shard in self.shards]
+
+    def fingerprint(self, paths: Sequence[str] | None = None) -> str:
+        """Hashes what tells the content of the dataset from any other's, wherever it lies.
+
+        Args:
+            paths: The shards that count; None for all.
+
+        Returns:
+            SHA-256 in hexadecimal.
+        """
+        hashes = {shard.file: shard.sha256 for shard in self.shards}
+        files = map(os.path.basename, self.paths if paths is None else paths)
+        content = [self.vocabulary_fingerprint, *(hashes[file] for file in files)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @classmethod
     def load(cls, path: str) -> "Manifest":

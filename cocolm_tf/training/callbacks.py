@@ -11,7 +11,8 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-from cocolm_tf.errors import RestartableError, UserError
+from cocolm_tf.errors import RestartableError
+from cocolm_tf.modeling.training_step import TrainingStep
 from cocolm_tf.training.checkpoints import Checkpoints, steps_taken
 from cocolm_tf.training.preemption import StopSignal
 from cocolm_tf.training.workers import Workers
@@ -96,6 +97,11 @@ class MetricsLog(keras.callbacks.Callback):
         self._writers[split].flush()
 
 
+def skipped_in_a_row(model: TrainingStep) -> int:
+    """How many updates were skipped since the last one that was not."""
+    return int(model.skipped_in_a_row.numpy())
+
+
 def _lines(path: str) -> list[dict[str, Any]]:
     if not os.path.exists(path):
         return []
@@ -167,7 +173,9 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class SaveCheckpoints(keras.callbacks.Callback):
-    """Saves a checkpoint every so many steps.
+    """Saves a checkpoint every so many steps; later where an update was just skipped.
+
+    Weights after which no update succeeds are ruined, and would push out the sound ones.
 
     Example:
     ```python
@@ -179,11 +187,14 @@ class SaveCheckpoints(keras.callbacks.Callback):
         super().__init__()
         self._checkpoints = checkpoints
         self._interval = interval
+        self._is_due = False
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves when the time has come; ends the run if the last time that failed."""
-        if steps_taken(self.model) % self._interval == 0:
+        self._is_due |= steps_taken(self.model) % self._interval == 0
+        if self._is_due and not skipped_in_a_row(self.model):
             self._checkpoints.save()
+            self._is_due = False
         self._checkpoints.check()
 
 
@@ -236,13 +247,17 @@ class StopWhenAsked(keras.callbacks.Callback):
         """Raises a `RestartableError` when it is time."""
         if not self._workers.any(self._signal.received):
             return
-        self._checkpoints.save()
+        skipped = skipped_in_a_row(self.model)
+        if not skipped:
+            self._checkpoints.save()
         self._checkpoints.wait()
         # Who ends first would be missed by the others.
         self._workers.wait_for_all()
+        what = f"whose last {skipped} updates were skipped: it is not saved, and" if skipped else ""
         raise RestartableError(
-            f"stopped by SIGTERM at step {steps_taken(self.model)}, which is saved: start again "
-            "with the same flags to go on."
+            f"stopped by SIGTERM at step {steps_taken(self.model)}, {what or 'which is saved:'} "
+            f"start{'ing' if skipped else ''} again with the same flags "
+            + ("goes on from the checkpoint before." if skipped else "to go on.")
         )
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -255,23 +270,24 @@ class StopHopelessRun(keras.callbacks.Callback):
 
     Args:
         limit: int. How many updates in a row may be skipped.
+        checkpoints: of the run.
 
     Example:
     ```python
-    pretrainer.fit(batches, callbacks=[StopHopelessRun(limit=100)])
+    pretrainer.fit(batches, callbacks=[StopHopelessRun(limit=100, checkpoints=checkpoints)])
     ```
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, checkpoints: Checkpoints) -> None:
         super().__init__()
         self._limit = limit
+        self._checkpoints = checkpoints
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Raises a `UserError` when it is enough."""
-        skipped = int(self.model.skipped_in_a_row.numpy())
+        skipped = skipped_in_a_row(self.model)
         if skipped >= self._limit:
-            raise UserError(
+            raise self._checkpoints.hopeless(
                 f"the last {skipped} updates were skipped, as their losses or gradients were not "
-                "finite: lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or "
-                "train in another runtime.precision."
+                "finite,"
             )

@@ -1,5 +1,6 @@
 """Checkpoints: all that a run has become, so that it can go on."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -80,17 +81,46 @@ class Checkpoints:
         Every worker must call it: what metrics have summed up lies on all of them.
 
         Raises:
-            UserError: if the checkpoint before could not be written.
+            UserError: if the checkpoint before could not be written, or a value is not finite.
         """
         self.wait()
         step = steps_taken(self._model)
         if step == self._saved_step:
             return
+        ruined = [name for name, variable in self._state.items() if not _is_finite(variable)]
+        if ruined:
+            raise self.hopeless(f"{len(ruined)} of the run's variables are not finite")
         self._saved_step = step
         values = {name: variable.numpy() for name, variable in self._metrics.items()}
         if self._workers.is_chief:
             values |= {name: variable.numpy() for name, variable in self._state.items()}
             self._writing = self._writer.submit(self._write, step, values)
+
+    def hopeless(self, why: str) -> UserError:
+        """Sets aside what cannot be gone on with, and makes the error that ends the run.
+
+        That is every checkpoint that has the weights after which all updates were skipped.
+
+        Args:
+            why: what has happened.
+
+        Returns:
+            An error that says what to change, and where the run goes on from then.
+        """
+        self.wait()
+        step = steps_taken(self._model)
+        updated = step - int(self._model.skipped_in_a_row.numpy())
+        steps = checkpoint_steps(self._directory)
+        sound = [one for one in steps if one < updated]
+        if self._workers.is_chief and sound != steps:
+            self._set_aside([one for one in steps if one >= updated])
+        then = f"goes on from its last sound checkpoint, of step {sound[-1]}" if sound else ""
+        return UserError(
+            f"{why} at step {step}: lower optimizer.learning_rate, lengthen "
+            "optimizer.warmup_steps, or train in another runtime.precision, and start again with "
+            f"--model_dir={os.path.dirname(self._directory)}: the run "
+            f"{then or 'has no sound checkpoint and begins at step 0'}."
+        )
 
     def check(self) -> None:
         """Raises what `wait` would, if it is known by now."""
@@ -183,7 +213,7 @@ class Checkpoints:
         for step in reversed(checkpoint_steps(self._directory)):
             path = os.path.join(self._directory, f"ckpt-{step}")
             try:
-                values = _read(path)
+                values = _read_finite(path)
             except _FAILURES as error:
                 damaged.append(step)
                 print(f"{path} is damaged ({_reason(error)}).", file=sys.stderr)
@@ -203,7 +233,7 @@ class Checkpoints:
     def _read_step(self, step: int) -> dict[str, np.ndarray]:
         path = os.path.join(self._directory, f"ckpt-{step}")
         try:
-            values = _read(path)
+            values = _read_finite(path)
         except _FAILURES as error:
             raise UserError(f"{path} cannot be read ({_reason(error)}).") from error
         self._check(path, values)
@@ -211,6 +241,8 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints, so that they are not counted among those to keep."""
+        rest = [step for step in checkpoint_steps(self._directory) if step not in steps]
+        _note_latest(self._directory, rest)
         for path, step in _files_in(self._directory):
             if step in steps:
                 name = f"damaged-{os.path.basename(path)}"
@@ -293,8 +325,26 @@ def _read(path: str) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in names if name.startswith((_STATE, _METRICS))}
 
 
+def _read_finite(path: str) -> dict[str, np.ndarray]:
+    values = _read(path)
+    for name, value in values.items():
+        if name.startswith(_STATE) and not np.isfinite(value).all():
+            raise ValueError(f"{name} is not finite")
+    return values
+
+
+def _is_finite(variable: tf.Variable) -> bool:
+    """Whether all values are, found out on the device."""
+    value = tf.convert_to_tensor(variable)
+    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
+
+
 def _note_latest(directory: str, steps: list[int]) -> None:
     """Writes the file by which `tf.train.latest_checkpoint` finds its way."""
+    if not steps:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(directory, "checkpoint"))
+        return
     lines = [f'model_checkpoint_path: "ckpt-{steps[-1]}"']
     lines += [f'all_model_checkpoint_paths: "ckpt-{step}"' for step in steps]
     path = os.path.join(directory, "checkpoint")

@@ -59,7 +59,7 @@ def test_flags_become_an_experiment(run, tiny_preset, monkeypatch):
         ("--preset=/nowhere", "--preset=/nowhere is not a preset: it has no config.json."),
         ("--train_fraction=0", r"--train_fraction=0.0 must be in \(0, 1\]."),
         ("--config_file=/nowhere.yaml", "--config_file=/nowhere.yaml does not exist."),
-        (f"--output_dir={__file__}", "is a file; it must be a folder."),
+        (f"--output_dir={__file__}", "is a file; the output must be a folder."),
         ("--params_override=trainer.epoch=3", "trainer.epoch does not exist"),
     ],
 )

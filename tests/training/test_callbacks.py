@@ -170,6 +170,20 @@ def test_checkpoints_are_saved_every_interval(first: int, saved: list[int]):
     assert found == saved
 
 
+def test_a_checkpoint_waits_for_an_update_that_succeeds():
+    """Those between would push the sound ones out."""
+    model, found = Model(), []
+    checkpoints = types.SimpleNamespace(
+        save=lambda: found.append(steps_taken(model)), check=lambda: None
+    )
+    callback = SaveCheckpoints(checkpoints, interval=3)
+    callback.set_model(model)
+    for skipped in (0, 1, 2, 3, 0, 0, 0, 1):
+        model.skipped_in_a_row.assign(skipped)
+        train(model, callback, 1)
+    assert found == [5, 6]
+
+
 def test_a_checkpoint_that_could_not_be_written_ends_the_run_soon():
     def check() -> None:
         raise UserError("the disk is full")
@@ -210,14 +224,25 @@ def test_a_run_told_to_stop_saves_and_says_so(during: str):
     assert calls == ["save", "wait", "all workers"]
 
 
+def test_a_run_told_to_stop_while_updates_are_skipped_saves_nothing():
+    checkpoints = types.SimpleNamespace(wait=lambda: None)
+    workers = types.SimpleNamespace(any=lambda flag: flag, wait_for_all=lambda: None)
+    callback = StopWhenAsked(types.SimpleNamespace(received=True), checkpoints, workers)
+    callback.set_model(Model(7))
+    callback.model.skipped_in_a_row.assign(2)
+    with pytest.raises(RestartableError, match="step 7, whose last 2 updates were skipped"):
+        callback.on_train_batch_end(0)
+
+
 def test_a_hopeless_run_is_ended_with_the_count():
-    model, callback = Model(), StopHopelessRun(limit=3)
+    checkpoints = types.SimpleNamespace(hopeless=lambda why: UserError(f"{why} at step 7"))
+    model, callback = Model(), StopHopelessRun(3, checkpoints)
     callback.set_model(model)
     for skipped in (0, 1, 2, 0, 1, 2):
         model.skipped_in_a_row.assign(skipped)
         callback.on_train_batch_end(0)
     model.skipped_in_a_row.assign(3)
-    with pytest.raises(UserError, match="the last 3 updates were skipped.*learning_rate"):
+    with pytest.raises(UserError, match="the last 3 updates were skipped.* at step 7"):
         callback.on_train_batch_end(0)
 
 

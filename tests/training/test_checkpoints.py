@@ -295,6 +295,55 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(run: Path, compiled)
     assert steps_in(run) == [2, 4, 6], "they are left as they were"
 
 
+# Values that are not finite.
+
+
+def test_what_is_not_finite_is_not_saved(run: Path, compiled):
+    model = compiled()
+    checkpoints = Checkpoints(str(run), model, keep=3)
+    checkpoints.restore()
+    model.optimizer.iterations.assign(8)
+    model.skipped_in_a_row.assign(0)
+    weights = model.trainable_variables[0]
+    weights.assign(tf.where(tf.random.uniform(weights.shape) < 0.01, np.inf, weights))
+    weights.value[0, 0].assign(np.nan)
+    with pytest.raises(UserError) as caught:
+        checkpoints.save()
+    assert "1 of the run's variables are not finite at step 8: lower" in str(caught.value)
+    assert f"--model_dir={run.parent}: the run goes on from its last sound" in str(caught.value)
+    assert steps_in(run) == [2, 4, 6]
+
+
+def test_what_is_not_finite_is_not_restored(run: Path, compiled, monkeypatch, capsys):
+    model = compiled()
+    checkpoints = Checkpoints(str(run), model, keep=9)
+    checkpoints.restore()
+    model.optimizer.iterations.assign(8)
+    model.trainable_variables[0].value[0, 0].assign(np.nan)
+    monkeypatch.setattr(module, "_is_finite", lambda variable: True)
+    checkpoints.save()
+    checkpoints.wait()
+    assert restore(run, compiled()) == 6
+    assert "ckpt-8 is damaged (state/" in capsys.readouterr().err
+
+
+def test_a_hopeless_run_loses_the_checkpoints_that_led_there(run: Path, compiled):
+    """Those since whose weights no update succeeded."""
+    model = compiled()
+    checkpoints = Checkpoints(str(run), model, keep=3)
+    checkpoints.restore()
+    model.optimizer.iterations.assign(10)
+    model.skipped_in_a_row.assign(6)
+    error = checkpoints.hopeless("it is hopeless")
+    assert str(error).startswith("it is hopeless at step 10: lower optimizer.learning_rate")
+    assert str(error).endswith("goes on from its last sound checkpoint, of step 2.")
+    assert steps_in(run) == [2] and (run / "damaged-ckpt-4.index").exists()
+    assert tf.train.latest_checkpoint(str(run)) == str(run / "ckpt-2")
+    model.skipped_in_a_row.assign(10)
+    assert str(checkpoints.hopeless("it is")).endswith("no sound checkpoint and begins at step 0.")
+    assert not steps_in(run) and tf.train.latest_checkpoint(str(run)) is None
+
+
 # A disk that is full.
 
 
