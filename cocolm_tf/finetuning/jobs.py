@@ -63,6 +63,8 @@ class Job:
     def results(self) -> dict[str, Any] | None:
         """What came out, or None if the job is not done.
 
+        What another job left that `diverged` is in nobody's way: other settings are the way out.
+
         Raises:
             UserError: If the folder has the results of another job.
         """
@@ -70,13 +72,15 @@ class Job:
         if not os.path.isfile(path):
             return None
         before = _read_json(os.path.join(self.folder, SPEC_FILENAME))
-        now = json.loads(json.dumps(self.spec))
+        now, results = json.loads(json.dumps(self.spec)), _read_json(path)
         if before != now:
+            if results.get("diverged"):
+                return None
             raise UserError(
                 f"{self.folder} was made with {_difference(before, now)}: give another "
                 "--output_dir, or remove that folder to do it again."
             )
-        return _read_json(path)
+        return results
 
 
 class JobRunner:

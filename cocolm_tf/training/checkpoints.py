@@ -260,17 +260,6 @@ class Checkpoints:
             )
 
 
-def has_checkpoint(directory: str) -> bool:
-    """Whether a run has got as far as a checkpoint.
-
-    Example:
-    ```python
-    has_checkpoint("runs/first/checkpoints")
-    ```
-    """
-    return bool(checkpoint_steps(directory))
-
-
 def checkpoint_steps(directory: str) -> list[int]:
     """The steps that there are checkpoints of, in order.
 

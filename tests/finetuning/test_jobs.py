@@ -161,6 +161,16 @@ def test_another_content_of_a_file_makes_another_job(make, tmp_path: Path):
         older.results()
 
 
+def test_one_that_diverged_gives_way_to_other_settings(make, tmp_path: Path):
+    """As the user is told to try them."""
+    with runner() as jobs:
+        jobs.run_all([make("a")])
+    (tmp_path / "runs" / "a" / "results.json").write_text('{"diverged": true}')
+    assert make("a").results() == {"diverged": True}
+    with runner() as jobs:
+        assert jobs.run(make("a", number=4))["square"] == 16
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "complaint"),
     [

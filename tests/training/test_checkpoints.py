@@ -13,7 +13,7 @@ import tensorflow as tf
 from cocolm_tf.errors import UserError
 from cocolm_tf.training import checkpoints as module
 from cocolm_tf.training.build import build_optimizer, build_pretrainer
-from cocolm_tf.training.checkpoints import Checkpoints, has_checkpoint, steps_taken
+from cocolm_tf.training.checkpoints import Checkpoints, checkpoint_steps, steps_taken
 
 
 @pytest.fixture
@@ -64,14 +64,14 @@ def steps_in(folder: Path) -> list[int]:
 
 def test_a_new_run_stands_at_step_0(compiled, tmp_path: Path):
     assert restore(tmp_path / "new", compiled()) == 0
-    assert not has_checkpoint(str(tmp_path / "new"))
+    assert not checkpoint_steps(str(tmp_path / "new"))
 
 
 def test_all_of_a_run_is_restored(compiled, tmp_path: Path):
     model = compiled()
     move(model, step=7, seed=5)
     save(tmp_path, model)
-    assert has_checkpoint(str(tmp_path))
+    assert checkpoint_steps(str(tmp_path))
 
     other = compiled(seed=1)
     move(other, step=3, seed=6)
@@ -97,7 +97,7 @@ def test_what_is_saved_is_the_moment_of_saving(compiled, tmp_path: Path, monkeyp
     checkpoints = Checkpoints(str(tmp_path), model, keep=1)
     checkpoints.save()
     move(model, step=8, seed=6)
-    assert not has_checkpoint(str(tmp_path)), "nothing is there before all of it is"
+    assert not checkpoint_steps(str(tmp_path)), "nothing is there before all of it is"
     may_write.set()
     checkpoints.wait()
     other = compiled()
