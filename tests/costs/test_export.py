@@ -35,7 +35,6 @@ def test_arguments_are_named_in_the_order_of_the_program(toy):
 def test_variables_that_a_step_writes_are_its_results(toy):
     # As the attribute of the program says, by which run_step.py feeds them back.
     toy, program = toy
-    assert program.stablehlo.startswith(b"ML\xefR")
     step = tf.function(toy, jit_compile=True, autograph=False)
     text = step.experimental_get_compiler_ir(BATCHES[0])(stage="hlo_serialized")
     aliases = hlo_pb2.HloModuleProto.FromString(text).input_output_alias.entries
