@@ -128,10 +128,10 @@ class _WarmProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 _warm.cache_clear()
                 raise subprocess.TimeoutExpired([name, *arguments], timeout)
-            status = int(answers.readline())
-            return subprocess.CompletedProcess(
-                [name, *arguments], status, *(path.read_text() for path in written)
-            )
+            status = answers.readline()
+            assert status, "the process that forks for each program has ended"
+            said = (path.read_text() for path in written)
+            return subprocess.CompletedProcess([name, *arguments], int(status), *said)
 
 
 @functools.cache
