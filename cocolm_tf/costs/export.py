@@ -7,7 +7,6 @@ import os
 import zipfile
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -63,11 +62,9 @@ def export_step(
     batches = random_batches(config)
     pretrainer, _ = prepare_step(config, batches)
     step = tf.function(pretrainer.train_step, jit_compile=True, autograph=False)
-    variables = [
-        *pretrainer.variables,
-        *pretrainer.optimizer.variables,
-        *pretrainer.metrics_variables,
-    ]
+    groups = (pretrainer.variables, pretrainer.optimizer.variables, pretrainer.metrics_variables)
+    variables = [(one.path, one.value) for group in groups for one in group]
+    variables += [(name, getattr(pretrainer, name)) for name in ("skipped_at", "skipped_norms")]
     with compiling_for(kind):
         program, arguments, arrays = stablehlo(step, list(batches.take(_BATCHES)), variables)
     tokens = config.trainer.batch_size * config.data.sequence_length
@@ -113,12 +110,12 @@ def write_program(
 def stablehlo(
     step: tf.types.experimental.PolymorphicFunction,
     batches: list[dict[str, tf.Tensor]],
-    variables: list[keras.Variable],
+    variables: list[tuple[str, tf.Variable]],
 ) -> tuple[bytes, list[dict[str, Any]], dict[str, np.ndarray]]:
     """The program of a compiled function of a batch, its arguments, and the arrays among them."""
     # As text: the bytes of one version of MLIR are not always those of another.
     program = step.experimental_get_compiler_ir(batches[0])(stage="stablehlo").encode()
-    handles = {id(variable.value.handle): variable for variable in variables}
+    handles = {id(variable.handle): (name, variable) for name, variable in variables}
     # Features come first, in the order in which TensorFlow flattens a dict: by name.
     features = sorted(batches[0])
     arguments = [_argument(name, "feature", batches[0][name]) for name in features]
@@ -129,11 +126,10 @@ def stablehlo(
     }
     for number, captured in enumerate(step.get_concrete_function(batches[0]).captured_inputs):
         if captured.dtype == tf.resource:
-            variable = handles[id(captured)]
+            name, variable = handles[id(captured)]
             # An optimizer's variables may have the same path, as those of two models' layers.
-            again = sum(one["name"].split(":")[0] == variable.path for one in arguments)
-            name = f"{variable.path}:{again}" if again else variable.path
-            argument = _argument(name, "variable", variable.value)
+            again = sum(one["name"].split(":")[0] == name for one in arguments)
+            argument = _argument(f"{name}:{again}" if again else name, "variable", variable)
             argument["mean"] = float(np.mean(variable.numpy(), dtype=np.float64))
             argument["deviation"] = float(np.std(variable.numpy(), dtype=np.float64))
         else:
