@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.fusion import compiling_for
+from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.training.accelerators import ACCELERATORS
 from cocolm_tf.training.benchmark import prepare_step, random_batches
 from cocolm_tf.training.config import PretrainingConfig
@@ -45,6 +46,7 @@ def export_step(
         `variable` (with the `mean` and `deviation` of its initial values) or `constant`;
         `title`, `precision`, `batch_size`, `sequence_length`, `replicas`;
         `tokens` and model `flops` of a step; `peak_flops` of known devices in this precision;
+        `xla_options`, what XLA must be told to run it;
         `losses`, the name of each loss with those of the variables that its mean is made of;
         `config`, the run as a dict.
 
@@ -76,6 +78,7 @@ def export_step(
         "sequence_length": config.data.sequence_length,
         "replicas": 1,
         "tokens": tokens,
+        "xla_options": XLA_OPTIONS if config.runtime.attention == "cudnn" else {},
         "flops": sum(pretraining_flops(config).values()),
         "peak_flops": {
             one.device_kind: one.peak_flops(config.runtime.precision)
