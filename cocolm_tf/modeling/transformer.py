@@ -163,6 +163,9 @@ class TransformerBlock(keras.layers.Layer):
         self, batch: tf.Tensor, rows: tf.Tensor, *layers: keras.layers.Dense
     ) -> list[tf.Tensor]:
         """From rows [B * S, H], what each layer makes of them: [B, heads, S, H / heads]."""
+        if self.attention == "cudnn" and len(layers) > 1:
+            # Products of their own write each as cuDNN reads it, side by side they would be copied.
+            return [part for layer in layers for part in self._heads(batch, rows, layer)]
         x = add_bias(*_product(rows, *layers))
         head_dim = rows.shape[-1] // self.num_heads
         x = tf.reshape(x, [batch, -1, len(layers), self.num_heads, head_dim])
