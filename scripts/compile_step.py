@@ -31,6 +31,11 @@ flags.DEFINE_enum(
     "The device to compile for; without it, the step is exported alone.",
 )
 flags.DEFINE_string("program", None, "Where to keep the exported step, or where it is.")
+flags.DEFINE_bool(
+    "from_tokens",
+    False,
+    "Export a step that masks and crops sequences itself, so that run_step.py can train by it.",
+)
 flags.DEFINE_string("optimized", "", "Where to keep what XLA made of it for a GPU.")
 flags.DEFINE_string(
     "measured",
@@ -98,7 +103,8 @@ def _export(path: str) -> None:
     from cocolm_tf.training.config import load_config
 
     title = " ".join([FLAGS.config_file, *FLAGS.params_override])
-    export_step(load_config(FLAGS.config_file, FLAGS.params_override), path, title)
+    config = load_config(FLAGS.config_file, FLAGS.params_override)
+    export_step(config, path, title, from_tokens=FLAGS.from_tokens)
     print(f"{'configuration':24}{title}")
 
 

@@ -1,28 +1,46 @@
 """The whole training step as one file, which a machine with JAX alone compiles and runs."""
 
 import copy
+import glob
 import io
 import json
 import os
+import shutil
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import pretraining_views
+from cocolm_tf.errors import UserError
 from cocolm_tf.fusion import compiling_for
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.accelerators import ACCELERATORS
 from cocolm_tf.training.benchmark import prepare_step, random_batches
-from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.callbacks import METRICS_FILENAME
+from cocolm_tf.training.config import PretrainingConfig, save_config
 from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.training.preset import save_preset
+from cocolm_tf.training.pretraining import matching_vocabulary
 
 FORMAT = 1
 _BATCHES = 4
+# Elements of the largest variables whose initial values are kept: what is larger is a matrix drawn
+# from a normal distribution, and is drawn anew.
+_EXACT = 16_384
 
 
 def export_step(
-    config: PretrainingConfig, path: str, title: str = "", kind: str = "GPU"
+    config: PretrainingConfig,
+    path: str,
+    title: str = "",
+    kind: str = "GPU",
+    from_tokens: bool = False,
 ) -> dict[str, Any]:
     """Writes the training step of a configuration, compiled as a whole, for one device.
 
@@ -31,14 +49,17 @@ def export_step(
     - `step.mlir`: StableHLO as text. Its results are the variables that the step writes, and
       its attribute `mhlo.input_output_alias` says which argument each of them updates;
     - `step.json`: what its arguments are, in order, and what the step does (see Returns);
-    - `arrays.npz`: batches of random tokens, masked and cropped as in training, and what the step
-      reads beside them and the variables.
+    - `arrays.npz`: batches of random tokens, masked and cropped as in training, the initial values
+      of small variables, and what the step reads beside these.
 
     Args:
         config: the run. `trainer.batch_size` sequences are one step.
         path: the file to write.
         title: what the program is called in reports.
         kind: of the device that it is for, one of `cocolm_tf.fusion.DEVICE_KINDS`.
+        from_tokens: whether the step takes sequences as they are, `token_ids` [B, S] int32, and
+            masks and crops them itself, as `PretrainingData` does the batch of the same number.
+            Then `run_step.py --train` can train by it.
 
     Returns:
         The description in `step.json`:
@@ -46,11 +67,14 @@ def export_step(
         `variable` (with the `mean` and `deviation` of its initial values) or `constant`;
         `title`, `precision`, `batch_size`, `sequence_length`, `replicas`;
         `tokens` and model `flops` of a step; `peak_flops` of known devices in this precision;
-        `losses`, the name of each loss with those of the variables that its mean is made of;
+        `losses` and `meters`, the name of each loss or of all that is measured, with those of the
+        variables that it is made of: of a mean the total and the weight, of a sum the total;
+        `weights`, the names of the variables that are trained, and `iterations`, of the one that
+        counts the steps;
         `config`, the run as a dict.
 
     Raises:
-        UserError: if the sizes do not go together.
+        UserError: if the sizes do not go together, or a step that is to train needs a preset.
 
     Example:
     ```python
@@ -58,11 +82,20 @@ def export_step(
     export_step(config, "base.step")
     ```
     """
+    if from_tokens and config.auxiliary.preset:
+        raise UserError(
+            f"auxiliary.preset={config.auxiliary.preset}: a step that trains elsewhere begins with "
+            "fresh weights only."
+        )
     config = copy.deepcopy(config)
     config.runtime.jit_compile = True
     batches = random_batches(config)
     pretrainer, _ = prepare_step(config, batches)
-    step = tf.function(pretrainer.train_step, jit_compile=True, autograph=False)
+    train_step = pretrainer.train_step
+    if from_tokens:
+        batches = batches.map(lambda batch: {"token_ids": batch["token_ids"]})
+        train_step = _from_tokens(pretrainer, config)
+    step = tf.function(train_step, jit_compile=True, autograph=False)
     variables = [
         *pretrainer.variables,
         *pretrainer.optimizer.variables,
@@ -71,6 +104,9 @@ def export_step(
     with compiling_for(kind):
         program, arguments, arrays = stablehlo(step, list(batches.take(_BATCHES)), variables)
     tokens = config.trainer.batch_size * config.data.sequence_length
+    meters = {
+        meter.name: [variable.path for variable in meter.variables] for meter in pretrainer.metrics
+    }
     description = {
         "format": FORMAT,
         "title": title,
@@ -84,11 +120,10 @@ def export_step(
             one.device_kind: one.peak_flops(config.runtime.precision)
             for one in ACCELERATORS.values()
         },
-        "losses": {
-            meter.name: [meter.total.path, meter.count.path]
-            for meter in pretrainer.metrics
-            if meter.name.endswith("loss")
-        },
+        "losses": {name: paths for name, paths in meters.items() if name.endswith("loss")},
+        "meters": meters,
+        "iterations": pretrainer.optimizer.iterations.path,
+        "weights": [variable.path for variable in pretrainer.trainable_variables],
         "arguments": arguments,
         "config": config.as_dict(),
     }
@@ -136,11 +171,94 @@ def stablehlo(
             argument = _argument(name, "variable", variable.value)
             argument["mean"] = float(np.mean(variable.numpy(), dtype=np.float64))
             argument["deviation"] = float(np.std(variable.numpy(), dtype=np.float64))
+            if argument["deviation"] and np.size(variable) <= _EXACT:
+                arrays[name] = variable.numpy()
         else:
             argument = _argument(f"constant/{number}", "constant", captured)
             arrays[argument["name"]] = captured.numpy()
         arguments.append(argument)
     return program, arguments, arrays
+
+
+def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) -> str:
+    """Makes the preset of what `run_step.py --train` trained.
+
+    Args:
+        program: the exported step, with its configuration.
+        weights: what `run_step.py --weights` was given: the parts are `{weights}-*.npz`, and the
+            log is `{weights}.jsonl`.
+        vocabulary: folder of the vocabulary that the tokens are of.
+        model_dir: RUN. Gets `config.yaml`, `metrics.jsonl` and `preset/`, as of a run here.
+
+    Returns:
+        The path of the preset.
+
+    Raises:
+        UserError: if something does not exist, or does not fit the rest.
+
+    Example:
+    ```python
+    import_weights("small.step", "trained/small", "vocabulary", "runs/small")
+    ```
+    """
+    with zipfile.ZipFile(program) as archive:
+        description = json.loads(archive.read("step.json"))
+    config = PretrainingConfig()
+    config.override(description["config"])
+    tokenizer = matching_vocabulary(vocabulary, config)
+    trained = _read_weights(weights)
+    pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
+    for variable in pretrainer.trainable_variables:
+        value = trained.pop(variable.path, None)
+        if value is None or value.shape != tuple(variable.shape):
+            found = "nothing" if value is None else f"an array of the shape {value.shape}"
+            raise UserError(
+                f"{weights}-*.npz have {found} for {variable.path}, not {tuple(variable.shape)}: "
+                f"all parts must be there, and be of {program}."
+            )
+        variable.assign(value)
+    if trained:
+        raise UserError(f"{weights}-*.npz have {min(trained)}, which {program} has not.")
+    os.makedirs(model_dir, exist_ok=True)
+    save_config(config, os.path.join(model_dir, "config.yaml"))
+    shutil.copyfile(f"{weights}.jsonl", os.path.join(model_dir, METRICS_FILENAME))
+    preset = os.path.join(model_dir, "preset")
+    save_preset(pretrainer, tokenizer, preset)
+    return preset
+
+
+def _from_tokens(
+    pretrainer: CocoLMPretrainer, config: PretrainingConfig
+) -> Callable[[dict[str, tf.Tensor]], None]:
+    """The step of a batch of whole sequences, whose views follow from the step's number."""
+    special = SpecialTokens(mask=config.model.vocabulary_size - 1)
+
+    def step(batch: dict[str, tf.Tensor]) -> None:
+        number = tf.cast(pretrainer.optimizer.iterations, tf.int64)
+        seed = tf.stack([tf.constant(config.runtime.seed, tf.int64), number])
+        views = pretraining_views(
+            batch["token_ids"], config.data.mask_fraction, config.data.crop_fraction, special, seed
+        )
+        pretrainer.train_step(views)
+
+    return step
+
+
+def _read_weights(prefix: str) -> dict[str, np.ndarray]:
+    """Joins the arrays whose rows `run_step.py` shared out: `FIRST_ROW/NAME` is a part of one."""
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    paths = sorted(glob.glob(f"{glob.escape(prefix)}-*.npz"))
+    if not paths:
+        raise UserError(f"there is no {prefix}-*.npz.")
+    for path in paths:
+        with np.load(path) as arrays:
+            for key, rows in arrays.items():
+                first, _, name = key.partition("/")
+                parts.setdefault(name, {})[int(first)] = rows
+    return {
+        name: np.concatenate([rows[first] for first in sorted(rows)])
+        for name, rows in parts.items()
+    }
 
 
 def _argument(name: str, kind: str, value: tf.Tensor | tf.Variable) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def pretrain(
     workers = Workers(strategy)
     with StopSignal() as stop, workers.loss_told(), read_errors_told():
         checkpoint_dir = os.path.join(model_dir, "checkpoints")
-        tokenizer = _matching_vocabulary(vocabulary, config)
+        tokenizer = matching_vocabulary(vocabulary, config)
         if init_preset:
             _check_vocabulary_of("--init_preset", init_preset, tokenizer)
         if config.auxiliary.preset:
@@ -235,7 +235,8 @@ def _segments(step: int, trainer: TrainerConfig) -> Iterator[tuple[int, int]]:
         step += steps * epochs
 
 
-def _matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTokenizer:
+def matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTokenizer:
+    """The tokenizer of a vocabulary, which must have the size that the model is to have."""
     tokenizer = load_vocabulary(vocabulary)
     if tokenizer.vocabulary_size() != config.model.vocabulary_size:
         raise UserError(
