@@ -1,5 +1,6 @@
 """The whole training step as one file, which a machine with JAX alone compiles and runs."""
 
+import collections
 import copy
 import glob
 import io
@@ -14,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
@@ -101,6 +104,7 @@ def export_step(
         *pretrainer.optimizer.variables,
         *pretrainer.metrics_variables,
     ]
+    names = variable_names(variables)
     with compiling_for(kind):
         program, arguments, arrays = stablehlo(step, list(batches.take(_BATCHES)), variables)
     tokens = config.trainer.batch_size * config.data.sequence_length
@@ -123,7 +127,7 @@ def export_step(
         "losses": {name: paths for name, paths in meters.items() if name.endswith("loss")},
         "meters": meters,
         "iterations": pretrainer.optimizer.iterations.path,
-        "weights": [variable.path for variable in pretrainer.trainable_variables],
+        "weights": [names[id(variable)] for variable in pretrainer.trainable_variables],
         "arguments": arguments,
         "config": config.as_dict(),
     }
@@ -154,6 +158,7 @@ def stablehlo(
     # As text: the bytes of one version of MLIR are not always those of another.
     program = step.experimental_get_compiler_ir(batches[0])(stage="stablehlo").encode()
     handles = {id(variable.value.handle): variable for variable in variables}
+    names = variable_names(variables)
     # Features come first, in the order in which TensorFlow flattens a dict: by name.
     features = sorted(batches[0])
     arguments = [_argument(name, "feature", batches[0][name]) for name in features]
@@ -165,9 +170,7 @@ def stablehlo(
     for number, captured in enumerate(step.get_concrete_function(batches[0]).captured_inputs):
         if captured.dtype == tf.resource:
             variable = handles[id(captured)]
-            # An optimizer's variables may have the same path, as those of two models' layers.
-            again = sum(one["name"].split(":")[0] == variable.path for one in arguments)
-            name = f"{variable.path}:{again}" if again else variable.path
+            name = names[id(variable)]
             argument = _argument(name, "variable", variable.value)
             argument["mean"] = float(np.mean(variable.numpy(), dtype=np.float64))
             argument["deviation"] = float(np.std(variable.numpy(), dtype=np.float64))
@@ -178,6 +181,43 @@ def stablehlo(
             arrays[argument["name"]] = captured.numpy()
         arguments.append(argument)
     return program, arguments, arrays
+
+
+def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int, int]:
+    """Writes the sequences of shards as one array, which `run_step.py --train` reads.
+
+    Args:
+        train_data: folder or glob of the shards.
+        sequence_length: S, the length to pad to.
+        path: the `.npy` file to write.
+
+    Returns:
+        [N, S], the shape of the array, whose ids are uint16, or int32 where these do not suffice.
+
+    Raises:
+        UserError: if there are no shards, or longer sequences.
+
+    Example:
+    ```python
+    export_tokens("data/train", 128, "tokens.npy")
+    ```
+    """
+    data = PretrainingData.open(train_data, sequence_length, SpecialTokens(mask=-1))
+    records = tf.data.TFRecordDataset(data.paths, compression(data.paths[0])).batch(4096)
+    token_ids = np.concatenate([parse(batch, sequence_length).numpy() for batch in records])
+    small = token_ids.max() <= np.iinfo(np.uint16).max
+    np.save(path, token_ids.astype(np.uint16 if small else np.int32))
+    return token_ids.shape
+
+
+def variable_names(variables: list[keras.Variable]) -> dict[int, str]:
+    """Names of variables by `id`: their paths, numbered where two models' layers share one."""
+    met, names = collections.Counter(), {}
+    for variable in variables:
+        again = met[variable.path]
+        names[id(variable)] = f"{variable.path}:{again}" if again else variable.path
+        met[variable.path] += 1
+    return names
 
 
 def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) -> str:
@@ -208,13 +248,14 @@ def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) 
     tokenizer = matching_vocabulary(vocabulary, config)
     trained = _read_weights(weights)
     pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
+    names = variable_names(pretrainer.variables)
     for variable in pretrainer.trainable_variables:
-        value = trained.pop(variable.path, None)
+        value = trained.pop(names[id(variable)], None)
         if value is None or value.shape != tuple(variable.shape):
             found = "nothing" if value is None else f"an array of the shape {value.shape}"
             raise UserError(
-                f"{weights}-*.npz have {found} for {variable.path}, not {tuple(variable.shape)}: "
-                f"all parts must be there, and be of {program}."
+                f"{weights}-*.npz have {found} for {names[id(variable)]}, not "
+                f"{tuple(variable.shape)}: all parts must be there, and be of {program}."
             )
         variable.assign(value)
     if trained:

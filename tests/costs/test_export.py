@@ -1,13 +1,24 @@
 import json
+import os
+import types
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from exported_steps import BATCHES, export_toy, run_step_module
 from tensorflow.compiler.xla.service import hlo_pb2
 
-from cocolm_tf.costs.export import export_step
+from cocolm_tf.costs.export import (
+    _from_tokens,
+    _read_weights,
+    export_step,
+    stablehlo,
+    variable_names,
+)
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.training.config import PretrainingConfig
 
 run_step = run_step_module()
@@ -35,7 +46,7 @@ def test_arguments_are_named_in_the_order_of_the_program(toy):
 def test_variables_that_a_step_writes_are_its_results(toy):
     # As the attribute of the program says, by which run_step.py feeds them back.
     toy, program = toy
-    assert program.stablehlo.startswith(b"ML\xefR")
+    assert b"mhlo.input_output_alias" in program.stablehlo
     step = tf.function(toy, jit_compile=True, autograph=False)
     text = step.experimental_get_compiler_ir(BATCHES[0])(stage="hlo_serialized")
     aliases = hlo_pb2.HloModuleProto.FromString(text).input_output_alias.entries
@@ -70,6 +81,55 @@ def test_batches_are_told_apart(toy):
     assert program.batches() == [
         {0: batch["by"].numpy(), 1: pytest.approx(batch["y"].numpy())} for batch in BATCHES
     ]
+
+
+def test_small_variables_begin_exactly_as_they_are(tmp_path):
+    # As a table of relative positions that begins with a bias does, which is no normal sample.
+    table = keras.Variable([5.0, 0.0, -1.0], name="table")
+    step = tf.function(lambda batch: table.assign_add(batch["y"]), jit_compile=True)
+    _, arguments, arrays = stablehlo(step, [{"y": tf.ones([3])}], [table])
+    program = run_step.Program.__new__(run_step.Program)
+    program.arguments, program.arrays = arguments, arrays
+    np.testing.assert_array_equal(program.initial_values(seed=0)[1], [5.0, 0.0, -1.0])
+
+
+def test_variables_of_one_path_are_told_apart():
+    first, second = keras.Variable(0.0, name="same"), keras.Variable(1.0, name="same")
+    assert list(variable_names([first, second]).values()) == ["same", "same:1"]
+
+
+def test_masks_and_crops_follow_from_the_number_of_the_step():
+    config = PretrainingConfig()
+    config.override({"model": {"vocabulary_size": 99}, "runtime": {"seed": 7}})
+    seen = {}
+    pretrainer = types.SimpleNamespace(
+        optimizer=types.SimpleNamespace(iterations=tf.constant(3, tf.int64)),
+        train_step=seen.update,
+    )
+    token_ids = tf.constant([[0, *range(10, 20), 2, 1, 1], [0, *range(20, 32), 2]])
+    _from_tokens(pretrainer, config)({"token_ids": token_ids})
+    as_in_training = pretraining_views(
+        token_ids, 0.15, 0.9, SpecialTokens(mask=98), tf.constant([7, 3])
+    )
+    assert set(seen) == set(as_in_training)
+    for name, value in as_in_training.items():
+        np.testing.assert_array_equal(seen[name], value)
+
+
+def test_trained_weights_come_in_parts_of_limited_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_step, "_PART_BYTES", 6_000)
+    arrays = [np.arange(3000, dtype=np.float32).reshape(1000, 3), np.ones(10, np.float32)]
+    program = types.SimpleNamespace(
+        arguments=[{"name": "counter"}, {"name": "a/table"}, {"name": "a/table:1"}],
+        description={"weights": ["a/table", "a/table:1"]},
+    )
+    prefix = tmp_path / "weights"
+    files = run_step._write_weights(program, [0, *arrays], str(prefix))
+    assert len(files) == 3
+    assert all(os.path.getsize(file) <= 6_000 for file in files)
+    read = _read_weights(str(prefix))
+    np.testing.assert_array_equal(read["a/table"], arrays[0])
+    np.testing.assert_array_equal(read["a/table:1"], arrays[1])
 
 
 @pytest.mark.slow
