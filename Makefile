@@ -1,6 +1,7 @@
 # make quickstart   installs the package and pretrains a small COCO-LM: minutes on two CPU cores
 # make test         all tests;  make test-fast leaves the slow ones out, make test-all none
 # make lint         style and formatting
+# make targets      the compilers for GPUs and TPUs that are not at hand (scripts/compile_step.py)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -11,27 +12,53 @@ VENV := .venv
 # TensorFlow and Keras are quiet; the programs tell what they do.
 RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
-.PHONY: help install quickstart test test-fast test-all lint format clean
+.PHONY: help install targets quickstart test test-fast test-all lint format clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
 
-# --- Installation ---
+# --- Installation: docs/install.md ---
+
+NVIDIA := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
+TPU := $(wildcard /dev/accel[0-9]*)
+PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check
 
 install: $(VENV)/.installed
 
-$(VENV)/bin/python:
+define CHECK_PYTHON
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
 	  echo "error: cocolm_tf needs Python 3.11, and $(PYTHON) is not it:" \
 	    "install it, or say where it is with make PYTHON=/path/to/python3.11." >&2; exit 1; }
+endef
+
+$(VENV)/bin/python:
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) --editable '.$(if $(NVIDIA),[gpu])'
+	$(if $(TPU),$(PIP) --no-deps --force-reinstall tensorflow-tpu==2.20.0 libtpu==0.0.21)
 	@touch $@
 
 $(VENV)/.installed-for-tests: $(VENV)/.installed
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+# XLA's compilers want other versions of packages than TensorFlow: an environment of their own.
+TARGETS := .venv-targets
+JAX := 0.10.2
+
+targets: $(TARGETS)/.installed
+
+$(TARGETS)/.installed: Makefile
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(TARGETS)
+	$(TARGETS)/bin/pip install --quiet --disable-pip-version-check \
+	  jax==$(JAX) jaxlib==$(JAX) libtpu==0.0.52 'nvidia-cuda-runtime-cu12<13' \
+	  'nvidia-cuda-nvcc-cu12<13' 'nvidia-cuda-cupti-cu12<13' 'nvidia-nvjitlink-cu12<13'
+	# Without what only a GPU that is there needs, gigabytes of libraries.
+	$(TARGETS)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+	  jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX)
 	@touch $@
 
 # --- Quickstart: a vocabulary, data, a model and its report from the docstrings at hand ---

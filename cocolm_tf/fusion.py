@@ -257,8 +257,13 @@ def _combine_exponentials(
     largest: tf.Tensor, total: tf.Tensor, other_largest: tf.Tensor, other_total: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Of two parts of a row: the largest element, and the sum of exponentials relative to it."""
-    both = tf.maximum(largest, other_largest)
-    return both, total * tf.exp(largest - both) + other_total * tf.exp(other_largest - both)
+    # One of the two is relative to its own largest already.
+    smaller = tf.exp(-tf.abs(largest - other_largest))
+    total, other_total = (
+        tf.where(largest < other_largest, total * smaller, total),
+        tf.where(largest < other_largest, other_total, other_total * smaller),
+    )
+    return tf.maximum(largest, other_largest), total + other_total
 
 
 def _compiled_for_cpu(x: tf.Tensor) -> bool:

@@ -1,6 +1,5 @@
 """How every program in `scripts/` starts and ends: its flags, its quiet, its exit status."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags, logging
 
-from cocolm_tf.errors import RestartableError, UserError
+from cocolm_tf.errors import RestartableError, UserError, is_hdf5_refusal, refusal
 
 # What sysexits.h calls EX_TEMPFAIL: try again.
 RESTARTABLE = 75
@@ -20,9 +19,9 @@ RESTARTABLE = 75
 def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
     """Parses the flags, calls `main` and ends the process.
 
-    A mistake in the flags, a `UserError` or a full disk becomes one line on standard error and exit
-    status 1, a `RestartableError` one and exit status 75, an interruption status 130; any other
-    exception is a defect of ours and keeps its traceback.
+    A mistake in the flags, a `UserError` or what the system refuses (see `errors.refusal`) becomes
+    one line on standard error and exit status 1, a `RestartableError` one and exit status 75, an
+    interruption status 130; any other exception is a defect of ours and keeps its traceback.
 
     Args:
         main: The job. What it returns, the path of what it wrote, is the program's last line.
@@ -48,18 +47,19 @@ def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
         except RestartableError as error:
             print(error, file=sys.stderr)
             sys.exit(RESTARTABLE)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            where = f" ({error.filename})" if error.filename else ""
-            _fail(f"{error.strerror}{where}: make room and start again.")
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        except Exception as error:
+            told = refusal(error)
+            if told is None:
+                raise
+            _fail(told)
         if written:
             print(written)
 
     logging.set_verbosity(logging.WARNING)
+    sys.unraisablehook = _tell_unraisable
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -71,6 +71,12 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except SystemExit:
         # Only --help and its kin end the program here, and absl has them fail.
         sys.exit(0)
+
+
+def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    # HDF5 says again, while its files are closed, what has already ended the program.
+    if unraisable.exc_value is None or not is_hdf5_refusal(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def _fail(message: str) -> NoReturn:

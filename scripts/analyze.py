@@ -20,13 +20,14 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_multi_string("preset", [], "Preset to look at: DIR or NAME=DIR. Repeatable.")
 flags.DEFINE_string(
     "pairs",
     "",
-    "Pairs of sentences: a tab-separated file as STS-B's, or JSON lines, with sentence1, sentence2 "
-    "and, if there are any, scores. Those of the highest score are the similar ones.",
+    "Pairs of sentences: a tab-separated file as STS-B's, CSV or JSON lines, with sentence1, "
+    "sentence2 and, if there are any, scores. Those of the highest score are the similar ones.",
 )
 flags.DEFINE_string(
     "corpus",
@@ -66,6 +67,11 @@ flags.DEFINE_string(
     "Minimal pairs to judge, JSON lines with sentence_good, sentence_bad and, if any, category, as "
     "BLiMP's; or a glob of several files.",
 )
+flags.DEFINE_string(
+    "encoding",
+    "",
+    "Encoding of the text files that have no byte order mark, as cp1252. By default UTF-8.",
+)
 flags.DEFINE_multi_string(
     "scores",
     [],
@@ -99,6 +105,7 @@ def main() -> str:
     for folder in FLAGS.scores:
         if not os.path.isdir(folder):
             raise UserError(f"--scores={folder} is not a folder.")
+    check_writable(FLAGS.output_dir, "--output_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.analysis.comparison import Findings, write_comparison
@@ -159,7 +166,8 @@ def _read_files() -> dict[str, Any]:
         "minimal_pairs": read_minimal_pairs,
     }
     return {
-        flag: read(FLAGS[flag].value) if FLAGS[flag].value else [] for flag, read in readers.items()
+        flag: read(FLAGS[flag].value, FLAGS.encoding) if FLAGS[flag].value else []
+        for flag, read in readers.items()
     }
 
 
@@ -169,7 +177,7 @@ def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
 
     texts = list(dict.fromkeys(pairs.first + pairs.second))[: FLAGS.texts]
     if FLAGS.corpus:
-        texts = draw_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed)
+        texts = draw_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed, FLAGS.encoding)
     if len(texts) < 2:
         raise UserError(f"--pairs={FLAGS.pairs} has no two different sentences: give --corpus.")
     spaces = {}

@@ -7,7 +7,6 @@ texts are short and long. Prints a table for each signature and, as the last lin
 as JSON. onnxruntime comes with `pip install 'cocolm-tf[onnx]'`.
 """
 
-import glob
 import json
 import os
 
@@ -15,6 +14,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.text_files import matching_files, read_text
 
 flags.DEFINE_string("preset", None, "A preset, to measure embed with.")
 flags.DEFINE_string("classifier", None, "The preset of a classifier, to measure classify with.")
@@ -73,10 +73,7 @@ def _words(count: int) -> list[str]:
     if FLAGS.input is None:
         texts = documents(installed_modules())
     else:
-        paths = sorted(glob.glob(FLAGS.input))
-        if not paths:
-            raise UserError(f"--input={FLAGS.input} matches no file.")
-        texts = (_text(path) for path in paths)
+        texts = (read_text(path) for path in matching_files(FLAGS.input))
     words = []
     for text in texts:
         words += text.split()
@@ -85,14 +82,6 @@ def _words(count: int) -> list[str]:
     if not words:
         raise UserError(f"--input={FLAGS.input} has no words.")
     return words[:count]
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}.") from error
 
 
 if __name__ == "__main__":

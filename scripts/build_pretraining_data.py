@@ -13,6 +13,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.data import source_flags
+from cocolm_tf.tokenization.output_folder import check_writable
 
 FLAGS = flags.FLAGS
 
@@ -50,6 +51,8 @@ flags.DEFINE_bool("overwrite", False, "Replace a finished dataset in --output_di
 
 
 def main() -> str:
+    if "://" not in FLAGS.output_dir:
+        check_writable(FLAGS.output_dir, "--output_dir")
     documents = source_flags.documents_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.

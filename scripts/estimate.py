@@ -7,6 +7,8 @@ Prints tables; with --json, one line of JSON instead. docs/scaling.md explains t
 
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -27,7 +29,17 @@ flags.DEFINE_multi_enum(
     "What each device is. Repeatable; all, if it is not given.",
 )
 flags.DEFINE_float(
-    "share_of_peak", 0.4, "The share of the peak FLOPs that steps reach.", 0.001, 1.0
+    "share_of_peak",
+    None,
+    "The share of the peak FLOPs that steps reach, instead of what was published for the size.",
+    0.001,
+    1.0,
+)
+flags.DEFINE_multi_string(
+    "compiled",
+    [],
+    "A file with what compile_step.py printed of this configuration: the least time that its "
+    "program allows, and its memory. Repeatable.",
 )
 flags.DEFINE_float(
     "share_of_memory", 0.9, "The share of the memory that tensors may take.", 0.01, 1.0
@@ -41,6 +53,8 @@ flags.DEFINE_float(
 flags.DEFINE_bool("json", False, "Print one line of JSON instead of tables.")
 
 FLAGS = flags.FLAGS
+_OF_COMPILED = ("target", "precision", "sequences", "rematerialize", "model_flops")
+_OF_COMPILED += ("share_of_peak_at_most", "argument_bytes", "temporary_bytes")
 
 
 def main() -> str:
@@ -56,15 +70,26 @@ def main() -> str:
         load_config(FLAGS.config_file, FLAGS.params_override),
         FLAGS.devices,
         FLAGS.accelerator or list(ACCELERATORS),
-        FLAGS.share_of_peak,
+        FLAGS.share_of_peak or 0.0,
         FLAGS.share_of_memory,
         FLAGS.link_bandwidth * 1e9,
+        [_read_compiled(path) for path in FLAGS.compiled],
     )
     asked = {"config_file": FLAGS.config_file, "params_override": FLAGS.params_override}
     if FLAGS.json:
         return json.dumps(asked | result)
     name = " ".join([FLAGS.config_file, *FLAGS.params_override])
     return f"{'configuration':24}{name}\n{format_report(result)}"
+
+
+def _read_compiled(path: str) -> dict[str, Any]:
+    try:
+        result = json.loads(Path(path).read_text().splitlines()[-1])
+        return {key: result[key] for key in _OF_COMPILED}
+    except (OSError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"--compiled={path} does not end with the JSON that compile_step.py prints: {error!r}."
+        ) from error
 
 
 if __name__ == "__main__":

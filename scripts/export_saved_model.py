@@ -13,6 +13,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("preset", None, "Folder that pretraining or fine-tuning wrote.", required=True)
 flags.DEFINE_multi_enum(
@@ -74,6 +75,7 @@ FLAGS = flags.FLAGS
 def main() -> str:
     if not os.path.isdir(FLAGS.preset):
         raise UserError(f"--preset={FLAGS.preset} is not a folder.")
+    check_writable(FLAGS.output_dir, "--output_dir")
     buckets = _buckets(FLAGS.buckets)
     names = list(dict.fromkeys(FLAGS.signature))
 

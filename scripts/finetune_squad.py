@@ -9,6 +9,7 @@ from cocolm_tf import program
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
 from cocolm_tf.finetuning.squad_run import SquadRun
+from cocolm_tf.text_files import absolute, is_file
 
 define_run_flags()
 flags.DEFINE_string(
@@ -56,11 +57,11 @@ def main() -> str:
     if bool(FLAGS.train_file) != bool(FLAGS.dev_file):
         raise UserError("--train_file and --dev_file go together: give both, or neither for TFDS.")
     for name, path in files.items():
-        if path and not os.path.isfile(path):
+        if path and not is_file(path):
             raise UserError(f"--{name}_file={path} does not exist.")
     make_run = functools.partial(
         SquadRun,
-        files={part: os.path.abspath(path) for part, path in files.items() if path},
+        files={part: absolute(path) for part, path in files.items() if path},
         stride=FLAGS.stride,
         max_question_length=FLAGS.max_question_length,
         max_answer_length=FLAGS.max_answer_length,

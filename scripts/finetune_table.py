@@ -6,8 +6,10 @@ import os
 from absl import flags
 
 from cocolm_tf import program
+from cocolm_tf.data.table_task import table_name
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
+from cocolm_tf.text_files import absolute
 
 flags.DEFINE_string(
     "train_file", None, "Table to learn from: .tsv, .csv or .jsonl, with named columns."
@@ -26,6 +28,16 @@ flags.DEFINE_float(
     0.0,
     "The share of a file's rows that may be left out because something is wrong with them.",
 )
+flags.DEFINE_string(
+    "encoding",
+    "",
+    "Encoding of the tables that have no byte order mark, as cp1252. By default UTF-8.",
+)
+flags.DEFINE_string(
+    "delimiter",
+    "",
+    "What separates the columns of .csv and .tsv, as ';' or '\\t'. By default a comma and a tab.",
+)
 define_run_flags()
 flags.mark_flags_as_required(["train_file", "text_column", "label_column"])
 
@@ -34,21 +46,24 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def main() -> str:
-    name = os.path.basename(FLAGS.train_file).split(".")[0]
+    name = table_name(FLAGS.train_file)
     table = {
-        "train_file": os.path.abspath(FLAGS.train_file),
+        "train_file": absolute(FLAGS.train_file),
         "text_column": FLAGS.text_column,
         "label_column": FLAGS.label_column,
         "second_text_column": FLAGS.second_text_column,
-        "dev_file": os.path.abspath(FLAGS.dev_file) if FLAGS.dev_file else "",
+        "dev_file": absolute(FLAGS.dev_file) if FLAGS.dev_file else "",
         "dev_fraction": FLAGS.dev_fraction,
-        "test_file": os.path.abspath(FLAGS.test_file) if FLAGS.test_file else "",
+        "test_file": absolute(FLAGS.test_file) if FLAGS.test_file else "",
         "regression": FLAGS.regression,
         "max_bad_share": FLAGS.max_bad_share,
         "name": name,
     }
+    # Only where they are given, so that runs from before there were such go on.
+    table |= {flag: FLAGS[flag].value for flag in ("encoding", "delimiter") if FLAGS[flag].value}
     make_run = functools.partial(ClassificationRun, data={"table": table})
-    return run_from_flags(name, make_run, os.path.join(ROOT, "configs", "finetune"))
+    configs = os.path.join(ROOT, "configs", "finetune")
+    return run_from_flags(name, make_run, configs, settings="")
 
 
 if __name__ == "__main__":

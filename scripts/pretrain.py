@@ -6,11 +6,13 @@ started again with the same flags; after SIGTERM, from the very step that it had
 """
 
 import os
+import re
 
 from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
 flags.DEFINE_multi_string(
@@ -30,6 +32,17 @@ flags.DEFINE_enum(
     "The devices to train on. multi_worker_mirrored: those of all hosts that TF_CONFIG names.",
 )
 flags.DEFINE_string("tpu", "", "Address of the TPU, or local.")
+flags.DEFINE_string(
+    "profile_steps", "", "First and last step, as 100,110, of a profile for TensorBoard's profiler."
+)
+flags.register_validator(
+    "profile_steps",
+    lambda text: not text or re.fullmatch(r"\d+,\d+", text),
+    "must be the first and the last step of the profile, as 100,110",
+)
+flags.DEFINE_float(
+    "worker_timeout", 600, "Seconds that multi_worker_mirrored waits for all workers.", 1
+)
 flags.mark_flags_as_required(["config_file", "train_data", "vocabulary", "model_dir"])
 
 FLAGS = flags.FLAGS
@@ -38,6 +51,8 @@ FLAGS = flags.FLAGS
 def main() -> str:
     if not os.path.isfile(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
+    if FLAGS.distribution_strategy != "multi_worker_mirrored":  # of whose workers the chief writes
+        check_writable(FLAGS.model_dir, "--model_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.training.config import load_config
@@ -49,9 +64,10 @@ def main() -> str:
         FLAGS.train_data,
         FLAGS.vocabulary,
         FLAGS.model_dir,
-        make_strategy(FLAGS.distribution_strategy, FLAGS.tpu),
+        make_strategy(FLAGS.distribution_strategy, FLAGS.tpu, FLAGS.worker_timeout),
         FLAGS.validation_data,
         FLAGS.init_preset,
+        profile_steps=[int(step) for step in FLAGS.profile_steps.split(",") if step],
     )
 
 

@@ -12,12 +12,17 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.text_files import check_encoding, text_lines
+from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
 flags.DEFINE_multi_string(
     "text", [], "A sentence to demonstrate on instead of those at hand. Repeatable."
 )
 flags.DEFINE_string("text_file", None, "A file of sentences to demonstrate on, one a line.")
+flags.DEFINE_string(
+    "encoding", "", "Encoding of --text_file without a byte order mark, as cp1252. Default: UTF-8."
+)
 flags.DEFINE_integer("seed", 0, "Decides what the demonstration masks and samples.", lower_bound=0)
 flags.DEFINE_string("output_dir", None, "Folder to write the report to.", required=True)
 
@@ -27,6 +32,7 @@ FLAGS = flags.FLAGS
 def main() -> str:
     if not os.path.isdir(FLAGS.model_dir):
         raise UserError(f"--model_dir={FLAGS.model_dir} is not a folder.")
+    check_writable(FLAGS.output_dir, "--output_dir")
     texts = FLAGS.text + _lines(FLAGS.text_file)
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once; and
@@ -46,13 +52,11 @@ def main() -> str:
 def _lines(path: str | None) -> list[str]:
     if path is None:
         return []
+    check_encoding(FLAGS.encoding)
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except OSError as error:
-        raise UserError(f"--text_file={path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text_file={path} is not UTF-8 text.") from error
+        lines = [line.strip() for line in text_lines(path, FLAGS.encoding) if line.strip()]
+    except UserError as error:
+        raise UserError(f"--text_file={error}") from error
     if not lines:
         raise UserError(f"--text_file={path} has no sentences: write one a line.")
     return lines

@@ -173,8 +173,9 @@ def run(description: dict[str, Any], arrays: Any, arguments: argparse.Namespace)
     names = ("min", "first_quartile", "median", "third_quartile", "max")
     step_seconds = {key: float(value) for key, value in zip(names, quartiles, strict=True)}
     median = step_seconds["median"]
-    peaks = [kind for kind in description["peak_flops"] if name.startswith(kind)]
-    peak = description["peak_flops"][max(peaks, key=len)] if peaks else None
+    peaks = description["peak_flops"]
+    known = [kind for kind in peaks if name.startswith(kind) and " MIG " not in name]
+    peak = peaks[max(known, key=len)] if known else None
     loss_names = ("loss", "mlm_loss", "copy_loss")
     return {
         "program": "Hugging Face ELECTRA: " + description["title"],

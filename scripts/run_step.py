@@ -227,6 +227,11 @@ class Execution:
 
 def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compiles a program for the device at hand and times its steps."""
+    if program.description["replicas"] > 1:
+        raise UserError(
+            f"the program is for {program.description['replicas']} devices: it can be compiled for "
+            "a --target, not run."
+        )
     import jax
 
     execution = Execution(program, arguments)
@@ -269,9 +274,7 @@ def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
 
     memory, told = step.get_compiled_memory_stats(), program.description
     median = _quantile(seconds, 0.5)
-    # Several devices may have one another's name in front of theirs: the longest that fits.
-    peaks = [kind for kind in told["peak_flops"] if device.device_kind.startswith(kind)]
-    peak = told["peak_flops"][max(peaks, key=len)] if peaks else None
+    peak = _peak_flops(told["peak_flops"], device.device_kind)
     return {
         "program": told["title"],
         "device": device.device_kind,
@@ -529,6 +532,15 @@ def _profile(path: str, advance: Any, wait: Any, steps: int = 3) -> None:
     _say(f"{path}: {len(kernels):,} kernels, {total * 1e3:.2f} ms of a step")
     for name, seconds in sorted(kernels.items(), key=lambda item: -item[1])[:20]:
         _say(f"  {seconds * 1e3:8.3f} ms  {name}")
+
+
+def _peak_flops(peaks: dict[str, float], device: str) -> float | None:
+    """That of a device, where its name begins as that of a known one: as the longest, if several.
+
+    "TPU v5 lite" is no "TPU v5", and a slice of a GPU is not the whole.
+    """
+    known = [name for name in peaks if device.startswith(name) and " MIG " not in device]
+    return peaks[max(known, key=len)] if known else None
 
 
 def _peak_memory(device: Any) -> int:

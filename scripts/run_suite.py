@@ -19,6 +19,7 @@ from absl import flags
 from cocolm_tf import program
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("suite", None, "The rows: table3, figure4, baselines, tasks or a YAML file.")
 flags.DEFINE_string(
@@ -81,8 +82,7 @@ def main() -> str:
     for flag in ("config_file", "finetuning_config_file"):
         if FLAGS[flag].value and not os.path.isfile(FLAGS[flag].value):
             raise UserError(f"--{flag}={FLAGS[flag].value} does not exist.")
-    if os.path.exists(FLAGS.output_dir) and not os.path.isdir(FLAGS.output_dir):
-        raise UserError(f"--output_dir={FLAGS.output_dir} is a file; it must be a folder.")
+    check_writable(FLAGS.output_dir, "--output_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.suite.definition import load_suite, row_overrides

@@ -29,7 +29,7 @@ flags.DEFINE_float(
     "character_coverage",
     0.9995,
     "The share of the corpus's characters that get a piece; rarer characters become <unk>.",
-    lower_bound=0.5,
+    lower_bound=0.98,
     upper_bound=1.0,
 )
 flags.DEFINE_bool("overwrite", False, "Replace what is in --output_dir.")

@@ -1,13 +1,22 @@
 """What every test session needs before TensorFlow starts, and the strategies tests share."""
 
 import os
+from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# XLA compiles a lot for the tests and runs it a few times: LLVM's optimizations do not pay.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import hypothesis
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute import collective_util, mirrored_run
+from tensorflow.python.distribute import mirrored_strategy as mirrored_strategy_module
+
+from cocolm_tf.losses import replicas
 
 # However long an example takes on a busy machine, no test is about that.
 hypothesis.settings.register_profile("any_time", deadline=None)
@@ -26,6 +35,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps the tests of a file together, as --dist=loadfile does, and those of the exports."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFixture(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            serving = "tests/serving/"
+            return serving if nodeid.startswith(serving) else super()._split_scope(nodeid)
+
+    return ByFixture(config, log)
+
+
 @pytest.fixture
 def mirrored_strategy(request: pytest.FixtureRequest) -> tf.distribute.MirroredStrategy:
     """A MirroredStrategy over two logical CPUs, or over as many as an indirect parameter says.
@@ -39,3 +61,20 @@ def mirrored_strategy(request: pytest.FixtureRequest) -> tf.distribute.MirroredS
         [f"CPU:{index}" for index in range(replicas)],
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
+
+
+@pytest.fixture
+def gpu_strategy(monkeypatch: pytest.MonkeyPatch) -> tf.distribute.MirroredStrategy:
+    """What TensorFlow takes for the GPUs of one host. Of its steps there is a program, but no run.
+
+    Two logical CPUs, the strategy's view of which is changed in the two respects that matter to it.
+    """
+    for module in (mirrored_run, mirrored_strategy_module, replicas):
+        monkeypatch.setattr(module, "_is_gpu_device", lambda device: True)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    nccl = collective_util.Options(
+        implementation=tf.distribute.experimental.CommunicationImplementation.NCCL
+    )
+    for launcher in strategy.extended._collective_ops._launchers:
+        launcher._options = nccl
+    return strategy

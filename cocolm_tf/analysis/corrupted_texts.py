@@ -28,11 +28,12 @@ class CorruptedText:
     corrupted: str
 
 
-def read_corrupted_texts(path: str) -> list[CorruptedText]:
+def read_corrupted_texts(path: str, encoding: str | None = None) -> list[CorruptedText]:
     """Reads pairs of texts.
 
     Args:
-        path: a tab-separated file or JSON lines with `original` and `corrupted`.
+        path: a tab-separated file, a `.csv` or JSON lines with `original` and `corrupted`.
+        encoding: of the file, see `text_lines`.
 
     Returns:
         The pairs, in their order.
@@ -45,7 +46,7 @@ def read_corrupted_texts(path: str) -> list[CorruptedText]:
     read_corrupted_texts("mistakes.tsv")[0].corrupted
     ```
     """
-    rows = read_rows("corrupted_texts", path, (_ORIGINAL, _CORRUPTED))
+    rows = read_rows(path, (_ORIGINAL, _CORRUPTED), encoding=encoding)
     return [CorruptedText(row[_ORIGINAL], row[_CORRUPTED]) for _, row in rows]
 
 

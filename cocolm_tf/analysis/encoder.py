@@ -12,7 +12,7 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import Transform
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.preset import HEADS_FILENAME
+from cocolm_tf.training.preset import HEADS_FILENAME, check_finite_weights
 
 
 class SentenceEncoder:
@@ -42,6 +42,7 @@ class SentenceEncoder:
             raise UserError(
                 f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
             ) from error
+        check_finite_weights(self.backbone, preset)
         self.projection = _load_projection(preset, self.backbone) if projected else None
         self.tokenizer: CocoLMTokenizer = load_vocabulary(preset)
 

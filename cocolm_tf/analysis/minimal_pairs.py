@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import glob
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import place
 from cocolm_tf.modeling.masked_language_model import gather_positions
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
+from cocolm_tf.text_files import matching_files
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import Pretrainer
 
@@ -41,11 +41,12 @@ class MinimalPair:
     category: str
 
 
-def read_minimal_pairs(pattern: str) -> list[MinimalPair]:
+def read_minimal_pairs(pattern: str, encoding: str | None = None) -> list[MinimalPair]:
     """Reads rows with `sentence_good`, `sentence_bad` and, if any, a category.
 
     Args:
-        pattern: a file or a glob of files, in BLiMP's format: JSON lines; or tab-separated.
+        pattern: as for `matching_files`, in BLiMP's format: JSON lines; or tab-separated.
+        encoding: of the files, see `text_lines`.
 
     Returns:
         The pairs, in the order of the files' names and their lines.
@@ -59,9 +60,11 @@ def read_minimal_pairs(pattern: str) -> list[MinimalPair]:
     ```
     """
     pairs = []
-    for path in sorted(glob.glob(pattern)) or [pattern]:
-        for _, row in read_rows("minimal_pairs", path, (_GOOD, _BAD)):
-            category = next((str(row[name]) for name in _CATEGORIES if row.get(name)), ALL)
+    for path in matching_files(pattern):
+        for _, row in read_rows(path, (_GOOD, _BAD), _CATEGORIES, encoding):
+            category = next((row[name] for name in _CATEGORIES if row[name]), "")
+            # A category of a user's own may be called as all of them together.
+            category = f"{ALL} (category)" if category == ALL else category or ALL
             pairs.append(MinimalPair(row[_GOOD], row[_BAD], category))
     return pairs
 

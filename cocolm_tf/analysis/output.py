@@ -92,7 +92,8 @@ class OutputFolder:
         """Writes a table as CSV."""
 
         def write(file: TextIO) -> None:
-            writer = csv.writer(file, lineterminator="\n")
+            # Python 3.11 quotes a carriage return only where it is part of the end of a line.
+            writer = csv.writer(file, lineterminator="\r\n")
             writer.writerow(header)
             writer.writerows(rows)
 

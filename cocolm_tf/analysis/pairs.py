@@ -42,13 +42,14 @@ class SentencePairs:
         )
 
 
-def read_pairs(path: str) -> SentencePairs:
+def read_pairs(path: str, encoding: str | None = None) -> SentencePairs:
     """Reads pairs from a table or from JSON lines.
 
     Args:
-        path: a tab-separated file whose header names the columns, as GLUE's `STS-B/dev.tsv`, or
-            a `.jsonl` file of objects. Both have `sentence1` and `sentence2`, and may have
-            `score`; more does no harm.
+        path: a tab-separated file whose header names the columns, as GLUE's `STS-B/dev.tsv`, a
+            `.csv`, or a `.jsonl` file of objects. They have `sentence1` and `sentence2`, and may
+            have `score`; more does no harm.
+        encoding: of the file, see `text_lines`.
 
     Returns:
         The pairs.
@@ -62,20 +63,20 @@ def read_pairs(path: str) -> SentencePairs:
     ```
     """
     first, second, scores = [], [], []
-    for place, row in read_rows("pairs", path, (_FIRST, _SECOND)):
+    for place, row in read_rows(path, (_FIRST, _SECOND), (_SCORE,), encoding):
         first.append(row[_FIRST].strip())
         second.append(row[_SECOND].strip())
-        if _SCORE in row:
+        if row[_SCORE]:
             scores.append(_number(row[_SCORE], place))
         if scores and len(scores) != len(first):
             raise UserError(f"{place}: either all pairs have a {_SCORE}, or none.")
     return SentencePairs(first, second, np.array(scores) if scores else None)
 
 
-def _number(value: object, place: str) -> float:
+def _number(value: str, place: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         number = float("nan")
     if not np.isfinite(number):
         raise UserError(f"{place}: {_SCORE} must be a number, not {value!r}.")

@@ -76,7 +76,7 @@ def write_report(
     except OSError as error:
         raise UserError(f"--output_dir={output_dir} is not a folder to write to.") from error
 
-    with open(config_file) as file:
+    with open(config_file, encoding="utf-8") as file:
         configuration = file.read()
     sections = {}
     if demonstration:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cocolm_tf.analysis.run_comparison import Run, read_run
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.presets import fingerprint
+from cocolm_tf.fingerprints import fingerprint
 
 RESULTS_FILENAME = "results.json"
 

@@ -104,13 +104,14 @@ def describe_space(
     return SentenceSpace(random_cosines, similar_cosines, first[similar], second[similar], measures)
 
 
-def draw_texts(pattern: str, count: int, seed: int) -> list[str]:
+def draw_texts(pattern: str, count: int, seed: int, encoding: str = "") -> list[str]:
     """Draws lines of a corpus at random, from its first 200,000.
 
     Args:
         pattern: as for `text_documents`.
         count: int. How many; all, if there are fewer.
         seed: int.
+        encoding: as for `text_documents`.
 
     Returns:
         Different lines, in random order.
@@ -123,7 +124,7 @@ def draw_texts(pattern: str, count: int, seed: int) -> list[str]:
     draw_texts("corpus/*.txt", count=1000, seed=0)
     ```
     """
-    lines = text_documents(pattern, one_document_per_line=True)
+    lines = text_documents(pattern, one_document_per_line=True, encoding=encoding)
     texts = list(dict.fromkeys(itertools.islice(lines, _LINES)))
     if len(texts) < 2:
         raise UserError(f"--corpus={pattern} has no two lines of text: there is nothing to pair.")

@@ -99,6 +99,35 @@ def read_configuration(folder: str, checkpoint: Checkpoint) -> dict[str, Any]:
     return configuration
 
 
+def read_label_names(
+    configuration: dict[str, Any], classes: int, notes: list[str]
+) -> list[str] | None:
+    """Reads the names of a classifier's classes.
+
+    Args:
+        configuration: As `read_configuration` gives it.
+        classes: int. How many the head has.
+        notes: Gets a note if the names are not those of the head.
+
+    Returns:
+        The names in order; None where there are none, or they are Hugging Face's placeholders.
+
+    Example:
+    ```python
+    read_label_names({"id2label": {"0": "bad", "1": "good"}}, 2, [])  # ["bad", "good"]
+    ```
+    """
+    given = configuration.get("id2label")
+    if not isinstance(given, dict):
+        return None
+    numbers = [str(number) for number in range(classes)]
+    if set(given) != set(numbers) or len(set(map(str, given.values()))) != classes:
+        notes.append(f"id2label does not name the {classes} classes of the head: it is left out")
+        return None
+    names = [str(given[number]) for number in numbers]
+    return None if names == [f"LABEL_{number}" for number in numbers] else names
+
+
 def backbone_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
     """Turns a `config.json` into what `CocoLMBackbone` takes.
 

@@ -5,12 +5,16 @@ import re
 
 import numpy as np
 
-from cocolm_tf.conversion.layout import AUXILIARY, POSITIONS, released_name
-from cocolm_tf.conversion.tensor_files import TensorFile
+from cocolm_tf.conversion.layout import AUXILIARY, POSITIONS, WORDS, released_name
+from cocolm_tf.conversion.tensor_files import TensorFile, check_finite
 from cocolm_tf.errors import UserError
 
 # fairseq counts positions from the id of the padding token on, and the first is one more.
 _FAIRSEQ_POSITION_OFFSET = 2
+
+# What has a row for every word, and up to which multiple tables are rounded up.
+_OF_VOCABULARY = (WORDS, "lm_head.bias")
+_MAX_PADDING = 1024
 
 # The released names of an encoder in fairseq's words.
 _FAIRSEQ_ENCODER = (
@@ -57,6 +61,7 @@ class Checkpoint:
         self._names = frozenset(file.names)
         self._used: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
+        self._padded_rows = 0
         self.is_fairseq = any(".sentence_encoder." in name for name in file.names)
 
     def __contains__(self, name: str) -> bool:
@@ -75,6 +80,33 @@ class Checkpoint:
         while f"{prefix}encoder.layer.{layers}.output.LayerNorm.weight" in self:
             layers += 1
         return layers
+
+    def without_padding(self, rows: int, vocabulary_size: int) -> int:
+        """Has `take` leave out the rows that only round a table's size up.
+
+        Args:
+            rows: int. The size of the table.
+            vocabulary_size: int. The size of the vocabulary, no more than that.
+
+        Returns:
+            The size that the model then has.
+
+        Raises:
+            UserError: If there are so many that the vocabulary must be another model's.
+        """
+        padding = rows - vocabulary_size
+        if padding > _MAX_PADDING:
+            raise UserError(
+                f"{self.path} has a table of {rows} words, {padding} more than the vocabulary "
+                "beside it: that is another model's."
+            )
+        if padding:
+            self._padded_rows = rows
+            self.notes.append(
+                f"the table of words has {rows} rows for a vocabulary of {vocabulary_size}: the "
+                f"last {padding}, which are of no word, are left out"
+            )
+        return vocabulary_size
 
     def read(self, name: str) -> np.ndarray:
         """Reads a tensor without counting it as used; see `take`."""
@@ -95,15 +127,18 @@ class Checkpoint:
             The tensor.
 
         Raises:
-            UserError: If the file does not have it, or in another shape.
+            UserError: If the file does not have it, or in another shape, or not all finite.
         """
         tensor = self.read(name)
         if name.endswith(POSITIONS):
             tensor = self._positions(tensor, shape)
+        if name.endswith(_OF_VOCABULARY) and len(tensor) == self._padded_rows:
+            tensor = tensor[: shape[0]]
         if tensor.shape != shape:
             raise UserError(
                 f"{self.path}: {self._find(name)} has the shape {tensor.shape}, not {shape}."
             )
+        check_finite(tensor, f"{self.path}: {self._find(name)}")
         self.use(name)
         return tensor
 
@@ -202,7 +237,14 @@ def find_weights(official: str) -> str:
         return official
     if not os.path.isdir(official):
         raise UserError(f"--official={official} does not exist.")
-    names = ("model.safetensors", "weights.npz", "pytorch_model.bin", "model.pt")
+    names = (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "weights.npz",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "model.pt",
+    )
     for name in names:
         path = os.path.join(official, name)
         if os.path.isfile(path):

@@ -6,7 +6,12 @@ import os
 import keras
 import numpy as np
 
-from cocolm_tf.conversion.architecture import FILENAME, configuration_of, read_configuration
+from cocolm_tf.conversion.architecture import (
+    FILENAME,
+    configuration_of,
+    read_configuration,
+    read_label_names,
+)
 from cocolm_tf.conversion.checkpoint import Checkpoint, find_weights
 from cocolm_tf.conversion.json_files import write_json
 from cocolm_tf.conversion.layout import (
@@ -19,10 +24,17 @@ from cocolm_tf.conversion.layout import (
     table_entries,
 )
 from cocolm_tf.conversion.parts import Head, read_auxiliary, read_heads, read_main
-from cocolm_tf.conversion.task_heads import TASK_HEADS, read_task_heads, write_task_heads
+from cocolm_tf.conversion.task_heads import (
+    TASK_HEADS,
+    label_names_of,
+    read_task_heads,
+    write_classifier,
+    write_task_heads,
+)
 from cocolm_tf.conversion.tensor_files import (
     FORMATS,
     Tensor,
+    check_finite,
     has_pytorch,
     open_tensors,
     write_tensors,
@@ -107,6 +119,10 @@ def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Co
     tokenizer = read_tokenizer(folder, configuration["vocab_size"])
     if tokenizer is None:
         checkpoint.notes.append(f"{folder} has no {MODEL_FILENAME}: no tokenizer")
+    else:
+        configuration["vocab_size"] = checkpoint.without_padding(
+            configuration["vocab_size"], tokenizer.vocabulary_size()
+        )
 
     backbone = read_main(configuration, checkpoint)
     auxiliary = read_auxiliary(backbone, configuration, checkpoint)
@@ -125,6 +141,10 @@ def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Co
             },
         )
         write_task_heads(unfinished, task_heads)
+        if "classifier" in task_heads:
+            head = task_heads["classifier"]
+            names = read_label_names(configuration, head["output.bias"].shape[0], checkpoint.notes)
+            write_classifier(unfinished, backbone, tokenizer, head, names)
         if tokenizer is not None:
             tokenizer.save_to_preset(unfinished)
         write_model_card(unfinished, _facts(official, preset, backbone))
@@ -180,6 +200,9 @@ def convert_to_official(
     configuration = configuration_of(backbone, auxiliary, need_pooler="projection" in heads)
     if "classifier" in heads:
         configuration["num_labels"] = heads["classifier"]["output.bias"].shape[0]
+        if names := label_names_of(preset):
+            configuration["id2label"] = {str(number): name for number, name in enumerate(names)}
+            configuration["label2id"] = {name: number for number, name in enumerate(names)}
     tensors = _tensors(entries)
     with new_folder(official) as unfinished:
         write_tensors(os.path.join(unfinished, FORMATS[weights_format]), tensors)
@@ -225,5 +248,18 @@ def _same_tables(backbone: CocoLMBackbone, auxiliary: CocoLMBackbone) -> bool:
 
 def _tensors(entries: list[Entry]) -> dict[str, Tensor]:
     return {
-        released_name(name): tensor for entry in entries for name, tensor in entry.tensors().items()
+        released_name(name): _finite(name, tensor)
+        for entry in entries
+        for name, tensor in entry.tensors().items()
     }
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    """A tensor that is checked when it is made."""
+
+    def make() -> np.ndarray:
+        array = tensor.make()
+        check_finite(array, f"the preset's {name}")
+        return array
+
+    return Tensor(tensor.shape, make)

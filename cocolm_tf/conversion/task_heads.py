@@ -11,6 +11,9 @@ from cocolm_tf.conversion.tensor_files import open_tensors
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 TASK_HEADS = ("classifier", "question_answerer")
 TASK_HEADS_FILENAME = "task_heads.npz"
@@ -38,6 +41,54 @@ def write_task_heads(directory: str, heads: dict[str, dict[str, keras.Variable]]
         np.savez(os.path.join(directory, TASK_HEADS_FILENAME), **arrays)
 
 
+def write_classifier(
+    directory: str,
+    backbone: CocoLMBackbone,
+    tokenizer: CocoLMTokenizer | None,
+    head: dict[str, keras.Variable],
+    label_names: list[str] | None,
+) -> None:
+    """Writes a preset of a classifier as fine-tuning would, which every program takes as such.
+
+    Args:
+        directory: The preset.
+        backbone: The encoder.
+        tokenizer: Its tokenizer, if there is one.
+        head: The variables by the names of `layout.HEADS`.
+        label_names: The classes in order, if they have names.
+
+    Example:
+    ```python
+    write_classifier("converted", backbone, tokenizer, heads["classifier"], ["bad", "good"])
+    ```
+    """
+    inner, classes = head["output.kernel"].shape
+    preprocessor = None
+    if tokenizer is not None:
+        preprocessor = CocoLMTextClassifierPreprocessor(tokenizer, backbone.max_sequence_length)
+    classifier = CocoLMTextClassifier(
+        backbone, classes, preprocessor, label_names=label_names, hidden_dim=inner
+    )
+    classifier.pooled_dense.set_weights([head["dense.kernel"], head["dense.bias"]])
+    classifier.output_dense.set_weights([head["output.kernel"], head["output.bias"]])
+    classifier.save_to_preset(directory)
+
+
+def label_names_of(directory: str) -> list[str] | None:
+    """Reads the names of a preset's classes; None where it has none.
+
+    Example:
+    ```python
+    label_names_of("runs/reviews")  # ["bad", "good"]
+    ```
+    """
+    path = os.path.join(directory, _TASK_FILENAME)
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file).get("config", {}).get("label_names")
+
+
 def read_task_heads(directory: str) -> dict[str, np.ndarray]:
     """Reads the heads of tasks from a preset.
 
@@ -55,13 +106,13 @@ def read_task_heads(directory: str) -> dict[str, np.ndarray]:
     read_task_heads("converted")["classifier.output.bias"]
     ```
     """
+    path, heads = os.path.join(directory, TASK_HEADS_FILENAME), {}
+    if os.path.isfile(path):
+        file = open_tensors(path)
+        heads = {name: file.read(name) for name in file.names}
     if os.path.isfile(os.path.join(directory, _TASK_FILENAME)):
-        return {name: np.asarray(value) for name, value in _fine_tuned_head(directory).items()}
-    path = os.path.join(directory, TASK_HEADS_FILENAME)
-    if not os.path.isfile(path):
-        return {}
-    file = open_tensors(path)
-    return {name: file.read(name) for name in file.names}
+        heads |= {name: np.asarray(value) for name, value in _fine_tuned_head(directory).items()}
+    return heads
 
 
 def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:

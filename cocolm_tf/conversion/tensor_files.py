@@ -1,7 +1,8 @@
 """Files of named tensors, read and written one tensor at a time.
 
-NumPy's `.npz`, safetensors, and PyTorch's `.bin` and `.pt`. Only the last need PyTorch, and they
-are read by its loader of plain tensors (`weights_only`), which runs no code of the file's.
+NumPy's `.npz`, safetensors, and PyTorch's `.bin` and `.pt`, and several of the latter two under an
+`.index.json` that says which of them has which tensor. Only PyTorch's need PyTorch, and they are
+read by its loader of plain tensors (`weights_only`), which runs no code of the file's.
 """
 
 import argparse
@@ -17,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from cocolm_tf.conversion.json_files import read_json
 from cocolm_tf.errors import UserError
 
 FORMATS = {"npz": "weights.npz", "safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 
 _PYTORCH = (".bin", ".pt", ".pth")
+_INDEX = ".index.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +72,9 @@ def open_tensors(path: str) -> TensorFile:
     """Opens a file of tensors for reading.
 
     Args:
-        path: A `.npz`, `.safetensors`, `.bin` or `.pt` file. A `.pt` may be fairseq's: its
-            tensors are then those of its model, its settings those it was trained with.
+        path: A `.npz`, `.safetensors`, `.bin` or `.pt` file, or the `.index.json` of several. A
+            `.pt` may be fairseq's: its tensors are then those of its model, its settings those it
+            was trained with.
 
     Returns:
         The tensors. Floating-point ones are read as float32, whatever the file holds them in.
@@ -85,6 +89,8 @@ def open_tensors(path: str) -> TensorFile:
     """
     if not os.path.isfile(path):
         raise UserError(f"{path} is not a file.")
+    if path.endswith(_INDEX):
+        return _open_index(path)
     suffix = os.path.splitext(path)[1]
     if suffix == ".npz":
         return _open_npz(path)
@@ -119,6 +125,29 @@ def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
         _write_pytorch(path, tensors)
 
 
+def check_finite(array: np.ndarray, name: str) -> None:
+    """Makes sure that weights are numbers: one that is not spoils whatever is computed from it.
+
+    Args:
+        array: The weights.
+        name: What and where they are, for the message.
+
+    Raises:
+        UserError: If one is NaN or infinite.
+
+    Example:
+    ```python
+    check_finite(np.zeros(3), "weights.npz: bias")
+    ```
+    """
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        count = int(array.size - np.isfinite(array).sum())
+        raise UserError(
+            f"{name} has {count} values of {array.size} that are NaN or infinite: its training "
+            "diverged; take an earlier checkpoint."
+        )
+
+
 def has_pytorch() -> bool:
     """Whether PyTorch's files can be read and written here.
 
@@ -128,6 +157,25 @@ def has_pytorch() -> bool:
     ```
     """
     return importlib.util.find_spec("torch") is not None
+
+
+def _open_index(path: str) -> TensorFile:
+    """Opens the files of a checkpoint in several, as Hugging Face's libraries write it."""
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise UserError(f"{path} has no weight_map, which says what file has which tensor.")
+    folder, files = os.path.dirname(path), {}
+    for file in sorted(set(places.values())):
+        # What an index names lies beside it.
+        if file != os.path.basename(file):
+            raise UserError(f"{path} names {file!r}, which is not a file beside it.")
+        if not os.path.isfile(os.path.join(folder, file)):
+            raise UserError(f"{path} names {file}, which is missing beside it.")
+        files[file] = open_tensors(os.path.join(folder, file))
+    for name, file in places.items():
+        if name not in files[file].names:
+            raise UserError(f"{path} says that {file} has {name}, which it has not.")
+    return TensorFile(path, tuple(places), lambda name: files[places[name]].read(name))
 
 
 def _open_npz(path: str) -> TensorFile:

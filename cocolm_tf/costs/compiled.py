@@ -274,11 +274,10 @@ def _library_flops(
         return 2 * math.prod(shape.dimensions) * math.prod(summed)
     if target.startswith("__cudnn$fmha"):
         config = json.loads(kernel.backend_config)["cudnn_fmha_backend_config"]
-        scores = math.prod(int(size) for size in config["intermediate_tensor_shape"]["dimensions"])
-        numbers = config["bmm1_dot_dimension_numbers"]
-        left = operands[0].shape.dimensions
-        width = math.prod(left[int(axis)] for axis in numbers["lhs_contracting_dimensions"])
-        return (5 if "Backward" in target else 2) * 2 * scores * width
+        sizes = [int(size) for size in config["intermediate_tensor_shape"]["dimensions"]]
+        # Queries are as many as rows of scores [batch, heads, queries, keys].
+        width = math.prod(operands[0].shape.dimensions) // math.prod(sizes[:3])
+        return (5 if "Backward" in target else 2) * 2 * math.prod(sizes) * width
     return 0
 
 

@@ -50,8 +50,9 @@ def compile_for(
         `argument_bytes`, `temporary_bytes`, `output_bytes`, `alias_bytes` (outputs that take the
         place of arguments) and `code_bytes`; `flops` of the products and `bytes_accessed`;
         of GPUs, what `roofline` returns, of TPUs `least_seconds` by the sums alone;
-        `tokens_per_second_at_most`, of all replicas, and `share_of_peak_at_most`, which the least
-        time allows; `groups` of kernels, as in `heaviest_groups`, for GPUs.
+        `precision`, `rematerialize`, the `sequences` that a device computes on at a time, and their
+        `model_flops`; `tokens_per_second_at_most`, of all replicas, and `share_of_peak_at_most`,
+        which the least time allows; `groups` of kernels, as in `heaviest_groups`, for GPUs.
 
     Raises:
         UserError: if there is no such environment, or its compiler refuses the program.
@@ -133,8 +134,13 @@ def _of_kernels(
 
 def _at_most(told: dict[str, Any], target: str, seconds: float) -> dict[str, Any]:
     flops = told["flops"] / told["replicas"] / seconds
+    config = told["config"]
+    parts = told["replicas"] * config["trainer"]["micro_batches"]
     return {
         "precision": told["precision"],
+        "sequences": told["batch_size"] // parts,
+        "rematerialize": config["model"]["rematerialize"] in (True, "block"),
+        "model_flops": told["flops"] / parts,
         "least_seconds": seconds,
         "tokens_per_second_at_most": told["tokens"] / seconds,
         "share_of_peak_at_most": flops / ACCELERATORS[target].peak_flops(told["precision"]),
@@ -163,7 +169,7 @@ def targets_python(given: str = "") -> str:
     if not os.access(path, os.X_OK):
         raise UserError(
             f"{path} is no interpreter: the compilers live in an environment of their own, which "
-            f"`make targets` makes in {ENVIRONMENT} (1.2 GB); --targets_python or {VARIABLE} names "
+            f"`make targets` makes in {ENVIRONMENT} (1.8 GB); --targets_python or {VARIABLE} names "
             "another's."
         )
     return path

@@ -6,6 +6,8 @@ shard gets, and in what order, depends on the documents and the seed alone, so t
 workers changes how long a build takes and not one byte of what it writes.
 """
 
+import contextlib
+import glob
 import heapq
 import itertools
 import multiprocessing
@@ -24,8 +26,16 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from cocolm_tf.data.manifest import FILE_NAME, Manifest
-from cocolm_tf.data.shards import TEMPORARY_SUFFIX, Shard, ShardWriter, is_shard, shard_name
+from cocolm_tf.data.shards import (
+    TEMPORARY_SUFFIX,
+    OpenFiles,
+    Shard,
+    ShardWriter,
+    is_shard,
+    shard_name,
+)
 from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.output_folder import check_writable, made_folders
 
 MIN_SEQUENCE_LENGTH = 8
 
@@ -90,14 +100,21 @@ def build_shards(
     """
     _check_ranges(sequence_length, num_shards, num_workers, validation_fraction)
     splits = _splits(output_dir, num_shards, compress, validation_fraction)
-    replaced = _existing_datasets(output_dir, overwrite)
+    replaced = _existing_datasets(output_dir, validation_fraction, overwrite)
+    is_local = "://" not in output_dir
+    if is_local:
+        check_writable(output_dir, "--output_dir")
     documents = iter(documents)
     first = next(documents, None)
     if first is None:
         raise UserError("the input has no documents.")
     documents = itertools.chain([first], documents)
-    _remove_temporaries(output_dir)
-    try:
+    _remove_temporaries(splits)
+    with contextlib.ExitStack() as stack:
+        if is_local:
+            for split in splits:
+                stack.enter_context(made_folders(split.directory))
+        stack.callback(_remove_temporaries, splits)
         vocabulary, shards = _write_shards(
             _deal(documents, splits, seed),
             [path for split in splits for path in split.paths],
@@ -131,8 +148,6 @@ def build_shards(
         # The training data's comes last, as it is the one that says that the build is complete.
         for manifest in reversed(manifests):
             manifest.save()
-    finally:
-        _remove_temporaries(output_dir)
     return manifests[0]
 
 
@@ -303,10 +318,17 @@ def _open_shards(vocabulary_dir: str, sequence_length: int, paths: list[str]) ->
     tokenizer = load_vocabulary(vocabulary_dir)
     for directory in {os.path.dirname(path) for path in paths}:
         tf.io.gfile.makedirs(directory)
+    open_files = OpenFiles()
     # Called eagerly, a KerasHub tokenizer gives lists and not a ragged tensor.
     _worker.tokenize = tf.function(tokenizer, input_signature=[tf.TensorSpec([None], tf.string)])
     _worker.writers = {
-        path: ShardWriter(path, sequence_length, tokenizer.start_token_id, tokenizer.end_token_id)
+        path: ShardWriter(
+            path,
+            sequence_length,
+            tokenizer.start_token_id,
+            tokenizer.end_token_id,
+            open_files,
+        )
         for path in paths
     }
     return _VocabularyFacts(tokenizer.vocabulary_size(), tokenizer.fingerprint())
@@ -368,14 +390,21 @@ def _folders(output_dir: str) -> dict[str, str]:
     }
 
 
-def _existing_datasets(output_dir: str, overwrite: bool) -> list[str]:
-    """The folders that hold a dataset, if it may be replaced."""
+def _existing_datasets(output_dir: str, validation_fraction: float, overwrite: bool) -> list[str]:
+    """The folders that hold what an earlier build wrote to `output_dir`, if it may be replaced.
+
+    A dataset that was built into `output_dir/validation` alone is no part of that.
+    """
     existing = []
     for name, folder in _folders(output_dir).items():
         if not tf.io.gfile.exists(os.path.join(folder, FILE_NAME)):
             continue
+        held_out = _held_out(folder)
+        if name and not held_out and not validation_fraction:
+            continue
         # A validation set alone is what a build that was killed at its very end leaves.
-        if not overwrite and name != "validation":
+        is_remnant = name == "validation" and held_out and held_out == validation_fraction
+        if not overwrite and not is_remnant:
             raise UserError(
                 f"{folder} is a finished dataset: give --overwrite to replace it, or another "
                 "--output_dir."
@@ -384,15 +413,25 @@ def _existing_datasets(output_dir: str, overwrite: bool) -> list[str]:
     return existing
 
 
+def _held_out(folder: str) -> float:
+    """The fraction that a dataset's build held out; 1 where its manifest does not say."""
+    try:
+        return Manifest.load(folder).parameters.get("validation_fraction", 1.0)
+    except UserError:  # It is damaged, and may be replaced as any other.
+        return 1.0
+
+
 def _remove_dataset(folder: str) -> None:
     # The manifest goes first: what is left without it is not a dataset.
     tf.io.gfile.remove(os.path.join(folder, FILE_NAME))
-    for path in filter(is_shard, tf.io.gfile.glob(os.path.join(folder, "data-*"))):
+    for path in filter(is_shard, tf.io.gfile.glob(os.path.join(glob.escape(folder), "data-*"))):
         tf.io.gfile.remove(path)
 
 
-def _remove_temporaries(output_dir: str) -> None:
-    for folder in _folders(output_dir).values():
+def _remove_temporaries(splits: list[_Split]) -> None:
+    for folder in (split.directory for split in splits):
         for pattern in ("data-*-of-*.tfrecord*", FILE_NAME):
-            for path in tf.io.gfile.glob(os.path.join(folder, pattern + TEMPORARY_SUFFIX)):
+            for path in tf.io.gfile.glob(
+                os.path.join(glob.escape(folder), pattern + TEMPORARY_SUFFIX)
+            ):
                 tf.io.gfile.remove(path)

@@ -64,6 +64,7 @@ class TaskData:
         test: What to predict, by the name of its file of predictions.
         label_values: How files write the classes; None as `label_names`.
         bounds: The lowest and the highest number of a regression; None for any.
+        metrics: What it is measured by, the first to choose by; empty for what suits its classes.
 
     Example:
     ```python
@@ -79,6 +80,7 @@ class TaskData:
     test: Mapping[str, Examples]
     label_values: Sequence[str] | None = None
     bounds: tuple[float, float] | None = None
+    metrics: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -86,7 +88,9 @@ class TaskData:
         return 1 if self.label_names is None else len(self.label_names)
 
 
-def stratified(labels: np.ndarray, fraction: float, seed: int, bins: int = 5) -> np.ndarray:
+def stratified(
+    labels: np.ndarray, fraction: float, seed: int, bins: int = 5, leave: int = 0
+) -> np.ndarray:
     """Draws a share of some examples that has every label's share.
 
     Args:
@@ -94,6 +98,7 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, bins: int = 5) ->
         fraction: float. The share, in (0, 1]. Of every class at least one example is drawn.
         seed: int. Another seed draws others.
         bins: int. The numbers of a regression are put into so many equally full bins first.
+        leave: int. So many of every class are not drawn, even if that is all of it.
 
     Returns:
         The indices of the drawn examples, in ascending order.
@@ -115,6 +120,6 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, bins: int = 5) ->
     drawn = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        count = max(1, round(fraction * len(members)))
+        count = min(max(1, round(fraction * len(members))), max(0, len(members) - leave))
         drawn.append(generator.permutation(members)[:count])
     return np.sort(np.concatenate(drawn))

@@ -29,6 +29,7 @@ class GlueTask:
         bounds: The lowest and the highest number of a regression.
         dev: The files of its dev sets, by what these are called.
         test: Its test files, by the names of the leaderboard's files; None for one, `test`.
+        metrics: As of `TaskData`. The first is the one that Table 1 of the paper has.
 
     Example:
     ```python
@@ -46,6 +47,7 @@ class GlueTask:
     bounds: tuple[float, float] | None = None
     dev: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"dev": "dev"})
     test: Mapping[str, str] | None = None
+    metrics: tuple[str, ...] = ()
 
 
 _YES_NO = ("0", "1")
@@ -60,6 +62,7 @@ GLUE_TASKS = {
         ("unacceptable", "acceptable"),
         _YES_NO,
         header=("source", "label", "star", "sentence"),
+        metrics=("matthews", "accuracy"),
     ),
     "sst2": GlueTask("SST-2", ("sentence",), "label", ("negative", "positive"), _YES_NO),
     "mrpc": GlueTask(
@@ -131,25 +134,52 @@ def read_glue(task: str, data_dir: str | None = None) -> TaskData:
         {name: examples for name, examples in tests.items() if examples is not None},
         known.label_values,
         known.bounds,
+        known.metrics,
     )
+
+
+def glue_files(task: str, data_dir: str | None = None) -> list[str]:
+    """Lists the files that `read_glue` reads, those included that may be missing.
+
+    Args:
+        task: One of `GLUE_TASKS`.
+        data_dir: As for `read_glue`; of TensorFlow Datasets there are none.
+
+    Returns:
+        Their paths.
+
+    Example:
+    ```python
+    glue_files("rte", "glue_data")  # ["glue_data/RTE/train.tsv", ...]
+    ```
+    """
+    if not data_dir:
+        return []
+    known = GLUE_TASKS[task]
+    names = ["train", *known.dev.values(), *(known.test or {"": "test"}).values()]
+    return [_tsv_path(known, data_dir, name) for name in names]
 
 
 # Reads a file by its name, with its labels or without; None if it may be missing and is.
 _Reader = Callable[[str, bool], Examples | None]
 
 
-def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:
+def _tsv_path(task: GlueTask, data_dir: str, name: str) -> str:
     folder = os.path.join(data_dir, task.title)
     if not os.path.isdir(folder):
         folder = data_dir
-    if not os.path.isfile(os.path.join(folder, "train.tsv")):
+    return os.path.normpath(os.path.join(folder, f"{name}.tsv"))
+
+
+def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:
+    if not os.path.isfile(_tsv_path(task, data_dir, "train")):
         raise UserError(
             f"--data_dir={data_dir} has no {os.path.join(task.title, 'train.tsv')}: it is the "
             "folder that GLUE's own files lie in."
         )
 
     def read(name: str, is_labeled: bool) -> Examples | None:
-        path = os.path.normpath(os.path.join(folder, f"{name}.tsv"))
+        path = _tsv_path(task, data_dir, name)
         if not is_labeled:
             if not os.path.isfile(path):
                 return None

@@ -1,5 +1,6 @@
 """Rows of a table to labeled examples, and what becomes of rows that are no examples."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from cocolm_tf.errors import UserError
 
 # How many of the rows that are left out are told one by one.
 _TOLD = 5
+# How many classes a message lists.
+_SHOWN = 20
 
 
 def labeled_examples(
@@ -25,7 +28,8 @@ def labeled_examples(
         table: Its columns are one or two texts, then the label where there is one.
         num_texts: int. 1, or 2 for pairs.
         parse_label: Gives a class its number, an int, or a number its value, a float; it raises
-            `ValueError` with what is wrong. None where there are no labels.
+            `ValueError` with what is wrong. None where there are no labels: then a blank line is
+            a row, too, that lacks its text.
         max_bad_share: float. The share of all rows that may be left out, because they have the
             wrong columns, a label that is none, or no text.
         allow_empty: bool. Whether a text may be empty.
@@ -43,6 +47,8 @@ def labeled_examples(
     ```
     """
     bad_rows = list(table.bad_rows)
+    if parse_label is None:
+        bad_rows += [(line, "is blank, and not a row to predict") for line in table.blank_lines]
     texts, labels = [], []
     for line, row in zip(table.lines, table.rows, strict=True):
         empty = [text for text in row[:num_texts] if not text.strip()]
@@ -77,7 +83,7 @@ def label_parser(values: Sequence[str]) -> Callable[[str], int]:
     """Reads classes.
 
     Args:
-        values: How each class is written, in the order of their numbers.
+        values: How each class is written, in the order of their numbers. 1 and 1.0 are the same.
 
     Returns:
         What gives a class its number.
@@ -87,14 +93,25 @@ def label_parser(values: Sequence[str]) -> Callable[[str], int]:
     label_parser(["bad", "good"])("good")  # 1
     ```
     """
-    numbers = {value: number for number, value in enumerate(values)}
+    numbers = {class_of(value): number for number, value in enumerate(values)}
+    shown = ", ".join(values[:_SHOWN]) + (", ..." if len(values) > _SHOWN else "")
 
     def parse(value: str) -> int:
-        if value not in numbers:
-            raise ValueError(f"has the label {value!r}, none of {', '.join(values)}")
-        return numbers[value]
+        number = numbers.get(class_of(value))
+        if number is None:
+            raise ValueError(f"has the label {value!r}, none of {shown}")
+        return number
 
     return parse
+
+
+def class_of(label: str) -> str:
+    """What all ways to write a class have in common: 1.0 is 1, and a missing value is no class."""
+    label = label.strip()
+    if label.lower() == "nan":  # How pandas writes what is missing.
+        return ""
+    whole = re.fullmatch(r"([+-]?\d+)\.0+", label)
+    return whole[1] if whole else label
 
 
 def number_parser(bounds: tuple[float, float] | None = None) -> Callable[[str], float]:

@@ -4,6 +4,7 @@ It is written last, so a folder without it is not a dataset.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -84,6 +85,20 @@ class Manifest:
     def paths(self) -> list[str]:
         """The paths of the shards, in the order of their numbers."""
         return [os.path.join(self.directory, shard.file) for shard in self.shards]
+
+    def fingerprint(self, paths: Sequence[str] | None = None) -> str:
+        """Hashes what tells the content of the dataset from any other's, wherever it lies.
+
+        Args:
+            paths: The shards that count; None for all.
+
+        Returns:
+            SHA-256 in hexadecimal.
+        """
+        hashes = {shard.file: shard.sha256 for shard in self.shards}
+        files = map(os.path.basename, self.paths if paths is None else paths)
+        content = [self.vocabulary_fingerprint, *(hashes[file] for file in files)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @classmethod
     def load(cls, path: str) -> "Manifest":
@@ -211,7 +226,9 @@ def resolve_shards(pattern: str) -> tuple[list[str], Manifest]:
         manifest = Manifest.load(pattern)
         return manifest.paths, manifest
     try:
-        paths = sorted(filter(shard_files.is_shard, tf.io.gfile.glob(pattern)))
+        # A shard's own path may have what a glob takes for more than a character.
+        found = [pattern] if tf.io.gfile.exists(pattern) else tf.io.gfile.glob(pattern)
+        paths = sorted(filter(shard_files.is_shard, found))
     except tf.errors.NotFoundError:
         paths = []
     if not paths:

@@ -4,10 +4,14 @@ A record is a `tf.train.Example` with one feature, `token_ids`: the ids of one s
 tokens included, not padded. Paths may be on any file system that `tf.io.gfile` knows.
 """
 
+import array
 import hashlib
 import os
 import re
+import resource
+import tempfile
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import tensorflow as tf
 
@@ -199,6 +203,48 @@ def sha256_of(path: str) -> str:
     return digest.hexdigest()
 
 
+class OpenFiles:
+    """How many shards a process may have open, and where the records of the others wait.
+
+    A process may have a few hundred files open at most, often 256; a dataset may have more shards.
+    The records of those beyond go to one temporary file until their shards' turn comes.
+
+    Args:
+        limit: How many; None for half of what the system allows.
+
+    Example:
+    ```python
+    writers = [ShardWriter(path, 128, 0, 2, files) for files in [OpenFiles()] for path in paths]
+    ```
+    """
+
+    def __init__(self, limit: int | None = None):
+        if limit is None:
+            limit = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._left = limit
+        self._file: BinaryIO | None = None
+
+    def take(self) -> bool:
+        """Whether one more shard may be open, which then counts."""
+        self._left -= 1
+        return self._left >= 0
+
+    def keep(self, path: str, record: bytes) -> tuple[int, int]:
+        """Keeps a record of a shard that is not open; returns what `get` takes."""
+        if self._file is None:
+            folder = None if "://" in path else os.path.dirname(path)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 Closed with the process.
+        self._file.seek(0, os.SEEK_END)
+        start = self._file.tell()
+        self._file.write(record)
+        return start, len(record)
+
+    def get(self, start: int, length: int) -> bytes:
+        """Gives a record back."""
+        self._file.seek(start)
+        return self._file.read(length)
+
+
 class ShardWriter:
     """Packs documents into sequences and writes them to one shard.
 
@@ -210,6 +256,7 @@ class ShardWriter:
         sequence_length: The most tokens of a record.
         start_token_id: The id of `<s>`.
         end_token_id: The id of `</s>`.
+        open_files: Shared by the shards that are written at the same time; None for this one alone.
 
     Example:
     ```python
@@ -219,12 +266,20 @@ class ShardWriter:
     ```
     """
 
-    def __init__(self, path: str, sequence_length: int, start_token_id: int, end_token_id: int):
+    def __init__(
+        self,
+        path: str,
+        sequence_length: int,
+        start_token_id: int,
+        end_token_id: int,
+        open_files: OpenFiles | None = None,
+    ):
         self._path = path
         self._packer = SequencePacker(sequence_length, start_token_id, end_token_id)
-        self._writer = tf.io.TFRecordWriter(
-            path + TEMPORARY_SUFFIX, tf.io.TFRecordOptions(compression_type=compression(path))
-        )
+        self._open_files = open_files or OpenFiles(1)
+        self._writer = self._open() if self._open_files.take() else None
+        # Where its records wait, two numbers each.
+        self._waiting = array.array("Q")
         self._documents = self._skipped_documents = self._text_bytes = self._text_tokens = 0
         self._sequences = self._tokens = 0
 
@@ -248,6 +303,10 @@ class ShardWriter:
             What the manifest is to say of the shard.
         """
         self._write(self._packer.flush())
+        if self._writer is None:
+            self._writer = self._open()
+            for start, length in zip(self._waiting[::2], self._waiting[1::2], strict=True):
+                self._writer.write(self._open_files.get(start, length))
         self._writer.close()
         written = self._path + TEMPORARY_SUFFIX
         return Shard(
@@ -262,8 +321,16 @@ class ShardWriter:
             sha256=sha256_of(written),
         )
 
+    def _open(self) -> tf.io.TFRecordWriter:
+        options = tf.io.TFRecordOptions(compression_type=compression(self._path))
+        return tf.io.TFRecordWriter(self._path + TEMPORARY_SUFFIX, options)
+
     def _write(self, sequences: list[list[int]]) -> None:
         for sequence in sequences:
-            self._writer.write(serialize(sequence))
+            record = serialize(sequence)
+            if self._writer is None:
+                self._waiting.extend(self._open_files.keep(self._path, record))
+            else:
+                self._writer.write(record)
             self._sequences += 1
             self._tokens += len(sequence)

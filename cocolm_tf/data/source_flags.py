@@ -13,6 +13,8 @@ _SOURCES = ("input", "tfds", "docstrings")
 _OWNERS = {
     "one_document_per_line": "input",
     "jsonl_field": "input",
+    "encoding": "input",
+    "max_bad_share": "input",
     "tfds_field": "tfds",
     "tfds_split": "tfds",
 }
@@ -35,7 +37,7 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         "input",
         None,
         "Text files: one or several comma-separated globs. A line is a paragraph and a blank line "
-        "ends a document. Files that end in .gz are decompressed.",
+        "ends a document. They may be compressed: gzip, bzip2, xz, zstd, lz4.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -48,6 +50,22 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         "jsonl_field",
         None,
         "With --input: the files are JSON lines, and this field of each is a document.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "encoding",
+        None,
+        "With --input: the encoding of files without a byte order mark, as cp1252 or utf-16-le. By "
+        "default UTF-8.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "max_bad_share",
+        None,
+        "With --input: the share of a file's lines that may have bytes which are none of the "
+        "encoding's. They are replaced and counted. By default none may.",
+        lower_bound=0.0,
+        upper_bound=1.0,
         flag_values=flag_values,
     )
     flags.DEFINE_string(
@@ -102,9 +120,13 @@ def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterato
         return sources.tfds_documents(
             source["tfds"], source["tfds_field"], split=source["tfds_split"]
         )
+    reading = {
+        "encoding": source.get("encoding", ""),
+        "max_bad_share": source.get("max_bad_share", 0.0),
+    }
     if "jsonl_field" in source:
-        return sources.jsonl_documents(source["input"], source["jsonl_field"])
-    return sources.text_documents(source["input"], source["one_document_per_line"])
+        return sources.jsonl_documents(source["input"], source["jsonl_field"], **reading)
+    return sources.text_documents(source["input"], source["one_document_per_line"], **reading)
 
 
 def describe_source(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:

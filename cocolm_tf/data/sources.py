@@ -6,37 +6,39 @@ give the same documents in the same order. A mistake that can be seen without re
 such as a pattern that matches nothing, is raised by the call and not by the first `next()`.
 """
 
-import glob
-import gzip
 import json
-import os
-import zlib
 from collections.abc import Iterator
 
 from absl import logging
 
 from cocolm_tf.data import docstrings
-from cocolm_tf.data.tfds_builder import first_line, prepared_builder
+from cocolm_tf.data.tfds_builder import prepared_builder
 from cocolm_tf.errors import UserError
+from cocolm_tf.text_files import check_encoding, matching_files, text_lines, without_surrogates
 
 
-def text_documents(pattern: str, one_document_per_line: bool = False) -> Iterator[str]:
-    """Reads plain text files.
-
-    Bytes that are not UTF-8 become U+FFFD; a file that has such characters is named in a warning
-    with their number.
+def text_documents(
+    pattern: str,
+    one_document_per_line: bool = False,
+    encoding: str = "",
+    max_bad_share: float | None = None,
+) -> Iterator[str]:
+    """Reads plain text files, compressed or not.
 
     Args:
-        pattern: One or several comma-separated globs (`**` recurses) of files, gzip-compressed
-            where their name ends in `.gz`.
+        pattern: One or several comma-separated globs of files, see `matching_files`.
         one_document_per_line: Whether each line is a document; otherwise each line is a
             paragraph, and blank lines (and the ends of files) separate documents.
+        encoding: Of files without a byte order mark, as Python names it; `""` for UTF-8.
+        max_bad_share: float. The share of a file's lines that may have bytes which are none of
+            the encoding's; they become U+FFFD, and are counted in a warning. None for none.
 
     Returns:
         The documents.
 
     Raises:
-        UserError: If the pattern matches no file, or a file cannot be read.
+        UserError: If the pattern matches no file, or a file cannot be read, is no text, or is in
+            another encoding.
 
     Example:
     ```python
@@ -46,12 +48,13 @@ def text_documents(pattern: str, one_document_per_line: bool = False) -> Iterato
     # ['First paragraph.\\nSecond paragraph.', 'Another document.']
     ```
     """
+    check_encoding(encoding)
     paths = matching_files(pattern)
 
     def documents() -> Iterator[str]:
         for path in paths:
             paragraphs = []
-            for line in _lines(path):
+            for line in text_lines(path, encoding, max_bad_share):
                 line = line.strip()
                 if line and one_document_per_line:
                     yield line
@@ -66,7 +69,9 @@ def text_documents(pattern: str, one_document_per_line: bool = False) -> Iterato
     return documents()
 
 
-def jsonl_documents(pattern: str, field: str) -> Iterator[str]:
+def jsonl_documents(
+    pattern: str, field: str, encoding: str = "", max_bad_share: float | None = None
+) -> Iterator[str]:
     """Reads JSON lines: one object a line, the text of a document in one of its fields.
 
     Documents without text and blank lines are left out.
@@ -74,12 +79,14 @@ def jsonl_documents(pattern: str, field: str) -> Iterator[str]:
     Args:
         pattern: As for `text_documents`.
         field: The name of the field, whose value is a string.
+        encoding: As for `text_documents`.
+        max_bad_share: As for `text_documents`.
 
     Returns:
         The documents.
 
     Raises:
-        UserError: If the pattern matches no file, or a line is not such an object.
+        UserError: As for `text_documents`, or if a line is not such an object.
 
     Example:
     ```python
@@ -88,11 +95,13 @@ def jsonl_documents(pattern: str, field: str) -> Iterator[str]:
     list(jsonl_documents("/tmp/corpus.jsonl", field="text"))  # ['A document.']
     ```
     """
+    check_encoding(encoding)
     paths = matching_files(pattern)
 
     def documents() -> Iterator[str]:
         for path in paths:
-            for number, line in enumerate(_lines(path), start=1):
+            lines = text_lines(path, encoding, max_bad_share)
+            for number, line in enumerate(lines, start=1):
                 if line.strip():
                     text = _json_field(line, field, f"{path}:{number}")
                     if document := _without_blank_lines(text):
@@ -106,7 +115,8 @@ def tfds_documents(
 ) -> Iterator[str]:
     """Reads one text field of a TensorFlow Datasets dataset, downloading it if need be.
 
-    Documents without text are left out; bytes that are not UTF-8 become U+FFFD.
+    Documents without text are left out; bytes that are not UTF-8 become U+FFFD, and a warning
+    counts the documents that have such.
 
     Args:
         name: The dataset, as `tfds.builder` takes it, e.g. `"wikipedia/20230601.en"`.
@@ -141,9 +151,14 @@ def tfds_documents(
         ) from error
 
     def documents() -> Iterator[str]:
+        damaged = 0
         for example in dataset.as_numpy_iterator():
-            if document := _without_blank_lines(example[field].decode("utf-8", "replace")):
+            text = example[field].decode("utf-8", "replace")
+            damaged += text.encode() != example[field]
+            if document := _without_blank_lines(text):
                 yield document
+        if damaged:
+            logging.warning("%s: %d documents have bytes that are not UTF-8.", name, damaged)
 
     return documents()
 
@@ -168,55 +183,10 @@ def docstring_documents(min_words: int = 8) -> Iterator[str]:
     return docstrings.documents(docstrings.installed_modules(), min_words)
 
 
-def matching_files(pattern: str) -> list[str]:
-    """Returns the files that a pattern matches.
-
-    Args:
-        pattern: One or several comma-separated globs.
-
-    Returns:
-        The paths, sorted, each once.
-
-    Raises:
-        UserError: If one of the globs matches no file.
-
-    Example:
-    ```python
-    matching_files("corpus/*.txt,corpus/*")
-    ```
-    """
-    paths = set()
-    for one in filter(None, map(str.strip, pattern.split(","))):
-        found = {path for path in glob.glob(one, recursive=True) if not os.path.isdir(path)}
-        if not found:
-            raise UserError(f"no file matches {one!r}.")
-        paths |= found
-    if not paths:
-        raise UserError(f"{pattern!r} is no pattern: give the glob of the files to read.")
-    return sorted(paths)
-
-
-def _lines(path: str) -> Iterator[str]:
-    opener = gzip.open if path.endswith(".gz") else open
-    replaced = 0
-    try:
-        # "utf-8-sig" is UTF-8 that may start with a byte order mark.
-        with opener(path, "rt", encoding="utf-8-sig", errors="replace") as file:
-            for line in file:
-                replaced += line.count("\ufffd")
-                yield line
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
-    if replaced:
-        logging.warning(
-            "%s: %d characters U+FFFD, which replaces what is not UTF-8.", path, replaced
-        )
-
-
 def _json_field(line: str, field: str, where: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}.") from error
     if not isinstance(row, dict):
         raise UserError(
@@ -226,7 +196,7 @@ def _json_field(line: str, field: str, where: str) -> str:
         raise UserError(f"{where} has no field {field!r}: it has {sorted(row)}.")
     if not isinstance(row[field], str):
         raise UserError(f"{where}: field {field!r} is not a string.")
-    return row[field]
+    return without_surrogates(row[field])
 
 
 def _without_blank_lines(text: str) -> str:

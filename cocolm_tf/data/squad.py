@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from cocolm_tf.data.tfds_builder import prepared_builder
 from cocolm_tf.errors import UserError
+from cocolm_tf.text_files import read_text, without_surrogates
 
 TFDS_NAME = "squad/v2.0"
 
@@ -70,7 +71,7 @@ def read_squad(path: str) -> list[Question]:
     """Reads a file in the format of SQuAD 1.1 or 2.0.
 
     Args:
-        path: A JSON file.
+        path: A JSON file, see `read_text`.
 
     Returns:
         Its questions, in its order.
@@ -85,11 +86,8 @@ def read_squad(path: str) -> list[Question]:
     ```
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}.") from error
-    except ValueError as error:  # not UTF-8, or not JSON
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
     questions = list(_questions(content, path))
     return _checked(questions, path)
@@ -212,7 +210,7 @@ def _value(parent: Any, key: str, kind: type, where: str) -> Any:
         raise UserError(f"{where} has no {key!r}: SQuAD files have it there.")
     if not isinstance(parent[key], kind) or isinstance(parent[key], bool):
         raise UserError(f"{where} {key} must be {_KINDS[kind]}, not {_kind(parent[key])}.")
-    return parent[key]
+    return without_surrogates(parent[key]) if kind is str else parent[key]
 
 
 _KINDS = {str: "a string", int: "an integer", list: "a list", dict: "an object"}

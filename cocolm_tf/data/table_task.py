@@ -1,13 +1,19 @@
 """A task of the user's own, from tables with named columns."""
 
-import collections
+import dataclasses
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from cocolm_tf.data.examples import Examples, TaskData, stratified
-from cocolm_tf.data.labeled_tables import label_parser, labeled_examples, number_parser
+from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.data.labeled_tables import (
+    class_of,
+    label_parser,
+    labeled_examples,
+    number_parser,
+)
 from cocolm_tf.data.tables import Table, read_table
 from cocolm_tf.errors import UserError
 
@@ -25,6 +31,8 @@ def read_table_task(
     test_file: str = "",
     regression: bool = False,
     max_bad_share: float = 0.0,
+    encoding: str = "",
+    delimiter: str = "",
     name: str = "",
 ) -> TaskData:
     """Reads a task from TSV, CSV or JSON lines.
@@ -40,7 +48,9 @@ def read_table_task(
         regression: Whether the labels are numbers to be predicted as such.
         max_bad_share: float. The share of a file's rows that may be left out, as their columns,
             labels or texts are missing or wrong.
-        name: Of the task, for people; none for that of the file.
+        encoding: Of the files, see `text_lines`.
+        delimiter: Between their columns, see `read_table`.
+        name: Of the task, for people; none for `table_name(train_file)`.
 
     Returns:
         The examples.
@@ -54,52 +64,87 @@ def read_table_task(
     ```
     """
     texts = [text_column, *filter(None, [second_text_column])]
-    table = read_table(train_file, [*texts, label_column])
+
+    def read(path: str, columns: Sequence[str]) -> Table:
+        return read_table(path, columns, encoding=encoding, delimiter=delimiter)
+
+    table = read(train_file, [*texts, label_column])
     label_names = None if regression else _classes(table, label_column)
     parse = number_parser() if regression else label_parser(label_names)
     train = labeled_examples(table, len(texts), parse, max_bad_share)
     if dev_file:
-        dev = labeled_examples(
-            read_table(dev_file, [*texts, label_column]), len(texts), parse, max_bad_share
-        )
+        dev_table = read(dev_file, [*texts, label_column])
+        dev = labeled_examples(dev_table, len(texts), parse, max_bad_share)
     else:
-        train, dev = _split(train, dev_fraction)
+        train, dev = _split(train, dev_fraction, label_names)
     test = {}
     if test_file:
-        test["test"] = labeled_examples(
-            read_table(test_file, texts), len(texts), None, allow_empty=True
-        )
-    title = name or os.path.basename(train_file).split(".")[0]
-    return TaskData(title, label_names, train, {"dev": dev}, test)
+        # Every row of a test file wants a prediction.
+        test["test"] = labeled_examples(read(test_file, texts), len(texts), None, allow_empty=True)
+    return TaskData(name or table_name(train_file), label_names, train, {"dev": dev}, test)
+
+
+def table_name(path: str) -> str:
+    """What a table is called in results, and its folder: never as a task that is built in."""
+    name = os.path.basename(path).split(".")[0]
+    return f"{name}-table" if name.lower() in _TAKEN_NAMES or not name else name
+
+
+# Those of tasks, of their folders, and of the folders beside these.
+_TAKEN_NAMES = {
+    f"{name.lower()}{suffix}"
+    for name in ["squad", *GLUE_TASKS, *(task.title for task in GLUE_TASKS.values())]
+    for suffix in ("", "-prompts", "-from_scratch")
+} | {"submission"}
 
 
 def _classes(table: Table, label_column: str) -> Sequence[str]:
-    counts = collections.Counter(row[-1].strip() for row in table.rows)
-    counts.pop("", None)
-    if len(counts) < 2:
+    """The classes of the rows that can be learned from, each as it is written first."""
+    written: dict[str, str] = {}
+    for line, (*texts, label) in zip(table.lines, table.rows, strict=True):
+        label = label.strip("\t\r\n")
+        if not class_of(label) or not all(map(str.strip, texts)):
+            continue
+        if any(end in label for end in "\t\r\n"):
+            raise UserError(
+                f"{table.path}:{line} has the label {label!r}: predictions have a line for each "
+                "row, so that a label is text without tabs and line ends."
+            )
+        written.setdefault(class_of(label), label)
+    classes = list(written.values())
+    if len(classes) < 2:
         raise UserError(
-            f"{table.path}: column {label_column!r} has the label {next(iter(counts), '')!r} only: "
+            f"{table.path}: column {label_column!r} has the label {''.join(classes)!r} only: "
             "classes are at least two."
         )
-    if len(counts) > max(100, len(table.rows) // 2):
+    if len(classes) > max(100, len(table.rows) // 2):
         raise UserError(
-            f"{table.path}: column {label_column!r} has {len(counts)} different labels in "
+            f"{table.path}: column {label_column!r} has {len(classes)} different labels in "
             f"{len(table.rows)} rows: name another column, or say --regression if it has numbers."
         )
     try:
-        return sorted(counts, key=float)
+        return sorted(classes, key=lambda label: (float(label), label))
     except ValueError:
-        return sorted(counts)
+        return sorted(classes)
 
 
-def _split(examples: Examples, dev_fraction: float) -> tuple[Examples, Examples]:
+def _split(
+    examples: Examples, dev_fraction: float, label_names: Sequence[str] | None
+) -> tuple[Examples, Examples]:
     if not 0 < dev_fraction < 1:
         raise UserError(f"--dev_fraction={dev_fraction} must be in (0, 1).")
-    chosen = stratified(examples.labels, dev_fraction, _SPLIT_SEED)
+    chosen = stratified(examples.labels, dev_fraction, _SPLIT_SEED, leave=1)
     rest = np.setdiff1d(np.arange(len(examples)), chosen)
-    if not len(rest):
+    if not len(chosen):
         raise UserError(
             f"{examples.source} has {len(examples)} rows, too few to split a dev set off: give a "
             "--dev_file."
         )
-    return examples.select(rest), examples.select(chosen)
+    train, dev = examples.select(rest), examples.select(chosen)
+    if label_names is None:
+        return train, dev
+    unseen = sorted(set(range(len(label_names))) - set(dev.labels.tolist()))
+    told = [
+        f"any row of {label_names[number]!r}, as its only one is learned from" for number in unseen
+    ]
+    return train, dataclasses.replace(dev, left_out=[*dev.left_out, *told])

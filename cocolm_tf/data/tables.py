@@ -1,18 +1,22 @@
 """Rows of named columns from TSV, CSV or JSON lines."""
 
-import contextlib
+import collections
 import csv
 import dataclasses
-import gzip
 import json
+import math
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.text_files import COMPRESSED_SUFFIXES, text_lines, without_surrogates
 
 FORMATS = (".tsv", ".csv", ".jsonl")
+_DELIMITERS = {".tsv": "\t", ".csv": ","}
+_OTHER_DELIMITERS = (",", ";", "\t", "|")
+
+# A field may be a whole document; the default is 131,072 characters.
+csv.field_size_limit(2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Table:
         rows: The values of each row, in the order in which the columns were asked for.
         lines: The line of the file at which each row is.
         bad_rows: The lines of rows that cannot be read, each with what is wrong with it.
+        blank_lines: The lines before the last row that hold nothing, not even an empty text.
 
     Example:
     ```python
@@ -35,23 +40,39 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     lines: Sequence[int]
     bad_rows: Sequence[tuple[int, str]]
+    blank_lines: Sequence[int] = ()
 
 
-def read_table(path: str, columns: Sequence[str], header: Sequence[str] | None = None) -> Table:
+def read_table(
+    path: str,
+    columns: Sequence[str],
+    header: Sequence[str] | None = None,
+    optional: Sequence[str] = (),
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    default_format: str = "",
+) -> Table:
     """Reads some columns of a file.
 
-    The name decides the format, gzip-compressed where it ends in `.gz` as well: `.tsv`, one row a
-    line, in which a quote is a character as any other; `.csv`, quoted as RFC 4180 says; `.jsonl`,
-    one object a line, whose values are strings, numbers or truth values.
+    The name, without the `.gz` or the like of a compressed file, decides the format: `.tsv`, one
+    row a line, in which a quote is a character as any other; `.csv`, quoted as RFC 4180 says;
+    `.jsonl`, one object a line, whose values are strings, finite numbers or truth values.
 
     Args:
-        path: The file. UTF-8.
+        path: The file, see `text_lines`.
         columns: The names of the columns to read.
         header: The names of all columns of a TSV file that has no header; None where the first
             row is the header.
+        optional: The names of columns to read where there are such: their values are `""` where
+            there are not.
+        encoding: Of the file, see `text_lines`.
+        delimiter: Between the columns of `.tsv` and `.csv`; `""` for a tab and a comma, and None
+            for these where there is no `--delimiter`.
+        default_format: The format where the name says none; `""` for none.
 
     Returns:
-        The rows. One that has too few or too many columns is among the bad ones.
+        The rows. One that has too few or too many columns is among the bad ones. In a file of one
+        column a blank line is a row; elsewhere it is none.
 
     Raises:
         UserError: If the file cannot be read, or lacks a column.
@@ -63,102 +84,195 @@ def read_table(path: str, columns: Sequence[str], header: Sequence[str] | None =
     read_table("/tmp/reviews.tsv", ["label", "text"]).rows  # [('good', 'It is "great".')]
     ```
     """
-    kind = os.path.splitext(path.removesuffix(".gz"))[1].lower()
-    if kind not in FORMATS:
-        raise UserError(f"{path}: the name of a table ends in {', '.join(FORMATS)}, or with .gz.")
-    rows, lines, bad_rows = [], [], []
-    try:
-        with _open(path) as file:
-            if kind == ".jsonl":
-                parsed = _json_rows(file, columns)
-            else:
-                cells = _tsv_cells(file) if kind == ".tsv" else _csv_cells(file)
-                parsed = _named_rows(cells, path, columns, header)
-            for line, row in parsed:
-                if isinstance(row, str):
-                    bad_rows.append((line, row))
-                else:
-                    rows.append(row)
-                    lines.append(line)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}.") from error
-    except (EOFError, zlib.error) as error:
-        raise UserError(f"{path} is a broken gzip file.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason}.") from error
-    except csv.Error as error:
-        raise UserError(f"{path} is no CSV file: {error}.") from error
+    kind = _format(path, default_format)
+    if delimiter and kind == ".jsonl":
+        raise UserError(f"{path}: --delimiter goes with .csv and .tsv, not with .jsonl.")
+    separator = _separator(delimiter) or _DELIMITERS.get(kind, "")
+    lines = text_lines(path, encoding)
+    if kind == ".jsonl":
+        parsed = _json_rows(lines, columns, optional)
+    else:
+        cells = _tsv_cells(lines, separator) if kind == ".tsv" else _csv_cells(lines, separator)
+        parsed = _named_rows(cells, path, columns, header, optional, delimiter is not None)
+    rows, numbers, bad_rows, blank_lines, last = [], [], [], [], 0
+    for number, row in parsed:
+        if row is None:
+            blank_lines.append(number)
+            continue
+        last = number
+        if isinstance(row, str):
+            bad_rows.append((number, row))
+        else:
+            rows.append(row)
+            numbers.append(number)
     if not rows and bad_rows:
-        line, reason = bad_rows[0]
-        raise UserError(f"{path}:{line} {reason}; there is no good row.")
+        number, reason = bad_rows[0]
+        raise UserError(f"{path}:{number} {reason}; there is no good row.")
     if not rows:
         raise UserError(f"{path} has no rows.")
-    return Table(path, rows, lines, bad_rows)
+    blank_lines = [number for number in blank_lines if number < last]
+    return Table(path, rows, numbers, bad_rows, blank_lines)
 
 
-# A row's number and its values, or what is wrong with it.
-_Rows = Iterator[tuple[int, tuple[str, ...] | str]]
+# A row's line and its cells, or what is wrong with it.
+_Cells = Iterator[tuple[int, list[str] | str]]
+# A row's line and its values, or what is wrong with it; None where it is blank.
+_Rows = Iterator[tuple[int, tuple[str, ...] | str | None]]
 
 
-@contextlib.contextmanager
-def _open(path: str) -> Iterator[IO[str]]:
-    opener = gzip.open if path.endswith(".gz") else open
-    # A file may begin with a byte order mark. Only "\n" ends a line: texts have other separators.
-    with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-        yield file
+def _format(path: str, default: str) -> str:
+    name = os.path.basename(path).lower()
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    kind = os.path.splitext(name)[1]
+    if kind in FORMATS:
+        return kind
+    if not default:
+        raise UserError(
+            f"{path}: the name of a table ends in {', '.join(FORMATS)}, or with .gz or the like."
+        )
+    return default
 
 
-def _tsv_cells(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(file, start=1):
-        if line := line.rstrip("\r\n"):
-            yield number, line.split("\t")
+def _separator(delimiter: str | None) -> str:
+    separator = {"\\t": "\t", "tab": "\t"}.get(delimiter or "", delimiter or "")
+    if len(separator) > 1 or separator in ('"', "\r", "\n"):
+        raise UserError(
+            f"--delimiter={delimiter!r} must be one character, as ; or \\t, and no quote."
+        )
+    return separator
 
 
-def _csv_cells(file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(file, strict=True)
-    before = 0
-    for cells in reader:
-        if cells:
-            yield before + 1, cells
-        before = reader.line_num
+def _tsv_cells(lines: Iterable[str], separator: str) -> _Cells:
+    for number, line in enumerate(lines, start=1):
+        yield number, line.removesuffix("\n").removesuffix("\r").split(separator)
+
+
+def _csv_cells(lines: Iterator[str], separator: str) -> _Cells:
+    """Where a row is wrong, the next one begins at the next line, quoted or not."""
+    again: collections.deque[str] = collections.deque()
+    row: list[str] = []  # The lines of the row that is being read.
+
+    def feed() -> Iterator[str]:
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            row.append(line)
+            yield line
+
+    number = 1
+    reader = csv.reader(feed(), delimiter=separator, strict=True)
+    while True:
+        row.clear()
+        try:
+            cells: list[str] | str = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells = _csv_reason(str(error), separator)
+            again.extendleft(reversed(row[1:]))
+            del row[1:]
+            reader = csv.reader(feed(), delimiter=separator, strict=True)
+        yield number, cells
+        number += len(row)
+
+
+def _csv_reason(error: str, separator: str) -> str:
+    if "expected after" in error:
+        return (
+            f"has text between a closing quote and the next {separator!r}: write a quote inside "
+            'quotes as ""'
+        )
+    if "unexpected end" in error:
+        return "begins with a quote a field that does not end"
+    if "new-line" in error:
+        return "has a carriage return outside quotes"
+    return f"is not CSV: {error}"
 
 
 def _named_rows(
-    cells: Iterator[tuple[int, list[str]]],
+    cells: _Cells,
     path: str,
     columns: Sequence[str],
     header: Sequence[str] | None,
+    optional: Sequence[str],
+    has_flag: bool,
 ) -> _Rows:
-    names = list(header) if header else next(cells, (0, []))[1]
+    names = list(header) if header else _header(cells, path)
+    for column in [*columns, *optional]:
+        if names.count(column) > 1:
+            raise UserError(f"{path} has {names.count(column)} columns {column!r}: rename one.")
     for column in columns:
         if column not in names:
-            raise UserError(f"{path} has no column {column!r}: it has {', '.join(names)}.")
+            raise UserError(
+                f"{path} has no column {column!r}: it has {', '.join(names) or 'none'}"
+                + (_delimiter_advice(names, column) if has_flag else "")
+                + "."
+            )
     wanted = [names.index(column) for column in columns]
+    wanted += [names.index(column) if column in names else -1 for column in optional]
     for line, row in cells:
-        if len(row) != len(names):
+        if isinstance(row, str):
+            yield line, row
+        elif len(names) > 1 and _is_blank(row):
+            yield line, None
+        elif len(names) == 1 and not row:
+            yield line, ("",) * len(wanted)  # How `csv` reads an empty line.
+        elif len(row) != len(names):
             yield line, f"has {len(row)} columns, not {len(names)}"
         else:
-            yield line, tuple(row[index] for index in wanted)
+            yield line, tuple(row[index] if index >= 0 else "" for index in wanted)
 
 
-def _json_rows(file: Iterable[str], columns: Sequence[str]) -> _Rows:
-    for number, line in enumerate(file, start=1):
+def _header(cells: _Cells, path: str) -> list[str]:
+    for line, names in cells:
+        if isinstance(names, str):
+            raise UserError(f"{path}:{line} {names}.")
+        if not _is_blank(names):
+            return names
+    return []
+
+
+def _is_blank(row: Sequence[str]) -> bool:
+    return len(row) < 2 and not "".join(row).strip()
+
+
+def _delimiter_advice(names: Sequence[str], column: str) -> str:
+    if len(names) != 1:
+        return ""
+    for separator in _OTHER_DELIMITERS:
+        if column in (name.strip('"') for name in names[0].split(separator)):
+            shown = "\\t" if separator == "\t" else separator
+            return f"; if {shown!r} separates its columns, give --delimiter='{shown}'"
+    return ""
+
+
+def _json_rows(lines: Iterable[str], columns: Sequence[str], optional: Sequence[str]) -> _Rows:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
+            yield number, None
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield number, f"is not JSON: {error}"
             continue
         if not isinstance(row, dict):
             yield number, "is not a JSON object"
-        elif missing := [column for column in columns if column not in row]:
+            continue
+        given = [column for column in optional if row.get(column) is not None]
+        if missing := [column for column in columns if column not in row]:
             yield number, f"has no field {missing[0]!r}: it has {', '.join(row)}"
-        elif odd := [c for c in columns if not isinstance(row[c], str | int | float)]:
+        elif odd := [c for c in [*columns, *given] if not _is_value(row[c])]:
             yield number, f"has in {odd[0]!r} neither a string nor a number: {row[odd[0]]!r}"
         else:
-            yield number, tuple(_as_text(row[column]) for column in columns)
+            values = [row[c] for c in columns]
+            values += [row[c] if c in given else "" for c in optional]
+            yield number, tuple(map(_as_text, values))
+
+
+def _is_value(value: object) -> bool:
+    # JSON as Python and pandas write it has NaN where a value is missing.
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _as_text(value: str | int | float | bool) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return without_surrogates(value) if isinstance(value, str) else json.dumps(value)

@@ -93,7 +93,7 @@ def run_classification(spec: dict[str, Any], folder: str, reporter: Reporter) ->
     for name in data.test:
         path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{name}.tsv")
         write_predictions(path, _outputs(classifier, tokens[name]), data)
-    names = metrics_of(data.name, data.num_classes)
+    names = metrics_of(data)
     results = {
         "headline": f"{names[0]} {best.best['score']:.4f} in epoch {best.best['epoch']}",
         "task": data.name,
@@ -167,7 +167,7 @@ def dev_scores(
     scores, score = dev_scores(classifier, data, tokens)
     ```
     """
-    names = metrics_of(data.name, data.num_classes)
+    names = metrics_of(data)
     scores = {}
     for part, examples in data.dev.items():
         outputs = _outputs(classifier, tokens[part])

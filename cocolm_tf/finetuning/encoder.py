@@ -6,6 +6,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.run import Run
 from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.training.preset import check_finite_weights
 
 
 def load_encoder(
@@ -40,6 +41,8 @@ def load_encoder(
     backbone = CocoLMBackbone.from_preset(
         preset, load_weights=not from_scratch, dropout=dropout, dtype=precision
     )
+    if not from_scratch:
+        check_finite_weights(backbone, preset)
     if lora_rank:
         backbone.enable_lora(lora_rank)
     return backbone

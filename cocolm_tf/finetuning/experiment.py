@@ -20,10 +20,10 @@ from typing import Any
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import Grid, from_dict, with_values
 from cocolm_tf.finetuning.jobs import RESULTS_FILENAME, Job, JobRunner, write_json
-from cocolm_tf.finetuning.presets import fingerprint
 from cocolm_tf.finetuning.results import summarize_runs, write_results
 from cocolm_tf.finetuning.run import Run
 from cocolm_tf.finetuning.search import grid_search
+from cocolm_tf.fingerprints import content_fingerprints, fingerprint
 
 _PREDICTIONS, _SUBMISSION = "predictions", "submission"
 
@@ -86,6 +86,7 @@ def run_experiment(experiment: Experiment, output_dir: str, at_once: int = 1) ->
         experiment.run,
         preset=os.path.abspath(experiment.run.preset),
         preset_fingerprint=fingerprint(experiment.run.preset),
+        content_fingerprints=content_fingerprints(experiment.run.files_read()),
     )
     trials = math.prod(map(len, experiment.grid.values())) if experiment.grid else 0
     searched = None
@@ -112,7 +113,7 @@ def run_experiment(experiment: Experiment, output_dir: str, at_once: int = 1) ->
             )
     summary = _summary(experiment, run, jobs, found, output_dir) | {"search": searched}
     write_json(summary, os.path.join(folder, RESULTS_FILENAME))
-    if run.train_fraction == 1 and not run.from_scratch:
+    if run.has_leaderboard and run.train_fraction == 1 and not run.from_scratch:
         _submit(os.path.join(output_dir, summary["best_run"], _PREDICTIONS), output_dir)
     return write_results(output_dir)
 

@@ -25,12 +25,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cocolm_tf.errors import RestartableError, UserError
+from cocolm_tf.errors import RestartableError, UserError, refusal
 from cocolm_tf.program import RESTARTABLE
 
 SPEC_FILENAME = "job.json"
 LOG_FILENAME = "log.txt"
 RESULTS_FILENAME = "results.json"
+
+# Where a spec has the fingerprints of the files that the job reads, by their paths.
+CONTENT_KEY = "content_fingerprints"
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 
@@ -60,6 +63,8 @@ class Job:
     def results(self) -> dict[str, Any] | None:
         """What came out, or None if the job is not done.
 
+        What another job left that `diverged` is in nobody's way: other settings are the way out.
+
         Raises:
             UserError: If the folder has the results of another job.
         """
@@ -67,13 +72,15 @@ class Job:
         if not os.path.isfile(path):
             return None
         before = _read_json(os.path.join(self.folder, SPEC_FILENAME))
-        now = json.loads(json.dumps(self.spec))
+        now, results = json.loads(json.dumps(self.spec)), _read_json(path)
         if before != now:
+            if results.get("diverged"):
+                return None
             raise UserError(
                 f"{self.folder} was made with {_difference(before, now)}: give another "
-                "--output_dir, or remove that folder."
+                "--output_dir, or remove that folder to do it again."
             )
-        return _read_json(path)
+        return results
 
 
 class JobRunner:
@@ -319,13 +326,18 @@ def serve(do: Callable[[dict[str, Any], str, Reporter], dict[str, Any]]) -> None
     reporter = Reporter()
     try:
         results = do(spec, folder, reporter)
+        write_json(results, os.path.join(folder, RESULTS_FILENAME))
     except UserError as error:
         reporter.mistake(str(error))
         sys.exit(1)
     except RestartableError as error:
         print(error, file=sys.stderr)
         sys.exit(RESTARTABLE)
-    write_json(results, os.path.join(folder, RESULTS_FILENAME))
+    except Exception as error:
+        if told := refusal(error):
+            reporter.mistake(told)
+            sys.exit(1)
+        raise
 
 
 def write_json(value: Any, path: str) -> None:
@@ -363,7 +375,7 @@ def refuse_another(job: Job) -> None:
     if before != now:
         raise UserError(
             f"{job.folder} was begun with {_difference(before, now)}: give another --output_dir, "
-            "or remove that folder."
+            "or remove that folder to do it again."
         )
 
 
@@ -403,5 +415,9 @@ def _difference(before: Any, now: Any, prefix: str = "") -> str:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *now]:
             if before.get(key) != now.get(key):
+                if prefix.rpartition(".")[2] == CONTENT_KEY:
+                    return f"other content of {key}"
+                if key == CONTENT_KEY and key not in before:
+                    return "files of which it did not record what they held"
                 return _difference(before.get(key), now.get(key), f"{prefix}.{key}".lstrip("."))
     return f"{prefix}={before!r}, not {now!r}"

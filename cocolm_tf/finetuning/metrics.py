@@ -6,6 +6,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics
 
+from cocolm_tf.data.examples import TaskData
 from cocolm_tf.errors import UserError
 
 
@@ -39,35 +40,26 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 """Each takes the labels and the predictions, both [N], and gives a number, the higher the better.
 `f1` is that of class 1."""
 
-# The first is the one that Table 1 of the paper has, and that the best epoch is chosen by.
-_OF_TASK = {
-    "CoLA": ("matthews", "accuracy"),
-    "MRPC": ("accuracy", "f1"),
-    "STS-B": ("spearman", "pearson"),
-    "QQP": ("accuracy", "f1"),
-}
 
-
-def metrics_of(task: str, num_classes: int) -> tuple[str, ...]:
-    """Names the metrics of a task.
+def metrics_of(data: TaskData) -> tuple[str, ...]:
+    """Names the metrics of a task: its own, or those of its kind.
 
     Args:
-        task: A name of `TaskData`: GLUE's tasks have their own metrics.
-        num_classes: int. 1 for a regression.
+        data: The task.
 
     Returns:
         Keys of `METRICS`; the first is the one to choose by.
 
     Example:
     ```python
-    metrics_of("STS-B", 1)  # ("spearman", "pearson")
+    metrics_of(read_glue("stsb", "glue_data"))  # ("spearman", "pearson")
     ```
     """
-    if task in _OF_TASK:
-        return _OF_TASK[task]
-    if num_classes == 1:
+    if data.metrics:
+        return data.metrics
+    if data.num_classes == 1:
         return "spearman", "pearson"
-    return ("accuracy", "f1") if num_classes == 2 else ("accuracy", "macro_f1")
+    return ("accuracy", "f1") if data.num_classes == 2 else ("accuracy", "macro_f1")
 
 
 def evaluate(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Predictions for rows without labels, in files as the GLUE leaderboard takes them."""
 
-import csv
 import os
 
 import numpy as np
@@ -11,6 +10,8 @@ from cocolm_tf.finetuning.metrics import predicted
 
 def write_predictions(path: str, outputs: np.ndarray, data: TaskData) -> None:
     """Writes a file of predictions: `index` and `prediction`, tab-separated.
+
+    A quote and a backslash are characters as any other, as they are in the files that are read.
 
     Args:
         path: The file.
@@ -24,12 +25,12 @@ def write_predictions(path: str, outputs: np.ndarray, data: TaskData) -> None:
     """
     predictions = predicted(outputs, data.bounds)
     names = data.label_values or data.label_names
-    values = [f"{number:.3f}" for number in predictions] if names is None else None
+    if names is None:
+        values = [f"{number:.3f}" for number in predictions]
+    else:
+        values = [names[number] for number in predictions]
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path + ".tmp", "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(
-            file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\"
-        )
-        writer.writerow(["index", "prediction"])
-        writer.writerows(enumerate(values or [names[number] for number in predictions]))
+    with open(path + ".tmp", "w", encoding="utf-8", newline="\n") as file:
+        file.write("index\tprediction\n")
+        file.writelines(f"{index}\t{value}\n" for index, value in enumerate(values))
     os.replace(path + ".tmp", path)

@@ -1,10 +1,8 @@
 """Presets as programs take them: checked, told apart, and with the weights that are wanted."""
 
 import glob
-import hashlib
 import json
 import os
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,6 +15,10 @@ _HEADS_FILENAME, _LM_BIAS = "pretraining_heads.npz", "lm_head.bias"
 _TASK_HEADS_FILENAME = "task_heads.npz"
 # What a preset of a fine-tuned task has, with a head of its own.
 _TASK_FILENAME = "task.json"
+_TASKS = {
+    "classifier": "cocolm_tf>CocoLMTextClassifier",
+    "question_answerer": "cocolm_tf>CocoLMQuestionAnswerer",
+}
 
 
 def backbone_config(preset: str) -> dict[str, object]:
@@ -52,28 +54,6 @@ def backbone_config(preset: str) -> dict[str, object]:
         if not glob.glob(os.path.join(glob.escape(preset), pattern)):
             raise UserError(f"--preset={preset} has no {what}: there is no {pattern}.")
     return arguments
-
-
-def fingerprint(preset: str) -> str:
-    """Hashes what a model that starts from a preset depends on.
-
-    Args:
-        preset: The folder.
-
-    Returns:
-        SHA-256 in hexadecimal, of the architecture, the weights and the vocabulary.
-
-    Example:
-    ```python
-    fingerprint("runs/first/preset")
-    ```
-    """
-    digest = hashlib.sha256()
-    for path in _files(preset):
-        digest.update(os.path.relpath(path, preset).encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def language_model_bias(preset: str) -> np.ndarray:
@@ -114,8 +94,8 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
         head: `classifier` or `question_answerer`.
 
     Returns:
-        The weights by their names, as `output.bias`; none if there is no such head, or the preset
-        is that of a task which was fine-tuned here.
+        The weights by their names, as `output.bias`; none if there is no such head, or `task.json`
+        is of such a task, whose own head then counts.
 
     Example:
     ```python
@@ -123,7 +103,7 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
     ```
     """
     path = os.path.join(preset, _TASK_HEADS_FILENAME)
-    if not os.path.isfile(path) or os.path.isfile(os.path.join(preset, _TASK_FILENAME)):
+    if not os.path.isfile(path) or _task_name(preset) == _TASKS[head]:
         return {}
     arrays = np.load(path)
     prefix = f"{head}."
@@ -132,7 +112,13 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
     }
 
 
-def _files(preset: str) -> Iterator[str]:
-    for pattern in (_CONFIG_FILENAME, "*.h5", "*.npz", "tokenizer.json", "assets/**/*"):
-        found = glob.glob(os.path.join(glob.escape(preset), pattern), recursive=True)
-        yield from sorted(path for path in found if os.path.isfile(path))
+def _task_name(preset: str) -> str:
+    """The registered name of the task that a preset is of; empty where it is of none."""
+    path = os.path.join(preset, _TASK_FILENAME)
+    if not os.path.isfile(path):
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return str(json.load(file)["registered_name"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not describe a model.") from error

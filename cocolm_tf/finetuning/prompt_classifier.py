@@ -10,6 +10,11 @@ import tensorflow as tf
 
 from cocolm_tf.finetuning.presets import language_model_bias
 from cocolm_tf.finetuning.prompt_classifier_preprocessor import CocoLMPromptClassifierPreprocessor
+from cocolm_tf.finetuning.raw_inputs import (
+    class_numbers,
+    class_numbers_in_graph,
+    finite_numbers,
+)
 from cocolm_tf.finetuning.raw_text_task import check_row_length, raw_text_task
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -127,6 +132,10 @@ class CocoLMPromptClassifier(raw_text_task(keras_nlp.models.Task)):
     ) -> None:
         if backbone.embedding_dim != backbone.hidden_dim:
             raise ValueError("The LM head has no layer between hidden states and word embeddings.")
+        if label_names is not None and len(label_names) != len(label_word_ids):
+            raise ValueError(
+                f"{len(label_word_ids)} label words, but {len(label_names)} label_names."
+            )
         if bounds is not None and (len(label_word_ids) != 2 or not bounds[0] < bounds[1]):
             raise ValueError("A regression has two words, and a lower and a higher bound.")
         check_row_length(preprocessor, backbone)
@@ -193,6 +202,20 @@ class CocoLMPromptClassifier(raw_text_task(keras_nlp.models.Task)):
         super().compile(
             optimizer=optimizer, loss=loss, metrics=metrics, jit_compile=jit_compile, **kwargs
         )
+
+    def checked_labels(self, y: Any, rows: int) -> Any:
+        """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""
+        if self.bounds is not None:
+            return finite_numbers(y, rows, self.bounds)
+        count = len(self.label_word_ids)
+        return class_numbers(y, rows, count, self.label_names, self._has_class_loss)
+
+    def labels_in_graph(self, y: Any) -> Any:
+        """The same for the labels of a dataset's batch."""
+        if self.bounds is not None:
+            return y
+        count = len(self.label_word_ids)
+        return class_numbers_in_graph(y, count, self.label_names, self._has_class_loss)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild this model."""

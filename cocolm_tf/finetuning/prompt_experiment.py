@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from cocolm_tf.data.few_shot import few_shot_split
-from cocolm_tf.data.glue import read_glue
+from cocolm_tf.data.glue import glue_files, read_glue
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.jobs import RESULTS_FILENAME, Job, JobRunner, write_json
-from cocolm_tf.finetuning.presets import fingerprint
 from cocolm_tf.finetuning.prompt_run import PromptRun
 from cocolm_tf.finetuning.results import summarize_runs, write_results
+from cocolm_tf.fingerprints import content_fingerprints, fingerprint
 
 # Not imported: its processes are what needs TensorFlow.
 _MODULE = "cocolm_tf.finetuning.prompting"
@@ -53,7 +53,10 @@ def run_prompt_experiment(
     few_shot_split(read_glue(run.task, run.data_dir), run.shots, run.seed)
     folder = os.path.join(output_dir, f"{run.task}-prompts")
     base = dataclasses.replace(
-        run, preset=os.path.abspath(run.preset), preset_fingerprint=fingerprint(run.preset)
+        run,
+        preset=os.path.abspath(run.preset),
+        preset_fingerprint=fingerprint(run.preset),
+        content_fingerprints=content_fingerprints(glue_files(run.task, run.data_dir)),
     )
     rates = run.config["learning_rates"]
     jobs = [

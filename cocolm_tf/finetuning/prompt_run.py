@@ -18,7 +18,8 @@ class PromptRun:
         data_dir: As for `read_glue`.
         shots: How many examples of each class to learn from, and as many to choose by.
         learning_rate: The peak: one of those in `config`.
-        preset_fingerprint: What `presets.fingerprint` says of the preset.
+        preset_fingerprint: What `fingerprint` says of the preset.
+        content_fingerprints: What `content_fingerprints` says of the files that it reads.
         seed: Decides which examples these are, and everything else.
 
     Example:
@@ -43,4 +44,5 @@ class PromptRun:
     shots: int = 16
     learning_rate: float = 0.0
     preset_fingerprint: str = ""
+    content_fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
     seed: int = 0

@@ -70,7 +70,7 @@ def run_prompting(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict
     def tokens_of(examples: Examples) -> list[Tokens]:
         return [prompt_tokens(classifier, examples, draw) for draw in range(draws)]
 
-    names = metrics_of(data.name, data.num_classes)
+    names = metrics_of(data)
     dev_tokens = tokens_of(dev)
 
     def scores_of(examples: Examples, tokens: Sequence[Tokens]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
@@ -13,6 +14,7 @@ from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.finetuning.question_answerer_preprocessor import (
     CocoLMQuestionAnswererPreprocessor,
 )
+from cocolm_tf.finetuning.raw_inputs import answer_spans, text_columns
 from cocolm_tf.finetuning.raw_text_task import check_row_length, raw_text_task
 from cocolm_tf.finetuning.spans import Spans, best_spans
 from cocolm_tf.finetuning.window_rows import (
@@ -236,7 +238,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_nlp.models.Task)):
         """
         if not self._is_raw(x):
             return super().predict(x, batch_size, **kwargs)
-        questions, contexts = map(_as_strings, x)
+        questions, contexts = self._texts(x)
         if not questions:
             return []
         rows = window_rows(self.preprocessor, questions, contexts)
@@ -297,12 +299,23 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_nlp.models.Task)):
         return answerer
 
     def _is_raw(self, x: Any) -> bool:
-        return self.preprocessor is not None and isinstance(x, tuple | list) and len(x) == 2
+        return self.preprocessor is not None and (
+            isinstance(x, tuple | list | str) or hasattr(x, "__array__")
+        )
+
+    def _texts(self, x: Any) -> tuple[list[str], list[str]]:
+        # A list of two is the columns too, and no pair of pairs.
+        x = tuple(x) if isinstance(x, list) and len(x) == 2 else x
+        columns = text_columns(x, ("questions", "contexts"))
+        if len(columns) != 2:
+            raise ValueError("x must be the questions and their contexts: (questions, contexts).")
+        return tuple(map(_as_strings, columns))
 
     def _labeled_rows(self, x: Any, y: Any) -> WindowRows:
-        if y is None:
-            raise ValueError("y must say where the answers are: [N, 2] characters of the contexts.")
-        return window_rows(self.preprocessor, *map(_as_strings, x), y)
+        questions, contexts = self._texts(x)
+        if not questions:
+            raise ValueError("there are no questions.")
+        return window_rows(self.preprocessor, questions, contexts, answer_spans(y, contexts))
 
     def _measuring_batches(self, x: Any, y: Any, batch_size: int | None) -> tf.data.Dataset:
         rows = self._labeled_rows(x, y)
@@ -314,8 +327,5 @@ def _model_inputs(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: features[name] for name in ("token_ids", "padding_mask")}
 
 
-def _as_strings(texts: Any) -> list[str]:
-    texts = texts.numpy() if isinstance(texts, tf.Tensor) else texts
-    return [
-        text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in texts
-    ]
+def _as_strings(texts: Sequence[str | bytes]) -> list[str]:
+    return [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in texts]

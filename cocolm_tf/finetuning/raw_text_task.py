@@ -1,5 +1,6 @@
 """What models that `fit()` on raw text have in common."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -7,6 +8,14 @@ import keras_nlp
 import tensorflow as tf
 
 from cocolm_tf.finetuning.padding import trimmed
+from cocolm_tf.finetuning.raw_inputs import (
+    Columns,
+    as_model_input,
+    check_dataset,
+    check_weights,
+    label_errors_told,
+    text_columns,
+)
 from cocolm_tf.training.optimization import AdamW
 
 
@@ -59,6 +68,125 @@ def raw_text_task(base: type[keras_nlp.models.Task]) -> type[keras_nlp.models.Ta
         """The task, with what all of them have in common."""
 
         trim_padding: bool
+        label_names: Sequence[str] | None = None
+
+        def fit(
+            self,
+            x: Any = None,
+            y: Any = None,
+            batch_size: int | None = None,
+            sample_weight: Any = None,
+            validation_data: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            """Fine-tunes the model, as KerasHub does.
+
+            Args:
+                x: Texts, see `text_columns`, or what else `keras.Model.fit` takes.
+                y: Labels.
+                batch_size: int. 32 where it is None.
+                sample_weight: Weights of the labels.
+                validation_data: `(x, y)` or `(x, y, sample_weight)`, or a dataset.
+                **kwargs: As for `keras.Model.fit`.
+
+            Returns:
+                Keras's `History`.
+
+            Raises:
+                ValueError: Saying which text or label is wrong.
+            """
+            x, y = self.checked(x, y, sample_weight)
+            if isinstance(validation_data, tuple | list):
+                parts = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
+                validation_data = (*self.checked(*parts), *parts[2:])
+            elif validation_data is not None:
+                self.checked(validation_data, None)
+            with label_errors_told():
+                return super().fit(
+                    x,
+                    y,
+                    batch_size,
+                    sample_weight=sample_weight,
+                    validation_data=validation_data,
+                    **kwargs,
+                )
+
+        def evaluate(
+            self,
+            x: Any = None,
+            y: Any = None,
+            batch_size: int | None = None,
+            sample_weight: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            """Computes the loss and the metrics, as KerasHub does.
+
+            Args:
+                x: As for `fit`.
+                y: As for `fit`.
+                batch_size: int. 32 where it is None.
+                sample_weight: As for `fit`.
+                **kwargs: As for `keras.Model.evaluate`.
+
+            Returns:
+                What `keras.Model.evaluate` returns.
+
+            Raises:
+                ValueError: Saying which text or label is wrong.
+            """
+            x, y = self.checked(x, y, sample_weight)
+            with label_errors_told():
+                return super().evaluate(x, y, batch_size, sample_weight=sample_weight, **kwargs)
+
+        def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+            """Computes the outputs, as KerasHub does.
+
+            Args:
+                x: As for `fit`.
+                batch_size: int. 32 where it is None.
+                **kwargs: As for `keras.Model.predict`.
+
+            Returns:
+                What `keras.Model.predict` returns.
+
+            Raises:
+                ValueError: Saying which text is wrong.
+            """
+            if isinstance(x, tf.data.Dataset):
+                check_dataset(x, None, has_labels=False)
+            elif columns := self._columns(x):
+                if not columns[0]:
+                    raise ValueError("there are no texts.")
+                x = as_model_input(columns)
+            return super().predict(x, batch_size, **kwargs)
+
+        def checked(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any]:
+            """Texts and labels as KerasHub takes them; what comes by itself stays as it is."""
+            if isinstance(x, tf.data.Dataset):
+                check_dataset(x, self.label_names, has_labels=True)
+                return x, y
+            columns = self._columns(x)
+            if columns is None:
+                return x, y
+            check_weights(sample_weight, len(columns[0]))
+            return as_model_input(columns), self.checked_labels(y, len(columns[0]))
+
+        def checked_labels(self, y: Any, rows: int) -> Any:
+            """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""
+            return y
+
+        def labels_in_graph(self, y: Any) -> Any:
+            """The same for the labels of a dataset's batch."""
+            return y
+
+        @property
+        def _has_class_loss(self) -> bool:
+            return self.loss == "sparse_categorical_crossentropy" or isinstance(
+                self.loss, keras.losses.SparseCategoricalCrossentropy
+            )
+
+        def _columns(self, x: Any) -> Columns | None:
+            return None if self.preprocessor is None or x is None else text_columns(x)
 
         def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
             """Turns a batch of raw texts into tokens. Tokens are left as they are.
@@ -73,6 +201,10 @@ def raw_text_task(base: type[keras_nlp.models.Task]) -> type[keras_nlp.models.Ta
             """
             if self.preprocessor is None or isinstance(x, dict):
                 return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+            if isinstance(y, tf.Tensor):
+                y = self.labels_in_graph(y)
+            elif y is not None:
+                y = self.checked_labels(y, len(y))
             samples = super().preprocess_samples(x, y, sample_weight)
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(samples)
             if self.trim_padding:

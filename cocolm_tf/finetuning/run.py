@@ -11,7 +11,8 @@ class Run:
     Args:
         preset: The folder of the encoder to start from.
         config: A `FinetuningConfig` as a dict.
-        preset_fingerprint: What `presets.fingerprint` says of the preset.
+        preset_fingerprint: What `fingerprint` says of the preset.
+        content_fingerprints: What `content_fingerprints` says of the files that it reads.
         seed: Decides the head, dropout, the order of the examples, and which of them are used.
         train_fraction: The share of the training examples to learn from.
         from_scratch: Whether to start from random weights in the preset's architecture.
@@ -31,6 +32,7 @@ class Run:
     preset: str
     config: dict[str, Any]
     preset_fingerprint: str = ""
+    content_fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
     seed: int = 0
     train_fraction: float = 1.0
     from_scratch: bool = False
@@ -46,6 +48,15 @@ class Run:
             UserError: If a file is missing or is not what it should be.
         """
         raise NotImplementedError
+
+    def files_read(self) -> list[str]:
+        """The paths of the files that it reads; none of a dataset that has a version of its own."""
+        raise NotImplementedError
+
+    @property
+    def has_leaderboard(self) -> bool:
+        """Whether its predictions are for a leaderboard."""
+        return False
 
     @property
     def start(self) -> str:

@@ -10,6 +10,7 @@ from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.presets import backbone_config
 from cocolm_tf.finetuning.run import Run
+from cocolm_tf.tokenization.output_folder import check_writable
 
 # The flags are those of the programs that ask for them, so that their --help shows them.
 flags.disclaim_key_flags()
@@ -146,8 +147,7 @@ def check_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, 
     check_start_flags()["hidden_dim"]
     ```
     """
-    if os.path.exists(flag_values.output_dir) and not os.path.isdir(flag_values.output_dir):
-        raise UserError(f"--output_dir={flag_values.output_dir} is a file; it must be a folder.")
+    check_writable(flag_values.output_dir, "--output_dir")
     if flag_values.config_file and not os.path.isfile(flag_values.config_file):
         raise UserError(f"--config_file={flag_values.config_file} does not exist.")
     return backbone_config(flag_values.preset)
@@ -178,6 +178,7 @@ def run_from_flags(
     configs: str,
     changes: Mapping[str, tuple[str, Any]] | None = None,
     flag_values: flags.FlagValues = flags.FLAGS,
+    settings: str | None = None,
 ) -> str:
     """Runs the experiment that the flags ask for.
 
@@ -188,6 +189,8 @@ def run_from_flags(
         changes: To the configuration, by the names of the flags that ask for them: each a key and
             its value.
         flag_values: Where the flags are.
+        settings: Which of the configuration's `tasks` it is; None for the one of its name, and
+            `""` for none.
 
     Returns:
         The path of the table of results.
@@ -210,7 +213,8 @@ def run_from_flags(
     from cocolm_tf.finetuning.config import load_finetuning_config, with_values
     from cocolm_tf.finetuning.experiment import Experiment, run_experiment
 
-    config, grid = load_finetuning_config(config_file, name, flag_values.params_override)
+    settings = name if settings is None else settings
+    config, grid = load_finetuning_config(config_file, settings, flag_values.params_override)
     for flag, (key, value) in (changes or {}).items():
         config = with_values(config, {key: value}, f"--{flag}")
     if flag_values.search and not grid:

@@ -63,6 +63,10 @@ class SquadRun(Run):
         """Says where a part comes from."""
         return self.files[part] if self.files else f"{TFDS_NAME} ({_TFDS_SPLITS[part]})"
 
+    def files_read(self) -> list[str]:
+        """The paths of the files that it reads."""
+        return list(self.files.values())
+
     def check(self) -> str:
         """Reads the data, so that a mistake in it is told before any process starts."""
         for part in _TFDS_SPLITS:

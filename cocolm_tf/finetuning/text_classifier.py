@@ -7,12 +7,15 @@ from typing import Any, Self
 
 import keras
 import keras_nlp
-import numpy as np
-import tensorflow as tf
 
 from cocolm_tf.data.examples import Examples
 from cocolm_tf.finetuning.batches import tokenized, training_batches
 from cocolm_tf.finetuning.presets import converted_head
+from cocolm_tf.finetuning.raw_inputs import (
+    class_numbers,
+    class_numbers_in_graph,
+    finite_numbers,
+)
 from cocolm_tf.finetuning.raw_text_task import check_row_length, raw_text_task
 from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -184,7 +187,8 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
             x: As for the preprocessor, for all texts: lists, arrays or columns of strings, a tuple
                 of two of these or a [N, 2] array for pairs; or a `tf.data.Dataset` of batches of
                 `(x, y)`.
-            y: [N], classes, or numbers of a regression.
+            y: [N], the numbers of the classes, or their names where there are `label_names`; the
+                numbers of a regression.
             batch_size: int. 32 where it is None.
             sample_weight: [N], weights of the labels.
             validation_split: As for `keras.Model.fit`.
@@ -193,10 +197,15 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
 
         Returns:
             Keras's `History`.
+
+        Raises:
+            ValueError: Saying which text or label is wrong.
         """
         examples = None
-        if sample_weight is None and not validation_split and shuffle:
-            examples = self._raw_examples(x, y)
+        columns = self._columns(x)
+        if columns and sample_weight is None and not validation_split and shuffle:
+            labels = self.checked_labels(y, len(columns[0]))
+            examples = Examples(columns[0], columns[1] if len(columns) > 1 else None, labels)
         if examples is None:
             return super().fit(
                 x,
@@ -261,20 +270,17 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
             classifier.output_dense.set_weights([head["output.kernel"], head["output.bias"]])
         return classifier
 
-    def _raw_examples(self, x: Any, y: Any) -> Examples | None:
-        """What is to be learned from, where it is texts that are all there; else None."""
-        if self.preprocessor is None or y is None or isinstance(x, dict | tf.data.Dataset):
-            return None
-        columns = [np.asarray(column) for column in (x if isinstance(x, tuple) else (x,))]
-        if len(columns) == 1 and columns[0].ndim == 2:
-            columns = list(columns[0].T)
-        labels = np.asarray(y)
-        if {column.ndim for column in columns} != {1} or len(columns) > 2:
-            return None
-        if not all(column.dtype.kind in "OSU" for column in columns):
-            return None
-        first, *second = (column.tolist() for column in columns)
-        return Examples(first, second[0] if second else None, labels)
+    def checked_labels(self, y: Any, rows: int) -> Any:
+        """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""
+        if self.num_classes == 1:
+            return finite_numbers(y, rows)
+        return class_numbers(y, rows, self.num_classes, self.label_names, self._has_class_loss)
+
+    def labels_in_graph(self, y: Any) -> Any:
+        """The same for the labels of a dataset's batch."""
+        if self.num_classes == 1:
+            return y
+        return class_numbers_in_graph(y, self.num_classes, self.label_names, self._has_class_loss)
 
 
 def _initializer(backbone: CocoLMBackbone) -> keras.initializers.Initializer:

@@ -1,13 +1,18 @@
-"""All that the losses say to the other replicas, kept apart from their mathematics.
+"""Communication between replicas, kept apart from the mathematics of the losses.
 
-Outside a TPU, XLA compiles no communication between replicas, so under `MirroredStrategy` these
-functions belong in the function given to `strategy.run`, not in a jit-compiled one inside it.
-With one replica, and outside a replica context, they communicate nothing and compile anywhere.
+All of it is all-reduces, which XLA compiles on TPUs and GPUs (of a gather it has no kernel there).
+On CPUs it compiles none, so there these functions belong in the function given to `strategy.run`,
+not in a jit-compiled one inside it, nor in a loop. With one replica, and outside a replica context,
+they communicate nothing and compile anywhere.
 """
 
 from typing import Any
 
 import tensorflow as tf
+
+# Gradients are sent in packs of this size as soon as they are there, while the backward pass goes
+# on. Smaller ones would leave the time of a message, not its length, to wait for.
+BYTES_PER_PACK = 32 * 2**20
 
 
 def global_share(weights: tf.Tensor) -> tf.Tensor:
@@ -36,6 +41,8 @@ def global_share(weights: tf.Tensor) -> tf.Tensor:
 def sum_over_replicas(tensors: Any) -> Any:
     """Adds up the replicas' tensors, in replica context.
 
+    Several tensors are sent in packs of some `BYTES_PER_PACK`, the last tensors first.
+
     Args:
         tensors: A tensor or a structure of tensors, of the same shapes on every replica.
 
@@ -50,7 +57,8 @@ def sum_over_replicas(tensors: Any) -> Any:
     context = _context_of_several_replicas()
     if context is None:
         return tensors
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+    packs = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=BYTES_PER_PACK)
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors, packs)
 
 
 def gather_over_replicas(tensors: Any) -> Any:
@@ -73,7 +81,40 @@ def gather_over_replicas(tensors: Any) -> Any:
     context = _context_of_several_replicas()
     if context is None:
         return tensors
-    return context.all_gather(tensors, axis=0)
+    own = tf.equal(tf.range(context.num_replicas_in_sync), context.replica_id_in_sync_group)
+
+    def place(rows: tf.Tensor) -> tf.Tensor:
+        """`rows` where they stand in the whole, zeros elsewhere: the same program on each."""
+        mask = tf.reshape(own, [-1] + [1] * rows.shape.rank)
+        placed = tf.where(mask, rows, tf.zeros([], rows.dtype))
+        return tf.reshape(placed, tf.concat([[-1], tf.shape(rows)[1:]], axis=0))
+
+    return sum_over_replicas(tf.nest.map_structure(place, tensors))
+
+
+def compiles_communication(strategy: tf.distribute.Strategy) -> bool:
+    """Whether a step with all of this in it may be given to XLA: `tf.function(jit_compile=True)`.
+
+    Args:
+        strategy: the replicas.
+
+    Returns:
+        True of one replica, and of the GPUs of one host. A TPU's strategy compiles by itself.
+
+    Example:
+    ```python
+    compiles_communication(tf.distribute.get_strategy())  # True
+    ```
+    """
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return True
+    devices = strategy.extended.worker_devices  # of this host
+    return len(devices) == replicas and all(_is_gpu_device(device) for device in devices)
+
+
+def _is_gpu_device(device: str) -> bool:
+    return tf.DeviceSpec.from_string(device).device_type == "GPU"
 
 
 def _context_of_several_replicas() -> tf.distribute.ReplicaContext | None:

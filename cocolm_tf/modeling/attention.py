@@ -33,6 +33,7 @@ def attention(
     seed: tf.Tensor | None = None,
     kernel: str = "xla",
     name: str = "",
+    recompute: bool = False,
 ) -> tf.Tensor:
     """Scaled dot-product attention with biases on its logits and dropout on its probabilities.
 
@@ -52,6 +53,8 @@ def attention(
             is S, and takes padding to stand at the end. It has random numbers of its own, which
             `seed` does not decide.
         name: of the layer; different ones drop differently with `cudnn`.
+        recompute: Whether the gradient computes the products and probabilities again, instead of
+            keeping two tensors [B, heads, Q, S].
 
     Returns:
         [B, heads, Q, D].
@@ -73,13 +76,20 @@ def attention(
     def compute(
         query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, relative: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
-        products = tf.matmul(query, key, transpose_b=True)
-        dropped, normalizers = _probabilities(products, excluded, relative, seed, scale, rate)
-        attended = tf.matmul(dropped, value)
+        def forward(
+            query: tf.Tensor, key: tf.Tensor, seed: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            products = tf.matmul(query, key, transpose_b=True)
+            return products, *_probabilities(products, excluded, relative, seed, scale, rate)
+
+        saved = forward(query, key, seed)
+        attended = tf.matmul(saved[1], value)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # What is dropped is computed again: a mask would be written once and read twice.
-            upstream, again = barrier(upstream, seed)
+            inputs = query, key, seed
+            if recompute:
+                inputs = _after(upstream, *inputs)
+            products, dropped, normalizers = forward(*inputs) if recompute else saved
             slope = _logits_gradient(
                 products,
                 normalizers,
@@ -87,7 +97,7 @@ def attention(
                 relative,
                 tf.matmul(upstream, value, transpose_b=True),
                 _row_products(upstream, attended),
-                again,
+                inputs[-1],
                 scale,
                 rate,
             )
@@ -101,6 +111,12 @@ def attention(
         return attended, gradient
 
     return compute(query, key, value, relative)
+
+
+def _after(upstream: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """The tensors, so that what is computed of them waits for a gradient, and is not kept."""
+    with tf.control_dependencies([upstream]):
+        return barrier(*(tf.identity(x) for x in tensors))
 
 
 @fused
@@ -204,7 +220,9 @@ def _cudnn_attention(
         return tf.transpose(x, [0, 2, 1, 3])  # between [B, heads, S, D] and [B, S, heads, D]
 
     def config(**products: dict[str, list[str]]) -> str:
-        return _cudnn_config([batch, heads, length, length], width, query.dtype, rate, seed, products)
+        return _cudnn_config(
+            [batch, heads, length, length], width, query.dtype, rate, seed, products
+        )
 
     @tf.custom_gradient
     def compute(

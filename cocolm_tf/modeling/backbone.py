@@ -11,7 +11,7 @@ import tensorflow as tf
 from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.relative_position import AttentionBias
 from cocolm_tf.modeling.residual_norm import ResidualNorm
-from cocolm_tf.modeling.transformer import TransformerBlock
+from cocolm_tf.modeling.transformer import TransformerBlock, what_to_rematerialize
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -42,7 +42,8 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
         layer_norm_epsilon: float.
         initializer_range: float. Standard deviation of the normal distribution that every matrix
             starts from. 0.02 suits a width of 768; narrow models learn sooner from more.
-        rematerialize: bool. Recompute each block in the backward pass: less memory, more time.
+        rematerialize: "none", "attention" or "block", what is computed again in the backward pass
+            to save memory; see `TransformerBlock`. True and False are the last and the first.
         attention: which kernel computes attention, "xla" or "cudnn"; see
             `cocolm_tf.modeling.attention`. Not part of the configuration: a preset runs anywhere.
         dtype: dtype or policy of the computation, as in Keras.
@@ -83,7 +84,7 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
         embedding_dim: int | None = None,
         layer_norm_epsilon: float = 1e-5,
         initializer_range: float = 0.02,
-        rematerialize: bool = False,
+        rematerialize: str | bool = "none",
         attention: str = "xla",
         dtype: Any = None,
         embeddings_of: Self | None = None,
@@ -203,7 +204,7 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
         self.embedding_dim = embedding_dim
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
-        self.rematerialize = rematerialize
+        self.rematerialize = what_to_rematerialize(rematerialize)
 
     def states_at(
         self, inputs: dict[str, tf.Tensor], positions: tf.Tensor, training: bool = False

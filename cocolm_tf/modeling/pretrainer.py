@@ -1,7 +1,7 @@
 """COCO-LM pretraining: correct and contrast corrupted text (paper, section 3.3)."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -31,9 +31,7 @@ from cocolm_tf.modeling.measures import (
     masked_lm_measures,
 )
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
-from cocolm_tf.modeling.training_step import Batch, TrainingStep
-
-Losses = dict[str, tf.Tensor]
+from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
 
 
 class CocoLMPretrainer(TrainingStep):
@@ -63,6 +61,9 @@ class CocoLMPretrainer(TrainingStep):
         temperature: float. Of the contrastive loss.
         projection: bool. Whether the sequence vectors pass a dense layer, GELU and LayerNorm
             before they are compared. The paper does not mention it, the released models have it.
+        scl_over_micro_batches: bool. Whether, of a batch that is cut into micro-batches, all
+            sequences are contrasted, at the price of one more forward pass, instead of those of
+            one micro-batch.
         seed: int. Decides dropout and sampling.
         logit_chunk_rows: int. How many positions' logits over the vocabulary are there at a time,
             computed a second time for the gradient; 0 for all of them, computed once. It changes
@@ -97,6 +98,7 @@ class CocoLMPretrainer(TrainingStep):
         stop_gradient: bool = True,
         temperature: float = 1.0,
         projection: bool = True,
+        scl_over_micro_batches: bool = False,
         seed: int = 0,
         logit_chunk_rows: int = 0,
         **kwargs: Any,
@@ -143,15 +145,24 @@ class CocoLMPretrainer(TrainingStep):
             "scl_loss": scl_weight,
         }
         self.coefficients = {name: weight for name, weight in weights.items() if weight}
+        if scl_weight:
+            self.contrasts = (2, backbone.hidden_dim)
+            self.contrasts_whole_batch = scl_over_micro_batches
 
-    def compute(self, batch: Batch, training: bool) -> tuple[Losses, Measures]:
+    def compute(
+        self,
+        batch: Batch,
+        training: bool,
+        contrast: Callable[..., tuple[Losses, Measures]] | None = None,
+    ) -> tuple[Losses, Measures]:
         """The losses of section 3.3, and the measures of figures 7 and 8."""
         corrupted, losses, measures = self._corrupt(batch, training)
         inputs = {"token_ids": corrupted, "padding_mask": batch["padding_mask"]}
         hidden = self.backbone(inputs, training=training)
         tasks = [self._correct(hidden, corrupted, batch)]
         if "scl_loss" in self.coefficients:
-            tasks.append(self._contrast(hidden, batch, training))
+            views = self._views(hidden, batch, training)
+            tasks.append((contrast or self.contrast)(*views))
         for task_losses, task_measures in tasks:
             losses |= task_losses
             measures |= task_measures
@@ -242,8 +253,10 @@ class CocoLMPretrainer(TrainingStep):
         )
         return errors, corrected_guesses(logits, copy_logits, input_ids)
 
-    def _contrast(self, hidden: tf.Tensor, batch: Batch, training: bool) -> tuple[Losses, Measures]:
-        """Equation 3: the corrupted text and a crop of the original are two views of it (SCL)."""
+    def _views(
+        self, hidden: tf.Tensor, batch: Batch, training: bool
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The vectors of the corrupted texts, and those of crops of the original ones."""
         inputs = {"token_ids": batch["crop_token_ids"], "padding_mask": batch["crop_padding_mask"]}
         inputs = {name: pad_to_tiles(value) for name, value in inputs.items()}
         start = tf.zeros([tf.shape(batch["crop_token_ids"])[0], 1], tf.int32)
@@ -251,6 +264,10 @@ class CocoLMPretrainer(TrainingStep):
         first, second = hidden[:, 0], crop[:, 0]
         if self.projection:
             first, second = self.projection(first), self.projection(second)
+        return first, second
+
+    def contrast(self, first: tf.Tensor, second: tf.Tensor) -> tuple[Losses, Measures]:
+        """Equation 3: the corrupted text and a crop of the original are two views of it (SCL)."""
         positive, negative = contrastive_cosines(first, second)
         pairs = tf.cast(tf.shape(first)[0], tf.float32)
         return (

@@ -1,9 +1,12 @@
 """Relative position bias: what a pair of tokens adds to its attention logit by distance."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.fusion import barrier
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 
 
@@ -82,7 +85,8 @@ class AttentionBias(keras.layers.Layer):
         by_distance = tf.gather(tf.convert_to_tensor(self.table), self.buckets)
         furthest = self.max_positions - length
         by_distance = by_distance[furthest : furthest + 2 * length - 1]
-        return padding, _diagonals(tf.transpose(by_distance), length)[tf.newaxis]
+        relative = _diagonals(tf.transpose(by_distance), length)[tf.newaxis]
+        return padding, _with_one_gradient(relative)
 
     def compute_output_shape(
         self, padding_mask_shape: tuple[int | None, ...]
@@ -91,6 +95,12 @@ class AttentionBias(keras.layers.Layer):
         batch, length = padding_mask_shape
         relative = (1, self.num_heads, length, length) if self.bins else (1, 1, 1, 1)
         return (batch, 1, 1, length), relative
+
+
+@tf.custom_gradient
+def _with_one_gradient(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """`x`, the gradients of whose uses are added up before any is summed by distance."""
+    return tf.identity(x), lambda upstream: barrier(upstream)[0]
 
 
 def _diagonals(values: tf.Tensor, length: tf.Tensor | int) -> tf.Tensor:

@@ -11,9 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 import keras
 import tensorflow as tf
 
-from cocolm_tf.losses.replicas import sum_over_replicas
+from cocolm_tf.losses.replicas import compiles_communication, sum_over_replicas
+from cocolm_tf.modeling.measures import Measures
 
 Batch = dict[str, tf.Tensor]
+Losses = dict[str, tf.Tensor]
 
 _LOSS_SCALE_GROWTH_STEPS = 2000
 
@@ -41,17 +43,28 @@ class TrainingStep(keras.Model):
 
     Each loss's mean is weighted by its share in the global batch before the gradients are summed,
     so that losses, gradients, clipping and metrics are those of the global batch also when
-    replicas or micro-batches hold different numbers of masked tokens. The one loss that is not a
-    mean over independent rows, the contrastive one, compares within a micro-batch of all replicas.
+    replicas or micro-batches hold different numbers of masked tokens.
+
+    A loss that compares the batch's sequences with each other is no such mean. A subclass that has
+    one sets `contrasts`, how many vectors of which width stand for a sequence in it, states it in
+    `contrast(*vectors)`, and lets `compute` take another function in its place. It compares within
+    a micro-batch of all replicas or, where `contrasts_whole_batch`, within the global batch: all
+    vectors are computed first, then their gradients, then each micro-batch is computed again and
+    its backward pass begins with those (GradCache: Gao et al., 2021). That costs one more forward
+    pass, and no more memory.
 
     A step whose gradients are not finite is left out by every replica and counted in
-    `skipped_updates`. In `mixed_float16` the loss is scaled, and the scale adapts to overflows.
+    `skipped_updates`. `skipped_at` has the number of the latest, or the first of several in a row,
+    `skipped_norms` its gradients' norms in the order of the trainable variables. In `mixed_float16`
+    the loss is scaled, and the scale adapts to overflows.
 
     Randomness is a function of (`seed`, step, replica, micro-batch): the state of every seed
     generator is set from them in each step, none is carried from step to step.
     """
 
     coefficients: dict[str, float]
+    contrasts: tuple[int, int] | None = None
+    contrasts_whole_batch = False
 
     def __init__(self, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -63,7 +76,6 @@ class TrainingStep(keras.Model):
             dtype="int32",
             initializer="zeros",
             trainable=False,
-            aggregation="only_first_replica",
         )
         self.loss_scale = self.add_weight(
             name="loss_scale",
@@ -71,7 +83,6 @@ class TrainingStep(keras.Model):
             dtype="float32",
             initializer=keras.initializers.Constant(1.0),
             trainable=False,
-            aggregation="only_first_replica",
         )
         self.steps_since_overflow = self.add_weight(
             name="steps_since_overflow",
@@ -79,7 +90,6 @@ class TrainingStep(keras.Model):
             dtype="int32",
             initializer="zeros",
             trainable=False,
-            aggregation="only_first_replica",
         )
 
     # What a subclass states.
@@ -89,9 +99,19 @@ class TrainingStep(keras.Model):
         raise NotImplementedError
 
     def compute(
-        self, batch: Batch, training: bool
-    ) -> tuple[dict[str, tf.Tensor], dict[str, tuple[tf.Tensor, tf.Tensor]]]:
-        """The losses of a batch, and further measures as (value, weight)."""
+        self,
+        batch: Batch,
+        training: bool,
+        contrast: Callable[..., tuple[Losses, Measures]] | None = None,
+    ) -> tuple[Losses, Measures]:
+        """The losses of a batch, and further measures as (value, weight).
+
+        `contrast` is given where the subclass `contrasts`, to be called instead of its own.
+        """
+        raise NotImplementedError
+
+    def contrast(self, *vectors: tf.Tensor) -> tuple[Losses, Measures]:
+        """The loss of vectors [B, H] that are compared with each other, and its measures."""
         raise NotImplementedError
 
     def seed_generators(self) -> Iterator[keras.random.SeedGenerator]:
@@ -122,14 +142,19 @@ class TrainingStep(keras.Model):
                 the memory of a small batch, the gradients of a large one.
             steps_per_execution: int. Steps run inside one compiled function; the progress bar,
                 callbacks and the host see every so many steps only.
-            jit_compile: bool. Compile the whole step with XLA, on one device without a strategy.
-                On a TPU leave it off: there the strategy compiles.
+            jit_compile: bool. Compile the whole step with XLA, on one device or, with an
+                optimizer of `WithholdingOptimizer`'s kind, on the GPUs of one host. On a TPU
+                leave it off: there the strategy compiles.
 
         Raises:
-            ValueError: if `jit_compile` is asked for under several replicas.
+            ValueError: if `jit_compile` is asked for where XLA compiles no communication.
         """
-        if jit_compile and self.distribute_strategy.num_replicas_in_sync > 1:
-            raise ValueError("jit_compile compiles the step of one device, not of a strategy.")
+        strategy = self.distribute_strategy
+        several = strategy.num_replicas_in_sync > 1
+        if jit_compile and not compiles_communication(strategy):
+            raise ValueError("jit_compile is for one device, or for the GPUs of one host.")
+        if jit_compile and several and not isinstance(optimizer, WithholdingOptimizer):
+            raise ValueError("Keras's optimizers cannot be compiled in a step of several replicas.")
         super().compile(
             optimizer=optimizer,
             steps_per_execution=steps_per_execution,
@@ -137,11 +162,17 @@ class TrainingStep(keras.Model):
             auto_scale_loss=False,
         )
         self.compile_step = jit_compile
+        self._compiled = jit_compile or isinstance(strategy, tf.distribute.TPUStrategy)
         self.clip_norm = clip_norm
         self.micro_batches = micro_batches
         if self.compute_dtype == "float16":
             self.loss_scale.assign(2.0**15)
         optimizer.build(self.trainable_variables)
+        # No weights: what they tell is of no use to a run that goes on from a checkpoint.
+        self.skipped_at, self.skipped_norms = (
+            tf.Variable(value, trainable=False)
+            for value in (tf.constant(0), tf.zeros([len(self.trainable_variables)]))
+        )
         training = ["gradient_norm", "learning_rate", "skipped_updates"]
         for name in ["loss", *self.meter_names(), *training]:
             kind = keras.metrics.Sum if name == "skipped_updates" else keras.metrics.Mean
@@ -158,13 +189,19 @@ class TrainingStep(keras.Model):
         Args:
             batch: dict of tensors whose first dimension is this replica's batch size.
         """
-        totals = sum_over_replicas(self.loss_weights(batch))
-        self._update(sum_over_replicas(self._accumulate(batch, totals)))
+        self._train(batch, _own_number())
 
     def test_step(self, batch: Batch) -> None:
         """Measures one batch without an update. Runs in replica context."""
+        self._test(batch, _own_number())
+
+    def _train(self, batch: Batch, replica: tf.Tensor | int) -> None:
+        totals = sum_over_replicas(self.loss_weights(batch))
+        self._update(sum_over_replicas(self._accumulate(batch, totals, replica)), replica)
+
+    def _test(self, batch: Batch, replica: tf.Tensor | int) -> None:
         weights = self.loss_weights(batch)
-        with self._seeded(micro_batch=0):
+        with self._seeded(replica, micro_batch=0):
             losses, measures = self.compute(batch, training=False)
         objective = self._objective(losses, weights, sum_over_replicas(weights))
         self._record(objective, losses, weights, measures, micro_batches=1)
@@ -172,18 +209,19 @@ class TrainingStep(keras.Model):
     def make_train_function(self, force: bool = False) -> Callable:
         """The function that `fit()` calls for every `steps_per_execution` steps."""
         if self.train_function is None or force:
-            strategy, step = self.distribute_strategy, self._unconverted(self.train_step)
+            strategy, step = self.distribute_strategy, self._unconverted(self._train)
+            replicas = _numbers_of_replicas(strategy)
 
             @tf.autograph.experimental.do_not_convert
-            def step_of(batch: Batch) -> None:
+            def step_of(batch: Batch, replica: tf.Tensor) -> None:
                 # Where the data has ended, what does not depend on it, as counting, must not run.
                 with tf.control_dependencies(list(batch.values())):
-                    step(batch)
+                    step(batch, replica)
 
             @tf.function
             def run(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
                 for _ in tf.range(self.steps_per_execution):
-                    strategy.run(step_of, args=(next(iterator),))
+                    strategy.run(step_of, args=(next(iterator), replicas))
                 return self.get_metrics_result()
 
             def function(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
@@ -198,11 +236,12 @@ class TrainingStep(keras.Model):
     def make_test_function(self, force: bool = False) -> Callable:
         """The function that `evaluate()` and `fit()`'s validation call."""
         if self.test_function is None or force:
-            strategy, step = self.distribute_strategy, self._unconverted(self.test_step)
+            strategy, step = self.distribute_strategy, self._unconverted(self._test)
+            replicas = _numbers_of_replicas(strategy)
 
             @tf.function
             def run(batch: Batch) -> dict[str, tf.Tensor]:
-                strategy.run(step, args=(batch,))
+                strategy.run(step, args=(batch, replicas))
                 return self.get_metrics_result()
 
             def function(iterator: tf.data.Iterator) -> dict[str, tf.Tensor]:
@@ -222,51 +261,113 @@ class TrainingStep(keras.Model):
 
     # How the step works.
 
-    def _unconverted(self, step: Callable[[Batch], None]) -> Callable[[Batch], None]:
+    def _unconverted(self, step: Callable[..., None]) -> Callable[..., None]:
         # Only the loop over steps is Python to convert; converting the model too takes a minute.
         step = tf.autograph.experimental.do_not_convert(step)
         return tf.function(step, jit_compile=True, autograph=False) if self.compile_step else step
 
-    def _accumulate(self, batch: Batch, totals: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+    def _accumulate(
+        self, batch: Batch, totals: dict[str, tf.Tensor], replica: tf.Tensor | int
+    ) -> list[tf.Tensor]:
         """This replica's part of the gradients of the global batch's objective."""
         if self.micro_batches == 1:
-            return self._gradients(batch, totals, micro_batch=0)
+            return self._gradients(batch, totals, replica, micro_batch=0)
         parts = {
             name: tf.reshape(value, [self.micro_batches, -1, *value.shape[1:]])
             for name, value in batch.items()
         }
+        whole = self._contrast_whole_batch(batch, parts, totals, replica)
 
         def add(micro_batch: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            part = {name: value[micro_batch] for name, value in parts.items()}
-            gradients = self._gradients(part, totals, micro_batch)
+            part, contrast = _at(micro_batch, parts), whole and _at(micro_batch, whole)
+            gradients = self._gradients(part, totals, replica, micro_batch, contrast)
             return micro_batch + 1, [s + g for s, g in zip(sums, gradients, strict=True)]
 
         state = (tf.constant(0), [tf.zeros(v.shape, tf.float32) for v in self.trainable_variables])
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            # Replicas cannot talk to each other inside a loop of the graph: unrolled.
+        communicates = (
+            self.distribute_strategy.num_replicas_in_sync > 1
+            and self.contrasts
+            and not self.contrasts_whole_batch
+        )
+        if communicates and not self._compiled:
+            # Without XLA, replicas cannot talk to each other inside a loop of the graph: unrolled,
+            # yet one after the other.
             for _ in range(self.micro_batches):
-                state = add(*state)
+                with tf.control_dependencies(state[1]):
+                    state = add(*state)
             return state[1]
-        return tf.while_loop(lambda micro_batch, _: micro_batch < self.micro_batches, add, state)[1]
+        return tf.while_loop(
+            lambda micro_batch, _: micro_batch < self.micro_batches,
+            add,
+            state,
+            parallel_iterations=1,  # more would hold the activations of several
+        )[1]
 
-    def _gradients(
-        self, batch: Batch, totals: dict[str, tf.Tensor], micro_batch: tf.Tensor | int
-    ) -> list[tf.Tensor]:
+    def _contrast_whole_batch(
+        self, batch: Batch, parts: Batch, totals: dict[str, tf.Tensor], replica: tf.Tensor | int
+    ) -> tuple[list[tf.Tensor], tf.Tensor] | None:
+        """For each micro-batch, its vectors' gradients and its part of the objective, if asked."""
+        if not self.contrasts_whole_batch:
+            return None
+
+        def vectors_of(micro_batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            # What only the other losses need is pruned from the graph.
+            found = []
+            with self._seeded(replica, micro_batch):
+                self.compute(_at(micro_batch, parts), training=True, contrast=_keeping(found))
+            return tuple(found)
+
+        count, width = self.contrasts
+        rows_of_part = next(iter(parts.values())).shape[1]
+        vector = tf.TensorSpec([rows_of_part, width], self.compute_dtype)
+        vectors = tf.map_fn(
+            vectors_of,
+            tf.range(self.micro_batches),
+            parallel_iterations=1,
+            fn_output_signature=(vector,) * count,
+        )
+        rows = [tf.reshape(x, [-1, x.shape[-1]]) for x in vectors]
         weights = self.loss_weights(batch)
-        with self._seeded(micro_batch), tf.GradientTape() as tape:
-            losses, measures = self.compute(batch, training=True)
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            losses, measures = self.contrast(*rows)
             objective = self._objective(losses, weights, totals)
             scaled = objective * self.loss_scale
-        self._record(objective, losses, weights, measures, self.micro_batches)
+        self._record_losses(losses, weights, measures)
+        gradients = tape.gradient(scaled, rows)
+        share = tf.fill([self.micro_batches], objective / self.micro_batches)
+        return [tf.reshape(g, x.shape) for g, x in zip(gradients, vectors, strict=True)], share
+
+    def _gradients(
+        self,
+        batch: Batch,
+        totals: dict[str, tf.Tensor],
+        replica: tf.Tensor | int,
+        micro_batch: tf.Tensor | int,
+        contrast: tuple[list[tf.Tensor], tf.Tensor] | None = None,
+    ) -> list[tf.Tensor]:
+        """The gradients of one micro-batch, where given with its part of the whole's contrast."""
+        weights, vectors = self.loss_weights(batch), []
+        instead = {"contrast": _keeping(vectors)} if contrast else {}
+        with self._seeded(replica, micro_batch), tf.GradientTape() as tape:
+            losses, measures = self.compute(batch, training=True, **instead)
+            objective = self._objective(losses, weights, totals)
+            targets = [objective * self.loss_scale, *vectors]
         gradients = tape.gradient(
-            scaled,
+            targets,
             [variable.value for variable in self.trainable_variables],
+            output_gradients=[tf.ones([]), *contrast[0]] if contrast else None,
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
+        if contrast:
+            objective += contrast[1]
+        self._record(objective, losses, weights, measures, self.micro_batches)
         return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    def _update(self, gradients: list[tf.Tensor]) -> None:
-        norm = tf.linalg.global_norm(gradients) / self.loss_scale
+    def _update(self, gradients: list[tf.Tensor], replica: tf.Tensor | int) -> None:
+        # As `tf.linalg.global_norm`, whose terms say whose gradient was not finite.
+        squares = 2 * tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])
+        norm = tf.sqrt(tf.reduce_sum(squares)) / self.loss_scale
         finite = tf.math.is_finite(norm)
         clipping = self.clip_norm / tf.maximum(norm, self.clip_norm) if self.clip_norm else 1.0
         scale = tf.where(finite, clipping / self.loss_scale, 0.0)
@@ -283,11 +384,16 @@ class TrainingStep(keras.Model):
                 [tf.math.multiply_no_nan(gradient, scale) for gradient in gradients],
                 self.trainable_variables,
             )
-        self._count_skips(finite)
+        self._count_skips(finite, tf.sqrt(squares) / self.loss_scale, replica)
 
-    def _count_skips(self, finite: tf.Tensor) -> None:
+    def _count_skips(self, finite: tf.Tensor, norms: tf.Tensor, replica: tf.Tensor | int) -> None:
         skipped = 1 - tf.cast(finite, tf.int32)
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        is_first = (skipped > 0) & ((self.skipped_in_a_row < 1) | (self.skipped_at < 1))
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        self.skipped_at.assign(tf.where(is_first, step, self.skipped_at))
+        self.skipped_norms.assign(
+            tf.where(is_first, tf.cast(norms, tf.float32), self.skipped_norms)
+        )
         first_replica = tf.cast(tf.equal(replica, 0), tf.float32)
         self._meters["skipped_updates"].update_state(tf.cast(skipped, tf.float32) * first_replica)
         self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * skipped)
@@ -299,9 +405,10 @@ class TrainingStep(keras.Model):
             )
             self.steps_since_overflow.assign(tf.where(grows, 0, steps))
 
-    def _seeded(self, micro_batch: tf.Tensor | int) -> keras.StatelessScope:
+    def _seeded(
+        self, replica: tf.Tensor | int, micro_batch: tf.Tensor | int
+    ) -> keras.StatelessScope:
         """A scope in which every seed generator's state follows from where the run stands."""
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seed = tf.constant([self.seed, 0x5EED], tf.int32)
         for position in (self.optimizer.iterations, replica, micro_batch):
             seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(position, tf.int32))
@@ -316,29 +423,64 @@ class TrainingStep(keras.Model):
 
     def _objective(
         self,
-        losses: dict[str, tf.Tensor],
+        losses: Losses,
         weights: dict[str, tf.Tensor],
         totals: dict[str, tf.Tensor],
     ) -> tf.Tensor:
         """What this batch adds to the objective of the global batch."""
-        return tf.add_n(
-            [
-                coefficient * losses[name] * tf.math.divide_no_nan(weights[name], totals[name])
-                for name, coefficient in self.coefficients.items()
-            ]
-        )
+        terms = [
+            coefficient * losses[name] * tf.math.divide_no_nan(weights[name], totals[name])
+            for name, coefficient in self.coefficients.items()
+            if name in losses
+        ]
+        return tf.add_n(terms) if terms else tf.zeros([])
 
     def _record(
         self,
         objective: tf.Tensor,
-        losses: dict[str, tf.Tensor],
+        losses: Losses,
         weights: dict[str, tf.Tensor],
-        measures: dict[str, tuple[tf.Tensor, tf.Tensor]],
+        measures: Measures,
         micro_batches: int,
     ) -> None:
         parts = self.distribute_strategy.num_replicas_in_sync * micro_batches
         self._meters["loss"].update_state(objective * parts, 1 / parts)
+        self._record_losses(losses, weights, measures)
+
+    def _record_losses(
+        self, losses: Losses, weights: dict[str, tf.Tensor], measures: Measures
+    ) -> None:
         for name, loss in losses.items():
             self._meters[name].update_state(loss, weights[name])
         for name, (value, weight) in measures.items():
             self._meters[name].update_state(value, weight)
+
+
+def _own_number() -> tf.Tensor | int:
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def _numbers_of_replicas(strategy: tf.distribute.Strategy) -> tf.distribute.DistributedValues:
+    """Each replica's number, as an input that leaves all of them the same program.
+
+    XLA may order the messages of different programs differently, and the replicas would then wait
+    for each other for ever.
+    """
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(context.replica_id_in_sync_group)
+    )
+
+
+def _at(index: tf.Tensor, parts: Any) -> Any:
+    """One part of each of a structure of tensors."""
+    return tf.nest.map_structure(lambda x: x[index], parts)
+
+
+def _keeping(found: list[tf.Tensor]) -> Callable[..., tuple[Losses, Measures]]:
+    """In the place of a contrast: keeps the vectors."""
+
+    def keep(*vectors: tf.Tensor) -> tuple[Losses, Measures]:
+        found.extend(vectors)
+        return {}, {}
+
+    return keep

@@ -11,6 +11,21 @@ from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.gelu import exact_gelu
 from cocolm_tf.modeling.residual_norm import ResidualNorm
 
+REMATERIALIZE = ("none", "attention", "block")
+
+
+def what_to_rematerialize(value: str | bool) -> str:
+    """One of `REMATERIALIZE`, from what earlier configurations and presets hold as well.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if isinstance(value, bool):
+        return "block" if value else "none"
+    if value not in REMATERIALIZE:
+        raise ValueError(f"rematerialize is one of {', '.join(REMATERIALIZE)}, not {value!r}.")
+    return value
+
 
 class TransformerBlock(keras.layers.Layer):
     """Self-attention and a feed-forward network, LayerNorm after each residual sum.
@@ -22,8 +37,10 @@ class TransformerBlock(keras.layers.Layer):
         seed_generator: `keras.random.SeedGenerator` that dropout draws from.
         layer_norm_epsilon: float.
         initializer_range: float. Standard deviation that the matrices start with.
-        rematerialize: bool. Recompute the block in the backward pass instead of keeping its
-            activations: less memory, about a third more time.
+        rematerialize: one of `REMATERIALIZE`, what is computed again in the backward pass instead
+            of being kept: nothing, the attention of every two positions (one product and a
+            softmax more), or the block (least memory, about a third more time). True and
+            False are the last and the first.
         attention: which kernel computes attention; see `cocolm_tf.modeling.attention`.
 
     Call arguments:
@@ -52,7 +69,7 @@ class TransformerBlock(keras.layers.Layer):
         seed_generator: keras.random.SeedGenerator,
         layer_norm_epsilon: float = 1e-5,
         initializer_range: float = 0.02,
-        rematerialize: bool = False,
+        rematerialize: str | bool = "none",
         attention: str = "xla",
         **kwargs: object,
     ) -> None:
@@ -62,7 +79,7 @@ class TransformerBlock(keras.layers.Layer):
         self.intermediate_dim = intermediate_dim
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
-        self.rematerialize = rematerialize
+        self.rematerialize = what_to_rematerialize(rematerialize)
         self.dropout = Dropout(dropout, seed_generator, dtype=self.dtype_policy, name="dropout")
 
     def build(self, x_shape: tuple[int | None, ...], *_: object) -> None:
@@ -92,7 +109,7 @@ class TransformerBlock(keras.layers.Layer):
         # Drawn before the transformation, so that a second run of it drops the same elements.
         seeds = [self.dropout.draw(training) for _ in range(3)]
         transform = functools.partial(self._transform, positions=positions, seeds=seeds)
-        if self.rematerialize and training:
+        if self.rematerialize == "block" and training:
             transform = keras.remat(transform)
         return transform(x, padding, relative)
 
@@ -136,7 +153,10 @@ class TransformerBlock(keras.layers.Layer):
             (query,) = self._heads(batch, queried, self.query)
             key, value = self._heads(batch, x, self.key, self.value)
         rate, kernel = self.dropout.rate, self.attention
-        attended = attention(query, key, value, padding, relative, rate, seed, kernel, self.path)
+        recompute = self.rematerialize == "attention"
+        attended = attention(
+            query, key, value, padding, relative, rate, seed, kernel, self.path, recompute
+        )
         return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), tf.shape(queried))
 
     def _heads(

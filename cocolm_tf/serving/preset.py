@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -15,7 +16,7 @@ from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.preset import HEADS_FILENAME, load_preset
+from cocolm_tf.training.preset import HEADS_FILENAME, check_finite_weights, load_preset
 
 _TASK_FILENAME = "task.json"
 
@@ -54,12 +55,12 @@ class ServedPreset:
     @property
     def classifier(self) -> CocoLMTextClassifier:
         """The fine-tuned classifier."""
-        return self._task_of(CocoLMTextClassifier, "finetune_glue.py")
+        return self._task_of(CocoLMTextClassifier, "classifier", "finetune_glue.py")
 
     @property
     def answerer(self) -> CocoLMQuestionAnswerer:
         """The fine-tuned question answerer."""
-        return self._task_of(CocoLMQuestionAnswerer, "finetune_squad.py")
+        return self._task_of(CocoLMQuestionAnswerer, "question_answerer", "finetune_squad.py")
 
     @property
     def copy_head(self) -> CopyHead:
@@ -77,7 +78,7 @@ class ServedPreset:
         return self._head("projection")
 
     def _head(self, name: str) -> keras.layers.Layer:
-        pretrainer, missing = (None, [f"{name}."]) if self._task else self._pretrained
+        pretrainer, missing = self._pretrained
         if any(part.startswith(f"{name}.") for part in missing):
             raise UserError(
                 f"--preset={self.directory} has no {name}: it must be one that pretraining wrote, "
@@ -85,8 +86,10 @@ class ServedPreset:
             )
         return getattr(pretrainer, name)
 
-    def _task_of(self, kind: type[keras.Model], program: str) -> Any:
+    def _task_of(self, kind: type[keras.Model], head: str, program: str) -> Any:
         if not isinstance(self._task, kind):
+            if converted_head(self.directory, head):
+                return kind.from_preset(self.directory, dtype="float32")
             raise UserError(
                 f"--preset={self.directory} is not that of a {kind.__name__}: it must be one that "
                 f"{program} wrote."
@@ -108,9 +111,11 @@ class ServedPreset:
                 name = json.load(file)["registered_name"]
             if name not in kinds:
                 raise UserError(f"{path} describes a {name}, which cannot be served.")
-            return kinds[name].from_preset(self.directory, dtype="float32")
+            task = kinds[name].from_preset(self.directory, dtype="float32")
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} does not describe a model.") from error
+        check_finite_weights(task, self.directory)
+        return task
 
     @functools.cached_property
     def _pretrained(self) -> tuple[CocoLMPretrainer, list[str]]:

@@ -12,14 +12,16 @@ import dataclasses
 import os
 from typing import Any
 
+from cocolm_tf.data.glue import glue_files
 from cocolm_tf.finetuning.classification_run import ClassificationRun
-from cocolm_tf.finetuning.jobs import Job, JobRunner, refuse_another, write_json
-from cocolm_tf.finetuning.presets import fingerprint
+from cocolm_tf.finetuning.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
+from cocolm_tf.fingerprints import content_fingerprints, fingerprint
 from cocolm_tf.suite.curves import write_curves
 from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan, Run, preset_folder, pretraining_folder, run_folder
 from cocolm_tf.suite.results import pretraining_cost, suite_results
 from cocolm_tf.suite.table import suite_page
+from cocolm_tf.training.identity import dataset_fingerprint
 from cocolm_tf.training.preemption import StopSignal
 
 # Not imported: its processes are what needs TensorFlow.
@@ -87,6 +89,14 @@ class _SuiteRun:
 
     def __init__(self, plan: Plan, inputs: PretrainingInputs, output_dir: str) -> None:
         self._plan, self._inputs, self._output_dir = plan, inputs, output_dir
+        self._contents = {
+            task.name: content_fingerprints(glue_files(**task.data["glue"])) for task in plan.tasks
+        }
+        self._datasets = {
+            name: dataset_fingerprint(path)
+            for name, path in dataclasses.asdict(inputs).items()
+            if name != "vocabulary"  # The manifests know it.
+        }
         self._pretrained: dict[str, dict[str, Any]] = {}
         self._finetuned: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
 
@@ -163,6 +173,7 @@ class _SuiteRun:
                     ClassificationRun(
                         preset=preset,
                         preset_fingerprint=fingerprint(preset),
+                        content_fingerprints=self._contents[run.task.name],
                         data=run.task.data,
                         config=run.task.config.as_dict(),
                         seed=run.seed,
@@ -181,7 +192,13 @@ class _SuiteRun:
         }
         return Job(
             pretraining_folder(self._output_dir, row.name),
-            {"pretraining": {"config": self._plan.configs[row.name].as_dict(), **inputs}},
+            {
+                "pretraining": {
+                    "config": self._plan.configs[row.name].as_dict(),
+                    **inputs,
+                    CONTENT_KEY: self._datasets,
+                }
+            },
             row.title,
             goes_on=True,
         )

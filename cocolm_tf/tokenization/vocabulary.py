@@ -23,6 +23,17 @@ MODEL_FILENAME = "sp.model"
 _NOT_IN_SENTENCEPIECE = NUM_SPECIAL_TOKENS - 1
 _BATCH_CHARACTERS = 1_000_000
 
+# The trainer drops words beyond a length, and cannot take more than 65,535 characters: longer
+# ones, as of scripts that write no spaces, are cut. It rarely learns pieces across a cut.
+_MAX_WORD_CHARACTERS = 1_000
+# NFKC makes up to 18 characters of one, of up to 4 bytes each.
+_MAX_WORD_BYTES = 18 * 4 * _MAX_WORD_CHARACTERS
+# The trainer drops words with this character, which it keeps for itself.
+_RESERVED = "\u2585"
+_MIN_CHARACTER_COVERAGE = 0.98
+# How much less than asked a vocabulary may cover until that is worth a warning.
+_COVERAGE_TOLERANCE = 0.001
+
 
 def train_vocabulary(
     texts: Iterable[str],
@@ -46,8 +57,8 @@ def train_vocabulary(
         vocabulary_size: The number of ids, the five special tokens included.
         output_dir: The folder; it appears when it is complete.
         lowercase: Whether the vocabulary is uncased.
-        character_coverage: The share of all characters that get a piece. The rare rest is left
-            to `<unk>`.
+        character_coverage: The share of all characters that get a piece, in [0.98, 1]. The rare
+            rest is left to `<unk>`. What the vocabulary covers is told.
         max_distinct_words: When there are more different words than this, the rarer half is
             forgotten.
         overwrite: Whether to replace `output_dir` if it is not empty.
@@ -57,7 +68,7 @@ def train_vocabulary(
 
     Raises:
         UserError: If the corpus is too small for that many ids or has too many characters for so
-            few, or `output_dir` is not empty.
+            few, a value is out of its range, or `output_dir` is not empty.
 
     Example:
     ```python
@@ -66,17 +77,21 @@ def train_vocabulary(
     ```
     """
     check_output_folder(output_dir, overwrite)
-    if not 0 < character_coverage <= 1:
-        raise UserError(f"character_coverage is {character_coverage}; it must be in (0, 1].")
+    if not _MIN_CHARACTER_COVERAGE <= character_coverage <= 1:
+        raise UserError(
+            f"character_coverage is {character_coverage}; it must be in "
+            f"[{_MIN_CHARACTER_COVERAGE}, 1]."
+        )
     counts = _count_words(texts, lowercase, max_distinct_words)
     if not counts:
         raise UserError("there is no text to learn a vocabulary from: the corpus is empty.")
-    words = list(counts.items())
+    words = list(_learnable(counts).items())
     tqdm.tqdm.write(
         f"learning {vocabulary_size} tokens from {len(words)} different words", file=sys.stderr
     )
     proto = _train_bpe(words, vocabulary_size, character_coverage)
-    dictionary = _count_pieces(words, proto)
+    dictionary, unknown = _count_pieces(words, proto)
+    _tell_coverage(counts, unknown, character_coverage)
     tokenizer = CocoLMTokenizer(proto, dictionary, lowercase)
     with new_folder(output_dir) as folder:
         with open(os.path.join(folder, MODEL_FILENAME), "wb") as file:
@@ -177,13 +192,13 @@ def _to_list(tensor: tf.Tensor) -> list[bytes] | list[int]:
 
 
 def _train_bpe(
-    words: list[tuple[bytes, int]], vocabulary_size: int, character_coverage: float
+    words: list[tuple[str, int]], vocabulary_size: int, character_coverage: float
 ) -> bytes:
     """Returns a serialized SentencePiece model."""
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(f"{word.decode()}\t{count}" for word, count in words),
+            sentence_iterator=(f"{word}\t{count}" for word, count in words),
             input_format="tsv",
             model_writer=model,
             model_type="bpe",
@@ -195,6 +210,7 @@ def _train_bpe(
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
+            max_sentence_length=_MAX_WORD_BYTES,
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -202,7 +218,7 @@ def _train_bpe(
             largest = int(too_high[1]) + _NOT_IN_SENTENCEPIECE
             raise UserError(
                 f"vocabulary_size is {vocabulary_size}, but the corpus is too small for more than "
-                f"{largest}."
+                f"{largest}; give that, or more text."
             ) from error
         if too_low := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
             smallest = int(too_low[1]) + _NOT_IN_SENTENCEPIECE
@@ -214,12 +230,51 @@ def _train_bpe(
     return model.getvalue()
 
 
-def _count_pieces(words: list[tuple[bytes, int]], proto: bytes) -> Dictionary:
-    """Returns the model's pieces, in its order, with how often each occurs in the corpus."""
+def _learnable(counts: collections.Counter[bytes]) -> collections.Counter[str]:
+    """The words as the trainer takes them, cut where it would drop them."""
+    words = collections.Counter()
+    for word, count in counts.items():
+        for part in word.decode().split(_RESERVED):
+            for start in range(0, len(part), _MAX_WORD_CHARACTERS):
+                words[part[start : start + _MAX_WORD_CHARACTERS]] += count
+    return words
+
+
+def _count_pieces(
+    words: list[tuple[str, int]], proto: bytes
+) -> tuple[Dictionary, collections.Counter[str]]:
+    """Returns the model's pieces, in its order, with how often each occurs in the corpus.
+
+    And the characters that have none, likewise.
+    """
     processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
     counts = [0] * processor.vocab_size()
+    unknown = collections.Counter()
     for word, count in words:
-        for piece in processor.encode(word.decode()):
+        ids = processor.encode(word)
+        for piece in ids:
             counts[piece] += count
+        if processor.unk_id() in ids:
+            for piece, surface in zip(ids, processor.encode_as_pieces(word), strict=True):
+                if piece == processor.unk_id():
+                    for character in surface:
+                        unknown[character] += count
     pieces = processor.id_to_piece(list(range(processor.vocab_size())))
-    return Dictionary(tuple(pieces[1:]), tuple(counts[1:]))
+    return Dictionary(tuple(pieces[1:]), tuple(counts[1:])), unknown
+
+
+def _tell_coverage(
+    counts: collections.Counter[bytes], unknown: collections.Counter[str], wanted: float
+) -> None:
+    """Says which share of the corpus's characters have a piece, and warns where it is small."""
+    characters = sum(len(word.decode()) * count for word, count in counts.items())
+    reserved = sum(word.decode().count(_RESERVED) * count for word, count in counts.items())
+    if reserved:
+        unknown = unknown + collections.Counter({_RESERVED: reserved})
+    # NFKC may have made several of one.
+    covered = 1 - min(1.0, unknown.total() / characters)
+    told = f"the vocabulary covers {covered:.4%} of the characters"
+    if covered < wanted - _COVERAGE_TOLERANCE:
+        common = " ".join(character for character, _ in unknown.most_common(10))
+        told = f"warning: {told}, less than {wanted:.4%}; <unk> becomes of {common}"
+    tqdm.tqdm.write(told, file=sys.stderr)

@@ -1,5 +1,6 @@
 """What happens between steps: logs, a progress bar, checkpoints, the end of a hopeless run."""
 
+import contextlib
 import json
 import math
 import os
@@ -11,12 +12,17 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
-from cocolm_tf.errors import RestartableError, UserError
-from cocolm_tf.training.checkpoints import Checkpoints, steps_taken
+from cocolm_tf.errors import RestartableError
+from cocolm_tf.modeling.training_step import TrainingStep
+from cocolm_tf.training.checkpoints import Checkpoints, steps_taken, variable_paths
 from cocolm_tf.training.preemption import StopSignal
 from cocolm_tf.training.workers import Workers
 
 METRICS_FILENAME = "metrics.jsonl"
+TENSORBOARD_DIRECTORY = "tensorboard"
+
+# How many gradients a line names.
+_NAMED = 5
 
 
 class MetricsLog(keras.callbacks.Callback):
@@ -25,7 +31,8 @@ class MetricsLog(keras.callbacks.Callback):
     A training line holds the means over the steps since the line before it, of either split, so
     the model's metrics start anew with each. A line is an object with `step`, `split` (`train` or
     `validation`), `seconds` since the program started and the metrics by their names, null where
-    they are not finite.
+    they are not finite. Training lines also have `tokens_per_second` and, where the devices' peak
+    is known, `mfu`: model FLOPs utilization, the share of the peak that the model's FLOPs reach.
 
     Args:
         directory: the run's folder; None, where another worker writes, leaves the metrics' starting
@@ -33,6 +40,8 @@ class MetricsLog(keras.callbacks.Callback):
         first_step: int. Where the run goes on; later lines of an earlier attempt are dropped.
         interval: int. Steps between two lines.
         tokens_per_step: int.
+        peak_tokens_per_second: float. The tokens that would be trained on at the peak of all
+            devices together; None for not known.
 
     Example:
     ```python
@@ -41,7 +50,12 @@ class MetricsLog(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, directory: str | None, first_step: int, interval: int, tokens_per_step: int
+        self,
+        directory: str | None,
+        first_step: int,
+        interval: int,
+        tokens_per_step: int,
+        peak_tokens_per_second: float | None = None,
     ) -> None:
         super().__init__()
         self._path = os.path.join(directory, METRICS_FILENAME) if directory else ""
@@ -50,10 +64,11 @@ class MetricsLog(keras.callbacks.Callback):
             _drop_lines_after(self._path, first_step)
             for split in ("train", "validation"):
                 self._writers[split] = tf.summary.create_file_writer(
-                    os.path.join(directory, "tensorboard", split)
+                    os.path.join(directory, TENSORBOARD_DIRECTORY, split)
                 )
         self._interval = interval
         self._tokens_per_step = tokens_per_step
+        self._peak_tokens_per_second = peak_tokens_per_second
         self._start = self._lap = time.monotonic()
         self._lap_step = first_step
 
@@ -67,9 +82,12 @@ class MetricsLog(keras.callbacks.Callback):
         if step % self._interval:
             return
         now = time.monotonic()
-        tokens = (step - self._lap_step) * self._tokens_per_step
+        rate = (step - self._lap_step) * self._tokens_per_step / (now - self._lap)
         values = {name: float(value) for name, value in (logs or {}).items()}
-        self._write(step, "train", values | {"tokens_per_second": tokens / (now - self._lap)})
+        values["tokens_per_second"] = rate
+        if self._peak_tokens_per_second:
+            values["mfu"] = rate / self._peak_tokens_per_second
+        self._write(step, "train", values)
         self.model.reset_metrics()
         self._lap, self._lap_step = time.monotonic(), step
 
@@ -96,6 +114,11 @@ class MetricsLog(keras.callbacks.Callback):
         self._writers[split].flush()
 
 
+def skipped_in_a_row(model: TrainingStep) -> int:
+    """How many updates were skipped since the last one that was not."""
+    return int(model.skipped_in_a_row.numpy())
+
+
 def _lines(path: str) -> list[dict[str, Any]]:
     if not os.path.exists(path):
         return []
@@ -120,6 +143,7 @@ class ProgressBar(keras.callbacks.Callback):
         first_step: int. Where the run starts.
         train_steps: int. Where it ends.
         tokens_per_step: int.
+        peak_tokens_per_second: float. As of `MetricsLog`.
 
     Example:
     ```python
@@ -127,9 +151,16 @@ class ProgressBar(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, first_step: int, train_steps: int, tokens_per_step: int) -> None:
+    def __init__(
+        self,
+        first_step: int,
+        train_steps: int,
+        tokens_per_step: int,
+        peak_tokens_per_second: float | None = None,
+    ) -> None:
         super().__init__()
         self._tokens_per_step = tokens_per_step
+        self._peak_tokens_per_second = peak_tokens_per_second
         self._bar = tqdm(
             total=train_steps,
             initial=first_step,
@@ -144,11 +175,11 @@ class ProgressBar(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Moves the bar."""
         done = steps_taken(self.model) - self._bar.n
-        rate = self._bar.format_dict["rate"] or 0.0
-        self._bar.set_postfix_str(
-            f"loss {float(logs['loss']):.2f}, {rate * self._tokens_per_step:.0f} tokens/s",
-            refresh=False,
-        )
+        rate = (self._bar.format_dict["rate"] or 0.0) * self._tokens_per_step
+        told = f"loss {float(logs['loss']):.2f}, {rate:.0f} tokens/s"
+        if self._peak_tokens_per_second:
+            told += f", MFU {rate / self._peak_tokens_per_second:.1%}"
+        self._bar.set_postfix_str(told, refresh=False)
         self._bar.update(done)
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -167,7 +198,9 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class SaveCheckpoints(keras.callbacks.Callback):
-    """Saves a checkpoint every so many steps.
+    """Saves a checkpoint every so many steps; later where an update was just skipped.
+
+    Weights after which no update succeeds are ruined, and would push out the sound ones.
 
     Example:
     ```python
@@ -179,11 +212,14 @@ class SaveCheckpoints(keras.callbacks.Callback):
         super().__init__()
         self._checkpoints = checkpoints
         self._interval = interval
+        self._is_due = False
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Saves when the time has come; ends the run if the last time that failed."""
-        if steps_taken(self.model) % self._interval == 0:
+        self._is_due |= steps_taken(self.model) % self._interval == 0
+        if self._is_due and not skipped_in_a_row(self.model):
             self._checkpoints.save()
+            self._is_due = False
         self._checkpoints.check()
 
 
@@ -236,13 +272,17 @@ class StopWhenAsked(keras.callbacks.Callback):
         """Raises a `RestartableError` when it is time."""
         if not self._workers.any(self._signal.received):
             return
-        self._checkpoints.save()
+        skipped = skipped_in_a_row(self.model)
+        if not skipped:
+            self._checkpoints.save()
         self._checkpoints.wait()
         # Who ends first would be missed by the others.
         self._workers.wait_for_all()
+        what = f"whose last {skipped} updates were skipped: it is not saved, and" if skipped else ""
         raise RestartableError(
-            f"stopped by SIGTERM at step {steps_taken(self.model)}, which is saved: start again "
-            "with the same flags to go on."
+            f"stopped by SIGTERM at step {steps_taken(self.model)}, {what or 'which is saved:'} "
+            f"start{'ing' if skipped else ''} again with the same flags "
+            + ("goes on from the checkpoint before." if skipped else "to go on.")
         )
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -250,28 +290,132 @@ class StopWhenAsked(keras.callbacks.Callback):
         self.on_train_batch_end(batch)
 
 
+class TellSkippedUpdate(keras.callbacks.Callback):
+    """Names the gradients that were not finite, once: when the first update was skipped for them.
+
+    Args:
+        interval: int. Steps between two looks; while updates are being skipped, it looks at once.
+
+    Example:
+    ```python
+    pretrainer.fit(batches, callbacks=[TellSkippedUpdate(interval=100)])
+    ```
+    """
+
+    def __init__(self, interval: int) -> None:
+        super().__init__()
+        self._interval = interval
+        self._is_told = False
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tells when there is something to tell."""
+        if self._is_told:
+            return
+        is_due = steps_taken(self.model) % self._interval == 0
+        if (is_due or skipped_in_a_row(self.model)) and self.model.skipped_at.numpy():
+            self._is_told = True
+            tqdm.write(skipped_update(self.model), file=sys.stderr)
+
+
+def skipped_update(model: TrainingStep) -> str:
+    """Says in three lines which gradients were not finite when a model skipped an update."""
+    paths = {id(variable): path for path, variable in variable_paths(model).items()}
+    names = [paths[id(variable)] for variable in model.trainable_variables]
+    norms = dict(zip(names, model.skipped_norms.numpy().tolist(), strict=True))
+    finite = {name: norm for name, norm in norms.items() if math.isfinite(norm)}
+    ruined = [f"{name} ({norm})" for name, norm in norms.items() if name not in finite]
+    largest = sorted(finite.items(), key=lambda item: -item[1])[:_NAMED]
+    more = f" and {len(ruined) - _NAMED} more" if len(ruined) > _NAMED else ""
+    scale = " The loss scale adapts to that." if model.compute_dtype == "float16" else ""
+    return (
+        f"step {int(model.skipped_at.numpy())}: update skipped, as gradients were not finite; told "
+        f"once, then counted as skipped_updates.{scale}\n"
+        f"  norms not finite, {len(ruined)} of {len(norms)}, first layers first: "
+        f"{', '.join(ruined[:_NAMED]) + more or 'none, but their sum is not'}\n"
+        f"  largest finite norms: "
+        f"{', '.join(f'{name} ({norm:.3g})' for name, norm in largest) or 'none'}"
+    )
+
+
+class Profile(keras.callbacks.Callback):
+    """Records what devices and host do in some steps, for TensorBoard's profiler.
+
+    Args:
+        directory: where TensorBoard looks; the profile is in `plugins/profile` in it.
+        first_step: int. The first step to record, counted from 1.
+        last_step: int. The last one. Of loops of several steps, whole loops are recorded.
+
+    Example:
+    ```python
+    profile = Profile("runs/first/tensorboard", 100, 110)
+    pretrainer.fit(batches, steps_per_epoch=200, callbacks=[profile])
+    profile.close()
+    ```
+    """
+
+    def __init__(self, directory: str, first_step: int, last_step: int) -> None:
+        super().__init__()
+        self._directory = directory
+        self._first_step = first_step
+        self._last_step = last_step
+        self._begun_at: int | None = None
+        self._trace = contextlib.ExitStack()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begins to record when the time has come, and marks the step."""
+        step = steps_taken(self.model)
+        loop = self.model.steps_per_execution
+        if self._begun_at is None and step < self._last_step and step + loop >= self._first_step:
+            self._begun_at = step + 1
+            tf.profiler.experimental.start(self._directory)
+        if self._begun_at is not None:
+            self._trace.enter_context(
+                tf.profiler.experimental.Trace("train", step_num=step + 1, _r=1)
+            )
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the profile after the last step."""
+        self._trace.close()
+        if self._begun_at is not None and steps_taken(self.model) >= self._last_step:
+            self.close()
+
+    def close(self) -> None:
+        """Writes what there is, if the run ends before the last step."""
+        if self._begun_at is None:
+            return
+        self._trace.close()
+        tf.profiler.experimental.stop()
+        tqdm.write(
+            f"profile of steps {self._begun_at} to {steps_taken(self.model)}: tensorboard "
+            f"--logdir={self._directory}, or {self._directory}/plugins/profile",
+            file=sys.stderr,
+        )
+        self._begun_at, self._last_step = None, 0
+
+
 class StopHopelessRun(keras.callbacks.Callback):
     """Ends a run whose updates are skipped again and again.
 
     Args:
         limit: int. How many updates in a row may be skipped.
+        checkpoints: of the run.
 
     Example:
     ```python
-    pretrainer.fit(batches, callbacks=[StopHopelessRun(limit=100)])
+    pretrainer.fit(batches, callbacks=[StopHopelessRun(limit=100, checkpoints=checkpoints)])
     ```
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, checkpoints: Checkpoints) -> None:
         super().__init__()
         self._limit = limit
+        self._checkpoints = checkpoints
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Raises a `UserError` when it is enough."""
-        skipped = int(self.model.skipped_in_a_row.numpy())
+        skipped = skipped_in_a_row(self.model)
         if skipped >= self._limit:
-            raise UserError(
+            raise self._checkpoints.hopeless(
                 f"the last {skipped} updates were skipped, as their losses or gradients were not "
-                "finite: lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or "
-                "train in another runtime.precision."
+                "finite,"
             )

@@ -1,11 +1,15 @@
 """Checkpoints: all that a run has become, so that it can go on."""
 
+import contextlib
+import operator
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,6 +20,8 @@ from cocolm_tf.training.workers import Workers
 _FILE = re.compile(r"ckpt-(\d+)\.(index|data-.*)")
 _UNFINISHED = "unfinished"
 _STATE, _METRICS = "state/", "metrics/"
+# So the variables were keyed before they were keyed by their paths.
+_NUMBERED = re.compile(r"\d+/")
 # What reading or writing a file that is damaged, or a disk that is full, ends in.
 _FAILURES = (tf.errors.OpError, OSError, ValueError, IndexError)
 
@@ -27,13 +33,16 @@ class Checkpoints:
     the metrics have summed up. Nothing else is needed: data, masks, crops, samples and dropout
     are functions of the step.
 
-    They are TensorFlow's checkpoints, `ckpt-<step>`. One is written under another name while
-    training goes on, read back and compared, and only then gets its name, so that a run that is
-    killed leaves none that is incomplete. The chief alone reads and writes them.
+    They are TensorFlow's checkpoints, `ckpt-<step>`, keyed by the paths of the variables:
+    `state/backbone/blocks/0/query/kernel`. One is written under another name while training goes
+    on, read back and compared, and only then gets its name, so that a run that is killed leaves
+    none that is incomplete. The chief alone reads and writes them. (`tf.train.Checkpoint` would
+    key the optimizer's variables by their positions, and `tf.train.CheckpointManager` neither
+    verifies, nor renames, nor keeps those of chosen steps.)
 
     Args:
         directory: where they are kept.
-        model: a compiled `TrainingStep`.
+        model: a `TrainingStep`, compiled with `cocolm_tf.training.optimization.AdamW`.
         keep: int. How many of the latest to keep.
         keep_interval: int. Those of its multiples are kept for ever; 0 for none.
         workers: of the run; None where there is one.
@@ -63,11 +72,8 @@ class Checkpoints:
             for metric in model.metrics
             for number, variable in enumerate(metric.variables)
         }
-        metrics = {id(variable) for variable in self._metrics.values()}
-        variables = [v.value for v in (*model.variables, *model.optimizer.variables)]
         self._state = {
-            f"{_STATE}{number}/.ATTRIBUTES/VARIABLE_VALUE": variable
-            for number, variable in enumerate(v for v in variables if id(v) not in metrics)
+            _STATE + path: variable.value for path, variable in _state_variables(model).items()
         }
         self._restored_metrics: dict[str, np.ndarray] = {}
         self._saved_step: int | None = None
@@ -80,17 +86,46 @@ class Checkpoints:
         Every worker must call it: what metrics have summed up lies on all of them.
 
         Raises:
-            UserError: if the checkpoint before could not be written.
+            UserError: if the checkpoint before could not be written, or a value is not finite.
         """
         self.wait()
         step = steps_taken(self._model)
         if step == self._saved_step:
             return
+        ruined = [name for name, variable in self._state.items() if not _is_finite(variable)]
+        if ruined:
+            raise self.hopeless(f"{len(ruined)} of the run's variables are not finite")
         self._saved_step = step
         values = {name: variable.numpy() for name, variable in self._metrics.items()}
         if self._workers.is_chief:
             values |= {name: variable.numpy() for name, variable in self._state.items()}
             self._writing = self._writer.submit(self._write, step, values)
+
+    def hopeless(self, why: str) -> UserError:
+        """Sets aside what cannot be gone on with, and makes the error that ends the run.
+
+        That is every checkpoint that has the weights after which all updates were skipped.
+
+        Args:
+            why: what has happened.
+
+        Returns:
+            An error that says what to change, and where the run goes on from then.
+        """
+        self.wait()
+        step = steps_taken(self._model)
+        updated = step - int(self._model.skipped_in_a_row.numpy())
+        steps = checkpoint_steps(self._directory)
+        sound = [one for one in steps if one < updated]
+        if self._workers.is_chief and sound != steps:
+            self._set_aside([one for one in steps if one >= updated])
+        then = f"goes on from its last sound checkpoint, of step {sound[-1]}" if sound else ""
+        return UserError(
+            f"{why} at step {step}: lower optimizer.learning_rate, lengthen "
+            "optimizer.warmup_steps, or train in another runtime.precision, and start again with "
+            f"--model_dir={os.path.dirname(self._directory)}: the run "
+            f"{then or 'has no sound checkpoint and begins at step 0'}."
+        )
 
     def check(self) -> None:
         """Raises what `wait` would, if it is known by now."""
@@ -183,7 +218,7 @@ class Checkpoints:
         for step in reversed(checkpoint_steps(self._directory)):
             path = os.path.join(self._directory, f"ckpt-{step}")
             try:
-                values = _read(path)
+                values = _read_finite(path)
             except _FAILURES as error:
                 damaged.append(step)
                 print(f"{path} is damaged ({_reason(error)}).", file=sys.stderr)
@@ -203,7 +238,7 @@ class Checkpoints:
     def _read_step(self, step: int) -> dict[str, np.ndarray]:
         path = os.path.join(self._directory, f"ckpt-{step}")
         try:
-            values = _read(path)
+            values = _read_finite(path)
         except _FAILURES as error:
             raise UserError(f"{path} cannot be read ({_reason(error)}).") from error
         self._check(path, values)
@@ -211,32 +246,49 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints, so that they are not counted among those to keep."""
+        rest = [step for step in checkpoint_steps(self._directory) if step not in steps]
+        _note_latest(self._directory, rest)
         for path, step in _files_in(self._directory):
             if step in steps:
                 name = f"damaged-{os.path.basename(path)}"
                 os.replace(path, os.path.join(self._directory, name))
 
     def _check(self, path: str, values: dict[str, np.ndarray]) -> None:
+        """Refuses a checkpoint whose variables are not exactly those of the model."""
         found = {
-            name: value.shape for name, value in values.items() if not name.startswith(_METRICS)
+            name.removeprefix(_STATE): f"{value.dtype.name} {list(value.shape)}"
+            for name, value in values.items()
+            if name.startswith(_STATE)
         }
-        if found != {name: tuple(variable.shape) for name, variable in self._state.items()}:
+        if any(map(_NUMBERED.match, found)):
+            raise UserError(
+                f"{path} is of a version that numbered the variables instead of naming them: go "
+                "on with that version, or make a preset of the checkpoint by its "
+                "export_checkpoints.py and start a new --model_dir from that --init_preset."
+            )
+        wanted = {
+            name.removeprefix(_STATE): f"{variable.dtype.name} {variable.shape.as_list()}"
+            for name, variable in self._state.items()
+        }
+        others = [
+            f"{name} ({found[name]}, not {kind})"
+            for name, kind in wanted.items()
+            if found.get(name, kind) != kind
+        ]
+        differences = {
+            "the checkpoint lacks": [name for name in wanted if name not in found],
+            "the model lacks": sorted(found.keys() - wanted.keys()),
+            "of another shape or type is": others,
+        }
+        if any(differences.values()):
+            told = "; ".join(
+                f"{what} {_some(names)}" for what, names in differences.items() if names
+            )
             run = os.path.dirname(self._directory)
             raise UserError(
-                f"{path} does not fit this configuration: give another --model_dir, or the "
-                f"configuration in {os.path.join(run, 'config.yaml')}."
+                f"{path} does not fit this configuration: {told}. Give another --model_dir, or "
+                f"the configuration in {os.path.join(run, 'config.yaml')}."
             )
-
-
-def has_checkpoint(directory: str) -> bool:
-    """Whether a run has got as far as a checkpoint.
-
-    Example:
-    ```python
-    has_checkpoint("runs/first/checkpoints")
-    ```
-    """
-    return bool(checkpoint_steps(directory))
 
 
 def checkpoint_steps(directory: str) -> list[int]:
@@ -260,6 +312,78 @@ def steps_taken(model: TrainingStep) -> int:
     """
     # `int()` of the variable itself fails where it is mirrored.
     return int(model.optimizer.iterations.numpy())
+
+
+def variable_paths(model: TrainingStep) -> dict[str, keras.Variable]:
+    """Names a model's variables by the attributes that lead to them: `backbone/blocks/0/key/bias`.
+
+    Unlike Keras's paths, these depend neither on the order in which layers are made nor on what
+    else the process has made, and the layers of two models inside one have different ones. A layer
+    without a public attribute, as in a functional model, goes by its name; what layers share, by
+    its shortest path. Variables of metrics are left out, and those of seed generators, which every
+    step sets anew. Two variables of one path are a `ValueError`.
+    """
+    named = {id(variable) for metric in model.metrics for variable in metric.variables}
+    named |= {id(generator.state) for generator in model.seed_generators()}
+    paths: dict[str, keras.Variable] = {}
+    seen, queue = {id(model)}, [("", model)]
+    for prefix, layer in queue:  # which grows meanwhile: breadth first
+        children = sorted(_sublayers(layer), key=operator.itemgetter(0))
+        below = {id(variable) for _, child in children for variable in child.variables}
+        for variable in layer.variables:
+            if id(variable) in below | named:
+                continue
+            path = prefix + variable.name
+            if path in paths:
+                raise ValueError(f"two variables of the layer {layer.name} are called {path}.")
+            paths[path] = variable
+            named.add(id(variable))
+        new = [(name, child) for name, child in children if id(child) not in seen]
+        seen |= {id(child) for _, child in new}
+        queue += [(f"{prefix}{name}/", child) for name, child in new]
+    return paths
+
+
+def _sublayers(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
+    """The layers directly inside one, by what they are to it."""
+    found = set()
+
+    def layers_in(name: str, value: object) -> Iterator[tuple[str, keras.Layer]]:
+        if isinstance(value, keras.Layer):
+            found.add(id(value))
+            yield name, value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                yield from layers_in(f"{name}/{key}", item)
+        elif isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                yield from layers_in(f"{name}/{number}", item)
+
+    for name, value in vars(layer).items():
+        if not name.startswith("_"):
+            yield from layers_in(name, value)
+    if isinstance(layer, keras.Model):
+        yield from ((one.name, one) for one in layer.layers if id(one) not in found)
+
+
+def _state_variables(model: TrainingStep) -> dict[str, keras.Variable]:
+    """What a checkpoint holds beside metrics, by path."""
+    paths, learned = variable_paths(model), {id(v) for v in model.trainable_variables}
+    slots = {
+        f"optimizer/{name}/{path}": slot
+        for path, variable in paths.items()
+        if id(variable) in learned
+        for name, slot in model.optimizer.slots(variable).items()
+    }
+    known = {id(slot) for slot in slots.values()}
+    others = (variable for variable in model.optimizer.variables if id(variable) not in known)
+    return paths | {f"optimizer/{variable.name}": variable for variable in others} | slots
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def _files_in(directory: str) -> list[tuple[str, int]]:
@@ -293,8 +417,26 @@ def _read(path: str) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in names if name.startswith((_STATE, _METRICS))}
 
 
+def _read_finite(path: str) -> dict[str, np.ndarray]:
+    values = _read(path)
+    for name, value in values.items():
+        if name.startswith(_STATE) and not np.isfinite(value).all():
+            raise ValueError(f"{name} is not finite")
+    return values
+
+
+def _is_finite(variable: tf.Variable) -> bool:
+    """Whether all values are, found out on the device."""
+    value = tf.convert_to_tensor(variable)
+    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
+
+
 def _note_latest(directory: str, steps: list[int]) -> None:
     """Writes the file by which `tf.train.latest_checkpoint` finds its way."""
+    if not steps:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(directory, "checkpoint"))
+        return
     lines = [f'model_checkpoint_path: "ckpt-{steps[-1]}"']
     lines += [f'all_model_checkpoint_paths: "ckpt-{step}"' for step in steps]
     path = os.path.join(directory, "checkpoint")

@@ -12,6 +12,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
+from cocolm_tf.modeling.transformer import REMATERIALIZE, what_to_rematerialize
 from cocolm_tf.training import config_file
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -35,7 +36,9 @@ class ModelConfig(hyperparams.Config):
     # Not the paper's: see `CocoLMBackbone`. Helps small models on small budgets.
     neighbor_bias: float = 0.0
     initializer_range: float = 0.02
-    rematerialize: bool = False
+    # What is computed again in the backward pass instead of being kept: none, attention (tensors of
+    # every two positions) or block; true and false are the last and the first.
+    rematerialize: bool | str = "none"
 
 
 @dataclasses.dataclass
@@ -70,6 +73,8 @@ class ObjectiveConfig(hyperparams.Config):
     stop_gradient: bool = True
     temperature: float = 1.0
     projection: bool = True
+    # Whether a batch in trainer.micro_batches parts is contrasted as a whole: a forward pass more.
+    scl_over_micro_batches: bool = False
 
 
 @dataclasses.dataclass
@@ -138,6 +143,8 @@ class RuntimeConfig(hyperparams.Config):
     # Positions whose logits over the vocabulary are there at a time, computed twice; 0 for all,
     # computed once. Saves memory where positions are many and the vocabulary is large.
     logit_chunk_rows: int = 0
+    # Of one device, in FLOPs a second of products, for `mfu` in the log; 0 for its vendor's figure.
+    peak_flops: float = 0.0
     seed: int = 0
 
 
@@ -202,6 +209,7 @@ _RANGES: config_file.Ranges = (
             "trainer.validation_steps",
             "trainer.keep_checkpoint_interval",
             "runtime.logit_chunk_rows",
+            "runtime.peak_flops",
         ),
     ),
     (
@@ -273,9 +281,12 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     ```
     """
     config_file.check_types(config, name)
+    if isinstance(config.model.rematerialize, bool):
+        config.model.rematerialize = what_to_rematerialize(config.model.rematerialize)
     config_file.check_ranges(config, name, _RANGES)
     for key, value, allowed in (
         ("runtime.precision", config.runtime.precision, PRECISIONS),
+        ("model.rematerialize", config.model.rematerialize, REMATERIALIZE),
         ("runtime.attention", config.runtime.attention, ATTENTION_KERNELS),
         ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
         ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),

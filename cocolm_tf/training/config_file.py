@@ -13,6 +13,7 @@ import yaml
 from official.modeling import hyperparams
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.text_files import read_text
 
 # What a number must be, in code and in words, and the keys, `section.field`, that this holds for.
 Ranges = Sequence[tuple[Callable[[float], bool], str, Sequence[str]]]
@@ -169,7 +170,7 @@ def save_config(config: hyperparams.Config, path: str) -> None:
     save_config(PretrainingConfig(), "/tmp/config.yaml")
     ```
     """
-    with open(path + ".tmp", "w") as file:
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
         yaml.safe_dump(config.as_dict(), file, sort_keys=False)
     os.replace(path + ".tmp", path)
 
@@ -209,12 +210,11 @@ def _parse(source: str, name: str) -> Any:
     """Reads a YAML file, or the text of an override."""
     try:
         if os.path.isfile(source):
-            with open(source) as file:
-                return yaml.load(file, _Loader) or {}
+            return yaml.load(read_text(source), _Loader) or {}
         with contextlib.suppress(ValueError):  # It is YAML or JSON text then.
             source = hyperparams.nested_csv_str_to_json_str(source)
         return yaml.load(source, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
 
 

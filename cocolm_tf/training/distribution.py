@@ -1,10 +1,13 @@
 """The devices that a run is spread over."""
 
+import contextlib
+import glob
 import json
 import os
 import socket
 import sys
 import threading
+import time
 import urllib.parse
 from typing import Any
 
@@ -12,12 +15,29 @@ import tensorflow as tf
 from official.common import distribute_utils
 
 from cocolm_tf.errors import RestartableError, UserError
+from cocolm_tf.losses.replicas import compiles_communication
+from cocolm_tf.training.preemption import StopSignal
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
 # How long a TPU may take to answer at all, and to get ready: a large slice takes minutes.
 TPU_CONNECT_SECONDS = 10
 TPU_READY_SECONDS = 600
+# How long the workers wait for each other: hosts of a cluster may start minutes apart.
+WORKERS_READY_SECONDS = 600
+
+# Whose tasks share a run.
+_JOBS = ("chief", "worker")
+# The files by which an accelerator shows that TensorFlow passes over in silence, and what to do.
+_CUDA = "pip install 'tensorflow[and-cuda]~=2.20.0'"
+_TPU_FILES = "/dev/accel[0-9]*"
+_UNUSED = {
+    "/dev/nvidia[0-9]*": f"it most likely lacks CUDA: {_CUDA}",
+    "/dev/dxg": f"it most likely lacks CUDA: {_CUDA}",  # Windows's GPU, in WSL 2
+    "/proc/driver/nvidia/version": "if this is a container, start it with --gpus=all",
+    _TPU_FILES: "a TPU takes --distribution_strategy=tpu --tpu=local",
+}
+_TPU_PACKAGE = "pip install --no-deps --force-reinstall tensorflow-tpu==2.20.0 libtpu==0.0.21"
 
 _TF_CONFIG = (
     'TF_CONFIG must be like {"cluster": {"worker": ["host0:2222", "host1:2222"]}, '
@@ -25,22 +45,27 @@ _TF_CONFIG = (
 )
 
 
-def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
+def make_strategy(
+    name: str, tpu: str = "", worker_timeout: float = WORKERS_READY_SECONDS
+) -> tf.distribute.Strategy:
     """Makes the distribution strategy that a flag names.
 
     `multi_worker_mirrored` reads the environment variable `TF_CONFIG` and waits until all workers
-    have called this; it must be the first thing that a program asks of TensorFlow.
+    have called this; it must be the first thing that a program asks of TensorFlow. Where a driver
+    shows a GPU or a TPU that goes unused, a warning on standard error says what mends it.
 
     Args:
-        name: one of `STRATEGIES`. Without a GPU, `mirrored` takes the logical CPUs.
+        name: one of `STRATEGIES`. Without a GPU, `mirrored` takes the logical CPUs, and says so.
         tpu: the address of a TPU, or `local`, for `tpu`.
+        worker_timeout: seconds that `multi_worker_mirrored` waits for all workers.
 
     Returns:
-        The strategy.
+        The strategy. One device is a `OneDeviceStrategy`, and one worker is its devices, whatever
+        the name.
 
     Raises:
         UserError: if the name is unknown, its devices are not there, or `TF_CONFIG` is wrong.
-        RestartableError: if the workers do not find together.
+        RestartableError: if the workers do not find together, or SIGTERM ends their waiting.
 
     Example:
     ```python
@@ -52,24 +77,21 @@ def make_strategy(name: str, tpu: str = "") -> tf.distribute.Strategy:
         raise UserError(f"--distribution_strategy is one of {', '.join(STRATEGIES)}, not {name!r}.")
     if name == "tpu":
         return _connect_to_tpu(tpu)
+    warn_of_unused_devices()
     if name == "multi_worker_mirrored":
-        _check_tf_config(os.environ.get("TF_CONFIG", ""))
-    if name == "mirrored":
-        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    # Not the logical devices: to list them would start TensorFlow before it knows its cluster.
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    try:
-        return distribute_utils.get_distribution_strategy(
-            name, num_gpus=min(gpus, 1) if name == "one_device" else gpus
-        )
-    except ValueError as error:
-        raise UserError(f"--distribution_strategy={name}: {_one_line(error)}.") from error
-    except tf.errors.OpError as error:
-        # One that was started again may meet others that have not noticed its end yet.
-        raise RestartableError(
-            f"the workers could not find together ({_one_line(error)}): start all of them again."
-        ) from error
+        address, others = _check_tf_config(os.environ.get("TF_CONFIG", ""))
+        if others:
+            _meet_workers(address, others, worker_timeout)
+            return _find_workers()
+        name = "mirrored"
+    gpus, cpus = (tf.config.list_logical_devices(kind) for kind in ("GPU", "CPU"))
+    if name == "mirrored" and not gpus:
+        threads = "" if len(cpus) == 1 else f" as {len(cpus)} logical devices"
+        print(f"warning: TensorFlow sees no GPU: training on the CPU{threads}.", file=sys.stderr)
+    devices = [device.name for device in gpus or cpus]
+    if name == "one_device" or len(devices) == 1:
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def per_replica_batch(batch_size: int, micro_batches: int, strategy: tf.distribute.Strategy) -> int:
@@ -96,57 +118,152 @@ def compiles_step(wanted: bool | None, strategy: tf.distribute.Strategy) -> bool
     """Whether XLA compiles the whole step.
 
     Args:
-        wanted: `runtime.jit_compile`; None to decide by the device: on one GPU it does. On a CPU
-            the compiled step is the slower one, several replicas cannot talk to each other in
-            one, and on a TPU the strategy compiles.
+        wanted: `runtime.jit_compile`; None to decide by the devices: on the GPUs of one host it
+            does. On a CPU the compiled step is the slower one, several hosts cannot talk to each
+            other in one, and on a TPU the strategy compiles.
         strategy: the devices.
 
     Returns:
         Whether to give `jit_compile` to `TrainingStep.compile`.
 
     Raises:
-        UserError: if it is wanted for several replicas.
+        UserError: if it is wanted for replicas that are not the GPUs of one host.
 
     Example:
     ```python
     compiles_step(None, make_strategy("one_device"))
     ```
     """
-    replicas = strategy.num_replicas_in_sync
-    if wanted and replicas > 1:
+    possible = compiles_communication(strategy)
+    if wanted and not possible:
         raise UserError(
-            "runtime.jit_compile=true compiles the step of one device: set it to false or leave "
-            f"it out for the {replicas} of this strategy."
+            "runtime.jit_compile=true compiles the step of one device or of the GPUs of one host: "
+            f"set it to false or leave it out for the {strategy.num_replicas_in_sync} replicas of "
+            "this strategy."
         )
     if wanted is None:
-        return replicas == 1 and bool(tf.config.list_physical_devices("GPU"))
+        return possible and bool(tf.config.list_physical_devices("GPU"))
     return wanted
 
 
-def _check_tf_config(text: str) -> None:
-    """What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides."""
+def warn_of_unused_devices() -> None:
+    """Tells on standard error of an accelerator that goes unused, with what mends it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    # Physical devices: to list the logical ones would start TensorFlow before it knows its cluster.
+    if hidden or tf.config.list_physical_devices("GPU"):
+        return
+    for pattern, advice in _UNUSED.items():
+        if found := glob.glob(pattern):
+            print(
+                f"warning: TensorFlow sees no GPU, though {min(found)} is there: {advice}",
+                file=sys.stderr,
+            )
+            return
+
+
+def _find_workers() -> tf.distribute.Strategy:
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    try:
+        return distribute_utils.get_distribution_strategy("multi_worker_mirrored", num_gpus=gpus)
+    except ValueError as error:
+        raise UserError(
+            f"--distribution_strategy=multi_worker_mirrored: {_one_line(error)}."
+        ) from error
+    except tf.errors.OpError as error:
+        # One that was started again may meet others that have not noticed its end yet.
+        raise RestartableError(
+            f"the workers could not find together ({_one_line(error)}): start all of them again."
+        ) from error
+
+
+def _check_tf_config(text: str) -> tuple[str, list[str]]:
+    """Gives the address of this worker, and those of the others.
+
+    What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides.
+    """
     needed = f"--distribution_strategy=multi_worker_mirrored: {_TF_CONFIG}"
     try:
         config = json.loads(text)
         cluster, task = config["cluster"], config["task"]
-        kind, index = task["type"], int(task["index"])
-        addresses = [address for job in ("chief", "worker") for address in cluster.get(job, [])]
-        places = len(cluster.get(kind, []))
+        kind, index = task["type"], _whole_number(task["index"])
+        jobs = {job: _addresses(found) for job, found in cluster.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found = f"not {text!r}" if text else "and is not set"
         raise UserError(f"{needed}, {found}.") from error
-    if kind not in ("chief", "worker"):
+    if kind not in _JOBS:
         raise UserError(f"{needed}: task.type is chief or worker, not {kind!r}.")
-    if not 0 <= index < places:
-        raise UserError(f"{needed}: task.index={index}, but cluster.{kind} has {places} addresses.")
+    if others := [job for job in jobs if job not in _JOBS]:
+        raise UserError(
+            f"{needed}: cluster has {' and '.join(others)}, whom no other waits for: leave out all "
+            "but chief and worker."
+        )
+    if len(jobs.get("chief", [])) > 1:
+        raise UserError(f"{needed}: cluster.chief has more than one address.")
+    places = jobs.get(kind, [])
+    if not 0 <= index < len(places):
+        raise UserError(
+            f"{needed}: task.index={index}, but cluster.{kind} has {len(places)} addresses."
+        )
+    addresses = [address for job in _JOBS for address in jobs.get(job, [])]
     for address in addresses:
-        host, _, port = str(address).rpartition(":")
-        if not host or not port.isdecimal():
+        host, _, port = address.rpartition(":")
+        if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise UserError(f"{needed}: {address!r} is not of the form host:port.")
     if len(set(addresses)) < len(addresses):
         raise UserError(f"{needed}: an address stands twice in {addresses}.")
     if len(addresses) > 1:
         print(f"{kind} {index} waits for all {len(addresses)} workers.", file=sys.stderr)
+    return places[index], [address for address in addresses if address != places[index]]
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool | float):
+        raise TypeError(f"{value} is no whole number")
+    return int(value)
+
+
+def _addresses(found: Any) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise TypeError(f"{found} is no list of addresses")
+    return found
+
+
+def _meet_workers(address: str, others: list[str], seconds: float) -> None:
+    """Returns when every other worker has been there.
+
+    TensorFlow would wait for ever for one that never comes, and hear no signal meanwhile.
+    """
+    deadline = time.monotonic() + seconds
+    # Until TensorFlow's own server is there, this is what the others find.
+    with StopSignal(), _listener(address, backlog=16 + 2 * len(others)):
+        while others := [other for other in others if not _answers(other)]:
+            if time.monotonic() > deadline:
+                told = ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
+                raise RestartableError(
+                    f"nothing answers at {told} after {seconds:g} seconds: start all workers again."
+                )
+            time.sleep(0.2)
+
+
+def _listener(address: str, backlog: int) -> socket.socket:
+    port = int(address.rpartition(":")[2])
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        return socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=dual)
+    except OSError as error:
+        raise UserError(
+            f"TF_CONFIG: port {port} of {address} cannot be listened on ({error.strerror}): end "
+            "the program that has it, or give another."
+        ) from error
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+        return True
+    return False
 
 
 def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
@@ -173,6 +290,8 @@ def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
         raise UserError(f"--tpu={address} was not ready after {TPU_READY_SECONDS} seconds.")
     if "error" in outcome:
         where = "this machine has no TPU" if address == "local" else "there is no such TPU"
+        if address == "local" and (found := glob.glob(_TPU_FILES)):
+            where = f"TensorFlow sees no TPU, though {min(found)} is there: {_TPU_PACKAGE}"
         error = outcome["error"]
         raise UserError(f"--tpu={address}: {where} ({_one_line(error)}).") from error
     return outcome["strategy"]

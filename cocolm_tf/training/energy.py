@@ -6,26 +6,30 @@ import shutil
 import subprocess
 
 _NVIDIA_QUERY = ("nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits")
+_NVIDIA_SECONDS = 30.0
 # Each of these is a processor; those with two colons are parts of one.
 _PROCESSORS = "/sys/class/powercap/intel-rapl:[0-9]*"
 
 
-def power_limit(uses_gpu: bool, devices: int = 1) -> float | None:
-    """Reads the power that devices are limited to, the most that they draw for long.
+def power_limit(device_type: str, devices: int = 1) -> float | None:
+    """Reads the power that this host's devices are limited to, the most that they draw for long.
 
     Args:
-        uses_gpu: bool. Whether it is the NVIDIA GPUs that count, and not the processors.
-        devices: int. How many GPUs, the first ones. Processors count all.
+        device_type: `GPU` for NVIDIA's, `CPU`; of any other kind, hosts do not know it.
+        devices: int. How many GPUs of this host, the first ones. Processors count all.
 
     Returns:
         Watts, or None where the machine does not say, as virtual ones mostly do not.
 
     Example:
     ```python
-    power_limit(uses_gpu=True)  # 700.0 on an H100
+    power_limit("GPU")  # 700.0 on an H100
     ```
     """
-    limits = _gpu_limits()[:devices] if uses_gpu else _processor_limits()
+    if device_type == "GPU":
+        limits = _gpu_limits()[:devices]
+    else:
+        limits = _processor_limits() if device_type == "CPU" else []
     return sum(limits) if limits else None
 
 
@@ -34,7 +38,7 @@ def energy_text(hours: float, watts: float | None) -> str:
 
     Args:
         hours: float. How long it ran.
-        watts: float. As `power_limit` gives it.
+        watts: float. As `power_limit` gives it, of all hosts together; None for not known.
 
     Returns:
         A sentence.
@@ -55,9 +59,17 @@ def energy_text(hours: float, watts: float | None) -> str:
 def _gpu_limits() -> list[float]:
     if not shutil.which(_NVIDIA_QUERY[0]):
         return []
-    answer = subprocess.run(_NVIDIA_QUERY, capture_output=True, text=True, timeout=30)
+    process = subprocess.Popen(
+        _NVIDIA_QUERY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        answer, _ = process.communicate(timeout=_NVIDIA_SECONDS)
+    except subprocess.TimeoutExpired:
+        # Not waited for, as `subprocess.run` would: what hangs in a driver cannot be killed either.
+        process.kill()
+        return []
     limits = []
-    for line in answer.stdout.splitlines():
+    for line in answer.splitlines():
         try:
             limits.append(float(line))
         except ValueError:  # "[N/A]"

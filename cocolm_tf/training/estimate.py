@@ -5,29 +5,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator
+from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator, published_share
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.flops import (
     logit_chunk_flops,
+    pass_flops,
     pretraining_flops,
     rematerialization_flops,
     similarity_flops,
 )
 from cocolm_tf.training.memory import step_memory
 from cocolm_tf.training.parameters import count_parameters
-from cocolm_tf.training.passes import heads_of
+from cocolm_tf.training.passes import contrasted_parts, encoder_passes, heads_of
 from cocolm_tf.units import duration, si
 
 _FLOAT32 = 4
+# The contrastive task's products, next to nothing, grow with the square of the batch.
+_SAME_WORK = 0.01
 
 
 def estimate(
     config: PretrainingConfig,
     devices: int = 1,
     accelerators: Sequence[str] = tuple(ACCELERATORS),
-    share_of_peak: float = 0.4,
+    share_of_peak: float = 0.0,
     share_of_memory: float = 0.9,
     link_bandwidth: float = 0.0,
+    compiled: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Estimates what a run takes of each of a number of devices.
 
@@ -36,11 +40,13 @@ def estimate(
         devices: int. Replicas that share `trainer.batch_size` out evenly.
         accelerators: keys of `ACCELERATORS`.
         share_of_peak: float. The share of the peak FLOPs that a step reaches from its beginning
-            to its end.
+            to its end. 0 for what encoders of the main model's size were published to reach.
         share_of_memory: float. The share of the memory that tensors may take. The rest is for
             the libraries, and for what fragments.
         link_bandwidth: float. Bytes a second that a device sends, where that is not its vendor's:
             of several hosts it is the network's. 0 for the vendor's.
+        compiled: what `compile_step.py` said of this configuration's step on some of the
+            accelerators: the least time that it allows.
 
     Returns:
         What JSON can hold; bytes, seconds, and numbers of a step unless it says otherwise:
@@ -75,6 +81,13 @@ def estimate(
     parameters, flops = count_parameters(config), pretraining_flops(config)
     total, step = sum(parameters.values()), sum(flops.values())
     tokens = trainer.batch_size * data.sequence_length
+    if not share_of_peak:
+        share_of_peak = published_share(parameters["embeddings"] + parameters["main"])
+    by_target = {one["target"]: of_compiled(config, devices, one) for one in compiled}
+    if unasked := sorted(set(by_target) - set(accelerators)):
+        raise UserError(
+            f"what was compiled is for {', '.join(unasked)}, which is not among the accelerators."
+        )
     sent = [all_reduce_bytes(total, devices), gather_bytes(config, devices)]
     return {
         "devices": devices,
@@ -118,6 +131,7 @@ def estimate(
                     )
                     for name, rematerialize in WAYS.items()
                 },
+                "compiled": by_target.get(key),
             }
             for key in accelerators
         },
@@ -170,19 +184,72 @@ def plan(
     return {
         "micro_batches": micro_batches,
         "sequences": of_device // micro_batches,
-        "contrasted": heads_of(cut).contrast * (config.trainer.batch_size // micro_batches),
+        "contrasted": heads_of(cut).contrast * config.trainer.batch_size // contrasted_parts(cut),
         "memory": memory,
         "step_seconds": seconds,
         "run_seconds": seconds * config.trainer.train_steps,
     }
 
 
+def of_compiled(
+    config: PretrainingConfig, devices: int, compiled: dict[str, Any]
+) -> dict[str, float]:
+    """Says what a run takes at least by a compiled program of its step, and corrects its memory.
+
+    A device is given the sequences that the program was compiled for, again and again, until it
+    has done its share of a step.
+
+    Args:
+        config: the run.
+        devices: int.
+        compiled: what `compile_step.py` prints as JSON.
+
+    Returns:
+        `share_of_peak` at most; `step_seconds` and `run_seconds` at least; `sequences` at a time;
+        `memory` of the program, arguments and temporaries, and `estimated_memory`, what
+        `step_memory` says of as many sequences.
+
+    Raises:
+        UserError: if the program does other work than the configuration.
+
+    Example:
+    ```python
+    result = json.loads(pathlib.Path("base.json").read_text())
+    of_compiled(load_config("configs/pretrain/base.yaml"), 8, result)["run_seconds"] / 86_400
+    ```
+    """
+    one = copy.deepcopy(config)
+    one.trainer.batch_size, one.trainer.micro_batches = compiled["sequences"], 1
+    flops = sum(pretraining_flops(one).values())
+    if (
+        abs(compiled["model_flops"] / flops - 1) > _SAME_WORK
+        or compiled["precision"] != config.runtime.precision
+    ):
+        raise UserError(
+            f"what was compiled for {compiled['target']} is {si(compiled['model_flops'], 'FLOP')} "
+            f"in {compiled['precision']}, and {compiled['sequences']} sequences of this "
+            f"configuration are {si(flops, 'FLOP')} in {config.runtime.precision}: compile it as "
+            "it is."
+        )
+    peak = ACCELERATORS[compiled["target"]].peak_flops(config.runtime.precision)
+    rate = compiled["share_of_peak_at_most"] * peak
+    seconds = sum(pretraining_flops(config).values()) / devices / rate
+    return {
+        "share_of_peak": compiled["share_of_peak_at_most"],
+        "step_seconds": seconds,
+        "run_seconds": seconds * config.trainer.train_steps,
+        "sequences": compiled["sequences"],
+        "memory": compiled["argument_bytes"] + compiled["temporary_bytes"],
+        "estimated_memory": sum(step_memory(one, 1, compiled["rematerialize"]).values()),
+    }
+
+
 def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -> float:
     """Counts the FLOPs that one device computes in a step.
 
-    Its share of `pretraining_flops`, of `logit_chunk_flops` and, if so wanted, of
-    `rematerialization_flops`; but all of `similarity_flops`, as each device compares the vectors of
-    all.
+    Its share of `pretraining_flops`, of `logit_chunk_flops`, of the forward passes that
+    `objective.scl_over_micro_batches` adds and, if so wanted, of `rematerialization_flops`; but
+    all of `similarity_flops`, as each device compares the vectors of all.
 
     Example:
     ```python
@@ -190,6 +257,9 @@ def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -
     ```
     """
     shared = sum(pretraining_flops(config).values()) + logit_chunk_flops(config)
+    if contrasted_parts(config) < config.trainer.micro_batches:
+        passes = encoder_passes(config).values()
+        shared += config.trainer.batch_size * sum(map(pass_flops, passes))
     whole = similarity_flops(config)
     if rematerialize:
         shared += rematerialization_flops(config)
@@ -213,10 +283,9 @@ def all_reduce_bytes(parameters: int, devices: int) -> float:
 def gather_bytes(config: PretrainingConfig, devices: int) -> float:
     """Counts the bytes that each device sends for the contrastive task in a step.
 
-    Of B sequences the vectors of both views, in float32, are 2B * 4H bytes. A ring of R devices
-    gathers them by passing on all but one part, (R - 1) / R of them; the backward pass sums
-    their gradients from all devices, as an all-reduce does: twice that. Together
-    3 * 8BH * (R - 1) / R, however many micro-batches there are.
+    Of B sequences the vectors of both views, in float32, are 2B * 4H bytes. They are gathered by an
+    all-reduce, 2(R - 1) / R of that in a ring of R devices, and so are their gradients summed.
+    Together 4 * 8BH * (R - 1) / R, however many micro-batches there are.
 
     Example:
     ```python
@@ -226,7 +295,7 @@ def gather_bytes(config: PretrainingConfig, devices: int) -> float:
     if not heads_of(config).contrast:
         return 0.0
     vectors = 2 * config.trainer.batch_size * _FLOAT32 * config.model.hidden_dim
-    return 3 * vectors * (devices - 1) / devices
+    return 4 * vectors * (devices - 1) / devices
 
 
 def update_bytes(parameters: int) -> int:
@@ -320,11 +389,28 @@ def _accelerator_tables(result: dict[str, Any]) -> list[list[str]]:
             cells = ["does not fit"] if plan is None else _plan_cells(plan)
             rows.append(_columns([accelerator["title"], *cells]))
         tables.append(rows)
+    tables += _compiled_table(result)
     rows = ["of each step, at full bandwidth", _columns(("accelerator", "links", "update"))]
     for accelerator in result["accelerators"].values():
         seconds = (accelerator["link_seconds"], accelerator["update_seconds"])
         rows.append(_columns([accelerator["title"], *map(duration, seconds)]))
     return [*tables, rows]
+
+
+def _compiled_table(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for accelerator in result["accelerators"].values():
+        if found := accelerator["compiled"]:
+            cells = [
+                f"{found['share_of_peak']:.1%}",
+                *(duration(found[key]) for key in ("step_seconds", "run_seconds")),
+                f"{found['sequences']:,}",
+                *(_gib(found[key]) for key in ("memory", "estimated_memory")),
+            ]
+            rows.append(_columns([accelerator["title"], *cells]))
+    header = ("accelerator", "peak, at most", "step", "run", "sequences", "memory", "by arithmetic")
+    title = "as compiled: at least, and the memory of the sequences that it was compiled for"
+    return [[title, _columns(header), *rows]] if rows else []
 
 
 def _plan_cells(plan: dict[str, float]) -> list[str]:

@@ -11,6 +11,7 @@ import dataclasses
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.passes import (
     EncoderPass,
+    contrasted_parts,
     encoder_passes,
     heads_of,
     masked_rows,
@@ -80,8 +81,9 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
 def similarity_flops(config: PretrainingConfig) -> int:
     """Counts the FLOPs of the contrastive task's similarities in a training step.
 
-    Each micro-batch of b sequences compares its 2b vectors with each other, 2 * (2b)^2 * H,
-    forward and backward. Of several devices each does all of it, on the vectors of all.
+    Each of `contrasted_parts` of b sequences compares its 2b vectors with each other,
+    2 * (2b)^2 * H, forward and backward. Of several devices each does all of it, on the vectors of
+    all.
 
     Args:
         config: the run.
@@ -96,10 +98,10 @@ def similarity_flops(config: PretrainingConfig) -> int:
     """
     if not heads_of(config).contrast:
         return 0
-    micro_batches = config.trainer.micro_batches
-    vectors = 2 * config.trainer.batch_size // micro_batches
+    parts = contrasted_parts(config)
+    vectors = 2 * config.trainer.batch_size // parts
     similarities = _product(vectors, config.model.hidden_dim, vectors)
-    return _FORWARD_AND_BACKWARD * micro_batches * similarities
+    return _FORWARD_AND_BACKWARD * parts * similarities
 
 
 def rematerialization_flops(config: PretrainingConfig) -> int:

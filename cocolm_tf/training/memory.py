@@ -15,6 +15,7 @@ from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.parameters import count_frozen_parameters, count_parameters
 from cocolm_tf.training.passes import (
     EncoderPass,
+    contrasted_parts,
     encoder_passes,
     heads_of,
     masked_rows,
@@ -65,7 +66,9 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
         "copied_weights": copied_weight_bytes(config, rematerialize),
         "activations": sequences * activations,
         "logits": logit_bytes(config, sequences),
-        "similarities": similarity_bytes(config, sequences * devices),
+        "similarities": similarity_bytes(
+            config, sequences * devices * micro_batches // contrasted_parts(config)
+        ),
         "working": sequences * working_bytes(config, rematerialize),
     }
 
@@ -224,7 +227,7 @@ def similarity_bytes(config: PretrainingConfig, sequences: int) -> int:
 
     Args:
         config: the run.
-        sequences: int. b, of one micro-batch, on all devices together.
+        sequences: int. b, those contrasted with each other, on all devices together.
 
     Returns:
         Bytes.

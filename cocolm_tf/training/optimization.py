@@ -82,6 +82,11 @@ class AdamW(keras.optimizers.AdamW):
         """
         self._rate_factors |= {self._var_key(variable): factor for variable in variables}
 
+    def slots(self, variable: keras.Variable) -> dict[str, keras.Variable]:
+        """The moments that the optimizer keeps of a variable, by name."""
+        index = self._get_variable_index(variable)
+        return {"momentum": self._momentums[index], "velocity": self._velocities[index]}
+
     def apply(
         self,
         grads: Sequence[tf.Tensor | tf.IndexedSlices | None],
@@ -138,7 +143,6 @@ class AdamW(keras.optimizers.AdamW):
             [self._options(variable) for variable in variables],
             self._settings(self.learning_rate, scale),
         )
-        self.iterations.assign_add(1)
 
     def _settings(self, learning_rate: tf.Tensor, scale: tf.Tensor) -> dict[str, tf.Tensor]:
         """What holds for all variables in this step."""
@@ -177,6 +181,8 @@ class AdamW(keras.optimizers.AdamW):
                 kwargs=own,
                 group=False,
             )
+        # Keras's own way would talk to the other replicas, which a compiled step cannot do.
+        strategy.extended.update(self.iterations.value, lambda count: count.assign_add(1))
 
     def _update_one(
         self,

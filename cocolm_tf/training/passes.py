@@ -93,6 +93,17 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
     return passes
 
 
+def contrasted_parts(config: PretrainingConfig) -> int:
+    """Counts the parts of a batch within each of which sequences are contrasted.
+
+    Example:
+    ```python
+    contrasted_parts(PretrainingConfig())  # 1
+    ```
+    """
+    return 1 if config.objective.scl_over_micro_batches else config.trainer.micro_batches
+
+
 def masked_rows(config: PretrainingConfig) -> int:
     """Counts the masked positions of a sequence, M = ceil(S * mask_fraction).
 

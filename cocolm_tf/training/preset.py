@@ -14,6 +14,7 @@ import shutil
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -61,15 +62,19 @@ def save_preset(
     save_preset(pretrainer, tokenizer, "runs/first/preset")
     ```
     """
+    # Of one name, so that what a killed run has left is cleared by the next.
     unfinished = directory.rstrip("/") + ".tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     auxiliary = pretrainer.auxiliary and pretrainer.auxiliary.backbone
-    write_models(unfinished, pretrainer.backbone, auxiliary, head_variables(pretrainer))
-    tokenizer.save_to_preset(unfinished)
-    if facts:
-        write_model_card(unfinished, facts)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(unfinished, directory)
+    try:
+        write_models(unfinished, pretrainer.backbone, auxiliary, head_variables(pretrainer))
+        tokenizer.save_to_preset(unfinished)
+        if facts:
+            write_model_card(unfinished, facts)
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(unfinished, directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_models(
@@ -194,7 +199,7 @@ def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
         The encoder.
 
     Raises:
-        UserError: if it is not the preset of one.
+        UserError: if it is not the preset of one, or a weight is NaN or infinite.
 
     Example:
     ```python
@@ -203,11 +208,38 @@ def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
     ```
     """
     try:
-        return CocoLMBackbone.from_preset(directory, load_weights=load_weights)
+        backbone = CocoLMBackbone.from_preset(directory, load_weights=load_weights)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{os.path.join(directory, 'config.json')} does not describe a CocoLMBackbone."
         ) from error
+    if load_weights:
+        check_finite_weights(backbone, directory)
+    return backbone
+
+
+def check_finite_weights(model: keras.Model, directory: str) -> None:
+    """Makes sure that the weights of a preset are numbers.
+
+    Args:
+        model: What was loaded.
+        directory: The preset, for the message.
+
+    Raises:
+        UserError: If one is NaN or infinite, as those of a training that diverged.
+
+    Example:
+    ```python
+    check_finite_weights(read_backbone("runs/first/preset"), "runs/first/preset")
+    ```
+    """
+    for variable in model.weights:
+        value = tf.convert_to_tensor(variable)
+        if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
+            raise UserError(
+                f"{directory}: {variable.path} has values that are NaN or infinite, as after a "
+                "training that diverged: take another preset."
+            )
 
 
 def _masked_lm_variables(model: MaskedLanguageModel, name: str) -> dict[str, keras.Variable]:
@@ -236,6 +268,8 @@ def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[st
             raise UserError(
                 f"{heads}: {name} has the shape {saved[name].shape}, not {tuple(variable.shape)}."
             )
+        elif not np.isfinite(saved[name]).all():
+            raise UserError(f"{heads}: {name} has values that are NaN or infinite.")
         else:
             variable.assign(saved[name])
     return missing
@@ -257,3 +291,4 @@ def _load_weights(backbone: CocoLMBackbone, directory: str) -> None:
     names = ("model.weights.h5", "model.weights.json")
     paths = [os.path.join(directory, name) for name in names]
     backbone.load_weights(next(filter(os.path.isfile, paths), paths[0]))
+    check_finite_weights(backbone, directory)

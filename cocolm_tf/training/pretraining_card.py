@@ -13,7 +13,8 @@ from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.build import Pretrainer
 from cocolm_tf.training.callbacks import METRICS_FILENAME
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.energy import energy_text, power_limit
+from cocolm_tf.training.energy import energy_text
+from cocolm_tf.training.identity import History, flat
 from cocolm_tf.training.model_card import Facts, Result
 from cocolm_tf.versions import own_versions, versions_line
 
@@ -45,8 +46,8 @@ def pretraining_facts(
     config: PretrainingConfig,
     pretrainer: Pretrainer,
     manifests: Mapping[str, Manifest],
-    model_dir: str,
-    init_preset: str = "",
+    history: History,
+    watts: float | None = None,
 ) -> Facts:
     """Gathers what a finished run knows of itself.
 
@@ -54,23 +55,23 @@ def pretraining_facts(
         config: the run.
         pretrainer: the models, with their strategy.
         manifests: those of the data, by what it was for, as `training`.
-        model_dir: the run's folder, with its metrics.
-        init_preset: the preset it started from, or nothing.
+        history: what it has been through, and where its metrics are.
+        watts: float. The power that the devices of all hosts are limited to; None for not known.
 
     Returns:
         The facts of its model card.
 
     Example:
     ```python
-    facts = pretraining_facts(config, pretrainer, {"training": manifest}, "runs/first")
+    history = History.read("runs/first")
+    facts = pretraining_facts(config, pretrainer, {"training": manifest}, history)
     write_model_card("runs/first/preset", facts)
     ```
     """
+    model_dir = history.model_dir
     lines = _metrics(model_dir)
     tokens_per_step = config.trainer.batch_size * config.data.sequence_length
     hours = _seconds(lines, tokens_per_step) / 3600
-    replicas = pretrainer.distribute_strategy.num_replicas_in_sync
-    uses_gpu = bool(tf.config.list_physical_devices("GPU"))
     tokens = config.trainer.train_steps * tokens_per_step
     speed = [
         f"{config.trainer.train_steps:,} steps of {tokens_per_step:,} tokens, {tokens:,} in all, "
@@ -78,7 +79,10 @@ def pretraining_facts(
     ]
     if hours:
         speed.append(f"{tokens / hours / 3600:,.0f} tokens a second, validation aside.")
-        speed.append(energy_text(hours, power_limit(uses_gpu, replicas)))
+        speed.append(energy_text(hours, watts))
+    if len(history.stretches) > 1:
+        stretches = "; ".join(history.lines(config.trainer.train_steps))
+        speed.append(f"The settings above are those it ended with; they changed: {stretches}.")
     name = os.path.basename(os.path.abspath(model_dir))
     usage = _USAGE.format(
         preset=os.path.join(model_dir, "preset"), length=config.data.sequence_length
@@ -87,12 +91,12 @@ def pretraining_facts(
         name,
         description=_DESCRIPTIONS[config.objective.name],
         model_type=describe_encoder(pretrainer.backbone),
-        base_model=init_preset,
+        base_model=history.stretches[0].inputs["--init_preset"].path,
         direct_use=_USE,
         limitations=_LIMITATIONS,
         usage=usage,
         training_data="\n".join(_data_lines(manifests)),
-        settings=dict(_flat(config.as_dict())),
+        settings=flat(config.as_dict()),
         speed=" ".join(speed),
         evaluation_data="\n".join(_data_lines(manifests, "validation")),
         results=_results(lines),
@@ -163,14 +167,6 @@ def _data_lines(manifests: Mapping[str, Manifest], only: str = "") -> Iterator[s
             f"`{source}`. Vocabulary: {manifest.vocabulary_size:,} tokens, "
             f"`{manifest.vocabulary_fingerprint[:12]}`."
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _hardware(strategy: tf.distribute.Strategy) -> str:

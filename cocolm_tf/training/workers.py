@@ -59,6 +59,10 @@ class Workers:
         """Whether any worker says yes."""
         return bool(self._sum(np.int32(flag))) if self.count > 1 else flag
 
+    def sum(self, value: float) -> float:
+        """The sum of the workers' values, in float32 where there are several."""
+        return float(self._sum(np.float32(value))) if self.count > 1 else value
+
     def from_chief(self, values: list[np.ndarray]) -> list[np.ndarray]:
         """Gives every worker the chief's arrays, to the bit.
 
@@ -96,7 +100,7 @@ class Workers:
                 f"checkpoint. (TensorFlow says: {_reason(error)})"
             ) from error
 
-    def _sum(self, value: np.ndarray | np.int32) -> np.ndarray:
+    def _sum(self, value: np.ndarray | np.generic) -> np.ndarray:
         return self._strategy.reduce("SUM", tf.convert_to_tensor(value), axis=None).numpy()
 
 

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cocolm_tf.analysis import sections
 from cocolm_tf.analysis.comparison import Findings, write_comparison
 from cocolm_tf.analysis.detection import Detections
+from cocolm_tf.analysis.output import OutputFolder
 from cocolm_tf.analysis.run_comparison import read_run
 from cocolm_tf.analysis.scores import Score
 from cocolm_tf.analysis.sentence_space import SentenceSpace
+from cocolm_tf.data.tables import read_table
 from cocolm_tf.errors import UserError
 
 
@@ -112,3 +116,10 @@ def test_an_output_that_is_no_folder_is_told(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output_dir="):
         write_comparison(str(tmp_path / "file"), Findings())
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]))] * 2), min_size=1))
+def test_numbers_are_read_back_as_written(tmp_path: Path, written):
+    OutputFolder(str(tmp_path)).numbers("a.csv", ("x", "y"), written)
+    assert read_table(str(tmp_path / "a.csv"), ["x", "y"]).rows == written

@@ -56,10 +56,10 @@ def test_both_forms_are_read(tmp_path: Path):
 def test_bad_rows_are_named(tmp_path: Path):
     path = tmp_path / "a.tsv"
     path.write_text("original\ttext\nA\tB\n")
-    with pytest.raises(UserError, match=r"a\.tsv: its first line must name .* corrupted among"):
+    with pytest.raises(UserError, match=r"a\.tsv has no column .corrupted."):
         read_corrupted_texts(str(path))
     path.write_text("original\tcorrupted\nA\t \n")
     with pytest.raises(UserError, match=r"a\.tsv:2 has no corrupted: it needs original and"):
         read_corrupted_texts(str(path))
-    with pytest.raises(UserError, match="--corrupted_texts=.* does not exist"):
+    with pytest.raises(UserError, match=": No such file"):
         read_corrupted_texts(str(path) + "x")

@@ -101,12 +101,14 @@ def test_pairs_as_blimp_has_them(tmp_path: Path):
         {"sentence_good": "a", "sentence_bad": "b", "linguistics_term": "binding", "UID": "one"},
         {"sentence_good": "c", "sentence_bad": "d", "category": "mine"},
         {"sentence_good": "e", "sentence_bad": "f"},
+        {"sentence_good": "g", "sentence_bad": "h", "category": "all"},
     ]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     assert read_minimal_pairs(str(path)) == [
         MinimalPair("a", "b", "binding"),
         MinimalPair("c", "d", "mine"),
         MinimalPair("e", "f", "all"),
+        MinimalPair("g", "h", "all (category)"),
     ]
 
 
@@ -139,7 +141,7 @@ def test_a_dot_stands_for_each_category_way_and_preset():
         (b"nonsense\n", ":1 is not JSON"),
         (b"[1]\n", ":1 is not a JSON object"),
         (b'{"sentence_good": "a", "sentence_bad": " "}\n', ":1 has no sentence_bad"),
-        (b'{"sentence_good": "\xff"}\n', "is not UTF-8 text"),
+        (b'{"sentence_good": "\xff"}\n', ":1 is not UTF-8"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: bytes, complaint: str):
@@ -147,5 +149,5 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes, complaint: str):
     path.write_bytes(content)
     with pytest.raises(UserError, match=complaint):
         read_minimal_pairs(str(path))
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="no file matches"):
         read_minimal_pairs(str(path) + "l")

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def test_a_table_as_glue_has_it(tmp_path: Path):
     assert len(pairs) == 2
 
 
+def test_a_table_as_other_programs_write_it(tmp_path: Path):
+    """With a byte order mark, compressed, quoted, in another encoding."""
+    rows = 'sentence1,sentence2,score\r\n"A, café.",B.,1.5\r\n'
+    (tmp_path / "marked.csv").write_bytes(rows.encode("utf-16"))
+    (tmp_path / "zipped.csv.gz").write_bytes(gzip.compress(rows.encode()))
+    (tmp_path / "pairs.csv").write_bytes(rows.encode("cp1252"))
+    for name, encoding in (("marked.csv", ""), ("zipped.csv.gz", ""), ("pairs.csv", "cp1252")):
+        pairs = read_pairs(str(tmp_path / name), encoding)
+        assert (pairs.first, pairs.second, pairs.scores.tolist()) == (["A, café."], ["B."], [1.5])
+
+
 def test_json_lines_without_scores(tmp_path: Path):
     path = tmp_path / "pairs.jsonl"
     rows = [{"sentence1": "a", "sentence2": "b", "more": 1}, {"sentence1": "c", "sentence2": "d"}]
@@ -37,24 +49,28 @@ def test_the_most_similar_have_the_highest_score():
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("p.tsv", "", "sentence1 among them"),
-        ("p.tsv", "a\tb\n", "sentence1 among them"),
+        ("p.tsv", "", "no column 'sentence1': it has none"),
+        ("p.tsv", "a\tb\n", "no column 'sentence1': it has a, b"),
         ("p.tsv", "sentence1\tsentence2\n", "has no rows"),
-        ("p.tsv", "sentence1\tsentence2\na\n", ":2 has 1 columns, the header 2"),
+        ("p.tsv", "sentence1\tsentence2\na\n", ":2 has 1 columns, not 2"),
         ("p.tsv", "sentence1\tsentence2\na\t \n", ":2 has no sentence2"),
         ("p.tsv", "sentence1\tsentence2\tscore\na\tb\thigh\n", ":2: score must be a number"),
-        ("p.tsv", b"sentence1\tsentence2\n\xff\tb\n", "not UTF-8"),
+        ("p.tsv", b"sentence1\tsentence2\n\xff\tb\n", ":2 is not UTF-8.*Convert"),
         ("p.jsonl", "nonsense\n", ":1 is not JSON"),
         ("p.jsonl", "[1]\n", ":1 is not a JSON object"),
-        ("p.jsonl", '{"sentence1": "a"}\n', ":1 has no sentence2"),
-        ("p.jsonl", '{"sentence1": "a", "sentence2": 7}\n', ":1 has no sentence2"),
+        ("p.jsonl", '{"sentence1": "a"}\n', ":1 has no field 'sentence2'"),
+        ("p.jsonl", '{"sentence1": "a", "sentence2": null}\n', ":1 has in 'sentence2' neither"),
         (
             "p.jsonl",
             '{"sentence1": "a", "sentence2": "b"}\n'
             '{"sentence1": "a", "sentence2": "b", "score": 1}\n',
             ":2: either all pairs have a score, or none",
         ),
-        ("p.jsonl", '{"sentence1": "a", "sentence2": "b", "score": NaN}\n', "must be a number"),
+        (
+            "p.jsonl",
+            '{"sentence1": "a", "sentence2": "b", "score": NaN}\n',
+            "neither .* nor a number",
+        ),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, name: str, content: str | bytes, complaint: str):
@@ -66,5 +82,5 @@ def test_a_bad_row_is_named(tmp_path: Path, name: str, content: str | bytes, com
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"--pairs=.*none\.tsv does not exist"):
+    with pytest.raises(UserError, match=r"none\.tsv: No such file"):
         read_pairs(str(tmp_path / "none.tsv"))

@@ -10,8 +10,8 @@ import pytest
 from cocolm_tf.analysis.run_comparison import read_run
 from cocolm_tf.analysis.scores import Score, place_scores, read_scores
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.presets import fingerprint
 from cocolm_tf.finetuning.results import summarize
+from cocolm_tf.fingerprints import fingerprint
 
 EXPERIMENT = {
     "task": "MNLI",

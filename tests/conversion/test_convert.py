@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from cocolm_tf.conversion.architecture import read_label_names
 from cocolm_tf.conversion.convert import convert_to_official, convert_to_preset
 from cocolm_tf.conversion.task_heads import TASK_HEADS_FILENAME
-from cocolm_tf.conversion.tensor_files import open_tensors
+from cocolm_tf.conversion.tensor_files import Tensor, open_tensors, write_tensors
+from cocolm_tf.conversion.vocabulary_files import write_tokenizer
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
@@ -18,6 +20,7 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.preset import HEADS_FILENAME, head_variables, load_preset, save_preset
 
@@ -158,6 +161,86 @@ def test_a_converted_answerer_is_the_released_one(official: str, tmp_path: Path)
         np.testing.assert_allclose(found[mask], expected[mask], atol=2e-5)
 
 
+def test_a_converted_classifier_is_one_as_fine_tuning_writes_it(
+    tmp_path: Path, tokenizer: CocoLMTokenizer
+):
+    """So that KerasHub knows it, it is exported, and its classes keep their names."""
+    names = {"0": "bad", "1": "good", "2": "odd"}
+    sizes = released.config(vocab_size=tokenizer.vocabulary_size(), id2label=names)
+    tensors = released.prefixed(released.released_tensors(sizes))
+    official = released.write_released(tmp_path / "official", tensors, sizes)
+    write_tokenizer(tokenizer, official)
+    preset = str(tmp_path / "preset")
+    convert_to_preset(official, preset)
+    served = ServedPreset(preset)
+    assert served.classifier.label_names == ["bad", "good", "odd"]
+    assert served.classifier.predict(["a text"], verbose=0).shape == (1, 3)
+    head = served.answerer.answer_logits
+    wanted = tensors["qa_outputs.start_logits.dense.weight"]
+    np.testing.assert_array_equal(np.asarray(head.kernel)[:, 0], wanted[0])
+    convert_to_official(preset, str(tmp_path / "back"), "npz")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["id2label"] == names
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "is_noted"),
+    [
+        (None, None, False),
+        ({"0": "LABEL_0", "1": "LABEL_1"}, None, False),
+        ({"0": "bad"}, None, True),
+        ({"0": "bad", "1": "bad"}, None, True),
+        ({"1": "good", "0": "bad"}, ["bad", "good"], False),
+    ],
+)
+def test_names_of_classes_are_those_of_the_head(given, wanted, is_noted: bool):
+    notes = []
+    assert read_label_names({"id2label": given}, 2, notes) == wanted
+    assert bool(notes) is is_noted
+
+
+def test_rows_that_only_round_the_table_up_are_left_out(tmp_path: Path, tokenizer: CocoLMTokenizer):
+    """What has no word would be proposed, and fits no data that the vocabulary built."""
+    rows = tokenizer.vocabulary_size() + 5
+    sizes = released.config(vocab_size=rows)
+    tensors = released.prefixed(released.released_tensors(sizes))
+    tensors["lm_head.bias"] = np.arange(rows, dtype=np.float32)
+    official = released.write_released(tmp_path / "official", tensors, sizes)
+    write_tokenizer(tokenizer, official)
+    conversion = convert_to_preset(official, str(tmp_path / "preset"))
+    (note,) = conversion.notes
+    assert f"{rows} rows for a vocabulary of {rows - 5}: the last 5, which are of no" in note
+    served = ServedPreset(str(tmp_path / "preset"))
+    table = served.backbone.token_embedding.embeddings
+    wanted = tensors["cocolm.embeddings.word_embeddings.weight"][:-5]
+    np.testing.assert_array_equal(table, wanted)
+    np.testing.assert_array_equal(served.lm_head.bias, np.arange(rows - 5))
+    many = released.config(vocab_size=rows + 2000)
+    tensors = released.prefixed(released.released_tensors(many))
+    official = released.write_released(tmp_path / "many", tensors, many)
+    write_tokenizer(tokenizer, official)
+    with pytest.raises(UserError, match="2005 more than the vocabulary beside it"):
+        convert_to_preset(official, str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(official: str, tmp_path: Path, value: float):
+    convert_to_preset(official, str(tmp_path / "preset"))
+    path = f"{official}/weights.npz"
+    tensors = all_tensors(path)
+    tensors["cocolm.encoder.layer.1.output.LayerNorm.bias"][3] = value
+    np.savez(path, **tensors)
+    with pytest.raises(UserError, match="layer.1.output.LayerNorm.bias has 1 values of 16 that"):
+        convert_to_preset(official, str(tmp_path / "other"))
+    backbone = CocoLMBackbone.from_preset(str(tmp_path / "preset"))
+    backbone.token_embedding.embeddings.assign(np.full((61, 16), value))
+    backbone.save_to_preset(str(tmp_path / "preset"))
+    with pytest.raises(UserError, match="embeddings has values that are NaN or infinite, as after"):
+        convert_to_official(str(tmp_path / "preset"), str(tmp_path / "back"), "npz")
+    with pytest.raises(UserError, match="has values that are NaN or infinite, as after a training"):
+        ServedPreset(str(tmp_path / "preset")).classifier  # noqa: B018
+    assert not (tmp_path / "other").exists() and not (tmp_path / "back").exists()
+
+
 # There and back.
 
 
@@ -212,14 +295,14 @@ def test_there_and_back_the_tensors_are_identical(official: str, tmp_path: Path,
 
 def make_pretrainer(seed: int, own_tables: bool = False, width: int = 16) -> CocoLMPretrainer:
     random.seed(seed)
-    sizes = {"vocabulary_size": 61, "max_sequence_length": 20, "relative_position_bins": 8}
+    sizes = {"vocabulary_size": 37, "max_sequence_length": 20, "relative_position_bins": 8}
     sizes |= {"num_heads": 2, "intermediate_dim": 24, "relative_position_max_distance": 16}
     main = CocoLMBackbone(num_layers=2, hidden_dim=16, **sizes)
     tables = {} if own_tables else {"embeddings_of": main}
     auxiliary = MaskedLanguageModel(
         CocoLMBackbone(num_layers=1, hidden_dim=width, **sizes, **tables)
     )
-    pretrainer = CocoLMPretrainer(main, auxiliary, mask_token_id=60)
+    pretrainer = CocoLMPretrainer(main, auxiliary, mask_token_id=36)
     rng = np.random.default_rng(seed)
     for variable in pretrainer.trainable_variables:
         variable.assign(rng.normal(size=variable.shape))
@@ -263,7 +346,7 @@ def test_what_was_pretrained_here_comes_back_whole(
 
 def test_masked_language_modeling_comes_back_too(tmp_path: Path, tokenizer: CocoLMTokenizer):
     def make(seed: int) -> MaskedLMPretrainer:
-        pretrainer = MaskedLMPretrainer(make_pretrainer(seed, own_tables=True).auxiliary, 60)
+        pretrainer = MaskedLMPretrainer(make_pretrainer(seed, own_tables=True).auxiliary, 36)
         rng = np.random.default_rng(seed)
         for variable in pretrainer.trainable_variables:
             variable.assign(rng.normal(size=variable.shape))
@@ -313,6 +396,35 @@ def test_a_tensor_of_no_use_is_reported(tmp_path: Path):
     heads = np.load(tmp_path / "preset" / HEADS_FILENAME)
     assert {"copy_head.kernel", "lm_head.bias"} <= set(heads)
     assert heads["copy_head.kernel"].shape == (16,)
+
+
+def test_weights_in_several_files_are_one_checkpoint(official: str, tmp_path: Path):
+    tensors = all_tensors(f"{official}/weights.npz")
+    places = {name: f"part{number % 2}.safetensors" for number, name in enumerate(tensors)}
+    for file in set(places.values()):
+        lazy = {
+            name: Tensor(tensor.shape, lambda tensor=tensor: tensor)
+            for name, tensor in tensors.items()
+            if places[name] == file
+        }
+        write_tensors(f"{official}/{file}", lazy)
+    Path(official, "weights.npz").unlink()
+    index = Path(official, "model.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    preset = str(tmp_path / "preset")
+    conversion = convert_to_preset(official, preset)
+    assert conversion.used.keys() == tensors.keys() and conversion.source == str(index)
+    convert_to_official(preset, str(tmp_path / "back"), "npz")
+    assert_same(all_tensors(tmp_path / "back" / "weights.npz"), tensors)
+    for changed, complaint in (
+        ({"more": "part0.safetensors"}, "says that part0.safetensors has more, which it has not"),
+        ({"more": "part2.safetensors"}, "names part2.safetensors, which is missing beside it"),
+        ({"more": "../part0.safetensors"}, "names '../part0.safetensors', which is not a file be"),
+        ({"more": 3}, "has no weight_map"),
+    ):
+        index.write_text(json.dumps({"weight_map": places | changed}))
+        with pytest.raises(UserError, match=complaint):
+            convert_to_preset(official, preset, overwrite=True)
 
 
 def test_a_converted_preset_has_a_model_card(official: str, tmp_path: Path):
@@ -402,7 +514,7 @@ def test_files_that_are_missing_or_damaged_are_named(official: str, tmp_path: Pa
     preset = str(tmp_path / "preset")
     with pytest.raises(UserError, match="--official=/nowhere does not exist"):
         convert_to_preset("/nowhere", preset)
-    with pytest.raises(UserError, match="has no weights: none of model.safetensors, weights.npz"):
+    with pytest.raises(UserError, match="has no weights: none of model.safetensors, model."):
         convert_to_preset(str(tmp_path), preset)
     Path(official, "sp.model").write_bytes(b"?")
     with pytest.raises(UserError, match="dict.txt is missing: a vocabulary is two files"):

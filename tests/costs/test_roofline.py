@@ -182,7 +182,6 @@ def test_attention_by_cudnn_counts_its_products(target, factor):
     config = {
         "cudnn_fmha_backend_config": {
             "intermediate_tensor_shape": {"dimensions": ["2", "4", "128", "128"]},
-            "bmm1_dot_dimension_numbers": {"lhs_contracting_dimensions": ["3"]},
         }
     }
     entry.add(

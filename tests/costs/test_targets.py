@@ -31,7 +31,14 @@ TOLD = {
     "flops": 197e12 * 0.2,
     "bytes_accessed": 819e9 * 0.5,
 }
-DESCRIBED = {"precision": "mixed_bfloat16", "tokens": 1000, "flops": 2e13, "replicas": 2}
+DESCRIBED = {
+    "precision": "mixed_bfloat16",
+    "tokens": 1000,
+    "flops": 2e13,
+    "replicas": 2,
+    "batch_size": 40,
+    "config": {"trainer": {"micro_batches": 5}, "model": {"rematerialize": False}},
+}
 
 
 @pytest.fixture
@@ -55,6 +62,8 @@ def test_what_the_compiler_says_becomes_a_bound(program, runner):
     assert result["tokens_per_second_at_most"] == pytest.approx(2000)
     # Of the model's FLOPs, each of two devices does half.
     assert result["share_of_peak_at_most"] == pytest.approx(1e13 / 0.5 / 197e12)
+    # Five micro-batches of 4 sequences on each.
+    assert (result["sequences"], result["model_flops"]) == (4, 2e12)
     assert json.loads(json.dumps(result)) == result
     shown = format_report(result, rows=5)
     for text in ("Google TPU v5e, 2 of them", "8.00 GiB", "5.00 GiB", "500 ms", "2,000", "1.5 MB"):

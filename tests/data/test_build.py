@@ -1,6 +1,8 @@
 import collections
+import functools
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +12,9 @@ import tensorflow as tf
 from data_stand_ins import WordTokenizer, some_documents
 
 from cocolm_tf.data import build
-from cocolm_tf.data.manifest import FILE_NAME, Manifest
-from cocolm_tf.data.shards import compression, parse
-from cocolm_tf.errors import UserError
+from cocolm_tf.data.manifest import FILE_NAME, Manifest, resolve_shards
+from cocolm_tf.data.shards import OpenFiles, compression, parse
+from cocolm_tf.errors import UserError, refusal
 
 
 def text_ids(manifest: Manifest) -> list[int]:
@@ -103,6 +105,68 @@ def test_a_finished_dataset_is_kept(make_dataset: Callable[..., Manifest], tmp_p
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_another_dataset_within_is_left_alone(make_dataset, tmp_path: Path, fraction: float):
+    """Built by itself where a build that holds documents out has its validation data."""
+    other = tmp_path / "data" / "validation"
+    make_dataset(output_dir=str(other))
+    before = contents(other)
+    if fraction:
+        with pytest.raises(UserError, match="data/validation is a finished dataset: give --over"):
+            make_dataset(validation_fraction=fraction)
+    else:
+        make_dataset()
+        make_dataset(overwrite=True)
+    assert contents(other) == before
+
+
+def test_a_dataset_with_its_validation_is_one(make_dataset, tmp_path: Path):
+    make_dataset(validation_fraction=0.4)
+    with pytest.raises(UserError, match="data/train is a finished dataset: give --overwrite"):
+        make_dataset()
+    # What a build leaves that was killed at its very end is not in the way of its repetition.
+    (tmp_path / "data" / "train" / "manifest.json").unlink()
+    make_dataset(validation_fraction=0.4)
+    # But it is of another.
+    (tmp_path / "data" / "train" / "manifest.json").unlink()
+    for fraction in (0.0, 0.5):
+        with pytest.raises(UserError, match="data/validation is a finished dataset"):
+            make_dataset(validation_fraction=fraction)
+
+
+def test_more_shards_than_may_be_open(make_dataset, tmp_path: Path, monkeypatch):
+    make_dataset(num_shards=6, compress=True)
+    monkeypatch.setattr(build, "OpenFiles", functools.partial(OpenFiles, 2))
+    opened = []
+
+    class Writer(tf.io.TFRecordWriter):
+        def __init__(self, *arguments: object):
+            opened.append(self)
+            super().__init__(*arguments)
+
+        def close(self) -> None:
+            opened.remove(self)
+            assert len(opened) < 3
+            super().close()
+
+    monkeypatch.setattr(tf.io, "TFRecordWriter", Writer)
+    make_dataset(num_shards=6, compress=True, output_dir=str(tmp_path / "few"))
+    assert contents(tmp_path / "few") == contents(tmp_path / "data") and not opened
+
+
+def test_a_failed_build_leaves_no_folder(make_dataset, tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system then refuses files beyond a size, as on a full disk: more than the probe's.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(tf.errors.OpError) as caught:
+            make_dataset(some_documents(2000), output_dir=str(tmp_path / "new" / "data"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refusal(caught.value).startswith(f"File too large ({tmp_path}/new/data/data-0000")
+    assert not (tmp_path / "new").exists()
+
+
 def test_overwriting_leaves_nothing_of_the_old_dataset(make_dataset, tmp_path: Path):
     make_dataset(num_shards=5, compress=True)
     (tmp_path / "data" / "notes.txt").write_text("not ours")
@@ -113,6 +177,14 @@ def test_overwriting_leaves_nothing_of_the_old_dataset(make_dataset, tmp_path: P
         "manifest.json",
         "notes.txt",
     ]
+
+
+def test_a_folder_may_be_called_like_a_glob(make_dataset, tmp_path: Path):
+    folder = str(tmp_path / "data[1]")
+    make_dataset(num_shards=5, output_dir=folder)
+    manifest = make_dataset(num_shards=3, output_dir=folder, overwrite=True)
+    assert len(contents(tmp_path / "data[1]")) == 3 + 1
+    assert resolve_shards(manifest.paths[1])[0] == manifest.paths[1:2]
 
 
 def test_a_failed_build_leaves_what_was_there(make_dataset, tmp_path: Path):
@@ -161,7 +233,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.slow
 def test_the_number_of_workers_does_not_change_a_byte(tmp_path: Path, vocabulary: str):
-    for workers in (0, 1, 2):
+    for workers in (0, 2):
         build.build_shards(
             some_documents(200),
             vocabulary,
@@ -170,7 +242,7 @@ def test_the_number_of_workers_does_not_change_a_byte(tmp_path: Path, vocabulary
             num_workers=workers,
             output_dir=str(tmp_path / str(workers)),
         )
-    assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert contents(tmp_path / "0") == contents(tmp_path / "2")
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ def parsed(*arguments: str) -> flags.FlagValues:
         (["--docstrings", "--tfds_split=test"], "--tfds_split goes with --tfds, not"),
         (["--tfds=a", "--one_document_per_line"], "--one_document_per_line goes with --input"),
         (["--input=a", "--jsonl_field=b", "--one_document_per_line"], "exclude each other"),
+        (["--docstrings", "--encoding=cp1252"], "--encoding goes with --input, not with --docst"),
     ],
 )
 def test_contradictions_are_refused(arguments: list[str], complaint: str):
@@ -41,6 +42,15 @@ def test_contradictions_are_refused(arguments: list[str], complaint: str):
         (
             ["--input=a", "--jsonl_field=b"],
             {"input": "a", "one_document_per_line": False, "jsonl_field": "b"},
+        ),
+        (
+            ["--input=a", "--encoding=cp1252", "--max_bad_share=0.1"],
+            {
+                "input": "a",
+                "one_document_per_line": False,
+                "encoding": "cp1252",
+                "max_bad_share": 0.1,
+            },
         ),
         (["--tfds=a"], {"tfds": "a", "tfds_field": "text", "tfds_split": "train"}),
         (["--docstrings"], {"docstrings": True}),
@@ -63,6 +73,16 @@ def test_json_lines(tmp_path: Path):
     path.write_text('{"body": "one"}\n')
     arguments = [f"--input={path}", "--jsonl_field=body"]
     assert list(documents_from_flags(parsed(*arguments))) == ["one"]
+
+
+def test_another_encoding_and_damage(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9\n")
+    assert list(documents_from_flags(parsed(f"--input={path}", "--encoding=cp1252"))) == ["café"]
+    found = documents_from_flags(parsed(f"--input={path}", "--max_bad_share=1"))
+    assert list(found) == ["caf\ufffd"]
+    with pytest.raises(UserError, match="--encoding=cp1252, say; --max_bad_share"):
+        list(documents_from_flags(parsed(f"--input={path}")))
 
 
 def test_the_other_sources(monkeypatch: pytest.MonkeyPatch):

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cocolm_tf.data.sources import (
     docstring_documents,
     jsonl_documents,
-    matching_files,
     text_documents,
     tfds_documents,
 )
@@ -48,31 +46,31 @@ def test_one_document_per_line(tmp_path: Path):
     assert list(documents) == ["one", "two", "three"]
 
 
-def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path, monkeypatch):
-    warnings = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9\n\nna\xefve\n")
-    assert list(text_documents(str(tmp_path / "a.txt"))) == ["caf\ufffd", "na\ufffdve"]
-    assert len(warnings) == 1 and "a.txt: 2 characters" in warnings[0]
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-be"])
+def test_documents_in_another_encoding(tmp_path: Path, encoding):
+    (tmp_path / "a.txt").write_bytes("café\n\nnaïve\n".encode(encoding))
+    (tmp_path / "a.jsonl").write_bytes('{"text": "café"}\n{"text": "naïve"}\n'.encode(encoding))
+    documents = ["café", "naïve"]
+    assert list(text_documents(str(tmp_path / "a.txt"), encoding=encoding)) == documents
+    found = jsonl_documents(str(tmp_path / "a.jsonl"), "text", encoding=encoding)
+    assert list(found) == documents
 
 
-def test_a_pattern_that_matches_nothing_is_named_at_once(tmp_path: Path):
+def test_no_accent_is_lost_unless_asked_for(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\n" * 99 + b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"a.txt:100 is not UTF-8: .*0xE9.* --encoding"):
+        list(text_documents(str(path)))
+    (document,) = text_documents(str(path), max_bad_share=0.01)
+    assert document.endswith("fine\ncaf\ufffd")
+
+
+def test_a_wrong_pattern_or_encoding_is_named_at_once(tmp_path: Path):
     (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "folder.csv").mkdir()
-    for missing in ("*.text", "*.csv"):
-        with pytest.raises(UserError, match=missing.replace("*", r"\*")):
-            text_documents(f"{tmp_path}/*.txt,{tmp_path}/{missing}")
-    with pytest.raises(UserError, match="is no pattern"):
-        matching_files(" , ")
-
-
-def test_a_broken_gzip_file_is_named(tmp_path: Path):
-    whole = gzip.compress(b"some text\n" * 1000)
-    (tmp_path / "a.gz").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "b.gz").write_bytes(b"plain text")
-    for name in ("a.gz", "b.gz"):
-        with pytest.raises(UserError, match=f"{name} cannot be read"):
-            list(text_documents(str(tmp_path / name)))
+    with pytest.raises(UserError, match=r"no file matches '.*\*.text'"):
+        text_documents(f"{tmp_path}/*.txt,{tmp_path}/*.text")
+    with pytest.raises(UserError, match="--encoding=nonsense is no encoding"):
+        jsonl_documents(f"{tmp_path}/*.txt", "text", encoding="nonsense")
 
 
 def test_jsonl_documents(tmp_path: Path):

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -99,7 +100,15 @@ def test_names_what_is_wrong(tmp_path: Path, content: object, message: str):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b'{"data": [', b"", b"\xff\xfe"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_reads_marked_and_compressed_files(tmp_path: Path, encoding: str):
+    content = json.dumps(of(GOOD), ensure_ascii=False).encode(encoding)
+    (tmp_path / "squad.json.gz").write_bytes(gzip.compress(content))
+    (question,) = read_squad(str(tmp_path / "squad.json.gz"))
+    assert question.context == CONTEXT
+
+
+@pytest.mark.parametrize("content", [b'{"data": [', b"", b"\xff\xfe", b"[" * 100_000])
 def test_names_a_file_that_is_not_json(tmp_path: Path, content: bytes):
     path = tmp_path / "squad.json"
     path.write_bytes(content)

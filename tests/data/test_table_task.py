@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cocolm_tf.data.table_task import read_table_task
+from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.data.table_task import read_table_task, table_name
 from cocolm_tf.errors import UserError
 
 
@@ -74,6 +76,7 @@ def test_pairs(tmp_path: Path):
         ),
         (rows(2, ["a", "b"]), {}, "2 rows, too few to split a dev set off"),
         (rows(9, ["a", "b"]), {"dev_fraction": 1.0}, r"--dev_fraction=1.0 must be in \(0, 1\)"),
+        (rows(9, ["a", "nan", "b"]), {}, "train.tsv:3 has the label 'nan', none of a, b; 3 of 9"),
         ([*rows(9, ["a", "b"]), ("", "a")], {}, "train.tsv:11 has an empty text"),
         ([*rows(9, ["a", "b"]), ("c", "")], {}, "train.tsv:11 has the label '', none of a, b"),
     ],
@@ -97,3 +100,117 @@ def test_bad_rows_may_be_left_out(tmp_path: Path):
     data = read_table_task(train, "text", "label", max_bad_share=0.01)
     assert len(data.train) + len(data.dev["dev"]) == 99
     assert data.train.left_out == ["line 101 has an empty text"]
+
+
+@pytest.mark.parametrize("test_rows", [["one", "", "two"], ["", "one", "", ""], ["one", "  "]])
+@pytest.mark.parametrize("suffix", [".tsv", ".csv"])
+def test_every_row_of_a_test_file_has_its_number(tmp_path: Path, test_rows, suffix):
+    train = write(tmp_path / "train.tsv", rows(20, ["a", "b"]))
+    test = tmp_path / f"test{suffix}"
+    test.write_text("".join(f"{text}\n" for text in ["text", *test_rows]))
+    data = read_table_task(train, "text", "label", test_file=str(test))
+    assert data.test["test"].first == test_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.tsv", "text\tid\none\t1\n\ntwo\t2\n"),
+        ("test.csv", "text,id\none,1\n\ntwo,2\n"),
+        ("test.jsonl", '{"text": "one"}\n{"text": "one"}\n\n{"text": "two"}\n'),
+    ],
+)
+def test_a_blank_line_in_a_test_file_is_named(tmp_path: Path, name, content):
+    train = write(tmp_path / "train.tsv", rows(20, ["a", "b"]))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name}:3 is blank"):
+        read_table_task(train, "text", "label", test_file=str(tmp_path / name))
+    # In a file that is learned from nothing is lost with it.
+    labeled = tmp_path / "labeled.tsv"
+    labeled.write_text("text\tlabel\none\ta\n\ntwo\tb\n\n")
+    data = read_table_task(str(labeled), "text", "label", dev_file=train)
+    assert data.train.first == ["one", "two"]
+
+
+def test_training_has_a_row_of_every_class(tmp_path: Path):
+    table = [*rows(20, ["a", "b"]), ("x", "only"), ("y", "twice"), ("z", "twice")]
+    data = read_table_task(write(tmp_path / "train.tsv", table), "text", "label", dev_fraction=0.9)
+    assert set(data.train.labels) == {0, 1, 2, 3}
+    dev = data.dev["dev"]
+    assert set(dev.labels) == {0, 1, 3}
+    assert dev.left_out == ["any row of 'only', as its only one is learned from"]
+    assert not data.train.left_out
+
+
+def test_a_class_needs_a_row_to_learn_from(tmp_path: Path):
+    table = [*rows(20, ["a", "b"]), (" ", "c")]
+    data = read_table_task(write(tmp_path / "train.tsv", table), "text", "label", max_bad_share=0.1)
+    assert data.label_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("labels", [["1", "1.0", "2"], ["1.0", "2.00", "2", "1"]])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_1_and_1_0_are_one_class(tmp_path: Path, labels, suffix):
+    """The name is the one that comes first."""
+    train, dev = tmp_path / f"train{suffix}", tmp_path / f"dev{suffix}"
+    for path, written in ((train, labels * 5), (dev, ["2", "2.0", "1"])):
+        if suffix == ".csv":
+            lines = ["text,label", *(f"a,{label}" for label in written)]
+        else:
+            lines = [json.dumps({"text": "a"})[:-1] + f', "label": {label}}}' for label in written]
+        path.write_text("\n".join(lines))
+    data = read_table_task(str(train), "text", "label", dev_file=str(dev))
+    assert data.label_names == ["1", "2"] if labels[0] == "1" else ["1.0", "2.00"]
+    assert data.dev["dev"].labels.tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("missing", ["NaN", "null", '""'])
+def test_a_missing_label_is_none(tmp_path: Path, missing):
+    lines = [f'{{"text": "a", "label": {label}}}' for label in [1, 0, missing, 1]]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="train.jsonl:3 has"):
+        read_table_task(str(tmp_path / "train.jsonl"), "text", "label")
+
+
+@pytest.mark.parametrize("label", ["two\nlines", "a\ttab", "a\rreturn"])
+def test_a_label_that_predictions_cannot_hold_is_named(tmp_path: Path, label):
+    lines = [json.dumps({"text": "a", "label": label}) for label in ["fine", label]]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(
+        UserError, match="train.jsonl:2 has the label .* without tabs and line ends"
+    ):
+        read_table_task(str(tmp_path / "train.jsonl"), "text", "label")
+
+
+@pytest.mark.parametrize("label", ['27" monitor', "C:\\drive", "a|b", "é\u2028", " a ", "1e3"])
+def test_labels_stay_as_they_are(tmp_path: Path, label):
+    lines = [json.dumps({"text": "a", "label": label}) for label in ["other", label] * 5]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    data = read_table_task(str(tmp_path / "train.jsonl"), "text", "label")
+    assert sorted(data.label_names) == sorted(["other", label])
+
+
+def test_other_encodings_and_delimiters(tmp_path: Path):
+    path = tmp_path / "train.csv"
+    path.write_bytes(("text;label\n" + "café;très bien\ncrème;mal\n" * 9).encode("cp1252"))
+    data = read_table_task(str(path), "text", "label", encoding="cp1252", delimiter=";")
+    assert data.label_names == ["mal", "très bien"] and set(data.train.first) == {"café", "crème"}
+    for arguments in ({"delimiter": ";"}, {"encoding": "cp1252"}):
+        with pytest.raises(UserError, match="--encoding=|--delimiter=';'"):
+            read_table_task(str(path), "text", "label", **arguments)
+
+
+def test_torn_rows_of_csv_may_be_left_out(tmp_path: Path):
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "a,x\nb,y\n" * 50 + '"He said "no" and left",x\n')
+    with pytest.raises(UserError, match="train.csv:102 has text between a closing quote"):
+        read_table_task(str(path), "text", "label")
+    data = read_table_task(str(path), "text", "label", max_bad_share=0.01)
+    assert len(data.train) + len(data.dev["dev"]) == 100
+
+
+def test_a_table_is_never_called_as_a_built_in_task():
+    assert table_name("folder/reviews.2.csv") == "reviews"
+    built_in = {*GLUE_TASKS, *(task.title for task in GLUE_TASKS.values()), "squad", "submission"}
+    for name in built_in | {"rte-prompts", "Qqp", ""}:
+        assert table_name(f"folder/{name}.csv") == f"{name}-table"

@@ -10,19 +10,134 @@ from hypothesis import strategies as st
 from cocolm_tf.data.tables import read_table
 from cocolm_tf.errors import UserError
 
-CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=9)
+ANY = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+NO_LINE_ENDS = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\t"), max_size=9
+)
+
+
+def write_csv(path: Path, rows: list, encoding: str = "utf-8", **dialect) -> str:
+    # Python 3.11 quotes no carriage return where a line ends with a line feed alone.
+    with open(path, "w", newline="", encoding=encoding) as file:
+        csv.writer(file, **dialect).writerows(rows)
+    return str(path)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(ANY, ANY), min_size=1, max_size=5),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+    st.sampled_from([",", ";", "\t", "|"]),
+)
+def test_csv_and_jsonl_give_back_what_was_written(tmp_path: Path, rows, encoding, delimiter):
+    csv_path = write_csv(tmp_path / "a.csv", [("x", "y"), *rows], encoding, delimiter=delimiter)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding=encoding) as file:
+        file.writelines(json.dumps({"y": y, "x": x}) + "\n" for x, y in rows)
+    for path, separator in ((csv_path, delimiter), (str(tmp_path / "a.jsonl.gz"), "")):
+        table = read_table(path, ["y", "x"], delimiter=separator)
+        assert table.rows == [(y, x) for x, y in rows] and not table.bad_rows
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(NO_LINE_ENDS, NO_LINE_ENDS), min_size=1, max_size=5),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+def test_tsv_gives_back_what_was_written(tmp_path: Path, rows, end):
+    lines = ["\t".join(row) for row in [("x", "y"), *rows]]
+    (tmp_path / "a.tsv").write_bytes((end.join(lines) + end).encode())
+    table = read_table(str(tmp_path / "a.tsv"), ["y", "x"])
+    assert table.rows == [(y, x) for x, y in rows] and not table.bad_rows
+    assert table.lines == list(range(2, 2 + len(rows)))
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5))
-def test_csv_and_jsonl_give_back_what_was_written(tmp_path: Path, rows):
-    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("x", "y"), *rows])
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps({"y": y, "x": x}) + "\n" for x, y in rows)
-    for name in ("a.csv", "a.jsonl.gz"):
-        table = read_table(str(tmp_path / name), ["y", "x"])
-        assert table.rows == [(y, x) for x, y in rows] and not table.bad_rows
+@given(st.lists(NO_LINE_ENDS, min_size=1, max_size=6))
+def test_every_line_of_one_column_is_a_row(tmp_path: Path, texts):
+    (tmp_path / "a.tsv").write_bytes("".join(f"{text}\n" for text in ["x", *texts]).encode())
+    assert read_table(str(tmp_path / "a.tsv"), ["x"]).rows == [(text,) for text in texts]
+    (tmp_path / "a.csv").write_bytes(b'x\none\n\n""\ntwo\n')
+    assert read_table(str(tmp_path / "a.csv"), ["x"]).rows == [("one",), ("",), ("",), ("two",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", "\nx\ty\n\na\t1\n  \n\t\n\n"),
+        ("a.csv", "\nx,y\n\na,1\n  \n,\n\n"),
+        ("a.jsonl", '{"x": "a", "y": 1}\n\n  \n{"x": "", "y": ""}\n\n'),
+    ],
+)
+def test_blank_lines_between_rows_are_known(tmp_path: Path, name, content):
+    (tmp_path / name).write_text(content)
+    table = read_table(str(tmp_path / name), ["x", "y"])
+    assert table.rows == [("a", "1"), ("", "")] and not table.bad_rows
+    assert table.blank_lines == {"a.jsonl": [2, 3]}.get(name, [3, 5])
+
+
+def test_long_fields(tmp_path: Path):
+    path = write_csv(tmp_path / "a.csv", [("x", "y"), ("long " * 100_000, "1")])
+    ((text, label),) = read_table(path, ["x", "y"]).rows
+    assert (len(text), label) == (500_000, "1")
+
+
+def test_a_torn_row_of_csv_costs_no_other_row(tmp_path: Path):
+    lines = [
+        "text,label",
+        '"He said "no" and left",bad',
+        "fine,good",
+        '"torn,bad',
+        '"two',
+        'lines",good',
+        'a "quote" inside,good',
+        '"never ends,bad',
+        "last,good",
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    table = read_table(str(tmp_path / "a.csv"), ["text", "label"])
+    assert table.rows == [
+        ("fine", "good"),
+        ("two\nlines", "good"),
+        ('a "quote" inside', "good"),
+        ("last", "good"),
+    ]
+    assert table.lines == [3, 5, 7, 9]
+    assert [line for line, _ in table.bad_rows] == [2, 4, 8]
+    assert "closing quote" in table.bad_rows[0][1] and "does not end" in table.bad_rows[2][1]
+
+
+def test_other_encodings_and_delimiters(tmp_path: Path):
+    rows = [("text", "label"), ("Café; crème", "1")]
+    path = write_csv(tmp_path / "a.csv", rows, "cp1252", delimiter=";")
+    assert read_table(path, ["text"], encoding="cp1252", delimiter=";").rows == [("Café; crème",)]
+    with pytest.raises(UserError, match=r"a.csv:2 is not UTF-8: .*--encoding=cp1252"):
+        read_table(path, ["text"], encoding="", delimiter=";")
+    with pytest.raises(UserError, match=r"if ';' separates its columns, give --delimiter=';'"):
+        read_table(path, ["text"], encoding="cp1252", delimiter="")
+    (tmp_path / "b.tsv").write_text('text|label\n"a|1\n')
+    assert read_table(str(tmp_path / "b.tsv"), ["text"], delimiter="|").rows == [('"a',)]
+    (tmp_path / "c.csv").write_text("text\tlabel\na\t1\n")
+    assert read_table(str(tmp_path / "c.csv"), ["text"], delimiter="\\t").rows == [("a",)]
+    for delimiter in (";;", '"', "\n"):
+        with pytest.raises(UserError, match="--delimiter=.* must be one character"):
+            read_table(path, ["text"], delimiter=delimiter)
+    with pytest.raises(UserError, match="--delimiter goes with .csv and .tsv"):
+        read_table("a.jsonl", ["text"], delimiter=";")
+
+
+def test_a_column_that_there_is_twice_is_named(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("x,y,x\n1,2,3\n")
+    with pytest.raises(UserError, match="has 2 columns 'x': rename one"):
+        read_table(str(tmp_path / "a.csv"), ["x"])
+    assert read_table(str(tmp_path / "a.csv"), ["y"]).rows == [("2",)]
+
+
+def test_optional_columns(tmp_path: Path):
+    (tmp_path / "a.tsv").write_text("x\ty\na\t1\n")
+    (tmp_path / "a.jsonl").write_text('{"x": "a", "y": 1}\n{"x": "b", "y": null}\n{"x": "c"}\n')
+    assert read_table(str(tmp_path / "a.tsv"), ["x"], optional=("y", "z")).rows == [("a", "1", "")]
+    table = read_table(str(tmp_path / "a.jsonl"), ["x"], optional=("y",))
+    assert table.rows == [("a", "1"), ("b", ""), ("c", "")]
 
 
 def test_csv_cells_may_have_lines_and_keep_their_line_numbers(tmp_path: Path):
@@ -68,12 +183,15 @@ def test_json_values(tmp_path: Path):
         "[1]",
         '{"t": "a"}',
         '{"t": null, "n": 1, "b": 1, "f": 1}',
+        '{"t": "a", "n": NaN, "b": 1, "f": 1}',
+        '{"t": "a", "n": 1, "b": 1, "f": -Infinity}',
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     table = read_table(str(tmp_path / "a.jsonl"), ["t", "n", "b", "f"])
     assert table.rows == [("a", "3", "true", "1.5")]
-    assert [line for line, _ in table.bad_rows] == [3, 4, 5, 6]
-    complaints = ["is not JSON", "not a JSON object", "has no field 'n': it has t", "'t' neither"]
+    assert [line for line, _ in table.bad_rows] == [3, 4, 5, 6, 7, 8]
+    complaints = ["is not JSON", "not a JSON object", "has no field 'n': it has t"]
+    complaints += [f"{name!r} neither a string nor a number" for name in "tnf"]
     for (_, reason), complaint in zip(table.bad_rows, complaints, strict=True):
         assert complaint in reason
 
@@ -87,9 +205,13 @@ def test_json_values(tmp_path: Path):
         ("a.txt", b"x\n1\n", r"the name of a table ends in .tsv, .csv, .jsonl"),
         ("a.tsv", b"x\n", r"a.tsv has no rows"),
         ("a.tsv", b"", r"a.tsv has no column 'x'"),
-        ("a.csv", b'x,y\n"torn,1\n', r"a.csv is no CSV file"),
-        ("a.tsv", b"x\n\xff\xfe\n", r"a.tsv is not UTF-8"),
-        ("a.tsv.gz", b"x\n1\n", r"a.tsv.gz: "),
+        (
+            "a.csv",
+            b'x,y\n"torn,1\n',
+            r"a.csv:2 begins with a quote a field that does not end; there is no good",
+        ),
+        ("a.tsv", b"x\n\xff\xfe\n", r"a.tsv:2 is not UTF-8"),
+        ("a.csv", b'x,"y\n', r"a.csv:1 begins with a quote"),
         ("a.tsv.gz", gzip.compress(b"x\n" * 99, mtime=0)[:-9], r"a.tsv.gz is a broken gzip file"),
     ],
 )

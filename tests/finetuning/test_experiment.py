@@ -87,6 +87,21 @@ def test_seeds_and_their_spread(run, tmp_path: Path):
     assert all(spec["preset_fingerprint"] for spec in Runner.done)
 
 
+def test_a_run_knows_what_its_files_held(run, sst2_dir):
+    train = Path(sst2_dir, "SST-2", "train.tsv")
+    run()
+    (before,) = (spec["content_fingerprints"] for spec in Runner.done)
+    assert {Path(path).name for path in before} == {"train.tsv", "dev.tsv", "test.tsv"}
+    content = train.read_text()
+    train.write_text(content + "a good dog\t1\n")
+    try:
+        run()
+    finally:
+        train.write_text(content)
+    (after,) = (spec["content_fingerprints"] for spec in Runner.done)
+    assert {path for path in after if after[path] != before[path]} == {str(train)}
+
+
 def test_a_search_precedes_the_seeds(run, tmp_path: Path):
     grid = {"optimizer.learning_rate": [1e-5, 2e-5], "trainer.epochs": [2, 4]}
 
@@ -123,6 +138,12 @@ def test_only_whole_runs_from_the_preset_are_submitted(run, tmp_path: Path):
     run(train_fraction=0.1)
     run(from_scratch=True)
     assert not (tmp_path / "submission").exists()
+
+
+@pytest.mark.parametrize("kind", ["glue", "table"])
+def test_only_tasks_of_glue_have_a_leaderboard(kind):
+    run = ClassificationRun(preset="preset", config={}, data={kind: {}})
+    assert run.has_leaderboard == (kind == "glue")
 
 
 def test_a_seed_that_diverged_is_a_mistake(run, tmp_path: Path):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.presets import backbone_config, fingerprint
+from cocolm_tf.finetuning.presets import backbone_config
+from cocolm_tf.fingerprints import fingerprint
 
 
 @pytest.fixture

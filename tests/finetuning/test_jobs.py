@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +34,8 @@ def do(spec, folder, reporter):
         raise UserError("the flag is wrong.")
     if spec["name"] == "stopped":
         raise RestartableError("stopped at step 3")
+    if spec["name"] == "full":
+        raise OSError(28, "No space left on device", "/x")
     if spec["name"] == "broken":
         raise ValueError("a defect")
     if spec["name"] == "killed":
@@ -140,9 +144,37 @@ def test_a_folder_of_another_job_is_refused_before_any_work(make, tmp_path: Path
     assert begun(tmp_path) == ["a"]
 
 
+def test_another_content_of_a_file_makes_another_job(make, tmp_path: Path):
+    """It is known by more than its path, whose scores were another file's."""
+    files = {"/data/dev.csv": "12", "/data/train.csv": "34"}
+    with runner() as jobs:
+        jobs.run_all([make("a", content_fingerprints=files)])
+    edited = make("a", content_fingerprints=files | {"/data/train.csv": "56"})
+    with pytest.raises(UserError, match="with other content of /data/train.csv: give another"):
+        edited.results()
+    shutil.copytree(tmp_path / "runs" / "a", tmp_path / "runs" / "b")
+    before = json.loads((tmp_path / "runs" / "b" / "job.json").read_text())
+    del before["content_fingerprints"]
+    (tmp_path / "runs" / "b" / "job.json").write_text(json.dumps(before))
+    older = Job(str(tmp_path / "runs" / "b"), edited.spec, "b")
+    with pytest.raises(UserError, match="files of which it did not record what they held"):
+        older.results()
+
+
+def test_one_that_diverged_gives_way_to_other_settings(make, tmp_path: Path):
+    """As the user is told to try them."""
+    with runner() as jobs:
+        jobs.run_all([make("a")])
+    (tmp_path / "runs" / "a" / "results.json").write_text('{"diverged": true}')
+    assert make("a").results() == {"diverged": True}
+    with runner() as jobs:
+        assert jobs.run(make("a", number=4))["square"] == 16
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "complaint"),
     [
+        ("full", UserError, "^job full: No space left on device \\(/x\\): make room"),
         ("mistaken", UserError, "^job mistaken: the flag is wrong.$"),
         ("killed", UserError, "^job killed was killed by signal 9.*log.txt"),
         ("broken", RuntimeError, "(?s)log.txt ends:.*ValueError: a defect"),

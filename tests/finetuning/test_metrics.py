@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
+from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.metrics import METRICS, evaluate, guesses, metrics_of, predicted
@@ -53,17 +54,27 @@ def test_predictions_that_never_change_are_worth_a_number(name):
     assert value == (0.5 if name == "accuracy" else pytest.approx(1 / 3) if "macro" in name else 0)
 
 
+def task(name: str, classes: int, metrics: tuple[str, ...] = ()) -> TaskData:
+    names = [str(number) for number in range(classes)] if classes > 1 else None
+    return TaskData(name, names, Examples([]), {}, {}, metrics=metrics)
+
+
 def test_the_tasks_metrics_are_those_of_glue():
     found = {
-        name: metrics_of(task.title, len(task.label_names or [0]))
-        for name, task in GLUE_TASKS.items()
+        name: metrics_of(task(known.title, len(known.label_names or [0]), known.metrics))
+        for name, known in GLUE_TASKS.items()
     }
     assert found["cola"][0] == "matthews"
     assert found["stsb"] == ("spearman", "pearson")
     assert found["mrpc"] == found["qqp"] == ("accuracy", "f1")
     assert all(found[name][0] == "accuracy" for name in ("sst2", "mnli", "qnli", "rte", "wnli"))
-    assert metrics_of("mine", 1) == ("spearman", "pearson")
-    assert metrics_of("mine", 3) == ("accuracy", "macro_f1")
+
+
+@pytest.mark.parametrize("name", ["mine", *(known.title for known in GLUE_TASKS.values())])
+def test_metrics_suit_the_classes_whatever_a_task_is_called(name):
+    assert metrics_of(task(name, 1)) == ("spearman", "pearson")
+    assert metrics_of(task(name, 2)) == ("accuracy", "f1")
+    assert metrics_of(task(name, 3)) == ("accuracy", "macro_f1")
 
 
 def test_guesses_are_the_commonest_class_or_the_mean():

@@ -1,12 +1,31 @@
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from cocolm_tf.data.examples import Examples, TaskData
+from cocolm_tf.data.tables import read_table
 from cocolm_tf.finetuning.predictions import write_predictions
 
 
 def task(label_names, label_values=None, bounds=None) -> TaskData:
     return TaskData("T", label_names, Examples([]), {}, {}, label_values, bounds)
+
+
+LABELS = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n"), min_size=1),
+    min_size=2,
+    unique=True,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(LABELS)
+@example(['27" monitor', "C:\\drive", "\\", '"', " a "])
+def test_what_is_written_is_read_back(tmp_path, labels):
+    write_predictions(str(tmp_path / "T.tsv"), np.eye(len(labels)), task(labels))
+    table = read_table(str(tmp_path / "T.tsv"), ["index", "prediction"])
+    assert table.rows == [(str(index), label) for index, label in enumerate(labels)]
 
 
 LOGITS = np.array([[0.5, 0.1], [0.0, 1.0]])

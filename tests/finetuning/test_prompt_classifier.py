@@ -50,6 +50,21 @@ def test_it_learns_from_raw_strings(tiny_preset):
     assert accuracy > 0.9
 
 
+def test_names_are_labels_and_others_are_said(classifier):
+    names = [["bad", "good"][label] for label in LABELS]
+    expected = classifier.evaluate(TEXTS, LABELS, verbose=0)
+    assert classifier.evaluate(TEXTS, names, verbose=0) == pytest.approx(expected)
+    dataset = tf.data.Dataset.from_tensor_slices((TEXTS, names)).batch(12)
+    assert classifier.evaluate(dataset, verbose=0) == pytest.approx(expected, abs=1e-5)
+    for labels, complaint in (
+        (LABELS[1:], "12 texts, but 11 labels"),
+        (["fine"] * 12, "none of bad, good"),
+        ([2] * 12, "2 classes are 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            classifier.fit(TEXTS, labels)
+
+
 def test_it_saves_and_loads(classifier, tmp_path: Path):
     classifier.head.bias.assign([0.5, -0.5])
     inputs = classifier.preprocessor(TEXTS)

@@ -1,12 +1,11 @@
 import json
-import os
 import random
-import subprocess
-import sys
 
 import numpy as np
+import pandas
 import pytest
 import tensorflow as tf
+from programs import run_python
 from tiny_presets import BAD, CONTEXT_WORDS, GOOD
 
 from cocolm_tf import CocoLMBackbone, CocoLMQuestionAnswerer
@@ -151,6 +150,37 @@ def test_learning_wants_answers(answerer):
         answerer.fit(TEXTS)
 
 
+def test_what_is_no_question_or_answer_is_said(answerer):
+    questions, contexts = TEXTS
+    for texts, complaint in (
+        (("Who sat?", "The cat sat."), "texts come in batches"),
+        ("Who sat?", "texts come in batches"),
+        ((questions, [None, *contexts[1:]]), "text 0 is None, not a string"),
+        ((questions, [float("nan"), *contexts[1:]]), "text 0 is nan, not a string"),
+        (np.array(questions), "x must be the questions and their contexts"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            answerer.predict(texts)
+    answers = [[0, 0]] * len(questions)
+    for y, complaint in (
+        (answers[1:], "there are 12 of them"),
+        ([*answers[1:], [0, 10_000]], r"answer 11 is \[0, 10000\], of a context"),
+        (["cat"] * len(questions), "characters"),
+    ):
+        for call in (answerer.fit, answerer.evaluate):
+            with pytest.raises(ValueError, match=complaint):
+                call(TEXTS, y)
+    with pytest.raises(ValueError, match="there are 12 of them"):
+        answerer.fit(TEXTS, answers, validation_data=(TEXTS, answers[1:]))
+
+
+def test_tables_of_questions(answerer):
+    expected = answerer.predict(TEXTS, verbose=0)
+    frame = pandas.DataFrame({"question": TEXTS[0], "context": TEXTS[1]})
+    for texts in (frame, frame.to_numpy(), (frame["question"], frame["context"]), list(TEXTS)):
+        assert answerer.predict(texts, verbose=0) == expected
+
+
 def test_logits_of_tokens(answerer):
     inputs = answerer.preprocessor(x=TEXTS)
     logits = answerer.predict(inputs, verbose=0)
@@ -185,15 +215,9 @@ def test_a_fresh_process_predicts_the_same(learned):
         "print(json.dumps([[p.answer, p.null_odds, [c.score for c in p.candidates]]"
         " for p in predictions]))\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, learned, json.dumps(TEXTS)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ,
-    )
+    printed = run_python(program, learned, json.dumps(TEXTS))
     predictions = CocoLMQuestionAnswerer.from_preset(learned).predict(TEXTS, verbose=0)
-    fresh = json.loads(result.stdout.splitlines()[-1])
+    fresh = json.loads(printed.splitlines()[-1])
     for (answer, null_odds, scores), prediction in zip(fresh, predictions, strict=True):
         assert answer == prediction.answer
         assert null_odds == pytest.approx(prediction.null_odds, abs=1e-6)

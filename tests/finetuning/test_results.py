@@ -5,7 +5,7 @@ import pytest
 
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.results import summarize, summarize_runs, write_results
-from cocolm_tf.finetuning.results_page import results_page
+from cocolm_tf.finetuning.results_page import markdown_table, results_page
 
 TASKS = {
     "MNLI": 88.5,
@@ -104,6 +104,10 @@ def test_prompts_are_beside_the_others_in_a_table_of_their_own():
 def test_a_task_of_ones_own_has_no_column_of_the_paper():
     page = results_page([experiment("reviews", 0.9)])
     assert "MNLI" not in page and "| reviews | runs/base | accuracy | 90.0 |" in page
+
+
+def test_what_separates_the_cells_of_a_table_may_stand_in_one():
+    assert markdown_table(["task"], [["a|b"]]).splitlines()[-1] == "| a\\|b |"
 
 
 def test_a_folder_gathers_its_experiments(tmp_path: Path):

@@ -17,7 +17,7 @@ CONFIGS = str(Path(__file__).parents[2] / "configs" / "finetune")
 def run(tiny_preset, sst2_dir, tmp_path: Path):
     """Runs what flags ask for; takes more of them, and `changes`."""
 
-    def run(*arguments: str, changes=None) -> str:
+    def run(*arguments: str, changes=None, **more) -> str:
         values = flags.FlagValues()
         define_run_flags(values)
         folders = [f"--preset={tiny_preset}", f"--output_dir={tmp_path / 'out'}"]
@@ -25,7 +25,7 @@ def run(tiny_preset, sst2_dir, tmp_path: Path):
         make_run = functools.partial(
             ClassificationRun, data={"glue": {"task": "sst2", "data_dir": sst2_dir}}
         )
-        return run_from_flags("sst2", make_run, CONFIGS, changes, values)
+        return run_from_flags("sst2", make_run, CONFIGS, changes, values, **more)
 
     return run
 
@@ -53,13 +53,24 @@ def test_flags_become_an_experiment(run, tiny_preset, monkeypatch):
     assert made.config["optimizer"]["learning_rate"] == 1e-4
 
 
+@pytest.mark.parametrize(("settings", "epochs"), [(None, 9), ("sst2", 9), ("rte", 8), ("", 7)])
+def test_the_settings_of_a_task_are_asked_for(run, write, monkeypatch, settings, epochs):
+    found = []
+    monkeypatch.setattr(module, "run_experiment", lambda *arguments: found.append(arguments))
+    tasks = "{sst2: {trainer: {epochs: 9}}, rte: {trainer: {epochs: 8}}}"
+    config = write("config.yaml", f"trainer: {{epochs: 7}}\ntasks: {tasks}")
+    run(f"--config_file={config}", settings=settings)
+    ((experiment, _, _),) = found
+    assert experiment.name == "sst2" and experiment.run.config["trainer"]["epochs"] == epochs
+
+
 @pytest.mark.parametrize(
     ("argument", "complaint"),
     [
         ("--preset=/nowhere", "--preset=/nowhere is not a preset: it has no config.json."),
         ("--train_fraction=0", r"--train_fraction=0.0 must be in \(0, 1\]."),
         ("--config_file=/nowhere.yaml", "--config_file=/nowhere.yaml does not exist."),
-        (f"--output_dir={__file__}", "is a file; it must be a folder."),
+        (f"--output_dir={__file__}", "is a file; the output must be a folder."),
         ("--params_override=trainer.epoch=3", "trainer.epoch does not exist"),
     ],
 )

@@ -1,6 +1,4 @@
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -9,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 import tensorflow as tf
+from programs import run_python
 from scipy.special import erf
 from tiny_presets import opinions
 
@@ -135,7 +134,7 @@ classifier = cocolm_tf.CocoLMTextClassifier.from_preset({fine_tuned!r})
 assert classifier.label_names == ["bad", "good"]
 numpy.save({str(tmp_path / "found.npy")!r}, classifier.predict({TEXTS!r}, verbose=0))
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    run_python(program)
     expected = CocoLMTextClassifier.from_preset(fine_tuned).predict(TEXTS, verbose=0)
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-6)
 
@@ -271,6 +270,8 @@ LONGER = [f"{text} and a dog of rain" for text in TEXTS]
 )
 def test_fit_shuffles_texts_in_every_form(classifier, handed_on, texts):
     numbers = np.arange(len(TEXTS))
+    # Any loss but the usual one takes any labels.
+    classifier.compile(loss="mse")
     classifier.fit(texts, list(numbers), batch_size=5, epochs=2, verbose=0)
     (call,) = handed_on
     assert (call["steps_per_epoch"], call["epochs"], call["verbose"]) == (3, 2, 0)
@@ -318,3 +319,91 @@ def test_tokens_and_datasets_are_handed_on(classifier, handed_on):
     classifier.fit(tokens, LABELS)
     assert handed_on[0]["x"] is dataset and handed_on[0]["epochs"] == 3
     assert handed_on[1]["x"] is tokens and handed_on[1]["y"] is LABELS
+
+
+NAMES = ["bad", "good"]
+
+
+@pytest.fixture
+def named(tiny_preset) -> CocoLMTextClassifier:
+    random.seed(1)
+    return CocoLMTextClassifier.from_preset(
+        tiny_preset, num_classes=2, label_names=NAMES, dropout=0.0
+    )
+
+
+def test_names_are_labels(named, handed_on):
+    named.fit(TEXTS, pandas.Series([NAMES[label] for label in LABELS]), batch_size=12)
+    (batch,) = handed_on[0]["x"].take(1)
+    rows = named.preprocessor(TEXTS)["token_ids"].numpy()[:, : batch[0]["token_ids"].shape[1]]
+    labels = {tuple(row): label for row, label in zip(rows, LABELS, strict=True)}
+    assert [labels[tuple(row)] for row in batch[0]["token_ids"].numpy()] == [*batch[1].numpy()]
+
+
+def test_names_are_labels_wherever_labels_go(named):
+    names = [NAMES[label] for label in LABELS]
+    expected = named.evaluate(TEXTS, LABELS, verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices((TEXTS, names)).batch(5)
+    weights = np.ones(len(TEXTS))
+    assert named.evaluate(TEXTS, names, verbose=0) == pytest.approx(expected)
+    assert named.evaluate(dataset, verbose=0) == pytest.approx(expected, abs=1e-5)
+    given = named.evaluate(pandas.Series(TEXTS), names, sample_weight=weights, verbose=0)
+    assert given == pytest.approx(expected)
+    named.optimizer.learning_rate = 0.0
+    history = named.fit(dataset, validation_data=(TEXTS, names), verbose=0).history
+    assert history["val_loss"] == pytest.approx(expected[:1], abs=1e-5)
+    # What Keras splits are arrays.
+    history = named.fit(TEXTS, names, validation_split=0.5, verbose=0).history
+    assert len(history["val_loss"]) == 1
+
+
+def test_what_cannot_be_learned_from_is_said(named):
+    for y, more, complaint in (
+        ([*LABELS, 1], {}, "12 texts, but 13 labels"),
+        ([label + 1 for label in LABELS], {}, "2 classes are 0 to 1: count them from 0"),
+        (["fine"] * 12, {}, "label 0 is 'fine', none of bad, good"),
+        (None, {}, "there are no labels"),
+        (LABELS, {"sample_weight": np.ones(11)}, "12 texts, but 11 sample weights"),
+        (LABELS, {"validation_data": (TEXTS, LABELS[:2])}, "12 texts, but 2 labels"),
+        (LABELS, {"validation_data": (TEXTS, ["good"] * 11 + ["fine"])}, "label 11 is 'fine'"),
+        ([*LABELS, 1], {"shuffle": False}, "12 texts, but 13 labels"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            named.fit(TEXTS, y, **more)
+        if not more:
+            with pytest.raises(ValueError, match=complaint):
+                named.evaluate(TEXTS, y)
+
+
+def test_what_is_no_text_is_said(named):
+    for texts, complaint in (("a cat", "texts come in batches"), (["a", None], "text 1 is None")):
+        for call in (lambda x: named.fit(x, [0, 1]), named.predict):
+            with pytest.raises(ValueError, match=complaint):
+                call(texts)
+    with pytest.raises(ValueError, match="there are no texts"):
+        named.predict([])
+
+
+def test_a_datasets_labels_are_seen_in_the_end(named):
+    for labels in ([1, 2] * 6, ["good", "fine"] * 6):
+        dataset = tf.data.Dataset.from_tensor_slices((TEXTS, labels)).batch(4)
+        with pytest.raises(ValueError, match="the dataset has a label that is no class"):
+            named.fit(dataset, verbose=0)
+    unbatched = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS))
+    for call in (named.fit, named.evaluate, named.predict):
+        with pytest.raises(ValueError, match="one text at a time"):
+            call(unbatched)
+
+
+def test_another_loss_takes_shares_of_classes(named):
+    named.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True), metrics=[])
+    named.fit(TEXTS, np.eye(2)[LABELS], batch_size=6, verbose=0)
+
+
+def test_a_regression_learns_from_numbers(tiny_preset, handed_on):
+    rater = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=1)
+    rater.fit(TEXTS, pandas.Series(LABELS), batch_size=12)
+    (batch,) = handed_on[0]["x"].take(1)
+    assert batch[1].dtype == tf.float32
+    with pytest.raises(ValueError, match="label 1 is 'good', not a finite number"):
+        rater.fit(TEXTS[:2], [1, "good"])

@@ -1,12 +1,10 @@
 """Under a MirroredStrategy the losses and their gradients are those of one device."""
 
-import subprocess
-import sys
-
 import losses_reference as reference
 import numpy as np
 import pytest
 import tensorflow as tf
+from programs import run_python
 
 from cocolm_tf.losses import (
     contrastive_cosines,
@@ -57,6 +55,26 @@ def test_contrastive_loss_and_gradients_equal_one_device(mirrored_strategy, view
         gradients, tape.gradient(expected, [first, second]), strict=True
     ):
         np.testing.assert_allclose(np.concatenate(gradient), one_device, atol=1e-7)
+
+
+def test_the_contrastive_loss_of_several_gpus_is_one_program(gpu_strategy, views):
+    """A gather is all-reduces there, of which XLA has a kernel."""
+
+    @tf.function(jit_compile=True)
+    def step(first, second):
+        with tf.GradientTape() as tape:
+            tape.watch([first, second])
+            loss = sequence_contrastive_loss(first, second)
+        return tape.gradient(loss, [first, second])
+
+    messages = []
+
+    def count_messages():
+        program = step.experimental_get_compiler_ir(*map(tf.constant, views))(stage="hlo")
+        messages.append(program.count(" all-reduce("))
+
+    gpu_strategy.run(count_messages)
+    assert messages == [2, 2]  # both views together, there and back
 
 
 @two_and_four_replicas
@@ -183,7 +201,4 @@ tf.debugging.assert_near(tf.concat(gradients, 0), tape.gradient(expected, corner
 @pytest.mark.slow
 def test_collectives_equal_one_device():
     """The default communication, in a process of its own (see `mirrored_strategy`)."""
-    finished = subprocess.run(
-        [sys.executable, "-c", COLLECTIVES], capture_output=True, text=True, timeout=120
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_python(COLLECTIVES)

@@ -36,7 +36,7 @@ def test_equals_the_equations(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"relative_position_bins": 0}, {"num_layers": 1}, {"rematerialize": True}]
+    "changes", [{}, {"relative_position_bins": 0}, {"num_layers": 1}, {"rematerialize": "block"}]
 )
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_states_at_positions_are_those_of_the_whole(changes, in_graph):
@@ -189,7 +189,7 @@ def test_config_rebuilds_the_architecture():
         "embedding_dim": 6,
         "dropout": 0.3,
         "layer_norm_epsilon": 1e-3,
-        "rematerialize": True,
+        "rematerialize": "attention",
     }
     backbone = make_backbone(**changes, name="named", dtype="mixed_bfloat16")
     config = backbone.get_config()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocolm_tf.modeling.row_chunks import map_row_chunks
@@ -35,6 +35,7 @@ def at_once(rows, shared):
     return judge(*rows, *shared)
 
 
+@settings(max_examples=30)
 @given(count=st.integers(1, 20), chunk_rows=st.integers(1, 25))
 def test_results_and_gradients_are_those_of_all_rows_at_once(count, chunk_rows):
     rows, upstream = rows_of(count), RNG.normal(size=count).astype(np.float32)
@@ -65,14 +66,14 @@ def test_in_graphs_of_known_and_unknown_sizes(count, jit_compile):
 
 
 def test_shared_gradients_are_added_in_float32():
-    """In bfloat16, 1 is lost on 256: a sum of 1,000 ones by ones would stay there."""
-    ones = tf.ones([1000, 1], tf.bfloat16)
+    """In bfloat16, 1 is lost on 256: a sum of 320 ones by ones would stay there."""
+    ones = tf.ones([320, 1], tf.bfloat16)
     with tf.GradientTape() as tape:
         weight = tf.ones([1], tf.bfloat16)
         tape.watch(weight)
         (products,) = map_row_chunks(lambda x, w: (x[:, 0] * w[0],), [ones], [weight], 1)
         total = tf.reduce_sum(tf.cast(products, tf.float32))
-    assert float(tape.gradient(total, weight)[0]) == 1000
+    assert float(tape.gradient(total, weight)[0]) == 320
 
 
 def test_only_a_chunk_is_there_at_a_time():

@@ -1,4 +1,5 @@
 import contextlib
+import re
 
 import keras
 import numpy as np
@@ -137,6 +138,25 @@ def test_a_gradient_that_is_not_finite_is_left_out(optimizer, value):
     assert metrics["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
 
 
+def test_the_first_skip_of_a_row_is_kept_with_its_norms():
+    toy, good, bad = make_toy(), toy_batch(), spoiled(toy_batch(1))
+    run_step(toy, good)
+    assert (toy.skipped_at, toy.skipped_norms.numpy().tolist()) == (0, [0])
+    run_step(toy, bad, spoiled(toy_batch(2), 1e30))
+    assert toy.skipped_at == 2
+    np.testing.assert_array_equal(toy.skipped_norms, [np.nan])
+    run_step(toy, good, spoiled(toy_batch(2), 1e30))
+    assert toy.skipped_at == 5
+    np.testing.assert_array_equal(toy.skipped_norms, [np.inf])
+
+
+def test_a_row_of_skips_that_goes_on_after_a_restart_is_told_too():
+    toy = make_toy()
+    toy.skipped_in_a_row.assign(3)
+    run_step(toy, spoiled(toy_batch()))
+    assert (toy.skipped_at, toy.skipped_in_a_row) == (1, 4)
+
+
 @each_optimizer
 def test_one_bad_replica_holds_all_back(mirrored_strategy, optimizer):
     toy = make_toy(mirrored_strategy, optimizer, clip_norm=1.0)
@@ -146,6 +166,8 @@ def test_one_bad_replica_holds_all_back(mirrored_strategy, optimizer):
         np.testing.assert_array_equal(replica, kernel)
     assert int(toy.skipped_in_a_row.numpy()) == 2
     assert reported(toy)["skipped_updates"] == 2
+    assert toy.skipped_at.numpy() == 1
+    np.testing.assert_array_equal(toy.skipped_norms.numpy(), [np.nan])
 
 
 def test_loss_scale_shrinks_with_overflows_and_grows_again(monkeypatch):
@@ -203,8 +225,40 @@ def test_replicas_measure_as_one_device(mirrored_strategy):
 
 
 def test_refuses_to_compile_a_step_of_several_replicas(mirrored_strategy):
-    with pytest.raises(ValueError, match="the step of one device"):
+    with pytest.raises(ValueError, match="for one device, or for the GPUs of one host"):
         make_toy(mirrored_strategy, jit_compile=True)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_step_of_several_gpus_is_one_program(gpu_strategy, micro_batches):
+    """Compiled as a whole: what replicas say to each other is all-reduces within it."""
+    toy = make_toy(gpu_strategy, make_adamw, jit_compile=True, micro_batches=micro_batches)
+    batch = tensors(toy_batch())
+    step = toy._unconverted(toy._train)
+    programs = []
+
+    def export():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        program = step.experimental_get_compiler_ir(batch, tf.constant(replica))(stage="hlo")
+        programs.append(re.sub(r"metadata=.*|(train|body|cond)_\d+", "", program))
+
+    gpu_strategy.run(export)
+    # Of different ones XLA might order the messages differently.
+    assert programs[0] == programs[1]
+    sums = [line for line in programs[0].splitlines() if " all-reduce(" in line]
+    # The weights of both losses, and the gradients.
+    assert len(sums) == 2
+    assert all("replica_groups={{0,1}}" in line for line in sums)
+    # And both replicas have theirs in the function that `fit()` calls.
+    for step in (toy._train, toy._test):
+        step = toy._unconverted(step)
+        run = tf.function(lambda batch, step=step: gpu_strategy.run(step, args=(batch, 0)))
+        assert run.get_concrete_function(batch)
+
+
+def test_keras_optimizers_are_not_compiled_for_several_gpus(gpu_strategy):
+    with pytest.raises(ValueError, match="Keras's optimizers cannot be compiled"):
+        make_toy(gpu_strategy, jit_compile=True)
 
 
 # Randomness.
@@ -315,6 +369,7 @@ def test_compiled_by_xla(micro_batches):
     np.testing.assert_allclose(compiled.kernel, plain.kernel, atol=1e-5)
     assert reported(compiled) == pytest.approx(reported(plain), rel=1e-4, nan_ok=True)
     assert reported(compiled)["skipped_updates"] == 1
+    assert (compiled.skipped_at, plain.skipped_at) == (3, 3)
 
 
 def test_compiling_again_takes_effect():
@@ -327,6 +382,14 @@ def test_compiling_again_takes_effect():
 
 
 # COCO-LM's own step.
+
+
+ONLY_CONTRAST = {
+    "auxiliary": None,
+    "copy_weight": 0.0,
+    "lm_weight": 0.0,
+    "use_copy": False,
+}
 
 
 @pytest.fixture
@@ -353,12 +416,47 @@ def assert_same_run(one, other, atol) -> None:
         np.testing.assert_allclose(first.numpy(), second.numpy(), atol=atol, err_msg=first.path)
 
 
-def test_pretraining_in_micro_batches(likeliest_samples):
-    whole = make_compiled(scl_weight=0.0)
-    cut = make_compiled(scl_weight=0.0, compiled={"micro_batches": 2})
+@pytest.mark.parametrize(
+    "options",
+    [{"scl_weight": 0.0}, {"scl_over_micro_batches": True, "num_layers": 1}],
+    ids=["no-contrast", "contrast"],
+)
+def test_pretraining_in_micro_batches(likeliest_samples, options):
+    """The contrast too is that of the whole batch, if asked for."""
+    whole = make_compiled(**options)
+    cut = make_compiled(**options, compiled={"micro_batches": 4})
     for model in (whole, cut):
         run_step(model, make_batch(0, sequences=8))
     assert_same_run(cut, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"auxiliary_dropout": 0.3}, ONLY_CONTRAST])
+def test_contrast_of_the_whole_batch_is_of_the_vectors_that_learn(options):
+    """Each micro-batch is computed twice: with the same dropout and samples."""
+    options |= {"dropout": 0.3, "num_layers": 1, "scl_over_micro_batches": True}
+    batch, model = tensors(make_batch()), make_compiled(**options)
+    model.micro_batches = 2
+    totals, objective, views = model.loss_weights(batch), 0.0, []
+
+    def keep(*vectors):
+        views.append(vectors)
+        return {}, {}
+
+    with tf.GradientTape() as tape:
+        for number in range(2):
+            part = {name: rows[2 * number :][:2] for name, rows in batch.items()}
+            with model._seeded(0, number):
+                losses, _ = model.compute(part, training=True, contrast=keep)
+            objective += model._objective(losses, model.loss_weights(part), totals)
+        losses, _ = model.contrast(*(tf.concat(rows, 0) for rows in zip(*views, strict=True)))
+        objective += losses["scl_loss"]
+    expected = tape.gradient(objective, [variable.value for variable in model.trainable_variables])
+    for found, gradient, variable in zip(
+        model._accumulate(batch, totals, 0), expected, model.trainable_variables, strict=True
+    ):
+        gradient = tf.convert_to_tensor(gradient)
+        np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-5, err_msg=variable.path)
+    assert reported(model)["loss"] == pytest.approx(float(objective), rel=1e-5)
 
 
 def test_contrast_is_within_a_micro_batch(likeliest_samples):
@@ -426,31 +524,27 @@ def test_half_precision_overflow_is_survived():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mirrored_strategy", [2, pytest.param(4, marks=pytest.mark.exhaustive)], indirect=True
+    ("mirrored_strategy", "micro_batches"),
+    [(2, 2), pytest.param(4, 1, marks=pytest.mark.exhaustive)],
+    indirect=["mirrored_strategy"],
 )
-def test_pretraining_on_replicas(mirrored_strategy, likeliest_samples):
-    batch = make_batch(sequences=8)
-    alone = make_compiled(num_layers=1)
+def test_pretraining_on_replicas(mirrored_strategy, micro_batches, likeliest_samples):
+    batch, options = make_batch(sequences=8), {"num_layers": 1, "scl_over_micro_batches": True}
+    alone = make_compiled(**options)
     run_step(alone, batch)
-    together = make_compiled(mirrored_strategy, num_layers=1)
+    together = make_compiled(
+        mirrored_strategy, **options, compiled={"micro_batches": micro_batches}
+    )
     data = tf.data.Dataset.from_tensor_slices(batch).batch(8, drop_remainder=True)
     together.fit(data, verbose=0)
     assert_same_run(together, alone, atol=2e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
-def test_contrast_on_replicas_in_micro_batches(mirrored_strategy):
-    pretrainer = make_compiled(mirrored_strategy, num_layers=1, compiled={"micro_batches": 2})
-    data = tf.data.Dataset.from_tensor_slices(make_batch(sequences=8)).batch(8)
-    pretrainer.fit(data, verbose=0)
-
-
-@pytest.mark.slow
 def test_pretraining_compiled_by_xla(likeliest_samples):
-    batch = make_batch()
-    plain = make_compiled(num_layers=1)
+    batch, options = make_batch(), {"num_layers": 1, "scl_over_micro_batches": True}
+    plain = make_compiled(**options)
     run_step(plain, batch)
-    compiled = make_compiled(num_layers=1, compiled={"jit_compile": True})
+    compiled = make_compiled(**options, compiled={"jit_compile": True, "micro_batches": 2})
     compiled.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
     assert_same_run(compiled, plain, atol=1e-4)

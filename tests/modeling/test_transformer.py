@@ -60,7 +60,8 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("in_graph", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_rematerializing_changes_nothing(dropout, in_graph, dtype):
+@pytest.mark.parametrize("what", ["attention", "block"])
+def test_rematerializing_changes_nothing(dropout, in_graph, dtype, what):
     computed = tf.dtypes.as_dtype(dtype.removeprefix("mixed_"))
     x = tf.cast(tf.random.normal([2, 4, 8], seed=3), computed)
     bias, no_bias = tf.zeros([2, 1, 1, 4], computed), tf.cast(NO_BIAS, computed)
@@ -78,7 +79,7 @@ def test_rematerializing_changes_nothing(dropout, in_graph, dtype):
 
         return (tf.function(run) if in_graph else run)(x)
 
-    plain, again = outputs_and_gradients(False), outputs_and_gradients(True)
+    plain, again = outputs_and_gradients("none"), outputs_and_gradients(what)
     assert len(plain) == 2 + 16
     for one, other in zip(plain, again, strict=True):
         assert one.dtype == other.dtype
@@ -86,10 +87,11 @@ def test_rematerializing_changes_nothing(dropout, in_graph, dtype):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_rematerializing_computes_the_block_again():
+def test_rematerializing_computes_again():
     x, bias = tf.random.normal([2, 4, 8]), tf.zeros([2, 1, 1, 4])
 
     def products(rematerialize):
+        """Those of weights, and those of two positions."""
         block = make_block(rematerialize=rematerialize)
         block.build(x.shape)
 
@@ -101,9 +103,18 @@ def test_rematerializing_computes_the_block_again():
 
         definition = gradients.get_concrete_function(x).graph.as_graph_def()
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-        return sum(node.op == "MatMul" for node in nodes)
+        kinds = [node.op for node in nodes]
+        return kinds.count("MatMul"), kinds.count("BatchMatMulV2")
 
-    assert products(rematerialize=True) >= products(rematerialize=False) + 4
+    (weights, pairs), attention, block = (products(x) for x in ("none", "attention", "block"))
+    assert attention == (weights, pairs + 1)
+    assert block[0] >= weights + 4
+    assert products(False) == (weights, pairs) and products(True) == block
+
+
+def test_an_unknown_rematerialization_is_refused():
+    with pytest.raises(ValueError, match="none, attention, block, not 'blocks'"):
+        make_block(rematerialize="blocks")
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])

@@ -103,7 +103,14 @@ def test_a_mistake_in_the_data_is_one_line(inputs: Path, tmp_path: Path):
 
 def test_help_is_instant():
     told = pretrain.help()
-    for flag in ("config_file", "params_override", "init_preset", "distribution_strategy", "tpu"):
+    for flag in (
+        "config_file",
+        "params_override",
+        "init_preset",
+        "distribution_strategy",
+        "tpu",
+        "profile_steps",
+    ):
         assert f"--{flag}" in told
 
 
@@ -112,6 +119,7 @@ def test_help_is_instant():
     [
         ("--config_file=/nowhere.yaml", "error: --config_file=/nowhere.yaml does not exist."),
         ("--distribution_strategy=many", "--distribution_strategy=many"),
+        ("--profile_steps=5", "--profile_steps=5: must be the first and the last step"),
         ("--batch_size=3", "Unknown command line flag 'batch_size'"),
         ("again", "error: unexpected argument 'again'"),
     ],

@@ -24,7 +24,10 @@ def test_help_shows_the_flags():
             ["--model_dir=.", "--output_dir=out", "--text_file=/nowhere"],
             "--text_file=/nowhere: No such file",
         ),
-        (["--model_dir=.", "--output_dir=out", "--text_file=latin"], "is not UTF-8 text."),
+        (
+            ["--model_dir=.", "--output_dir=out", "--text_file=latin"],
+            "latin:1 is not UTF-8",
+        ),
         (["--model_dir=.", "--output_dir=out", "--text_file=blank"], "has no sentences"),
         (["--model_dir=.", "--output_dir=out", "--seed=-1"], "--seed"),
     ],

@@ -6,15 +6,31 @@ from pathlib import Path
 
 import h5py
 import pytest
-from programs import Program
+from programs import ROOT, Program
 from suite_inputs import NARROW, write_suite_inputs
 
 run_suite = Program("run_suite.py", timeout=2400)
+# Of each kind of row one: as it is, with overrides of its own, after another.
+FEW = f"""
+rows:
+  coco_lm: {{title: COCO-LM, changes: {ROOT}/configs/ablations/coco_lm.yaml}}
+  electra_auxiliary:
+    title: w. ELECTRA's auxiliary
+    group: Network setting
+    changes: {ROOT}/configs/ablations/electra_auxiliary.yaml
+  converged_auxiliary:
+    title: w. converged auxiliary
+    group: Training signal
+    changes: {ROOT}/configs/ablations/converged_auxiliary.yaml
+    auxiliary_of: coco_lm
+"""
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_suite_inputs(tmp_path_factory.mktemp("inputs"))
+    folder = write_suite_inputs(tmp_path_factory.mktemp("inputs"))
+    (folder / "few.yaml").write_text(FEW)
+    return folder
 
 
 def flags(inputs: Path, output_dir: Path) -> list[str]:
@@ -35,13 +51,27 @@ def flags(inputs: Path, output_dir: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_row_of_table_3_lands_in_the_table_although_it_was_killed(
-    inputs: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("suite", "third_row", "groups"),
+    [
+        ("few", "converged_auxiliary", {"network_setting", "training_signal"}),
+        pytest.param(
+            "table3",
+            "clm_only",
+            {"pretraining_task", "network_setting", "training_signal", "clm_setup"},
+            marks=pytest.mark.exhaustive,
+        ),
+    ],
+)
+def test_every_row_lands_in_the_table_although_it_was_killed(
+    inputs: Path, tmp_path: Path, suite: str, third_row: str, groups: set[str]
 ):
     arguments = [*flags(inputs, tmp_path), "--processes=2"]
+    if suite == "few":
+        arguments.append(f"--suite={inputs}/few.yaml")
     process = run_suite.start(*arguments, start_new_session=True)
     # The third row is on its way, and the first is done.
-    begun = tmp_path / "pretraining" / "clm_only" / "run" / "checkpoints" / "checkpoint"
+    begun = tmp_path / "pretraining" / third_row / "run" / "checkpoints" / "checkpoint"
     deadline = time.monotonic() + 1800
     while not begun.exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -57,7 +87,7 @@ def test_every_row_of_table_3_lands_in_the_table_although_it_was_killed(
     for path, written in done.items():
         assert path.stat().st_mtime_ns == written
     results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results["rows"]) == 11
+    assert len(results["rows"]) == (3 if suite == "few" else 11)
     page = (tmp_path / "results.md").read_text()
     for row in results["rows"]:
         pretraining = row["pretraining"]
@@ -72,7 +102,7 @@ def test_every_row_of_table_3_lands_in_the_table_although_it_was_killed(
     )
     assert arrays(frozen) == arrays(whole)
     folders = {path.parent.name for path in tmp_path.glob("curves/*/index.html")}
-    assert folders == {"pretraining_task", "network_setting", "training_signal", "clm_setup"}
+    assert folders == groups
 
 
 def arrays(path: Path) -> list[bytes]:

@@ -1,5 +1,6 @@
 """No text makes a signature fail, and every answer is within its bounds."""
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,6 +110,12 @@ def no_check(outputs: Outputs, inputs: dict[str, tf.Tensor]) -> None:
     pass
 
 
+@pytest.fixture(scope="module")
+def load(exports: dict[str, Path]) -> Callable[[str], Any]:
+    """Loads a model's export, each of them once."""
+    return functools.cache(lambda model: tf.saved_model.load(find_version(str(exports[model]))))
+
+
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(
     ("model", "signature", "make_inputs", "check"),
@@ -128,15 +135,14 @@ def no_check(outputs: Outputs, inputs: dict[str, tf.Tensor]) -> None:
     ],
 )
 def test_no_text_is_too_odd(
-    exports: dict[str, Path],
+    load: Callable[[str], Any],
     model: str,
     signature: str,
     make_inputs: Callable[[list[bytes]], dict[str, tf.Tensor]],
     check: Callable[[Outputs, dict[str, tf.Tensor]], Any],
     count: int,
 ):
-    loaded = tf.saved_model.load(find_version(str(exports[model])))
-    function = loaded.signatures[signature]
+    function = load(model).signatures[signature]
     answered = 0
     for texts in batches(count):
         inputs = make_inputs(texts)

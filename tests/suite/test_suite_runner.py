@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from suite_inputs import TINY
 
+from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.suite import runner
@@ -16,6 +17,7 @@ from cocolm_tf.suite.runner import PretrainingInputs, run_suite
 # Writes what the processes of `cocolm_tf.suite.job` would, and a line for each that began or ended.
 MODULE = """
 import json, os, random, signal, sys, time
+from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.finetuning.jobs import serve, write_json
 
@@ -77,6 +79,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("SUITE_LOG", str(tmp_path / "log"))
     monkeypatch.setattr(runner, "_MODULE", "suite_jobs_module")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_manifest()
 
     def make(*rows: Row, seeds: int = 2, **changes) -> Plan:
         suite = Suite("mine", rows)
@@ -90,6 +95,10 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return Plan(suite, configs, tasks, seeds)
 
     return make
+
+
+def write_manifest(vocabulary: str = "a") -> None:
+    Manifest("data", 16, 80, vocabulary, {}, ()).save()
 
 
 ROWS = (
@@ -206,10 +215,15 @@ def test_another_suite_in_the_folder_is_refused_before_any_work(make, tmp_path: 
     shorter = make(*ROWS, overrides=["trainer.train_steps=20"])
     with pytest.raises(UserError, match=r"train_steps=30, not 20: give another --output_dir"):
         run_suite(shorter, INPUTS, str(tmp_path / "out"))
+    make_again = make(*ROWS)
     other = make(*ROWS)
     other.tasks[1].config.trainer.epochs = 9
     with pytest.raises(UserError, match=r"finetuning/whole/rte/seed_0 was made with .*epochs=3"):
         run_suite(other, INPUTS, str(tmp_path / "out"))
+    write_manifest("b")
+    with pytest.raises(UserError, match="was begun with other content of train_data: give another"):
+        run_suite(make_again, INPUTS, str(tmp_path / "out"))
+    write_manifest()
     # Also while it is not finished: what there is of it would be gone on with.
     (tmp_path / "out" / "pretraining" / "whole" / "results.json").unlink()
     with pytest.raises(UserError, match=r"train_steps=30, not 20: give another --output_dir"):

@@ -2,11 +2,10 @@
 
 import io
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import sentencepiece
+from programs import run_python
 
 from cocolm_tf.tokenization.segmenter import Segmenter
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -49,13 +48,7 @@ assert ids(load()) == expected, "loaded again"
 def test_outlives_a_change_of_seed_and_other_owners(
     vocabulary_dir: pathlib.Path, tmp_path: pathlib.Path
 ):
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(vocabulary_dir), str(tmp_path), TEXT],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    run_python(PROGRAM, vocabulary_dir, tmp_path, TEXT)
 
 
 def test_different_models_are_kept_apart(tokenizer: CocoLMTokenizer, corpus: list[str]):

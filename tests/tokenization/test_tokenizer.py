@@ -1,7 +1,5 @@
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import sentencepiece
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import run_python
 from tokenizer_reference import odd_texts, reference_normalize, reference_pieces
 
 from cocolm_tf import CocoLMTokenizer
@@ -36,17 +35,6 @@ def train_sentencepiece(folder: pathlib.Path, corpus: list[str], **options: bool
         **options,
     )
     return folder / "sp.model"
-
-
-def run_python(program: str, *arguments: object) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @given(st.lists(odd_texts(), min_size=1, max_size=30))

@@ -108,9 +108,29 @@ def test_odd_texts_do_no_harm(tmp_path: pathlib.Path, corpus: list[str]):
     assert tokenizer.vocabulary_size() == 150
 
 
-def test_coverage_is_a_share(tmp_path: pathlib.Path, corpus: list[str]):
-    with pytest.raises(UserError, match="character_coverage is 99"):
-        train_vocabulary(corpus, 150, tmp_path / "new", character_coverage=99)
+@pytest.mark.parametrize("coverage", [99, 0.5])
+def test_coverage_is_a_share(tmp_path: pathlib.Path, corpus: list[str], coverage: float):
+    with pytest.raises(UserError, match=f"character_coverage is {coverage}; it must be in "):
+        train_vocabulary(corpus, 150, tmp_path / "new", character_coverage=coverage)
+
+
+@pytest.mark.parametrize("repeats", [200, 20_000])
+def test_words_without_spaces_are_learned(tmp_path: pathlib.Path, capsys, repeats: int):
+    """However long: SentencePiece drops those of over 4,192 bytes, or aborts."""
+    texts = ["the cat sat on the mat", "いろはにほへと" * repeats]
+    tokenizer = train_vocabulary(texts, 60, tmp_path / "new", character_coverage=1.0)
+    assert tokenizer.unk_token_id not in tokenizer("いろはにほへと").numpy()
+    assert "いろ" in "".join(tokenizer.get_vocabulary())
+    assert "covers 100.0000% of the characters" in capsys.readouterr().err
+
+
+def test_what_the_vocabulary_lacks_is_told(tmp_path: pathlib.Path, capsys, corpus: list[str]):
+    """As the character that SentencePiece keeps for itself, whose words it would drop."""
+    tokenizer = train_vocabulary([*corpus, "zebra▅zebra " * 50], 150, tmp_path / "new")
+    told = capsys.readouterr().err
+    assert "warning: the vocabulary covers 9" in told and "<unk> becomes of ▅" in told
+    assert tokenizer.unk_token_id not in tokenizer("zebra").numpy()
+    assert tokenizer.unk_token_id in tokenizer("▅").numpy()
 
 
 def test_does_not_overwrite_unasked(tmp_path: pathlib.Path, corpus: list[str]):

@@ -1,24 +1,32 @@
+import contextlib
 import json
 import math
 import re
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from cocolm_tf.errors import RestartableError, UserError
+from cocolm_tf.modeling.training_step import TrainingStep
 from cocolm_tf.training import callbacks as module
+from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.callbacks import (
     METRICS_FILENAME,
     MetricsLog,
+    Profile,
     ProgressBar,
     ResumeMetrics,
     SaveCheckpoints,
     StopHopelessRun,
     StopWhenAsked,
+    TellSkippedUpdate,
+    skipped_update,
 )
-from cocolm_tf.training.checkpoints import steps_taken
+from cocolm_tf.training.checkpoints import steps_taken, variable_paths
+from cocolm_tf.training.optimization import AdamW
 
 
 class Model:
@@ -26,7 +34,8 @@ class Model:
 
     def __init__(self, step: int = 0):
         self.optimizer = types.SimpleNamespace(iterations=tf.Variable(step))
-        self.skipped_in_a_row = tf.Variable(0)
+        self.skipped_in_a_row, self.skipped_at = tf.Variable(0), tf.Variable(0)
+        self.steps_per_execution = 1
         self.resets = 0
 
     def reset_metrics(self) -> None:
@@ -74,6 +83,21 @@ def test_a_training_line_is_written_every_interval(tmp_path: Path, clock):
     }
     assert second["step"] == 4
     assert model.resets == 2, "each line's means are its own"
+
+
+def test_training_lines_have_the_share_of_a_known_peak(tmp_path: Path, clock):
+    model = Model()
+    log = MetricsLog(str(tmp_path), 0, 2, tokens_per_step=100, peak_tokens_per_second=200.0)
+    log.set_model(model)
+    clock.now += 4
+    train(model, log, 2)
+    log.on_test_end({"loss": 2.0})
+    training, validation = lines(tmp_path)
+    assert (training["tokens_per_second"], training["mfu"]) == (50, 0.25)
+    assert "mfu" not in validation
+    (events,) = (tmp_path / "tensorboard" / "train").iterdir()
+    summaries = tf.compat.v1.train.summary_iterator(str(events))
+    assert "mfu" in {value.tag for event in summaries for value in event.summary.value}
 
 
 def test_validation_time_is_not_training_time(tmp_path: Path, clock):
@@ -170,6 +194,20 @@ def test_checkpoints_are_saved_every_interval(first: int, saved: list[int]):
     assert found == saved
 
 
+def test_a_checkpoint_waits_for_an_update_that_succeeds():
+    """Those between would push the sound ones out."""
+    model, found = Model(), []
+    checkpoints = types.SimpleNamespace(
+        save=lambda: found.append(steps_taken(model)), check=lambda: None
+    )
+    callback = SaveCheckpoints(checkpoints, interval=3)
+    callback.set_model(model)
+    for skipped in (0, 1, 2, 3, 0, 0, 0, 1):
+        model.skipped_in_a_row.assign(skipped)
+        train(model, callback, 1)
+    assert found == [5, 6]
+
+
 def test_a_checkpoint_that_could_not_be_written_ends_the_run_soon():
     def check() -> None:
         raise UserError("the disk is full")
@@ -210,20 +248,133 @@ def test_a_run_told_to_stop_saves_and_says_so(during: str):
     assert calls == ["save", "wait", "all workers"]
 
 
+@pytest.fixture
+def skipped(tiny) -> TrainingStep:
+    """A pretrainer whose step 7 was skipped for two gradients."""
+    pretrainer = build_pretrainer(tiny(), mask_token_id=59)
+    pretrainer.compile(AdamW())
+    norms = dict.fromkeys(variable_paths(pretrainer), 0.5)
+    norms |= {"copy_head/kernel": 3e7, "lm_head/bias": 4.0}
+    norms |= {"backbone/blocks/0/key/bias": math.nan, "backbone/blocks/0/value/kernel": math.inf}
+    names = {id(v): path for path, v in variable_paths(pretrainer).items()}
+    pretrainer.skipped_norms.assign([norms[names[id(v)]] for v in pretrainer.trainable_variables])
+    pretrainer.skipped_at.assign(7)
+    return pretrainer
+
+
+def test_gradients_that_are_not_finite_are_named_first_layers_first(skipped):
+    first, ruined, largest = skipped_update(skipped).splitlines()
+    count = len(skipped.trainable_variables)
+    assert first.startswith("step 7: update skipped, as gradients were not finite; told once")
+    assert "loss scale" not in first
+    assert ruined == (
+        f"  norms not finite, 2 of {count}, first layers first: backbone/blocks/0/key/bias (nan), "
+        "backbone/blocks/0/value/kernel (inf)"
+    )
+    assert largest.startswith(
+        "  largest finite norms: copy_head/kernel (3e+07), lm_head/bias (4), "
+    )
+    skipped.skipped_norms.assign(np.full(count, 1e38))
+    assert "none, but their sum is not" in skipped_update(skipped)
+    skipped.skipped_norms.assign(np.full(count, np.nan))
+    assert f" and {count - 5} more\n  largest finite norms: none" in skipped_update(skipped)
+
+
+def test_a_skipped_update_is_told_once_and_soon(monkeypatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(module, "skipped_update", lambda model: "it was skipped")
+    model, callback = Model(), TellSkippedUpdate(interval=4)
+    callback.set_model(model)
+    train(model, callback, 5)
+    model.skipped_at.assign(6)
+    train(model, callback, 2)
+    assert not capsys.readouterr().err, "nobody looks before the interval"
+    train(model, callback, 1)
+    assert capsys.readouterr().err == "it was skipped\n"
+    model.skipped_at.assign(9)
+    train(model, callback, 4)
+    assert not capsys.readouterr().err
+
+    callback = TellSkippedUpdate(interval=4)
+    callback.set_model(model)
+    model.skipped_in_a_row.assign(1)
+    train(model, callback, 1)
+    assert capsys.readouterr().err, "while updates are skipped, the end may be near"
+
+
+class Profiler:
+    """Stands in for TensorFlow's."""
+
+    def __init__(self):
+        self.calls: list[str] = []
+
+    def start(self, directory: str) -> None:
+        self.calls.append(f"start {directory}")
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+    @contextlib.contextmanager
+    def Trace(self, name: str, step_num: int, _r: int):  # noqa: N802
+        self.calls.append(f"step {step_num}")
+        yield
+
+
+@pytest.mark.parametrize(
+    ("at", "loop", "steps", "recorded"),
+    [(0, 1, (3, 4), [3, 4]), (0, 1, (1, 1), [1]), (3, 1, (3, 5), [4, 5]), (0, 2, (4, 5), [3, 5])]
+    + [(4, 1, (3, 4), []), (0, 1, (5, 9), [5, 6])],
+    ids=["middle", "first", "resumed", "loops", "past", "ended"],
+)
+def test_steps_are_profiled(
+    monkeypatch, capsys: pytest.CaptureFixture, at: int, loop: int, steps, recorded: list[int]
+):
+    profiler = Profiler()
+    monkeypatch.setattr(tf.profiler, "experimental", profiler)
+    model, profile = Model(at), Profile("runs/first/tensorboard", *steps)
+    model.steps_per_execution = loop
+    profile.set_model(model)
+    for _ in range(6 // loop):
+        profile.on_train_batch_begin(0)
+        model.optimizer.iterations.assign_add(loop)
+        profile.on_train_batch_end(0)
+    profile.close()
+    expected = [f"step {step}" for step in recorded]
+    if recorded:
+        expected = ["start runs/first/tensorboard", *expected, "stop"]
+    assert profiler.calls == expected
+    told = capsys.readouterr().err
+    assert told.count("\n") == bool(recorded)
+    if recorded:
+        last = recorded[-1] + loop - 1
+        assert told.startswith(f"profile of steps {recorded[0]} to {last}: tensorboard --logdir=")
+        assert "runs/first/tensorboard/plugins/profile" in told
+
+
+def test_a_run_told_to_stop_while_updates_are_skipped_saves_nothing():
+    checkpoints = types.SimpleNamespace(wait=lambda: None)
+    workers = types.SimpleNamespace(any=lambda flag: flag, wait_for_all=lambda: None)
+    callback = StopWhenAsked(types.SimpleNamespace(received=True), checkpoints, workers)
+    callback.set_model(Model(7))
+    callback.model.skipped_in_a_row.assign(2)
+    with pytest.raises(RestartableError, match="step 7, whose last 2 updates were skipped"):
+        callback.on_train_batch_end(0)
+
+
 def test_a_hopeless_run_is_ended_with_the_count():
-    model, callback = Model(), StopHopelessRun(limit=3)
+    checkpoints = types.SimpleNamespace(hopeless=lambda why: UserError(f"{why} at step 7"))
+    model, callback = Model(), StopHopelessRun(3, checkpoints)
     callback.set_model(model)
     for skipped in (0, 1, 2, 0, 1, 2):
         model.skipped_in_a_row.assign(skipped)
         callback.on_train_batch_end(0)
     model.skipped_in_a_row.assign(3)
-    with pytest.raises(UserError, match="the last 3 updates were skipped.*learning_rate"):
+    with pytest.raises(UserError, match="the last 3 updates were skipped.* at step 7"):
         callback.on_train_batch_end(0)
 
 
 def test_the_bar_shows_steps_loss_and_validations(capsys: pytest.CaptureFixture):
     model = Model(4)
-    bar = ProgressBar(first_step=4, train_steps=8, tokens_per_step=100)
+    bar = ProgressBar(4, train_steps=8, tokens_per_step=100, peak_tokens_per_second=1e30)
     bar.set_model(model)
     train(model, bar, 2)
     bar.on_test_end({"loss": 1.25, "mlm_loss": 0.5, "negative_cosine": 0.1})
@@ -234,4 +385,4 @@ def test_the_bar_shows_steps_loss_and_validations(capsys: pytest.CaptureFixture)
     assert "step 6: validation loss 1.250, mlm_loss 0.500\n" in shown
     assert "negative_cosine" not in shown
     last = re.split(r"[\r\n]+", shown.strip())[-1]
-    assert "8/8" in last and "loss 0.12" in last and "tokens/s" in last
+    assert "8/8" in last and "loss 0.12" in last and "tokens/s, MFU 0.0%" in last

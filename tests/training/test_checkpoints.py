@@ -6,14 +6,22 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.training_step import TrainingStep
 from cocolm_tf.training import checkpoints as module
 from cocolm_tf.training.build import build_optimizer, build_pretrainer
-from cocolm_tf.training.checkpoints import Checkpoints, has_checkpoint, steps_taken
+from cocolm_tf.training.checkpoints import (
+    Checkpoints,
+    checkpoint_steps,
+    steps_taken,
+    variable_paths,
+)
+from cocolm_tf.training.optimization import AdamW
 
 
 @pytest.fixture
@@ -64,14 +72,14 @@ def steps_in(folder: Path) -> list[int]:
 
 def test_a_new_run_stands_at_step_0(compiled, tmp_path: Path):
     assert restore(tmp_path / "new", compiled()) == 0
-    assert not has_checkpoint(str(tmp_path / "new"))
+    assert not checkpoint_steps(str(tmp_path / "new"))
 
 
 def test_all_of_a_run_is_restored(compiled, tmp_path: Path):
     model = compiled()
     move(model, step=7, seed=5)
     save(tmp_path, model)
-    assert has_checkpoint(str(tmp_path))
+    assert checkpoint_steps(str(tmp_path))
 
     other = compiled(seed=1)
     move(other, step=3, seed=6)
@@ -97,7 +105,7 @@ def test_what_is_saved_is_the_moment_of_saving(compiled, tmp_path: Path, monkeyp
     checkpoints = Checkpoints(str(tmp_path), model, keep=1)
     checkpoints.save()
     move(model, step=8, seed=6)
-    assert not has_checkpoint(str(tmp_path)), "nothing is there before all of it is"
+    assert not checkpoint_steps(str(tmp_path)), "nothing is there before all of it is"
     may_write.set()
     checkpoints.wait()
     other = compiled()
@@ -142,7 +150,7 @@ def test_tensorflow_finds_the_latest(compiled, tmp_path: Path):
     latest = tf.train.latest_checkpoint(str(tmp_path))
     assert latest == str(tmp_path / "ckpt-4")
     names = {name for name, _ in tf.train.list_variables(latest)}
-    assert "state/0/.ATTRIBUTES/VARIABLE_VALUE" in names and "metrics/loss/0" in names
+    assert {"state/backbone/blocks/0/query/kernel", "metrics/loss/0"} <= names
 
 
 def test_the_latest_are_kept_also_by_the_run_that_goes_on(compiled, tmp_path: Path):
@@ -186,18 +194,82 @@ def test_a_run_can_be_moved(compiled, tmp_path: Path):
     assert restore(tmp_path / "there", compiled()) == 2
 
 
+# What is whose.
+
+
+class TwoLayers(TrainingStep):
+    """Has two layers of one shape, which it makes in the order of their names or in the other."""
+
+    coefficients = {"loss": 1.0}
+
+    def __init__(self, backwards: bool = False):
+        super().__init__()
+        for name in ("second", "first") if backwards else ("first", "second"):
+            layer = keras.layers.Dense(2, use_bias=False)
+            layer.build((None, 3))
+            setattr(self, name, layer)
+        self.built = True
+        self.compile(AdamW(0.1))
+
+    def seed_generators(self):
+        return iter(())
+
+    def meter_names(self):
+        return []
+
+
+def test_layers_made_in_another_order_are_still_their_own(tmp_path: Path):
+    one, other = TwoLayers(), TwoLayers(backwards=True)
+    move(one, step=7, seed=5)
+    save(tmp_path, one)
+    move(other, step=3, seed=6)
+    assert restore(tmp_path, other) == 7
+    for layer in ("first", "second"):
+        kernels = [getattr(model, layer).kernel for model in (one, other)]
+        np.testing.assert_array_equal(*kernels)
+        slots = [model.optimizer.slots(v) for model, v in zip((one, other), kernels, strict=True)]
+        for name in ("momentum", "velocity"):
+            np.testing.assert_array_equal(*(slot[name] for slot in slots))
+
+
+def test_paths_are_each_variables_own(compiled):
+    """And the same in a model that the process has made later, whatever Keras calls it."""
+    first, second = compiled(), compiled()
+    paths = variable_paths(first)
+    assert paths.keys() == variable_paths(second).keys()
+    assert {id(v) for v in first.trainable_variables} < {id(v) for v in paths.values()}
+    assert paths["backbone/token_embedding/embeddings"] is first.backbone.token_embedding.embeddings
+    blocks = first.backbone.blocks[0], first.auxiliary.backbone.blocks[0]
+    for prefix, block in zip(("", "auxiliary/"), blocks, strict=True):
+        assert paths[f"{prefix}backbone/blocks/0/key/bias"] is block.key.bias
+    assert "backbone/embeddings_norm/gamma" in paths, "which no attribute leads to"
+
+
+def test_two_variables_of_one_path_are_a_defect():
+    model = TwoLayers()
+    model.add_weight(name="loss_scale", shape=())
+    with pytest.raises(ValueError, match="two variables .* are called loss_scale"):
+        variable_paths(model)
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "told"),
     [
-        {"model": {"hidden_dim": 8}},
-        {"model": {"num_layers": 2}},
-        {"objective": {"scl_weight": 0.0}},
-        {"auxiliary": {"replacements": "random"}},
+        (
+            {"model": {"hidden_dim": 8}},
+            "of another shape or type is copy_head/kernel (float32 [16], not float32 [8]), ",
+        ),
+        (
+            {"model": {"num_layers": 2}},
+            "the checkpoint lacks backbone/blocks/1/attention_norm/",
+        ),
+        ({"objective": {"scl_weight": 0.0}}, "the model lacks optimizer/momentum/projection/"),
+        ({"auxiliary": {"replacements": "random"}}, "the model lacks auxiliary/backbone/"),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_checkpoint_of_another_model_is_refused(
-    compiled, tmp_path: Path, changes: dict, caplog: pytest.LogCaptureFixture
+    compiled, tmp_path: Path, changes: dict, told: str, caplog: pytest.LogCaptureFixture
 ):
     model = compiled()
     model.optimizer.iterations.assign(7)
@@ -207,9 +279,20 @@ def test_a_checkpoint_of_another_model_is_refused(
         restore(folder, compiled(**changes))
     message = str(caught.value)
     assert message.startswith(f"{folder}/ckpt-7 does not fit")
+    assert told in message and " more" in message and "\n" not in message
     assert f"{tmp_path}/run/config.yaml" in message and "--model_dir" in message
     gc.collect()
     assert not caplog.records, "TensorFlow has nothing to add"
+
+
+def test_a_checkpoint_of_numbered_variables_is_refused(compiled, tmp_path: Path):
+    """Of what order they are in, it says nothing."""
+    names = ["state/0/.ATTRIBUTES/VARIABLE_VALUE", "metrics/loss/0"]
+    path = str(tmp_path / "ckpt-7")
+    values = [np.float32(1), np.float32(2)]
+    tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=["", ""], tensors=values)
+    with pytest.raises(UserError, match=f"{path} is of a version that numbered the variables"):
+        restore(tmp_path, compiled())
 
 
 # Damage.
@@ -293,6 +376,55 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(run: Path, compiled)
     with pytest.raises(UserError, match=f"all checkpoints in {run} are damaged"):
         restore(run, compiled())
     assert steps_in(run) == [2, 4, 6], "they are left as they were"
+
+
+# Values that are not finite.
+
+
+def test_what_is_not_finite_is_not_saved(run: Path, compiled):
+    model = compiled()
+    checkpoints = Checkpoints(str(run), model, keep=3)
+    checkpoints.restore()
+    model.optimizer.iterations.assign(8)
+    model.skipped_in_a_row.assign(0)
+    weights = model.trainable_variables[0]
+    weights.assign(tf.where(tf.random.uniform(weights.shape) < 0.01, np.inf, weights))
+    weights.value[0, 0].assign(np.nan)
+    with pytest.raises(UserError) as caught:
+        checkpoints.save()
+    assert "1 of the run's variables are not finite at step 8: lower" in str(caught.value)
+    assert f"--model_dir={run.parent}: the run goes on from its last sound" in str(caught.value)
+    assert steps_in(run) == [2, 4, 6]
+
+
+def test_what_is_not_finite_is_not_restored(run: Path, compiled, monkeypatch, capsys):
+    model = compiled()
+    checkpoints = Checkpoints(str(run), model, keep=9)
+    checkpoints.restore()
+    model.optimizer.iterations.assign(8)
+    model.trainable_variables[0].value[0, 0].assign(np.nan)
+    monkeypatch.setattr(module, "_is_finite", lambda variable: True)
+    checkpoints.save()
+    checkpoints.wait()
+    assert restore(run, compiled()) == 6
+    assert "ckpt-8 is damaged (state/" in capsys.readouterr().err
+
+
+def test_a_hopeless_run_loses_the_checkpoints_that_led_there(run: Path, compiled):
+    """Those since whose weights no update succeeded."""
+    model = compiled()
+    checkpoints = Checkpoints(str(run), model, keep=3)
+    checkpoints.restore()
+    model.optimizer.iterations.assign(10)
+    model.skipped_in_a_row.assign(6)
+    error = checkpoints.hopeless("it is hopeless")
+    assert str(error).startswith("it is hopeless at step 10: lower optimizer.learning_rate")
+    assert str(error).endswith("goes on from its last sound checkpoint, of step 2.")
+    assert steps_in(run) == [2] and (run / "damaged-ckpt-4.index").exists()
+    assert tf.train.latest_checkpoint(str(run)) == str(run / "ckpt-2")
+    model.skipped_in_a_row.assign(10)
+    assert str(checkpoints.hopeless("it is")).endswith("no sound checkpoint and begins at step 0.")
+    assert not steps_in(run) and tf.train.latest_checkpoint(str(run)) is None
 
 
 # A disk that is full.

@@ -186,7 +186,7 @@ def test_a_wrong_key_of_a_base_is_named_with_its_file(tmp_path: Path):
         ("- model", "a configuration takes keys and their values, not ['model']"),
         ("model: {num_layers: 2", "is not valid YAML: "),
         ("model:\n\tnum_layers: 2", "is not valid YAML: "),
-        (b"model: \xff", "is not valid YAML: "),
+        (b"model: \xff", "is not UTF-8: byte 7"),
         ("model: !!python/object/apply:os.getcwd []", "is not valid YAML: "),
         ("model: {num_layers: !!python/name:os.getcwd }", "is not valid YAML: "),
     ],

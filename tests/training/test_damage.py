@@ -108,7 +108,7 @@ def test_damaged_shards_are_skipped_and_counted_when_asked(
     shard_of(data, 2).unlink()
     left_out = [size - count for size, count in zip(sizes, kept, strict=True)]
     config = tiny(data={"skip_corrupt": True, "verify_checksums": False})
-    pretrain_on(config, tmp_path / "run", train_data=str(data))
+    pretrain_on(config, tmp_path / "run", train_data=str(data), validation_data="")
     told = capsys.readouterr().err
     for number, lost in enumerate(left_out):
         assert f"data-{number:05d}-of-00003.tfrecord is " in told

@@ -9,15 +9,17 @@ from training_sizes import VARIANTS, tiny
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.training import estimate as module
-from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator
+from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator, published_share
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.estimate import estimate, format_report, plan
+from cocolm_tf.training.estimate import device_flops, estimate, format_report, plan
 from cocolm_tf.training.flops import (
+    pass_flops,
     pretraining_flops,
     rematerialization_flops,
     similarity_flops,
 )
 from cocolm_tf.training.memory import step_memory
+from cocolm_tf.training.passes import encoder_passes
 
 DEVICE = Accelerator(
     "toy",
@@ -66,7 +68,7 @@ def test_what_a_device_sends(devices: int):
     result = estimate(config, devices, accelerators=[])
     assert result["all_reduce_bytes"] == 2 * 4 * result["parameters"] * (devices - 1) / devices
     # 2 views of 2 * 16 / devices vectors of 12 float32 numbers, to and fro and fro.
-    assert result["gather_bytes"] == 3 * (devices - 1) * (2 * 16 // devices) * 12 * 4
+    assert result["gather_bytes"] == 4 * (devices - 1) * (2 * 16 // devices) * 12 * 4
     config.objective.scl_weight = 0.0
     assert estimate(config, devices, accelerators=[])["gather_bytes"] == 0
 
@@ -113,6 +115,19 @@ def test_a_plan_has_the_fewest_micro_batches_that_fit(
     assert config.trainer.micro_batches == per_device  # as it was
 
 
+def test_contrasting_the_whole_batch_takes_a_forward_pass_more():
+    changes = {"trainer": {"batch_size": 16, "micro_batches": 4}}
+    within = tiny(changes)
+    whole = tiny(changes, {"objective": {"scl_over_micro_batches": True}})
+    forward = 16 * sum(map(pass_flops, encoder_passes(whole).values()))
+    similarities = similarity_flops(whole) - similarity_flops(within)
+    assert similarities == 3 * similarity_flops(within)
+    more = device_flops(whole, 2, False) - device_flops(within, 2, False)
+    assert more == forward / 2 + similarities
+    compared = [step_memory(one, 2, False)["similarities"] for one in (within, whole)]
+    assert compared[1] == 16 * compared[0]
+
+
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("rematerialize", [False, True])
 def test_a_step_takes_the_flops_of_a_device_at_its_share_of_the_peak(
@@ -139,6 +154,45 @@ def test_what_fits_nowhere_is_said():
     assert plan(config, 1, DEVICE, False, 0.4, 0.01) is None
     result = estimate(config, accelerators=["v5e"], share_of_memory=1e-6)
     assert "does not fit" in format_report(result)
+
+
+def test_steps_reach_what_was_published_for_the_size():
+    assert published_share(1e6) == 0.057
+    assert published_share(150e6) == pytest.approx(0.246)
+    assert published_share((17e6 * 68e6) ** 0.5) == pytest.approx((0.057 + 0.166) / 2)
+    assert published_share(1e12) == 0.39
+    result = estimate(PretrainingConfig(), accelerators=[])
+    main = result["parameters_by_part"]["embeddings"] + result["parameters_by_part"]["main"]
+    assert result["share_of_peak"] == published_share(main)
+    assert estimate(PretrainingConfig(), accelerators=[], share_of_peak=0.3)["share_of_peak"] == 0.3
+
+
+def test_a_compiled_program_bounds_the_time_and_corrects_the_memory():
+    config = tiny({"trainer": {"batch_size": 64, "train_steps": 100}})
+    few = tiny({"trainer": {"batch_size": 8}})
+    compiled = {
+        "target": "v4",
+        "precision": "float32",
+        "sequences": 8,
+        "rematerialize": False,
+        "model_flops": sum(pretraining_flops(few).values()),
+        "share_of_peak_at_most": 0.1,
+        "argument_bytes": 1000,
+        "temporary_bytes": 500,
+    }
+    result = estimate(config, 4, ["v4", "v5e"], compiled=[compiled])
+    assert result["accelerators"]["v5e"]["compiled"] is None
+    found = result["accelerators"]["v4"]["compiled"]
+    flops = sum(pretraining_flops(config).values())
+    assert found["step_seconds"] == pytest.approx(flops / 4 / (0.1 * 275e12))
+    assert found["run_seconds"] == pytest.approx(100 * found["step_seconds"])
+    assert found["memory"] == 1500
+    assert found["estimated_memory"] == sum(step_memory(few, 1, False).values())
+    assert "as compiled" in format_report(result)
+    with pytest.raises(UserError, match="what was compiled for v4 is"):
+        estimate(config, 4, ["v4"], compiled=[compiled | {"sequences": 9}])
+    with pytest.raises(UserError, match="is for v4, which is not among the accelerators"):
+        estimate(config, 4, ["v5e"], compiled=[compiled])
 
 
 def test_a_batch_that_cannot_be_shared_out_is_named():

@@ -1,11 +1,11 @@
+import errno
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import run_python
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -98,7 +98,7 @@ tokenizer = cocolm_tf.CocoLMTokenizer.from_preset({preset!r})
 np.savez({str(tmp_path / "outputs.npz")!r}, main=backbone(inputs), auxiliary=auxiliary(inputs),
          ids=tokenizer("A cat saw the house."), fingerprint=tokenizer.fingerprint())
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=200)
+    run_python(program)
     found = np.load(tmp_path / "outputs.npz")
     model, tokenizer = build(seed=1), load_vocabulary(preset)
     np.testing.assert_allclose(found["main"], model.backbone(inputs()), atol=1e-5)
@@ -128,6 +128,29 @@ def test_leftovers_of_a_killed_save_do_no_harm(build, preset: str, corpus):
     save_preset(build(seed=3), load_vocabulary(corpus.vocabulary), preset + "/")
     assert not Path(preset, "left").exists()
     assert not Path(preset + ".tmp").exists()
+
+
+def test_a_failed_save_leaves_the_preset_that_was_there(build, preset: str):
+    class Full:
+        def save_to_preset(self, directory: str) -> None:
+            raise OSError(errno.ENOSPC, "", directory)
+
+    with pytest.raises(OSError):
+        save_preset(build(seed=3), Full(), preset)
+    assert [path.name for path in Path(preset).parent.iterdir()] == ["preset"]
+    assert_equal(CocoLMBackbone.from_preset(preset), build(seed=1).backbone)
+
+
+@pytest.mark.parametrize("part", ["backbone", "head"])
+def test_a_preset_with_weights_that_are_no_numbers_is_refused(
+    build, preset: str, corpus, part: str
+):
+    ruined = build(seed=1)
+    variable = ruined.lm_head.bias if part == "head" else ruined.backbone.weights[-1]
+    variable.assign(np.full(variable.shape, np.nan))
+    save_preset(ruined, load_vocabulary(corpus.vocabulary), preset)
+    with pytest.raises(UserError, match=f"{preset}.* has values that are NaN or infinite"):
+        load_preset(build(seed=2), preset)
 
 
 def test_a_preset_without_heads_and_auxiliary_starts_the_main_model(build, preset: str):

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.training import pretraining as module
 from cocolm_tf.training.callbacks import METRICS_FILENAME, ProgressBar
 from cocolm_tf.training.config import TrainerConfig, load_config
+from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.training.identity import History, Input, stretch_of
 from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
 
 CLOCK = ("seconds", "tokens_per_second")
@@ -45,7 +48,8 @@ def assert_same_run(one: Path, other: Path, step: int) -> None:
 
 def test_a_run_leaves_what_it_promises(finished):
     names = {path.name for path in finished.model_dir.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "preset"}
+    folders = {"tensorboard", "checkpoints", "preset"}
+    assert names == {"config.yaml", "history.json", "metrics.jsonl"} | folders
     config = load_config(str(finished.model_dir / "config.yaml"))
     assert config.as_dict() == finished.config.as_dict()
     kept = {path.stem for path in (finished.model_dir / "checkpoints").glob("*.index")}
@@ -123,7 +127,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
 def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_on, tmp_path: Path):
     preset = finished.model_dir / "preset"
     auxiliary = {"replacements": "frozen", "preset": str(preset), "num_layers": 1}
-    pretrain_on(tiny(auxiliary=auxiliary), tmp_path)
+    pretrain_on(tiny(auxiliary=auxiliary), tmp_path, validation_data="")
     heads, source = (np.load(folder / HEADS_FILENAME) for folder in (tmp_path / "preset", preset))
     for name in ("masked_lm_head.dense.kernel", "masked_lm_head.bias"):
         np.testing.assert_array_equal(heads[name], source[name])
@@ -257,11 +261,20 @@ def test_a_hopeless_run_is_ended_and_counted(tiny, pretrain_on, tmp_path: Path):
         optimizer={"learning_rate": 1e30, "warmup_steps": 0},
         trainer={"log_interval": 1, "max_skipped_updates": 3},
     )
-    with pytest.raises(UserError, match="the last 3 updates were skipped"):
+    with pytest.raises(UserError, match="the last 3 updates were skipped.*begins at step 0"):
         pretrain_on(config, tmp_path, validation_data="")
     skipped = [line["skipped_updates"] for line in metrics(tmp_path)]
     assert skipped[0] == 0 and skipped[-3:] == [1, 1, 1]
     assert not (tmp_path / "preset").exists()
+    # Where it has fewer steps than that, its preset would be ruined all the same.
+    config.trainer.override({"train_steps": 3})
+    with pytest.raises(UserError, match="the run's last 2 updates were skipped and its loss"):
+        pretrain_on(config, tmp_path, validation_data="")
+    assert not (tmp_path / "preset").exists()
+    # The advice helps: nothing ruined is gone on with.
+    config.optimizer.override({"learning_rate": 1e-4})
+    pretrain_on(config, tmp_path, validation_data="")
+    assert all(line["loss"] for line in metrics(tmp_path))
 
 
 @pytest.mark.slow
@@ -292,6 +305,35 @@ def test_what_is_left_is_cut_at_validations(step: int, train_steps: int, interva
             ends.append(at)
     due = [end for end in range(step + 1, train_steps) if end % interval == 0]
     assert ends == due + [train_steps] * (step < train_steps)
+
+
+@pytest.mark.parametrize(
+    ("mine", "all_together"), [(2800.0, 5600.0), (None, math.nan)], ids=["known", "unknown"]
+)
+def test_energy_is_that_of_all_hosts(
+    monkeypatch: pytest.MonkeyPatch, mine: float | None, all_together: float
+):
+    """Two hosts of four GPUs each; where one does not know, nobody does."""
+    told = []
+    workers = types.SimpleNamespace(count=2, sum=lambda watts: told.append(watts) or all_together)
+    monkeypatch.setattr(module, "device_type", lambda strategy: "GPU")
+    monkeypatch.setattr(module, "power_limit", lambda *asked: {("GPU", 4): mine}[asked])
+    watts = module._power_limit(types.SimpleNamespace(num_replicas_in_sync=8), workers)
+    assert watts == (mine and 5600)
+    assert told == [pytest.approx(mine or math.nan, nan_ok=True)], "every worker tells its own"
+
+
+def test_the_peak_is_that_of_the_device_or_as_configured(
+    tiny, monkeypatch: pytest.MonkeyPatch, mirrored_strategy
+):
+    config = tiny()
+    flops, tokens = sum(pretraining_flops(config).values()), 4 * 16
+    assert module._peak_tokens_per_second(config, mirrored_strategy) is None
+    monkeypatch.setattr(module, "peak_flops", lambda strategy, precision: 5.0 * flops)
+    assert module._peak_tokens_per_second(config, mirrored_strategy) == pytest.approx(5 * tokens)
+    config.runtime.peak_flops = 3.0 * flops
+    expected = 2 * 3 * tokens  # two devices
+    assert module._peak_tokens_per_second(config, mirrored_strategy) == pytest.approx(expected)
 
 
 # What is wrong is said before anything is written.
@@ -379,6 +421,13 @@ def test_a_batch_that_does_not_divide_is_refused(refused, tiny):
     assert "trainer.batch_size=5" in complaint
 
 
+@pytest.mark.parametrize("steps", [(0, 3), (5, 4), (5, 11)])
+def test_steps_that_cannot_be_profiled_are_refused(refused, steps: tuple[int, int]):
+    complaint = refused(profile_steps=steps)
+    assert f"--profile_steps={steps[0]},{steps[1]} must be a first and a last step" in complaint
+    assert "trainer.train_steps=10" in complaint
+
+
 def test_too_little_to_validate_on_is_refused(refused, tiny):
     assert "too few to validate on" in refused(tiny(trainer={"batch_size": 1000}))
 
@@ -394,14 +443,79 @@ def test_a_preset_of_another_size_is_refused(refused, finished, tiny):
     assert "intermediate_dim=16" in complaint
 
 
-def test_the_checkpoints_of_another_model_are_left_alone(finished, tiny, pretrain_on, tmp_path):
+def files_of(model_dir: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in model_dir.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"model": {"num_layers": 2}}, "at step 10 of a run with model.num_layers=1, not 2: give"),
+        ({"objective": {"copy_weight": 20.0}}, "with objective.copy_weight=50.0, not 20.0: give"),
+        ({"trainer": {"batch_size": 8}}, "with trainer.batch_size=4, not 8: give"),
+        ({"runtime": {"seed": 1}}, "with runtime.seed=0, not 1: give"),
+        (
+            {"optimizer": {"beta_2": 0.9}, "data": {"crop_fraction": 0.8}},
+            "with data.crop_fraction=0.9, not 0.8, optimizer.beta_2=0.98, not 0.9: give",
+        ),
+        ({"trainer": {"train_steps": 8}}, "is already at step 10 of trainer.train_steps=8: give"),
+    ],
+)
+def test_another_run_than_the_one_that_is_there_is_refused(
+    finished, tiny, pretrain_on, changes, complaint: str
+):
+    before = files_of(finished.model_dir)
+    with pytest.raises(UserError) as caught:
+        pretrain_on(tiny(**changes), finished.model_dir)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+    assert files_of(finished.model_dir) == before
+
+
+def test_other_data_than_a_run_was_begun_with_is_refused(
+    finished, pretrain_on, corpus, tmp_path: Path
+):
+    """Also where it lies in the same place; and the same data may lie in another."""
+    before = files_of(finished.model_dir)
+    moved = shutil.copytree(corpus.train, tmp_path / "data")
+    stretch = stretch_of(finished.config, str(moved), Input("v", "")).inputs["--train_data"]
+    assert stretch == History.read(str(finished.model_dir)).stretches[0].inputs["--train_data"]
+    manifest = json.loads((moved / "manifest.json").read_text())
+    manifest["shards"][0]["sha256"] = 64 * "0"
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"with --train_data={corpus.train} .*, not {moved} "):
+        pretrain_on(finished.config, finished.model_dir, train_data=str(moved))
+    preset = str(finished.model_dir / "preset")
+    with pytest.raises(UserError, match=f"with --init_preset=none, not {preset} "):
+        pretrain_on(finished.config, finished.model_dir, init_preset=preset)
+    assert files_of(finished.model_dir) == before
+
+
+@pytest.mark.slow
+def test_what_may_change_is_told_recorded_and_in_the_card(
+    finished, tiny, pretrain_on, tmp_path: Path, capfd
+):
     model_dir = tmp_path / "run"
     shutil.copytree(finished.model_dir, model_dir)
-    before = {path: path.stat().st_mtime_ns for path in model_dir.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="ckpt-10 does not fit this configuration"):
-        pretrain_on(tiny(model={"num_layers": 2}), model_dir)
+    longer = {"trainer": {"train_steps": 12}, "optimizer": {"learning_rate": 1e-4}}
+    pretrain_on(tiny(**longer), model_dir, validation_data="")
+    told = capfd.readouterr().err
+    assert "resumed at step 10 with:" in told
+    assert "optimizer.learning_rate: 0.0005 -> 0.0001" in told
+    assert "trainer.train_steps: 10 -> 12" in told and "--validation_data: " in told
+    history = History.read(str(model_dir))
+    assert [stretch.step for stretch in history.stretches] == [0, 10]
+    card = (model_dir / "preset" / "README.md").read_text()
+    assert "12 steps of 64 tokens, 768 in all" in card
+    assert "steps 1 to 10; steps 11 to 12: optimizer.learning_rate: 0.0005 -> 0.0001" in card
+    # And once more as it was just then: nothing is new.
+    pretrain_on(tiny(**longer), model_dir, validation_data="")
+    assert "resumed at step 12\n" in capfd.readouterr().err
+    assert len(History.read(str(model_dir)).stretches) == 2
+
+
+def test_a_run_at_no_multiple_of_the_loop_is_refused(finished, tiny, pretrain_on):
+    before = files_of(finished.model_dir)
+    trainer = {"steps_per_loop": 4, "train_steps": 12, "log_interval": 4}
     with pytest.raises(UserError, match="stands at step 10.*trainer.steps_per_loop=4"):
-        trainer = {"steps_per_loop": 4, "train_steps": 12, "log_interval": 4}
-        pretrain_on(tiny(trainer=trainer | {"checkpoint_interval": 4}), model_dir)
-    after = {path: path.stat().st_mtime_ns for path in model_dir.rglob("*") if path.is_file()}
-    assert after == before
+        pretrain_on(tiny(trainer=trainer | {"checkpoint_interval": 4}), finished.model_dir)
+    assert files_of(finished.model_dir) == before

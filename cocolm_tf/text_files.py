@@ -1,0 +1,441 @@
+"""Opening the text files that a user names: their encoding, their compression, their lines.
+
+All readers of text go through here, so that a byte order mark, compression or another encoding
+means the same to each of them, and what is no text is told by its kind.
+"""
+
+import bz2
+import codecs
+import contextlib
+import glob
+import gzip
+import io
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from absl import logging
+
+from cocolm_tf.errors import UserError
+
+_CHUNK = 1 << 20
+# As much of a file as decides what it is.
+_HEAD = 1 << 16
+# How many commas the name of a file may have, in a list of several.
+_MOST_COMMAS = 8
+# The share of bad lines means little before so many lines.
+_MANY_LINES = 1000
+
+# The longer marks first: UTF-32's begins with UTF-16's.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    # A level and the beginning of a block, or of the end: "BZh" alone may begin a text.
+    **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
+    **{b"BZh%d\x17\x72\x45\x38\x50\x90" % level: "bzip2" for level in range(1, 10)},
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+_KINDS = {
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"FEA1": "a Feather file",
+    b"Obj\x01": "an Avro file",
+    b"ORC": "an ORC file",
+    b"PK\x03\x04": "a zip archive, as the files of Excel and Word are",
+    b"PK\x05\x06": "an empty zip archive",
+    b"\xd0\xcf\x11\xe0": "an old file of Excel or Word",
+    b"%PDF-": "a PDF",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b"\x1f\x9d": "a file of the program compress",
+    b"\x7fELF": "a program",
+    b"\x89HDF": "an HDF5 file",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"SQLite format 3\x00": "an SQLite database",
+    b"\x93NUMPY": "a NumPy file",
+    **{b"\x80%c" % version: "a pickle" for version in range(2, 6)},
+    **{magic: f"{name} data inside other compressed data" for magic, name in _COMPRESSIONS.items()},
+}
+_TAR_AT, _TAR = 257, b"ustar"
+# A text may have some, but not so many of all its bytes.
+_MAX_NULS = 0.3
+# What stands in files that are no text. Form feeds, escapes and separators do in some texts.
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")
+# What "surrogateescape" makes of bytes that are none of the encoding's.
+_BAD = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def text_lines(
+    path: str, encoding: str | None = None, max_bad_share: float | None = None
+) -> Iterator[str]:
+    """Reads the lines of a text file, one after the other.
+
+    A file may begin with a byte order mark, which decides the encoding, and may be compressed with
+    gzip, bzip2, xz, zstd or lz4, whatever its name is. A line ends with a line feed; in a file that
+    begins without one, as old Macs wrote them, with a carriage return. No other character ends
+    one: texts have them.
+
+    Args:
+        path: A file, also `gs://` and whatever else `tf.io.gfile` knows, or a pipe.
+        encoding: As Python names them, of files without a mark; `""` for UTF-8 where `--encoding`
+            has not been given, and None for UTF-8 where there is no such flag.
+        max_bad_share: float. The share of the lines that may have bytes which are none of the
+            encoding's. They become U+FFFD, and a warning counts the lines. None for none, where
+            there is no such flag.
+
+    Yields:
+        The lines with their ends, as they are in the file.
+
+    Raises:
+        UserError: Naming the file, and the line and the byte where there are such: if it cannot be
+            read, is no text, or is in another encoding.
+
+    Example:
+    ```python
+    with open("/tmp/cafes.txt", "w", encoding="utf-16") as file:
+        file.write("Café\\nCrêperie\\n")
+    list(text_lines("/tmp/cafes.txt"))  # ['Café\\n', 'Crêperie\\n']
+    ```
+    """
+    text_of = _Decoder(path, encoding, max_bad_share)
+    newline = None
+    rest: list[str] = []  # The beginning of a line whose end has not been read.
+    for text in text_of.chunks():
+        if newline is None:
+            # The last character may be the first half of the end of a line.
+            known = (rest[-1][-1] if rest else "") + text
+            newline = "\n" if "\n" in known else "" if "\r" in known[:-1] else None
+            if newline is None:
+                rest.append(text)
+                continue
+        if newline == "" and rest and rest[-1].endswith("\r") and not text.startswith("\n"):
+            yield from text_of.checked(["".join(rest)])
+            rest = []
+        # Keeps the ends as they are; "" stands for any of the three.
+        lines = list(io.StringIO(text, newline))
+        if rest and lines == [text] and not text.endswith("\n"):
+            rest.append(text)
+            continue
+        if rest:
+            lines[0] = "".join([*rest, lines[0]])
+        rest = [] if lines[-1].endswith("\n") else [lines.pop()]
+        yield from text_of.checked(lines)
+    if rest:
+        yield from text_of.checked(["".join(rest)])
+    text_of.finish()
+
+
+def read_text(path: str, encoding: str | None = None) -> str:
+    """Reads a whole text file, as `text_lines` does."""
+    return "".join(text_lines(path, encoding))
+
+
+def without_surrogates(text: str) -> str:
+    """Puts U+FFFD for halves of surrogate pairs, which JSON can hold and no encoding can."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def check_encoding(encoding: str | None) -> None:
+    """Refuses the name of an encoding that Python does not know."""
+    try:
+        b"a".decode(encoding or "utf-8", "ignore")
+    except (LookupError, ValueError) as error:
+        raise UserError(
+            f"--encoding={encoding} is no encoding of text that Python knows, as utf-8, cp1252 or "
+            "utf-16-le."
+        ) from error
+
+
+def matching_files(pattern: str) -> list[str]:
+    """Returns the files that a pattern matches.
+
+    Args:
+        pattern: One or several comma-separated globs; `**` recurses. What is the path of a file is
+            that file, whatever characters it has. `[,]` is a comma that separates nothing, `[[]` a
+            bracket.
+
+    Returns:
+        The paths, sorted, each once.
+
+    Raises:
+        UserError: If one of the globs matches no file.
+
+    Example:
+    ```python
+    matching_files("corpus/*.txt,corpus/*")
+    ```
+    """
+    # A comma in brackets is part of its glob.
+    parts = re.findall(r"(?:\[[^\[\]]*\]|[^,])+", pattern)
+    parts = list(filter(None, map(str.strip, parts)))
+    paths: set[str] = set()
+    place = 0
+    while place < len(parts):
+        ends = range(min(len(parts), place + _MOST_COMMAS), place, -1)
+        # As much as is the name of a file: that may have commas, too.
+        names = ((",".join(parts[place:end]), end) for end in ends)
+        name, end = next(((n, e) for n, e in names if is_file(n)), ("", place + 1))
+        found = [name] if name else _glob(parts[place])
+        if not found:
+            raise UserError(f"no file matches {parts[place]!r}.")
+        paths.update(found)
+        place = end
+    if not paths:
+        raise UserError(f"{pattern!r} is no pattern: give the glob of the files to read.")
+    return sorted(paths)
+
+
+def absolute(path: str) -> str:
+    """The path for processes that start elsewhere; one on an object store stays as it is."""
+    return path if _is_remote(path) else os.path.abspath(path)
+
+
+class _Decoder:
+    """From the bytes of a file to its text, and what is wrong with them."""
+
+    def __init__(self, path: str, encoding: str | None, max_bad_share: float | None) -> None:
+        check_encoding(encoding)
+        self._path, self._encoding, self._max_bad_share = path, encoding, max_bad_share
+        self._codec = encoding or "utf-8"
+        self._has_mark = False
+        self._lines = self._bad_lines = 0
+        self._complaint = ""
+
+    def chunks(self) -> Iterator[str]:
+        """The text in parts, none of them empty; bytes that are bad stand there as surrogates."""
+        chunks = _chunks(self._path)
+        head = next(chunks)
+        mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+        self._has_mark = bool(mark)
+        if mark:
+            self._codec = _MARKS[mark]
+        else:
+            _refuse_what_is_no_text(self._path, head, self._encoding)
+        if not mark and codecs.lookup(self._codec).name in ("utf-16", "utf-32"):
+            raise UserError(
+                f"{self._path} has no byte order mark: say --encoding={self._codec}-le or "
+                f"--encoding={self._codec}-be."
+            )
+        make = codecs.getincrementaldecoder(self._codec)
+        strict, lenient = make("strict"), make("surrogateescape")
+        offset, chunk = len(mark), head[len(mark) :]
+        while chunk is not None:
+            following = next(chunks, None)
+            is_last = following is None
+            state = strict.getstate()
+            try:
+                text = strict.decode(chunk, is_last)
+            except UnicodeDecodeError as error:
+                self._note(error, offset - len(state[0]))
+                try:
+                    lenient.setstate(state)
+                    text = lenient.decode(chunk, is_last)
+                except UnicodeDecodeError:  # Damage that is not of single bytes.
+                    raise self._refusal() from error
+                strict.setstate(lenient.getstate())
+            if text:
+                yield text
+            if self._lines > _MANY_LINES:
+                self._stop_if_bad()
+            offset += len(chunk)
+            chunk = following
+
+    def checked(self, lines: list[str]) -> list[str]:
+        """Counts lines, and puts U+FFFD where their bytes are bad."""
+        self._lines += len(lines)
+        if not self._complaint:
+            return lines
+        self._bad_lines += sum(_BAD.search(line) is not None for line in lines)
+        return [_BAD.sub("\ufffd", line) for line in lines]
+
+    def finish(self) -> None:
+        """Tells of the bad lines, now that all lines are known."""
+        self._stop_if_bad()
+        if self._bad_lines:
+            logging.warning(
+                "%s; %d of %d lines have such bytes: U+FFFD stands for them.",
+                self._complaint,
+                self._bad_lines,
+                self._lines,
+            )
+
+    def _note(self, error: UnicodeDecodeError, offset: int) -> None:
+        """Keeps what is wrong first, which is all where nothing may be wrong."""
+        if not self._complaint:
+            before = error.object[: error.start].decode(self._codec, "replace")
+            line = self._lines + 1 + (before.count("\n") or before.count("\r"))
+            self._complaint = (
+                f"{self._path}:{line} is not {self._codec.upper()}: byte "
+                f"{offset + error.start} of the text is 0x{error.object[error.start]:02X}"
+            )
+        # Past damage, two bytes a character or four are no longer the right ones.
+        if not self._max_bad_share or self._codec.startswith(("utf-16", "utf-32")):
+            raise self._refusal() from error
+
+    def _stop_if_bad(self) -> None:
+        if self._bad_lines > (self._max_bad_share or 0) * self._lines:
+            raise self._refusal(f", and {self._bad_lines} of {self._lines} lines have such bytes")
+
+    def _refusal(self, more: str = "") -> UserError:
+        if self._has_mark:
+            advice = "Its byte order mark says that it is: the file is damaged"
+        elif self._encoding is None:
+            advice = "Convert the file to UTF-8"
+        elif self._encoding:
+            advice = f"--encoding={self._encoding} is not the right one"
+        else:
+            advice = "If it is in another encoding, name that: --encoding=cp1252, say"
+        if self._max_bad_share is not None:
+            advice += "; --max_bad_share lets a few damaged lines pass"
+        return UserError(f"{self._complaint}{more}. {advice}.")
+
+
+def _refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+        is_utf8 = True
+    except UnicodeDecodeError:
+        is_utf8 = False
+    if not is_utf8 or _CONTROL.search(head):
+        kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "")
+        if head.startswith(_TAR, _TAR_AT):
+            kind = "a tar archive"
+        if kind:
+            raise UserError(f"{path} is {kind}, not text: give the text that is in it.")
+    nuls = head.count(0)
+    if encoding or not nuls:
+        return
+    advice = "convert it to UTF-8" if encoding is None else "if it is text, name its encoding: {}"
+    if wide := _wide_encoding(head):
+        advice = advice.format(f"--encoding={wide}")
+        raise UserError(f"{path} looks like {wide.upper()} without a byte order mark; {advice}.")
+    if not is_utf8 or nuls > _MAX_NULS * len(head):
+        advice = advice.format("--encoding=utf-16-le, say")
+        raise UserError(f"{path} is binary data and not text, by its {nuls} NUL bytes; {advice}.")
+
+
+def _wide_encoding(head: bytes) -> str:
+    """Which encoding of two or four bytes a character the places of NULs point to."""
+
+    def nuls(start: int, step: int) -> float:
+        places = head[start::step]
+        return places.count(0) / max(1, len(places))
+
+    for order, places, low in (("le", (2, 3), 0), ("be", (0, 1), 3)):
+        if min(nuls(place, 4) for place in places) > 0.9 and nuls(low, 4) < 0.1:
+            return f"utf-32-{order}"
+    for order, high, low in (("le", 1, 0), ("be", 0, 1)):
+        if nuls(high, 2) > 0.6 and nuls(low, 2) < 0.1:
+            return f"utf-16-{order}"
+    return ""
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    """The bytes of a file without their compression: the head, which may be empty, and the rest."""
+    compression = ""
+    try:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(_binary(path))
+            start = file.peek(16)
+            found = (name for magic, name in _COMPRESSIONS.items() if start.startswith(magic))
+            if compression := next(found, ""):
+                file = stack.enter_context(_decompressed(file, compression))
+            yield file.read(_HEAD)
+            while chunk := file.read(_CHUNK):
+                yield chunk
+    except OSError as error:
+        # What the libraries raise of broken data is an OSError without a number.
+        if compression and error.errno is None:
+            raise UserError(f"{path} is a broken {compression} file: {error}.") from error
+        raise UserError(f"{path}: {error.strerror or error}.") from error
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{path} is a broken {compression} file: {error}.") from error
+
+
+def _binary(path: str) -> io.BufferedReader:
+    # Not for all files: TensorFlow reads no pipes, and takes seconds to import.
+    return io.BufferedReader(_RemoteFile(path), _HEAD) if _is_remote(path) else open(path, "rb")
+
+
+def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
+    if compression == "gzip":
+        return gzip.GzipFile(fileobj=file)
+    if compression == "bzip2":
+        return bz2.BZ2File(file)
+    if compression == "xz":
+        return lzma.LZMAFile(file)
+    # TensorFlow Datasets brings it.
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(file, compression), _CHUNK)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of one of TensorFlow's file systems."""
+
+    def __init__(self, path: str) -> None:
+        import tensorflow as tf
+
+        self._error = tf.errors.OpError
+        self._file = tf.io.gfile.GFile(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        try:
+            content = self._file.read(len(buffer))
+        except self._error as error:
+            raise OSError(_reason(error)) from error
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rpartition("; ")[2].rstrip(".")
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def is_file(path: str) -> bool:
+    """Whether there is something at a path that is no folder: also a pipe, or on a store."""
+    if not _is_remote(path):
+        return os.path.exists(path) and not os.path.isdir(path)
+    import tensorflow as tf
+
+    return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
+
+
+def _glob(pattern: str) -> list[str]:
+    if not _is_remote(pattern):
+        found = glob.glob(pattern, recursive=True)
+    else:
+        import tensorflow as tf
+
+        try:
+            found = tf.io.gfile.glob(pattern)
+        except tf.errors.OpError as error:
+            raise UserError(f"{pattern}: {_reason(error)}.") from error
+    return [path for path in found if is_file(path)]

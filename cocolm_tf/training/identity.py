@@ -1,0 +1,333 @@
+"""The identity of a run: which settings may change when it is resumed, and which did.
+
+A model directory has `history.json`, a list of stretches: from which step on which settings held.
+Resuming compares with the stretch that trained the checkpoint. Settings that only say how far, how
+fast or how watched the run is may differ, and begin a new stretch; all others define what the
+checkpoint is, and are refused.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cocolm_tf.data.manifest import resolve_shards
+from cocolm_tf.errors import UserError
+from cocolm_tf.fingerprints import fingerprint
+from cocolm_tf.training.config import PretrainingConfig, load_config
+
+HISTORY_FILENAME = "history.json"
+
+# Keys, or sections by their dot, that may change. The learning rate and its like do on purpose.
+_MAY_CHANGE = (
+    "model.rematerialize",
+    "data.verify_checksums",
+    "data.skip_corrupt",
+    "optimizer.learning_rate",
+    "optimizer.end_learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "trainer.",
+    "runtime.",
+    "--validation_data",
+    "replicas",
+)
+# What of these sections must stay nevertheless.
+_MUST_STAY = ("trainer.batch_size", "runtime.seed")
+# Files are told apart by what they hold, and not by this.
+_PATHS = ("auxiliary.preset",)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Input:
+    """A dataset, vocabulary or preset that a run takes: the same one wherever it lies.
+
+    Args:
+        path: As it was given, for people.
+        fingerprint: Of its content.
+
+    Example:
+    ```python
+    Input("data/train", "9f86d081884c7d65")
+    ```
+    """
+
+    path: str
+    fingerprint: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Input) and self.fingerprint == other.fingerprint
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.fingerprint[:8]})" if self.path else "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """What held from a step on.
+
+    Args:
+        step: int. The steps that were done before.
+        settings: The configuration by its full keys, and `replicas`.
+        inputs: By the flags that name them.
+
+    Example:
+    ```python
+    Stretch(0, {"optimizer.learning_rate": 5e-4}, {"--train_data": Input("data", "9f86d081")})
+    ```
+    """
+
+    step: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Input]
+
+    def changes_from(self, before: "Stretch") -> dict[str, tuple[Any, Any]]:
+        """What is not as it was, by key: the old value and the new one."""
+        changes = {}
+        # A key that the record lacks is younger than the record: it had its default then.
+        defaults = flat(PretrainingConfig().as_dict())
+        for key, value in self.settings.items():
+            old = before.settings.get(key, defaults.get(key, value))
+            if key not in _PATHS and old != value:
+                changes[key] = (old, value)
+        for name, given in self.inputs.items():
+            if name in before.inputs and before.inputs[name] != given:
+                changes[name] = (before.inputs[name], given)
+        return changes
+
+
+def stretch_of(
+    config: PretrainingConfig,
+    train_data: str,
+    vocabulary: Input,
+    validation_data: str = "",
+    init_preset: str = "",
+    replicas: int = 1,
+) -> Stretch:
+    """Describes a run as it is asked for.
+
+    Args:
+        config: The configuration.
+        train_data: Folder or glob of shards.
+        vocabulary: The vocabulary, by the tokenizer's fingerprint.
+        validation_data: Folder or glob of shards, or nothing.
+        init_preset: The preset that it starts from, or nothing.
+        replicas: int. The number of devices.
+
+    Returns:
+        The stretch from step 0 on.
+
+    Raises:
+        UserError: If there are no such shards.
+
+    Example:
+    ```python
+    stretch_of(config, "data/train", Input("vocabulary", tokenizer.fingerprint()))
+    ```
+    """
+    return Stretch(
+        0,
+        flat(config.as_dict()) | {"replicas": replicas},
+        {
+            "--train_data": Input(train_data, dataset_fingerprint(train_data)),
+            "--vocabulary": vocabulary,
+            "--validation_data": Input(validation_data, dataset_fingerprint(validation_data)),
+            "--init_preset": _preset_input(init_preset),
+            "auxiliary.preset": _preset_input(config.auxiliary.preset),
+        },
+    )
+
+
+def dataset_fingerprint(pattern: str) -> str:
+    """Hashes what the manifest says of the content of a dataset; nothing for no dataset.
+
+    Args:
+        pattern: Folder or glob of shards, or nothing.
+
+    Returns:
+        SHA-256 in hexadecimal, or nothing.
+
+    Raises:
+        UserError: If there are no such shards.
+
+    Example:
+    ```python
+    dataset_fingerprint("data/train")
+    ```
+    """
+    if not pattern:
+        return ""
+    paths, manifest = resolve_shards(pattern)
+    return manifest.fingerprint(paths)
+
+
+class History:
+    """What a run has been through.
+
+    Args:
+        model_dir: The run's folder.
+        stretches: In their order; none of a new run.
+
+    Example:
+    ```python
+    history = History.read("runs/first")
+    for change in history.go_on(stretch, step=1000):
+        print(change)
+    history.save()
+    ```
+    """
+
+    def __init__(self, model_dir: str, stretches: Sequence[Stretch] = ()) -> None:
+        self.model_dir = model_dir
+        self.stretches = list(stretches)
+
+    @classmethod
+    def read(cls, model_dir: str) -> "History":
+        """Reads what is recorded in a model directory.
+
+        Args:
+            model_dir: The run's folder, which need not exist.
+
+        Raises:
+            UserError: If the record is damaged.
+        """
+        path = os.path.join(model_dir, HISTORY_FILENAME)
+        config_file = os.path.join(model_dir, "config.yaml")
+        if not os.path.isfile(path):
+            if not os.path.isfile(config_file):
+                return cls(model_dir)
+            # What ran before there were histories has at least its configuration.
+            return cls(model_dir, [Stretch(0, flat(load_config(config_file).as_dict()), {})])
+        try:
+            with open(path, encoding="utf-8") as file:
+                records = json.load(file)["stretches"]
+            stretches = [
+                Stretch(
+                    int(record["step"]),
+                    dict(record["settings"]),
+                    {name: Input(**values) for name, values in record["inputs"].items()},
+                )
+                for record in records
+            ]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): restore it, or give another --model_dir."
+            ) from error
+        return cls(model_dir, stretches)
+
+    def check(self, now: Stretch, step: int) -> dict[str, tuple[Any, Any]]:
+        """Compares what a run is asked to be with what it is.
+
+        Args:
+            now: What it is asked to be.
+            step: int. Where it stands.
+
+        Returns:
+            What changes and may, by key: the old value and the new one.
+
+        Raises:
+            UserError: Naming all that must not change, with both values.
+        """
+        before = self._before(step)
+        if not before or not step:
+            return {}
+        changes = now.changes_from(before)
+        old, new = changes.get("--init_preset", (None, None))
+        # A run that has weights needs its preset no more: it may be left out, or be gone.
+        if old and (not new.path or (new.path == old.path and not new.fingerprint)):
+            del changes["--init_preset"]
+        refused = {key: values for key, values in changes.items() if not _may_change(key)}
+        if refused:
+            told = ", ".join(f"{key}={old}, not {new}" for key, (old, new) in refused.items())
+            raise UserError(
+                f"--model_dir={self.model_dir} stands at step {step} of a run with {told}: "
+                "give what it was begun with to go on, or another --model_dir for another run, "
+                f"which --init_preset={os.path.join(self.model_dir, 'preset')} starts from its "
+                "weights."
+            )
+        return changes
+
+    def go_on(self, now: Stretch, step: int) -> list[str]:
+        """Records what holds from a step on.
+
+        Args:
+            now: What the run is asked to be.
+            step: int. Where it stands: what was recorded for later steps never came to be.
+
+        Returns:
+            What changes, a line each.
+
+        Raises:
+            UserError: As `check`.
+        """
+        changes = self.check(now, step)
+        if not step or not self.stretches:
+            self.stretches = [dataclasses.replace(now, step=0)]
+            return []
+        self.stretches = [one for one in self.stretches if one.step < step]
+        first = self.stretches[0]
+        self.stretches[0] = dataclasses.replace(first, inputs=first.inputs or now.inputs)
+        if changes:
+            started = {"--init_preset": self.stretches[0].inputs["--init_preset"]}
+            self.stretches.append(Stretch(step, now.settings, dict(now.inputs) | started))
+        return [_change(key, values) for key, values in changes.items()]
+
+    def save(self) -> None:
+        """Writes the record into the model directory, in one step."""
+        path = os.path.join(self.model_dir, HISTORY_FILENAME)
+        records = [dataclasses.asdict(stretch) for stretch in self.stretches]
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump({"stretches": records}, file, indent=2)
+            file.write("\n")
+        os.replace(path + ".tmp", path)
+
+    def lines(self, steps: int) -> Iterator[str]:
+        """Tells the stretches one by one.
+
+        Args:
+            steps: int. How many were done in all.
+
+        Yields:
+            The steps of each, and what changed with it.
+        """
+        ends = [stretch.step for stretch in self.stretches[1:]] + [steps]
+        before = None
+        for stretch, end in zip(self.stretches, ends, strict=True):
+            changes = stretch.changes_from(before) if before else {}
+            told = "; ".join(_change(key, values) for key, values in changes.items())
+            yield f"steps {stretch.step + 1:,} to {end:,}" + (f": {told}" if told else "")
+            before = stretch
+
+    def _before(self, step: int) -> Stretch | None:
+        """The stretch that trained the checkpoint of a step."""
+        return next((one for one in reversed(self.stretches) if one.step < step), None)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by their full keys.
+
+    Example:
+    ```python
+    flat({"model": {"dropout": 0.1}})  # {"model.dropout": 0.1}
+    ```
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
+def _may_change(key: str) -> bool:
+    allowed = any(key == one or (one.endswith(".") and key.startswith(one)) for one in _MAY_CHANGE)
+    return allowed and key not in _MUST_STAY
+
+
+def _change(key: str, values: tuple[Any, Any]) -> str:
+    return f"{key}: {values[0]} -> {values[1]}"
+
+
+def _preset_input(preset: str) -> Input:
+    return Input(preset, fingerprint(preset) if os.path.isdir(preset) else "")

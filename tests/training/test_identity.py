@@ -1,0 +1,141 @@
+"""What a run remembers of itself, and what may become of it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from cocolm_tf.errors import UserError
+from cocolm_tf.training.config import PretrainingConfig, save_config
+from cocolm_tf.training.identity import HISTORY_FILENAME, History, Input, Stretch, flat
+
+INPUTS = {
+    "--train_data": Input("data", "d1"),
+    "--vocabulary": Input("vocabulary", "v1"),
+    "--validation_data": Input("", ""),
+    "--init_preset": Input("start", "p1"),
+    "auxiliary.preset": Input("", ""),
+}
+
+
+def stretch(inputs: dict[str, Input] | None = None, **changes: dict) -> Stretch:
+    config = PretrainingConfig()
+    config.override(changes)
+    settings = flat(config.as_dict()) | {"replicas": 1}
+    return Stretch(0, settings, INPUTS | (inputs or {}))
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    """Of a run that has begun, as it is read again."""
+    history = History(str(tmp_path))
+    assert history.go_on(stretch(), 0) == []
+    history.save()
+    return History.read(str(tmp_path))
+
+
+def lower(rate: float) -> Stretch:
+    return stretch(optimizer={"learning_rate": rate})
+
+
+def test_nothing_new_is_no_stretch(history: History):
+    assert history.go_on(stretch(), 40) == []
+    assert [one.step for one in history.stretches] == [0]
+
+
+def test_what_changes_is_a_stretch_and_read_again(history: History):
+    now = stretch({"--validation_data": Input("held", "h1")}, trainer={"train_steps": 9})
+    assert history.go_on(now, 40) == [
+        "trainer.train_steps: 125000 -> 9",
+        "--validation_data: none -> held (h1)",
+    ]
+    history.save()
+    assert History.read(history.model_dir).stretches == history.stretches
+    assert list(history.lines(60)) == [
+        "steps 1 to 40",
+        "steps 41 to 60: trainer.train_steps: 125000 -> 9; --validation_data: none -> held (h1)",
+    ]
+
+
+def test_what_never_came_to_be_is_forgotten(history: History):
+    """A run that was killed before the first checkpoint after its resumption."""
+    history.go_on(lower(1e-4), 40)
+    assert history.go_on(lower(2e-4), 40) == ["optimizer.learning_rate: 0.0005 -> 0.0002"]
+    assert [one.step for one in history.stretches] == [0, 40]
+    assert history.go_on(stretch(), 40) == []
+    assert [one.step for one in history.stretches] == [0]
+    history.go_on(lower(3e-4), 0)
+    assert [one.settings["optimizer.learning_rate"] for one in history.stretches] == [3e-4]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "dropout", 0.2),
+        ("auxiliary", "num_layers", 3),
+        ("objective", "copy_weight", 20.0),
+        ("data", "mask_fraction", 0.3),
+        ("optimizer", "beta_2", 0.9),
+        ("trainer", "batch_size", 64),
+        ("runtime", "seed", 1),
+    ],
+)
+def test_what_changes_the_meaning_is_refused(history: History, section: str, key: str, value):
+    with pytest.raises(UserError, match=rf"{section}.{key}=.*, not {value}: give what it was beg"):
+        history.check(stretch(**{section: {key: value}}), 40)
+    assert history.check(stretch(**{section: {key: value}}), 0) == {}, "nothing was done"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "rematerialize", True),
+        ("data", "skip_corrupt", True),
+        ("optimizer", "weight_decay", 0.0),
+        ("trainer", "micro_batches", 2),
+        ("trainer", "log_interval", 7),
+        ("runtime", "precision", "mixed_bfloat16"),
+    ],
+)
+def test_what_may_change_does(history: History, section: str, key: str, value):
+    (change,) = history.check(stretch(**{section: {key: value}}), 40).items()
+    assert change[0] == f"{section}.{key}" and change[1][1] == value
+
+
+@pytest.mark.parametrize("name", ["--train_data", "--vocabulary", "--init_preset"])
+def test_inputs_are_known_by_what_they_hold(history: History, name: str):
+    moved = Input("elsewhere", INPUTS[name].fingerprint)
+    assert history.check(stretch({name: moved}), 40) == {}
+    edited = Input(INPUTS[name].path, "another")
+    with pytest.raises(UserError, match=rf"{name}={edited.path} \(..\), not {edited.path} \(anoth"):
+        history.check(stretch({name: edited}), 40)
+
+
+def test_the_preset_that_it_was_started_from_may_be_gone(history: History):
+    for preset in (Input("", ""), Input("start", "")):
+        assert history.check(stretch({"--init_preset": preset}), 40) == {}
+    history.go_on(dataclasses.replace(lower(1e-4), inputs=INPUTS | {"--init_preset": preset}), 40)
+    assert all(one.inputs["--init_preset"].fingerprint == "p1" for one in history.stretches)
+
+
+def test_a_run_from_before_there_were_histories_has_its_configuration(tmp_path: Path):
+    save_config(PretrainingConfig(), str(tmp_path / "config.yaml"))
+    history = History.read(str(tmp_path))
+    with pytest.raises(UserError, match="objective.copy_weight=50.0, not 20.0"):
+        history.check(stretch(objective={"copy_weight": 20.0}), 40)
+    assert history.go_on(lower(1e-4), 40) == ["optimizer.learning_rate: 0.0005 -> 0.0001"]
+    assert history.stretches[0].inputs == INPUTS
+
+
+def test_a_key_that_is_younger_than_the_record_had_its_default(history: History):
+    del history.stretches[0].settings["objective.temperature"]
+    assert history.check(stretch(), 40) == {}
+    with pytest.raises(UserError, match="objective.temperature=1.0, not 2.0"):
+        history.check(stretch(objective={"temperature": 2.0}), 40)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"stretches": [{"step": 1}]}'])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str):
+    (tmp_path / HISTORY_FILENAME).write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path}/{HISTORY_FILENAME} cannot be read"):
+        History.read(str(tmp_path))
