@@ -388,7 +388,7 @@ def _write_weights(program: Program, state: list[Any], prefix: str) -> list[str]
     index = {one["name"]: number for number, one in enumerate(program.arguments)}
     parts: list[dict[str, Any]] = [{}]
     room = _PART_BYTES
-    for name in program.description["weights"]:
+    for path, name in program.description["weights"].items():
         array = np.asarray(state[index[name]], np.float32)
         start = 0
         while start < len(array):
@@ -398,13 +398,13 @@ def _write_weights(program: Program, state: list[Any], prefix: str) -> list[str]
                 parts.append({})
                 room = _PART_BYTES
                 continue
-            parts[-1][f"{start}/{name}"] = piece = array[start : start + rows]
+            parts[-1][f"{start}/{path}"] = piece = array[start : start + rows]
             room -= piece.nbytes + 1024
             start += rows
-    paths = [f"{prefix}-{number:02d}.npz" for number in range(len(parts))]
-    for path, arrays in zip(paths, parts, strict=True):
-        np.savez(path, **arrays)
-    return paths
+    files = [f"{prefix}-{number:02d}.npz" for number in range(len(parts))]
+    for file, arrays in zip(files, parts, strict=True):
+        np.savez(file, **arrays)
+    return files
 
 
 class _Meters:

@@ -26,6 +26,7 @@ from cocolm_tf.training.accelerators import ACCELERATORS
 from cocolm_tf.training.benchmark import prepare_step, random_batches
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.callbacks import METRICS_FILENAME
+from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig, save_config
 from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.preset import save_preset
@@ -72,8 +73,8 @@ def export_step(
         `tokens` and model `flops` of a step; `peak_flops` of known devices in this precision;
         `losses` and `meters`, the name of each loss or of all that is measured, with those of the
         variables that it is made of: of a mean the total and the weight, of a sum the total;
-        `weights`, the names of the variables that are trained, and `iterations`, of the one that
-        counts the steps;
+        `weights`, by their paths in the model (see `variable_paths`) the names of the variables
+        that are trained, and `iterations`, the name of the one that counts the steps;
         `config`, the run as a dict.
 
     Raises:
@@ -103,8 +104,10 @@ def export_step(
         *pretrainer.variables,
         *pretrainer.optimizer.variables,
         *pretrainer.metrics_variables,
+        pretrainer.skipped_at,
+        pretrainer.skipped_norms,
     ]
-    names = variable_names(variables)
+    names = _argument_names(variables)
     with compiling_for(kind):
         program, arguments, arrays = stablehlo(step, list(batches.take(_BATCHES)), variables)
     tokens = config.trainer.batch_size * config.data.sequence_length
@@ -127,7 +130,11 @@ def export_step(
         "losses": {name: paths for name, paths in meters.items() if name.endswith("loss")},
         "meters": meters,
         "iterations": pretrainer.optimizer.iterations.path,
-        "weights": [names[id(variable)] for variable in pretrainer.trainable_variables],
+        "weights": {
+            path: names[id(variable)]
+            for path, variable in variable_paths(pretrainer).items()
+            if variable.trainable
+        },
         "arguments": arguments,
         "config": config.as_dict(),
     }
@@ -152,13 +159,16 @@ def write_program(
 def stablehlo(
     step: tf.types.experimental.PolymorphicFunction,
     batches: list[dict[str, tf.Tensor]],
-    variables: list[keras.Variable],
+    variables: list[keras.Variable | tf.Variable],
 ) -> tuple[bytes, list[dict[str, Any]], dict[str, np.ndarray]]:
     """The program of a compiled function of a batch, its arguments, and the arrays among them."""
     # As text: the bytes of one version of MLIR are not always those of another.
     program = step.experimental_get_compiler_ir(batches[0])(stage="stablehlo").encode()
-    handles = {id(variable.value.handle): variable for variable in variables}
-    names = variable_names(variables)
+    names = _argument_names(variables)
+    handles = {}
+    for variable in variables:
+        raw = variable.value if isinstance(variable, keras.Variable) else variable
+        handles[id(raw.handle)] = raw, names[id(variable)]
     # Features come first, in the order in which TensorFlow flattens a dict: by name.
     features = sorted(batches[0])
     arguments = [_argument(name, "feature", batches[0][name]) for name in features]
@@ -169,9 +179,8 @@ def stablehlo(
     }
     for number, captured in enumerate(step.get_concrete_function(batches[0]).captured_inputs):
         if captured.dtype == tf.resource:
-            variable = handles[id(captured)]
-            name = names[id(variable)]
-            argument = _argument(name, "variable", variable.value)
+            variable, name = handles[id(captured)]
+            argument = _argument(name, "variable", variable)
             argument["mean"] = float(np.mean(variable.numpy(), dtype=np.float64))
             argument["deviation"] = float(np.std(variable.numpy(), dtype=np.float64))
             if argument["deviation"] and np.size(variable) <= _EXACT:
@@ -210,16 +219,6 @@ def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int
     return token_ids.shape
 
 
-def variable_names(variables: list[keras.Variable]) -> dict[int, str]:
-    """Names of variables by `id`: their paths, numbered where two models' layers share one."""
-    met, names = collections.Counter(), {}
-    for variable in variables:
-        again = met[variable.path]
-        names[id(variable)] = f"{variable.path}:{again}" if again else variable.path
-        met[variable.path] += 1
-    return names
-
-
 def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) -> str:
     """Makes the preset of what `run_step.py --train` trained.
 
@@ -248,14 +247,15 @@ def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) 
     tokenizer = matching_vocabulary(vocabulary, config)
     trained = _read_weights(weights)
     pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
-    names = variable_names(pretrainer.variables)
-    for variable in pretrainer.trainable_variables:
-        value = trained.pop(names[id(variable)], None)
+    for path, variable in variable_paths(pretrainer).items():
+        if not variable.trainable:
+            continue
+        value = trained.pop(path, None)
         if value is None or value.shape != tuple(variable.shape):
             found = "nothing" if value is None else f"an array of the shape {value.shape}"
             raise UserError(
-                f"{weights}-*.npz have {found} for {names[id(variable)]}, not "
-                f"{tuple(variable.shape)}: all parts must be there, and be of {program}."
+                f"{weights}-*.npz have {found} for {path}, not {tuple(variable.shape)}: all parts "
+                f"must be there, and be of {program}."
             )
         variable.assign(value)
     if trained:
@@ -266,6 +266,16 @@ def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) 
     preset = os.path.join(model_dir, "preset")
     save_preset(pretrainer, tokenizer, preset)
     return preset
+
+
+def _argument_names(variables: list[keras.Variable | tf.Variable]) -> dict[int, str]:
+    """Names of variables by `id`: their paths, numbered where two models' layers share one."""
+    met, names = collections.Counter(), {}
+    for variable in variables:
+        path = variable.path if isinstance(variable, keras.Variable) else variable.name
+        names[id(variable)] = f"{path}:{met[path]}" if met[path] else path
+        met[path] += 1
+    return names
 
 
 def _from_tokens(
@@ -286,7 +296,7 @@ def _from_tokens(
 
 
 def _read_weights(prefix: str) -> dict[str, np.ndarray]:
-    """Joins the arrays whose rows `run_step.py` shared out: `FIRST_ROW/NAME` is a part of one."""
+    """Joins the arrays whose rows `run_step.py` shared out: `FIRST_ROW/PATH` is a part of one."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     paths = sorted(glob.glob(f"{glob.escape(prefix)}-*.npz"))
     if not paths:

@@ -15,7 +15,6 @@ from cocolm_tf.costs.export import (
     _read_weights,
     export_step,
     stablehlo,
-    variable_names,
 )
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
@@ -92,11 +91,6 @@ def test_small_variables_begin_exactly_as_they_are(tmp_path):
     np.testing.assert_array_equal(program.initial_values(seed=0)[1], [5.0, 0.0, -1.0])
 
 
-def test_variables_of_one_path_are_told_apart():
-    first, second = keras.Variable(0.0, name="same"), keras.Variable(1.0, name="same")
-    assert list(variable_names([first, second]).values()) == ["same", "same:1"]
-
-
 def test_masks_and_crops_follow_from_the_number_of_the_step():
     config = PretrainingConfig()
     config.override({"model": {"vocabulary_size": 99}, "runtime": {"seed": 7}})
@@ -120,15 +114,15 @@ def test_trained_weights_come_in_parts_of_limited_size(tmp_path, monkeypatch):
     arrays = [np.arange(3000, dtype=np.float32).reshape(1000, 3), np.ones(10, np.float32)]
     program = types.SimpleNamespace(
         arguments=[{"name": "counter"}, {"name": "a/table"}, {"name": "a/table:1"}],
-        description={"weights": ["a/table", "a/table:1"]},
+        description={"weights": {"main/table": "a/table", "other/table": "a/table:1"}},
     )
     prefix = tmp_path / "weights"
     files = run_step._write_weights(program, [0, *arrays], str(prefix))
     assert len(files) == 3
     assert all(os.path.getsize(file) <= 6_000 for file in files)
     read = _read_weights(str(prefix))
-    np.testing.assert_array_equal(read["a/table"], arrays[0])
-    np.testing.assert_array_equal(read["a/table:1"], arrays[1])
+    np.testing.assert_array_equal(read["main/table"], arrays[0])
+    np.testing.assert_array_equal(read["other/table"], arrays[1])
 
 
 @pytest.mark.parametrize(
