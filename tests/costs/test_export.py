@@ -14,11 +14,18 @@ from cocolm_tf.costs.export import (
     _from_tokens,
     _read_weights,
     export_step,
+    import_weights,
     stablehlo,
+    write_program,
 )
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
+from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.vocabulary import train_vocabulary
+from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.preset import load_preset
 
 run_step = run_step_module()
 
@@ -138,6 +145,47 @@ def test_trained_weights_come_in_parts_of_limited_size(tmp_path, monkeypatch):
 def test_a_device_is_known_by_its_whole_name(device, peak):
     peaks = {"TPU v5 lite": 1.0, "TPU v5": 2.0, "NVIDIA H100 80GB HBM3": 3.0}
     assert run_step._peak_flops(peaks, device) == peak
+
+
+@pytest.mark.slow
+def test_trained_weights_become_a_preset(tmp_path):
+    vocabulary = str(tmp_path / "vocabulary")
+    tokenizer = train_vocabulary(
+        ["the cat sat on the mat", "a dog ran in the park"], 30, vocabulary
+    )
+    config = PretrainingConfig()
+    config.override(
+        {
+            "model": {
+                "vocabulary_size": tokenizer.vocabulary_size(),
+                "num_layers": 1,
+                "num_heads": 2,
+                "hidden_dim": 8,
+                "intermediate_dim": 16,
+            },
+            "auxiliary": {"num_layers": 1},
+        }
+    )
+    program, weights = str(tmp_path / "it.step"), str(tmp_path / "trained")
+    write_program(program, b"", {"config": config.as_dict()}, {})
+    (tmp_path / "trained.jsonl").write_text("")
+    random = np.random.default_rng(0)
+    pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
+    trained = {
+        path: random.standard_normal(variable.shape, np.float32)
+        for path, variable in variable_paths(pretrainer).items()
+        if variable.trainable
+    }
+    np.savez(f"{weights}-00.npz", **{f"0/{path}": value for path, value in trained.items()})
+    preset = import_weights(program, weights, vocabulary, str(tmp_path / "run"))
+    assert load_preset(pretrainer, preset) == []
+    for path, value in trained.items():
+        np.testing.assert_array_equal(variable_paths(pretrainer)[path], value, err_msg=path)
+
+    path = trained.popitem()[0]
+    np.savez(f"{weights}-00.npz", **{f"0/{path}": value for path, value in trained.items()})
+    with pytest.raises(UserError, match=f"have nothing for {path}"):
+        import_weights(program, weights, vocabulary, str(tmp_path / "run"))
 
 
 @pytest.mark.slow
