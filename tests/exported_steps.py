@@ -38,7 +38,9 @@ def export_toy(path: Path) -> ToyStep:
     """Writes the toy's program and returns it, as it was before any step."""
     toy = ToyStep()
     step = tf.function(toy, jit_compile=True, autograph=False)
-    program, arguments, arrays = stablehlo(step, BATCHES, toy.variables)
+    program, arguments, arrays = stablehlo(
+        step, BATCHES, [(variable.path, variable.value) for variable in toy.variables]
+    )
     loss = toy.loss
     description = {
         "format": 1,

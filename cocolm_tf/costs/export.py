@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -100,14 +99,11 @@ def export_step(
         batches = batches.map(lambda batch: {"token_ids": batch["token_ids"]})
         train_step = _from_tokens(pretrainer, config)
     step = tf.function(train_step, jit_compile=True, autograph=False)
-    variables = [
-        *pretrainer.variables,
-        *pretrainer.optimizer.variables,
-        *pretrainer.metrics_variables,
-        pretrainer.skipped_at,
-        pretrainer.skipped_norms,
-    ]
-    names = _argument_names(variables)
+    groups = (pretrainer.variables, pretrainer.optimizer.variables, pretrainer.metrics_variables)
+    variables = [(one.path, one.value) for group in groups for one in group]
+    variables += [(name, getattr(pretrainer, name)) for name in ("skipped_at", "skipped_norms")]
+    variables = _told_apart(variables)
+    names = {id(variable.handle): name for name, variable in variables}
     with compiling_for(kind):
         program, arguments, arrays = stablehlo(step, list(batches.take(_BATCHES)), variables)
     tokens = config.trainer.batch_size * config.data.sequence_length
@@ -131,7 +127,7 @@ def export_step(
         "meters": meters,
         "iterations": pretrainer.optimizer.iterations.path,
         "weights": {
-            path: names[id(variable)]
+            path: names[id(variable.value.handle)]
             for path, variable in variable_paths(pretrainer).items()
             if variable.trainable
         },
@@ -159,16 +155,12 @@ def write_program(
 def stablehlo(
     step: tf.types.experimental.PolymorphicFunction,
     batches: list[dict[str, tf.Tensor]],
-    variables: list[keras.Variable | tf.Variable],
+    variables: list[tuple[str, tf.Variable]],
 ) -> tuple[bytes, list[dict[str, Any]], dict[str, np.ndarray]]:
     """The program of a compiled function of a batch, its arguments, and the arrays among them."""
     # As text: the bytes of one version of MLIR are not always those of another.
     program = step.experimental_get_compiler_ir(batches[0])(stage="stablehlo").encode()
-    names = _argument_names(variables)
-    handles = {}
-    for variable in variables:
-        raw = variable.value if isinstance(variable, keras.Variable) else variable
-        handles[id(raw.handle)] = raw, names[id(variable)]
+    handles = {id(variable.handle): (name, variable) for name, variable in variables}
     # Features come first, in the order in which TensorFlow flattens a dict: by name.
     features = sorted(batches[0])
     arguments = [_argument(name, "feature", batches[0][name]) for name in features]
@@ -179,7 +171,7 @@ def stablehlo(
     }
     for number, captured in enumerate(step.get_concrete_function(batches[0]).captured_inputs):
         if captured.dtype == tf.resource:
-            variable, name = handles[id(captured)]
+            name, variable = handles[id(captured)]
             argument = _argument(name, "variable", variable)
             argument["mean"] = float(np.mean(variable.numpy(), dtype=np.float64))
             argument["deviation"] = float(np.std(variable.numpy(), dtype=np.float64))
@@ -268,14 +260,13 @@ def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) 
     return preset
 
 
-def _argument_names(variables: list[keras.Variable | tf.Variable]) -> dict[int, str]:
-    """Names of variables by `id`: their paths, numbered where two models' layers share one."""
-    met, names = collections.Counter(), {}
-    for variable in variables:
-        path = variable.path if isinstance(variable, keras.Variable) else variable.name
-        names[id(variable)] = f"{path}:{met[path]}" if met[path] else path
-        met[path] += 1
-    return names
+def _told_apart(variables: list[tuple[str, tf.Variable]]) -> list[tuple[str, tf.Variable]]:
+    """Numbers names that come again, as two models' layers may have the same paths."""
+    met, apart = collections.Counter(), []
+    for name, variable in variables:
+        apart.append((f"{name}:{met[name]}" if met[name] else name, variable))
+        met[name] += 1
+    return apart
 
 
 def _from_tokens(

@@ -92,7 +92,7 @@ def test_small_variables_begin_exactly_as_they_are(tmp_path):
     # As a table of relative positions that begins with a bias does, which is no normal sample.
     table = keras.Variable([5.0, 0.0, -1.0], name="table")
     step = tf.function(lambda batch: table.assign_add(batch["y"]), jit_compile=True)
-    _, arguments, arrays = stablehlo(step, [{"y": tf.ones([3])}], [table])
+    _, arguments, arrays = stablehlo(step, [{"y": tf.ones([3])}], [("table", table.value)])
     program = run_step.Program.__new__(run_step.Program)
     program.arguments, program.arrays = arguments, arrays
     np.testing.assert_array_equal(program.initial_values(seed=0)[1], [5.0, 0.0, -1.0])

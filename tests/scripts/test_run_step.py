@@ -66,7 +66,8 @@ def export_counter(path: Path) -> None:
 
     step = tf.function(count, jit_compile=True, autograph=False)
     batch = {"token_ids": tf.zeros([2, 3], tf.int32)}
-    program, arguments, arrays = stablehlo(step, [batch], [counts, steps, *loss.variables])
+    variables = [(one.path, one.value) for one in (counts, steps, *loss.variables)]
+    program, arguments, arrays = stablehlo(step, [batch], variables)
     description = {
         "format": 1,
         "title": "counter",

@@ -219,7 +219,8 @@ def test_a_worker_that_comes_late_is_waited_for():
 
 def test_a_port_that_another_program_has_is_told(monkeypatch: pytest.MonkeyPatch):
     with listening() as taken:
-        monkeypatch.setenv("TF_CONFIG", tf_config(cluster={"worker": [f"localhost:{taken}"]}))
+        workers = [f"localhost:{taken}", "localhost:1"]  # one alone would listen to nobody
+        monkeypatch.setenv("TF_CONFIG", tf_config(cluster={"worker": workers}))
         with pytest.raises(UserError, match=f"port {taken} of localhost:{taken} cannot be listen"):
             make_strategy("multi_worker_mirrored")
 
