@@ -193,7 +193,9 @@ class Execution:
         jax.config.update("jax_enable_x64", True)
         self.device = jax.local_devices()[0]
         options = compiler.get_compile_options(
-            num_replicas=1, num_partitions=1, env_options_overrides=_xla_options(arguments) or None
+            num_replicas=1,
+            num_partitions=1,
+            env_options_overrides=_xla_options(program, arguments) or None,
         )
         with mlir.make_ir_context():
             module = program.module()
@@ -448,7 +450,7 @@ def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, An
     from jax.experimental import topologies
 
     target, replicas = arguments.target, arguments.replicas or program.description["replicas"]
-    xla_options = _xla_options(arguments)
+    xla_options = _xla_options(program, arguments)
     if target in _GPUS:
         topology = topologies.get_topology_desc(
             target,
@@ -560,8 +562,9 @@ def _quantile(values: list[float], share: float) -> float:
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
 
-def _xla_options(arguments: argparse.Namespace) -> dict[str, str]:
-    return dict(option.split("=", 1) for option in arguments.xla_option)
+def _xla_options(program: Program, arguments: argparse.Namespace) -> dict[str, str]:
+    asked = dict(option.split("=", 1) for option in arguments.xla_option)
+    return program.description.get("xla_options", {}) | asked
 
 
 def _say(line: str) -> None:

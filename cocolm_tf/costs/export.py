@@ -20,6 +20,7 @@ from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
 from cocolm_tf.fusion import compiling_for
+from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.accelerators import ACCELERATORS
 from cocolm_tf.training.benchmark import prepare_step, random_batches
@@ -70,6 +71,7 @@ def export_step(
         `variable` (with the `mean` and `deviation` of its initial values) or `constant`;
         `title`, `precision`, `batch_size`, `sequence_length`, `replicas`;
         `tokens` and model `flops` of a step; `peak_flops` of known devices in this precision;
+        `xla_options`, what XLA must be told to run it;
         `losses` and `meters`, the name of each loss or of all that is measured, with those of the
         variables that it is made of: of a mean the total and the weight, of a sum the total;
         `weights`, by their paths in the model (see `variable_paths`) the names of the variables
@@ -118,6 +120,7 @@ def export_step(
         "sequence_length": config.data.sequence_length,
         "replicas": 1,
         "tokens": tokens,
+        "xla_options": XLA_OPTIONS if config.runtime.attention == "cudnn" else {},
         "flops": sum(pretraining_flops(config).values()),
         "peak_flops": {
             one.device_kind: one.peak_flops(config.runtime.precision)

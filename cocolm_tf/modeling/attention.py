@@ -9,15 +9,13 @@ number per row, and the mean that the gradient of a softmax needs is that of the
 cuDNN's fused attention, an option on NVIDIA GPUs, never writes these tensors at all.
 """
 
-import json
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
 
-from cocolm_tf.fusion import barrier, device_kind, fused, is_compiled, row_logsumexp, row_sum
+from cocolm_tf.fusion import barrier, fused, row_logsumexp, row_sum
+from cocolm_tf.modeling.cudnn_attention import cudnn_attention, fits_cudnn
 from cocolm_tf.modeling.dropout import kept
 
 ATTENTION_KERNELS = ("xla", "cudnn")
@@ -67,9 +65,9 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5
     rate = rate if seed is not None else 0.0
-    if kernel == "cudnn" and _fits_cudnn(query, key):
+    if kernel == "cudnn" and fits_cudnn(query, key):
         number = zlib.crc32(f"{name} {query.shape}".encode()) & 0x7FFFFFFF
-        return _cudnn_attention(query, key, value, excluded, relative, rate, number)
+        return cudnn_attention(query, key, value, excluded, relative, rate, number)
     seed = tf.zeros([2], tf.int32) if seed is None else tf.cast(seed, tf.int32)
 
     @tf.custom_gradient
@@ -187,124 +185,3 @@ def _relative_gradient(slope: tf.Tensor, relative: tf.Tensor, scale: float) -> t
 @fused
 def _batch_sum(x: tf.Tensor, factor: float) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(x, tf.float32), axis=0, keepdims=True) * factor
-
-
-def _fits_cudnn(query: tf.Tensor, key: tf.Tensor) -> bool:
-    return (
-        is_compiled(query, key)
-        and device_kind() == "GPU"
-        and query.shape == key.shape
-        and query.dtype in (tf.bfloat16, tf.float16)
-    )
-
-
-def _cudnn_attention(
-    query: tf.Tensor,
-    key: tf.Tensor,
-    value: tf.Tensor,
-    excluded: tf.Tensor,
-    relative: tf.Tensor,
-    rate: float,
-    seed: int,
-) -> tf.Tensor:
-    """`attention` by the kernels that XLA calls in cuDNN for JAX."""
-    batch, heads, length, width = query.shape
-    has_bias = relative.shape.num_elements() > 1
-    target = f"__cudnn$fmha{'ScaleBias' if has_bias else ''}Softmax{'Dropout' if rate else ''}"
-    biases = [relative] if has_bias else []
-    lengths = tf.reduce_sum(tf.cast(tf.equal(excluded[:, 0, 0], 0), tf.int32), axis=1)
-    lengths = [tf.fill([batch], length), lengths]  # all queries, the keys that are no padding
-    workspace = tf.TensorSpec([0], tf.uint8)
-
-    def outer(x: tf.Tensor) -> tf.Tensor:
-        return tf.transpose(x, [0, 2, 1, 3])  # between [B, heads, S, D] and [B, S, heads, D]
-
-    def config(**products: dict[str, list[str]]) -> str:
-        return _cudnn_config(
-            [batch, heads, length, length], width, query.dtype, rate, seed, products
-        )
-
-    @tf.custom_gradient
-    def compute(
-        query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, *biases: tf.Tensor
-    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
-        operands = [outer(query), outer(key), outer(value)]
-        attended, statistics, _ = xla.custom_call_v2(
-            target,
-            [*operands, *biases, *lengths],
-            [
-                tf.TensorSpec(query.shape, query.dtype),
-                tf.TensorSpec([batch, heads, length], tf.float32),
-                workspace,
-            ],
-            config(
-                bmm1_dot_dimension_numbers=_product(3, 3, "02", "02"),
-                bmm2_dot_dimension_numbers=_product(3, 1, "01", "02"),
-            ),
-        )
-
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            slopes = [tf.TensorSpec(query.shape, query.dtype)] * 3
-            slopes += [tf.TensorSpec(bias.shape, bias.dtype) for bias in biases]
-            *slopes, _ = xla.custom_call_v2(
-                target + "Backward",
-                [*operands, statistics, outer(upstream), *biases, outer(attended), *lengths],
-                [*slopes, workspace],
-                config(
-                    bmm1_grad_gemm1_dot_dimension_numbers=_product(2, 1, "01", "02"),
-                    bmm1_grad_gemm2_dot_dimension_numbers=_product(3, 1, "01", "02"),
-                    bmm2_grad_gemm1_dot_dimension_numbers=_product(2, 1, "01", "02"),
-                    bmm2_grad_gemm2_dot_dimension_numbers=_product(3, 3, "02", "02"),
-                ),
-            )
-            return tuple(slopes)
-
-        return attended, gradient
-
-    return compute(query, key, value, *biases)
-
-
-def _cudnn_config(
-    shape: list[int],
-    width: int,
-    dtype: tf.DType,
-    rate: float,
-    seed: int,
-    products: dict[str, dict[str, Any]],
-) -> str:
-    """What XLA reads of a call of cuDNN's attention, `CudnnfMHABackendConfig` as JSON."""
-    described = {
-        "algorithm": {
-            "algo_id": "0",
-            "math_type": "TENSOR_OP_MATH",
-            "tuning_knobs": {"17": "1", "24": "0"},
-            "is_cudnn_frontend": True,
-            "workspace_size": "0",
-        },
-        "fmha_scale": width**-0.5,
-        "intermediate_tensor_shape": {
-            "element_type": "BF16" if dtype == tf.bfloat16 else "F16",
-            "dimensions": [str(size) for size in shape],
-            "layout": {"minor_to_major": ["3", "2", "1", "0"]},
-            "is_dynamic_dimension": [False] * 4,
-        },
-        "is_flash_attention": True,
-        "mask_type": "PADDING",
-        "dropout_rate": rate,
-        "seed": seed,
-        "sliding_window_length": 0,
-        "max_seg_per_batch": 1,
-        "is_paged_attention": False,
-    }
-    return json.dumps(
-        {"operation_queue_id": "0", "cudnn_fmha_backend_config": described | products}
-    )
-
-
-def _product(left: int, right: int, left_batch: str, right_batch: str) -> dict[str, list[str]]:
-    return {
-        "lhs_contracting_dimensions": [str(left)],
-        "rhs_contracting_dimensions": [str(right)],
-        "lhs_batch_dimensions": list(left_batch),
-        "rhs_batch_dimensions": list(right_batch),
-    }

@@ -1,8 +1,10 @@
 """A configuration made into a model and an optimizer."""
 
+import os
 import random
 
 from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -33,6 +35,10 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     random.seed(config.runtime.seed)
     precision = config.runtime.precision
     attention = config.runtime.attention
+    if attention == "cudnn":
+        # Read once, by what is compiled first.
+        flags = [f"--{name}={value}" for name, value in XLA_OPTIONS.items()]
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
     main = CocoLMBackbone(
         **config.model.as_dict(), attention=attention, dtype=precision, name="main"
     )
