@@ -31,6 +31,13 @@ flags.DEFINE_enum(
     "The device to compile for; without it, the step is exported alone.",
 )
 flags.DEFINE_string("program", None, "Where to keep the exported step, or where it is.")
+flags.DEFINE_bool(
+    "from_tokens",
+    False,
+    "Export a step that masks and crops sequences itself, so that run_step.py can train by it.",
+)
+flags.DEFINE_string("train_data", "", "Folder or glob of the shards whose sequences --tokens gets.")
+flags.DEFINE_string("tokens", "", "Where to write them, .npy, for run_step.py --train.")
 flags.DEFINE_string("optimized", "", "Where to keep what XLA made of it for a GPU.")
 flags.DEFINE_string(
     "measured",
@@ -58,6 +65,8 @@ def main() -> str:
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
     if FLAGS.config_file and not FLAGS.program and not FLAGS.target:
         raise UserError("--target is missing: give it, or --program to export the step alone.")
+    if bool(FLAGS.train_data) != bool(FLAGS.tokens) or (FLAGS.tokens and not FLAGS.config_file):
+        raise UserError("--train_data, --tokens and --config_file go together.")
     if not FLAGS.config_file and not os.path.isfile(FLAGS.program):
         raise UserError(f"--program={FLAGS.program} does not exist.")
     if not FLAGS.config_file and not FLAGS.target:
@@ -94,11 +103,14 @@ def main() -> str:
 
 
 def _export(path: str) -> None:
-    from cocolm_tf.costs.export import export_step
+    from cocolm_tf.costs.export import export_step, export_tokens
     from cocolm_tf.training.config import load_config
 
     title = " ".join([FLAGS.config_file, *FLAGS.params_override])
-    export_step(load_config(FLAGS.config_file, FLAGS.params_override), path, title)
+    config = load_config(FLAGS.config_file, FLAGS.params_override)
+    if FLAGS.tokens:
+        export_tokens(FLAGS.train_data, config.data.sequence_length, FLAGS.tokens)
+    export_step(config, path, title, from_tokens=FLAGS.from_tokens)
     print(f"{'configuration':24}{title}")
 
 

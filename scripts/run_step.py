@@ -3,15 +3,19 @@
 
     run_step.py base.step --steps=30
     run_step.py base.step --target=h100 --optimized=base.hlo.pb
+    run_step.py small.step --train=tokens.npy --steps=10000 --weights=trained/small
 
 A program is what `compile_step.py --program=FILE` wrote. This file needs JAX and nothing else, no
 TensorFlow: copied with a program to a machine with a GPU, it compiles the program there and times
-steps that follow one another, each from the variables that the last one wrote. The last line is
-the result as JSON.
+steps that follow one another, each from the variables that the last one wrote. With --train it
+trains, by a program of compile_step.py --from_tokens: --weights=PREFIX gets the model's weights as
+PREFIX-00.npz and so on, which import_weights.py makes a preset of, and the log as PREFIX.jsonl. The
+last line is the result as JSON.
 """
 
 import argparse
 import io
+import itertools
 import json
 import os
 import resource
@@ -19,6 +23,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +86,8 @@ _EVERY_GPU = {
     "thread_dim_limit_z": 64,
 }
 TARGETS = (*_GPUS, *_TPU_TOPOLOGIES)
+# The largest file of trained weights.
+_PART_BYTES = 15_000_000
 
 
 class UserError(Exception):
@@ -147,7 +154,7 @@ class Program:
         for one in self.arguments:
             if one["kind"] == "feature":
                 value = self.arrays[f"batch0/{one['name']}"]
-            elif one["kind"] == "constant":
+            elif one["name"] in self.arrays:
                 value = self.arrays[one["name"]]
             elif one["deviation"]:
                 value = random.standard_normal(one["shape"], np.float32)
@@ -173,6 +180,53 @@ class Program:
         return list(found.values())
 
 
+class Execution:
+    """A program on the device at hand: compiled, with its variables."""
+
+    def __init__(self, program: Program, arguments: argparse.Namespace) -> None:
+        import jax
+        import jaxlib._jax as internals
+        from jax._src import compiler
+        from jax._src.interpreters import mlir
+
+        # Steps are counted in 64 bits, which JAX would cut in half.
+        jax.config.update("jax_enable_x64", True)
+        self.device = jax.local_devices()[0]
+        options = compiler.get_compile_options(
+            num_replicas=1,
+            num_partitions=1,
+            env_options_overrides=_xla_options(program, arguments) or None,
+        )
+        with mlir.make_ir_context():
+            module = program.module()
+            self._updates = program.updates(module)
+            started = time.perf_counter()
+            self.compiled = self.device.client.compile_and_load(
+                module, internals.DeviceList((self.device,)), options
+            )
+            self.compile_seconds = time.perf_counter() - started
+        _say(f"compiled in {self.compile_seconds:.1f} s for {self.device.device_kind}")
+        self.state = [self.put(value) for value in program.initial_values(arguments.seed)]
+
+    def put(self, value: Any) -> Any:
+        """An array on the device."""
+        import jax
+
+        return jax.device_put(value, self.device)
+
+    def advance(self, batch: dict[int, Any]) -> None:
+        """One step: variables that it writes give their memory to the next ones."""
+        for index, value in batch.items():
+            self.state[index] = value
+        for result, value in enumerate(self.compiled.execute(self.state)):
+            if result in self._updates:
+                self.state[self._updates[result]] = value
+
+    def wait(self) -> None:
+        """Returns when all steps are done."""
+        self.state[max(self._updates.values())].block_until_ready()
+
+
 def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compiles a program for the device at hand and times its steps."""
     if program.description["replicas"] > 1:
@@ -181,53 +235,26 @@ def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
             "a --target, not run."
         )
     import jax
-    import jaxlib._jax as internals
-    from jax._src import compiler
-    from jax._src.interpreters import mlir
 
-    # Steps are counted in 64 bits, which JAX would cut in half.
-    jax.config.update("jax_enable_x64", True)
-    device = jax.local_devices()[0]
-    options = compiler.get_compile_options(
-        num_replicas=1,
-        num_partitions=1,
-        env_options_overrides=_xla_options(program, arguments) or None,
-    )
-    with mlir.make_ir_context():
-        module = program.module()
-        updates = program.updates(module)
-        started = time.perf_counter()
-        step = device.client.compile_and_load(module, internals.DeviceList((device,)), options)
-        compile_seconds = time.perf_counter() - started
-    _say(f"compiled in {compile_seconds:.1f} s for {device.device_kind}")
+    execution = Execution(program, arguments)
+    device, step, wait = execution.device, execution.compiled, execution.wait
     if arguments.optimized:
         Path(arguments.optimized).write_bytes(
             step.hlo_modules()[0].as_serialized_hlo_module_proto()
         )
-
-    state = [jax.device_put(value, device) for value in program.initial_values(arguments.seed)]
-    batches = [
-        {index: jax.device_put(value, device) for index, value in batch.items()}
-        for batch in program.batches()
-    ]
-    losses = _Losses(program)
-    number = 0
+    batches = itertools.cycle(
+        [
+            {index: execution.put(value) for index, value in batch.items()}
+            for batch in program.batches()
+        ]
+    )
+    losses = _Meters(program, "losses")
 
     def advance() -> None:
-        """One step: variables that it writes give their memory to the next ones."""
-        nonlocal number
-        for index, value in batches[number % len(batches)].items():
-            state[index] = value
-        for result, value in enumerate(step.execute(state)):
-            if result in updates:
-                state[updates[result]] = value
-        number += 1
-
-    def wait() -> None:
-        state[max(updates.values())].block_until_ready()
+        execution.advance(next(batches))
 
     advance()
-    first_losses = losses.since_last(state)
+    first_losses = losses.since_last(execution.state)
     for _ in range(arguments.warmup):
         advance()
     wait()
@@ -237,13 +264,13 @@ def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
         advance()
         wait()
         seconds.append(time.perf_counter() - started)
-    losses.since_last(state)
+    losses.since_last(execution.state)
     started = time.perf_counter()
     for _ in range(arguments.steps):
         advance()
     wait()
     in_turn = (time.perf_counter() - started) / arguments.steps
-    last_losses = losses.since_last(state)
+    last_losses = losses.since_last(execution.state)
     if arguments.profile:
         _profile(arguments.profile, advance, wait)
 
@@ -257,7 +284,7 @@ def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
         "precision": told["precision"],
         "batch_size": told["batch_size"],
         "sequence_length": told["sequence_length"],
-        "compile_seconds": compile_seconds,
+        "compile_seconds": execution.compile_seconds,
         "steps": arguments.steps,
         "step_seconds": {
             "min": min(seconds),
@@ -279,26 +306,140 @@ def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class _Losses:
-    """Means of the losses since they were last asked for, from the step's own meters."""
+def train(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains by a program, and writes the weights and the log."""
+    import numpy as np
 
-    def __init__(self, program: Program) -> None:
+    told = program.description
+    features = [one for one in program.arguments if one["kind"] == "feature"]
+    if [one["name"] for one in features] != ["token_ids"] or "weights" not in told:
+        raise UserError(
+            f"{arguments.program} cannot train: export it by compile_step.py --from_tokens."
+        )
+    batch_size, length = features[0]["shape"]
+    try:
+        tokens = np.load(arguments.train, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--train={arguments.train} is no array in a .npy file: {error}") from error
+    if tokens.dtype.kind not in "iu" or tokens.shape[1:] != (length,) or len(tokens) < batch_size:
+        raise UserError(
+            f"--train={arguments.train} is {tokens.dtype} {list(tokens.shape)}: it must be "
+            f"integers [N, {length}], with N at least {batch_size}."
+        )
+    began = time.perf_counter()
+    execution, meters = Execution(program, arguments), _Meters(program, "meters")
+    names = [one["name"] for one in program.arguments]
+    feature, counter = names.index("token_ids"), names.index(told["iterations"])
+    Path(arguments.weights).parent.mkdir(parents=True, exist_ok=True)
+    started = lapped = time.perf_counter()
+    time_left = arguments.seconds - (started - began)
+    step = lap = position = 0
+    means: dict[str, float] = {}
+    with open(f"{arguments.weights}.jsonl", "w") as log:
+        for rows in _shuffled(len(tokens), batch_size, arguments.seed):
+            execution.advance({feature: execution.put(tokens[rows].astype(features[0]["dtype"]))})
+            step, position = step + 1, position + 1
+            if step % arguments.log_every and position < arguments.steps:
+                continue
+            means = meters.since_last(execution.state)  # waits for the step
+            meters.reset(execution)
+            now = time.perf_counter()
+            rate, lap, lapped = (step - lap) / (now - lapped), step, now
+            line = {"step": step, "split": "train", "seconds": round(now - started, 1), **means}
+            print(json.dumps(line | {"tokens_per_second": rate * told["tokens"]}), file=log)
+            log.flush()
+            _say(f"step {step}: loss {means['loss']:.4f}, {rate:.2f} steps/s")
+            if arguments.seconds:
+                share = (now - started) / time_left if time_left > 0 else 1.0
+                # The program counts what learning rate and masks follow from.
+                if (due := min(arguments.steps, int(arguments.steps * share))) > position:
+                    position = due
+                    execution.state[counter] = execution.put(
+                        np.asarray(due, execution.state[counter].dtype)
+                    )
+            if position >= arguments.steps:
+                break
+    return {
+        "program": told["title"],
+        "device": execution.device.device_kind,
+        "compile_seconds": execution.compile_seconds,
+        "steps": step,
+        "skipped_steps": position - step,
+        "seconds": now - started,
+        "tokens_per_second": step * told["tokens"] / (now - started),
+        "epochs": step / (len(tokens) // batch_size),
+        "last": means,
+        "files": _write_weights(program, execution.state, arguments.weights),
+    }
+
+
+def _shuffled(rows: int, batch_size: int, seed: int) -> Iterator[Any]:
+    """The rows of endless batches, shuffled anew in every epoch."""
+    import numpy as np
+
+    for epoch in itertools.count():
+        order = np.random.default_rng([seed, epoch]).permutation(rows)
+        for start in range(0, rows - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def _write_weights(program: Program, state: list[Any], prefix: str) -> list[str]:
+    """Writes the trained variables to files of limited size, by their rows where need be."""
+    import numpy as np
+
+    index = {one["name"]: number for number, one in enumerate(program.arguments)}
+    parts: list[dict[str, Any]] = [{}]
+    room = _PART_BYTES
+    for path, name in program.description["weights"].items():
+        array = np.asarray(state[index[name]], np.float32)
+        start = 0
+        while start < len(array):
+            # Every array has a header beside its bytes.
+            rows = min(len(array) - start, (room - 1024) // array[:1].nbytes)
+            if rows < 1:
+                parts.append({})
+                room = _PART_BYTES
+                continue
+            parts[-1][f"{start}/{path}"] = piece = array[start : start + rows]
+            room -= piece.nbytes + 1024
+            start += rows
+    files = [f"{prefix}-{number:02d}.npz" for number in range(len(parts))]
+    for file, arrays in zip(files, parts, strict=True):
+        np.savez(file, **arrays)
+    return files
+
+
+class _Meters:
+    """What the step's own meters measured since they were last asked."""
+
+    def __init__(self, program: Program, which: str) -> None:
         index = {one["name"]: number for number, one in enumerate(program.arguments)}
         self._meters = {
             name: [index[path] for path in paths]
-            for name, paths in program.description["losses"].items()
+            for name, paths in program.description[which].items()
             if all(path in index for path in paths)
         }
-        self._before = dict.fromkeys(self._meters, (0.0, 0.0))
+        self._before = dict.fromkeys(self.indices, 0.0)
+
+    @property
+    def indices(self) -> list[int]:
+        """The arguments that they are kept in."""
+        return [index for indices in self._meters.values() for index in indices]
 
     def since_last(self, state: list[Any]) -> dict[str, float]:
         means = {}
-        for name, (total, count) in self._meters.items():
-            now = float(state[total]), float(state[count])
-            before, self._before[name] = self._before[name], now
-            weight = now[1] - before[1]
-            means[name] = (now[0] - before[0]) / weight if weight else 0.0
+        for name, indices in self._meters.items():
+            # The total and, of a mean, the weight.
+            value, *weights = (float(state[index]) - self._before[index] for index in indices)
+            means[name] = value / (weights[0] or 1.0) if weights else value
+        self._before = {index: float(state[index]) for index in self.indices}
         return means
+
+    def reset(self, execution: Execution) -> None:
+        """Lets them sum anew, as sums over many steps lose their last digits."""
+        for index in self.indices:
+            execution.state[index] = execution.put(0 * execution.state[index])
+        self._before = dict.fromkeys(self.indices, 0.0)
 
 
 def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -433,7 +574,7 @@ def _say(line: str) -> None:
 def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("program", help="what compile_step.py --program=FILE wrote")
-    parser.add_argument("--steps", type=int, default=20, help="steps to time")
+    parser.add_argument("--steps", type=int, default=20, help="steps to time, or to train")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them, after the first")
     parser.add_argument("--seed", type=int, default=0, help="of the variables' initial values")
     parser.add_argument(
@@ -449,7 +590,24 @@ def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--replicas", type=int, default=0, help="devices to compile for; as the program says if 0"
     )
+    parser.add_argument(
+        "--train", metavar="TOKENS.npy", help="train on these sequences: integers [N, S]"
+    )
+    parser.add_argument("--weights", metavar="PREFIX", help="where --train writes to")
+    parser.add_argument("--log_every", type=int, default=100, help="steps between two lines")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0,
+        help="end --train at the first line after them, if not 0",
+    )
     parsed = parser.parse_args(arguments)
+    if bool(parsed.train) != bool(parsed.weights):
+        parser.error("--train and --weights go together")
+    if parsed.train and parsed.target:
+        parser.error("--train and --target exclude each other")
+    if parsed.log_every < 1 or parsed.seconds < 0:
+        parser.error("--log_every is at least 1, --seconds is at least 0")
     if parsed.steps < 1 or parsed.warmup < 0 or parsed.replicas < 0:
         parser.error("--steps is at least 1, --warmup and --replicas are at least 0")
     for option in parsed.xla_option:
@@ -464,7 +622,8 @@ def main() -> None:
         os.environ.update(_ABSENT)
     try:
         program = Program(arguments.program)
-        result = (compile_for if arguments.target else run)(program, arguments)
+        what = compile_for if arguments.target else train if arguments.train else run
+        result = what(program, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

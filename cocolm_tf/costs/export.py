@@ -1,28 +1,50 @@
 """The whole training step as one file, which a machine with JAX alone compiles and runs."""
 
+import collections
 import copy
+import glob
 import io
 import json
 import os
+import shutil
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.shards import compression, parse
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import pretraining_views
+from cocolm_tf.errors import UserError
 from cocolm_tf.fusion import compiling_for
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.accelerators import ACCELERATORS
 from cocolm_tf.training.benchmark import prepare_step, random_batches
-from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.callbacks import METRICS_FILENAME
+from cocolm_tf.training.checkpoints import variable_paths
+from cocolm_tf.training.config import PretrainingConfig, save_config
 from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.training.preset import save_preset
+from cocolm_tf.training.pretraining import matching_vocabulary
 
 FORMAT = 1
 _BATCHES = 4
+# Elements of the largest variables whose initial values are kept: what is larger is a matrix drawn
+# from a normal distribution, and is drawn anew.
+_EXACT = 16_384
 
 
 def export_step(
-    config: PretrainingConfig, path: str, title: str = "", kind: str = "GPU"
+    config: PretrainingConfig,
+    path: str,
+    title: str = "",
+    kind: str = "GPU",
+    from_tokens: bool = False,
 ) -> dict[str, Any]:
     """Writes the training step of a configuration, compiled as a whole, for one device.
 
@@ -31,14 +53,17 @@ def export_step(
     - `step.mlir`: StableHLO as text. Its results are the variables that the step writes, and
       its attribute `mhlo.input_output_alias` says which argument each of them updates;
     - `step.json`: what its arguments are, in order, and what the step does (see Returns);
-    - `arrays.npz`: batches of random tokens, masked and cropped as in training, and what the step
-      reads beside them and the variables.
+    - `arrays.npz`: batches of random tokens, masked and cropped as in training, the initial values
+      of small variables, and what the step reads beside these.
 
     Args:
         config: the run. `trainer.batch_size` sequences are one step.
         path: the file to write.
         title: what the program is called in reports.
         kind: of the device that it is for, one of `cocolm_tf.fusion.DEVICE_KINDS`.
+        from_tokens: whether the step takes sequences as they are, `token_ids` [B, S] int32, and
+            masks and crops them itself, as `PretrainingData` does the batch of the same number.
+            Then `run_step.py --train` can train by it.
 
     Returns:
         The description in `step.json`:
@@ -47,11 +72,14 @@ def export_step(
         `title`, `precision`, `batch_size`, `sequence_length`, `replicas`;
         `tokens` and model `flops` of a step; `peak_flops` of known devices in this precision;
         `xla_options`, what XLA must be told to run it;
-        `losses`, the name of each loss with those of the variables that its mean is made of;
+        `losses` and `meters`, the name of each loss or of all that is measured, with those of the
+        variables that it is made of: of a mean the total and the weight, of a sum the total;
+        `weights`, by their paths in the model (see `variable_paths`) the names of the variables
+        that are trained, and `iterations`, the name of the one that counts the steps;
         `config`, the run as a dict.
 
     Raises:
-        UserError: if the sizes do not go together.
+        UserError: if the sizes do not go together, or a step that is to train needs a preset.
 
     Example:
     ```python
@@ -59,17 +87,31 @@ def export_step(
     export_step(config, "base.step")
     ```
     """
+    if from_tokens and config.auxiliary.preset:
+        raise UserError(
+            f"auxiliary.preset={config.auxiliary.preset}: a step that trains elsewhere begins with "
+            "fresh weights only."
+        )
     config = copy.deepcopy(config)
     config.runtime.jit_compile = True
     batches = random_batches(config)
     pretrainer, _ = prepare_step(config, batches)
-    step = tf.function(pretrainer.train_step, jit_compile=True, autograph=False)
+    train_step = pretrainer.train_step
+    if from_tokens:
+        batches = batches.map(lambda batch: {"token_ids": batch["token_ids"]})
+        train_step = _from_tokens(pretrainer, config)
+    step = tf.function(train_step, jit_compile=True, autograph=False)
     groups = (pretrainer.variables, pretrainer.optimizer.variables, pretrainer.metrics_variables)
     variables = [(one.path, one.value) for group in groups for one in group]
     variables += [(name, getattr(pretrainer, name)) for name in ("skipped_at", "skipped_norms")]
+    variables = _told_apart(variables)
+    names = {id(variable.handle): name for name, variable in variables}
     with compiling_for(kind):
         program, arguments, arrays = stablehlo(step, list(batches.take(_BATCHES)), variables)
     tokens = config.trainer.batch_size * config.data.sequence_length
+    meters = {
+        meter.name: [variable.path for variable in meter.variables] for meter in pretrainer.metrics
+    }
     description = {
         "format": FORMAT,
         "title": title,
@@ -84,10 +126,13 @@ def export_step(
             one.device_kind: one.peak_flops(config.runtime.precision)
             for one in ACCELERATORS.values()
         },
-        "losses": {
-            meter.name: [meter.total.path, meter.count.path]
-            for meter in pretrainer.metrics
-            if meter.name.endswith("loss")
+        "losses": {name: paths for name, paths in meters.items() if name.endswith("loss")},
+        "meters": meters,
+        "iterations": pretrainer.optimizer.iterations.path,
+        "weights": {
+            path: names[id(variable.value.handle)]
+            for path, variable in variable_paths(pretrainer).items()
+            if variable.trainable
         },
         "arguments": arguments,
         "config": config.as_dict(),
@@ -130,16 +175,135 @@ def stablehlo(
     for number, captured in enumerate(step.get_concrete_function(batches[0]).captured_inputs):
         if captured.dtype == tf.resource:
             name, variable = handles[id(captured)]
-            # An optimizer's variables may have the same path, as those of two models' layers.
-            again = sum(one["name"].split(":")[0] == name for one in arguments)
-            argument = _argument(f"{name}:{again}" if again else name, "variable", variable)
+            argument = _argument(name, "variable", variable)
             argument["mean"] = float(np.mean(variable.numpy(), dtype=np.float64))
             argument["deviation"] = float(np.std(variable.numpy(), dtype=np.float64))
+            if argument["deviation"] and np.size(variable) <= _EXACT:
+                arrays[name] = variable.numpy()
         else:
             argument = _argument(f"constant/{number}", "constant", captured)
             arrays[argument["name"]] = captured.numpy()
         arguments.append(argument)
     return program, arguments, arrays
+
+
+def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int, int]:
+    """Writes the sequences of shards as one array, which `run_step.py --train` reads.
+
+    Args:
+        train_data: folder or glob of the shards.
+        sequence_length: S, the length to pad to.
+        path: the `.npy` file to write.
+
+    Returns:
+        [N, S], the shape of the array, whose ids are uint16, or int32 where these do not suffice.
+
+    Raises:
+        UserError: if there are no shards, or longer sequences.
+
+    Example:
+    ```python
+    export_tokens("data/train", 128, "tokens.npy")
+    ```
+    """
+    data = PretrainingData.open(train_data, sequence_length, SpecialTokens(mask=-1))
+    records = tf.data.TFRecordDataset(data.paths, compression(data.paths[0])).batch(4096)
+    token_ids = np.concatenate([parse(batch, sequence_length).numpy() for batch in records])
+    small = token_ids.max() <= np.iinfo(np.uint16).max
+    np.save(path, token_ids.astype(np.uint16 if small else np.int32))
+    return token_ids.shape
+
+
+def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) -> str:
+    """Makes the preset of what `run_step.py --train` trained.
+
+    Args:
+        program: the exported step, with its configuration.
+        weights: what `run_step.py --weights` was given: the parts are `{weights}-*.npz`, and the
+            log is `{weights}.jsonl`.
+        vocabulary: folder of the vocabulary that the tokens are of.
+        model_dir: RUN. Gets `config.yaml`, `metrics.jsonl` and `preset/`, as of a run here.
+
+    Returns:
+        The path of the preset.
+
+    Raises:
+        UserError: if something does not exist, or does not fit the rest.
+
+    Example:
+    ```python
+    import_weights("small.step", "trained/small", "vocabulary", "runs/small")
+    ```
+    """
+    with zipfile.ZipFile(program) as archive:
+        description = json.loads(archive.read("step.json"))
+    config = PretrainingConfig()
+    config.override(description["config"])
+    tokenizer = matching_vocabulary(vocabulary, config)
+    trained = _read_weights(weights)
+    pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
+    for path, variable in variable_paths(pretrainer).items():
+        if not variable.trainable:
+            continue
+        value = trained.pop(path, None)
+        if value is None or value.shape != tuple(variable.shape):
+            found = "nothing" if value is None else f"an array of the shape {value.shape}"
+            raise UserError(
+                f"{weights}-*.npz have {found} for {path}, not {tuple(variable.shape)}: all parts "
+                f"must be there, and be of {program}."
+            )
+        variable.assign(value)
+    if trained:
+        raise UserError(f"{weights}-*.npz have {min(trained)}, which {program} has not.")
+    os.makedirs(model_dir, exist_ok=True)
+    save_config(config, os.path.join(model_dir, "config.yaml"))
+    shutil.copyfile(f"{weights}.jsonl", os.path.join(model_dir, METRICS_FILENAME))
+    preset = os.path.join(model_dir, "preset")
+    save_preset(pretrainer, tokenizer, preset)
+    return preset
+
+
+def _told_apart(variables: list[tuple[str, tf.Variable]]) -> list[tuple[str, tf.Variable]]:
+    """Numbers names that come again, as two models' layers may have the same paths."""
+    met, apart = collections.Counter(), []
+    for name, variable in variables:
+        apart.append((f"{name}:{met[name]}" if met[name] else name, variable))
+        met[name] += 1
+    return apart
+
+
+def _from_tokens(
+    pretrainer: CocoLMPretrainer, config: PretrainingConfig
+) -> Callable[[dict[str, tf.Tensor]], None]:
+    """The step of a batch of whole sequences, whose views follow from the step's number."""
+    special = SpecialTokens(mask=config.model.vocabulary_size - 1)
+
+    def step(batch: dict[str, tf.Tensor]) -> None:
+        number = tf.cast(pretrainer.optimizer.iterations, tf.int64)
+        seed = tf.stack([tf.constant(config.runtime.seed, tf.int64), number])
+        views = pretraining_views(
+            batch["token_ids"], config.data.mask_fraction, config.data.crop_fraction, special, seed
+        )
+        pretrainer.train_step(views)
+
+    return step
+
+
+def _read_weights(prefix: str) -> dict[str, np.ndarray]:
+    """Joins the arrays whose rows `run_step.py` shared out: `FIRST_ROW/PATH` is a part of one."""
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    paths = sorted(glob.glob(f"{glob.escape(prefix)}-*.npz"))
+    if not paths:
+        raise UserError(f"there is no {prefix}-*.npz.")
+    for path in paths:
+        with np.load(path) as arrays:
+            for key, rows in arrays.items():
+                first, _, name = key.partition("/")
+                parts.setdefault(name, {})[int(first)] = rows
+    return {
+        name: np.concatenate([rows[first] for first in sorted(rows)])
+        for name, rows in parts.items()
+    }
 
 
 def _argument(name: str, kind: str, value: tf.Tensor | tf.Variable) -> dict[str, Any]:

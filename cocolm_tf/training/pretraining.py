@@ -103,7 +103,7 @@ def pretrain(
         checkpoint_dir = os.path.join(model_dir, "checkpoints")
         if workers.is_chief:
             check_writable(model_dir, "--model_dir")
-        tokenizer = _matching_vocabulary(vocabulary, config)
+        tokenizer = matching_vocabulary(vocabulary, config)
         saved: list[int] = []
         if workers.is_chief:
             saved = checkpoint_steps(checkpoint_dir)
@@ -329,7 +329,8 @@ def _record(config: PretrainingConfig, history: History, stretch: Stretch, step:
         print("\n  ".join([*told, *changes]), file=sys.stderr)
 
 
-def _matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTokenizer:
+def matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTokenizer:
+    """The tokenizer of a vocabulary, which must have the size that the model is to have."""
     tokenizer = load_vocabulary(vocabulary)
     if tokenizer.vocabulary_size() != config.model.vocabulary_size:
         raise UserError(

@@ -1,14 +1,31 @@
 import json
+import os
+import types
 import zipfile
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from exported_steps import BATCHES, export_toy, run_step_module
 from tensorflow.compiler.xla.service import hlo_pb2
 
-from cocolm_tf.costs.export import export_step
+from cocolm_tf.costs.export import (
+    _from_tokens,
+    _read_weights,
+    export_step,
+    import_weights,
+    stablehlo,
+    write_program,
+)
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import pretraining_views
+from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.vocabulary import train_vocabulary
+from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.preset import load_preset
 
 run_step = run_step_module()
 
@@ -71,6 +88,50 @@ def test_batches_are_told_apart(toy):
     ]
 
 
+def test_small_variables_begin_exactly_as_they_are(tmp_path):
+    # As a table of relative positions that begins with a bias does, which is no normal sample.
+    table = keras.Variable([5.0, 0.0, -1.0], name="table")
+    step = tf.function(lambda batch: table.assign_add(batch["y"]), jit_compile=True)
+    _, arguments, arrays = stablehlo(step, [{"y": tf.ones([3])}], [("table", table.value)])
+    program = run_step.Program.__new__(run_step.Program)
+    program.arguments, program.arrays = arguments, arrays
+    np.testing.assert_array_equal(program.initial_values(seed=0)[1], [5.0, 0.0, -1.0])
+
+
+def test_masks_and_crops_follow_from_the_number_of_the_step():
+    config = PretrainingConfig()
+    config.override({"model": {"vocabulary_size": 99}, "runtime": {"seed": 7}})
+    seen = {}
+    pretrainer = types.SimpleNamespace(
+        optimizer=types.SimpleNamespace(iterations=tf.constant(3, tf.int64)),
+        train_step=seen.update,
+    )
+    token_ids = tf.constant([[0, *range(10, 20), 2, 1, 1], [0, *range(20, 32), 2]])
+    _from_tokens(pretrainer, config)({"token_ids": token_ids})
+    as_in_training = pretraining_views(
+        token_ids, 0.15, 0.9, SpecialTokens(mask=98), tf.constant([7, 3])
+    )
+    assert set(seen) == set(as_in_training)
+    for name, value in as_in_training.items():
+        np.testing.assert_array_equal(seen[name], value)
+
+
+def test_trained_weights_come_in_parts_of_limited_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_step, "_PART_BYTES", 6_000)
+    arrays = [np.arange(3000, dtype=np.float32).reshape(1000, 3), np.ones(10, np.float32)]
+    program = types.SimpleNamespace(
+        arguments=[{"name": "counter"}, {"name": "a/table"}, {"name": "a/table:1"}],
+        description={"weights": {"main/table": "a/table", "other/table": "a/table:1"}},
+    )
+    prefix = tmp_path / "weights"
+    files = run_step._write_weights(program, [0, *arrays], str(prefix))
+    assert len(files) == 3
+    assert all(os.path.getsize(file) <= 6_000 for file in files)
+    read = _read_weights(str(prefix))
+    np.testing.assert_array_equal(read["main/table"], arrays[0])
+    np.testing.assert_array_equal(read["other/table"], arrays[1])
+
+
 @pytest.mark.parametrize(
     ("device", "peak"),
     [
@@ -84,6 +145,47 @@ def test_batches_are_told_apart(toy):
 def test_a_device_is_known_by_its_whole_name(device, peak):
     peaks = {"TPU v5 lite": 1.0, "TPU v5": 2.0, "NVIDIA H100 80GB HBM3": 3.0}
     assert run_step._peak_flops(peaks, device) == peak
+
+
+@pytest.mark.slow
+def test_trained_weights_become_a_preset(tmp_path):
+    vocabulary = str(tmp_path / "vocabulary")
+    tokenizer = train_vocabulary(
+        ["the cat sat on the mat", "a dog ran in the park"], 30, vocabulary
+    )
+    config = PretrainingConfig()
+    config.override(
+        {
+            "model": {
+                "vocabulary_size": tokenizer.vocabulary_size(),
+                "num_layers": 1,
+                "num_heads": 2,
+                "hidden_dim": 8,
+                "intermediate_dim": 16,
+            },
+            "auxiliary": {"num_layers": 1},
+        }
+    )
+    program, weights = str(tmp_path / "it.step"), str(tmp_path / "trained")
+    write_program(program, b"", {"config": config.as_dict()}, {})
+    (tmp_path / "trained.jsonl").write_text("")
+    random = np.random.default_rng(0)
+    pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
+    trained = {
+        path: random.standard_normal(variable.shape, np.float32)
+        for path, variable in variable_paths(pretrainer).items()
+        if variable.trainable
+    }
+    np.savez(f"{weights}-00.npz", **{f"0/{path}": value for path, value in trained.items()})
+    preset = import_weights(program, weights, vocabulary, str(tmp_path / "run"))
+    assert load_preset(pretrainer, preset) == []
+    for path, value in trained.items():
+        np.testing.assert_array_equal(variable_paths(pretrainer)[path], value, err_msg=path)
+
+    path = trained.popitem()[0]
+    np.savez(f"{weights}-00.npz", **{f"0/{path}": value for path, value in trained.items()})
+    with pytest.raises(UserError, match=f"have nothing for {path}"):
+        import_weights(program, weights, vocabulary, str(tmp_path / "run"))
 
 
 @pytest.mark.slow

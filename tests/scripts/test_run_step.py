@@ -3,9 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 from exported_steps import BATCHES, ToyStep, export_toy, python_with_jax
 from programs import ROOT
+
+from cocolm_tf.costs.export import stablehlo, write_program
 
 RUN_STEP = ROOT / "scripts" / "run_step.py"
 
@@ -48,6 +53,60 @@ def test_steps_follow_one_another(tmp_path: Path):
     assert result["last_losses"]["loss"] == pytest.approx(sum(losses[6:]) / 4, rel=1e-5)
 
 
+def export_counter(path: Path) -> None:
+    """Writes a step that counts the tokens it sees, as if it learned them."""
+    counts = keras.Variable(np.zeros(4, "float32"), name="counts")
+    steps = keras.Variable(0, dtype="int64", name="steps")
+    loss = keras.metrics.Mean(name="loss")
+
+    def count(batch):
+        steps.assign_add(1)
+        counts.assign_add(tf.reduce_sum(tf.one_hot(batch["token_ids"], 4), [0, 1]))
+        loss.update_state(tf.cast(steps, tf.float32))
+
+    step = tf.function(count, jit_compile=True, autograph=False)
+    batch = {"token_ids": tf.zeros([2, 3], tf.int32)}
+    variables = [(one.path, one.value) for one in (counts, steps, *loss.variables)]
+    program, arguments, arrays = stablehlo(step, [batch], variables)
+    description = {
+        "format": 1,
+        "title": "counter",
+        "tokens": 6,
+        "replicas": 1,
+        "meters": {"loss": [loss.total.path, loss.count.path]},
+        "iterations": steps.path,
+        "weights": {"model/counts": counts.path},
+        "arguments": arguments,
+    }
+    write_program(str(path), program, description, arrays)
+
+
+def test_it_trains_on_every_sequence_once_an_epoch(tmp_path: Path):
+    python = python_with_jax()
+    if python is None:
+        pytest.skip("no environment with JAX: make targets")
+    path, tokens, weights = (tmp_path / name for name in ("it.step", "tokens.npy", "out/it"))
+    export_counter(path)
+    rows = np.random.default_rng(0).integers(0, 4, [9, 3]).astype(np.uint16)
+    np.save(tokens, rows)
+    train = (str(path), f"--train={tokens}", f"--weights={weights}")
+    done = run(python, *train, "--steps=4", "--log_every=3")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["steps"], result["epochs"], result["skipped_steps"]) == (4, 1.0, 0)
+    lines = [json.loads(line) for line in weights.with_suffix(".jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(3, 2.0), (4, 4.0)]
+    with np.load(f"{weights}-00.npz") as arrays:
+        missing = np.bincount(rows.ravel(), minlength=4) - arrays["0/model/counts"]
+    # Batches of two of nine sequences: one is left out.
+    assert any((np.bincount(row, minlength=4) == missing).all() for row in rows)
+
+    # Where time is short, the schedule ends in time.
+    done = run(python, *train, "--steps=1000", "--log_every=3", "--seconds=1e-3")
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["steps"], result["skipped_steps"]) == (3, 997)
+
+
 def test_a_file_that_is_no_program_is_told_in_a_line(tmp_path: Path):
     path = tmp_path / "no.step"
     path.write_text("words")
@@ -57,7 +116,9 @@ def test_a_file_that_is_no_program_is_told_in_a_line(tmp_path: Path):
     assert f"{path} is no program that compile_step.py wrote" in said
 
 
-@pytest.mark.parametrize("argument", ["--steps=0", "--target=abacus", "--xla_option=fast"])
+@pytest.mark.parametrize(
+    "argument", ["--steps=0", "--target=abacus", "--xla_option=fast", "--train=ids.npy"]
+)
 def test_mistakes_in_the_flags(argument: str):
     done = run(sys.executable, "toy.step", argument)
     assert done.returncode == 2
