@@ -84,10 +84,9 @@ def attention(
         attended = tf.matmul(saved[1], value)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            inputs = query, key, seed
-            if recompute:
-                inputs = _after(upstream, *inputs)
-            products, dropped, normalizers = forward(*inputs) if recompute else saved
+            # What is dropped is decided again, in either case: a mask would be written and read.
+            again = _after(upstream, query, key, seed)
+            products, dropped, normalizers = forward(*again) if recompute else saved
             slope = _logits_gradient(
                 products,
                 normalizers,
@@ -95,7 +94,7 @@ def attention(
                 relative,
                 tf.matmul(upstream, value, transpose_b=True),
                 _row_products(upstream, attended),
-                inputs[-1],
+                again[-1],
                 scale,
                 rate,
             )
