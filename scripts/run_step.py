@@ -470,6 +470,9 @@ def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, An
     )
     with mlir.make_ir_context():
         module = program.module()
+        bytecode = io.BytesIO()
+        module.operation.write_bytecode(bytecode)
+        program_bytes = bytecode.tell()
         _say(f"compiling for {devices[0].device_kind}: minutes, on a few cores")
         started = time.perf_counter()
         compiled = devices[0].client.compile(module, internals.DeviceList(devices), options)
@@ -487,7 +490,7 @@ def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, An
         "device": devices[0].device_kind,
         "replicas": replicas,
         "compile_seconds": seconds,
-        "program_bytes": len(program.stablehlo),
+        "program_bytes": program_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
