@@ -141,8 +141,8 @@ def row_max(x: tf.Tensor) -> tf.Tensor:
     )
 
 
-def row_logsumexp(x: tf.Tensor) -> tf.Tensor:
-    """The logarithm of the last axis's sum of exponentials, kept with size 1, in few passes.
+def row_softmax(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The softmax over the last axis, and what it is `exp(x - ...)` of, kept with size 1.
 
     For `fused` functions.
 
@@ -150,28 +150,20 @@ def row_logsumexp(x: tf.Tensor) -> tf.Tensor:
         x: float32 tensor of rank 1 or more.
 
     Returns:
-        A tensor like `x`, whose last axis has size 1.
+        A tensor like `x`, and the logarithm of each row's sum of exponentials.
 
     Example:
     ```python
-    row_logsumexp(tf.zeros([2, 8]))  # log(8), twice
+    row_softmax(tf.zeros([2, 8]))  # 1/8 each, and log(8), twice
     ```
     """
     if is_compiled(x) and device_kind() == "GPU":
-        # The largest element and the sum in one pass: a row is read once, not twice.
-        scalar = tf.TensorSpec([], tf.float32)
-        combine = tf.function(_combine_exponentials, autograph=False)
-        # Ones that are no constant: TensorFlow would make one as large as `x`.
-        ones = tf.cast(tf.equal(x, x), tf.float32)
-        largest, total = xla.variadic_reduce(
-            (x, ones),
-            (tf.constant(x.dtype.min), tf.constant(0.0)),
-            dimensions_to_reduce=[x.shape.rank - 1],
-            reducer=combine.get_concrete_function(scalar, scalar, scalar, scalar),
-        )
-        return tf.expand_dims(largest + tf.math.log(total), -1)
+        normalizers = _one_pass_logsumexp(x)
+        return tf.exp(x - normalizers), normalizers
     largest = row_max(x)
-    return largest + tf.math.log(row_sum(tf.exp(x - largest)))
+    exponentials = tf.exp(x - largest)
+    total = row_sum(exponentials)
+    return exponentials * (1 / total), largest + tf.math.log(total)
 
 
 def barrier(*tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -251,6 +243,21 @@ def _fold(x: tf.Tensor, join: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf
         return x
     parts = [x[..., start : start + _LANES] for start in range(0, width, _LANES)]
     return functools.reduce(join, parts)
+
+
+def _one_pass_logsumexp(x: tf.Tensor) -> tf.Tensor:
+    """The largest element and the sum in one pass: a row is read once, not twice."""
+    scalar = tf.TensorSpec([], tf.float32)
+    combine = tf.function(_combine_exponentials, autograph=False)
+    # Ones that are no constant: TensorFlow would make one as large as `x`.
+    ones = tf.cast(tf.equal(x, x), tf.float32)
+    largest, total = xla.variadic_reduce(
+        (x, ones),
+        (tf.constant(x.dtype.min), tf.constant(0.0)),
+        dimensions_to_reduce=[x.shape.rank - 1],
+        reducer=combine.get_concrete_function(scalar, scalar, scalar, scalar),
+    )
+    return tf.expand_dims(largest + tf.math.log(total), -1)
 
 
 def _combine_exponentials(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from cocolm_tf.fusion import barrier, fused, row_logsumexp, row_sum
+from cocolm_tf.fusion import barrier, fused, row_softmax, row_sum
 from cocolm_tf.modeling.cudnn_attention import cudnn_attention, fits_cudnn
 from cocolm_tf.modeling.dropout import kept
 
@@ -126,9 +126,7 @@ def _probabilities(
     rate: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The softmax over keys after dropout, and the logarithm of what it was divided by."""
-    logits = _logits(products, excluded, relative, scale)
-    normalizers = row_logsumexp(logits)
-    probabilities = tf.exp(logits - normalizers)
+    probabilities, normalizers = row_softmax(_logits(products, excluded, relative, scale))
     if rate:
         probabilities *= _kept(products, rate, seed)
     return tf.cast(probabilities, products.dtype), normalizers

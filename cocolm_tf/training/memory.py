@@ -88,10 +88,12 @@ def block_activations(encoder: EncoderPass, width: int, wanted: int) -> int:
     """Counts the bytes that a Transformer block keeps of one sequence for its backward pass.
 
     - 3cLH: its input, which is the keys' and values' factor, keys and values;
-    - 5cWH: queries, the weighted values, the input of the feed-forward network, and what either
-      LayerNorm normalized; another cWH, the queries' factor, where not all positions are wanted;
+    - 6cWH: queries, the weighted values by head and by token, the input of the feed-forward
+      network, and what either LayerNorm normalized; another cWH, the queries' factor, where not all
+      positions are wanted;
     - 2cWI: the feed-forward network's hidden layer before and after GELU;
-    - cAWL: the attention probabilities; with dropout, as much again for what it left of them.
+    - 2cAWL + 4AW: attention's products, what dropout left of its probabilities, and what these
+      were divided by; another cAWL, the relative positions of the wanted ones, where not all are.
 
     Dropout's masks are not kept: they are computed from their seeds a second time.
 
@@ -110,11 +112,12 @@ def block_activations(encoder: EncoderPass, width: int, wanted: int) -> int:
     ```
     """
     tokens, hidden = encoder.length, encoder.hidden_dim
-    numbers = 3 * tokens * hidden + 5 * wanted * hidden + 2 * wanted * encoder.intermediate_dim
+    numbers = 3 * tokens * hidden + 6 * wanted * hidden + 2 * wanted * encoder.intermediate_dim
+    pairs = encoder.num_heads * wanted * tokens
+    numbers += 2 * pairs
     if wanted < tokens:
-        numbers += wanted * hidden
-    probabilities = encoder.num_heads * wanted * tokens
-    return width * (numbers + (2 if encoder.dropout else 1) * probabilities)
+        numbers += wanted * hidden + (pairs if encoder.relative else 0)
+    return width * numbers + _FLOAT32 * encoder.num_heads * wanted
 
 
 def embedding_activations(encoder: EncoderPass, width: int) -> int:

@@ -19,6 +19,7 @@ class EncoderPass:
         intermediate_dim: int. I.
         embedding_dim: int. Width of the embeddings, E; where it is not H, a dense layer follows.
         dropout: bool. Whether dropout acts.
+        relative: bool. Whether attention has relative positions.
         trained: bool. Whether a backward pass follows.
 
     Example:
@@ -35,6 +36,7 @@ class EncoderPass:
     intermediate_dim: int
     embedding_dim: int
     dropout: bool
+    relative: bool
     trained: bool = True
 
 
@@ -66,6 +68,7 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
         model.intermediate_dim,
         model.hidden_dim,
         dropout=model.dropout > 0,
+        relative=model.relative_position_bins > 0,
     )
     if config.objective.name == "masked_lm":
         return {"main": dataclasses.replace(main, wanted=masked_rows(config))}
