@@ -351,12 +351,15 @@ def _chunks(path: str) -> Iterator[bytes]:
     try:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(_binary(path))
+            is_pipe = not _is_remote(path) and not os.path.isfile(path)
             start = file.peek(16)
             found = (name for magic, name in _COMPRESSIONS.items() if start.startswith(magic))
             if compression := next(found, ""):
                 file = stack.enter_context(_decompressed(file, compression))
-            yield file.read(_HEAD)
-            while chunk := file.read(_CHUNK):
+            # What a pipe has is read at once: more may be long in coming.
+            read = file.read1 if is_pipe and not compression else file.read
+            yield read(_HEAD)
+            while chunk := read(_CHUNK):
                 yield chunk
     except OSError as error:
         # What the libraries raise of broken data is an OSError without a number.
