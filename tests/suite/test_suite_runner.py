@@ -17,7 +17,6 @@ from cocolm_tf.suite.runner import PretrainingInputs, run_suite
 # Writes what the processes of `cocolm_tf.suite.job` would, and a line for each that began or ended.
 MODULE = """
 import json, os, random, signal, sys, time
-from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.finetuning.jobs import serve, write_json
 
