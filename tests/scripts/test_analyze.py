@@ -81,7 +81,8 @@ def test_a_preset_is_looked_at_with_the_user_s_files(tmp_path: Path):
         f"--corrupted_texts={tmp_path / 'mistakes.tsv'}",
         f"--output_dir={tmp_path / 'other'}",
     )
-    assert said == f"error: {tmp_path / 'mistakes.tsv'}:2 has 1 columns, the header 2."
+    path = tmp_path / "mistakes.tsv"
+    assert said == f"error: {path}:2 has 1 columns, not 2; there is no good row."
     assert not (tmp_path / "other").exists()
 
 
