@@ -37,8 +37,9 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     attention = config.runtime.attention
     if attention == "cudnn":
         # Read once, by what is compiled first.
-        flags = [f"--{name}={value}" for name, value in XLA_OPTIONS.items()]
-        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        flags += [f"--{name}={value}" for name, value in XLA_OPTIONS.items()]
+        os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys(flags))
     main = CocoLMBackbone(
         **config.model.as_dict(), attention=attention, dtype=precision, name="main"
     )
@@ -69,8 +70,8 @@ def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedL
     frozen = auxiliary.replacements == "frozen"
     # A model that does not learn cannot share tables with one that does.
     tables = {"embedding_dim": main.embedding_dim} if frozen else {"embeddings_of": main}
-    runtime = {"attention": config.runtime.attention, "dtype": config.runtime.precision}
-    backbone = CocoLMBackbone(**sizes, **tables, **runtime, name="auxiliary")
+    computed = {"attention": config.runtime.attention, "dtype": config.runtime.precision}
+    backbone = CocoLMBackbone(**sizes, **tables, **computed, name="auxiliary")
     model = MaskedLanguageModel(backbone, name="auxiliary_model")
     model.trainable = not frozen
     return model

@@ -18,7 +18,6 @@ class EncoderPass:
         hidden_dim: int. H.
         intermediate_dim: int. I.
         embedding_dim: int. Width of the embeddings, E; where it is not H, a dense layer follows.
-        dropout: bool. Whether dropout acts.
         relative: bool. Whether attention has relative positions.
         trained: bool. Whether a backward pass follows.
 
@@ -35,7 +34,6 @@ class EncoderPass:
     hidden_dim: int
     intermediate_dim: int
     embedding_dim: int
-    dropout: bool
     relative: bool
     trained: bool = True
 
@@ -67,7 +65,6 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
         model.hidden_dim,
         model.intermediate_dim,
         model.hidden_dim,
-        dropout=model.dropout > 0,
         relative=model.relative_position_bins > 0,
     )
     if config.objective.name == "masked_lm":
@@ -84,15 +81,12 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
             num_heads=auxiliary.num_heads or main.num_heads,
             hidden_dim=auxiliary.hidden_dim or main.hidden_dim,
             intermediate_dim=auxiliary.intermediate_dim or main.intermediate_dim,
-            dropout=main.dropout and auxiliary.sampling != "zero_dropout",
         )
         frozen = auxiliary.replacements == "frozen"
         if not frozen:
             passes["auxiliary"] = learning
-        if frozen or (auxiliary.sampling == "eval" and main.dropout):
-            passes["auxiliary_sampling"] = dataclasses.replace(
-                learning, dropout=False, trained=False
-            )
+        if frozen or (auxiliary.sampling == "eval" and model.dropout):
+            passes["auxiliary_sampling"] = dataclasses.replace(learning, trained=False)
     return passes
 
 
