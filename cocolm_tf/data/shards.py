@@ -15,8 +15,6 @@ from typing import BinaryIO
 
 import tensorflow as tf
 
-from cocolm_tf.data.packing import SequencePacker
-
 FEATURES = {"token_ids": tf.io.RaggedFeature(tf.int64)}
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -274,6 +272,8 @@ class ShardWriter:
         end_token_id: int,
         open_files: OpenFiles | None = None,
     ):
+        from cocolm_tf.data.packing import SequencePacker
+
         self._path = path
         self._packer = SequencePacker(sequence_length, start_token_id, end_token_id)
         self._open_files = open_files or OpenFiles(1)
