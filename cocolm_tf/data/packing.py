@@ -8,8 +8,11 @@ so that chunks can be handled in any order, in any process, and again.
 """
 
 import hashlib
+import json
+import operator
 import os
-import re
+import stat
+import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +21,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.data.shards import serialize
+from cocolm_tf.data.sources import LONGEST_DOCUMENT, Source
 from cocolm_tf.errors import UserError
+from cocolm_tf.text_files import cut_at_space
 
 CHUNK_BYTES = 8 << 20
 BREAKS = ("token", "word", "document")
@@ -29,8 +35,11 @@ NO_SHARD = (-1, -1)
 
 # How much text is tokenized at once: enough to occupy TensorFlow, little enough for its memory.
 _BATCH_BYTES = 1 << 20
-_SPACE = re.compile(r"\s")
+# Files that are smaller are read together with those that follow.
+_SMALL_BYTES = 1 << 20
 _WORD_START = "▁"
+# The golden ratio and the square root of two, without their integer parts, as shares of 2**64.
+_IRRATIONAL = (0x9E3779B97F4A7C15, 0x6A09E667F3BCC909)
 # What one process has loaded, by fingerprint: a worker makes many chunks of one recipe.
 _tokenizers: dict[str, "_Tokenizer"] = {}
 
@@ -110,6 +119,55 @@ class Recipe:
         return VALIDATION if share < self.validation_fraction else TRAIN
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a source as it is built from: a file, or several small ones in a row; picklable.
+
+    Args:
+        number: Which it is, from 0; it decides the places of its sequences.
+        names: Its parts of the source.
+        bytes: The size of its files; 0 where that is unknown.
+        stamp: Tells its files from others of those names, also from later states of the same.
+    """
+
+    number: int
+    names: tuple[str, ...]
+    bytes: int = 0
+    stamp: str = ""
+
+    def documents(self, source: Source, counts: Counter[str]) -> Iterator[str]:
+        """All its documents; see `Source.documents`."""
+        for name in self.names:
+            yield from source.documents(name, counts)
+
+
+def parts_of(source: Source) -> list[Part]:
+    """Groups the parts of a source such that few are much smaller than a chunk.
+
+    The last sequence of every chunk is not full, which would show with a file a document.
+
+    Args:
+        source: The source.
+
+    Returns:
+        Its parts, in order.
+    """
+    parts: list[Part] = []
+    names: list[str] = []
+    stamps: list[list[Any]] = []
+    size = 0
+    for name in source.parts:
+        stamp = _stamp(name)
+        names.append(name)
+        stamps.append(stamp)
+        size += stamp[1]
+        if not stamp[1] or size >= _SMALL_BYTES or name == source.parts[-1]:
+            digest = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+            parts.append(Part(len(parts), tuple(names), size, digest))
+            names, stamps, size = [], [], 0
+    return parts
+
+
 class Record(NamedTuple):
     """A sequence and its place: records in ascending order are a dataset in its final order."""
 
@@ -124,11 +182,11 @@ def chunks(documents: Iterable[str], size: int = CHUNK_BYTES) -> Iterator[list[s
 
     Args:
         documents: The documents of one part, in their order.
-        size: The bytes of text after which a chunk ends. A document that is longer is cut, at
-            white space if it has any, and its pieces are documents.
+        size: The bytes of text after which a chunk ends.
 
     Yields:
-        The chunks; none of them is empty.
+        The chunks; none of them is empty. Of a document that is longer than a source gives, the
+        pieces are documents.
 
     Example:
     ```python
@@ -137,7 +195,7 @@ def chunks(documents: Iterable[str], size: int = CHUNK_BYTES) -> Iterator[list[s
     """
     chunk, total = [], 0
     for document in documents:
-        for piece in _pieces(document, size):
+        for piece in cut_at_space(document, LONGEST_DOCUMENT):
             chunk.append(piece)
             total += _size(piece)
             if total >= size:
@@ -312,13 +370,15 @@ class _Packed:
         number, shards = len(self._examples), self._recipe.shards(split)
         # The bits of a generator, unlike what NumPy makes of them, are the same in every version.
         seed = np.random.SeedSequence([self._recipe.seed % 2**64, *numbers, split])
-        bits = np.random.PCG64(seed).random_raw(2 * number + 1)
-        keys, order, first = bits[:number], np.argsort(bits[number:-1], kind="stable"), bits[-1]
-        # Dealt in turns and then mixed: each shard gets its even share of every chunk.
-        shard_of = ((np.arange(number, dtype=np.uint64) + first) % np.uint64(shards))[order]
+        bits = np.random.PCG64(seed).random_raw(2 * number)
+        keys, order = bits[:number], np.argsort(bits[number:], kind="stable")
+        # Dealt in turns and then mixed: each shard gets its even share of every chunk, and those
+        # that get one more follow each other as multiples of irrational numbers, most evenly.
+        first = sum(map(operator.mul, numbers, _IRRATIONAL)) % 2**64 * shards >> 64
+        shard_of = ((first + np.arange(number)) % shards)[order]
         keys, shard_of = keys.tolist(), shard_of.tolist()
         for last, size, tokens in self._documents:
-            shard = shard_of[last] if number else int(first) % shards
+            shard = shard_of[last] if number else first
             counts[split, shard, "documents"] += 1
             counts[split, shard, "skipped_documents"] += not tokens
             counts[split, shard, "text_bytes"] += size
@@ -392,18 +452,13 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def _pieces(document: str, size: int) -> Iterator[str]:
-    """A document, or if it is longer than so many bytes its pieces, cut at white space."""
-    if _size(document) <= size:
-        yield document
-        return
-    # A character has four bytes at most.
-    start, step = 0, size if document.isascii() else max(1, size // 4)
-    while start < len(document):
-        end = start + step
-        if end < len(document):
-            spaces = [place.start() for place in _SPACE.finditer(document, start + step // 2, end)]
-            end = spaces[-1] if spaces else end
-        if piece := document[start:end].strip():
-            yield piece
-        start = end
+def _stamp(name: str) -> list[Any]:
+    """The name, the bytes and the time of a file; of what is no file, the name alone."""
+    if files.is_remote(name):
+        return [name, files.size(name), 0]
+    if not os.path.exists(name):
+        return [name, 0, 0]
+    status = os.stat(name)
+    # A pipe never gives the same again.
+    is_file = stat.S_ISREG(status.st_mode)
+    return [name, status.st_size, status.st_mtime_ns if is_file else uuid.uuid4().hex]

@@ -14,6 +14,9 @@ class WordTokenizer:
     def __call__(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return tf.cast(tf.strings.to_hash_bucket_fast(tf.strings.split(texts), 96), tf.int32) + 4
 
+    def get_vocabulary(self) -> list[str]:
+        return ["▁word"] * self.vocabulary_size()
+
     def vocabulary_size(self) -> int:
         return 100
 
