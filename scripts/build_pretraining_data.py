@@ -14,7 +14,6 @@ from absl import flags
 from cocolm_tf import files, program
 from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data import source_flags
-from cocolm_tf.files import check_writable
 
 FLAGS = flags.FLAGS
 
@@ -65,8 +64,7 @@ flags.DEFINE_string(
 
 
 def main() -> str:
-    if "://" not in FLAGS.output_dir:
-        check_writable(FLAGS.output_dir, "--output_dir")
+    files.check_writable(FLAGS.output_dir, "--output_dir")
     source = source_flags.source_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
@@ -86,12 +84,13 @@ def main() -> str:
             compress=FLAGS.compress,
             validation_fraction=FLAGS.validation_fraction,
             overwrite=FLAGS.overwrite,
-            source=source.describe(),
+            break_at=FLAGS["break"].value,
+            spill_dir=FLAGS.spill_dir,
         )
     ]
     seconds = time.perf_counter() - started
     if FLAGS.validation_fraction:
-        manifests.append(Manifest.load(os.path.join(FLAGS.output_dir, "validation")))
+        manifests.append(Manifest.load(files.join(FLAGS.output_dir, "validation")))
     megabytes = sum(manifest.counts["text_bytes"] for manifest in manifests) / 1e6
     header = ("shards", "documents", "without text", "sequences", "tokens", "fill rate", "dataset")
     print("{:>6} {:>10} {:>12} {:>10} {:>13} {:>9}  {}".format(*header))
