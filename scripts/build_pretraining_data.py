@@ -49,8 +49,9 @@ flags.DEFINE_bool("compress", False, "Compress the shards with gzip.")
 flags.DEFINE_float(
     "validation_fraction",
     0.0,
-    "The share of the documents, drawn by a hash of their text, to hold out. If it is above 0, --output_dir gets two datasets, "
-    "train/ and validation/, for --train_data and --validation_data of pretrain.py.",
+    "The share of the documents, drawn by a hash of their text, to hold out. If it is above 0, "
+    "--output_dir gets two datasets, train/ and validation/, for --train_data and "
+    "--validation_data of pretrain.py.",
     lower_bound=0.0,
     upper_bound=0.5,
 )

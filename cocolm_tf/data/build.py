@@ -8,7 +8,6 @@ build that was ended goes on with the chunks that are not done.
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -21,9 +20,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from cocolm_tf import files
+from cocolm_tf.data.cleaning import Cleaning, Deduplication, DuplicateIndex, Duplicates
 from cocolm_tf.data.manifest import FILE_NAME, Manifest
 from cocolm_tf.data.packing import (
     BREAKS,
@@ -36,6 +37,7 @@ from cocolm_tf.data.packing import (
     chunk_sequences,
     chunks,
     parts_of,
+    text_size,
 )
 from cocolm_tf.data.shards import COUNTS, TEMPORARY_SUFFIX, Shard, is_shard, shard_name, write_shard
 from cocolm_tf.data.shuffle import Run, Runs, merged_examples
@@ -67,6 +69,8 @@ def build_shards(
     overwrite: bool = False,
     source: dict[str, Any] | None = None,
     break_at: str = "word",
+    cleaning: Cleaning | None = None,
+    deduplication: Deduplication | None = None,
     spill_dir: str | None = None,
 ) -> Manifest:
     """Builds a dataset out of documents.
@@ -90,6 +94,9 @@ def build_shards(
         overwrite: Whether to replace a dataset that is in `output_dir`.
         source: What the documents are, for the manifest; None for what a `Source` says.
         break_at: Where a sequence may end, `"token"`, `"word"` or `"document"`: see `Recipe`.
+        cleaning: Which documents are left out for what they are.
+        deduplication: Which are left out as duplicates of earlier ones; only of a `Source`, as it
+            is read twice.
         spill_dir: The local folder for finished chunks, about as large as the text. None for one in
             `output_dir`, or where that is remote in the system's folder for temporary files.
 
@@ -122,27 +129,52 @@ def build_shards(
         "seed": seed,
         "validation_fraction": validation_fraction,
         "break_at": break_at,
+        "cleaning": cleaning,
     }
     if isinstance(documents, Source):
         parts = parts_of(documents)
         _check_room(spill_dir, parts)
-        if not any(map(_is_pipe, documents.parts)):
+        pipes = list(filter(_is_pipe, documents.parts))
+        if pipes and deduplication is not None:
+            raise UserError(f"{pipes[0]} is a pipe, and --deduplicate reads twice: give a file.")
+        if not pipes:
             _check_documents(documents, Recipe("", "", 0, **fields))
+        source = documents.describe() if source is None else source
     else:
         documents, parts = _not_empty(documents), [Part(0, ())]
     recipe = Recipe.of(vocabulary_dir, **fields)
+    parameters = {
+        "seed": seed,
+        "compress": compress,
+        "validation_fraction": validation_fraction,
+        "break": break_at,
+        "source": source or {},
+        "cleaning": {
+            **(cleaning.describe() if cleaning else {}),
+            **(deduplication.describe() if deduplication else {}),
+        },
+    }
     identity = None
     if isinstance(documents, Source):
-        source = documents.describe() if source is None else source
-        identity = [_RUNS_VERSION, source, dataclasses.asdict(recipe) | {"vocabulary_dir": ""}]
+        identity = [
+            _RUNS_VERSION,
+            parameters | {"compress": None},
+            [sequence_length, num_shards, recipe.vocabulary_fingerprint],
+            # What is a duplicate depends on all of the text.
+            [part.stamp for part in parts if deduplication is not None],
+        ]
     with contextlib.ExitStack() as stack:
         if not files.is_remote(output_dir):
             stack.enter_context(files.made_folders(output_dir))
         runs = stack.enter_context(Runs(spill_dir, identity, parts))
         stack.callback(_tell_what_is_kept, runs)
-        workers = stack.enter_context(Workers(_useful(num_workers, parts), documents))
+        read = documents if isinstance(documents, Source) else None
+        workers = stack.enter_context(Workers(_useful(num_workers, parts), read))
+        duplicates = ""
+        if deduplication is not None:
+            duplicates = _find_duplicates(deduplication, parts, runs.folder, workers)
         with tqdm(desc="building", unit="B", unit_scale=True) as progress:
-            for size in _spill(recipe, documents, runs, workers):
+            for size in _spill(recipe, documents, duplicates, runs, workers):
                 progress.update(size)
         paths = runs.merge(workers)
         counts = runs.counts()
@@ -165,13 +197,7 @@ def build_shards(
                 sequence_length=sequence_length,
                 vocabulary_size=recipe.vocabulary_size,
                 vocabulary_fingerprint=recipe.vocabulary_fingerprint,
-                parameters={
-                    "seed": seed,
-                    "compress": compress,
-                    "validation_fraction": validation_fraction,
-                    "break": break_at,
-                    "source": source or {},
-                },
+                parameters=parameters,
                 shards=shards[split.number],
                 cleaning={n[2]: count for n, count in sorted(counts.items()) if n[:2] == NO_SHARD},
             )
@@ -218,11 +244,41 @@ def _splits(
     ]
 
 
+def _find_duplicates(
+    deduplication: Deduplication, parts: Sequence[Part], folder: str, workers: Workers
+) -> str:
+    """Finds the documents to leave out; returns the path of the file that has their places."""
+    with (
+        DuplicateIndex(folder) as index,
+        tqdm(desc="looking for duplicates", unit="B", unit_scale=True) as progress,
+    ):
+        for result in workers.over_chunks(parts, functools.partial(_chunk_keys, deduplication)):
+            if not isinstance(result, PartRead):
+                rows, size = result
+                index.add(rows)
+                progress.update(size)
+        path = os.path.join(folder, "duplicates.npy")
+        # For the workers to map into their memory: it may be large.
+        np.save(path, index.duplicates().places)
+    return path
+
+
+def _chunk_keys(
+    deduplication: Deduplication, part: Part, number: int, documents: Sequence[str]
+) -> tuple[np.ndarray, int]:
+    rows = deduplication.chunk_keys(part.number, number, documents)
+    return rows, sum(map(text_size, documents))
+
+
 def _spill(
-    recipe: Recipe, documents: Source | Iterable[str], runs: Runs, workers: Workers
+    recipe: Recipe,
+    documents: Source | Iterable[str],
+    duplicates: str,
+    runs: Runs,
+    workers: Workers,
 ) -> Iterator[int]:
     """Has a run written of every chunk that has none; yields the bytes of their text."""
-    write = functools.partial(_write_run, recipe, runs.folder)
+    write = functools.partial(_write_run, recipe, runs.folder, duplicates)
     if isinstance(documents, Source):
         results = workers.over_chunks(runs.unread(), write, runs.done)
     else:
@@ -238,12 +294,20 @@ def _spill(
 
 
 def _write_run(
-    recipe: Recipe, folder: str, part: Part, number: int, documents: Sequence[str]
+    recipe: Recipe,
+    folder: str,
+    duplicates: str,
+    part: Part,
+    number: int,
+    documents: Sequence[str],
 ) -> tuple[Run, int]:
-    records, counts = chunk_sequences(recipe, part.number, number, documents)
+    dropped = ()
+    if duplicates:
+        dropped = Duplicates(np.load(duplicates, mmap_mode="r"))[part.number, number]
+    records, counts = chunk_sequences(recipe, part.number, number, documents, dropped)
     path = os.path.join(folder, f"{part.number:06d}-{number:06d}.run")
     run = Run.write(path, records, [(part.number, number, part.stamp)], counts)
-    return run, sum(count for (*_, name), count in counts.items() if name == "text_bytes")
+    return run, sum(map(text_size, documents))
 
 
 def _write_shards(

@@ -16,12 +16,13 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from cocolm_tf import files
+from cocolm_tf.data.cleaning import Cleaning
 from cocolm_tf.data.shards import serialize
 from cocolm_tf.data.sources import LONGEST_DOCUMENT, Source
 from cocolm_tf.errors import UserError
@@ -42,13 +43,6 @@ _WORD_START = "▁"
 _IRRATIONAL = (0x9E3779B97F4A7C15, 0x6A09E667F3BCC909)
 # What one process has loaded, by fingerprint: a worker makes many chunks of one recipe.
 _tokenizers: dict[str, "_Tokenizer"] = {}
-
-
-class Cleaning(Protocol):
-    """What drops or changes documents before they are split and tokenized; picklable."""
-
-    def __call__(self, documents: Sequence[str]) -> tuple[list[str], Counter[str]]:
-        """Returns the documents that stay, and how many were dropped or changed for what."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +191,7 @@ def chunks(documents: Iterable[str], size: int = CHUNK_BYTES) -> Iterator[list[s
     for document in documents:
         for piece in cut_at_space(document, LONGEST_DOCUMENT):
             chunk.append(piece)
-            total += _size(piece)
+            total += text_size(piece)
             if total >= size:
                 yield chunk
                 chunk, total = [], 0
@@ -448,7 +442,8 @@ def _load(vocabulary_dir: str, fingerprint: str = "") -> _Tokenizer:
     return tokenizer
 
 
-def _size(text: str) -> int:
+def text_size(text: str) -> int:
+    """The bytes of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 

@@ -68,28 +68,38 @@ class Run:
             chunks: The chunks that they are of.
             counts: Those of `chunk_sequences`.
         """
-        starts: dict[tuple[int, int], int] = {}
-        with open(path + TEMPORARY_SUFFIX, "wb", _BUFFER) as file:
-            for split, shard, key, example in records:
-                if (split, shard) not in starts:
-                    starts[split, shard] = file.tell()
-                file.write(_HEAD.pack(key, len(example)))
-                file.write(example)
-            places = sorted({name[:2] for name in counts if name[:2] != NO_SHARD})
-            rows = [
-                [*place, starts.get(place, 0), *(counts[*place, name] for name in COUNTS)]
-                for place in places
-            ]
-            table = np.array(rows, "<i8").tobytes()
-            run = cls(
-                path,
-                frozenset(chunks),
-                Counter({n[2]: count for n, count in counts.items() if n[:2] == NO_SHARD}),
-            )
-            text = json.dumps([sorted(run.chunks), run.counts]).encode()
-            file.write(table + text + _END.pack(len(table), len(text)))
+        run = cls(
+            path,
+            frozenset(chunks),
+            Counter({name[2]: count for name, count in counts.items() if name[:2] == NO_SHARD}),
+        )
+        try:
+            with open(path + TEMPORARY_SUFFIX, "wb", _BUFFER) as file:
+                run._write(file, records, counts)
+        except OSError as error:
+            # Of a full disk, Python does not say whose.
+            error.filename = error.filename or path
+            raise
         os.replace(path + TEMPORARY_SUFFIX, path)
         return run
+
+    def _write(
+        self, file: BinaryIO, records: Iterable[Record], counts: Counter[tuple[int, int, str]]
+    ) -> None:
+        starts: dict[tuple[int, int], int] = {}
+        for split, shard, key, example in records:
+            if (split, shard) not in starts:
+                starts[split, shard] = file.tell()
+            file.write(_HEAD.pack(key, len(example)))
+            file.write(example)
+        places = sorted({name[:2] for name in counts if name[:2] != NO_SHARD})
+        rows = [
+            [*place, starts.get(place, 0), *(counts[*place, name] for name in COUNTS)]
+            for place in places
+        ]
+        table = np.array(rows, "<i8").tobytes()
+        text = json.dumps([sorted(self.chunks), self.counts]).encode()
+        file.write(table + text + _END.pack(len(table), len(text)))
 
     @classmethod
     def load(cls, path: str) -> "Run":
@@ -235,7 +245,7 @@ class Runs:
         lines = self._state.read().splitlines()
         if self._identity is None or not lines or _json(lines[0]) != self._identity:
             for name in set(os.listdir(self.folder)) - {_STATE}:
-                os.remove(os.path.join(self.folder, name))
+                _remove(os.path.join(self.folder, name))
             self._state.truncate(0)
             self._state.write(json.dumps(self._identity) + "\n")
             self._state.flush()
@@ -251,7 +261,7 @@ class Runs:
             if name.endswith(_SUFFIX):
                 runs.append(Run.load(path))
             elif name != _STATE:  # What a process was writing when it was killed.
-                os.remove(path)
+                _remove(path)
         taken: set[Chunk] = set()
         for run in sorted(runs, key=lambda run: len(run.chunks), reverse=True):
             is_current = all(stamps.get(part) == stamp for part, _, stamp in run.chunks)
@@ -288,6 +298,13 @@ def _ends(file: BinaryIO) -> tuple[bytes, bytes]:
     table, text = _END.unpack(file.read(_END.size))
     file.seek(-_END.size - text - table, os.SEEK_END)
     return file.read(table), file.read(text)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        files.remove_tree(path)
+    else:
+        os.remove(path)
 
 
 def _json(line: str) -> Any:
