@@ -361,8 +361,8 @@ def test_memory_does_not_grow_with_the_text(make_dataset, tmp_path: Path, small_
         tracemalloc.stop()
         return peak
 
-    peak(2)
-    assert peak(40) < 1.5 * peak(10)
+    peak(1)
+    assert peak(16) < 1.5 * peak(4)
 
 
 def test_what_a_killed_build_left_is_cleared(make_dataset, tmp_path: Path):
