@@ -172,7 +172,7 @@ def _dataset(
         | "TellCounts" >> beam.MapTuple(lambda name, count: ("count", name, count))
     )
     written = (
-        packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.MapTuple(_written, paths)
+        packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written, paths)
     )
     return [counts, written]
 
@@ -295,11 +295,11 @@ def _packed(
 
 
 def _written(
-    place: tuple[int, int],
-    runs: Iterable[list[tuple[int, bytes]]],
+    group: tuple[tuple[int, int], Iterable[list[tuple[int, bytes]]]],
     paths: dict[tuple[int, int], str],
 ) -> tuple[str, tuple[int, int], tuple[int, str]]:
     """Writes a shard, its records in the order of their keys."""
+    place, runs = group
     with tempfile.TemporaryDirectory() as scratch:
         examples = merged_examples(_sorted_runs(place, runs, scratch), *place)
         return "shard", place, write_shard(paths[place], examples, scratch)
