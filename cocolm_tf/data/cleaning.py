@@ -266,6 +266,12 @@ def place(part: int, chunk: int, document: int) -> int:
     return (part << _CHUNK_BITS | chunk) << _DOCUMENT_BITS | document
 
 
+def numbers_of(place: int) -> tuple[int, int, int]:
+    """Takes apart what `place` has made: the numbers of the part, the chunk and the document."""
+    chunk, document = divmod(place, 2**_DOCUMENT_BITS)
+    return *divmod(chunk, 2**_CHUNK_BITS), document
+
+
 def _again(rows: np.ndarray) -> np.ndarray:
     """The places of all rows but the first of each key."""
     rows = rows[np.lexsort((rows["place"], rows["key"]))]
