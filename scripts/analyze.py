@@ -20,7 +20,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
+from cocolm_tf.files import check_writable
 
 flags.DEFINE_multi_string("preset", [], "Preset to look at: DIR or NAME=DIR. Repeatable.")
 flags.DEFINE_string(

@@ -13,7 +13,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.data import source_flags
-from cocolm_tf.tokenization.output_folder import check_writable
+from cocolm_tf.files import check_writable
 
 FLAGS = flags.FLAGS
 

@@ -14,7 +14,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_output_folder
+from cocolm_tf.files import check_output_folder
 
 flags.DEFINE_string("official", None, "Folder of the released checkpoint.", required=True)
 flags.DEFINE_string("preset", None, "Folder of the preset.", required=True)

@@ -13,7 +13,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
+from cocolm_tf.files import check_writable
 
 flags.DEFINE_string("preset", None, "Folder that pretraining or fine-tuning wrote.", required=True)
 flags.DEFINE_multi_enum(

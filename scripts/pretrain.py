@@ -12,7 +12,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
+from cocolm_tf.files import check_writable
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
 flags.DEFINE_multi_string(

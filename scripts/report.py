@@ -12,8 +12,8 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.files import check_writable
 from cocolm_tf.text_files import check_encoding, text_lines
-from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
 flags.DEFINE_multi_string(

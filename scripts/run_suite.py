@@ -19,7 +19,7 @@ from absl import flags
 from cocolm_tf import program
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
+from cocolm_tf.files import check_writable
 
 flags.DEFINE_string("suite", None, "The rows: table3, figure4, baselines, tasks or a YAML file.")
 flags.DEFINE_string(

@@ -10,7 +10,7 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.data import source_flags
-from cocolm_tf.tokenization.output_folder import check_output_folder
+from cocolm_tf.files import check_output_folder
 
 FLAGS = flags.FLAGS
 

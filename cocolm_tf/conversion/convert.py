@@ -41,8 +41,8 @@ from cocolm_tf.conversion.tensor_files import (
 )
 from cocolm_tf.conversion.vocabulary_files import read_tokenizer, write_tokenizer
 from cocolm_tf.errors import UserError
+from cocolm_tf.files import check_output_folder, new_folder
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.tokenization.output_folder import check_output_folder, new_folder
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME
 from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME, load_vocabulary
 from cocolm_tf.training.model_card import Facts, write_model_card
@@ -129,7 +129,7 @@ def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Co
     heads = read_heads(configuration, auxiliary, checkpoint)
     task_heads = {head: heads.pop(head) for head in TASK_HEADS if head in heads}
 
-    with new_folder(preset) as unfinished:
+    with new_folder(preset, overwrite, FILENAME) as unfinished:
         write_models(
             unfinished,
             backbone,
@@ -204,7 +204,7 @@ def convert_to_official(
             configuration["id2label"] = {str(number): name for number, name in enumerate(names)}
             configuration["label2id"] = {name: number for number, name in enumerate(names)}
     tensors = _tensors(entries)
-    with new_folder(official) as unfinished:
+    with new_folder(official, overwrite, FILENAME) as unfinished:
         write_tensors(os.path.join(unfinished, FORMATS[weights_format]), tensors)
         write_json(os.path.join(unfinished, FILENAME), configuration)
         if os.path.isfile(os.path.join(preset, CONFIG_FILENAME)):

@@ -35,7 +35,7 @@ from cocolm_tf.data.shards import (
     shard_name,
 )
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable, made_folders
+from cocolm_tf.files import check_writable, made_folders
 
 MIN_SEQUENCE_LENGTH = 8
 

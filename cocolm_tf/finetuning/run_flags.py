@@ -8,9 +8,9 @@ from absl import flags
 
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
+from cocolm_tf.files import check_writable
 from cocolm_tf.finetuning.presets import backbone_config
 from cocolm_tf.finetuning.run import Run
-from cocolm_tf.tokenization.output_folder import check_writable
 
 # The flags are those of the programs that ask for them, so that their --help shows them.
 flags.disclaim_key_flags()

@@ -4,9 +4,11 @@ import dataclasses
 import os
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.files import new_folder
 from cocolm_tf.serving.answering import Answerer, answering_signatures
 from cocolm_tf.serving.batching import BATCHING_FILENAME, batching_parameters
 from cocolm_tf.serving.classification import Classifier, classification_signatures
+from cocolm_tf.serving.client import SAVED_MODEL_FILENAME
 from cocolm_tf.serving.correction import (
     MAX_TOKENS,
     NUM_CORRECTIONS,
@@ -20,7 +22,6 @@ from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.serving.saved_model import write_saved_model
 from cocolm_tf.serving.signature import Signature
 from cocolm_tf.serving.warmup import warmup_texts, write_warmup_requests
-from cocolm_tf.tokenization.output_folder import new_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def export_preset(
     default = "classify_pairs" if names[0] == "classify" and settings.pairs else names[0]
     limit = parts.backbone.max_sequence_length
     texts = warmup_texts(parts.tokenizer, [*(b for b in settings.buckets if b < limit), limit])
-    with new_folder(path) as folder:
+    with new_folder(path, last=SAVED_MODEL_FILENAME) as folder:
         write_saved_model(signatures, default, parts.tokenizer, folder)
         model = os.path.basename(os.path.abspath(output_dir))
         write_warmup_requests(signatures, texts, model, folder)

@@ -12,9 +12,9 @@ import tensorflow as tf
 import tqdm
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.files import check_output_folder, new_folder
 from cocolm_tf.tokenization.dictionary import NUM_SPECIAL_TOKENS, Dictionary
 from cocolm_tf.tokenization.normalization import as_string_tensor, normalize
-from cocolm_tf.tokenization.output_folder import check_output_folder, new_folder
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, DICTIONARY_FILENAME, CocoLMTokenizer
 
 MODEL_FILENAME = "sp.model"
@@ -93,7 +93,7 @@ def train_vocabulary(
     dictionary, unknown = _count_pieces(words, proto)
     _tell_coverage(counts, unknown, character_coverage)
     tokenizer = CocoLMTokenizer(proto, dictionary, lowercase)
-    with new_folder(output_dir) as folder:
+    with new_folder(output_dir, overwrite, CONFIG_FILENAME) as folder:
         with open(os.path.join(folder, MODEL_FILENAME), "wb") as file:
             file.write(proto)
         dictionary.write(os.path.join(folder, DICTIONARY_FILENAME))

@@ -14,7 +14,7 @@ from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.reading import read_errors_told
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
+from cocolm_tf.files import check_writable
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.accelerators import device_type, peak_flops
