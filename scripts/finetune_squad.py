@@ -7,9 +7,9 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.errors import UserError
+from cocolm_tf.files import absolute, is_file
 from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
 from cocolm_tf.finetuning.squad_run import SquadRun
-from cocolm_tf.text_files import absolute, is_file
 
 define_run_flags()
 flags.DEFINE_string(

@@ -7,9 +7,9 @@ from absl import flags
 
 from cocolm_tf import program
 from cocolm_tf.data.table_task import table_name
+from cocolm_tf.files import absolute
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
-from cocolm_tf.text_files import absolute
 
 flags.DEFINE_string(
     "train_file", None, "Table to learn from: .tsv, .csv or .jsonl, with named columns."

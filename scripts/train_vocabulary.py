@@ -37,13 +37,13 @@ flags.DEFINE_bool("overwrite", False, "Replace what is in --output_dir.")
 
 def main() -> str:
     check_output_folder(FLAGS.output_dir, FLAGS.overwrite)
-    documents = source_flags.documents_from_flags(FLAGS)
+    source = source_flags.source_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
     from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
     train_vocabulary(
-        documents,
+        source,
         FLAGS.vocabulary_size,
         FLAGS.output_dir,
         lowercase=FLAGS.lowercase,
