@@ -15,7 +15,10 @@ import signal
 import sys
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import tqdm
 
 from cocolm_tf.errors import UserError
 
@@ -28,7 +31,9 @@ RESERVED = "\u2585"
 _MAX_WORD_CHARACTERS = 32
 
 _BATCH_CHARACTERS = 8_000_000
-_BATCHES_PER_WORKER = 2
+_PENDING_PER_WORKER = 2
+# As of so many parts of a corpus, none is much of the whole, and processes read them themselves.
+_MANY_PARTS = 32
 _MAX_REMEMBERED = 1 << 17
 
 _NO_CHARACTER = re.compile(f"[\ud800-\udfff{CUT}]")
@@ -88,24 +93,56 @@ def count_words(texts: Iterable[str], lowercase: bool = False) -> collections.Co
     return counts
 
 
+@runtime_checkable
+class Parts(Protocol):
+    """A corpus in parts that other processes can read, such as files: `data.sources.Source`."""
+
+    parts: tuple[str, ...]
+
+    def documents(self, part: str) -> Iterator[str]:
+        """Yields the texts of a part."""
+
+
 def count_corpus(
     texts: Iterable[str], lowercase: bool, num_workers: int, max_distinct_words: int
 ) -> tuple[collections.Counter[str], collections.Counter[str]]:
     """Counts the words of a corpus; in several processes, unless it is small.
 
     Args:
-        texts: The corpus.
+        texts: The corpus. If it has many parts, the processes read them too.
         lowercase: As for `count_words`.
-        num_workers: The number of processes; with 1 it is this one. No result depends on it.
+        num_workers: The number of processes; up to 1 it is this one. No result depends on it.
         max_distinct_words: When there are more different words than this, the rarer half is
             forgotten; among equals a hash decides, so that every part of the corpus keeps some.
 
     Returns:
         How often each word occurs; and, in those that were forgotten, each character.
     """
+    count = functools.partial(_count, lowercase=lowercase, max_distinct_words=max_distinct_words)
+    if isinstance(texts, Parts) and len(texts.parts) >= _MANY_PARTS:
+        shares = tqdm.tqdm(
+            [functools.partial(texts.documents, part) for part in texts.parts],
+            desc="counting words",
+            unit=" parts",
+        )
+    else:
+        shares = _batches(tqdm.tqdm(texts, desc="counting words", unit=" texts", mininterval=1))
     counts, forgotten = collections.Counter(), collections.Counter()
-    for batch in _count_batches(_batches(texts), lowercase, num_workers):
-        counts.update(batch)
+    for some_counts, some_forgotten in _in_order(count, iter(shares), num_workers):
+        counts.update(some_counts)
+        forgotten.update(some_forgotten)
+        if len(counts) > max_distinct_words:
+            _forget(counts, max_distinct_words // 2, forgotten)
+    return counts, forgotten
+
+
+def _count(
+    texts: list[str] | Callable[[], Iterator[str]], lowercase: bool, max_distinct_words: int
+) -> tuple[collections.Counter[str], collections.Counter[str]]:
+    """What a process does: counts a batch, or a part that it reads itself."""
+    counts, forgotten = collections.Counter(), collections.Counter()
+    for batch in [texts] if isinstance(texts, list) else _batches(texts()):
+        counts.update(count_words(batch, lowercase))
         if len(counts) > max_distinct_words:
             _forget(counts, max_distinct_words // 2, forgotten)
     return counts, forgotten
@@ -123,15 +160,14 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _count_batches(
-    batches: Iterator[list[str]], lowercase: bool, num_workers: int
-) -> Iterator[collections.Counter[str]]:
-    """Yields the counts of the batches, in their order."""
-    count = functools.partial(count_words, lowercase=lowercase)
-    first = list(itertools.islice(batches, 2))
-    batches = itertools.chain(first, batches)
+def _in_order(
+    function: Callable[[Any], Any], arguments: Iterator[Any], num_workers: int
+) -> Iterator[Any]:
+    """Yields the function's results, in the order of the arguments."""
+    first = list(itertools.islice(arguments, 2))
+    arguments = itertools.chain(first, arguments)
     if num_workers <= 1 or len(first) < 2:
-        yield from map(count, batches)
+        yield from map(function, arguments)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
         num_workers,
@@ -141,9 +177,9 @@ def _count_batches(
     )
     try:
         pending = collections.deque()
-        for batch in batches:
-            pending.append(pool.submit(count, batch))
-            if len(pending) > _BATCHES_PER_WORKER * num_workers:
+        for argument in arguments:
+            pending.append(pool.submit(function, argument))
+            if len(pending) > _PENDING_PER_WORKER * num_workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

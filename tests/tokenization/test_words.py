@@ -5,7 +5,6 @@ import sys
 import unicodedata
 
 import pytest
-import tensorflow as tf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizer_reference import odd_texts
