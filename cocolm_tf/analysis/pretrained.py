@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
@@ -36,8 +37,15 @@ def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer
     ```
     """
     for name in ("config.json", CONFIG_FILENAME):
-        if not os.path.isfile(os.path.join(preset, name)):
+        if not files.is_file(os.path.join(preset, name)):
             raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
+    with files.local_copy(preset) as local:
+        return _load(local, precision)
+
+
+def _load(
+    preset: str, precision: str
+) -> tuple[CocoLMPretrainer | MaskedLMPretrainer, CocoLMTokenizer]:
     tokenizer = load_vocabulary(preset)
     auxiliary = None
     auxiliary_preset = os.path.join(preset, AUXILIARY_DIRECTORY)

@@ -10,12 +10,12 @@ preset/
 """
 
 import os
-import shutil
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import Transform
@@ -26,6 +26,8 @@ from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import Pretrainer
 from cocolm_tf.training.model_card import Facts, write_model_card
 
+# What makes a preset whole: it is written last.
+BACKBONE_FILENAME = "config.json"
 HEADS_FILENAME = "pretraining_heads.npz"
 AUXILIARY_DIRECTORY = "auxiliary"
 
@@ -62,19 +64,12 @@ def save_preset(
     save_preset(pretrainer, tokenizer, "runs/first/preset")
     ```
     """
-    # Of one name, so that what a killed run has left is cleared by the next.
-    unfinished = directory.rstrip("/") + ".tmp"
-    shutil.rmtree(unfinished, ignore_errors=True)
     auxiliary = pretrainer.auxiliary and pretrainer.auxiliary.backbone
-    try:
+    with files.new_folder(directory, overwrite=True, last=BACKBONE_FILENAME) as unfinished:
         write_models(unfinished, pretrainer.backbone, auxiliary, head_variables(pretrainer))
         tokenizer.save_to_preset(unfinished)
         if facts:
             write_model_card(unfinished, facts)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(unfinished, directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_models(
@@ -124,20 +119,21 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
     missing = load_preset(pretrainer, "runs/first/preset")
     ```
     """
-    if not os.path.isfile(os.path.join(directory, "config.json")):
+    if not files.is_file(os.path.join(directory, BACKBONE_FILENAME)):
         raise UserError(f"--init_preset={directory} is not a preset: it has no config.json.")
-    _check_architecture(pretrainer.backbone, directory, "model")
-    missing = []
-    auxiliary = os.path.join(directory, AUXILIARY_DIRECTORY)
-    if pretrainer.auxiliary is not None:
-        if os.path.isdir(auxiliary):
-            _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
-            _load_weights(pretrainer.auxiliary.backbone, auxiliary)
-        else:
-            missing.append(AUXILIARY_DIRECTORY)
-    # After the auxiliary model's: tables that are shared are the main model's.
-    _load_weights(pretrainer.backbone, directory)
-    return missing + _load_heads(head_variables(pretrainer), directory)
+    with files.local_copy(directory) as local:
+        _check_architecture(pretrainer.backbone, local, "model")
+        missing = []
+        auxiliary = os.path.join(local, AUXILIARY_DIRECTORY)
+        if pretrainer.auxiliary is not None:
+            if os.path.isdir(auxiliary):
+                _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+                _load_weights(pretrainer.auxiliary.backbone, auxiliary)
+            else:
+                missing.append(AUXILIARY_DIRECTORY)
+        # After the auxiliary model's: tables that are shared are the main model's.
+        _load_weights(pretrainer.backbone, local)
+        return missing + _load_heads(head_variables(pretrainer), local)
 
 
 def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
@@ -156,12 +152,13 @@ def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
     load_frozen_auxiliary(pretrainer, "runs/first/preset")
     ```
     """
-    auxiliary = os.path.join(directory, AUXILIARY_DIRECTORY)
-    if not os.path.isdir(auxiliary):
+    if not files.is_dir(os.path.join(directory, AUXILIARY_DIRECTORY)):
         raise UserError(f"auxiliary.preset={directory} has no {AUXILIARY_DIRECTORY}/ in it.")
-    _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
-    _load_weights(pretrainer.auxiliary.backbone, auxiliary)
-    missing = _load_heads(_masked_lm_variables(pretrainer.auxiliary, "masked_lm_head"), directory)
+    with files.local_copy(directory) as local:
+        auxiliary = os.path.join(local, AUXILIARY_DIRECTORY)
+        _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+        _load_weights(pretrainer.auxiliary.backbone, auxiliary)
+        missing = _load_heads(_masked_lm_variables(pretrainer.auxiliary, "masked_lm_head"), local)
     if missing:
         raise UserError(f"auxiliary.preset={directory} lacks {', '.join(missing)}.")
 
@@ -207,15 +204,16 @@ def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
     auxiliary = read_backbone("runs/first/preset/auxiliary")
     ```
     """
-    try:
-        backbone = CocoLMBackbone.from_preset(directory, load_weights=load_weights)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{os.path.join(directory, 'config.json')} does not describe a CocoLMBackbone."
-        ) from error
-    if load_weights:
-        check_finite_weights(backbone, directory)
-    return backbone
+    with files.local_copy(directory) as local:
+        try:
+            backbone = CocoLMBackbone.from_preset(local, load_weights=load_weights)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{os.path.join(local, BACKBONE_FILENAME)} does not describe a CocoLMBackbone."
+            ) from error
+        if load_weights:
+            check_finite_weights(backbone, local)
+        return backbone
 
 
 def check_finite_weights(model: keras.Model, directory: str) -> None:
