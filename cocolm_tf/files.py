@@ -232,13 +232,16 @@ def copy(source: StrPath, target: StrPath) -> None:
         gfile.copy(source, target, overwrite=True)
 
 
-def move(source: StrPath, target: StrPath) -> None:
-    """Moves a file, over one that may be there: renames it, or from or to a store copies it."""
-    if not is_remote(source) and not is_remote(target):
+def rename(source: StrPath, target: StrPath) -> None:
+    """Renames a file, over one that may be there; to, from and in a store it is copied."""
+    if is_remote(source) != is_remote(target):
+        copy(source, target)
+        remove(source)
+    elif is_remote(source):
+        with _gfile(source) as gfile:
+            gfile.rename(os.fspath(source), os.fspath(target), overwrite=True)
+    else:
         os.replace(source, target)
-        return
-    copy(source, target)
-    remove(source)
 
 
 def make_dirs(path: StrPath) -> None:

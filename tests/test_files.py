@@ -42,7 +42,7 @@ def test_files_and_folders(folder: str):
     assert files.glob(files.join(inner, "*.csv")) == []
     assert (files.name(path), files.name(inner + "/")) == ("café.txt", "inner")
     files.copy(path, files.join(inner, "b.txt"))
-    files.move(path, files.join(folder, "c.txt"))
+    files.rename(path, files.join(folder, "c.txt"))
     assert files.list_dir(inner) == ["b.txt"]
     assert files.read_bytes(files.join(folder, "c.txt")) == b"one\r\ntwo"
     files.remove(path)

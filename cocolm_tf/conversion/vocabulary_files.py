@@ -67,5 +67,5 @@ def write_tokenizer(tokenizer: CocoLMTokenizer, folder: str) -> None:
     """
     tokenizer.save_assets(folder)
     released = os.path.join(folder, RELEASED_MODEL_FILENAME)
-    files.move(os.path.join(folder, MODEL_FILENAME), released)
+    files.rename(os.path.join(folder, MODEL_FILENAME), released)
     write_json(os.path.join(folder, _CONFIGURATION), {"do_lower_case": tokenizer.lowercase})

@@ -190,7 +190,7 @@ class Checkpoints:
                 _write_verified(os.path.join(unfinished, f"ckpt-{step}"), values)
                 # The index comes last: without it, there is no checkpoint.
                 for path, _ in reversed(_files_in(unfinished)):
-                    files.move(path, os.path.join(self._directory, os.path.basename(path)))
+                    files.rename(path, os.path.join(self._directory, os.path.basename(path)))
             if not files.is_remote(self._directory):
                 _sync(self._directory)
             self._drop_superfluous()
@@ -251,7 +251,7 @@ class Checkpoints:
         for path, step in _files_in(self._directory):
             if step in steps:
                 name = f"damaged-{os.path.basename(path)}"
-                files.move(path, os.path.join(self._directory, name))
+                files.rename(path, os.path.join(self._directory, name))
 
     def _check(self, path: str, values: dict[str, np.ndarray]) -> None:
         """Refuses a checkpoint whose variables are not exactly those of the model."""
