@@ -1,4 +1,4 @@
-"""Google Cloud Storage as far as TensorFlow's own client sees it, for tests, with all requests told.
+"""Google Cloud Storage as far as TensorFlow's client sees it, for tests, with all requests told.
 
 The store is gcp-storage-emulator's. TensorFlow asks www.googleapis.com and storage.googleapis.com
 over TLS, through the proxy that `https_proxy` names: which is here, has a certificate for these

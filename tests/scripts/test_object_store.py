@@ -17,27 +17,7 @@ gs_store = pytest.importorskip(
 )
 
 BUCKET = "gs://bucket"
-WORDS = [
-    "A",
-    "cat",
-    "saw",
-    "the",
-    "red",
-    "house",
-    "on",
-    "its",
-    "hill",
-    "and",
-    "then",
-    "some",
-    "bird",
-    "sang",
-    "to",
-    "a",
-    "dog",
-    "of",
-    "rain",
-]
+WORDS = "A cat saw the red house on its hill and then some bird sang to a dog of rain"
 CONFIG = """
 model: {vocabulary_size: 60, num_layers: 1, num_heads: 2, hidden_dim: 16, intermediate_dim: 16}
 auxiliary: {num_layers: 1}
@@ -74,7 +54,7 @@ def run(program: str, *flags: str) -> str:
 
 
 def text_of(rng: random.Random) -> str:
-    return " ".join(rng.choices(WORDS, k=rng.randrange(4, 20)))
+    return " ".join(rng.choices(WORDS.split(), k=rng.randrange(4, 20)))
 
 
 @pytest.mark.exhaustive
