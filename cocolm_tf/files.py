@@ -244,6 +244,16 @@ def rename(source: StrPath, target: StrPath) -> None:
         os.replace(source, target)
 
 
+def sync(path: StrPath) -> None:
+    """Has a file or folder survive a loss of power as well; on a store, it does."""
+    if not is_remote(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def make_dirs(path: StrPath) -> None:
     """Makes a folder and those around it, where they are not there."""
     if not is_remote(path):

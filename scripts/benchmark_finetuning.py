@@ -37,7 +37,7 @@ flags.DEFINE_integer(
 flags.mark_flag_as_required("preset")
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:

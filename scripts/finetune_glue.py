@@ -13,7 +13,7 @@ define_run_flags()
 define_glue_flags()
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:

@@ -19,7 +19,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("splits", 5, "How many draws of these.", lower_bound=1)
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 CONFIG_FILE = os.path.join(ROOT, "configs", "finetune", "prompts.yaml")
 
 

@@ -48,7 +48,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("n_best", 20, "How many candidates to write for each question.", lower_bound=1)
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:

@@ -41,7 +41,7 @@ define_run_flags()
 flags.mark_flags_as_required(["train_file", "text_column", "label_column"])
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:

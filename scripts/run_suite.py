@@ -72,7 +72,7 @@ flags.DEFINE_string(
 flags.mark_flags_as_required(["suite", "config_file", "train_data", "vocabulary", "output_dir"])
 
 FLAGS = flags.FLAGS
-CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(files.absolute(__file__))), "configs")
 
 
 def main() -> str:

@@ -85,7 +85,7 @@ def _load_projection(preset: str, backbone: CocoLMBackbone) -> Transform:
     projection = Transform(backbone.hidden_dim, backbone.layer_norm_epsilon)
     projection.build((None, backbone.hidden_dim))
     path = os.path.join(preset, HEADS_FILENAME)
-    saved = np.load(path) if os.path.isfile(path) else {}
+    saved = np.load(path) if files.is_file(path) else {}
     variables = {
         "projection.dense.kernel": projection.dense.kernel,
         "projection.dense.bias": projection.dense.bias,

@@ -49,10 +49,10 @@ def _load(
     tokenizer = load_vocabulary(preset)
     auxiliary = None
     auxiliary_preset = os.path.join(preset, AUXILIARY_DIRECTORY)
-    if os.path.isdir(auxiliary_preset):
+    if files.is_dir(auxiliary_preset):
         auxiliary = MaskedLanguageModel(_build(auxiliary_preset, precision), name="auxiliary_model")
     path = os.path.join(preset, HEADS_FILENAME)
-    heads = set(np.load(path).files) if os.path.isfile(path) else set()
+    heads = set(np.load(path).files) if files.is_file(path) else set()
     main = _build(preset, precision)
     if "main_masked_lm_head.bias" in heads:
         model = MaskedLanguageModel(main, name="masked_language_model")

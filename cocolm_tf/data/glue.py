@@ -169,8 +169,7 @@ def _tsv_path(task: GlueTask, data_dir: str, name: str) -> str:
     folder = os.path.join(data_dir, task.title)
     if not files.is_dir(folder):
         folder = data_dir
-    path = os.path.join(folder, f"{name}.tsv")
-    return path if files.is_remote(path) else os.path.normpath(path)
+    return files.join(folder, f"{name}.tsv")
 
 
 def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:

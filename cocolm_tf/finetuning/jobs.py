@@ -391,7 +391,7 @@ def _take_share(slot: int, slots: int) -> None:
 
 def _environment() -> dict[str, str]:
     # The process finds this package where this one has found it.
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(files.absolute(__file__))))
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
     return os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}

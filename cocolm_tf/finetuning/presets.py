@@ -116,7 +116,7 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
     ```
     """
     path = os.path.join(preset, _TASK_HEADS_FILENAME)
-    if not os.path.isfile(path) or _task_name(preset) == _TASKS[head]:
+    if preset.startswith(_FETCHED) or not files.is_file(path) or _task_name(preset) == _TASKS[head]:
         return {}
     arrays = np.load(path)
     prefix = f"{head}."

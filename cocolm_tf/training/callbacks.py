@@ -61,12 +61,11 @@ class MetricsLog(keras.callbacks.Callback):
         super().__init__()
         self._path = os.path.join(directory, METRICS_FILENAME) if directory else ""
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
-        self._text = ""
         if directory:
-            kept = [line for line in read_lines(self._path) if line["step"] <= first_step]
-            self._text = "".join(json.dumps(line) + "\n" for line in kept)
             if files.is_file(self._path):
-                files.write_text(self._path, self._text)
+                kept = [line for line in read_lines(self._path) if line["step"] <= first_step]
+                text = "".join(json.dumps(line) + "\n" for line in kept)
+                files.write_text(self._path, text)
             for split in ("train", "validation"):
                 self._writers[split] = tf.summary.create_file_writer(
                     os.path.join(directory, TENSORBOARD_DIRECTORY, split)
@@ -112,13 +111,8 @@ class MetricsLog(keras.callbacks.Callback):
         # JSON has no word for what is not finite.
         finite = {k: value if math.isfinite(value) else None for k, value in values.items()}
         line = {"step": step, "split": split, "seconds": seconds, **finite}
-        text = json.dumps(line, allow_nan=False) + "\n"
-        if files.is_remote(self._path):  # A store takes nothing but whole objects.
-            self._text += text
-            files.write_text(self._path, self._text)
-        else:
-            with open(self._path, "a") as file:
-                file.write(text)
+        with files.open_append(self._path) as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
         with self._writers[split].as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)

@@ -4,7 +4,6 @@ import contextlib
 import operator
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -191,8 +190,7 @@ class Checkpoints:
                 # The index comes last: without it, there is no checkpoint.
                 for path, _ in reversed(_files_in(unfinished)):
                     files.rename(path, os.path.join(self._directory, os.path.basename(path)))
-            if not files.is_remote(self._directory):
-                _sync(self._directory)
+            files.sync(self._directory)
             self._drop_superfluous()
         except _FAILURES as error:
             steps = checkpoint_steps(self._directory)
@@ -402,12 +400,12 @@ def _unfinished(directory: str) -> Iterator[str]:
             yield unfinished
         return
     unfinished = os.path.join(directory, _UNFINISHED)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    os.makedirs(unfinished)
+    files.remove_tree(unfinished)
+    files.make_dirs(unfinished)
     try:
         yield unfinished
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        files.remove_tree(unfinished)
 
 
 def _write_verified(path: str, values: dict[str, np.ndarray]) -> None:
@@ -419,7 +417,7 @@ def _write_verified(path: str, values: dict[str, np.ndarray]) -> None:
             tensors=list(values.values()),
         )
     for file, _ in _files_in(os.path.dirname(path)):
-        _sync(file)
+        files.sync(file)
     reader = tf.train.load_checkpoint(path)
     for name, value in values.items():
         if reader.get_tensor(name).tobytes() != value.tobytes():
@@ -461,15 +459,6 @@ def _note_latest(directory: str, steps: list[int]) -> None:
     lines = [f'model_checkpoint_path: "ckpt-{steps[-1]}"']
     lines += [f'all_model_checkpoint_paths: "ckpt-{step}"' for step in steps]
     files.write_text(os.path.join(directory, "checkpoint"), "\n".join(lines) + "\n")
-
-
-def _sync(path: str) -> None:
-    """Has what was written survive a loss of power as well."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _zeros_like(variable: tf.Variable) -> np.ndarray:

@@ -126,7 +126,7 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
         missing = []
         auxiliary = os.path.join(local, AUXILIARY_DIRECTORY)
         if pretrainer.auxiliary is not None:
-            if os.path.isdir(auxiliary):
+            if files.is_dir(auxiliary):
                 _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
                 _load_weights(pretrainer.auxiliary.backbone, auxiliary)
             else:
@@ -257,7 +257,7 @@ def _transform_variables(transform: Transform, name: str) -> dict[str, keras.Var
 def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[str]:
     """Loads weights of heads by their names, and returns the names that the preset lacks."""
     heads = os.path.join(directory, HEADS_FILENAME)
-    saved = np.load(heads) if os.path.isfile(heads) else {}
+    saved = np.load(heads) if files.is_file(heads) else {}
     missing = []
     for name, variable in variables.items():
         if name not in saved:
@@ -288,5 +288,5 @@ def _load_weights(backbone: CocoLMBackbone, directory: str) -> None:
     # KerasHub cuts what is large into several files.
     names = ("model.weights.h5", "model.weights.json")
     paths = [os.path.join(directory, name) for name in names]
-    backbone.load_weights(next(filter(os.path.isfile, paths), paths[0]))
+    backbone.load_weights(next(filter(files.is_file, paths), paths[0]))
     check_finite_weights(backbone, directory)
