@@ -53,7 +53,7 @@ flags.DEFINE_bool("overwrite", False, "Replace a finished dataset in --output_di
 def main() -> str:
     if "://" not in FLAGS.output_dir:
         check_writable(FLAGS.output_dir, "--output_dir")
-    documents = source_flags.documents_from_flags(FLAGS)
+    source = source_flags.source_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
     from cocolm_tf.data.build import build_shards
@@ -62,7 +62,7 @@ def main() -> str:
     started = time.perf_counter()
     manifests = [
         build_shards(
-            documents,
+            source,
             vocabulary_dir=FLAGS.vocabulary,
             sequence_length=FLAGS.sequence_length,
             num_shards=FLAGS.num_shards,
@@ -72,7 +72,7 @@ def main() -> str:
             compress=FLAGS.compress,
             validation_fraction=FLAGS.validation_fraction,
             overwrite=FLAGS.overwrite,
-            source=source_flags.describe_source(FLAGS),
+            source=source.describe(),
         )
     ]
     seconds = time.perf_counter() - started

@@ -91,9 +91,9 @@ def build_shards(
 
     Example:
     ```python
-    from cocolm_tf.data.sources import text_documents
+    from cocolm_tf.data.sources import FileSource
 
-    documents = text_documents("corpus/*.txt")
+    documents = FileSource.find("corpus/*.txt")
     manifest = build_shards(documents, "vocabulary", 512, 16, 4, "data")
     print(manifest.counts)
     ```

@@ -9,12 +9,7 @@ import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cocolm_tf.data.sources import (
-    docstring_documents,
-    jsonl_documents,
-    text_documents,
-    tfds_documents,
-)
+from cocolm_tf.data.sources import DocstringSource, FileSource, TfdsSource
 from cocolm_tf.errors import UserError
 
 WORDS = st.lists(
@@ -28,7 +23,7 @@ def test_text_documents_are_what_blank_lines_separate(tmp_path: Path, corpus, bl
     corpus = [[paragraph.strip() for paragraph in document] for document in corpus]
     text = ("\n" * (blank_lines + 1)).join("\n".join(document) for document in corpus)
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    documents = text_documents(str(tmp_path / "a.txt"))
+    documents = FileSource.find(str(tmp_path / "a.txt"))
     assert [document.split("\n") for document in documents] == corpus
 
 
@@ -36,13 +31,13 @@ def test_a_document_ends_with_its_file_and_files_are_sorted(tmp_path: Path):
     (tmp_path / "b.txt").write_text("three\r\n \t\r\nfour\r\n")
     with gzip.open(tmp_path / "a.txt.gz", "wt") as file:
         file.write("one\ntwo")
-    documents = text_documents(f"{tmp_path}/b.txt, {tmp_path}/*.gz,{tmp_path}/b*")
+    documents = FileSource.find(f"{tmp_path}/b.txt, {tmp_path}/*.gz,{tmp_path}/b*")
     assert list(documents) == ["one\ntwo", "three", "four"]
 
 
 def test_one_document_per_line(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one\n\n two \nthree")
-    documents = text_documents(str(tmp_path / "a.txt"), one_document_per_line=True)
+    documents = FileSource.find(str(tmp_path / "a.txt"), one_document_per_line=True)
     assert list(documents) == ["one", "two", "three"]
 
 
@@ -51,8 +46,8 @@ def test_documents_in_another_encoding(tmp_path: Path, encoding):
     (tmp_path / "a.txt").write_bytes("café\n\nnaïve\n".encode(encoding))
     (tmp_path / "a.jsonl").write_bytes('{"text": "café"}\n{"text": "naïve"}\n'.encode(encoding))
     documents = ["café", "naïve"]
-    assert list(text_documents(str(tmp_path / "a.txt"), encoding=encoding)) == documents
-    found = jsonl_documents(str(tmp_path / "a.jsonl"), "text", encoding=encoding)
+    assert list(FileSource.find(str(tmp_path / "a.txt"), encoding=encoding)) == documents
+    found = FileSource.find(str(tmp_path / "a.jsonl"), jsonl_field="text", encoding=encoding)
     assert list(found) == documents
 
 
@@ -60,17 +55,17 @@ def test_no_accent_is_lost_unless_asked_for(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"fine\n" * 99 + b"caf\xe9\n")
     with pytest.raises(UserError, match=r"a.txt:100 is not UTF-8: .*0xE9.* --encoding"):
-        list(text_documents(str(path)))
-    (document,) = text_documents(str(path), max_bad_share=0.01)
+        list(FileSource.find(str(path)))
+    (document,) = FileSource.find(str(path), max_bad_share=0.01)
     assert document.endswith("fine\ncaf\ufffd")
 
 
 def test_a_wrong_pattern_or_encoding_is_named_at_once(tmp_path: Path):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(UserError, match=r"no file matches '.*\*.text'"):
-        text_documents(f"{tmp_path}/*.txt,{tmp_path}/*.text")
+        FileSource.find(f"{tmp_path}/*.txt,{tmp_path}/*.text")
     with pytest.raises(UserError, match="--encoding=nonsense is no encoding"):
-        jsonl_documents(f"{tmp_path}/*.txt", "text", encoding="nonsense")
+        FileSource.find(f"{tmp_path}/*.txt", jsonl_field="text", encoding="nonsense")
 
 
 def test_jsonl_documents(tmp_path: Path):
@@ -79,7 +74,7 @@ def test_jsonl_documents(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(lines)
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write(lines)
-    documents = jsonl_documents(f"{tmp_path}/*.jsonl*", "text")
+    documents = FileSource.find(f"{tmp_path}/*.jsonl*", jsonl_field="text")
     assert list(documents) == ["one\ntwo", "three"] * 2
 
 
@@ -95,7 +90,7 @@ def test_jsonl_documents(tmp_path: Path):
 def test_a_bad_jsonl_line_is_named(tmp_path: Path, line: str, complaint: str):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
     with pytest.raises(UserError, match=rf"a.jsonl:2.*{complaint}"):
-        list(jsonl_documents(str(tmp_path / "a.jsonl"), "text"))
+        list(FileSource.find(str(tmp_path / "a.jsonl"), jsonl_field="text"))
 
 
 @pytest.fixture
@@ -120,8 +115,8 @@ def tiny_tfds(tmp_path: Path) -> str:
 
 
 def test_tfds_documents(tiny_tfds: str):
-    assert list(tfds_documents("tiny", data_dir=tiny_tfds)) == ["one\ntwo", "three"]
-    assert list(tfds_documents("tiny", split="train[2:]", data_dir=tiny_tfds)) == ["three"]
+    assert list(TfdsSource.find("tiny", data_dir=tiny_tfds)) == ["one\ntwo", "three"]
+    assert list(TfdsSource.find("tiny", split="train[2:]", data_dir=tiny_tfds)) == ["three"]
 
 
 @pytest.mark.parametrize(
@@ -134,10 +129,10 @@ def test_tfds_documents(tiny_tfds: str):
 )
 def test_what_a_tfds_dataset_lacks_is_named(tiny_tfds: str, arguments: dict, complaint: str):
     with pytest.raises(UserError, match=complaint):
-        tfds_documents(**({"name": "tiny", "data_dir": tiny_tfds} | arguments))
+        TfdsSource.find(**({"name": "tiny", "data_dir": tiny_tfds} | arguments))
 
 
 def test_docstring_documents_read_this_environment(write_modules: Callable):
     write_modules({"b.py": '"""The first words of the module b are these few ones."""'})
-    (document,) = docstring_documents()
+    (document,) = DocstringSource.find()
     assert document == "The first words of the module b are these few ones."
