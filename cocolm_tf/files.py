@@ -443,7 +443,7 @@ def _gfile(path: StrPath) -> Iterator[Any]:
 
 def _make_way(path: str) -> None:
     """Removes what would be added to: unlike all others, `ram://` does not write files anew."""
-    if path.startswith("ram://"):
+    if path.startswith("ram://") and is_file(path):
         remove(path)
 
 
