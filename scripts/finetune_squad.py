@@ -7,7 +7,6 @@ from absl import flags
 
 from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
-from cocolm_tf.files import absolute, is_file
 from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
 from cocolm_tf.finetuning.squad_run import SquadRun
 

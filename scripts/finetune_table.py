@@ -7,7 +7,6 @@ from absl import flags
 
 from cocolm_tf import files, program
 from cocolm_tf.data.table_task import table_name
-from cocolm_tf.files import absolute
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
 
