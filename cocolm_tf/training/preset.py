@@ -4,7 +4,7 @@ preset/
   config.json, model.weights.h5     the main model, as KerasHub saves a backbone
   tokenizer.json, assets/           its tokenizer
   pretraining_heads.npz             copy head, LM head, projection, the auxiliary model's masked
-                                    LM head; or the main model's masked LM head
+                                    LM head; or the main model's masked LM head; MCL's heads
   auxiliary/                        the auxiliary model, a preset of its own
   README.md                         the model card
 """
@@ -174,8 +174,10 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     if isinstance(pretrainer, MaskedLMPretrainer):
         return _masked_lm_variables(pretrainer.model, "main_masked_lm_head")
     variables = {}
-    if pretrainer.copy_head:
-        variables["copy_head.kernel"] = pretrainer.copy_head.kernel
+    # MCL's detection of replaced tokens is what the copy head does; it has two more.
+    for name in ("copy_head", "swap_head", "insert_head"):
+        if head := getattr(pretrainer, name, None):
+            variables[f"{name}.kernel"] = head.kernel
     if pretrainer.lm_head:
         variables["lm_head.bias"] = pretrainer.lm_head.bias
     if pretrainer.projection:

@@ -1,6 +1,7 @@
 """A pretraining run: shards in, a preset out."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import sys
@@ -18,7 +19,12 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.accelerators import device_type, peak_flops
-from cocolm_tf.training.build import Pretrainer, build_pretrainer, compile_pretrainer
+from cocolm_tf.training.build import (
+    Pretrainer,
+    build_pretrainer,
+    build_views,
+    compile_pretrainer,
+)
 from cocolm_tf.training.callbacks import (
     TENSORBOARD_DIRECTORY,
     MetricsLog,
@@ -356,10 +362,11 @@ def _open_data(
     pipelines: int = 1,
     pipeline: int = 0,
 ) -> PretrainingData:
-    return PretrainingData.open(
+    special = SpecialTokens(mask=tokenizer.mask_token_id)
+    opened = PretrainingData.open(
         pattern,
         config.data.sequence_length,
-        SpecialTokens(mask=tokenizer.mask_token_id),
+        special,
         config.data.mask_fraction,
         config.data.crop_fraction,
         config.runtime.seed,
@@ -369,3 +376,4 @@ def _open_data(
         pipelines,
         pipeline,
     )
+    return dataclasses.replace(opened, views=build_views(config, special))

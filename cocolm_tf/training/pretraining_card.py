@@ -24,6 +24,10 @@ _DESCRIPTIONS = {
         "A Transformer encoder, pretrained by COCO-LM: correcting tokens that an auxiliary model "
         "replaced, and contrasting text sequences."
     ),
+    "mcl": (
+        "A Transformer encoder, pretrained by MCL: detecting tokens that a generator put in the "
+        "place of masked and of reordered ones and where there were none, and correcting mistakes."
+    ),
     "masked_lm": "A Transformer encoder, pretrained by masked language modeling.",
 }
 _USE = (
