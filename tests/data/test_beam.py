@@ -3,13 +3,11 @@
 import json
 import os
 import random
-import sys
 from pathlib import Path
 
 import pytest
 
-from cocolm_tf.data import packing
-from cocolm_tf.data.build import build_shards
+from cocolm_tf.data import packing, workers
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.sources import FileSource
@@ -32,10 +30,9 @@ FOUR_THREADS = ["--direct_num_workers=4", "--direct_running_mode=multi_threading
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileSource:
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> FileSource:
     """Files of several chunks each, in which some documents are twice and some lines are bad."""
-    monkeypatch.setattr(packing, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(packing.chunks, "__defaults__", (1000,))
+    monkeypatch.setattr(beam, "chunks", workers.chunks)
     monkeypatch.setattr(packing, "_SMALL_BYTES", 1)
     generator = random.Random(0)
     words = [f"word{number}" for number in range(50)]
@@ -64,7 +61,7 @@ def test_a_pipeline_builds_the_same_bytes(
     assert built.shards == local.shards
     assert built.parameters == local.parameters
     assert built.cleaning == local.cleaning
-    assert built.cleaning["bad_records"] == 3 and built.cleaning["duplicates"] >= 30
+    assert built.cleaning["bad_records"] == 3 and built.cleaning["duplicates"] > 20
     built.verify()
     held_out = [
         Manifest.load(os.path.join(manifest.directory, "..", "validation"))
@@ -72,7 +69,7 @@ def test_a_pipeline_builds_the_same_bytes(
     ]
     assert held_out[0].shards == held_out[1].shards
     assert sorted(os.listdir(output_dir)) == ["train", "validation"]
-    assert not [name for name in os.listdir(built.directory) if not name.startswith(("data-", "ma"))]
+    assert len(os.listdir(built.directory)) == 4  # Three shards and the manifest.
 
 
 def test_words_are_counted_as_on_one_machine(corpus: FileSource, tmp_path: Path):
@@ -96,7 +93,7 @@ def test_what_fails_in_a_worker_is_one_line_and_leaves_nothing(
     path = tmp_path / "1.jsonl"
     path.write_text(path.read_text() + "\nnone\n" * 9)
     for options in ([], FOUR_THREADS):
-        with pytest.raises(UserError, match=r"^\S*1.jsonl:41 is not JSON: .* \d+ of \d+ lines .*pass.$"):
+        with pytest.raises(UserError, match=r"^\S*1.jsonl:41 is not JSON: .* of 58 lines .*pass.$"):
             beam.build_with_beam(
                 corpus,
                 output_dir=str(tmp_path / "beam"),
@@ -110,8 +107,8 @@ def test_what_fails_in_a_worker_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("runner", "options", "complaint"),
     [
-        ("DirectRunner", ["--direct_num_worker=4"], "Apache Beam has no option --direct_num_worker"),
-        ("DataflowRunner", [], "reads and writes on other machines: give a gs:// path for vocabulary"),
+        ("DirectRunner", ["--direct_num_worker=4"], "has no option --direct_num_worker"),
+        ("DataflowRunner", [], "on other machines: give a gs:// path for vocabulary"),
     ],
 )
 def test_what_beam_cannot_do_is_told_first(
