@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from data_stand_ins import Lists, WordTokenizer, some_documents
 
-from cocolm_tf.data import build, packing
+from cocolm_tf.data import build, packing, shuffle
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.manifest import FILE_NAME, Manifest, resolve_shards
 from cocolm_tf.data.packing import Recipe, chunk_sequences
@@ -180,8 +180,9 @@ def test_another_dataset_within_is_left_alone(make_dataset, tmp_path: Path, frac
     make_dataset(output_dir=str(other))
     before = contents(other)
     if fraction:
-        with pytest.raises(UserError, match="data/validation is a finished dataset: give --over"):
-            make_dataset(validation_fraction=fraction)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="data/validation is a dataset of its own"):
+                make_dataset(validation_fraction=fraction, overwrite=overwrite)
     else:
         make_dataset()
         make_dataset(overwrite=True)
@@ -352,7 +353,9 @@ def test_duplicates_and_what_is_cleaned_are_counted(make_dataset, small_chunks):
     assert Manifest.load(manifest.directory) == manifest
 
 
-def test_memory_does_not_grow_with_the_text(make_dataset, tmp_path: Path, small_chunks):
+def test_memory_does_not_grow_with_the_text(make_dataset, tmp_path, monkeypatch, small_chunks):
+    monkeypatch.setattr(shuffle, "_MOST_OPEN", 4)  # Each has a buffer.
+
     def peak(number: int) -> int:
         documents = (text for _ in range(number) for text in some_documents(50))
         tracemalloc.start()
@@ -362,7 +365,22 @@ def test_memory_does_not_grow_with_the_text(make_dataset, tmp_path: Path, small_
         return peak
 
     peak(1)
-    assert peak(16) < 1.5 * peak(4)
+    assert peak(12) < 1.5 * peak(3)
+
+
+def test_chunks_may_be_kept_elsewhere(make_dataset, tmp_path: Path, small_chunks):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "notes.txt").write_text("not ours")
+    source = Ended.of(some_documents(30), ["end"])
+    with pytest.raises(KeyboardInterrupt):
+        make_dataset(source, spill_dir=str(elsewhere), output_dir="ram://elsewhere")
+    assert is_resumable(elsewhere)
+    source = Lists.of(some_documents(30), ["more"])
+    make_dataset(source, spill_dir=str(elsewhere), output_dir="ram://elsewhere")
+    manifest = make_dataset(source)
+    assert Manifest.load("ram://elsewhere").fingerprint() == manifest.fingerprint()
+    assert list(contents(elsewhere)) == ["notes.txt"]
 
 
 def test_what_a_killed_build_left_is_cleared(make_dataset, tmp_path: Path):
