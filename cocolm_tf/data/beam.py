@@ -33,8 +33,6 @@ except ImportError as error:
         "--runner needs Apache Beam for all but local: pip install 'cocolm-tf[beam]'."
     ) from error
 
-RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
-
 # How much of a shard is sorted in memory at once.
 _SORTED_BYTES = 1 << 28
 _RESULT = "beam-result.json"
@@ -58,7 +56,7 @@ def build_with_beam(
         source: The documents. The workers must be able to read it.
         vocabulary_dir: The folder of the vocabulary, for the workers too.
         output_dir: The folder of the dataset, likewise.
-        runner: One of `RUNNERS`.
+        runner: One of `source_flags.BEAM_RUNNERS`.
         options: Beam's own options, as `"--direct_num_workers=4"`.
         **arguments: The other arguments of `build_shards`, those of its processes and its files
             apart.
@@ -113,7 +111,7 @@ def count_words_with_beam(
         lowercase: Whether the vocabulary is uncased.
         max_distinct_words: Of more different words than this, the most frequent ones are returned.
         output_dir: A folder for the counts on their way from the workers; it is there.
-        runner: One of `RUNNERS`.
+        runner: One of `source_flags.BEAM_RUNNERS`.
         options: Beam's own options.
 
     Returns:
@@ -171,9 +169,7 @@ def _dataset(
         | "Sum" >> beam.CombinePerKey(sum)
         | "TellCounts" >> beam.MapTuple(lambda name, count: ("count", name, count))
     )
-    written = (
-        packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.MapTuple(_written, paths)
-    )
+    written = packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written, paths)
     return [counts, written]
 
 
@@ -295,11 +291,11 @@ def _packed(
 
 
 def _written(
-    place: tuple[int, int],
-    runs: Iterable[list[tuple[int, bytes]]],
+    group: tuple[tuple[int, int], Iterable[list[tuple[int, bytes]]]],
     paths: dict[tuple[int, int], str],
 ) -> tuple[str, tuple[int, int], tuple[int, str]]:
     """Writes a shard, its records in the order of their keys."""
+    place, runs = group
     with tempfile.TemporaryDirectory() as scratch:
         examples = merged_examples(_sorted_runs(place, runs, scratch), *place)
         return "shard", place, write_shard(paths[place], examples, scratch)

@@ -288,12 +288,12 @@ class Plan:
         """Makes the folders to write shards to; those that are not finished then go."""
         _remove_temporaries(self.splits)
         with contextlib.ExitStack() as stack:
-            stack.callback(_remove_temporaries, self.splits)
             for split in self.splits:
                 if files.is_remote(split.directory):
                     files.make_dirs(split.directory)
                 else:
                     stack.enter_context(files.made_folders(split.directory))
+            stack.callback(_remove_temporaries, self.splits)
             yield
 
     def finish(
