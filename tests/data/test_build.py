@@ -1,4 +1,5 @@
 import collections
+import errno
 import multiprocessing
 import os
 import resource
@@ -17,7 +18,7 @@ from cocolm_tf.data import build, packing, shuffle
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.manifest import FILE_NAME, Manifest, resolve_shards
 from cocolm_tf.data.packing import Recipe, chunk_sequences
-from cocolm_tf.data.shards import compression, parse
+from cocolm_tf.data.shards import compression, parse, write_shard
 from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError, refusal
 
@@ -310,6 +311,27 @@ def test_an_ended_build_goes_on(make_dataset, tmp_path: Path, monkeypatch, small
     assert asked and not set(asked) & set(done)
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
     assert expected.counts == Manifest.load(str(tmp_path / "data")).counts
+
+
+def test_a_build_that_ended_while_it_wrote_shards_tokenizes_nothing_again(
+    make_dataset, tmp_path: Path, monkeypatch, small_chunks
+):
+    source = Lists.of(some_documents(30))
+    make_dataset(source, output_dir=str(tmp_path / "whole"))
+    with monkeypatch.context() as full_disk:
+
+        def failing(path: str, *arguments: object) -> None:
+            if "00001-of" in path:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            return write_shard(path, *arguments)
+
+        full_disk.setattr(build, "write_shard", failing)
+        with pytest.raises(OSError, match="No space left"):
+            make_dataset(source)
+    assert os.listdir(tmp_path / "data") == [build.SPILL_FOLDER]
+    monkeypatch.setattr(build, "chunk_sequences", None)
+    make_dataset(source)
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"break_at": "token"}, {"num_shards": 2}])
