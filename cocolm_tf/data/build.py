@@ -97,8 +97,9 @@ def build_shards(
         cleaning: Which documents are left out for what they are.
         deduplication: Which are left out as duplicates of earlier ones; only of a `Source`, as it
             is read twice.
-        spill_dir: The local folder for finished chunks, about as large as the text. None for one in
-            `output_dir`, or where that is remote in the system's folder for temporary files.
+        spill_dir: A local folder, in which one for finished chunks is made, about as large as the
+            text. None for `output_dir`, or where that is remote the system's folder for temporary
+            files.
 
     Returns:
         The manifest of the dataset to train on.
@@ -133,7 +134,7 @@ def build_shards(
         break_at=break_at,
         cleaning=cleaning,
         deduplication=deduplication,
-        spill_dir=spill_dir or _spill_folder(output_dir),
+        spill_dir=_spill_folder(output_dir, spill_dir),
     )
     read = documents if isinstance(documents, Source) else None
     with contextlib.ExitStack() as stack:
@@ -530,12 +531,16 @@ def _check_room(spill_dir: str, parts: Sequence[Part]) -> None:
 # --- What is there already ---
 
 
-def _spill_folder(output_dir: str) -> str:
+def _spill_folder(output_dir: str, spill_dir: str | None) -> str:
     """Where finished chunks are kept: with many small accesses, and so on no store."""
-    if not files.is_remote(output_dir):
-        return files.join(output_dir, SPILL_FOLDER)
-    digest = hashlib.sha256(output_dir.rstrip("/").encode()).hexdigest()[:16]
-    return os.path.join(tempfile.gettempdir(), f"cocolm_tf-build-{os.getuid()}-{digest}")
+    if spill_dir is None and not files.is_remote(output_dir):
+        return os.path.join(output_dir, SPILL_FOLDER)
+    digest = hashlib.sha256(files.absolute(output_dir).encode()).hexdigest()[:16]
+    name = f"cocolm_tf-build-{os.getuid()}-{digest}"
+    folder = os.path.join(spill_dir or tempfile.gettempdir(), name)
+    if spill_dir is None and os.path.exists(folder) and os.stat(folder).st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to another user: give a --spill_dir.")
+    return folder
 
 
 def _tell_what_is_kept(runs: Runs) -> None:
@@ -562,8 +567,13 @@ def _existing_datasets(output_dir: str, validation_fraction: float, overwrite: b
         if not files.exists(files.join(folder, FILE_NAME)):
             continue
         held_out = _held_out(folder)
-        if name and not held_out and not validation_fraction:
-            continue
+        if name and not held_out:
+            if not validation_fraction:
+                continue
+            raise UserError(
+                f"{folder} is a dataset of its own, which no build into {output_dir} replaces: "
+                "remove it, or give another --output_dir."
+            )
         # A validation set alone is what a build that was killed at its very end leaves.
         is_remnant = name == "validation" and held_out and held_out == validation_fraction
         if not overwrite and not is_remnant:
