@@ -134,8 +134,9 @@ def test_all_is_on_a_store(store: "gs_store.Store", tmp_path: Path):
     )
     assert exported == f"{BUCKET}/export/1"
 
-    # In a process of its own, as what opens variables lets no other thread, such as the store's, run.
-    load = "import sys; from cocolm_tf.serving.client import Export; print(Export(sys.argv[1]).default)"
+    # In a process of its own: what opens variables lets no other thread run, such as the store's.
+    load = "import sys; from cocolm_tf.serving.client import Export\n"
+    load += "print(Export(sys.argv[1]).default)"
     assert run_python(load, f"{BUCKET}/export").strip() == "classify"
     assert not list((tmp_path / "here").iterdir())
     left = [path.name for path in (tmp_path / "temporary").iterdir()]
