@@ -2,9 +2,10 @@
 
 import math
 import os
-from pathlib import Path
+from pathlib import Path  # noqa: TID251 The kernel's files, no user's.
 
 _CGROUPS = "/sys/fs/cgroup"
+_OWN_CGROUPS = "/proc/self/cgroup"
 
 
 def available_cpus() -> int:
@@ -27,7 +28,7 @@ def available_cpus() -> int:
 def _cgroups() -> list[Path]:
     """The folders of the control groups that this process is in, the outer ones included."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path(_OWN_CGROUPS).read_text().splitlines()
     except OSError:  # No Linux, which has no such quotas.
         return []
     folders = []

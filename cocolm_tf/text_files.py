@@ -14,7 +14,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from absl import logging
@@ -106,7 +106,9 @@ class BadRecords:
     def __init__(self, path: str, max_bad_share: float | None = None, unit: str = "lines") -> None:
         self.path, self.unit = path, unit
         self.read = self.bad = 0
+        self.file: BinaryIO | None = None  # What is read, to tell how much of it is left.
         self._max_bad_share = max_bad_share
+        self._unread = 0.0  # How many times as much as was read.
         self._complaint = self._advice = ""
 
     def complain(self, what: str, advice: str = "") -> None:
@@ -117,29 +119,43 @@ class BadRecords:
             raise UserError(self._told())
 
     def add(self, what: str, count: int = 1, advice: str = "") -> None:
-        """Counts bad records."""
+        """Counts bad records among those that `read` has."""
         self.complain(what, advice)
         self.bad += count
         # The share means little before there are many records.
         if self.read > _MANY_RECORDS:
             self._stop_if_bad()
 
+    def lose(self, what: str, count: int) -> None:
+        """Counts records that cannot be had at all."""
+        self.read += count
+        self.add(what, count)
+
+    def lose_rest(self, what: str) -> None:
+        """Loses as many records as there are in the bytes that were not read; at least one."""
+        self.lose(what, 1)
+        if self.file is not None and self.file.seekable():
+            done = max(1, self.file.tell())
+            self._unread = max(0, files.size(self.path) - done) / done
+
     def finish(self) -> None:
         """Warns of the bad records, now that all records are known."""
+        rest = math.ceil((self.read - 1) * self._unread)
+        self.read += rest
+        self.bad += rest
         self._stop_if_bad()
         if self.bad:
             logging.warning(
                 "%s; %d of %d %s are bad: left out, or with U+FFFD for bytes of no character.",
                 self._complaint,
                 self.bad,
-                max(self.read, self.bad),
+                self.read,
                 self.unit,
             )
 
     def _stop_if_bad(self) -> None:
-        total = max(self.read, self.bad)
-        if self.bad > (self._max_bad_share or 0) * total:
-            raise UserError(self._told(f", and {self.bad} of {total} {self.unit} are bad"))
+        if self.bad > (self._max_bad_share or 0) * self.read:
+            raise UserError(self._told(f", and {self.bad} of {self.read} {self.unit} are bad"))
 
     def _told(self, more: str = "") -> str:
         advice = [self._advice] if self._advice else []
@@ -216,6 +232,7 @@ def text_lines(
         yield from text_of.checked(lines)
     if rest:
         last = "".join(rest)
+        records.read += not last.endswith(("\n", "\r"))
         yield from text_of.checked(cut_at_space(last, longest) if longest else [last])
     records.finish()
 
@@ -256,16 +273,17 @@ def check_encoding(encoding: str | None) -> None:
         ) from error
 
 
-def matching_files(pattern: str) -> list[str]:
+def matching_files(pattern: str, files_in: Callable[[str], list[str]] | None = None) -> list[str]:
     """Returns the files that a pattern matches.
 
     Args:
         pattern: One or several comma-separated globs; `**` recurses. What is the path of a file is
             that file, whatever characters it has. `[,]` is a comma that separates nothing, `[[]` a
             bracket.
+        files_in: Gives the files that a folder stands for; None for folders that match nothing.
 
     Returns:
-        The paths, sorted, each once.
+        The paths, sorted, each once: also where links or `./` give a file several names.
 
     Raises:
         UserError: If one of the globs matches no file.
@@ -284,10 +302,15 @@ def matching_files(pattern: str) -> list[str]:
         ends = range(min(len(parts), place + _MOST_COMMAS), place, -1)
         # As much as is the name of a file: that may have commas, too.
         names = ((",".join(parts[place:end]), end) for end in ends)
-        name, end = next(((n, e) for n, e in names if files.is_file(n)), ("", place + 1))
-        found = [name] if name else _glob(parts[place])
+        name, end = next(((n, e) for n, e in names if files.exists(n)), ("", place + 1))
+        matched = [name] if name else _glob(parts[place])
+        found = list(filter(files.is_file, matched))
+        if files_in is not None:
+            folders = [one for one in matched if one not in found]
+            found += [file for folder in folders for file in files_in(folder)]
         if not found:
-            raise UserError(f"no file matches {parts[place]!r}.")
+            is_folder = f": {name} is a folder, give a glob of its files" if name else ""
+            raise UserError(f"no file matches {parts[place]!r}{is_folder}.")
         paths.update(found)
         place = end
     if not paths:
@@ -320,7 +343,7 @@ class _Decoder:
         if mark:
             self._codec = _MARKS[mark]
         else:
-            _refuse_what_is_no_text(self._path, head, self._encoding)
+            refuse_what_is_no_text(self._path, head, self._encoding)
         if not mark and codecs.lookup(self._codec).name in ("utf-16", "utf-32"):
             raise UserError(
                 f"{self._path} has no byte order mark: say --encoding={self._codec}-le or "
@@ -350,8 +373,9 @@ class _Decoder:
 
     def checked(self, lines: list[str]) -> list[str]:
         """Counts lines, and puts U+FFFD where their bytes are bad."""
-        self._records.read += len(lines)
-        self._line += sum(line.endswith(("\n", "\r")) for line in lines)
+        ended = sum(line.endswith(("\n", "\r")) for line in lines)
+        self._line += ended
+        self._records.read += ended
         if not self._complaint:
             return lines
         if bad := sum(_BAD.search(line) is not None for line in lines):
@@ -383,13 +407,10 @@ class _Decoder:
         return UserError(f"{self._complaint}. {self._advice}.")
 
 
-def _refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-        is_utf8 = True
-    except UnicodeDecodeError:
-        is_utf8 = False
-    if not is_utf8 or _CONTROL.search(head):
+def refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None:
+    """Raises what a file is, by its first bytes, if they are none of a text in that encoding."""
+    is_utf8 = _is_utf8(head)
+    if not looks_like_text(head):
         kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "")
         if head.startswith(_TAR, _TAR_AT):
             kind = "a tar archive"
@@ -407,6 +428,19 @@ def _refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> Non
         raise UserError(f"{path} is binary data and not text, by its {nuls} NUL bytes; {advice}.")
 
 
+def looks_like_text(head: bytes) -> bool:
+    """Whether the first bytes of a file are UTF-8 and have no characters that no text has."""
+    return _is_utf8(head) and not _CONTROL.search(head)
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _wide_encoding(head: bytes) -> str:
     """Which encoding of two or four bytes a character the places of NULs point to."""
 
@@ -421,6 +455,11 @@ def _wide_encoding(head: bytes) -> str:
         if nuls(high, 2) > 0.6 and nuls(low, 2) < 0.1:
             return f"utf-16-{order}"
     return ""
+
+
+def has_mark(head: bytes) -> bool:
+    """Whether a file begins with a byte order mark."""
+    return head.startswith(tuple(_MARKS))
 
 
 def first_bytes(path: str) -> bytes:
@@ -457,7 +496,7 @@ def _chunks(path: str, records: BadRecords) -> Iterator[bytes]:
     """The bytes of a file without their compression: the head, which may be empty, and the rest."""
     try:
         with contextlib.ExitStack() as stack:
-            raw = stack.enter_context(files.open_read(path))
+            raw = records.file = stack.enter_context(files.open_read(path))
             start = raw.peek(16)
             found = (name for magic, name in _COMPRESSIONS.items() if start.startswith(magic))
             compression = next(found, "")
@@ -472,18 +511,9 @@ def _chunks(path: str, records: BadRecords) -> Iterator[bytes]:
                 # What the libraries raise of broken data is an OSError without a number.
                 if not compression or getattr(error, "errno", None) is not None:
                     raise
-                broken = f"{path} is a broken {compression} file: {error}"
-                records.add(broken, _lost_records(path, raw, records))
+                records.lose_rest(f"{path} is a broken {compression} file: {error}")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}.") from error
-
-
-def _lost_records(path: str, raw: BinaryIO, records: BadRecords) -> int:
-    """As many records as the bytes that were not read have, by those that were; at least one."""
-    if not raw.seekable():
-        return 1
-    done = max(1, raw.tell())
-    return max(1, math.ceil(records.read * (files.size(path) - done) / done))
 
 
 def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
@@ -501,6 +531,6 @@ def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
 
 def _glob(pattern: str) -> list[str]:
     try:
-        return list(filter(files.is_file, files.glob(pattern)))
+        return files.glob(pattern)
     except OSError as error:
         raise UserError(f"{pattern}: {error.strerror}.") from error

@@ -12,6 +12,7 @@ _SOURCES = ("input", "tfds", "docstrings")
 _OWNERS = {
     "one_document_per_line": "input",
     "jsonl_field": "input",
+    "text_column": "input",
     "encoding": "input",
     "max_bad_share": "input",
     "tfds_field": "tfds",
@@ -35,8 +36,10 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string(
         "input",
         None,
-        "Text files: one or several comma-separated globs. A line is a paragraph and a blank line "
-        "ends a document. They may be compressed: gzip, bzip2, xz, zstd, lz4.",
+        "Files: one or several comma-separated globs. Each tells by its first bytes what it is: "
+        "text (a line is a paragraph and a blank line ends a document) or Common Crawl's WET, "
+        "compressed or not (gzip, bzip2, xz, zstd, lz4); Parquet; Arrow. Or the folder of a split "
+        "that Hugging Face's datasets saved.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -52,6 +55,13 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=flag_values,
     )
     flags.DEFINE_string(
+        "text_column",
+        None,
+        "With --input: the column of Parquet and Arrow files that has the documents. By default "
+        "text.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
         "encoding",
         None,
         "With --input: the encoding of files without a byte order mark, as cp1252 or utf-16-le. By "
@@ -61,8 +71,9 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_float(
         "max_bad_share",
         None,
-        "With --input: the share of a file's lines that may have bytes which are none of the "
-        "encoding's. They are replaced and counted. By default none may.",
+        "With --input: the share of a file's records (lines, rows, pages) that may be bad. Those "
+        "that cannot be read are left out, bytes of no character are replaced; both count. By "
+        "default none may.",
         lower_bound=0.0,
         upper_bound=1.0,
         flag_values=flag_values,

@@ -9,28 +9,42 @@ where the source is made and not where it is read.
 
 import abc
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from cocolm_tf.data import docstrings
+from cocolm_tf.data.columnar import (
+    check_column,
+    column_texts,
+    columnar_format,
+    saved_dataset_files,
+)
 from cocolm_tf.data.tfds_builder import prepared_builder
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import (
     BadRecords,
     check_encoding,
     cut_at_space,
+    first_bytes,
+    has_mark,
     matching_files,
+    open_binary,
+    refuse_what_is_no_text,
     text_lines,
     without_surrogates,
 )
 
 # A text that goes on for longer is cut at white space into documents of at most so many
 # characters, so that reading takes bounded memory.
-LONGEST_DOCUMENT = 1 << 22
+LONGEST_DOCUMENT = 1 << 21
 # A line of JSON can only be parsed as a whole.
 _LONGEST_JSON = 1 << 26
+_FILES_AT_ONCE = 16
+_WARC = re.compile(rb"WARC/1\.\d\r\n")
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,10 @@ class Source(abc.ABC):
 
 @dataclass(frozen=True)
 class FileSource(Source):
-    """Text files, compressed or not: `find` makes one.
+    """Files, each of which tells what it is by its first bytes: `find` makes one.
+
+    They are text, compressed or not; Common Crawl's WET, likewise; Parquet; Arrow, as files or
+    streams; or the folders of Hugging Face's `datasets.Dataset.save_to_disk`.
 
     Args:
         parts: The files.
@@ -85,6 +102,7 @@ class FileSource(Source):
             is a paragraph, and blank lines (and the ends of files) separate documents.
         jsonl_field: Not None for files of JSON lines, one object a line: the name of the field
             that is a document's text.
+        text_column: The column of a Parquet or Arrow file that has the documents.
         encoding: Of text files without a byte order mark, as Python names it; `""` for UTF-8.
         max_bad_share: float. The share of a file's records that may be bad, see `BadRecords`.
 
@@ -100,6 +118,7 @@ class FileSource(Source):
     pattern: str = ""
     one_document_per_line: bool = False
     jsonl_field: str | None = None
+    text_column: str = "text"
     encoding: str = ""
     max_bad_share: float = 0.0
 
@@ -115,22 +134,28 @@ class FileSource(Source):
             The source.
 
         Raises:
-            UserError: If the pattern matches no file, or the encoding is none.
+            UserError: If the pattern matches no file, one of them is none of these or has no such
+                column, or the encoding is none.
         """
-        source = cls(tuple(matching_files(pattern)), pattern, **options)
+        paths = matching_files(pattern, saved_dataset_files)
+        source = cls(tuple(paths), pattern, **options)
         check_encoding(source.encoding)
+        # Each is a request and an answer, if the files are on a store.
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as executor:
+            list(executor.map(source._check, paths))
         return source
 
     def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
         """Reads a file."""
         records = BadRecords(part, self.max_bad_share)
-        if self.jsonl_field is not None:
-            texts = self._json_texts(part, records)
-            documents = (piece for text in texts for piece in _documents_of(text))
-        else:
+        head = first_bytes(part)
+        if self.jsonl_field is None and not columnar_format(head) and not _is_warc(head):
             lines = text_lines(part, self.encoding, records, longest=LONGEST_DOCUMENT)
-            documents = _documents_in(lines, self.one_document_per_line)
-        yield from documents
+            yield from _documents_in(lines, self.one_document_per_line)
+        else:
+            for text in self._texts(part, head, records):
+                yield from _documents_of(text)
+            records.finish()
         if counts is not None:
             counts["bad_records"] += records.bad
 
@@ -139,11 +164,34 @@ class FileSource(Source):
         described = {"input": self.pattern, "one_document_per_line": self.one_document_per_line}
         if self.jsonl_field is not None:
             described["jsonl_field"] = self.jsonl_field
+        if self.text_column != "text":
+            described["text_column"] = self.text_column
         if self.encoding:
             described["encoding"] = self.encoding
         if self.max_bad_share:
             described["max_bad_share"] = self.max_bad_share
         return described
+
+    def _check(self, path: str) -> None:
+        """Refuses a file that is none of what can be read, before anything is."""
+        head = first_bytes(path)
+        if kind := columnar_format(head):
+            records = BadRecords(path, self.max_bad_share, "rows")
+            check_column(path, kind, self.text_column, records)
+        elif _is_warc(head):
+            _import_warcio(path)
+        elif not has_mark(head):
+            refuse_what_is_no_text(path, head, self.encoding)
+
+    def _texts(self, path: str, head: bytes, records: BadRecords) -> Iterator[str]:
+        """What a file has one after the other, for one document each."""
+        if self.jsonl_field is not None:
+            return self._json_texts(path, records)
+        if kind := columnar_format(head):
+            records.unit = "rows"
+            return column_texts(path, kind, self.text_column, records)
+        records.unit = "pages"
+        return _wet_texts(path, records)
 
     def _json_texts(self, path: str, records: BadRecords) -> Iterator[str]:
         number, within = 1, False
@@ -302,6 +350,44 @@ def _documents_of(text: str) -> Iterator[str]:
         return
     cut = (part for line in lines for part in cut_at_space(line, LONGEST_DOCUMENT))
     yield from _documents_in(cut, one_document_per_line=False)
+
+
+def _is_warc(head: bytes) -> bool:
+    return _WARC.match(head) is not None
+
+
+def _wet_texts(path: str, records: BadRecords) -> Iterator[str]:
+    """The texts of the pages in a WET file."""
+    iterate, error_type = _import_warcio(path)
+    try:
+        for record in iterate(open_binary(path, records)):
+            if record.rec_type in ("request", "response"):
+                raise UserError(
+                    f"{path} has web pages as they were sent: give the WET file, which has their "
+                    "text."
+                )
+            if record.rec_type != "conversion":
+                continue
+            records.read += 1
+            content = record.content_stream().read(_LONGEST_JSON)
+            text = content.decode("utf-8", "replace")
+            if text.encode() != content:
+                address = record.rec_headers.get_header("WARC-Target-URI")
+                records.add(f"{path}: the text of {address} is not UTF-8")
+            yield text
+    except error_type as error:
+        records.lose_rest(f"{path} is damaged: {' '.join(str(error).split())}")
+
+
+def _import_warcio(path: str) -> tuple[Any, type[Exception]]:
+    try:
+        from warcio.archiveiterator import ArchiveIterator
+        from warcio.exceptions import ArchiveLoadFailed
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a WARC file, which the package warcio reads: pip install 'cocolm-tf[warc]'."
+        ) from error
+    return ArchiveIterator, ArchiveLoadFailed
 
 
 def _json_field(line: str, field: str, where: str) -> str:
