@@ -13,18 +13,20 @@ from cocolm_tf.data.sources import FileSource
 _BATCH_BYTES = 1 << 20
 
 
-def our_vocabulary(corpus: str, size: int, output_dir: str) -> Callable[[], None]:
+def our_vocabulary(corpus: str, size: int, num_workers: int, output_dir: str) -> Callable[[], None]:
     """Builds the learning of a vocabulary by `train_vocabulary`.
 
     Example:
     ```python
-    our_vocabulary("corpus.txt", 8192, "vocabulary")()
+    our_vocabulary("corpus.txt", 8192, 2, "vocabulary")()
     ```
     """
     from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
     def learn() -> None:
-        train_vocabulary(FileSource.find(corpus), size, output_dir, overwrite=True)
+        train_vocabulary(
+            FileSource.find(corpus), size, output_dir, num_workers=num_workers, overwrite=True
+        )
 
     return learn
 
