@@ -9,8 +9,9 @@ from tqdm import tqdm
 from cocolm_tf.analysis.demonstration import load_run
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import word_starts
 from cocolm_tf.errors import UserError
+from cocolm_tf.training.build import build_views
 from cocolm_tf.training.config import load_config
 
 
@@ -49,9 +50,7 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
     opened = PretrainingData.open(
         data,
         config.data.sequence_length,
-        SpecialTokens(mask=tokenizer.mask_token_id),
-        config.data.mask_fraction,
-        config.data.crop_fraction,
+        build_views(config, tokenizer.mask_token_id, word_starts(tokenizer.get_vocabulary())),
     )
     measured = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     means: dict[str, keras.metrics.Mean] = {}

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from cocolm_tf.data.glue import glue_files
+from cocolm_tf.data.pipeline import absolute_datasets
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
@@ -35,7 +36,7 @@ class PretrainingInputs:
     """What every row reads.
 
     Args:
-        train_data: Folder or glob of shards.
+        train_data: Folder or glob of shards, or several with weights.
         vocabulary: Folder of the vocabulary that they were built with.
         validation_data: Folder or glob of shards held out, or nothing.
 
@@ -187,7 +188,7 @@ class _SuiteRun:
 
     def _pretraining_job(self, row: Row) -> Job:
         inputs = {
-            name: path if "://" in path or not path else os.path.abspath(path)
+            name: absolute_datasets(path) if path else ""
             for name, path in dataclasses.asdict(self._inputs).items()
         }
         return Job(

@@ -3,6 +3,10 @@
 import os
 import random
 
+import numpy as np
+
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import Views
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
@@ -56,6 +60,30 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
         **runtime,
         **objective,
     )
+
+
+def build_views(
+    config: PretrainingConfig, mask_token_id: int, word_starts: np.ndarray | None = None
+) -> Views:
+    """What makes sequences into the batches of a configuration.
+
+    Args:
+        config: the run.
+        mask_token_id: int. Of the vocabulary.
+        word_starts: [V] bool, which tokens begin a word, where words are masked as a whole; None
+            for every token.
+
+    Returns:
+        The views.
+
+    Example:
+    ```python
+    build_views(PretrainingConfig(), mask_token_id=32_767)
+    ```
+    """
+    keys = ("mask_fraction", "crop_fraction", "masking", "span_words", "short_fraction")
+    options = {key: getattr(config.data, key) for key in keys}
+    return Views(SpecialTokens(mask=mask_token_id), word_starts=word_starts, **options)
 
 
 def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedLanguageModel | None:
