@@ -206,11 +206,10 @@ def our_pipeline(
     """
     from cocolm_tf.data.pipeline import PretrainingData
     from cocolm_tf.data.special_tokens import SpecialTokens
+    from cocolm_tf.data.views import Views
 
-    special = SpecialTokens(mask=vocabulary_size - 1)
-    batches = iter(
-        PretrainingData.open(data, sequence_length, special).training_batches(batch_size)
-    )
+    views = Views(SpecialTokens(mask=vocabulary_size - 1))
+    batches = iter(PretrainingData.open(data, sequence_length, views).training_batches(batch_size))
 
     def read() -> None:
         for _ in range(num_batches):
