@@ -52,8 +52,8 @@ def measure_data(
 ) -> dict[str, Any]:
     """Times our data building beside bare SentencePiece and Hugging Face's `tokenizers`.
 
-    Vocabularies are learned from one file, with as many threads as the largest of `num_workers`
-    (ours counts words in one). Tokenizers turn the same documents, from memory, into lists of ids;
+    Vocabularies are learned from one file, with as many threads or processes as the largest of
+    `num_workers`. Tokenizers turn the same documents, from memory, into lists of ids;
     the others neither prepare text as the released tokenizer does nor look pieces up in its
     dictionary. `build_shards` besides reads the file, packs and writes.
 
@@ -83,7 +83,7 @@ def measure_data(
     Example:
     ```python
     sizes = DataSizes(vocabulary_size=8192, sequence_length=128, batch_size=32)
-    result = measure_data(docstring_documents(), 32, sizes, num_workers=[1, 2], rounds=3)
+    result = measure_data(DocstringSource.find(), 32, sizes, num_workers=[1, 2], rounds=3)
     result["tokens"]["build_shards, 2 workers"]["megabytes_per_second"]
     ```
     """
@@ -227,9 +227,9 @@ def _vocabulary_entries(folder: _Folder, size: int, threads: int) -> list[_Entry
     return [
         _Entry(
             "cocolm_tf",
-            "",
+            _count(threads, "worker"),
             threads,
-            partial(data_contenders.our_vocabulary, corpus, size, folder.vocabulary),
+            partial(data_contenders.our_vocabulary, corpus, size, threads, folder.vocabulary),
         ),
         _with_threads(
             "sentencepiece",
@@ -321,7 +321,7 @@ def _row(timings: Timings, text_bytes: int, reference: list[float]) -> dict[str,
 
 
 def _write_corpus(documents: Iterable[str], max_bytes: float, path: str) -> int:
-    """Writes documents as `text_documents` reads them; returns their bytes."""
+    """Writes documents as `FileSource` reads them; returns their bytes."""
     size = count = 0
     with open(path, "wb") as file:
         for document in documents:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.data.manifest import Vocabulary, resolve_shards
 from cocolm_tf.data.reading import ReadingOrder
 from cocolm_tf.data.shards import parse
@@ -332,10 +333,7 @@ def absolute_datasets(text: str) -> str:
     absolute_datasets("data/train")
     ```
     """
-    datasets = [
-        (name if "://" in name else os.path.abspath(name), weight)
-        for name, weight in parse_mixture(text)
-    ]
+    datasets = [(files.absolute(name), weight) for name, weight in parse_mixture(text)]
     if len(datasets) == 1:
         return datasets[0][0]
     return ",".join(f"{name}={weight!r}" for name, weight in datasets)

@@ -34,6 +34,8 @@ from cocolm_tf.tokenization.segmenter import WORD_START
 CONFIG_FILENAME = "tokenizer.json"
 MODEL_FILENAME = "vocabulary.spm"
 DICTIONARY_FILENAME = "dict.txt"
+# Where KerasHub puts the last two in a preset.
+ASSETS_FOLDER = os.path.join("assets", "tokenizer")
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -320,6 +322,13 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
         """The ids of `special_tokens`."""
         self._check_vocabulary()
         return [self.token_to_id(token) for token in self.special_tokens]
+
+    @property
+    def byte_token_ids(self) -> list[int]:
+        """The ids of pieces that stand for a byte, if the vocabulary has byte fallback."""
+        self._check_vocabulary()
+        byte_pieces = self._graph.byte_pieces
+        return [id for id, token in enumerate(self._dictionary.tokens) if token in byte_pieces]
 
     def save_assets(self, dir_path: str) -> None:
         """Writes the SentencePiece model and the dictionary into a folder.

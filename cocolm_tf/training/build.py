@@ -1,22 +1,27 @@
-"""A configuration made into a model and an optimizer."""
+"""A configuration made into a model, what it learns from, and an optimizer."""
 
 import os
 import random
 
 import numpy as np
 
+from cocolm_tf.data.course_views import CourseViews
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import Views
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
+from cocolm_tf.modeling.mcl import MCLPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig
 from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
 
-Pretrainer = CocoLMPretrainer | MaskedLMPretrainer
+Pretrainer = CocoLMPretrainer | MaskedLMPretrainer | MCLPretrainer
+
+# The keys of the section `mcl` that are the data's matter.
+_OF_VIEWS = ("swap_fraction", "insert_fraction", "fixed_points")
 
 
 def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretrainer:
@@ -49,22 +54,21 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     )
     objective = config.objective.as_dict()
     runtime = {key: getattr(config.runtime, key) for key in ("seed", "logit_chunk_rows")}
-    if objective.pop("name") == "masked_lm":
+    name = objective.pop("name")
+    if name == "masked_lm":
         model = MaskedLanguageModel(main, name="masked_language_model")
         return MaskedLMPretrainer(model, mask_token_id, **runtime)
-    return CocoLMPretrainer(
-        main,
-        _build_auxiliary(config, main),
-        mask_token_id,
-        sampling=config.auxiliary.sampling,
-        **runtime,
-        **objective,
-    )
+    models = main, _build_auxiliary(config, main), mask_token_id, config.auxiliary.sampling
+    if name == "mcl":
+        courses = config.mcl.as_dict()
+        courses = {key: value for key, value in courses.items() if key not in _OF_VIEWS}
+        return MCLPretrainer(*models, **courses, **runtime)
+    return CocoLMPretrainer(*models, **runtime, **objective)
 
 
 def build_views(
     config: PretrainingConfig, mask_token_id: int, word_starts: np.ndarray | None = None
-) -> Views:
+) -> Views | CourseViews:
     """What makes sequences into the batches of a configuration.
 
     Args:
@@ -81,9 +85,18 @@ def build_views(
     build_views(PretrainingConfig(), mask_token_id=32_767)
     ```
     """
+    special, data, mcl = SpecialTokens(mask=mask_token_id), config.data, config.mcl
+    if config.objective.name == "mcl":
+        return CourseViews(
+            special,
+            mask_fraction=data.mask_fraction if mcl.mlm_weight or mcl.rtd_weight else 0.0,
+            swap_fraction=mcl.swap_fraction if mcl.slm_weight or mcl.std_weight else 0.0,
+            insert_fraction=mcl.insert_fraction if mcl.itd_weight else 0.0,
+            fixed_points=mcl.fixed_points,
+        )
     keys = ("mask_fraction", "crop_fraction", "masking", "span_words", "short_fraction")
-    options = {key: getattr(config.data, key) for key in keys}
-    return Views(SpecialTokens(mask=mask_token_id), word_starts=word_starts, **options)
+    options = {key: getattr(data, key) for key in keys}
+    return Views(special, word_starts=word_starts, **options)
 
 
 def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedLanguageModel | None:

@@ -1,14 +1,20 @@
 import collections
+import itertools
 import pathlib
+import random
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization import vocabulary
+from cocolm_tf.tokenization import vocabulary, words
 from cocolm_tf.tokenization.dictionary import Dictionary
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary, train_vocabulary
+
+MODEL, DICTIONARY = "assets/tokenizer/vocabulary.spm", "assets/tokenizer/dict.txt"
 
 
 def names(folder: pathlib.Path) -> set[str]:
@@ -17,18 +23,34 @@ def names(folder: pathlib.Path) -> set[str]:
 
 def test_has_the_size_asked_for(vocabulary_dir: pathlib.Path, tokenizer: CocoLMTokenizer):
     assert tokenizer.vocabulary_size() == 150
-    assert len(Dictionary.read(vocabulary_dir / "dict.txt").pieces) == 145
+    assert len(Dictionary.read(vocabulary_dir / DICTIONARY).pieces) == 145
 
 
-def test_writes_a_released_folder_and_a_preset(vocabulary_dir: pathlib.Path):
-    assert {"sp.model", "dict.txt", "tokenizer.json"} < names(vocabulary_dir)
+def test_writes_a_preset_and_nothing_twice(vocabulary_dir: pathlib.Path):
+    assert names(vocabulary_dir) == {"tokenizer.json", MODEL, DICTIONARY}
     loaded = [
         load_vocabulary(vocabulary_dir),
         CocoLMTokenizer.from_preset(vocabulary_dir),
-        CocoLMTokenizer(vocabulary_dir / "sp.model", vocabulary_dir / "dict.txt"),
-        CocoLMTokenizer(vocabulary_dir / "sp.model"),
+        CocoLMTokenizer(vocabulary_dir / MODEL, vocabulary_dir / DICTIONARY),
+        CocoLMTokenizer(vocabulary_dir / MODEL),
     ]
     assert len({tokenizer.fingerprint() for tokenizer in loaded}) == 1
+
+
+@pytest.mark.parametrize(("released", "own"), [("sp.model", MODEL), ("dict.txt", DICTIONARY)])
+def test_two_copies_must_be_equal(
+    tmp_path: pathlib.Path, vocabulary_dir: pathlib.Path, released: str, own: str
+):
+    """Earlier versions wrote both; whoever edits one of them means it."""
+    folder = tmp_path / "vocabulary"
+    shutil.copytree(vocabulary_dir, folder)
+    shutil.copy(folder / own, folder / released)
+    expected = load_vocabulary(vocabulary_dir).fingerprint()
+    assert load_vocabulary(folder).fingerprint() == expected
+    with open(folder / released, "ab") as file:
+        file.write("▁more 1\n".encode())
+    with pytest.raises(UserError, match=f"{folder}: {released} and {own} differ"):
+        load_vocabulary(folder)
 
 
 def test_knows_every_character_of_its_corpus(tokenizer: CocoLMTokenizer, corpus: list[str]):
@@ -38,7 +60,7 @@ def test_knows_every_character_of_its_corpus(tokenizer: CocoLMTokenizer, corpus:
 def test_counts_are_those_of_the_corpus(
     vocabulary_dir: pathlib.Path, tokenizer: CocoLMTokenizer, corpus: list[str]
 ):
-    dictionary = Dictionary.read(vocabulary_dir / "dict.txt")
+    dictionary = Dictionary.read(vocabulary_dir / DICTIONARY)
     seen = collections.Counter(id for ids in tokenizer(corpus) for id in ids)
     for piece, count in zip(dictionary.pieces, dictionary.counts, strict=True):
         if piece != "▁":
@@ -58,7 +80,8 @@ def test_batches_do_not_change_it(
     corpus: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(vocabulary, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(words, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(vocabulary, "_WORDS_AT_A_TIME", 10)
     again = train_vocabulary(iter(corpus), 150, tmp_path / "new", character_coverage=1.0)
     assert again.fingerprint() == tokenizer.fingerprint()
 
@@ -124,11 +147,91 @@ def test_words_without_spaces_are_learned(tmp_path: pathlib.Path, capsys, repeat
     assert "covers 100.0000% of the characters" in capsys.readouterr().err
 
 
+def chinese(length: int, seed: int) -> str:
+    """Sentences of a few frequent words of two characters and many rare ones."""
+    rng = random.Random(seed)
+    frequent = ["我们", "中国", "一个", "没有", "什么"]
+    rare = [chr(rng.randrange(0x4E00, 0x4F00)) for _ in range(length)]
+    parts = (rng.choice(frequent) if rng.random() < 0.5 else rng.choice(rare) for _ in rare)
+    return "，".join(["".join(itertools.islice(parts, 40)) for _ in range(40)])[:length]
+
+
+def test_a_line_without_spaces_is_enough(tmp_path: pathlib.Path, capsys):
+    line = chinese(1_500, seed=0)
+    tokenizer = train_vocabulary([line], 400, tmp_path / "new", character_coverage=1.0)
+    assert tokenizer.unk_token_id not in tokenizer(line).numpy()
+    assert {"我们", "中国", "一个"} <= set(tokenizer.get_vocabulary())
+    assert "covers 100.0000% of the characters" in capsys.readouterr().err
+
+
+def test_every_part_of_a_corpus_without_spaces_counts(
+    tmp_path: pathlib.Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """Although all its words differ, and there is room for few of them."""
+    monkeypatch.setattr(words, "_BATCH_CHARACTERS", 3_000)
+    first, last = ([chinese(1_500, seed) for seed in range(s, s + 20)] for s in (0, 20))
+    last = [text.replace("我们", "他们").replace("中国", "日本") for text in last]
+    texts = ["the cat sat on the mat", *first, *last]
+    tokenizer = train_vocabulary(texts, 600, tmp_path / "new", max_distinct_words=300)
+    assert {"我们", "中国", "他们", "日本"} <= set(tokenizer.get_vocabulary())
+    told = capsys.readouterr().err
+    assert "warning: there were so many different words that the rarest" in told
+
+
+class Parts:
+    """A corpus in parts, as `data.sources.Source` is one."""
+
+    parts = tuple(f"part-{number:02}" for number in range(40))
+
+    def documents(self, part: str) -> Iterator[str]:
+        yield from (f"{part.replace('-', '')} says {word}" for word in ("the", "cat", "sat") * 9)
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self.parts:
+            yield from self.documents(part)
+
+
+def test_workers_may_read_the_parts_themselves(tmp_path: pathlib.Path):
+    expected = train_vocabulary(list(Parts()), 60, tmp_path / "list").fingerprint()
+    for num_workers in (1, 2):
+        folder = tmp_path / str(num_workers)
+        tokenizer = train_vocabulary(Parts(), 60, folder, num_workers=num_workers)
+        assert tokenizer.fingerprint() == expected
+
+
+def test_a_sample_comes_from_many_parts():
+    texts = list(vocabulary._sample(Parts(), 20 * 40))
+    assert 800 <= sum(map(len, texts)) < 820
+    assert len({text.split()[0] for text in texts}) == 40
+    assert list(vocabulary._sample(Parts(), 1 << 30)) != list(Parts())
+    assert sorted(vocabulary._sample(Parts(), 1 << 30)) == sorted(Parts())
+    assert list(vocabulary._sample(["abc", "de", "f"], 4)) == ["abc", "de"]
+
+
+def test_folders_may_be_remote(tmp_path: pathlib.Path, corpus: list[str]):
+    path = "ram://vocabularies/cased"
+    written = train_vocabulary(corpus, 150, path, lowercase=True)
+    assert sorted(files.list_dir(path)) == ["assets", "tokenizer.json"]
+    loaded = load_vocabulary(path)
+    assert loaded.fingerprint() == written.fingerprint()
+    with pytest.raises(UserError, match=f"{path} is not empty"):
+        train_vocabulary(corpus, 150, path)
+    files.write_text(f"{path}/dict.txt", "the 3\n")
+    with pytest.raises(UserError, match=f"{path}: dict.txt and {DICTIONARY} differ"):
+        load_vocabulary(path)
+    files.remove(f"{path}/{MODEL}")
+    files.remove(f"{path}/dict.txt")
+    with pytest.raises(UserError, match=f"{path}.*vocabulary.spm"):
+        load_vocabulary(path)
+    with pytest.raises(UserError, match="s4://bucket"):
+        load_vocabulary("s4://bucket/vocabulary")
+
+
 def test_what_the_vocabulary_lacks_is_told(tmp_path: pathlib.Path, capsys, corpus: list[str]):
     """As the character that SentencePiece keeps for itself, whose words it would drop."""
     tokenizer = train_vocabulary([*corpus, "zebra▅zebra " * 50], 150, tmp_path / "new")
     told = capsys.readouterr().err
-    assert "warning: the vocabulary covers 9" in told and "<unk> becomes of ▅" in told
+    assert "warning: the vocabulary covers 9" in told and "▅ become <unk>" in told
     assert tokenizer.unk_token_id not in tokenizer("zebra").numpy()
     assert tokenizer.unk_token_id in tokenizer("▅").numpy()
 
@@ -143,7 +246,7 @@ def test_does_not_overwrite_unasked(tmp_path: pathlib.Path, corpus: list[str]):
 
 
 def test_loads_a_released_folder(tmp_path: pathlib.Path, vocabulary_dir: pathlib.Path):
-    shutil.copy(vocabulary_dir / "sp.model", tmp_path)
+    shutil.copy(vocabulary_dir / MODEL, tmp_path / "sp.model")
     with pytest.raises(UserError, match=f"{tmp_path} has no dict.txt"):
         load_vocabulary(tmp_path)
     (tmp_path / "dict.txt").write_text("▁the 3\n▁cat 2\n", encoding="utf-8")
@@ -173,6 +276,7 @@ def test_names_a_missing_asset(tmp_path: pathlib.Path, vocabulary_dir: pathlib.P
         "not json",
         "{}",
         "[]",
+        '{"version": "1.0", "model": {"type": "BPE"}, "pre_tokenizer": null}',
         '{"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}, '
         '"registered_name": null}',
     ],
