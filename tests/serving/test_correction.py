@@ -36,7 +36,7 @@ def make_corrector(parts: ServedPreset, **changes) -> Graphs:
         parts.lm_head,
         **arguments,
     )
-    signatures = correction_signatures(corrector, parts.tokenizer, 24)
+    signatures = correction_signatures(corrector)
     return Graphs(*(signatures[name].concrete() for name in Graphs._fields))
 
 

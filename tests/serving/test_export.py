@@ -5,9 +5,8 @@ import pytest
 
 from cocolm_tf import UserError
 from cocolm_tf.serving import export as export_module
-from cocolm_tf.serving.batching import BATCHING_FILENAME, MAX_BATCH_SIZE
 from cocolm_tf.serving.export import export_preset, next_version
-from cocolm_tf.serving.warmup import WARMUP_FILENAME
+from cocolm_tf.serving.saved_model import BATCHING_FILENAME, MAX_BATCH_SIZE, WARMUP_FILENAME
 
 
 def test_a_version_has_all_that_a_server_looks_for(exported: Path):
