@@ -5,6 +5,7 @@ DIR is what scripts/export_saved_model.py wrote: the folder of all versions, or 
 web page on this machine asks while you type.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -43,12 +44,17 @@ def main(directory: str) -> str:
     """Asks, and lays the answer out; or lets a page do it."""
     if FLAGS.page:
         return _serve_page(directory)
-    if not FLAGS.text:
+    # A terminal may lack a character, and an argument may be no UTF-8.
+    sys.stdout.reconfigure(errors="replace")
+    text, second, context = (
+        [os.fsencode(value).decode("utf-8", "replace") for value in values]
+        for values in (FLAGS.text, FLAGS.second, FLAGS.context)
+    )
+    if not text:
         raise UserError("there is nothing to ask: give a --text, or --page.")
-    for name in ("second", "context"):
-        given = len(FLAGS[name].value)
-        if given and given != len(FLAGS.text):
-            raise UserError(f"--{name} is given {given} times, but --text {len(FLAGS.text)}.")
+    for name, values in (("second", second), ("context", context)):
+        if values and len(values) != len(text):
+            raise UserError(f"--{name} is given {len(values)} times, but --text {len(text)}.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.serving.client import Export
@@ -58,19 +64,19 @@ def main(directory: str) -> str:
     signature = FLAGS.signature or export.default
     kind = signature.removesuffix("_pairs")
     if kind == "answer":
-        if not FLAGS.context:
+        if not context:
             raise UserError("answer needs a --context for each --text, which is a question.")
-        inputs = {"questions": FLAGS.text, "contexts": FLAGS.context}
-    elif kind == "classify" and FLAGS.second:
+        inputs = {"questions": text, "contexts": context}
+    elif kind == "classify" and second:
         signature = "classify_pairs"
-        inputs = {"first": FLAGS.text, "second": FLAGS.second}
+        inputs = {"first": text, "second": second}
     elif signature == "classify_pairs":
         raise UserError("this model classifies pairs: give a --second for each --text.")
     else:
-        inputs = {"texts": FLAGS.text}
+        inputs = {"texts": text}
     color = sys.stdout.isatty() if FLAGS.color == "auto" else FLAGS.color == "always"
     printer = Printer(color, FLAGS.threshold)
-    return getattr(printer, kind)(FLAGS.text, export(signature, **inputs))
+    return getattr(printer, kind)(text, export(signature, **inputs))
 
 
 def _serve_page(directory: str) -> str:
