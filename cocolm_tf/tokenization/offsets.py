@@ -24,9 +24,9 @@ class TokenOffsets(NamedTuple):
 
     In order, the ids cover every character of the text but white space and what SentencePiece
     takes for it or leaves out, such as control characters. Two ids overlap only where one
-    character is written as several, "½" as "1⁄2", and each has a part of it. A lone "▁", which
-    marks the beginning of a word whose first characters the vocabulary lacks, covers nothing:
-    its start is its end.
+    character is written as several, "½" as "1⁄2", or in bytes, and each has a part of it. A lone
+    "▁", which marks the beginning of a word whose first characters the vocabulary lacks, covers
+    nothing: its start is its end.
 
     Attributes:
         ids: `[B, (N)]` int32, as `tokenize` gives them.
@@ -118,7 +118,9 @@ def segment_with_offsets(
     cut = _cut_characters(segmenter, words, pieces, characters, starts, ends)
     blank = _leading_blanks(segmenter, pieces, characters, starts, ends)
     starts, ends = starts + blank, tf.minimum(ends + cut, word_ends)
-    starts = tf.where(_content(pieces.flat_values) == "", ends, starts)
+    if segmenter.byte_pieces:
+        ends = _ends_of_bytes(segmenter, pieces.flat_values, ends)
+    starts = tf.where(segmenter.content(pieces.flat_values) == "", ends, starts)
     return pieces, starts - word_starts, ends - word_starts
 
 
@@ -159,13 +161,15 @@ def _cut_characters(
 ) -> tf.Tensor:
     """Counts the character that a piece has only a part of: `[sum of P]` int32, 0 or 1.
 
-    SentencePiece's offsets give a character that it writes as several to the last piece with a
-    part of it. Up to there, a word's pieces say more than the text that they are said to cover.
+    SentencePiece's offsets give a character that it writes as several, or in bytes, to the last
+    piece with a part of it. Up to there, a word's pieces say more than the text that they are said
+    to cover.
     """
     rows = pieces.value_rowids()
-    contents = _content(pieces.flat_values)
+    contents = segmenter.content(pieces.flat_values)
     written = tf.strings.reduce_join(pieces.with_flat_values(contents), axis=-1)
-    changed = tf.where(tf.gather(written != words, rows))[:, 0]
+    is_byte = segmenter.is_byte(pieces.flat_values)
+    changed = tf.where(tf.gather(written != words, rows) | is_byte)[:, 0]
     covered = tf.ragged.range(tf.gather(starts, changed), tf.gather(ends, changed))
     covered = tf.ragged.map_flat_values(tf.gather, characters, covered)
     said = tf.strings.length(tf.gather(contents, changed))
@@ -174,6 +178,14 @@ def _cut_characters(
     total = tf.concat([[0], tf.cumsum(excess)], 0)
     total_before_word = tf.gather(total, tf.gather(pieces.row_starts(), rows))
     return tf.cast(total[1:] > total_before_word, tf.int32)
+
+
+def _ends_of_bytes(segmenter: Segmenter, pieces: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
+    """Has all bytes of a character end where its last one does: `[sum of P]` int32."""
+    is_continued = tf.concat([segmenter.is_continuation(pieces)[1:], [False]], 0)
+    is_continued = is_continued[: tf.size(ends)]
+    last = tf.cumsum(tf.cast(~is_continued, tf.int32), exclusive=True)
+    return tf.gather(tf.boolean_mask(ends, ~is_continued), last)
 
 
 def _leading_blanks(
@@ -201,11 +213,8 @@ def _leading_blanks(
     return tf.scatter_nd(marked[:, tf.newaxis], leading, tf.shape(ends, tf.int64))
 
 
-def _content(pieces: tf.Tensor) -> tf.Tensor:
-    return tf.strings.regex_replace(pieces, WORD_START, "")
-
-
 def _written(segmenter: Segmenter, characters: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
     """What the pieces of texts say, spaces aside: the texts as SentencePiece normalizes them."""
     pieces = segmenter.tokenize(tf.strings.unicode_encode(characters, "UTF-8"))
-    return tf.strings.reduce_join(pieces.with_flat_values(_content(pieces.flat_values)), axis=-1)
+    contents = segmenter.content(pieces.flat_values)
+    return tf.strings.reduce_join(pieces.with_flat_values(contents), axis=-1)

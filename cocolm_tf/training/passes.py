@@ -20,6 +20,7 @@ class EncoderPass:
         embedding_dim: int. Width of the embeddings, E; where it is not H, a dense layer follows.
         relative: bool. Whether attention has relative positions.
         trained: bool. Whether a backward pass follows.
+        stacked: int. How many versions of each sequence it runs, one after the other in its batch.
 
     Example:
     ```python
@@ -36,6 +37,7 @@ class EncoderPass:
     embedding_dim: int
     relative: bool
     trained: bool = True
+    stacked: int = 1
 
 
 def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
@@ -49,7 +51,9 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
         which the first is wanted, if there is a contrastive task; `auxiliary`, S tokens, of which
         M are wanted, if there is an auxiliary model that learns; and `auxiliary_sampling`, the same
         without dropout and without training, if it is sampled from in a pass of its own. Of masked
-        language modeling alone there is `main`, S tokens, of which M are wanted.
+        language modeling alone there is `main`, S tokens, of which M are wanted. Of MCL there are
+        `main_corrupted` and the two of the auxiliary model, with the courses stacked, and
+        `main_corrections` and `auxiliary_corrections`.
 
     Example:
     ```python
@@ -69,25 +73,59 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
     )
     if config.objective.name == "masked_lm":
         return {"main": dataclasses.replace(main, wanted=masked_rows(config))}
+    if config.objective.name == "mcl":
+        return _course_passes(config, main)
     passes = {"main_corrupted": main}
     if config.objective.scl_weight:
         crop = 1 + round((length - 1) * config.data.crop_fraction)
         passes["main_crop"] = dataclasses.replace(main, length=crop, wanted=1)
     if auxiliary.replacements != "random":
-        learning = dataclasses.replace(
-            main,
-            wanted=masked_rows(config),
-            num_layers=auxiliary.num_layers,
-            num_heads=auxiliary.num_heads or main.num_heads,
-            hidden_dim=auxiliary.hidden_dim or main.hidden_dim,
-            intermediate_dim=auxiliary.intermediate_dim or main.intermediate_dim,
-        )
+        learning = _auxiliary_pass(config, main)
         frozen = auxiliary.replacements == "frozen"
         if not frozen:
             passes["auxiliary"] = learning
         if frozen or (auxiliary.sampling == "eval" and model.dropout):
             passes["auxiliary_sampling"] = dataclasses.replace(learning, trained=False)
     return passes
+
+
+def _auxiliary_pass(config: PretrainingConfig, main: EncoderPass) -> EncoderPass:
+    auxiliary = config.auxiliary
+    return dataclasses.replace(
+        main,
+        wanted=masked_rows(config),
+        num_layers=auxiliary.num_layers,
+        num_heads=auxiliary.num_heads or main.num_heads,
+        hidden_dim=auxiliary.hidden_dim or main.hidden_dim,
+        intermediate_dim=auxiliary.intermediate_dim or main.intermediate_dim,
+    )
+
+
+def _course_passes(config: PretrainingConfig, main: EncoderPass) -> dict[str, EncoderPass]:
+    """Those of `MCLPretrainer`, whose courses are stacked."""
+    mcl, generator = config.mcl, _auxiliary_pass(config, main)
+    learned = [mcl.mlm_weight > 0, mcl.slm_weight > 0, False]
+    sampled = [mcl.rtd_weight > 0, mcl.std_weight > 0, mcl.itd_weight > 0]
+    # Else what learns is sampled from in passing.
+    if not (config.auxiliary.sampling == "eval" and config.model.dropout):
+        drawn = [one and not learns for one, learns in zip(sampled, learned, strict=True)]
+    else:
+        drawn = sampled
+    stacked = {
+        "main_corrupted": (main, sum(sampled)),
+        "main_corrections": (main, (mcl.re_rtd_weight > 0) + (mcl.re_std_weight > 0)),
+        "auxiliary": (generator, sum(learned)),
+        "auxiliary_sampling": (
+            dataclasses.replace(generator, trained=False),
+            sum(drawn),
+        ),
+        "auxiliary_corrections": (generator, (mcl.re_mlm_weight > 0) + (mcl.re_slm_weight > 0)),
+    }
+    return {
+        name: dataclasses.replace(one, stacked=count)
+        for name, (one, count) in stacked.items()
+        if count
+    }
 
 
 def contrasted_parts(config: PretrainingConfig) -> int:
@@ -104,12 +142,21 @@ def contrasted_parts(config: PretrainingConfig) -> int:
 def masked_rows(config: PretrainingConfig) -> int:
     """Counts the masked positions of a sequence, M = ceil(S * mask_fraction).
 
+    MCL's courses all have as many as the one with the largest fraction.
+
     Example:
     ```python
     masked_rows(PretrainingConfig())  # 77
     ```
     """
-    return math.ceil(config.data.sequence_length * config.data.mask_fraction)
+    fraction, mcl = config.data.mask_fraction, config.mcl
+    if config.objective.name == "mcl":
+        fraction = max(
+            fraction if mcl.mlm_weight or mcl.rtd_weight else 0,
+            mcl.swap_fraction if mcl.slm_weight or mcl.std_weight else 0,
+            mcl.insert_fraction if mcl.itd_weight else 0,
+        )
+    return math.ceil(config.data.sequence_length * fraction)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +165,10 @@ class Heads:
 
     Args:
         masked_lm: int. Width of the encoder whose masked LM head is trained; 0 without one.
-        copy: bool. Whether the main model has a copy head.
+        masked_lm_rows: int. Positions of a sequence that it predicts to learn from them: M, of each
+            of MCL's courses.
+        copy: int. How many copy heads the main model has.
+        copied: int. How often each sequence is judged by one.
         lm: int. Positions of a sequence that its LM head predicts: M, or S if it is all tokens; 0
             without one.
         contrast: bool. Whether sequences are contrasted.
@@ -131,7 +181,9 @@ class Heads:
     """
 
     masked_lm: int
-    copy: bool
+    masked_lm_rows: int
+    copy: int
+    copied: int
     lm: int
     contrast: bool
     projection: bool
@@ -142,16 +194,35 @@ def heads_of(config: PretrainingConfig) -> Heads:
 
     Example:
     ```python
-    heads_of(PretrainingConfig()).copy  # True
+    heads_of(PretrainingConfig()).copy  # 1
     ```
     """
-    objective, passes = config.objective, encoder_passes(config)
+    objective, passes, rows = config.objective, encoder_passes(config), masked_rows(config)
     if "main" in passes:
-        return Heads(passes["main"].hidden_dim, copy=False, lm=0, contrast=False, projection=False)
-    rows = config.data.sequence_length if objective.all_token_lm else masked_rows(config)
+        width = passes["main"].hidden_dim
+        return Heads(width, rows, copy=0, copied=0, lm=0, contrast=False, projection=False)
+    masked_lm = passes["auxiliary"].hidden_dim if "auxiliary" in passes else 0
+    learned = [passes[name] for name in ("auxiliary", "auxiliary_corrections") if name in passes]
+    masked_lm_rows = rows * sum(one.stacked for one in learned)
+    if objective.name == "mcl":
+        judged = [passes[name] for name in ("main_corrupted", "main_corrections") if name in passes]
+        return Heads(
+            masked_lm,
+            masked_lm_rows,
+            copy=1 if config.mcl.shared_head else judged[0].stacked,
+            copied=sum(one.stacked for one in judged),
+            lm=0,
+            contrast=False,
+            projection=False,
+        )
+    copies = objective.copy_weight or (objective.lm_weight and objective.use_copy)
+    if objective.all_token_lm:
+        rows = config.data.sequence_length
     return Heads(
-        masked_lm=passes["auxiliary"].hidden_dim if "auxiliary" in passes else 0,
-        copy=bool(objective.copy_weight or (objective.lm_weight and objective.use_copy)),
+        masked_lm,
+        masked_lm_rows,
+        copy=1 if copies else 0,
+        copied=1 if copies else 0,
         lm=rows if objective.lm_weight else 0,
         contrast=objective.scl_weight > 0,
         projection=objective.scl_weight > 0 and objective.projection,
