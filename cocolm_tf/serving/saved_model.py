@@ -32,7 +32,6 @@ BATCHING_FILENAME = "batching_params.pbtxt"
 # `scripts/benchmark_serving.py` measures what they are worth on a machine.
 MAX_BATCH_SIZE = 32
 BATCH_TIMEOUT_MICROS = 0
-NUM_BATCH_THREADS = 2
 
 _LOG_FIELDS = {CLASSIFY: 2, REGRESS: 3, PREDICT: 6}
 _FILLER = "It was the best of times, it was the worst of times."
@@ -160,13 +159,13 @@ def prediction_log(name: str, signature: Signature, texts: Sequence[str], model:
 def batching_parameters() -> str:
     """The file that `--enable_per_model_batching_parameters` reads from a SavedModel's folder.
 
-    TensorFlow Serving's option to split large requests stays off: it joins the parts' results as
-    they are, and those of `correct` are as wide as the text with the most words in each part.
+    The number of threads is not a model's: the server reads it from `--batching_parameters_file`.
+    Its option to split large requests stays off: it joins the parts' results as they are, and those
+    of `correct` are as wide as the text with the most words in each part.
     """
     return (
         f"max_batch_size {{ value: {MAX_BATCH_SIZE} }}\n"
         f"batch_timeout_micros {{ value: {BATCH_TIMEOUT_MICROS} }}\n"
-        f"num_batch_threads {{ value: {NUM_BATCH_THREADS} }}\n"
     )
 
 
