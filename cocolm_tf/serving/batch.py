@@ -48,7 +48,7 @@ def answer_file(
         raise UserError(f"--input={input_path} is not a file.")
     if files.is_remote(output_path):
         raise UserError(f"--output={output_path} must be a local file: it grows line by line.")
-    if os.path.exists(output_path):
+    if files.exists(output_path):
         raise UserError(f"--output={output_path} is there already: give another name.")
     partial = output_path + UNFINISHED
     _check_identity(
@@ -60,10 +60,10 @@ def answer_file(
             "input_bytes": files.size(input_path),
         },
     )
-    done = _whole_lines(partial)
+    done = _whole_lines(partial) if files.exists(partial) else 0
     with (
         files.open_read(input_path) as lines,
-        open(partial, "ab") as output,
+        files.open_append(partial) as output,
         tqdm(total=files.size(input_path), unit="B", unit_scale=True, desc=signature) as progress,
     ):
         numbered = enumerate(lines, 1)
@@ -78,13 +78,14 @@ def answer_file(
                 json.dumps(others | answer, ensure_ascii=False) + "\n"
                 for others, answer in zip(rest, answers, strict=True)
             ]
-            output.write("".join(written).encode("utf-8", "replace"))
+            # A key that goes to the answer as it is may have half a pair, which is no UTF-8.
+            output.write("".join(written).encode("utf-8", "replace").decode())
             output.flush()
             done += len(batch)
             progress.update(sum(len(line) for _, line in batch))
         os.fsync(output.fileno())
-    os.replace(partial, output_path)
-    os.remove(_identity_path(partial))
+    files.rename(partial, output_path)
+    files.remove(_identity_path(partial))
     return done
 
 
@@ -131,10 +132,10 @@ def _identity_path(partial: str) -> str:
 
 def _check_identity(partial: str, identity: dict[str, Any]) -> None:
     path = _identity_path(partial)
-    if not os.path.exists(partial):
+    if not files.exists(partial):
         files.write_text(path, json.dumps(identity))
         return
-    begun = json.loads(files.read_text(path)) if os.path.exists(path) else {}
+    begun = json.loads(files.read_text(path)) if files.exists(path) else {}
     for name, value in identity.items():
         if begun.get(name) != value:
             raise UserError(
@@ -146,11 +147,10 @@ def _check_identity(partial: str, identity: dict[str, Any]) -> None:
 def _whole_lines(path: str) -> int:
     """Counts the lines of a file, and cuts off what follows the last line feed."""
     count = end = 0
-    with open(path, "a+b") as file:
-        file.seek(0)
+    with files.open_read(path) as file:
         for line in file:
             if line.endswith(b"\n"):
                 count += 1
                 end += len(line)
-        file.truncate(end)
+    os.truncate(path, end)
     return count
