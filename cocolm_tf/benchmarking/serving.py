@@ -14,9 +14,9 @@ from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, th
 from cocolm_tf.benchmarking.load import answer_clients
 from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
 from cocolm_tf.errors import UserError
-from cocolm_tf.serving.batching import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
 from cocolm_tf.serving.export import Settings, export_preset
 from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.serving.saved_model import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
 from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.versions import installed_versions, versions_line
 
