@@ -23,12 +23,12 @@ from cocolm_tf.analysis.meanings import MEANINGS
 from cocolm_tf.analysis.metrics_log import VALIDATION, Metrics, read_metrics
 from cocolm_tf.analysis.page import inline_svg, page, table
 from cocolm_tf.analysis.plots import plots_of
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.units import si
 
 REPORT_FILENAME = "index.html"

@@ -13,9 +13,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from cocolm_tf.analysis.figures import FAINT_INK, PALETTE, legend_below, new_figure, styled
 from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION, Metrics, read_metrics
 from cocolm_tf.analysis.plots import Plot, set_scale
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig, load_config
-from cocolm_tf.training.flops import pretraining_flops
 
 # What runs are compared by, and the name of that axis.
 X_AXES = {"steps": "step", "tokens": "tokens read", "flops": "model FLOPs", "hours": "hours"}

@@ -11,8 +11,8 @@ from typing import Any
 from cocolm_tf.benchmarking import data_contenders
 from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
 from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.costs.step_benchmark import describe_device, summarize
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.benchmark import describe_device, summarize
 from cocolm_tf.versions import installed_versions, versions_line
 
 NUM_SHARDS = 16

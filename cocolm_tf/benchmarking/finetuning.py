@@ -8,12 +8,12 @@ import numpy as np
 
 from cocolm_tf.benchmarking.alternation import Contender, alternate, thread_environment
 from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.costs.step_benchmark import describe_device, summarize
 from cocolm_tf.finetuning.batches import describe_lengths, tokenized, training_batches
 from cocolm_tf.finetuning.classification import build_classifier
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.config import from_dict
 from cocolm_tf.finetuning.optimization import build_optimizer
-from cocolm_tf.training.benchmark import describe_device, summarize
 
 WAYS = {"full_width": 0, "as_they_come": 1, "bucketed": 8}
 """The numbers of groups of like lengths, see `training_batches`: none with padding to the longest

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
 from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.costs.step_benchmark import describe_device, prepare_step, random_batches, summarize
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.benchmark import describe_device, prepare_step, random_batches, summarize
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.versions import installed_versions, versions_line
 

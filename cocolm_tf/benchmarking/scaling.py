@@ -7,10 +7,10 @@ from typing import Any
 
 from cocolm_tf.benchmarking.alternation import Contender, alternate, thread_environment
 from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.costs.step_benchmark import describe_device, prepare_step, random_batches, summarize
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.benchmark import describe_device, prepare_step, random_batches, summarize
 from cocolm_tf.training.config import PretrainingConfig, check_config
-from cocolm_tf.training.flops import pretraining_flops
 
 # What grows, and all that grows with it.
 AXES: dict[str, tuple[str, ...]] = {

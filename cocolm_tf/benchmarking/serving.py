@@ -13,11 +13,11 @@ import tensorflow as tf
 from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
 from cocolm_tf.benchmarking.load import answer_clients
 from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.errors import UserError
 from cocolm_tf.serving.batching import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
 from cocolm_tf.serving.export import Settings, export_preset
 from cocolm_tf.serving.preset import ServedPreset
-from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.versions import installed_versions, versions_line
 
 # The kinds of export, and the yardstick.

@@ -7,9 +7,9 @@ from typing import Any
 
 import keras_nlp
 
+from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.files import new_folder
 from cocolm_tf.finetuning.best_epoch import BestEpoch
-from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.model_card import Facts, write_model_card
 from cocolm_tf.versions import own_versions
 

@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from cocolm_tf.analysis.held_out import measure_run
+from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.finetuning.classification import run_classification
 from cocolm_tf.finetuning.jobs import Reporter, serve
-from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.checkpoints import steps_taken
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cocolm_tf.analysis.metrics_log import TRAINING, read_metrics
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.finetuning.results import summarize, summarize_runs
 from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.flops import pretraining_flops
 
 # What there is of one row and task: from each seed the results of `run_classification`.
 Seeds = Mapping[int, Mapping[str, Any]]

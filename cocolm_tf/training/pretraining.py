@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
+from cocolm_tf.costs.accelerators import device_type, peak_flops
+from cocolm_tf.costs.energy import power_limit
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.reading import read_errors_told
@@ -17,7 +20,6 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.files import check_writable
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.accelerators import device_type, peak_flops
 from cocolm_tf.training.build import Pretrainer, build_pretrainer, compile_pretrainer
 from cocolm_tf.training.callbacks import (
     TENSORBOARD_DIRECTORY,
@@ -34,8 +36,6 @@ from cocolm_tf.training.callbacks import (
 from cocolm_tf.training.checkpoints import Checkpoints, checkpoint_steps, steps_taken
 from cocolm_tf.training.config import PretrainingConfig, TrainerConfig, save_config
 from cocolm_tf.training.distribution import per_replica_batch
-from cocolm_tf.training.energy import power_limit
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.identity import History, Input, Stretch, stretch_of
 from cocolm_tf.training.preemption import StopSignal
 from cocolm_tf.training.preset import load_frozen_auxiliary, load_preset, save_preset

@@ -8,9 +8,9 @@ from cocolm_tf.analysis.figures import PALETTE
 from cocolm_tf.analysis.metrics_log import Metrics
 from cocolm_tf.analysis.plots import PLOTS, Plot, plots_of
 from cocolm_tf.analysis.run_comparison import X_AXES, Run, draw_runs, read_run
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.flops import pretraining_flops
 
 PAIR = Plot("pair", "A pair", "share", {"a": "first", "b": "second"})
 

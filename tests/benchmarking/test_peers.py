@@ -11,8 +11,8 @@ import tf_keras
 from cocolm_tf.benchmarking import model_garden
 from cocolm_tf.benchmarking import peers as module
 from cocolm_tf.benchmarking.alternation import Contender, Timings
+from cocolm_tf.costs.step_benchmark import random_batches
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.benchmark import random_batches
 from cocolm_tf.training.config import PretrainingConfig
 
 Batches = list[dict[str, np.ndarray]]

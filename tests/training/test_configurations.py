@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.training.benchmark import random_batches
+from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.costs.step_benchmark import random_batches
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
-from cocolm_tf.training.flops import pretraining_flops
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OF_OTHER_KINDS = {"finetune", "suites"}

@@ -1,11 +1,11 @@
 """The counts against models that are built."""
 
 import pytest
-from training_sizes import VARIANTS, tiny
+from costs_sizes import VARIANTS, tiny
 
+from cocolm_tf.costs.parameters import block_parameters, count_parameters
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.parameters import block_parameters, count_parameters
 
 
 def size(variables: list) -> int:

@@ -3,8 +3,8 @@ import types
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.training import accelerators
-from cocolm_tf.training.accelerators import (
+from cocolm_tf.costs import accelerators
+from cocolm_tf.costs.accelerators import (
     ACCELERATORS,
     device_type,
     gpu_peak_flops,

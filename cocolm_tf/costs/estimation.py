@@ -4,19 +4,19 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from cocolm_tf.errors import UserError
-from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator, published_share
-from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.flops import (
+from cocolm_tf.costs.accelerators import ACCELERATORS, Accelerator, published_share
+from cocolm_tf.costs.flops import (
     logit_chunk_flops,
     pass_flops,
     pretraining_flops,
     rematerialization_flops,
     similarity_flops,
 )
-from cocolm_tf.training.memory import step_memory
-from cocolm_tf.training.parameters import count_parameters
-from cocolm_tf.training.passes import contrasted_parts, encoder_passes, heads_of
+from cocolm_tf.costs.memory import step_memory
+from cocolm_tf.costs.parameters import count_parameters
+from cocolm_tf.costs.workload import contrasted_parts, encoder_passes, heads_of
+from cocolm_tf.errors import UserError
+from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.units import duration, si
 
 _FLOAT32 = 4
@@ -37,13 +37,13 @@ def estimate(
 
     Args:
         config: the run.
-        devices: int. Replicas that share `trainer.batch_size` out evenly.
+        devices: Replicas that share `trainer.batch_size` out evenly.
         accelerators: keys of `ACCELERATORS`.
-        share_of_peak: float. The share of the peak FLOPs that a step reaches from its beginning
+        share_of_peak: The share of the peak FLOPs that a step reaches from its beginning
             to its end. 0 for what encoders of the main model's size were published to reach.
-        share_of_memory: float. The share of the memory that tensors may take. The rest is for
+        share_of_memory: The share of the memory that tensors may take. The rest is for
             the libraries, and for what fragments.
-        link_bandwidth: float. Bytes a second that a device sends, where that is not its vendor's:
+        link_bandwidth: Bytes a second that a device sends, where that is not its vendor's:
             of several hosts it is the network's. 0 for the vendor's.
         compiled: what `compile_step.py` said of this configuration's step on some of the
             accelerators: the least time that it allows.
@@ -150,26 +150,7 @@ def plan(
     share_of_peak: float,
     share_of_memory: float,
 ) -> dict[str, float] | None:
-    """Finds the fewest micro-batches with which a run fits into an accelerator's memory.
-
-    Args:
-        config: the run; its own `trainer.micro_batches` does not matter.
-        devices: int.
-        accelerator: each device.
-        rematerialize: bool. Whether blocks are rematerialized.
-        share_of_peak: float. As in `estimate`.
-        share_of_memory: float. As in `estimate`.
-
-    Returns:
-        `micro_batches`; `sequences`, on a device at a time; `contrasted`, those that the
-        contrastive task compares, of all devices, or 0 without it; `memory`, bytes; `step_seconds`,
-        `run_seconds`. None if not even one sequence at a time fits.
-
-    Example:
-    ```python
-    plan(PretrainingConfig(), 8, ACCELERATORS["h100"], False, 0.4, 0.9)["micro_batches"]
-    ```
-    """
+    """Finds the fewest micro-batches with which a run fits into an accelerator's memory."""
     of_device = config.trainer.batch_size // devices
     cut = copy.deepcopy(config)
     for micro_batches in (m for m in range(1, of_device + 1) if of_device % m == 0):
@@ -194,30 +175,7 @@ def plan(
 def of_compiled(
     config: PretrainingConfig, devices: int, compiled: dict[str, Any]
 ) -> dict[str, float]:
-    """Says what a run takes at least by a compiled program of its step, and corrects its memory.
-
-    A device is given the sequences that the program was compiled for, again and again, until it
-    has done its share of a step.
-
-    Args:
-        config: the run.
-        devices: int.
-        compiled: what `compile_step.py` prints as JSON.
-
-    Returns:
-        `share_of_peak` at most; `step_seconds` and `run_seconds` at least; `sequences` at a time;
-        `memory` of the program, arguments and temporaries, and `estimated_memory`, what
-        `step_memory` says of as many sequences.
-
-    Raises:
-        UserError: if the program does other work than the configuration.
-
-    Example:
-    ```python
-    result = json.loads(pathlib.Path("base.json").read_text())
-    of_compiled(load_config("configs/pretrain/base.yaml"), 8, result)["run_seconds"] / 86_400
-    ```
-    """
+    """Says what a run takes at least by a compiled program of its step, and corrects its memory."""
     one = copy.deepcopy(config)
     one.trainer.batch_size, one.trainer.micro_batches = compiled["sequences"], 1
     flops = sum(pretraining_flops(one).values())
@@ -245,17 +203,10 @@ def of_compiled(
 
 
 def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -> float:
-    """Counts the FLOPs that one device computes in a step.
-
-    Its share of `pretraining_flops`, of `logit_chunk_flops`, of the forward passes that
-    `objective.scl_over_micro_batches` adds and, if so wanted, of `rematerialization_flops`; but
-    all of `similarity_flops`, as each device compares the vectors of all.
-
-    Example:
-    ```python
-    device_flops(PretrainingConfig(), devices=8, rematerialize=False)
-    ```
-    """
+    """Counts the FLOPs that one device computes in a step."""
+    # Its share of `pretraining_flops`, of `logit_chunk_flops`, of the forward passes that
+    # `objective.scl_over_micro_batches` adds and, if so wanted, of `rematerialization_flops`; but
+    # all of `similarity_flops`, as each device compares the vectors of all.
     shared = sum(pretraining_flops(config).values()) + logit_chunk_flops(config)
     if contrasted_parts(config) < config.trainer.micro_batches:
         passes = encoder_passes(config).values()
@@ -267,31 +218,17 @@ def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -
 
 
 def all_reduce_bytes(parameters: int, devices: int) -> float:
-    """Counts the bytes that each device sends to sum the gradients, once a step.
-
-    A ring of R devices passes each of the 4P bytes on twice but for its own part, first to sum,
-    then to share the sum: 2 * 4P * (R - 1) / R.
-
-    Example:
-    ```python
-    all_reduce_bytes(parameters=110_000_000, devices=8)
-    ```
-    """
+    """Counts the bytes that each device sends to sum the gradients, once a step."""
+    # A ring of R devices passes each of the 4P bytes on twice but for its own part, first to sum,
+    # then to share the sum: 2 * 4P * (R - 1) / R.
     return 2 * _FLOAT32 * parameters * (devices - 1) / devices
 
 
 def gather_bytes(config: PretrainingConfig, devices: int) -> float:
-    """Counts the bytes that each device sends for the contrastive task in a step.
-
-    Of B sequences the vectors of both views, in float32, are 2B * 4H bytes. They are gathered by an
-    all-reduce, 2(R - 1) / R of that in a ring of R devices, and so are their gradients summed.
-    Together 4 * 8BH * (R - 1) / R, however many micro-batches there are.
-
-    Example:
-    ```python
-    gather_bytes(PretrainingConfig(), devices=8)
-    ```
-    """
+    """Counts the bytes that each device sends for the contrastive task in a step."""
+    # Of B sequences the vectors of both views, in float32, are 2B * 4H bytes. They are gathered by
+    # an all-reduce, 2(R - 1) / R of that in a ring of R devices, and so are their gradients summed.
+    # Together 4 * 8BH * (R - 1) / R, however many micro-batches there are.
     if not heads_of(config).contrast:
         return 0.0
     vectors = 2 * config.trainer.batch_size * _FLOAT32 * config.model.hidden_dim
@@ -299,32 +236,13 @@ def gather_bytes(config: PretrainingConfig, devices: int) -> float:
 
 
 def update_bytes(parameters: int) -> int:
-    """Counts the bytes that AdamW moves to and from memory, once a step.
-
-    It reads weights, gradients and both moments, and writes all but the gradients: 7 * 4P.
-
-    Example:
-    ```python
-    update_bytes(parameters=110_000_000)
-    ```
-    """
+    """Counts the bytes that AdamW moves to and from memory, once a step."""
+    # It reads weights, gradients and both moments, and writes all but the gradients: 7 * 4P.
     return 7 * _FLOAT32 * parameters
 
 
 def format_report(result: dict[str, Any]) -> str:
-    """Lays an estimate out for reading.
-
-    Args:
-        result: what `estimate` returns.
-
-    Returns:
-        Several tables.
-
-    Example:
-    ```python
-    print(format_report(estimate(PretrainingConfig(), devices=64)))
-    ```
-    """
+    """Lays an estimate out for reading."""
     sections = [_run_rows(result), _cost_rows(result), _memory_rows(result)]
     if result["devices"] > 1:
         sections.append(_traffic_rows(result))

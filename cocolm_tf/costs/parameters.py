@@ -1,7 +1,7 @@
 """How many numbers a configuration trains, counted without building it."""
 
+from cocolm_tf.costs.workload import EncoderPass, encoder_passes, heads_of
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.passes import EncoderPass, encoder_passes, heads_of
 
 
 def count_parameters(config: PretrainingConfig) -> dict[str, int]:
@@ -51,13 +51,7 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
 
 
 def count_frozen_parameters(config: PretrainingConfig) -> int:
-    """Counts the numbers of a frozen auxiliary model, its own word and position tables included.
-
-    Example:
-    ```python
-    count_frozen_parameters(PretrainingConfig())  # 0: the auxiliary model learns
-    ```
-    """
+    """Counts the numbers of a frozen auxiliary model, its own word and position tables included."""
     passes = encoder_passes(config)
     if "auxiliary" in passes or "auxiliary_sampling" not in passes:
         return 0
@@ -69,23 +63,9 @@ def count_frozen_parameters(config: PretrainingConfig) -> int:
 
 
 def encoder_parameters(encoder: EncoderPass, relative_position_bins: int) -> int:
-    """Counts an encoder's numbers, its word and position tables aside.
-
-    LayerNorm of the embeddings, 2E; where E is not H, a dense layer, EH + H; the relative
-    position table, bins * A; and in each layer `block_parameters`.
-
-    Args:
-        encoder: a pass through it.
-        relative_position_bins: int. Rows of its relative position table.
-
-    Returns:
-        The count.
-
-    Example:
-    ```python
-    encoder_parameters(encoder_passes(PretrainingConfig())["auxiliary"], 32)
-    ```
-    """
+    """Counts an encoder's numbers, its word and position tables aside."""
+    # LayerNorm of the embeddings, 2E; where E is not H, a dense layer, EH + H; the relative
+    # position table, bins * A; and in each layer `block_parameters`.
     count = 2 * encoder.embedding_dim + relative_position_bins * encoder.num_heads
     if encoder.embedding_dim != encoder.hidden_dim:
         count += _dense(encoder.embedding_dim, encoder.hidden_dim)
@@ -95,16 +75,9 @@ def encoder_parameters(encoder: EncoderPass, relative_position_bins: int) -> int
 
 
 def block_parameters(hidden_dim: int, intermediate_dim: int) -> int:
-    """Counts a Transformer block's numbers.
-
-    Query, key, value and output, 4(H^2 + H), the feed-forward network, HI + I and IH + H, and
-    twice LayerNorm, 2 * 2H.
-
-    Example:
-    ```python
-    block_parameters(768, 3072)  # 7,087,872
-    ```
-    """
+    """Counts a Transformer block's numbers."""
+    # Query, key, value and output, 4(H^2 + H), the feed-forward network, HI + I and IH + H, and
+    # twice LayerNorm, 2 * 2H.
     attention = 4 * _dense(hidden_dim, hidden_dim)
     feed_forward = _dense(hidden_dim, intermediate_dim) + _dense(intermediate_dim, hidden_dim)
     return attention + feed_forward + 2 * 2 * hidden_dim

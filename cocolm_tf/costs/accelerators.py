@@ -14,12 +14,12 @@ class Accelerator:
 
     Args:
         title: its name in full.
-        bfloat16_flops: float. Peak FLOPs a second in bfloat16, and in float16.
-        float32_flops: float. Peak FLOPs a second of products of float32 tensors as TensorFlow
+        bfloat16_flops: Peak FLOPs a second in bfloat16, and in float16.
+        float32_flops: Peak FLOPs a second of products of float32 tensors as TensorFlow
             computes them by default: in TF32 on GPUs, by bfloat16 factors on TPUs.
-        memory: float. Bytes.
-        memory_bandwidth: float. Bytes a second between memory and cores.
-        link_bandwidth: float. Bytes a second that it sends to its neighbors, in one direction.
+        memory: Bytes.
+        memory_bandwidth: Bytes a second between memory and cores.
+        link_bandwidth: Bytes a second that it sends to its neighbors, in one direction.
         source: where the figures are from.
         device_kind: how its driver, and so JAX and TensorFlow, names it.
 
@@ -135,21 +135,7 @@ PUBLISHED_SHARES = {17e6: 0.057, 68e6: 0.166, 150e6: 0.246, 400e6: 0.34, 1e9: 0.
 
 
 def published_share(parameters: float) -> float:
-    """The share of the peak that encoders of a size were published to reach.
-
-    `PUBLISHED_SHARES`, linear in the size's logarithm between them.
-
-    Args:
-        parameters: float. Of the model, word table included.
-
-    Returns:
-        The share, for sizes beyond the published ones that of the nearest.
-
-    Example:
-    ```python
-    published_share(110e6)  # 0.21
-    ```
-    """
+    """The share of the peak that encoders of a size were published to reach."""
     sizes, shares = zip(*PUBLISHED_SHARES.items(), strict=True)
     return float(np.interp(np.log(parameters), np.log(sizes), shares))
 
@@ -189,12 +175,7 @@ _TPU_PEAKS = {
 
 
 def peak_flops(strategy: tf.distribute.Strategy, precision: str) -> float | None:
-    """The peak FLOPs a second of all devices, of all hosts; None where one's is not known.
-
-    GPUs are known by the names that their driver gives them; hosts have the same as this one. A
-    TPU is known by the environment variable `TPU_ACCELERATOR_TYPE` that TPU VMs have. `precision`
-    is a configuration's `runtime.precision`.
-    """
+    """The peak FLOPs a second of all devices, of all hosts; None where one's is not known."""
     kind = device_type(strategy)
     if kind == "TPU":
         return tpu_peak_flops(os.environ.get("TPU_ACCELERATOR_TYPE", ""))

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from cocolm_tf.costs.compiled import compiled_costs
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
@@ -21,7 +22,6 @@ from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
 from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.units import si
 from cocolm_tf.versions import own_versions, versions_line
 
@@ -44,9 +44,9 @@ def benchmark(
     Args:
         config: the run. `trainer.batch_size` sequences are one step on the one device, whatever
             `trainer.micro_batches` cuts them into.
-        steps: int. Steps to time, at least 1.
-        warmup_steps: int. Steps to run untimed after the first, which traces and compiles.
-        count_compiled: bool. Whether to compile the step once more and count what XLA's program
+        steps: Steps to time, at least 1.
+        warmup_steps: Steps to run untimed after the first, which traces and compiles.
+        count_compiled: Whether to compile the step once more and count what XLA's program
             of it takes.
 
     Returns:
@@ -126,24 +126,7 @@ def benchmark(
 def prepare_step(
     config: PretrainingConfig, batches: tf.data.Dataset
 ) -> tuple[CocoLMPretrainer, Callable[[], dict[str, tf.Tensor]]]:
-    """Builds the model and the step of a training run, on one device.
-
-    Args:
-        config: the run.
-        batches: what to train on, endlessly.
-
-    Returns:
-        The pretrainer, and a function that runs one step, waits for it and returns the metrics.
-
-    Raises:
-        UserError: if the sizes do not go together.
-
-    Example:
-    ```python
-    pretrainer, step = prepare_step(config, random_batches(config))
-    float(step()["loss"])
-    ```
-    """
+    """Builds the model and the step of a training run, on one device."""
     strategy = make_strategy("one_device")
     per_replica_batch(config.trainer.batch_size, config.trainer.micro_batches, strategy)
     with strategy.scope():
@@ -165,24 +148,7 @@ def prepare_step(
 
 
 def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset:
-    """Makes batches of full sequences of random tokens, masked and cropped as in training.
-
-    Args:
-        config: the run. Batches have its `trainer.batch_size`.
-        count: int. How many different ones there are.
-
-    Returns:
-        An endless dataset of the batches that `CocoLMPretrainer` takes, all of the same static
-        shapes, kept in memory once made.
-
-    Raises:
-        UserError: if the vocabulary or the sequences have no room for an ordinary token.
-
-    Example:
-    ```python
-    next(iter(random_batches(PretrainingConfig())))["token_ids"]  # [2048, 512]
-    ```
-    """
+    """Makes batches of full sequences of random tokens, masked and cropped as in training."""
     batch, length = config.trainer.batch_size, config.data.sequence_length
     special = SpecialTokens(mask=config.model.vocabulary_size - 1)
     if special.mask <= _FIRST_ORDINARY_TOKEN:
@@ -216,23 +182,8 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
 
 
 def matmul_rate(dtype: str, min_seconds: float = 0.5) -> float:
-    """Measures the FLOPs a second of a large matrix product on the device that trains.
-
-    The best of several, as everything else that a machine does can only slow a product down. The
-    matrices are 2048 wide on a CPU; an accelerator needs larger ones to be busy.
-
-    Args:
-        dtype: of the matrices, a pretrainer's `compute_dtype`.
-        min_seconds: float. Products are repeated for at least this long, and at least thrice.
-
-    Returns:
-        FLOPs a second, a product of n x n matrices being 2n^3.
-
-    Example:
-    ```python
-    matmul_rate("float32") / 1e9  # GFLOP/s
-    ```
-    """
+    """Measures the FLOPs a second of a large matrix product on the device that trains."""
+    # The best of several, as everything else that a machine does can only slow a product down.
     # A call to an accelerator costs as much time as some products: make it several.
     width, products = (8192, 8) if tf.config.list_physical_devices("GPU") else (2048, 1)
     left = tf.cast(tf.random.stateless_normal([width, width], [1, 2]), dtype)
@@ -256,16 +207,7 @@ def matmul_rate(dtype: str, min_seconds: float = 0.5) -> float:
 
 
 def peak_memory() -> int:
-    """The most memory used so far, in bytes.
-
-    Of a GPU, what TensorFlow allocated on it since the benchmark's steps began; of a CPU, what
-    the whole process held since it started, its programs and libraries included.
-
-    Example:
-    ```python
-    peak_memory() / 2**30  # GiB
-    ```
-    """
+    """The most bytes used so far: on a GPU since the steps began, on a CPU by the whole process."""
     if tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -274,13 +216,7 @@ def peak_memory() -> int:
 
 
 def describe_device() -> str:
-    """Names the device that one-device training takes: the first GPU, or the CPU.
-
-    Example:
-    ```python
-    describe_device()  # "CPU, x86_64, 8 cores"
-    ```
-    """
+    """Names the device that one-device training takes: the first GPU, or the CPU."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
@@ -289,13 +225,7 @@ def describe_device() -> str:
 
 
 def summarize(seconds: list[float]) -> dict[str, float]:
-    """Gives the median, spread and mean of times.
-
-    Example:
-    ```python
-    summarize([1.0, 2.0, 4.0])["median"]  # 2.0
-    ```
-    """
+    """Gives the median, spread and mean of times."""
     names = ("min", "first_quartile", "median", "third_quartile", "max")
     quartiles = np.percentile(seconds, [0, 25, 50, 75, 100])
     spread = {name: float(value) for name, value in zip(names, quartiles, strict=True)}
@@ -303,19 +233,7 @@ def summarize(seconds: list[float]) -> dict[str, float]:
 
 
 def format_report(result: dict[str, Any]) -> str:
-    """Lays a benchmark's result out for reading.
-
-    Args:
-        result: what `benchmark` returns.
-
-    Returns:
-        A table of several lines.
-
-    Example:
-    ```python
-    print(format_report(benchmark(config, steps=10)))
-    ```
-    """
+    """Lays a benchmark's result out for reading."""
     seconds, flops = result["step_seconds"], result["flops_per_step"]
     xla = ", XLA" if result["jit_compile"] else ""
     parts = f" in {result['micro_batches']} parts" if result["micro_batches"] > 1 else ""

@@ -8,17 +8,17 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.training.benchmark import random_batches
-from cocolm_tf.training.build import build_pretrainer
-from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.flops import (
+from cocolm_tf.costs.flops import (
     encoder_flops,
     logit_chunk_flops,
     pretraining_flops,
     rematerialization_flops,
 )
-from cocolm_tf.training.passes import masked_rows
+from cocolm_tf.costs.step_benchmark import random_batches
+from cocolm_tf.costs.workload import masked_rows
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.config import PretrainingConfig
 
 TINY = {
     "model": {

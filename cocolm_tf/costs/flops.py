@@ -8,14 +8,14 @@ is what is computed a second time to save memory, which `rematerialization_flops
 
 import dataclasses
 
-from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.passes import (
+from cocolm_tf.costs.workload import (
     EncoderPass,
     contrasted_parts,
     encoder_passes,
     heads_of,
     masked_rows,
 )
+from cocolm_tf.training.config import PretrainingConfig
 
 # A backward pass takes two products, by either factor, for each of the forward pass.
 _FORWARD_AND_BACKWARD = 3
@@ -79,23 +79,10 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
 
 
 def similarity_flops(config: PretrainingConfig) -> int:
-    """Counts the FLOPs of the contrastive task's similarities in a training step.
-
-    Each of `contrasted_parts` of b sequences compares its 2b vectors with each other,
-    2 * (2b)^2 * H, forward and backward. Of several devices each does all of it, on the vectors of
-    all.
-
-    Args:
-        config: the run.
-
-    Returns:
-        FLOPs; 0 without a contrastive task.
-
-    Example:
-    ```python
-    similarity_flops(PretrainingConfig())
-    ```
-    """
+    """Counts the FLOPs of the contrastive task's similarities in a training step."""
+    # Each of `contrasted_parts` of b sequences compares its 2b vectors with each other,
+    # 2 * (2b)^2 * H, forward and backward. Of several devices each does all of it, on the vectors
+    # of all.
     if not heads_of(config).contrast:
         return 0
     parts = contrasted_parts(config)
@@ -105,22 +92,9 @@ def similarity_flops(config: PretrainingConfig) -> int:
 
 
 def rematerialization_flops(config: PretrainingConfig) -> int:
-    """Counts the FLOPs that a step takes a second time where blocks are rematerialized.
-
-    The blocks of every trained pass run forward once more, which is `pass_flops` but for the
-    projection of the embeddings. It is what `model.rematerialize` costs, set or not.
-
-    Args:
-        config: the run.
-
-    Returns:
-        FLOPs of one training step, beyond those of `pretraining_flops`.
-
-    Example:
-    ```python
-    rematerialization_flops(config) / sum(pretraining_flops(config).values())  # about 0.3
-    ```
-    """
+    """Counts the FLOPs that a step takes a second time where blocks are rematerialized."""
+    # The blocks of every trained pass run forward once more, which is `pass_flops` but for the
+    # projection of the embeddings. It is what `model.rematerialize` costs, set or not.
     return config.trainer.batch_size * sum(
         pass_flops(dataclasses.replace(one, embedding_dim=one.hidden_dim))
         for one in encoder_passes(config).values()
@@ -129,16 +103,9 @@ def rematerialization_flops(config: PretrainingConfig) -> int:
 
 
 def logit_chunk_flops(config: PretrainingConfig) -> int:
-    """Counts the FLOPs that a step takes a second time where logits are computed chunk by chunk.
-
-    The product with the word table, 2NEV, of each head that learns. It is what
-    `runtime.logit_chunk_rows` costs where a device's rows are more than that; 0 where it is 0.
-
-    Example:
-    ```python
-    logit_chunk_flops(load_config("configs/pretrain/base.yaml", "runtime.logit_chunk_rows=256"))
-    ```
-    """
+    """Counts the FLOPs that a step takes a second time where logits are computed chunk by chunk."""
+    # The product with the word table, 2NEV, of each head that learns. It is what
+    # `runtime.logit_chunk_rows` costs where a device's rows are more than that; 0 where it is 0.
     if not config.runtime.logit_chunk_rows:
         return 0
     model, heads = config.model, heads_of(config)
@@ -147,13 +114,7 @@ def logit_chunk_flops(config: PretrainingConfig) -> int:
 
 
 def pass_flops(encoder_pass: EncoderPass) -> int:
-    """Counts the FLOPs of an encoder pass over one sequence, forward; see `encoder_flops`.
-
-    Example:
-    ```python
-    pass_flops(encoder_passes(PretrainingConfig())["main_corrupted"])
-    ```
-    """
+    """Counts the FLOPs of an encoder pass over one sequence, forward; see `encoder_flops`."""
     return encoder_flops(
         encoder_pass.length,
         encoder_pass.num_layers,
@@ -172,30 +133,12 @@ def encoder_flops(
     embedding_dim: int | None = None,
     wanted: int | None = None,
 ) -> int:
-    """Counts the FLOPs of an encoder's forward pass over one sequence.
-
-    With L tokens, width H, intermediate width I and embeddings E wide, each layer takes 8LH^2 for
-    query, key, value and output, 4L^2H for the attention logits and the weighted values, and 4LHI
-    for the feed-forward network. Where only W hidden states are wanted, the last layer takes
-    4WH^2 for query and output, 4LH^2 for key and value, 4WLH and 4WHI. Where E is not H,
-    projecting the embeddings takes another 2LEH.
-
-    Args:
-        length: int. Tokens, padding included.
-        num_layers: int.
-        hidden_dim: int.
-        intermediate_dim: int.
-        embedding_dim: int, or None for `hidden_dim`.
-        wanted: int. Positions whose hidden states are asked for; None for all.
-
-    Returns:
-        FLOPs. The number of heads makes no difference.
-
-    Example:
-    ```python
-    encoder_flops(length=512, num_layers=12, hidden_dim=768, intermediate_dim=3072)
-    ```
-    """
+    """Counts the FLOPs of an encoder's forward pass over one sequence."""
+    # With L tokens, width H, intermediate width I and embeddings E wide, each layer takes 8LH^2 for
+    # query, key, value and output, 4L^2H for the attention logits and the weighted values, and 4LHI
+    # for the feed-forward network. Where only W hidden states are wanted, the last layer takes
+    # 4WH^2 for query and output, 4LH^2 for key and value, 4WLH and 4WHI. Where E is not H,
+    # projecting the embeddings takes another 2LEH.
 
     def layer(queries: int) -> int:
         projections = 2 * _product(length, hidden_dim, hidden_dim)

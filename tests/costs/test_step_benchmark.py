@@ -9,10 +9,10 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cocolm_tf.costs import step_benchmark as module
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import UserError
-from cocolm_tf.training import benchmark as module
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.flops import pretraining_flops
 
 
 def tiny(**changes: dict) -> PretrainingConfig:

@@ -8,54 +8,21 @@ from cocolm_tf.training.config import PretrainingConfig
 
 @dataclasses.dataclass(frozen=True)
 class EncoderPass:
-    """One run of a batch through an encoder.
+    """One run of a batch through an encoder."""
 
-    Args:
-        length: int. Tokens of a sequence, padding included: L.
-        wanted: int. Positions whose last hidden states are computed: W.
-        num_layers: int.
-        num_heads: int. A.
-        hidden_dim: int. H.
-        intermediate_dim: int. I.
-        embedding_dim: int. Width of the embeddings, E; where it is not H, a dense layer follows.
-        relative: bool. Whether attention has relative positions.
-        trained: bool. Whether a backward pass follows.
-
-    Example:
-    ```python
-    encoder_passes(PretrainingConfig())["main_crop"].length  # 461
-    ```
-    """
-
-    length: int
-    wanted: int
+    length: int  # Tokens of a sequence, padding included: L
+    wanted: int  # Positions whose last hidden states are computed: W
     num_layers: int
-    num_heads: int
-    hidden_dim: int
-    intermediate_dim: int
-    embedding_dim: int
-    relative: bool
-    trained: bool = True
+    num_heads: int  # A
+    hidden_dim: int  # H
+    intermediate_dim: int  # I
+    embedding_dim: int  # Width of the embeddings, E; where it is not H, a dense layer follows
+    relative: bool  # Whether attention has relative positions
+    trained: bool = True  # Whether a backward pass follows
 
 
 def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
-    """Lists the encoder passes of a training step.
-
-    Args:
-        config: the run.
-
-    Returns:
-        `main_corrupted`, S tokens; `main_crop`, C = 1 + round((S - 1) * crop_fraction) tokens, of
-        which the first is wanted, if there is a contrastive task; `auxiliary`, S tokens, of which
-        M are wanted, if there is an auxiliary model that learns; and `auxiliary_sampling`, the same
-        without dropout and without training, if it is sampled from in a pass of its own. Of masked
-        language modeling alone there is `main`, S tokens, of which M are wanted.
-
-    Example:
-    ```python
-    list(encoder_passes(PretrainingConfig()))
-    ```
-    """
+    """Lists the encoder passes of a training step."""
     model, auxiliary, length = config.model, config.auxiliary, config.data.sequence_length
     main = EncoderPass(
         length,
@@ -91,60 +58,29 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
 
 
 def contrasted_parts(config: PretrainingConfig) -> int:
-    """Counts the parts of a batch within each of which sequences are contrasted.
-
-    Example:
-    ```python
-    contrasted_parts(PretrainingConfig())  # 1
-    ```
-    """
+    """Counts the parts of a batch within each of which sequences are contrasted."""
     return 1 if config.objective.scl_over_micro_batches else config.trainer.micro_batches
 
 
 def masked_rows(config: PretrainingConfig) -> int:
-    """Counts the masked positions of a sequence, M = ceil(S * mask_fraction).
-
-    Example:
-    ```python
-    masked_rows(PretrainingConfig())  # 77
-    ```
-    """
+    """Counts the masked positions of a sequence, M = ceil(S * mask_fraction)."""
     return math.ceil(config.data.sequence_length * config.data.mask_fraction)
 
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """What stands on the encoders of a run.
+    """What stands on the encoders of a run."""
 
-    Args:
-        masked_lm: int. Width of the encoder whose masked LM head is trained; 0 without one.
-        copy: bool. Whether the main model has a copy head.
-        lm: int. Positions of a sequence that its LM head predicts: M, or S if it is all tokens; 0
-            without one.
-        contrast: bool. Whether sequences are contrasted.
-        projection: bool. Whether their vectors pass a projection first.
-
-    Example:
-    ```python
-    heads_of(PretrainingConfig()).lm  # 77
-    ```
-    """
-
-    masked_lm: int
-    copy: bool
+    masked_lm: int  # Width of the encoder whose masked LM head is trained; 0 without one
+    copy: bool  # Whether the main model has a copy head
+    # Positions of a sequence that its LM head predicts: M, or S if it is all tokens; 0 without one.
     lm: int
-    contrast: bool
-    projection: bool
+    contrast: bool  # Whether sequences are contrasted
+    projection: bool  # Whether their vectors pass a projection first
 
 
 def heads_of(config: PretrainingConfig) -> Heads:
-    """Lists the heads that a run trains.
-
-    Example:
-    ```python
-    heads_of(PretrainingConfig()).copy  # True
-    ```
-    """
+    """Lists the heads that a run trains."""
     objective, passes = config.objective, encoder_passes(config)
     if "main" in passes:
         return Heads(passes["main"].hidden_dim, copy=False, lm=0, contrast=False, projection=False)

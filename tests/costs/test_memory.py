@@ -7,16 +7,16 @@ from collections.abc import Iterable
 import keras
 import pytest
 import tensorflow as tf
+from costs_sizes import VARIANTS, VOCABULARY_SIZE, tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from training_sizes import VARIANTS, VOCABULARY_SIZE, tiny
 
-from cocolm_tf.training import memory
-from cocolm_tf.training.benchmark import random_batches
+from cocolm_tf.costs import memory
+from cocolm_tf.costs.parameters import count_parameters
+from cocolm_tf.costs.step_benchmark import random_batches
+from cocolm_tf.costs.workload import encoder_passes
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.parameters import count_parameters
-from cocolm_tf.training.passes import encoder_passes
 
 # These give what they are given, in the same memory.
 _ALIASES = ("Reshape", "Identity", "IdentityN", "ExpandDims", "Squeeze", "StopGradient")

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from cocolm_tf.training import energy
-from cocolm_tf.training.energy import energy_text, power_limit
+from cocolm_tf.costs import energy
+from cocolm_tf.costs.energy import energy_text, power_limit
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ masked positions; c bytes a number that is computed with: 4 in float32, 2 in mix
 Variables, gradients and moments are float32, 4 bytes, in either.
 """
 
-from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.parameters import count_frozen_parameters, count_parameters
-from cocolm_tf.training.passes import (
+from cocolm_tf.costs.parameters import count_frozen_parameters, count_parameters
+from cocolm_tf.costs.workload import (
     EncoderPass,
     contrasted_parts,
     encoder_passes,
     heads_of,
     masked_rows,
 )
+from cocolm_tf.training.config import PretrainingConfig
 
 _FLOAT32 = 4
 
@@ -32,8 +32,8 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
     Args:
         config: the run. Each device computes on batch_size / (devices * micro_batches) sequences
             at a time.
-        devices: int. Replicas, each with all the weights.
-        rematerialize: bool. Whether blocks are rematerialized, whatever the configuration says.
+        devices: Replicas, each with all the weights.
+        rematerialize: Whether blocks are rematerialized, whatever the configuration says.
 
     Returns:
         Bytes from the name of each part:
@@ -74,43 +74,20 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
 
 
 def compute_bytes(config: PretrainingConfig) -> int:
-    """The bytes of a number that is computed with, c: 4 in float32, 2 in mixed precision.
-
-    Example:
-    ```python
-    compute_bytes(PretrainingConfig())  # 4
-    ```
-    """
+    """The bytes of a number that is computed with, c: 4 in float32, 2 in mixed precision."""
     return 4 if config.runtime.precision == "float32" else 2
 
 
 def block_activations(encoder: EncoderPass, width: int, wanted: int) -> int:
-    """Counts the bytes that a Transformer block keeps of one sequence for its backward pass.
-
-    - 3cLH: its input, which is the keys' and values' factor, keys and values;
-    - 6cWH: queries, the weighted values by head and by token, the input of the feed-forward
-      network, and what either LayerNorm normalized; another cWH, the queries' factor, where not all
-      positions are wanted;
-    - 2cWI: the feed-forward network's hidden layer before and after GELU;
-    - 2cAWL + 4AW: attention's products, what dropout left of its probabilities, and what these
-      were divided by; another cAWL, the relative positions of the wanted ones, where not all are.
-
-    Dropout's masks are not kept: they are computed from their seeds a second time.
-
-    Args:
-        encoder: the pass.
-        width: int. c.
-        wanted: int. W, L in all layers but the last.
-
-    Returns:
-        Bytes.
-
-    Example:
-    ```python
-    main = encoder_passes(PretrainingConfig())["main_corrupted"]
-    block_activations(main, width=2, wanted=main.length)
-    ```
-    """
+    """Counts the bytes that a Transformer block keeps of one sequence for its backward pass."""
+    # - 3cLH: its input, which is the keys' and values' factor, keys and values;
+    # - 6cWH: queries, the weighted values by head and by token, the input of the feed-forward
+    #   network, and what either LayerNorm normalized; another cWH, the queries' factor, where not
+    #   all positions are wanted;
+    # - 2cWI: the feed-forward network's hidden layer before and after GELU;
+    # - 2cAWL + 4AW: attention's products, what dropout left of its probabilities, and what these
+    #   were divided by; another cAWL, the relative positions of the wanted ones, where not all are.
+    # Dropout's masks are not kept: they are computed from their seeds a second time.
     tokens, hidden = encoder.length, encoder.hidden_dim
     numbers = 3 * tokens * hidden + 6 * wanted * hidden + 2 * wanted * encoder.intermediate_dim
     pairs = encoder.num_heads * wanted * tokens
@@ -121,38 +98,16 @@ def block_activations(encoder: EncoderPass, width: int, wanted: int) -> int:
 
 
 def embedding_activations(encoder: EncoderPass, width: int) -> int:
-    """Counts the bytes that the embeddings keep of one sequence.
-
-    What LayerNorm normalized, cLE; where E is not H, the input of the dense layer between, cLE.
-
-    Example:
-    ```python
-    embedding_activations(encoder_passes(PretrainingConfig())["auxiliary"], width=2)
-    ```
-    """
+    """Counts the bytes that the embeddings keep of one sequence."""
+    # What LayerNorm normalized, cLE; where E is not H, the input of the dense layer between, cLE.
     tensors = 1 if encoder.embedding_dim == encoder.hidden_dim else 2
     return tensors * width * encoder.length * encoder.embedding_dim
 
 
 def pass_activations(encoder: EncoderPass, width: int, rematerialize: bool) -> int:
-    """Counts the bytes that an encoder pass keeps of one sequence.
-
-    `embedding_activations`, and n times `block_activations`, W = L in all but the last block;
-    rematerialized, the n inputs of the blocks in their place, cLH each.
-
-    Args:
-        encoder: the pass.
-        width: int. c.
-        rematerialize: bool.
-
-    Returns:
-        Bytes.
-
-    Example:
-    ```python
-    pass_activations(encoder_passes(PretrainingConfig())["main_crop"], 2, rematerialize=True)
-    ```
-    """
+    """Counts the bytes that an encoder pass keeps of one sequence."""
+    # `embedding_activations`, and n times `block_activations`, W = L in all but the last block;
+    # rematerialized, the n inputs of the blocks in their place, cLH each.
     embeddings = embedding_activations(encoder, width)
     if rematerialize:
         inputs = encoder.num_layers * encoder.length * encoder.hidden_dim
@@ -162,18 +117,11 @@ def pass_activations(encoder: EncoderPass, width: int, rematerialize: bool) -> i
 
 
 def head_activations(config: PretrainingConfig) -> int:
-    """Counts the bytes that the heads keep of one sequence, their logits aside.
-
-    - masked LM head: its input, cM times the auxiliary model's width; of its dense layer, 2cME
-      before GELU and after LayerNorm, whose float32 input and scale are another 8ME;
-    - copy head: its input, cLH, which is the all-token LM head's too;
-    - LM head: otherwise the input at the masked positions, cMH.
-
-    Example:
-    ```python
-    head_activations(PretrainingConfig())
-    ```
-    """
+    """Counts the bytes that the heads keep of one sequence, their logits aside."""
+    # - masked LM head: its input, cM times the auxiliary model's width; of its dense layer, 2cME
+    #   before GELU and after LayerNorm, whose float32 input and scale are another 8ME;
+    # - copy head: its input, cLH, which is the all-token LM head's too;
+    # - LM head: otherwise the input at the masked positions, cMH.
     width, hidden, rows = compute_bytes(config), config.model.hidden_dim, masked_rows(config)
     heads, length, count = heads_of(config), config.data.sequence_length, 0
     if heads.masked_lm:
@@ -187,28 +135,14 @@ def head_activations(config: PretrainingConfig) -> int:
 
 
 def logit_bytes(config: PretrainingConfig, sequences: int) -> int:
-    """Counts the bytes of the vocabulary logits.
-
-    Each head keeps its logits, cNV of N rows: M of each sequence at the masked LM head, M or L at
-    the LM head. To that comes the larger of what is made of them: the gradient of a head's logits,
-    cNV, or the float32 logits with noise that the auxiliary model's samples are the maxima of, 4NV.
-
-    Where `runtime.logit_chunk_rows` is less than N, nothing is kept: the logits and what is made of
-    them are there for so many rows, beside two float32 gradients of the word table, 8VE: the sums
-    over the chunks so far and over one more.
-
-    Args:
-        config: the run.
-        sequences: int. Those of a device at a time.
-
-    Returns:
-        Bytes.
-
-    Example:
-    ```python
-    logit_bytes(PretrainingConfig(), sequences=32) / 2**30  # GiB
-    ```
-    """
+    """Counts the bytes of the vocabulary logits."""
+    # Each head keeps its logits, cNV of N rows: M of each sequence at the masked LM head, M or L at
+    # the LM head. To that comes the larger of what is made of them: the gradient of a head's
+    # logits, cNV, or the float32 logits with noise that the auxiliary model's samples are the
+    # maxima of, 4NV.
+    # Where `runtime.logit_chunk_rows` is less than N, nothing is kept: the logits and what is made
+    # of them are there for so many rows, beside two float32 gradients of the word table, 8VE: the
+    # sums over the chunks so far and over one more.
     width, heads, passes = compute_bytes(config), heads_of(config), encoder_passes(config)
     masked = sequences * masked_rows(config)
     learned = [sequences * heads.lm, masked if heads.masked_lm else 0]
@@ -223,41 +157,19 @@ def logit_bytes(config: PretrainingConfig, sequences: int) -> int:
 
 
 def similarity_bytes(config: PretrainingConfig, sequences: int) -> int:
-    """Counts the bytes of the contrastive task's similarities on each device.
-
-    All devices' vectors are compared on every one: of b sequences in all, 2b vectors, and three
-    float32 matrices [2b, 2b]: similarities, these without the diagonal, and their exponentials.
-
-    Args:
-        config: the run.
-        sequences: int. b, those contrasted with each other, on all devices together.
-
-    Returns:
-        Bytes.
-
-    Example:
-    ```python
-    similarity_bytes(PretrainingConfig(), sequences=2048) / 2**20  # 192 MiB
-    ```
-    """
+    """Counts the bytes of the contrastive task's similarities on each device."""
+    # All devices' vectors are compared on every one: of b sequences in all, 2b vectors, and three
+    # float32 matrices [2b, 2b]: similarities, these without the diagonal, and their exponentials.
     return 3 * _FLOAT32 * (2 * sequences) ** 2 if heads_of(config).contrast else 0
 
 
 def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
-    """Counts the bytes of the matrices that a step copies and keeps for its backward pass.
-
-    - In mixed precision each trained pass casts the matrices of its blocks, c(4H^2 + 2HI) each,
-      and each head over the vocabulary the word table, cVE.
-    - In float32 each block puts the matrices of query, key and value side by side, 3cH^2; where
-      not all positions are wanted, in the last block, those of key and value, 2cH^2.
-
-    Rematerialized, they are there for one block at a time.
-
-    Example:
-    ```python
-    copied_weight_bytes(PretrainingConfig(), rematerialize=False)
-    ```
-    """
+    """Counts the bytes of the matrices that a step copies and keeps for its backward pass."""
+    # - In mixed precision each trained pass casts the matrices of its blocks, c(4H^2 + 2HI) each,
+    #   and each head over the vocabulary the word table, cVE.
+    # - In float32 each block puts the matrices of query, key and value side by side, 3cH^2; where
+    #   not all positions are wanted, in the last block, those of key and value, 2cH^2.
+    # Rematerialized, they are there for one block at a time.
     width, model, heads = compute_bytes(config), config.model, heads_of(config)
     blocks = []
     for one in (one for one in encoder_passes(config).values() if one.trained):
@@ -275,16 +187,9 @@ def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
 
 
 def working_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
-    """Counts the bytes that the backward pass of one block adds, for one sequence.
-
-    The gradients of its activations: at most as much as the largest `block_activations`;
-    rematerialized, twice that, as the block's activations are there only then.
-
-    Example:
-    ```python
-    working_bytes(PretrainingConfig(), rematerialize=True)
-    ```
-    """
+    """Counts the bytes that the backward pass of one block adds, for one sequence."""
+    # The gradients of its activations: at most as much as the largest `block_activations`;
+    # rematerialized, twice that, as the block's activations are there only then.
     width = compute_bytes(config)
     block = max(
         block_activations(one, width, one.length) for one in encoder_passes(config).values()

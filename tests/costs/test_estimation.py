@@ -3,23 +3,23 @@
 import json
 
 import pytest
+from costs_sizes import VARIANTS, tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from training_sizes import VARIANTS, tiny
 
-from cocolm_tf.errors import UserError
-from cocolm_tf.training import estimate as module
-from cocolm_tf.training.accelerators import ACCELERATORS, Accelerator, published_share
-from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.estimate import device_flops, estimate, format_report, plan
-from cocolm_tf.training.flops import (
+from cocolm_tf.costs import estimation as module
+from cocolm_tf.costs.accelerators import ACCELERATORS, Accelerator, published_share
+from cocolm_tf.costs.estimation import device_flops, estimate, format_report, plan
+from cocolm_tf.costs.flops import (
     pass_flops,
     pretraining_flops,
     rematerialization_flops,
     similarity_flops,
 )
-from cocolm_tf.training.memory import step_memory
-from cocolm_tf.training.passes import encoder_passes
+from cocolm_tf.costs.memory import step_memory
+from cocolm_tf.costs.workload import encoder_passes
+from cocolm_tf.errors import UserError
+from cocolm_tf.training.config import PretrainingConfig
 
 DEVICE = Accelerator(
     "toy",

@@ -12,20 +12,7 @@ _PROCESSORS = "/sys/class/powercap/intel-rapl:[0-9]*"
 
 
 def power_limit(device_type: str, devices: int = 1) -> float | None:
-    """Reads the power that this host's devices are limited to, the most that they draw for long.
-
-    Args:
-        device_type: `GPU` for NVIDIA's, `CPU`; of any other kind, hosts do not know it.
-        devices: int. How many GPUs of this host, the first ones. Processors count all.
-
-    Returns:
-        Watts, or None where the machine does not say, as virtual ones mostly do not.
-
-    Example:
-    ```python
-    power_limit("GPU")  # 700.0 on an H100
-    ```
-    """
+    """Reads the power that this host's devices are limited to, the most that they draw for long."""
     if device_type == "GPU":
         limits = _gpu_limits()[:devices]
     else:
@@ -34,20 +21,7 @@ def power_limit(device_type: str, devices: int = 1) -> float | None:
 
 
 def energy_text(hours: float, watts: float | None) -> str:
-    """Says how much energy a run took at most.
-
-    Args:
-        hours: float. How long it ran.
-        watts: float. As `power_limit` gives it, of all hosts together; None for not known.
-
-    Returns:
-        A sentence.
-
-    Example:
-    ```python
-    energy_text(10.0, 700.0)  # "Energy, estimated: 7 kWh, 10 hours at the devices' limit of 700 W."
-    ```
-    """
+    """Says how much energy a run took at most."""
     if watts is None:
         return "Energy: not known, as the machine does not say how much power its devices draw."
     return (
