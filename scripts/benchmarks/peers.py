@@ -10,8 +10,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
-from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.benchmarking.alternation import (
+    Contender,
+    Timings,
+    alternate,
+    describe_spread,
+    spread_of_ratios,
+    thread_environment,
+)
 from cocolm_tf.costs.step_benchmark import describe_device, prepare_step, random_batches, summarize
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig
@@ -40,7 +46,7 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
 
 def _model_garden(*arguments: Any, **options: Any) -> Callable[[], float]:
     # Imported in the contender's own process: the others do without.
-    from cocolm_tf.benchmarking.model_garden import electra_step
+    from benchmarks.model_garden import electra_step
 
     # It would warn of the weights that ELECTRA does without.
     tf.get_logger().setLevel("ERROR")
@@ -48,29 +54,19 @@ def _model_garden(*arguments: Any, **options: Any) -> Callable[[], float]:
 
 
 def _hugging_face(*arguments: Any, **options: Any) -> Callable[[], float]:
-    from cocolm_tf.benchmarking.hugging_face import electra_step
+    from benchmarks.hugging_face import electra_step
 
     return electra_step(*arguments, **options)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another project's ELECTRA.
+    """Another project's ELECTRA."""
 
-    Args:
-        build: takes a configuration and batches, and returns the training step.
-        packages: what must be installed for it, by the names to import.
-        options: further arguments of `build`.
-
-    Example:
-    ```python
-    PEERS["model_garden_xla"].options  # {"jit_compile": True}
-    ```
-    """
-
+    # takes a configuration and batches, and returns the training step.
     build: Callable[..., Callable[[], float]]
-    packages: tuple[str, ...]
-    options: dict[str, Any] = field(default_factory=dict)
+    packages: tuple[str, ...]  # what must be installed for it, by the names to import
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of `build`
 
 
 _MODEL_GARDEN = (_model_garden, ("official", "tf_keras"))
@@ -110,9 +106,9 @@ def compare(
         config: the run.
         names: which of `OURS` and `PEERS` to time.
         precisions: `"float32"`, `"mixed_bfloat16"` or both, one after the other.
-        rounds: int. How many steps of each to time.
-        warmup_steps: int. Untimed ones before them, beside the first.
-        threads: int. That each may use.
+        rounds: How many steps of each to time.
+        warmup_steps: Untimed ones before them, beside the first.
+        threads: That each may use.
 
     Returns:
         What JSON can hold; times in seconds:
@@ -163,19 +159,7 @@ def compare(
 
 
 def format_comparison(result: dict[str, Any]) -> str:
-    """Lays the result of `compare` out for reading.
-
-    Args:
-        result: what `compare` returned.
-
-    Returns:
-        A table for each precision.
-
-    Example:
-    ```python
-    print(format_comparison(compare(config, ["electra"], ["float32"], 5, 1, threads=2)))
-    ```
-    """
+    """Lays the result of `compare` out for reading."""
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
         f"versions    {versions_line(result['versions'])}",
@@ -203,20 +187,7 @@ def format_comparison(result: dict[str, Any]) -> str:
 def our_step(
     config: PretrainingConfig, batches: list[dict[str, np.ndarray]]
 ) -> Callable[[], float]:
-    """Builds our own training step.
-
-    Args:
-        config: the run.
-        batches: what `CocoLMPretrainer` takes, taken in turn.
-
-    Returns:
-        A function that runs one step and returns the mean loss so far.
-
-    Example:
-    ```python
-    our_step(config, list(random_batches(config).take(4).as_numpy_iterator()))()
-    ```
-    """
+    """Builds our own training step."""
     stacked = {name: np.stack([each[name] for each in batches]) for name in batches[0]}
     dataset = tf.data.Dataset.from_tensor_slices(stacked).cache().repeat().prefetch(1)
     _, step = prepare_step(config, dataset)

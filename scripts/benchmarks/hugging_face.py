@@ -19,34 +19,15 @@ def electra_step(
     attention: str = "sdpa",
     compiled: bool = False,
 ) -> Callable[[], float]:
-    """Builds Hugging Face's ELECTRA and a training step.
-
-    The models are `ElectraForMaskedLM` and `ElectraForPreTraining`, with shared embeddings; the
-    optimizer is PyTorch's fused AdamW, with clipping; bfloat16 is autocast's. The step trains both
-    jointly, as ELECTRA does; the library has none of its own. It is kind to the model: the masked
-    language model's head is run on the masked positions alone, which `ElectraForMaskedLM` would run
-    on all, and nothing but the loss is measured.
-
-    What differs from ours, all by its design: all embeddings and their LayerNorm are shared by its
-    two models, and there are segment embeddings; the discriminator has one more dense layer before
-    its logits; a step with infinite gradients is not left out.
-
-    Args:
-        config: the sizes, dropout, precision and optimizer.
-        batches: what `CocoLMPretrainer` takes, taken in turn.
-        attention: how attention is computed: `"sdpa"`, the library's default, or `"eager"`.
-        compiled: bool. Whether to compile the models with `torch.compile`.
-
-    Returns:
-        A function that runs one step and returns the loss.
-
-    Example:
-    ```python
-    config = load_config("configs/pretrain/small.yaml")
-    batches = list(random_batches(config).take(4).as_numpy_iterator())
-    electra_step(config, batches)()
-    ```
-    """
+    """Builds Hugging Face's ELECTRA and a training step."""
+    # The models are `ElectraForMaskedLM` and `ElectraForPreTraining`, with shared embeddings; the
+    # optimizer is PyTorch's fused AdamW, with clipping; bfloat16 is autocast's. The step trains
+    # both jointly, as ELECTRA does; the library has none of its own. It is kind to the model: the
+    # masked language model's head is run on the masked positions alone, which `ElectraForMaskedLM`
+    # would run on all, and nothing but the loss is measured.
+    # What differs from ours, all by its design: all embeddings and their LayerNorm are shared by
+    # its two models, and there are segment embeddings; the discriminator has one more dense layer
+    # before its logits; a step with infinite gradients is not left out.
     torch.manual_seed(config.runtime.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _Electra(config, attention).to(device).train()

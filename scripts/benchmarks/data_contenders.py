@@ -14,13 +14,7 @@ _BATCH_BYTES = 1 << 20
 
 
 def our_vocabulary(corpus: str, size: int, output_dir: str) -> Callable[[], None]:
-    """Builds the learning of a vocabulary by `train_vocabulary`.
-
-    Example:
-    ```python
-    our_vocabulary("corpus.txt", 8192, "vocabulary")()
-    ```
-    """
+    """Builds the learning of a vocabulary by `train_vocabulary`."""
     from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
     def learn() -> None:
@@ -32,13 +26,7 @@ def our_vocabulary(corpus: str, size: int, output_dir: str) -> Callable[[], None
 def sentencepiece_vocabulary(
     corpus: str, size: int, threads: int, output: str
 ) -> Callable[[], None]:
-    """Builds the learning of a vocabulary by SentencePiece alone; `output` has no suffix.
-
-    Example:
-    ```python
-    sentencepiece_vocabulary("corpus.txt", 8192, 2, "bare")()  # bare.model
-    ```
-    """
+    """Builds the learning of a vocabulary by SentencePiece alone; `output` has no suffix."""
     import sentencepiece
 
     def learn() -> None:
@@ -57,13 +45,7 @@ def sentencepiece_vocabulary(
 
 
 def tokenizers_vocabulary(corpus: str, size: int, output: str) -> Callable[[], None]:
-    """Builds the learning of a vocabulary by `tokenizers`, which are set up as SentencePiece is.
-
-    Example:
-    ```python
-    tokenizers_vocabulary("corpus.txt", 8192, "tokenizers.json")()
-    ```
-    """
+    """Builds the learning of a vocabulary by `tokenizers`, which are set up as SentencePiece is."""
     import tokenizers
     from tokenizers import models, normalizers, pre_tokenizers, trainers
 
@@ -83,13 +65,7 @@ def tokenizers_vocabulary(corpus: str, size: int, output: str) -> Callable[[], N
 
 
 def our_tokenizer(corpus: str, vocabulary: str) -> Callable[[], None]:
-    """Builds the tokenizing of all documents by `CocoLMTokenizer`, as `build_shards` calls it.
-
-    Example:
-    ```python
-    our_tokenizer("corpus.txt", "vocabulary")()
-    ```
-    """
+    """Builds the tokenizing of all documents by `CocoLMTokenizer`, as `build_shards` calls it."""
     import tensorflow as tf
 
     from cocolm_tf.tokenization.vocabulary import load_vocabulary
@@ -107,13 +83,7 @@ def our_tokenizer(corpus: str, vocabulary: str) -> Callable[[], None]:
 
 
 def sentencepiece_tokenizer(corpus: str, model: str, threads: int) -> Callable[[], None]:
-    """Builds the tokenizing of all documents by SentencePiece alone.
-
-    Example:
-    ```python
-    sentencepiece_tokenizer("corpus.txt", "bare.model", threads=2)()
-    ```
-    """
+    """Builds the tokenizing of all documents by SentencePiece alone."""
     import sentencepiece
 
     batches = list(_batches(corpus))
@@ -127,13 +97,7 @@ def sentencepiece_tokenizer(corpus: str, model: str, threads: int) -> Callable[[
 
 
 def tokenizers_tokenizer(corpus: str, path: str) -> Callable[[], None]:
-    """Builds the tokenizing of all documents by `tokenizers`.
-
-    Example:
-    ```python
-    tokenizers_tokenizer("corpus.txt", "tokenizers.json")()
-    ```
-    """
+    """Builds the tokenizing of all documents by `tokenizers`."""
     import tokenizers
 
     batches = list(_batches(corpus))
@@ -155,18 +119,7 @@ def our_shards(
     num_workers: int,
     output_dir: str,
 ) -> Callable[[], tuple[float, int]]:
-    """Builds the building of shards by `build_shards`: of one document each, then of all.
-
-    The first, which is mostly the start of its processes, is for telling that from the rest.
-
-    Returns:
-        A function that returns the seconds that the first took, and the bytes of its documents.
-
-    Example:
-    ```python
-    seconds, size = our_shards("corpus.txt", "vocabulary", 128, 16, 2, "data")()
-    ```
-    """
+    """Builds the building of shards by `build_shards`: of one document each, then of all."""
     from cocolm_tf.data.build import build_shards
 
     first = list(itertools.islice(text_documents(corpus), num_shards))
@@ -195,13 +148,7 @@ def our_shards(
 def our_pipeline(
     data: str, vocabulary_size: int, sequence_length: int, batch_size: int, num_batches: int
 ) -> Callable[[], None]:
-    """Builds the reading, shuffling, masking and cropping of some batches.
-
-    Example:
-    ```python
-    our_pipeline("data", 8192, 128, 32, num_batches=200)()
-    ```
-    """
+    """Builds the reading, shuffling, masking and cropping of some batches."""
     from cocolm_tf.data.pipeline import PretrainingData
     from cocolm_tf.data.special_tokens import SpecialTokens
 

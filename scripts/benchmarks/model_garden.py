@@ -18,31 +18,13 @@ from cocolm_tf.training.config import PretrainingConfig
 def electra_step(
     config: PretrainingConfig, batches: list[dict[str, np.ndarray]], jit_compile: bool = False
 ) -> Callable[[], float]:
-    """Builds Model Garden's ELECTRA and its training step.
-
-    The model is its `ElectraPretrainer`, the step its `ElectraPretrainTask`'s, metrics included,
-    the optimizer its AdamW with clipping; precision is tf_keras's global policy.
-
-    What differs from ours, all by its design: only word embeddings are shared by its two models,
-    and there are segment embeddings; the discriminator has one more dense layer before its logits;
-    GELU is the approximate one; LayerNorm of the embeddings is always in float32; clipping is the
-    optimizer's, and a step with infinite gradients is not left out.
-
-    Args:
-        config: the sizes, dropout, precision and optimizer.
-        batches: what `CocoLMPretrainer` takes, taken in turn.
-        jit_compile: bool. Whether to compile the step with XLA, as its own experiment has it.
-
-    Returns:
-        A function that runs one step and returns the loss.
-
-    Example:
-    ```python
-    config = load_config("configs/pretrain/small.yaml")
-    batches = list(random_batches(config).take(4).as_numpy_iterator())
-    electra_step(config, batches)()
-    ```
-    """
+    """Builds Model Garden's ELECTRA and its training step."""
+    # The model is its `ElectraPretrainer`, the step its `ElectraPretrainTask`'s, metrics included,
+    # the optimizer its AdamW with clipping; precision is tf_keras's global policy.
+    # What differs from ours, all by its design: only word embeddings are shared by its two models,
+    # and there are segment embeddings; the discriminator has one more dense layer before its
+    # logits; GELU is the approximate one; LayerNorm of the embeddings is always in float32;
+    # clipping is the optimizer's, and a step with infinite gradients is not left out.
     tf_keras.mixed_precision.set_global_policy(config.runtime.precision)
     task = ElectraPretrainTask(
         ElectraPretrainConfig(
@@ -65,10 +47,7 @@ def electra_step(
 
 
 class _Pretrainer(models.ElectraPretrainer):
-    """In bfloat16, float32 noise is added to one kind of logits and float32 labels meet the other.
-
-    Either fails; here both kinds are cast.
-    """
+    """Casts to float32 both logits that fail in bfloat16: noise and labels are float32."""
 
     def call(self, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         outputs = super().call(inputs)

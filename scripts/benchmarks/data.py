@@ -8,9 +8,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from cocolm_tf.benchmarking import data_contenders
-from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
-from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from benchmarks import data_contenders
+from cocolm_tf.benchmarking.alternation import (
+    Contender,
+    Timings,
+    alternate,
+    describe_spread,
+    spread_of_ratios,
+    thread_environment,
+)
 from cocolm_tf.costs.step_benchmark import describe_device, summarize
 from cocolm_tf.errors import UserError
 from cocolm_tf.versions import installed_versions, versions_line
@@ -22,24 +28,12 @@ _DISTRIBUTIONS = ("tensorflow", "tensorflow-text", "sentencepiece", "tokenizers"
 
 @dataclass(frozen=True)
 class DataSizes:
-    """What a benchmark of the data builds.
+    """What a benchmark of the data builds."""
 
-    Args:
-        vocabulary_size: int. Of all vocabularies.
-        sequence_length: int. S.
-        batch_size: int. B.
-        num_batches: int. How many the pipeline makes in each round: many more than it makes in
-            advance.
-
-    Example:
-    ```python
-    DataSizes(vocabulary_size=8192, sequence_length=128, batch_size=32)
-    ```
-    """
-
-    vocabulary_size: int
-    sequence_length: int
-    batch_size: int
+    vocabulary_size: int  # Of all vocabularies
+    sequence_length: int  # S
+    batch_size: int  # B
+    # How many the pipeline makes in each round: many more than it makes in advance.
     num_batches: int = 2000
 
 
@@ -59,11 +53,11 @@ def measure_data(
 
     Args:
         documents: the text.
-        megabytes: float. How much of it to take at most.
+        megabytes: How much of it to take at most.
         sizes: what to build.
         num_workers: the numbers of processes to build shards with, 0 for the program's own; and
             the numbers of threads that the other tokenizers get.
-        rounds: int. How often each is timed, in alternation.
+        rounds: How often each is timed, in alternation.
 
     Returns:
         What JSON can hold; times in seconds:
@@ -124,19 +118,7 @@ def measure_data(
 
 
 def format_data(result: dict[str, Any]) -> str:
-    """Lays the result of `measure_data` out for reading.
-
-    Args:
-        result: what `measure_data` returned.
-
-    Returns:
-        A table.
-
-    Example:
-    ```python
-    print(format_data(measure_data(documents, 32, sizes, [0, 1, 2], rounds=3)))
-    ```
-    """
+    """Lays the result of `measure_data` out for reading."""
     lines = [
         f"device      {result['device']}",
         f"versions    {versions_line(result['versions'])}",
