@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cocolm_tf.analysis.comparison import Findings, write_comparison
 from cocolm_tf.analysis.figures import PALETTE
-from cocolm_tf.analysis.run_comparison import read_run
+from cocolm_tf.analysis.runs import read_run
 from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan, run_folder
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from cocolm_tf.analysis.held_out import measure_run
+from cocolm_tf.analysis.runs import measure_run
 from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.finetuning.classification import run_classification
 from cocolm_tf.finetuning.jobs import Reporter, serve

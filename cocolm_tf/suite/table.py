@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cocolm_tf.analysis.meanings import MEANINGS
+from cocolm_tf.analysis.glossary import MEANINGS
 from cocolm_tf.finetuning.results_page import markdown_table
 
 _MISSING = "—"

@@ -30,9 +30,10 @@ class MetricsLog(keras.callbacks.Callback):
 
     A training line holds the means over the steps since the line before it, of either split, so
     the model's metrics start anew with each. A line is an object with `step`, `split` (`train` or
-    `validation`), `seconds` since the program started and the metrics by their names, null where
-    they are not finite. Training lines also have `tokens_per_second` and, where the devices' peak
-    is known, `mfu`: model FLOPs utilization, the share of the peak that the model's FLOPs reach.
+    `validation`), `seconds` that the run took so far, attempts that ended early included, and the
+    metrics by their names, null where they are not finite. Training lines also have
+    `tokens_per_second` and, where the devices' peak is known, `mfu`: model FLOPs utilization, the
+    share of the peak that the model's FLOPs reach.
 
     Args:
         directory: the run's folder; None, where another worker writes, leaves the metrics' starting
@@ -60,6 +61,8 @@ class MetricsLog(keras.callbacks.Callback):
         super().__init__()
         self._path = os.path.join(directory, METRICS_FILENAME) if directory else ""
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
+        # The clock goes on from the last line: what a preemption undid was spent all the same.
+        spent = _lines(self._path)[-1:]
         if directory:
             _drop_lines_after(self._path, first_step)
             for split in ("train", "validation"):
@@ -69,7 +72,8 @@ class MetricsLog(keras.callbacks.Callback):
         self._interval = interval
         self._tokens_per_step = tokens_per_step
         self._peak_tokens_per_second = peak_tokens_per_second
-        self._start = self._lap = time.monotonic()
+        self._lap = time.monotonic()
+        self._start = self._lap - (spent[0].get("seconds", 0.0) if spent else 0.0)
         self._lap_step = first_step
 
     def has(self, step: int, split: str) -> bool:

@@ -4,12 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocolm_tf.analysis.corrupted_texts import (
-    UNKNOWN,
-    CorruptedText,
-    align,
-    read_corrupted_texts,
-)
+from cocolm_tf.analysis.detection import UNKNOWN, align
+from cocolm_tf.analysis.inputs import CorruptedText, read_corrupted_texts
 from cocolm_tf.errors import UserError
 
 IDS = st.lists(st.integers(0, 4), max_size=12)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.distributions import RANDOM, SIMILAR, draw_distributions
+from cocolm_tf.analysis.charts import RANDOM, SIMILAR, draw_distributions
 from cocolm_tf.analysis.figures import BLUE, ORANGE
 
 GENERATOR = np.random.default_rng(0)

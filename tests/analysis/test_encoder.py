@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.analysis.encoder import SentenceEncoder
+from cocolm_tf.analysis.presets import SentenceEncoder
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig

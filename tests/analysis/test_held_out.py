@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cocolm_tf.analysis.held_out import measure_run
+from cocolm_tf.analysis.runs import measure_run
 from cocolm_tf.data.build import build_shards
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.vocabulary import train_vocabulary

@@ -2,10 +2,9 @@ import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from cocolm_tf.analysis.pairs import SentencePairs, read_pairs
+from cocolm_tf.analysis.inputs import read_pairs
 from cocolm_tf.errors import UserError
 
 TABLE = 'index\tsentence1\tsentence2\tscore\n0\tA "cat.\tA dog.\t1.5\n1\tOne.\t Two. \t5.000\n'
@@ -38,12 +37,6 @@ def test_json_lines_without_scores(tmp_path: Path):
     path.write_text("\n\n".join(map(json.dumps, rows)))
     pairs = read_pairs(str(path))
     assert (pairs.first, pairs.second, pairs.scores) == (["a", "c"], ["b", "d"], None)
-    assert pairs.most_similar() is pairs
-
-
-def test_the_most_similar_have_the_highest_score():
-    pairs = SentencePairs(list("abc"), list("xyz"), np.array([5.0, 2.0, 5.0])).most_similar()
-    assert (pairs.first, pairs.second, pairs.scores.tolist()) == (["a", "c"], ["x", "z"], [5, 5])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cocolm_tf.analysis.pretrained import load_pretrained
+from cocolm_tf.analysis.presets import load_pretrained
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig

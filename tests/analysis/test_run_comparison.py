@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from cocolm_tf.analysis.curves import PLOTS, Plot, draw_runs, plots_of
 from cocolm_tf.analysis.figures import PALETTE
 from cocolm_tf.analysis.metrics_log import Metrics
-from cocolm_tf.analysis.plots import PLOTS, Plot, plots_of
-from cocolm_tf.analysis.run_comparison import X_AXES, Run, draw_runs, read_run
+from cocolm_tf.analysis.runs import X_AXES, Run, read_run
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig

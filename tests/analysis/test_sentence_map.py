@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.sentence_map import MARKED_PAIRS, draw_map, map_sentences
+from cocolm_tf.analysis.charts import MARKED_PAIRS, draw_map
+from cocolm_tf.analysis.sentence_space import map_sentences
 
 
 def test_partners_lie_near_each_other():

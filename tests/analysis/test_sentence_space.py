@@ -3,9 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cocolm_tf.analysis.pairs import SentencePairs
-from cocolm_tf.analysis.sentence_space import describe_space, draw_texts
-from cocolm_tf.analysis.similarity import alignment, uniformity
+from cocolm_tf.analysis.inputs import SentencePairs, draw_texts
+from cocolm_tf.analysis.sentence_space import alignment, describe_space, uniformity
 from cocolm_tf.errors import UserError
 
 # Their vectors: each sentence's is in the direction of its first word.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cocolm_tf.analysis import similarity
+from cocolm_tf.analysis import sentence_space as similarity
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from programs import Program
 from tiny_presets import write_tiny_preset
 
-from cocolm_tf.analysis.run_comparison import X_AXES
+from cocolm_tf.analysis.runs import X_AXES
 
 analyze = Program("analyze.py")
 LINE = '{"step": %d, "split": "%s", "seconds": %d, "loss": 9.0, "positive_cosine": 0.5}\n'
