@@ -14,12 +14,13 @@ import errno
 import glob as local_glob
 import io
 import os
+import posixpath
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, TextIO
 
 from cocolm_tf.errors import UserError
 
@@ -80,14 +81,24 @@ def check_scheme(path: StrPath, flag: str = "") -> None:
 
 
 def join(path: StrPath, *parts: str) -> str:
-    """Puts the parts of a path together."""
-    return os.path.join(os.fspath(path), *parts)
+    """Puts the parts of a path together; what is absolute or has a scheme begins anew."""
+    joined = os.fspath(path)
+    for part in parts:
+        joined = part if is_remote(part) else os.path.join(joined, part)
+    return joined
 
 
 def absolute(path: StrPath) -> str:
-    """The path for processes that start elsewhere; one with a scheme stays as it is."""
+    """The path for processes that start elsewhere, without `..` and a slash at its end."""
     path = os.fspath(path)
-    return path.rstrip("/") if is_remote(path) else os.path.abspath(path)
+    if scheme := _SCHEME.match(path):
+        return scheme[0] + posixpath.normpath(path[scheme.end() :]).strip("/")
+    return os.path.abspath(path)
+
+
+def relative(path: StrPath, folder: StrPath) -> str:
+    """The path from a folder that it lies in."""
+    return os.path.relpath(absolute(path), absolute(folder))
 
 
 def name(path: StrPath) -> str:
@@ -134,6 +145,16 @@ def list_dir(path: StrPath) -> list[str]:
     return []
 
 
+def walk(folder: StrPath, below: str = "") -> Iterator[str]:
+    """The files in a folder and in those inside it, by their sorted paths from there."""
+    for one in list_dir(join(folder, below)):
+        inner = f"{below}/{one}" if below else one
+        if is_dir(join(folder, inner)):
+            yield from walk(folder, inner)
+        else:
+            yield inner
+
+
 def glob(pattern: str) -> list[str]:
     """The files and folders that a pattern matches, sorted; `**` only in local ones."""
     if not is_remote(pattern):
@@ -151,6 +172,24 @@ def glob(pattern: str) -> list[str]:
 def open_read(path: StrPath) -> BinaryIO:
     """Opens a file for reading bytes, buffered; all but pipes can seek."""
     return io.BufferedReader(_RemoteFile(path), _BUFFER) if is_remote(path) else open(path, "rb")
+
+
+@contextlib.contextmanager
+def open_append(path: StrPath) -> Iterator[TextIO]:
+    """Opens a text file to add lines to; a store gets them when it is closed."""
+    if not is_remote(path):
+        with open(path, "a", encoding="utf-8") as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="cocolm_tf.") as file:
+        if is_file(path):
+            file.write(read_text(path))
+            file.flush()
+        try:
+            yield file
+        finally:
+            file.flush()
+            copy(file.name, path)
 
 
 def read_bytes(path: StrPath) -> bytes:
@@ -194,12 +233,25 @@ def copy(source: StrPath, target: StrPath) -> None:
 
 
 def rename(source: StrPath, target: StrPath) -> None:
-    """Renames a file, over one that may be there; on a store, that is a copy."""
-    if not is_remote(source):
+    """Renames a file, over one that may be there; to, from and in a store it is copied."""
+    if is_remote(source) != is_remote(target):
+        copy(source, target)
+        remove(source)
+    elif is_remote(source):
+        with _gfile(source) as gfile:
+            gfile.rename(os.fspath(source), os.fspath(target), overwrite=True)
+    else:
         os.replace(source, target)
-        return
-    with _gfile(source) as gfile:
-        gfile.rename(os.fspath(source), os.fspath(target), overwrite=True)
+
+
+def sync(path: StrPath) -> None:
+    """Has a file or folder survive a loss of power as well; on a store, it does."""
+    if not is_remote(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def make_dirs(path: StrPath) -> None:
@@ -231,16 +283,32 @@ def remove_tree(path: StrPath) -> None:
             gfile.rmtree(os.fspath(path))
 
 
+def remove_empty(folder: StrPath) -> bool:
+    """Removes a folder if it is there and holds nothing, and tells whether it did."""
+    if list_dir(folder) or not is_dir(folder):
+        return False
+    remove_tree(folder)
+    return True
+
+
 @contextlib.contextmanager
-def local_copy(path: StrPath) -> Iterator[str]:
-    """Gives a local path to a file or folder: itself, or a copy of that name for the while."""
+def local_copy(path: StrPath, names: Iterable[str] | None = None) -> Iterator[str]:
+    """Gives a local path to a file or folder: itself, or a copy for the while, of some names."""
     if not is_remote(path):
         yield os.fspath(path)
         return
     with tempfile.TemporaryDirectory(prefix="cocolm_tf.") as folder:
         target = os.path.join(folder, name(path))
-        _copy_tree(os.fspath(path), target)
-        yield target
+        if names is None:
+            _copy_tree(os.fspath(path), target)
+        else:
+            os.mkdir(target)
+            for one in names:
+                copy(join(path, one), join(target, one))
+        try:
+            yield target
+        except UserError as error:  # It is to name what the user knows.
+            raise UserError(str(error).replace(target, os.fspath(path))) from error
 
 
 @contextlib.contextmanager
@@ -259,19 +327,22 @@ def new_folder(
             _copy_last(folder, path, last)
         return
     parent = os.path.dirname(path)
-    with (
-        made_folders(parent),
-        tempfile.TemporaryDirectory(prefix=f".{name(path)}.", dir=parent) as temporary,
-    ):
-        folder = os.path.join(temporary, "new")
-        os.mkdir(folder)
-        yield folder
+    # Of one name, so that what a killed process has left is cleared by the next.
+    temporary = os.path.join(parent, f".{name(path)}.tmp")
+    folder = os.path.join(temporary, "new")
+    with made_folders(parent):
+        remove_tree(temporary)
         try:
-            if os.path.isdir(path):
-                os.replace(path, os.path.join(temporary, "old"))
-            os.replace(folder, path)
-        except OSError:  # Mounted stores rename files alone.
-            _copy_last(folder, path, last)
+            os.makedirs(folder)
+            yield folder
+            try:
+                if os.path.isdir(path):
+                    os.replace(path, os.path.join(temporary, "old"))
+                os.replace(folder, path)
+            except OSError:  # Mounted stores rename files alone.
+                _copy_last(folder, path, last)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 # --- Whether there can be something ---

@@ -12,7 +12,7 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.presets import backbone_config
@@ -37,11 +37,11 @@ flags.DEFINE_integer(
 flags.mark_flag_as_required("preset")
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
-    if FLAGS.config_file and not os.path.isfile(FLAGS.config_file):
+    if FLAGS.config_file and not files.is_file(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
     width = backbone_config(FLAGS.preset)["hidden_dim"]
     config_file = FLAGS.config_file or suitable_config(

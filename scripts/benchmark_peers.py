@@ -12,7 +12,7 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the sizes; see configs/pretrain.")
@@ -51,7 +51,7 @@ def main() -> str:
             raise UserError(
                 f"--precisions has {precision!r}, but there are only float32 and mixed_bfloat16."
             )
-    if not os.path.isfile(FLAGS.config_file):
+    if not files.is_file(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
     # On a GPU the contenders share its memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

@@ -10,7 +10,7 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
@@ -42,7 +42,7 @@ FLAGS = flags.FLAGS
 
 def main() -> str:
     factors = [_number(text) for text in FLAGS.factors]
-    if not os.path.isfile(FLAGS.config_file):
+    if not files.is_file(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
     # On a GPU the contenders share its memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,6 +16,8 @@ from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from cocolm_tf import files
 
 # The colors of everything that a figure draws. Whoever embeds one can replace them.
 INK, FAINT_INK, GRID = "#24292f", "#6e7781", "#e4e7eb"
@@ -138,12 +139,12 @@ def explain(
 def save_figure(figure: Figure, output_dir: str, name: str, formats: Sequence[str]) -> None:
     """Writes a figure, each file in one step."""
     for kind in formats:
-        path = os.path.join(output_dir, f"{name}.{kind}")
+        image = io.BytesIO()
         # Without a date and with names that do not change, the same figure is the same file.
         with matplotlib.rc_context({"svg.hashsalt": name}):
             metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(path + ".tmp", format=kind, dpi=150, metadata=metadata)
-        os.replace(path + ".tmp", path)
+            figure.savefig(image, format=kind, dpi=150, metadata=metadata)
+        files.write_bytes(files.join(output_dir, f"{name}.{kind}"), image.getvalue())
 
 
 def inline_svg(figure: Figure, description: str) -> Markup:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cocolm_tf.data.sources import text_documents
+from cocolm_tf.data.sources import FileSource
 from cocolm_tf.data.tables import read_table
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import matching_files
@@ -110,7 +110,7 @@ def read_minimal_pairs(pattern: str, encoding: str | None = None) -> list[Minima
 
 def draw_texts(pattern: str, count: int, seed: int, encoding: str = "") -> list[str]:
     """Draws lines of a corpus at random, from its first 200,000."""
-    lines = text_documents(pattern, one_document_per_line=True, encoding=encoding)
+    lines = FileSource.find(pattern, one_document_per_line=True, encoding=encoding)
     texts = list(dict.fromkeys(itertools.islice(lines, _LINES)))
     if len(texts) < 2:
         raise UserError(f"--corpus={pattern} has no two lines of text: there is nothing to pair.")

@@ -4,17 +4,18 @@ What is no `Markup` is text: it is escaped where it is put into some.
 """
 
 import csv
+import io
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib import resources
 
 from markupsafe import Markup
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from cocolm_tf import files
 from cocolm_tf.analysis.figures import (
     BLUE,
     COLOR_NAMES,
@@ -32,7 +33,7 @@ from cocolm_tf.analysis.figures import (
 from cocolm_tf.analysis.glossary import Meaning
 from cocolm_tf.errors import UserError
 
-_STYLE = Path(__file__).with_name("page.css")
+_STYLE = resources.files(__package__).joinpath("page.css")
 _DARK = {
     INK: "#e6e9ec",
     FAINT_INK: "#9aa4ae",
@@ -95,7 +96,7 @@ class OutputFolder:
 
     def __init__(self, path: str) -> None:
         try:
-            os.makedirs(path, exist_ok=True)
+            files.make_dirs(path)
         except OSError as error:
             raise UserError(f"--output_dir={path} is not a folder to write to.") from error
         self._path = path
@@ -144,26 +145,19 @@ class OutputFolder:
 
     def numbers(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Writes a table as CSV."""
-
-        def write(file: TextIO) -> None:
-            # Python 3.11 quotes a carriage return only where it is part of the end of a line.
-            writer = csv.writer(file, lineterminator="\r\n")
-            writer.writerow(header)
-            writer.writerows(rows)
-
-        self._write(name, write)
+        file = io.StringIO(newline="")
+        # Python 3.11 quotes a carriage return only where it is part of the end of a line.
+        writer = csv.writer(file, lineterminator="\r\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        self.text(name, file.getvalue())
 
     def json(self, name: str, value: object) -> None:
         """Writes a value as JSON."""
-        self._write(name, lambda file: json.dump(value, file, indent=2))
+        self.text(name, json.dumps(value, indent=2))
 
     def text(self, name: str, text: str) -> str:
-        """Writes a text."""
-        return self._write(name, lambda file: file.write(text))
-
-    def _write(self, name: str, write: Callable[[TextIO], object]) -> str:
+        """Writes a text, and returns the path of its file."""
         path = os.path.join(self._path, name)
-        with open(path + ".tmp", "w", encoding="utf-8", newline="") as file:
-            write(file)
-        os.replace(path + ".tmp", path)
+        files.write_text(path, text)
         return path

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError, refusal
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
@@ -18,6 +19,7 @@ from cocolm_tf.training.build import Pretrainer, build_pretrainer
 from cocolm_tf.training.config import load_config
 from cocolm_tf.training.preset import (
     AUXILIARY_DIRECTORY,
+    BACKBONE_FILENAME,
     HEADS_FILENAME,
     load_preset,
 )
@@ -44,18 +46,30 @@ def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer
     ```
     """
     for name in ("config.json", CONFIG_FILENAME):
-        if not os.path.isfile(os.path.join(preset, name)):
+        if not files.is_file(os.path.join(preset, name)):
             raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
+    with files.local_copy(preset) as local:
+        try:
+            return _load(local, precision)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            if refusal(error):  # the system's, which is not the preset's fault
+                raise
+            raise UserError(
+                f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
+            ) from error
+
+
+def _load(preset: str, precision: str) -> tuple[Pretrainer, CocoLMTokenizer]:
     tokenizer = load_vocabulary(preset)
     path = os.path.join(preset, HEADS_FILENAME)
-    heads = set(np.load(path).files) if os.path.isfile(path) else set()
+    heads = set(np.load(path).files) if files.is_file(path) else set()
     main, auxiliary = _build(preset, precision), None
     if "main_masked_lm_head.bias" in heads:
         model = MaskedLanguageModel(main, name="masked_language_model")
         pretrainer = MaskedLMPretrainer(model, tokenizer.mask_token_id)
     else:
         path = os.path.join(preset, AUXILIARY_DIRECTORY)
-        if os.path.isdir(path):
+        if files.is_dir(path):
             auxiliary = MaskedLanguageModel(_build(path, precision), name="auxiliary_model")
         pretrainer = CocoLMPretrainer(
             main,
@@ -66,14 +80,7 @@ def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer
             scl_weight=float("projection.dense.kernel" in heads),
             use_copy="copy_head.kernel" in heads,
         )
-    try:
-        load_preset(pretrainer, preset)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        if refusal(error):  # the system's, which is not the preset's fault
-            raise
-        raise UserError(
-            f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
-        ) from error
+    load_preset(pretrainer, preset)
     return pretrainer, tokenizer
 
 
@@ -91,15 +98,16 @@ def load_run(
 ) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
     """Loads what a finished run has trained, to compute in float32."""
     config_file = os.path.join(model_dir, "config.yaml")
-    if not os.path.isfile(config_file):
+    if not files.is_file(config_file):
         raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
     preset = os.path.join(model_dir, "preset")
-    if not os.path.isdir(preset):
+    if not files.is_file(os.path.join(preset, BACKBONE_FILENAME)):
         raise UserError(f"{model_dir} has no preset yet: it is written when the run ends.")
     config = load_config(config_file, ["runtime.precision=float32", *changes])
     pretrainer = build_pretrainer(config, mask_token_id=config.model.vocabulary_size - 1)
-    load_preset(pretrainer, preset)
-    return pretrainer, CocoLMTokenizer.from_preset(preset)
+    with files.local_copy(preset) as local:
+        load_preset(pretrainer, local)
+        return pretrainer, CocoLMTokenizer.from_preset(local)
 
 
 class SentenceEncoder:

@@ -8,6 +8,7 @@ from markupsafe import Markup, escape
 from tqdm import tqdm
 
 import cocolm_tf
+from cocolm_tf import files
 from cocolm_tf.analysis.curves import draw, plots_of
 from cocolm_tf.analysis.demonstration import (
     VERDICTS,
@@ -27,6 +28,7 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
+from cocolm_tf.training.preset import BACKBONE_FILENAME
 from cocolm_tf.units import si
 
 REPORT_FILENAME = "index.html"
@@ -60,7 +62,7 @@ def write_report(
     config_file = os.path.join(model_dir, "config.yaml")
     config = load_config(config_file)
     demonstration = None
-    if os.path.isdir(os.path.join(model_dir, "preset")):
+    if files.is_file(os.path.join(model_dir, "preset", BACKBONE_FILENAME)):
         pretrainer, tokenizer = load_run(model_dir)
         if pretrainer.copy_head or texts:
             fraction = config.data.mask_fraction
@@ -70,8 +72,7 @@ def write_report(
     else:
         pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
     output = OutputFolder(output_dir)
-    with open(config_file, encoding="utf-8") as file:
-        configuration = file.read()
+    configuration = files.read_text(config_file)
     sections = {}
     if demonstration:
         sections["Corruption and correction"] = _corrupted(demonstration)
@@ -79,8 +80,7 @@ def write_report(
     sections["Results"] = _results(metrics)
     sections["Curves"] = _curves(metrics, output)
     sections["Model and configuration"] = _models(config, pretrainer, configuration)
-    name = os.path.basename(os.path.abspath(model_dir))
-    written = page(name, _headline(config, metrics), sections)
+    written = page(files.name(model_dir), _headline(config, metrics), sections)
     return output.text(REPORT_FILENAME, written), demonstration
 
 

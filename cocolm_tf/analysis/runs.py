@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from cocolm_tf import files
 from cocolm_tf.analysis.metrics_log import Metrics, read_metrics
 from cocolm_tf.analysis.presets import load_run
 from cocolm_tf.costs.flops import pretraining_flops
@@ -15,6 +16,7 @@ from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
+from cocolm_tf.training.build import build_views
 from cocolm_tf.training.config import PretrainingConfig, load_config
 
 # What runs are compared by, and the name of that axis.
@@ -81,7 +83,7 @@ def read_run(name: str, model_dir: str) -> Run:
     """
     metrics = read_metrics(model_dir)
     config_file = os.path.join(model_dir, "config.yaml")
-    if not os.path.isfile(config_file):
+    if not files.is_file(config_file):
         raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
     return Run(name, metrics, load_config(config_file))
 
@@ -118,13 +120,9 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
             f"--data={data} was built with another vocabulary than {model_dir}'s: build it with "
             f"--vocabulary={os.path.join(model_dir, 'preset')}."
         )
-    opened = PretrainingData.open(
-        data,
-        config.data.sequence_length,
-        SpecialTokens(mask=tokenizer.mask_token_id),
-        config.data.mask_fraction,
-        config.data.crop_fraction,
-    )
+    special = SpecialTokens(mask=tokenizer.mask_token_id)
+    opened = PretrainingData.open(data, config.data.sequence_length, special)
+    opened = dataclasses.replace(opened, views=build_views(config, special))
     measured = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     means: dict[str, keras.metrics.Mean] = {}
 

@@ -6,7 +6,6 @@ import glob
 import io
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -14,18 +13,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.costs.accelerators import ACCELERATORS
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.costs.step_benchmark import prepare_step, random_batches
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
 from cocolm_tf.fusion import compiling_for
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.build import build_pretrainer, build_views
 from cocolm_tf.training.callbacks import METRICS_FILENAME
 from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig, save_config
@@ -219,9 +218,9 @@ def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) 
         variable.assign(value)
     if trained:
         raise UserError(f"{weights}-*.npz have {min(trained)}, which {program} has not.")
-    os.makedirs(model_dir, exist_ok=True)
+    files.make_dirs(model_dir)
     save_config(config, os.path.join(model_dir, "config.yaml"))
-    shutil.copyfile(f"{weights}.jsonl", os.path.join(model_dir, METRICS_FILENAME))
+    files.copy(f"{weights}.jsonl", os.path.join(model_dir, METRICS_FILENAME))
     preset = os.path.join(model_dir, "preset")
     save_preset(pretrainer, tokenizer, preset)
     return preset
@@ -240,15 +239,12 @@ def _from_tokens(
     pretrainer: CocoLMPretrainer, config: PretrainingConfig
 ) -> Callable[[dict[str, tf.Tensor]], None]:
     """The step of a batch of whole sequences, whose views follow from the step's number."""
-    special = SpecialTokens(mask=config.model.vocabulary_size - 1)
+    views = build_views(config, SpecialTokens(mask=config.model.vocabulary_size - 1))
 
     def step(batch: dict[str, tf.Tensor]) -> None:
         number = tf.cast(pretrainer.optimizer.iterations, tf.int64)
         seed = tf.stack([tf.constant(config.runtime.seed, tf.int64), number])
-        views = pretraining_views(
-            batch["token_ids"], config.data.mask_fraction, config.data.crop_fraction, special, seed
-        )
-        pretrainer.train_step(views)
+        pretrainer.train_step(views(batch["token_ids"], seed))
 
     return step
 

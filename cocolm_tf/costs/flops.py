@@ -40,7 +40,9 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
 
     Trained parts count three times, forward and backward. `auxiliary_sampling` is not trained,
     and of a frozen auxiliary model it is all there is. Of masked language modeling alone there
-    are `main`, `encoder_flops` of S tokens of which M are wanted, and `mlm_head`.
+    are `main`, `encoder_flops` of S tokens of which M are wanted, and `mlm_head`. Of MCL each part
+    counts as many times as courses are stacked in it; `main_corrections` and
+    `auxiliary_corrections` are the passes of the self-correction courses.
 
     Args:
         config: the run. Parts that it does without are left out.
@@ -60,11 +62,12 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
 
     forward = {part: pass_flops(encoder_pass) for part, encoder_pass in passes.items()}
     if heads.masked_lm:
-        forward["mlm_head"] = _masked_lm_head(config, heads.masked_lm)
+        forward["mlm_head"] = _masked_lm_head(config, heads.masked_lm, heads.masked_lm_rows)
     if sampling := passes.get("auxiliary_sampling"):
-        forward["auxiliary_sampling"] += _masked_lm_head(config, sampling.hidden_dim)
-    if heads.copy:
-        forward["copy_head"] = _product(config.data.sequence_length, width, 1)
+        rows = sampling.stacked * masked_rows(config)
+        forward["auxiliary_sampling"] += _masked_lm_head(config, sampling.hidden_dim, rows)
+    if heads.copied:
+        forward["copy_head"] = heads.copied * _product(config.data.sequence_length, width, 1)
     if heads.lm:
         forward["lm_head"] = _product(heads.lm, width, vocabulary)
     step = {
@@ -109,13 +112,13 @@ def logit_chunk_flops(config: PretrainingConfig) -> int:
     if not config.runtime.logit_chunk_rows:
         return 0
     model, heads = config.model, heads_of(config)
-    rows = heads.lm + (masked_rows(config) if heads.masked_lm else 0)
+    rows = heads.lm + heads.masked_lm_rows
     return config.trainer.batch_size * _product(rows, model.hidden_dim, model.vocabulary_size)
 
 
 def pass_flops(encoder_pass: EncoderPass) -> int:
-    """Counts the FLOPs of an encoder pass over one sequence, forward; see `encoder_flops`."""
-    return encoder_flops(
+    """Counts the FLOPs of an encoder pass for one sequence, forward; see `encoder_flops`."""
+    return encoder_pass.stacked * encoder_flops(
         encoder_pass.length,
         encoder_pass.num_layers,
         encoder_pass.hidden_dim,
@@ -156,7 +159,7 @@ def _product(rows: int, inner: int, columns: int) -> int:
     return 2 * rows * inner * columns
 
 
-def _masked_lm_head(config: PretrainingConfig, hidden_dim: int) -> int:
+def _masked_lm_head(config: PretrainingConfig, hidden_dim: int, rows: int) -> int:
     """Counts what is made of one sequence's masked positions, in an encoder `hidden_dim` wide."""
-    rows, width = masked_rows(config), config.model.hidden_dim
+    width = config.model.hidden_dim
     return _product(rows, hidden_dim, width) + _product(rows, width, config.model.vocabulary_size)

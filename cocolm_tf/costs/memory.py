@@ -105,30 +105,32 @@ def embedding_activations(encoder: EncoderPass, width: int) -> int:
 
 
 def pass_activations(encoder: EncoderPass, width: int, rematerialize: bool) -> int:
-    """Counts the bytes that an encoder pass keeps of one sequence."""
+    """Counts the bytes that an encoder pass keeps of one sequence, in all versions of it."""
     # `embedding_activations`, and n times `block_activations`, W = L in all but the last block;
     # rematerialized, the n inputs of the blocks in their place, cLH each.
     embeddings = embedding_activations(encoder, width)
     if rematerialize:
         inputs = encoder.num_layers * encoder.length * encoder.hidden_dim
-        return embeddings + width * inputs
+        return encoder.stacked * (embeddings + width * inputs)
     blocks = (encoder.num_layers - 1) * block_activations(encoder, width, encoder.length)
-    return embeddings + blocks + block_activations(encoder, width, encoder.wanted)
+    blocks += block_activations(encoder, width, encoder.wanted)
+    return encoder.stacked * (embeddings + blocks)
 
 
 def head_activations(config: PretrainingConfig) -> int:
     """Counts the bytes that the heads keep of one sequence, their logits aside."""
     # - masked LM head: its input, cM times the auxiliary model's width; of its dense layer, 2cME
-    #   before GELU and after LayerNorm, whose float32 input and scale are another 8ME;
-    # - copy head: its input, cLH, which is the all-token LM head's too;
+    #   before GELU and after LayerNorm, whose float32 input and scale are another 8ME; of each of
+    #   MCL's courses;
+    # - copy head: its input, cLH, which is the all-token LM head's too; of each of MCL's courses;
     # - LM head: otherwise the input at the masked positions, cMH.
-    width, hidden, rows = compute_bytes(config), config.model.hidden_dim, masked_rows(config)
-    heads, length, count = heads_of(config), config.data.sequence_length, 0
+    width, hidden, heads = compute_bytes(config), config.model.hidden_dim, heads_of(config)
+    length, count, rows = config.data.sequence_length, 0, heads.masked_lm_rows
     if heads.masked_lm:
         count += width * rows * (heads.masked_lm + 2 * hidden) + 2 * _FLOAT32 * rows * hidden
     of_all_tokens = heads.lm == length
-    if heads.copy or of_all_tokens:
-        count += width * length * hidden
+    if heads.copied or of_all_tokens:
+        count += max(heads.copied, 1) * width * length * hidden
     if not of_all_tokens:
         count += width * heads.lm * hidden
     return count
@@ -144,8 +146,11 @@ def logit_bytes(config: PretrainingConfig, sequences: int) -> int:
     # of them are there for so many rows, beside two float32 gradients of the word table, 8VE: the
     # sums over the chunks so far and over one more.
     width, heads, passes = compute_bytes(config), heads_of(config), encoder_passes(config)
-    masked = sequences * masked_rows(config)
-    learned = [sequences * heads.lm, masked if heads.masked_lm else 0]
+    sampling = passes.get("auxiliary_sampling")
+    masked = sequences * max(
+        heads.masked_lm_rows, masked_rows(config) * (sampling.stacked if sampling else 0)
+    )
+    learned = [sequences * heads.lm, sequences * heads.masked_lm_rows]
     at_a_time = config.runtime.logit_chunk_rows or max(*learned, masked)
     working = width * min(at_a_time, max(learned))
     if "auxiliary" in passes or "auxiliary_sampling" in passes:
@@ -181,7 +186,8 @@ def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
         blocks.append(block if rematerialize else (one.num_layers - 1) * block + last)
     matrices = max(blocks) if rematerialize else sum(blocks)
     if width < _FLOAT32:
-        tables = bool(heads.masked_lm) + bool(heads.lm)
+        learned = {"main", "auxiliary", "auxiliary_corrections"} & encoder_passes(config).keys()
+        tables = len(learned) + bool(heads.lm)
         matrices += tables * model.vocabulary_size * model.hidden_dim
     return width * matrices
 
@@ -192,6 +198,7 @@ def working_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
     # rematerialized, twice that, as the block's activations are there only then.
     width = compute_bytes(config)
     block = max(
-        block_activations(one, width, one.length) for one in encoder_passes(config).values()
+        one.stacked * block_activations(one, width, one.length)
+        for one in encoder_passes(config).values()
     )
     return (2 if rematerialize else 1) * block

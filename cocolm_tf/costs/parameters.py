@@ -13,7 +13,7 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
     - `main`, `auxiliary`: `encoder_parameters` of either;
     - `masked_lm_head`: a dense layer from the auxiliary model's width A to the embeddings',
       AH + H, LayerNorm, 2H, and a bias, V;
-    - `copy_head`: H; `lm_head`: a bias, V;
+    - `copy_head`: H, of each of them; `lm_head`: a bias, V;
     - `projection`: a dense layer, H^2 + H, and LayerNorm, 2H.
 
     See `count_frozen_parameters` for what a frozen auxiliary model has.
@@ -42,7 +42,7 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
     if heads.masked_lm:
         parts["masked_lm_head"] = _transform(heads.masked_lm, width) + vocabulary
     if heads.copy:
-        parts["copy_head"] = width
+        parts["copy_head"] = heads.copy * width
     if heads.lm:
         parts["lm_head"] = vocabulary
     if heads.projection:

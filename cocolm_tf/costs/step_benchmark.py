@@ -15,11 +15,10 @@ from tqdm import tqdm
 from cocolm_tf.costs.compiled import compiled_costs
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
-from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
+from cocolm_tf.training.build import build_pretrainer, build_views, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.units import si
@@ -162,6 +161,8 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
             "at least 3."
         )
 
+    make_views = build_views(config, special)
+
     def views(number: tf.Tensor) -> dict[str, tf.Tensor]:
         seed = tf.stack([config.runtime.seed, tf.cast(number, tf.int32)])
         text_seed, view_seed = tf.unstack(tf.random.split(seed, 2))
@@ -174,9 +175,7 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
         )
         token_ids = tf.pad(text, [[0, 0], [1, 0]], constant_values=special.start)
         token_ids = tf.pad(token_ids, [[0, 0], [0, 1]], constant_values=special.end)
-        return pretraining_views(
-            token_ids, config.data.mask_fraction, config.data.crop_fraction, special, view_seed
-        )
+        return make_views(token_ids, view_seed)
 
     return tf.data.Dataset.range(count).map(views).cache().repeat().prefetch(1)
 

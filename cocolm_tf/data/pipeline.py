@@ -8,7 +8,7 @@ costs the reading of one group, not of the epoch.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -38,6 +38,8 @@ class PretrainingData:
         mask_fraction: float. The share of ordinary tokens to mask.
         crop_fraction: float. The share of its tokens that the second view keeps.
         seed: int. Decides order, masks and crops.
+        views: what makes batches of sequences [B, S] and a seed [2], in the place of
+            `pretraining_views`.
 
     Example:
     ```python
@@ -53,6 +55,7 @@ class PretrainingData:
     mask_fraction: float = 0.15
     crop_fraction: float = 0.9
     seed: int = 0
+    views: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]] | None = None
 
     @classmethod
     def open(
@@ -183,6 +186,8 @@ class PretrainingData:
             token_ids = parse(serialized, self.sequence_length, self.special.pad)
             token_ids = tf.ensure_shape(token_ids, [serialized.shape[0], self.sequence_length])
             seed = tf.stack([tf.cast(self.seed, tf.int64), number * pipelines + pipeline])
+            if self.views:
+                return self.views(token_ids, seed)
             return pretraining_views(
                 token_ids, self.mask_fraction, self.crop_fraction, self.special, seed
             )

@@ -1,7 +1,6 @@
 """The flags by which a program is told its text, and what they mean."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from absl import flags
 
@@ -13,6 +12,7 @@ _SOURCES = ("input", "tfds", "docstrings")
 _OWNERS = {
     "one_document_per_line": "input",
     "jsonl_field": "input",
+    "text_column": "input",
     "encoding": "input",
     "max_bad_share": "input",
     "tfds_field": "tfds",
@@ -36,8 +36,10 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string(
         "input",
         None,
-        "Text files: one or several comma-separated globs. A line is a paragraph and a blank line "
-        "ends a document. They may be compressed: gzip, bzip2, xz, zstd, lz4.",
+        "Files: one or several comma-separated globs. Each tells by its first bytes what it is: "
+        "text (a line is a paragraph and a blank line ends a document) or Common Crawl's WET, "
+        "compressed or not (gzip, bzip2, xz, zstd, lz4); Parquet; Arrow. Or the folder of a split "
+        "that Hugging Face's datasets saved.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -53,6 +55,13 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=flag_values,
     )
     flags.DEFINE_string(
+        "text_column",
+        None,
+        "With --input: the column of Parquet and Arrow files that has the documents. By default "
+        "text.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
         "encoding",
         None,
         "With --input: the encoding of files without a byte order mark, as cp1252 or utf-16-le. By "
@@ -62,8 +71,9 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_float(
         "max_bad_share",
         None,
-        "With --input: the share of a file's lines that may have bytes which are none of the "
-        "encoding's. They are replaced and counted. By default none may.",
+        "With --input: the share of a file's records (lines, rows, pages) that may be bad. Those "
+        "that cannot be read are left out, bytes of no character are replaced; both count. By "
+        "default none may.",
         lower_bound=0.0,
         upper_bound=1.0,
         flag_values=flag_values,
@@ -92,14 +102,14 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     )
 
 
-def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterator[str]:
+def source_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> sources.Source:
     """Opens the source that the flags name.
 
     Args:
         flag_values: The parsed flags.
 
     Returns:
-        The documents.
+        The source.
 
     Raises:
         UserError: If the flags name no source or several, contradict each other, or name something
@@ -110,43 +120,7 @@ def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterato
     flag_values = flags.FlagValues()
     define_source_flags(flag_values)
     flag_values(["program", "--input=corpus/*.txt"])
-    documents = documents_from_flags(flag_values)
-    ```
-    """
-    source = describe_source(flag_values)
-    if "docstrings" in source:
-        return sources.docstring_documents()
-    if "tfds" in source:
-        return sources.tfds_documents(
-            source["tfds"], source["tfds_field"], split=source["tfds_split"]
-        )
-    reading = {
-        "encoding": source.get("encoding", ""),
-        "max_bad_share": source.get("max_bad_share", 0.0),
-    }
-    if "jsonl_field" in source:
-        return sources.jsonl_documents(source["input"], source["jsonl_field"], **reading)
-    return sources.text_documents(source["input"], source["one_document_per_line"], **reading)
-
-
-def describe_source(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
-    """Returns what the flags say about the source, for the manifest.
-
-    Args:
-        flag_values: The parsed flags.
-
-    Returns:
-        The flag that names the source and those that say more about it.
-
-    Raises:
-        UserError: If the flags name no source or several, or contradict each other.
-
-    Example:
-    ```python
-    flag_values = flags.FlagValues()
-    define_source_flags(flag_values)
-    flag_values(["program", "--input=corpus/*.txt"])
-    describe_source(flag_values)  # {'input': 'corpus/*.txt', 'one_document_per_line': False}
+    source = source_from_flags(flag_values)
     ```
     """
     given = [name for name in _SOURCES if flag_values[name].value]
@@ -159,9 +133,26 @@ def describe_source(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, An
             raise UserError(f"--{name} goes with --{owner}, not with --{source}.")
     if flag_values.jsonl_field is not None and flag_values.one_document_per_line:
         raise UserError("--one_document_per_line and --jsonl_field exclude each other.")
-    details = [name for name, owner in _OWNERS.items() if owner == source]
-    return {
-        name: flag_values[name].value
-        for name in (source, *details)
-        if flag_values[name].value is not None
+    if source == "docstrings":
+        return sources.DocstringSource.find()
+    options = {
+        name.removeprefix("tfds_"): flag_values[name].value
+        for name, owner in _OWNERS.items()
+        if owner == source and flag_values[name].value is not None
     }
+    finder = sources.TfdsSource if source == "tfds" else sources.FileSource
+    return finder.find(flag_values[source].value, **options)
+
+
+def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterator[str]:
+    """All documents of the source that the flags name, see `source_from_flags`.
+
+    Example:
+    ```python
+    flag_values = flags.FlagValues()
+    define_source_flags(flag_values)
+    flag_values(["program", "--docstrings"])
+    print(next(documents_from_flags(flag_values)))
+    ```
+    """
+    return iter(source_from_flags(flag_values))

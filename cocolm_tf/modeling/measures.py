@@ -44,7 +44,7 @@ def masked_lm_measures(guesses: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     masked_lm_measures(tf.range(3), tf.constant([0, 1, 0]), tf.ones([3]))  # 2/3, of weight 3
     ```
     """
-    return {"mlm_accuracy": _share(tf.equal(guesses, labels), weights)}
+    return {"mlm_accuracy": share(tf.equal(guesses, labels), weights)}
 
 
 def copy_measures(copy_logits: tf.Tensor, is_original: tf.Tensor, is_real: tf.Tensor) -> Measures:
@@ -68,9 +68,9 @@ def copy_measures(copy_logits: tf.Tensor, is_original: tf.Tensor, is_real: tf.Te
     original = real * tf.cast(is_original, tf.float32)
     says_original = copy_logits > 0
     return {
-        "copy_accuracy_replaced": _share(~says_original, real - original),
-        "copy_accuracy_original": _share(says_original, original),
-        "replacement_rate": _share(~is_original, real),
+        "copy_accuracy_replaced": share(~says_original, real - original),
+        "copy_accuracy_original": share(says_original, original),
+        "replacement_rate": share(~is_original, real),
     }
 
 
@@ -118,8 +118,8 @@ def corrective_lm_measures(
     """
     right, original = tf.equal(guesses, labels), tf.cast(tf.equal(input_ids, labels), tf.float32)
     return {
-        "lm_accuracy_replaced": _share(right, weights * (1 - original)),
-        "lm_accuracy_original": _share(right, weights * original),
+        "lm_accuracy_replaced": share(right, weights * (1 - original)),
+        "lm_accuracy_original": share(right, weights * original),
     }
 
 
@@ -133,7 +133,8 @@ def _copies(lm_logits: tf.Tensor, copy_logits: tf.Tensor, input_ids: tf.Tensor) 
     return copy + (1 - copy) * same >= (1 - copy) * best
 
 
-def _share(events: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def share(events: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """How much of the weight events have, and all weight, as `Measures` hold them."""
     weight = tf.reduce_sum(weights)
     hits = tf.reduce_sum(tf.cast(events, tf.float32) * weights)
     return tf.math.divide_no_nan(hits, weight), weight

@@ -65,6 +65,8 @@ class TrainingStep(keras.Model):
     coefficients: dict[str, float]
     contrasts: tuple[int, int] | None = None
     contrasts_whole_batch = False
+    # Whether `compute` communicates between replicas, contrasts aside.
+    communicates = False
 
     def __init__(self, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -284,12 +286,9 @@ class TrainingStep(keras.Model):
             return micro_batch + 1, [s + g for s, g in zip(sums, gradients, strict=True)]
 
         state = (tf.constant(0), [tf.zeros(v.shape, tf.float32) for v in self.trainable_variables])
-        communicates = (
-            self.distribute_strategy.num_replicas_in_sync > 1
-            and self.contrasts
-            and not self.contrasts_whole_batch
-        )
-        if communicates and not self._compiled:
+        communicates = self.communicates or (self.contrasts and not self.contrasts_whole_batch)
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        if communicates and several and not self._compiled:
             # Without XLA, replicas cannot talk to each other inside a loop of the graph: unrolled,
             # yet one after the other.
             for _ in range(self.micro_batches):

@@ -1,18 +1,28 @@
-"""A configuration made into a model and an optimizer."""
+"""A configuration made into a model, what it learns from, and an optimizer."""
 
 import os
 import random
+from collections.abc import Callable
 
+import tensorflow as tf
+
+from cocolm_tf.data.course_views import course_views
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
+from cocolm_tf.modeling.mcl import MCLPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig
 from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
 
-Pretrainer = CocoLMPretrainer | MaskedLMPretrainer
+Pretrainer = CocoLMPretrainer | MaskedLMPretrainer | MCLPretrainer
+
+# The keys of the section `mcl` that are the data's matter.
+_OF_VIEWS = ("swap_fraction", "insert_fraction", "fixed_points")
 
 
 def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretrainer:
@@ -45,16 +55,42 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     )
     objective = config.objective.as_dict()
     runtime = {key: getattr(config.runtime, key) for key in ("seed", "logit_chunk_rows")}
-    if objective.pop("name") == "masked_lm":
+    name = objective.pop("name")
+    if name == "masked_lm":
         model = MaskedLanguageModel(main, name="masked_language_model")
         return MaskedLMPretrainer(model, mask_token_id, **runtime)
-    return CocoLMPretrainer(
-        main,
-        _build_auxiliary(config, main),
-        mask_token_id,
-        sampling=config.auxiliary.sampling,
-        **runtime,
-        **objective,
+    models = main, _build_auxiliary(config, main), mask_token_id, config.auxiliary.sampling
+    if name == "mcl":
+        courses = config.mcl.as_dict()
+        courses = {key: value for key, value in courses.items() if key not in _OF_VIEWS}
+        return MCLPretrainer(*models, **courses, **runtime)
+    return CocoLMPretrainer(*models, **runtime, **objective)
+
+
+def build_views(
+    config: PretrainingConfig, special: SpecialTokens
+) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
+    """Makes the function from sequences [B, S] and a seed [2] to what the pretrainer takes.
+
+    Example:
+    ```python
+    views = build_views(PretrainingConfig(), SpecialTokens(mask=32767))
+    views(tf.constant([[0, 7, 8, 9, 2]]), tf.constant([1, 2]))
+    ```
+    """
+    data, mcl = config.data, config.mcl
+    if config.objective.name != "mcl":
+        return lambda token_ids, seed: pretraining_views(
+            token_ids, data.mask_fraction, data.crop_fraction, special, seed
+        )
+    return lambda token_ids, seed: course_views(
+        token_ids,
+        special,
+        seed,
+        data.mask_fraction if mcl.mlm_weight or mcl.rtd_weight else 0.0,
+        mcl.swap_fraction if mcl.slm_weight or mcl.std_weight else 0.0,
+        mcl.insert_fraction if mcl.itd_weight else 0.0,
+        mcl.fixed_points,
     )
 
 

@@ -17,7 +17,7 @@ from cocolm_tf.training import config_file
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 REPLACEMENTS = ("auxiliary", "frozen", "random")
-OBJECTIVES = ("coco_lm", "masked_lm")
+OBJECTIVES = ("coco_lm", "masked_lm", "mcl")
 
 
 @dataclasses.dataclass
@@ -63,7 +63,7 @@ class ObjectiveConfig(hyperparams.Config):
     """The main model's tasks; see `CocoLMPretrainer`. A task of weight 0 is not built."""
 
     # masked_lm: BERT's and RoBERTa's instead, without auxiliary model and the tasks below; see
-    # `MaskedLMPretrainer`.
+    # `MaskedLMPretrainer`. mcl: the tasks of the section mcl instead of those below.
     name: str = "coco_lm"
     copy_weight: float = 50.0
     lm_weight: float = 1.0
@@ -75,6 +75,30 @@ class ObjectiveConfig(hyperparams.Config):
     projection: bool = True
     # Whether a batch in trainer.micro_batches parts is contrasted as a whole: a forward pass more.
     scl_over_micro_batches: bool = False
+
+
+@dataclasses.dataclass
+class MCLConfig(hyperparams.Config):
+    """The courses of `objective.name: mcl`; see `MCLPretrainer`. Of weight 0, none is taken."""
+
+    mlm_weight: float = 1.0
+    slm_weight: float = 1.0
+    rtd_weight: float = 50.0
+    std_weight: float = 50.0
+    itd_weight: float = 50.0
+    re_mlm_weight: float = 1.0
+    re_slm_weight: float = 1.0
+    re_rtd_weight: float = 20.0
+    re_std_weight: float = 20.0
+    # The shares of ordinary tokens; data.mask_fraction is that of masked ones.
+    swap_fraction: float = 0.15
+    insert_fraction: float = 0.15
+    # Whether swapping may leave tokens where they are.
+    fixed_points: bool = False
+    shared_head: bool = False
+    revise_all_tokens: bool = True
+    # Whether it is [MASK] that the generator sees where it tries again after swapping.
+    re_slm_masked: bool = False
 
 
 @dataclasses.dataclass
@@ -161,6 +185,7 @@ class PretrainingConfig(hyperparams.Config):
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     auxiliary: AuxiliaryConfig = dataclasses.field(default_factory=AuxiliaryConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    mcl: MCLConfig = dataclasses.field(default_factory=MCLConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
@@ -202,6 +227,7 @@ _RANGES: config_file.Ranges = (
             "objective.copy_weight",
             "objective.lm_weight",
             "objective.scl_weight",
+            *(f"mcl.{key.name}" for key in dataclasses.fields(MCLConfig) if "weight" in key.name),
             "optimizer.end_learning_rate",
             "optimizer.warmup_steps",
             "optimizer.weight_decay",
@@ -230,7 +256,12 @@ _RANGES: config_file.Ranges = (
     (
         lambda value: 0 < value <= 1,
         "in (0, 1]",
-        ("data.mask_fraction", "data.crop_fraction"),
+        (
+            "data.mask_fraction",
+            "data.crop_fraction",
+            "mcl.swap_fraction",
+            "mcl.insert_fraction",
+        ),
     ),
     (lambda value: 0 <= value < 2**31, "in [0, 2^31)", ("runtime.seed",)),
 )
@@ -320,7 +351,9 @@ def check_config(config: PretrainingConfig, name: str) -> None:
             f"trainer.train_steps={trainer.train_steps}."
         )
     objective = config.objective
-    if not (objective.copy_weight or objective.lm_weight or objective.scl_weight):
+    if objective.name == "mcl":
+        _check_courses(config, name)
+    elif not (objective.copy_weight or objective.lm_weight or objective.scl_weight):
         raise UserError(f"{name}: objective gives the main model nothing to learn.")
 
 
@@ -333,6 +366,30 @@ def save_config(config: PretrainingConfig, path: str) -> None:
     ```
     """
     config_file.save_config(config, path)
+
+
+def _check_courses(config: PretrainingConfig, name: str) -> None:
+    mcl, replacements = config.mcl, config.auxiliary.replacements
+    if replacements != "auxiliary":
+        raise UserError(
+            f"{name}: auxiliary.replacements={replacements} does not go with objective.name=mcl, "
+            "whose auxiliary model, the generator, learns: it must be auxiliary."
+        )
+    if not (mcl.mlm_weight or mcl.slm_weight):
+        raise UserError(f"{name}: mcl gives the generator nothing to learn: set mcl.mlm_weight.")
+    if not (mcl.rtd_weight or mcl.std_weight or mcl.itd_weight):
+        raise UserError(f"{name}: mcl gives the main model nothing to learn: set mcl.rtd_weight.")
+    for correction, course in (
+        ("re_mlm", "rtd"),
+        ("re_rtd", "rtd"),
+        ("re_slm", "std"),
+        ("re_std", "std"),
+    ):
+        if getattr(mcl, f"{correction}_weight") and not getattr(mcl, f"{course}_weight"):
+            raise UserError(
+                f"{name}: mcl.{correction}_weight needs mcl.{course}_weight, whose verdicts it "
+                f"corrects: set mcl.{correction}_weight=0 too."
+            )
 
 
 def _check_sizes(config: PretrainingConfig, name: str) -> None:

@@ -1,6 +1,7 @@
 """A pretraining run: shards in, a preset out."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.costs.accelerators import device_type, peak_flops
 from cocolm_tf.costs.energy import power_limit
 from cocolm_tf.costs.flops import pretraining_flops
@@ -17,10 +19,14 @@ from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.reading import read_errors_told
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
-from cocolm_tf.files import check_writable
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.build import Pretrainer, build_pretrainer, compile_pretrainer
+from cocolm_tf.training.build import (
+    Pretrainer,
+    build_pretrainer,
+    build_views,
+    compile_pretrainer,
+)
 from cocolm_tf.training.callbacks import (
     TENSORBOARD_DIRECTORY,
     MetricsLog,
@@ -88,8 +94,6 @@ def pretrain(
     pretrain(config, "data", "vocabulary", "runs/first", make_strategy("one_device"))
     ```
     """
-    if "://" in model_dir:
-        raise UserError(f"--model_dir={model_dir} must be a folder of a mounted file system.")
     if (
         profile_steps
         and not 1 <= profile_steps[0] <= profile_steps[1] <= config.trainer.train_steps
@@ -102,7 +106,7 @@ def pretrain(
     with StopSignal() as stop, workers.loss_told(), read_errors_told():
         checkpoint_dir = os.path.join(model_dir, "checkpoints")
         if workers.is_chief:
-            check_writable(model_dir, "--model_dir")
+            files.check_writable(model_dir, "--model_dir")
         tokenizer = matching_vocabulary(vocabulary, config)
         saved: list[int] = []
         if workers.is_chief:
@@ -320,7 +324,7 @@ def _check_length(config: PretrainingConfig, model_dir: str, step: int) -> None:
 
 def _record(config: PretrainingConfig, history: History, stretch: Stretch, step: int) -> None:
     """Writes what holds from now on, and tells what changes."""
-    os.makedirs(history.model_dir, exist_ok=True)
+    files.make_dirs(history.model_dir)
     changes = history.go_on(stretch, step)
     history.save()
     save_config(config, os.path.join(history.model_dir, "config.yaml"))
@@ -341,7 +345,7 @@ def matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTok
 
 
 def _check_vocabulary_of(name: str, preset: str, tokenizer: CocoLMTokenizer) -> None:
-    if not os.path.isfile(os.path.join(preset, CONFIG_FILENAME)):
+    if not files.is_file(os.path.join(preset, CONFIG_FILENAME)):
         return  # It has weights only, as a converted checkpoint may.
     if load_vocabulary(preset).fingerprint() != tokenizer.fingerprint():
         raise UserError(
@@ -358,10 +362,11 @@ def _open_data(
     pipelines: int = 1,
     pipeline: int = 0,
 ) -> PretrainingData:
-    return PretrainingData.open(
+    special = SpecialTokens(mask=tokenizer.mask_token_id)
+    opened = PretrainingData.open(
         pattern,
         config.data.sequence_length,
-        SpecialTokens(mask=tokenizer.mask_token_id),
+        special,
         config.data.mask_fraction,
         config.data.crop_fraction,
         config.runtime.seed,
@@ -371,3 +376,4 @@ def _open_data(
         pipelines,
         pipeline,
     )
+    return dataclasses.replace(opened, views=build_views(config, special))

@@ -1,0 +1,442 @@
+"""MCL pretraining: a multi-perspective course learner (Chen et al., Findings of ACL 2023).
+
+The paper's generator is the auxiliary model here, its discriminator the main model. The abstract
+and the model card are its public sources; what they leave open is an option of `MCLPretrainer`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from cocolm_tf.losses import copy_loss, weighted_mean
+from cocolm_tf.losses.replicas import sum_over_replicas
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.corruption import place, sample_tokens
+from cocolm_tf.modeling.heads import CopyHead
+from cocolm_tf.modeling.masked_language_model import (
+    MaskedLanguageModel,
+    gather_positions,
+    judge_labels,
+)
+from cocolm_tf.modeling.measures import Measures, share
+from cocolm_tf.modeling.sampling import SAMPLING_MODES
+from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
+
+# The courses by the tasks of the discriminator, which detects replaced, swapped and inserted
+# tokens, and the generator's task in each: masked and swapped language modeling.
+_GENERATOR_TASKS = {"rtd": "mlm", "std": "slm"}
+
+
+class Course(NamedTuple):
+    """What the generator is given to fill in, and what was there: [B, S], and [B, M] of slots."""
+
+    token_ids: tf.Tensor
+    original: tf.Tensor
+    is_real: tf.Tensor
+    positions: tf.Tensor
+    weights: tf.Tensor
+
+
+class Lines(NamedTuple):
+    """What the discriminator is given to judge, all [B, S]."""
+
+    token_ids: tf.Tensor
+    is_original: tf.Tensor
+    is_real: tf.Tensor
+
+
+class MCLPretrainer(TrainingStep):
+    """MCL's generator and discriminator, and the courses that they take; `fit()` trains them.
+
+    Three self-supervision courses: of replaced tokens (the generator learns what `[MASK]` hides,
+    and the discriminator to detect what it put there), of swapped tokens (the generator learns
+    what stood where tokens were reordered, and the discriminator to detect what it put there) and
+    of inserted tokens (the generator fills `[MASK]` where nothing stood, and the discriminator is
+    to detect whatever it put there).
+
+    Two self-correction courses, of replaced and of swapped tokens. Each token is one of four
+    kinds: `pos1`, original and said to be; `pos2`, not original but said to be; `pos3`, original
+    but said not to be; `pos4`, neither original nor said to be. The generator tries again at
+    `pos4` alone, all else being as it was. The discriminator judges `pos2` and `pos3` again, with
+    the original tokens at `pos4`.
+
+    Courses are stacked on the batch axis: the generator and the discriminator read all of the
+    first three in one pass, and all corrections in another. A task whose weight is 0 is not built
+    and not paid for.
+
+    Args:
+        backbone: `CocoLMBackbone`, the discriminator.
+        auxiliary: `MaskedLanguageModel`, the generator.
+        mask_token_id: int. The token that hides another from the generator.
+        sampling: which pass of the generator is sampled from; see `CocoLMPretrainer`.
+        mlm_weight: float. Factor of masked language modeling's loss.
+        slm_weight: float. Factor of swapped language modeling's.
+        rtd_weight: float. Factor of replaced token detection's.
+        std_weight: float. Factor of swapped token detection's.
+        itd_weight: float. Factor of inserted token detection's.
+        re_mlm_weight: float. Factor of masked language modeling's second try. The corrections of
+            a course need the course itself.
+        re_slm_weight: float. Factor of swapped language modeling's second try.
+        re_rtd_weight: float. Factor of replaced token detection's second try.
+        re_std_weight: float. Factor of swapped token detection's second try.
+        shared_head: bool. Whether one head detects in all courses, instead of one in each.
+        revise_all_tokens: bool. Whether the discriminator revises its mistakes about all tokens,
+            or about those alone that the generator was asked for.
+        re_slm_masked: bool. Whether the generator sees `[MASK]` where it tries again after
+            swapping, instead of the token that came to stand there.
+        seed: int. Decides dropout and sampling.
+        logit_chunk_rows: int. How many positions' logits are there at a time; see
+            `TiedProjection.map_logits`.
+
+    A batch is a dict of `token_ids` [B, S] int32, `padding_mask` [B, S] bool, and what the courses
+    taken make of it: `masked_positions` [B, M] int32 and `masked_weights` [B, M] float32 (0 for
+    unused positions); `swapped_positions`, `swapped_weights` and `swapped_tokens` [B, M] int32,
+    what came to stand there; `inserted_token_ids` [B, S] int32, `inserted_padding_mask` [B, S]
+    bool, `inserted_positions` and `inserted_weights`.
+
+    The self-correction losses are means over what replicas hold at a time: of a batch that is cut
+    into micro-batches, over each of these, and then over all.
+
+    Example:
+    ```python
+    sizes = dict(vocabulary_size=1000, num_heads=2, hidden_dim=32, intermediate_dim=64)
+    main = CocoLMBackbone(num_layers=2, **sizes)
+    auxiliary = MaskedLanguageModel(CocoLMBackbone(num_layers=1, embeddings_of=main, **sizes))
+    pretrainer = MCLPretrainer(main, auxiliary, mask_token_id=999)
+    pretrainer.compile(keras.optimizers.AdamW(1e-3), clip_norm=2.0)
+    pretrainer.fit(dataset, epochs=1, steps_per_epoch=100)
+    ```
+    """
+
+    # What `CocoLMPretrainer` has beside.
+    lm_head = projection = None
+
+    def __init__(
+        self,
+        backbone: CocoLMBackbone,
+        auxiliary: MaskedLanguageModel,
+        mask_token_id: int,
+        sampling: str = "eval",
+        mlm_weight: float = 1.0,
+        slm_weight: float = 1.0,
+        rtd_weight: float = 50.0,
+        std_weight: float = 50.0,
+        itd_weight: float = 50.0,
+        re_mlm_weight: float = 1.0,
+        re_slm_weight: float = 1.0,
+        re_rtd_weight: float = 20.0,
+        re_std_weight: float = 20.0,
+        shared_head: bool = False,
+        revise_all_tokens: bool = True,
+        re_slm_masked: bool = False,
+        seed: int = 0,
+        logit_chunk_rows: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(seed=seed, dtype=backbone.dtype_policy, **kwargs)
+        if sampling not in SAMPLING_MODES:
+            raise ValueError(f"sampling is one of {', '.join(SAMPLING_MODES)}, not {sampling!r}.")
+        if sampling == "zero_dropout" and auxiliary.backbone.dropout:
+            raise ValueError("sampling='zero_dropout' needs a generator without dropout.")
+        weights = {
+            "mlm": mlm_weight,
+            "slm": slm_weight,
+            "rtd": rtd_weight,
+            "std": std_weight,
+            "itd": itd_weight,
+            "re_mlm": re_mlm_weight,
+            "re_slm": re_slm_weight,
+            "re_rtd": re_rtd_weight,
+            "re_std": re_std_weight,
+        }
+        self.tasks = tuple(task for task, weight in weights.items() if weight)
+        for task, of_generator in _GENERATOR_TASKS.items():
+            for correction in (f"re_{of_generator}", f"re_{task}"):
+                if correction in self.tasks and task not in self.tasks:
+                    raise ValueError(f"{correction}_weight needs {task}_weight: it corrects that.")
+        self.coefficients = {f"{task}_loss": weights[task] for task in self.tasks}
+        self.backbone = backbone
+        self.auxiliary = auxiliary
+        self.sampling_seeds = keras.random.SeedGenerator(seed)
+        self.copy_head = self._head("copy_head") if shared_head or rtd_weight else None
+        self.swap_head = self._head("swap_head") if std_weight and not shared_head else None
+        self.insert_head = self._head("insert_head") if itd_weight and not shared_head else None
+        self.built = True
+
+        self.mask_token_id = mask_token_id
+        self.sampling = sampling
+        self.revise_all_tokens = revise_all_tokens
+        self.re_slm_masked = re_slm_masked
+        self.logit_chunk_rows = logit_chunk_rows
+        # How many tokens there are to correct, nobody knows before.
+        self.communicates = any(task.startswith("re_") for task in self.tasks)
+
+    def compute(self, batch: Batch, training: bool) -> tuple[Losses, Measures]:
+        """The losses of all courses, and what is worth watching of each."""
+        courses = self._courses(batch)
+        losses, measures, filled = self._fill(courses, training)
+        lines = {name: _lines(courses[name], token_ids) for name, token_ids in filled.items()}
+        logits = self._judge(lines, training)
+        for name, line in lines.items():
+            losses[f"{name}_loss"] = copy_loss(logits[name], line.is_original, line.is_real)
+            measures |= _detection_measures(name, logits[name], line)
+        notebook = {
+            name: _kinds(logits[name], lines[name]) for name in _GENERATOR_TASKS if name in lines
+        }
+        for name, kinds in notebook.items():
+            measures |= _kind_measures(name, kinds, courses[name])
+        corrected, of_corrections = self._correct(courses, lines, notebook, training)
+        return losses | corrected, measures | of_corrections
+
+    # The self-supervision courses.
+
+    def _courses(self, batch: Batch) -> dict[str, Course]:
+        """Masked, swapped and inserted tokens."""
+        original, is_real = batch["token_ids"], batch["padding_mask"]
+        courses = {}
+        if "mlm" in self.tasks or "rtd" in self.tasks:
+            slots = batch["masked_positions"], batch["masked_weights"]
+            masked = _with_tokens(original, *slots, self.mask_token_id)
+            courses["rtd"] = Course(masked, original, is_real, *slots)
+        if "slm" in self.tasks or "std" in self.tasks:
+            slots = batch["swapped_positions"], batch["swapped_weights"]
+            swapped = _with_tokens(original, *slots, tf.reshape(batch["swapped_tokens"], [-1]))
+            courses["std"] = Course(swapped, original, is_real, *slots)
+        if "itd" in self.tasks:
+            slots = batch["inserted_positions"], batch["inserted_weights"]
+            inserted = batch["inserted_token_ids"]
+            # No token was there, so that none is the original one.
+            nothing = _with_tokens(inserted, *slots, -1)
+            courses["itd"] = Course(inserted, nothing, batch["inserted_padding_mask"], *slots)
+        return courses
+
+    def _fill(
+        self, courses: dict[str, Course], training: bool
+    ) -> tuple[Losses, Measures, dict[str, tf.Tensor]]:
+        """The generator learns in two courses (MLM, SLM), and fills the slots of all three."""
+        learned = {
+            name: course
+            for name, course in courses.items()
+            if _GENERATOR_TASKS.get(name) in self.tasks
+        }
+        sampled = {name: course for name, course in courses.items() if name in self.tasks}
+        apart = training and self.sampling == "eval" and self.auxiliary.backbone.dropout
+        judged = self._predict(learned, training, judge=True, sample=not apart)
+        samples = {} if apart else {name: of_course[-1] for name, of_course in judged.items()}
+        # Who does not learn in a pass has no part in it.
+        others = {name: course for name, course in sampled.items() if name not in samples}
+        with_dropout = training and self.sampling == "train"
+        drawn = self._predict(others, with_dropout, judge=False, sample=True)
+        samples |= {name: of_course[-1] for name, of_course in drawn.items()}
+        losses, measures = {}, {}
+        for name, (errors, guesses, *_) in judged.items():
+            task, weights = _GENERATOR_TASKS[name], tf.reshape(courses[name].weights, [-1])
+            losses[f"{task}_loss"] = weighted_mean(errors, weights)
+            right = tf.equal(guesses, _labels(courses[name]))
+            measures[f"{task}_accuracy"] = share(right, weights)
+        filled = {
+            name: _with_tokens(course.original, course.positions, course.weights, samples[name])
+            for name, course in sampled.items()
+        }
+        return losses, measures, filled
+
+    def _predict(
+        self, courses: Mapping[str, Course], training: bool, judge: bool, sample: bool
+    ) -> dict[str, list[tf.Tensor]]:
+        """Cross entropies and best guesses, samples, or all of them: [B * M] of each course."""
+        if not courses:
+            return {}
+        seed = self.sampling_seeds.next()
+
+        def of_rows(
+            logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor
+        ) -> tuple[tf.Tensor, ...]:
+            judged = judge_labels(logits, labels, weights) if judge else ()
+            return *judged, *((sample_tokens(logits, seed, numbers[0]),) if sample else ())
+
+        stacked = Course(*(_stack(tensors) for tensors in zip(*courses.values(), strict=True)))
+        inputs = {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real}
+        labels, weights = _labels(stacked), tf.reshape(stacked.weights, [-1])
+        found = self.auxiliary.map_logits(
+            of_rows,
+            inputs,
+            stacked.positions,
+            [labels, weights, tf.range(tf.shape(labels)[0])],
+            self.logit_chunk_rows,
+            training,
+        )
+        parts = zip(*(tf.split(rows, len(courses)) for rows in found), strict=True)
+        return dict(zip(courses, map(list, parts), strict=True))
+
+    def _judge(self, lines: Mapping[str, Lines], training: bool) -> dict[str, tf.Tensor]:
+        """The discriminator's logits that each token is the original one, [B, S] of each course."""
+        if not lines:
+            return {}
+        stacked = Lines(*(_stack(tensors) for tensors in zip(*lines.values(), strict=True)))
+        inputs = {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real}
+        hidden = tf.split(self.backbone(inputs, training=training), len(lines))
+        heads = {"std": self.swap_head, "itd": self.insert_head}
+        return {
+            name: (heads.get(name) or self.copy_head)(states)
+            for name, states in zip(lines, hidden, strict=True)
+        }
+
+    # The self-correction courses.
+
+    def _correct(
+        self,
+        courses: Mapping[str, Course],
+        lines: Mapping[str, Lines],
+        notebook: Mapping[str, dict[str, tf.Tensor]],
+        training: bool,
+    ) -> tuple[Losses, Measures]:
+        """Both models have a second lesson on what the notebook says of the first."""
+        again, revised, mistakes = {}, {}, {}
+        for name, kinds in notebook.items():
+            course, line, task = courses[name], lines[name], _GENERATOR_TASKS[name]
+            failed = kinds["pos4"]
+            if f"re_{task}" in self.tasks:
+                hidden = course.token_ids
+                if name == "std" and self.re_slm_masked:
+                    hidden = self.mask_token_id
+                slots = tf.cast(tf.gather(failed, course.positions, batch_dims=1), tf.float32)
+                again[name] = course._replace(
+                    token_ids=tf.where(failed, hidden, course.original),
+                    weights=course.weights * slots,
+                )
+            if f"re_{name}" in self.tasks:
+                restored = tf.where(failed, course.original, line.token_ids)
+                revised[name] = line._replace(token_ids=restored)
+                mistakes[name] = kinds["pos2"] | kinds["pos3"]
+                if not self.revise_all_tokens:
+                    mistakes[name] &= _is_chosen(course)
+        guesses = self._predict(again, training, judge=True, sample=False)
+        logits = self._judge(revised, training)
+        losses, measures, counts = {}, {}, {}
+        for name, (errors, best) in guesses.items():
+            task, weights = f"re_{_GENERATOR_TASKS[name]}", tf.reshape(again[name].weights, [-1])
+            losses[f"{task}_loss"] = weighted_mean(errors, weights)
+            right = tf.equal(best, _labels(again[name]))
+            measures[f"{task}_accuracy"] = share(right, weights)
+            counts[f"{task}_loss"] = tf.reduce_sum(weights)
+        for name, verdicts in logits.items():
+            weights = tf.cast(mistakes[name], tf.float32)
+            is_original = revised[name].is_original
+            losses[f"re_{name}_loss"] = copy_loss(verdicts, is_original, weights)
+            right = tf.equal(verdicts > 0, is_original)
+            measures[f"re_{name}_accuracy"] = share(right, weights)
+            counts[f"re_{name}_loss"] = tf.reduce_sum(weights)
+        return _means_over_replicas(losses, counts), measures
+
+    # What the step asks for.
+
+    def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Chosen positions, real tokens and, of corrections, sequences."""
+        real = tf.reduce_sum(tf.cast(batch["padding_mask"], tf.float32))
+        sequences = tf.cast(tf.shape(batch["token_ids"])[0], tf.float32)
+        weights = {"rtd_loss": real, "std_loss": real}
+        if "mlm" in self.tasks:
+            weights["mlm_loss"] = tf.reduce_sum(batch["masked_weights"])
+        if "slm" in self.tasks:
+            weights["slm_loss"] = tf.reduce_sum(batch["swapped_weights"])
+        if "itd" in self.tasks:
+            inserted = tf.cast(batch["inserted_padding_mask"], tf.float32)
+            weights["itd_loss"] = tf.reduce_sum(inserted)
+        return {name: weights.get(name, sequences) for name in self.coefficients}
+
+    def seed_generators(self) -> Iterator[keras.random.SeedGenerator]:
+        """Those of both models' dropout, and that of the samples."""
+        yield self.sampling_seeds
+        yield self.backbone.seed_generator
+        yield self.auxiliary.backbone.seed_generator
+
+    def meter_names(self) -> list[str]:
+        """The measures that the courses at hand give."""
+        names = list(self.coefficients)
+        for task in self.tasks:
+            if task.endswith("lm") or task.startswith("re_"):
+                names.append(f"{task}_accuracy")
+            else:
+                names += [f"{task}_accuracy_original", f"{task}_accuracy_replaced"]
+                names.append(f"{task}_replacement_rate")
+        for course in _GENERATOR_TASKS:
+            if course in self.tasks:
+                names += [f"{course}_pos{kind}" for kind in (1, 2, 3, 4)]
+        return names
+
+    def _head(self, name: str) -> CopyHead:
+        head = CopyHead(
+            self.backbone.initializer_range, dtype=self.backbone.dtype_policy, name=name
+        )
+        head.build((None, self.backbone.hidden_dim))
+        return head
+
+
+def _stack(tensors: Iterable[tf.Tensor]) -> tf.Tensor:
+    return tf.concat(list(tensors), axis=0)
+
+
+def _labels(course: Course) -> tf.Tensor:
+    return gather_positions(course.original, course.positions)
+
+
+def _with_tokens(
+    token_ids: tf.Tensor, positions: tf.Tensor, weights: tf.Tensor, tokens: tf.Tensor | int
+) -> tf.Tensor:
+    """Writes tokens to the used positions; the others keep what they have."""
+    kept = gather_positions(token_ids, positions)
+    return place(token_ids, positions, tf.where(tf.reshape(weights, [-1]) > 0, tokens, kept))
+
+
+def _lines(course: Course, filled: tf.Tensor) -> Lines:
+    """What the discriminator reads where the generator has filled in. Tokens are compared."""
+    return Lines(filled, tf.equal(filled, course.original), course.is_real)
+
+
+def _is_chosen(course: Course) -> tf.Tensor:
+    nowhere = tf.zeros_like(course.original)
+    return _with_tokens(nowhere, course.positions, course.weights, 1) > 0
+
+
+def _kinds(logits: tf.Tensor, lines: Lines) -> dict[str, tf.Tensor]:
+    """The correction notebook: which tokens are of which of the four kinds, bool [B, S]."""
+    is_original, says_original = lines.is_original, logits > 0
+    return {
+        "pos1": lines.is_real & is_original & says_original,
+        "pos2": lines.is_real & ~is_original & says_original,
+        "pos3": lines.is_real & is_original & ~says_original,
+        "pos4": lines.is_real & ~is_original & ~says_original,
+    }
+
+
+def _detection_measures(name: str, logits: tf.Tensor, lines: Lines) -> Measures:
+    """How often the discriminator is right about tokens of either label, and their rate."""
+    real = tf.cast(lines.is_real, tf.float32)
+    original, says_original = tf.cast(lines.is_original, tf.float32), logits > 0
+    return {
+        f"{name}_accuracy_original": share(says_original, real * original),
+        f"{name}_accuracy_replaced": share(~says_original, real * (1 - original)),
+        f"{name}_replacement_rate": share(~lines.is_original, real),
+    }
+
+
+def _kind_measures(name: str, kinds: Mapping[str, tf.Tensor], course: Course) -> Measures:
+    """How many of the tokens that the generator was asked for are of each kind."""
+    return {
+        f"{name}_{kind}": share(tf.gather(where, course.positions, batch_dims=1), course.weights)
+        for kind, where in kinds.items()
+    }
+
+
+def _means_over_replicas(losses: Losses, counts: dict[str, tf.Tensor]) -> Losses:
+    """Makes means over what each replica has to correct such that their mean is that of all."""
+    if not losses:
+        return {}
+    totals = sum_over_replicas([*counts.values(), tf.ones([])])
+    shares = {
+        name: tf.math.divide_no_nan(count, total)
+        for (name, count), total in zip(counts.items(), totals, strict=False)
+    }
+    return {name: loss * shares[name] * totals[-1] for name, loss in losses.items()}
