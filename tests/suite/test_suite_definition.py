@@ -32,7 +32,8 @@ def test_every_suite_at_hand_is_one(path: Path):
     titles = [row.title for row in suite.rows]
     assert len(set(titles)) == len(titles) > 1
     for row in suite.rows:
-        assert bool(row.changes) != bool(row.random_weights_of)
+        # COCO-LM is what the others change.
+        assert bool(row.changes or row.name == "coco_lm") != bool(row.random_weights_of)
 
 
 def test_figure_4_has_every_crop_fraction():
