@@ -2,7 +2,7 @@
 
 import math
 import os
-from pathlib import Path
+from pathlib import Path  # noqa: TID251 The kernel's files, no user's.
 
 _CGROUPS = "/sys/fs/cgroup"
 _OWN_CGROUPS = "/proc/self/cgroup"

@@ -42,6 +42,9 @@ def test_files_and_folders(folder: str):
     assert files.glob(files.join(inner, "*.csv")) == []
     assert (files.name(path), files.name(inner + "/")) == ("café.txt", "inner")
     files.copy(path, files.join(inner, "b.txt"))
+    assert files.read_text(files.join(inner, "b.txt")) == "one\r\ntwo"
+    files.write_text(files.join(inner, "b.txt"), "c")
+    assert files.read_text(files.join(inner, "b.txt")) == "c"
     files.rename(path, files.join(folder, "c.txt"))
     assert files.list_dir(inner) == ["b.txt"]
     assert files.read_bytes(files.join(folder, "c.txt")) == b"one\r\ntwo"
@@ -50,6 +53,39 @@ def test_files_and_folders(folder: str):
     files.remove_tree(inner)
     files.remove_tree(inner)
     assert files.list_dir(folder) == []
+
+
+def test_paths():
+    assert files.join("gs://bucket/configs", "../base.yaml") == "gs://bucket/configs/../base.yaml"
+    assert files.absolute("gs://bucket/configs/../base.yaml/") == "gs://bucket/base.yaml"
+    assert files.join("configs", "gs://bucket/base.yaml") == "gs://bucket/base.yaml"
+    assert files.relative("gs://bucket/run/seed_0", "gs://bucket/run/") == "seed_0"
+    # Where it stands for something else, it is no scheme.
+    assert not any(map(files.is_remote, ("a=gs://bucket", "/a://b", "C:/a", "a")))
+
+
+def test_lines_are_added(folder: str):
+    path = files.join(folder, "log.txt")
+    for line in ("one\n", "zwölf\n"):
+        with files.open_append(path) as file:
+            file.write(line)
+    assert files.read_text(path) == "one\nzwölf\n"
+    files.sync(path)
+    files.sync(folder)
+
+
+def test_folders_within_folders(folder: str):
+    for name in ("b/c/2", "b/1", "a"):
+        files.make_dirs(files.join(folder, *name.split("/")[:-1]))
+        files.write_text(files.join(folder, name), name)
+    assert list(files.walk(folder)) == ["a", "b/1", "b/c/2"]
+    assert list(files.walk(folder, "b/c")) == ["b/c/2"]
+    assert list(files.walk(folder, "nothing")) == []
+    assert not files.remove_empty(files.join(folder, "b", "c"))
+    files.remove(files.join(folder, "b", "c", "2"))
+    assert files.remove_empty(files.join(folder, "b", "c"))
+    assert not files.remove_empty(files.join(folder, "b", "c"))
+    assert files.list_dir(files.join(folder, "b")) == ["1"]
 
 
 def test_reads_at_any_place(folder: str):
@@ -86,6 +122,12 @@ def test_a_copy_is_local(folder: str):
     assert os.path.exists(copy) == (not files.is_remote(folder))
     with files.local_copy(files.join(folder, "preset", "config.json")) as copy:
         assert pathlib.Path(copy).read_text() == "{}"
+    with (
+        pytest.raises(UserError, match=f"^{files.join(folder, 'preset')}/config.json: wrong$"),
+        files.local_copy(files.join(folder, "preset"), ["config.json"]) as copy,
+    ):
+        assert files.is_remote(folder) == (os.listdir(copy) == ["config.json"])
+        raise UserError(f"{copy}/config.json: wrong")
 
 
 def test_a_folder_appears_when_complete(folder: str):

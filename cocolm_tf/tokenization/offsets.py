@@ -106,6 +106,8 @@ def segment_with_offsets(
     blank = _leading_blanks(segmenter, words_of_pieces, pieces, starts, ends)
     starts = _num_characters(words_of_pieces, starts) + blank
     ends = tf.minimum(_num_characters(words_of_pieces, ends) + cut, length)
+    if segmenter.byte_pieces:
+        ends = _ends_of_bytes(segmenter, pieces.flat_values, ends)
     return pieces, tf.where(segmenter.content(pieces.flat_values) == "", ends, starts), ends
 
 
@@ -143,7 +145,7 @@ def _cut_characters(
 
     SentencePiece's offsets give a character that it writes as several, or in bytes, to the last
     piece with a part of it. The other pieces show by saying more than the text that they and those
-    before them are said to cover.
+    before them are said to cover; of bytes, the last one of a character does.
     """
     rows = pieces.value_rowids()
     contents = segmenter.content(pieces.flat_values)
@@ -159,6 +161,14 @@ def _cut_characters(
     return tf.scatter_nd(
         changed[:, tf.newaxis], tf.cast(is_cut, tf.int32), tf.shape(ends, tf.int64)
     )
+
+
+def _ends_of_bytes(segmenter: Segmenter, pieces: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
+    """Has all bytes of a character end where its last one does: `[sum of P]` int32."""
+    is_continued = tf.concat([segmenter.is_continuation(pieces)[1:], [False]], 0)
+    is_continued = is_continued[: tf.size(ends)]
+    last = tf.cumsum(tf.cast(~is_continued, tf.int32), exclusive=True)
+    return tf.gather(tf.boolean_mask(ends, ~is_continued), last)
 
 
 def _leading_blanks(

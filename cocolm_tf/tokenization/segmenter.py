@@ -59,6 +59,10 @@ class Segmenter(tf_text.SentencepieceTokenizer):
             return tf.zeros_like(pieces, tf.bool)
         return self._bytes.lookup(pieces) != ""
 
+    def is_continuation(self, pieces: tf.Tensor) -> tf.Tensor:
+        """Which pieces, `[P]` string, stand for a byte behind the first of a character."""
+        return self.is_byte(pieces) & tf.strings.regex_full_match(pieces, "<0x[89AB].>")
+
     def content(self, pieces: tf.Tensor) -> tf.Tensor:
         """What pieces, `[P]` string, say, spaces aside: `[P]` string, bytes as they are."""
         content = tf.strings.regex_replace(pieces, WORD_START, "")
