@@ -18,3 +18,8 @@ def duration(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"
     return f"{1000 * seconds:.3g} ms"
+
+
+def gib(count: float) -> str:
+    """Writes bytes in GiB."""
+    return f"{count / 2**30:,.2f} GiB"

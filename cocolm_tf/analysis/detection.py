@@ -19,8 +19,6 @@ from cocolm_tf.modeling.masked_language_model import gather_positions
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
-# What replaces masked tokens: the preset's auxiliary model, or chance.
-CORRUPTIONS = ("auxiliary", "random")
 # A token is flagged where it is likelier replaced than not.
 _FLAGGED = 0.5
 _CALIBRATION_BINS = 10
@@ -119,8 +117,8 @@ def detect(
         pretrainer: the models of a preset, with a copy head.
         tokenizer: their tokenizer.
         data: folder or glob of shards, built with this vocabulary.
-        corruption: one of `CORRUPTIONS`: what fills in the 15% of the tokens that are masked, where
-            it may put the original ones back.
+        corruption: what fills in the 15% of the tokens that are masked, where it may put the
+            original ones back: the preset's `auxiliary` model, or `random` tokens.
         batches: Fewer if there are not as many.
         batch_size: Sequences of each.
         name: what to show beside the progress.

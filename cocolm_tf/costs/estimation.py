@@ -17,7 +17,7 @@ from cocolm_tf.costs.parameters import count_parameters
 from cocolm_tf.costs.workload import contrasted_parts, encoder_passes, heads_of
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.units import duration, si
+from cocolm_tf.units import duration, gib, si
 
 _FLOAT32 = 4
 # The contrastive task's products, next to nothing, grow with the square of the batch.
@@ -285,8 +285,8 @@ def _memory_rows(result: dict[str, Any]) -> list[str]:
     rows = [_row("memory of a device", *(f"{way:>14}" for way in memory))]
     totals = {way: sum(parts.values()) for way, parts in memory.items()}
     for part in memory["kept"]:
-        rows.append(_row(f"  {part}", *(f"{_gib(parts[part]):>14}" for parts in memory.values())))
-    return [*rows, _row("  together", *(f"{_gib(total):>14}" for total in totals.values()))]
+        rows.append(_row(f"  {part}", *(f"{gib(parts[part]):>14}" for parts in memory.values())))
+    return [*rows, _row("  together", *(f"{gib(total):>14}" for total in totals.values()))]
 
 
 def _traffic_rows(result: dict[str, Any]) -> list[str]:
@@ -323,7 +323,7 @@ def _compiled_table(result: dict[str, Any]) -> list[list[str]]:
                 f"{found['share_of_peak']:.1%}",
                 *(duration(found[key]) for key in ("step_seconds", "run_seconds")),
                 f"{found['sequences']:,}",
-                *(_gib(found[key]) for key in ("memory", "estimated_memory")),
+                *(gib(found[key]) for key in ("memory", "estimated_memory")),
             ]
             rows.append(_columns([accelerator["title"], *cells]))
     header = ("accelerator", "peak, at most", "step", "run", "sequences", "memory", "by arithmetic")
@@ -334,14 +334,10 @@ def _compiled_table(result: dict[str, Any]) -> list[list[str]]:
 def _plan_cells(plan: dict[str, float]) -> list[str]:
     return [
         *(f"{plan[key]:,}" for key in ("micro_batches", "sequences", "contrasted")),
-        _gib(plan["memory"]),
+        gib(plan["memory"]),
         *(duration(plan[key]) for key in ("step_seconds", "run_seconds")),
     ]
 
 
 def _columns(cells: Sequence[str]) -> str:
     return f"  {cells[0]:22}" + "".join(f"{cell:>14}" for cell in cells[1:])
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:,.2f} GiB"

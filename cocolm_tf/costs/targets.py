@@ -12,7 +12,7 @@ from typing import Any
 from cocolm_tf.costs.accelerators import ACCELERATORS
 from cocolm_tf.costs.compiled import Kernel, heaviest_groups, kernels_of, roofline
 from cocolm_tf.errors import UserError
-from cocolm_tf.units import duration, si
+from cocolm_tf.units import duration, gib, si
 
 GPUS = ("h100", "h200", "a100")
 TPUS = ("v4", "v5e", "v5p", "v6e")
@@ -146,13 +146,13 @@ def format_report(result: dict[str, Any], rows: int = 0) -> str:
         lines += [
             ("compiled in", duration(result["compile_seconds"])),
             ("program", si(result["program_bytes"], "B") + " of StableHLO"),
-            ("memory", _gib(result["argument_bytes"] + result["temporary_bytes"])),
-            ("  arguments", _gib(result["argument_bytes"])),
-            ("  temporaries", _gib(result["temporary_bytes"])),
+            ("memory", gib(result["argument_bytes"] + result["temporary_bytes"])),
+            ("  arguments", gib(result["argument_bytes"])),
+            ("  temporaries", gib(result["temporary_bytes"])),
         ]
     lines += [
         ("products", si(result["flops"], "FLOP")),
-        ("read and written", _gib(result["bytes_accessed"])),
+        ("read and written", gib(result["bytes_accessed"])),
     ]
     if "kernels" in result:
         lines.append(("kernels", f"{result['kernels']:,}"))
@@ -180,9 +180,5 @@ def _group_row(group: dict[str, Any]) -> str:
     times = [group[key] for key in ("measured_seconds", "least_seconds") if key in group]
     milliseconds = "".join(f"{seconds * 1e3:9.3f} ms" for seconds in times)
     shape = group["shape"] if len(group["shape"]) < 60 else group["shape"][:57] + "..."
-    numbers = f"{group['kernels']:9,}{_gib(group['bytes_accessed']):>12}"
+    numbers = f"{group['kernels']:9,}{gib(group['bytes_accessed']):>12}"
     return f"{milliseconds}{numbers}  {group['name']} {shape}"
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:,.2f} GiB"

@@ -14,7 +14,6 @@ a sequence of `Replace` that insert or remove single spaces; SentencePiece's rul
 
 import base64
 import collections
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -186,7 +185,9 @@ def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
         raise UserError(f"it has a {kind} model; only BPE models can be read.")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise UserError(f"its model has {key}={model[key]!r}, for which SentencePiece has none.")
+            raise UserError(
+                f"its model has {key}={model[key]!r}, for which SentencePiece has none."
+            )
     byte_fallback = bool(model.get("byte_fallback"))
     unknown = model.get("unk_token")
     special |= {*_SPECIAL_TOKENS, unknown}
