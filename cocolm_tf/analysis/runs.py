@@ -14,10 +14,11 @@ from cocolm_tf.analysis.presets import load_run
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import word_starts
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.build import build_views
 from cocolm_tf.training.config import PretrainingConfig, load_config
+from cocolm_tf.training.stages import Total, tokens_per_step
 
 # What runs are compared by, and the name of that axis.
 X_AXES = {"steps": "step", "tokens": "tokens read", "flops": "model FLOPs", "hours": "hours"}
@@ -35,13 +36,13 @@ class Run:
         """Where each of its lines stands on an axis of `X_AXES`."""
         if x_axis == "hours":
             return self.metrics.elapsed(split) / 3600
-        steps = [line["step"] for line in self.metrics.lines[split]]
-        return np.array(steps, np.float64) * self._each_step(x_axis)
+        total = self._total(x_axis)
+        return np.array([total(line["step"]) for line in self.metrics.lines[split]], np.float64)
 
     def at(self, step: int, x_axis: str) -> float:
         """Where a step stands on an axis of `X_AXES`; hours are those of the log around it."""
         if x_axis != "hours":
-            return step * self._each_step(x_axis)
+            return self._total(x_axis)(step)
         steps, hours = (
             np.concatenate([self.abscissa(split, axis) for split in self.metrics.lines])
             for axis in ("steps", "hours")
@@ -56,11 +57,12 @@ class Run:
         values = np.array([line[name] for line in lines if name in line], np.float64)
         return self.abscissa(split, x_axis)[has], values
 
-    def _each_step(self, x_axis: str) -> float:
-        trainer = self.config.trainer
-        if x_axis == "tokens":
-            return trainer.batch_size * self.config.data.sequence_length
-        return sum(pretraining_flops(self.config).values()) if x_axis == "flops" else 1
+    def _total(self, x_axis: str) -> Total:
+        of_step = {
+            "tokens": tokens_per_step,
+            "flops": lambda config: sum(pretraining_flops(config).values()),
+        }
+        return Total(self.config, of_step.get(x_axis, lambda _: 1))
 
 
 def read_run(name: str, model_dir: str) -> Run:
@@ -120,9 +122,11 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
             f"--data={data} was built with another vocabulary than {model_dir}'s: build it with "
             f"--vocabulary={os.path.join(model_dir, 'preset')}."
         )
-    special = SpecialTokens(mask=tokenizer.mask_token_id)
-    opened = PretrainingData.open(data, config.data.sequence_length, special)
-    opened = dataclasses.replace(opened, views=build_views(config, special))
+    opened = PretrainingData.open(
+        data,
+        config.data.sequence_length,
+        build_views(config, tokenizer.mask_token_id, word_starts(tokenizer.get_vocabulary())),
+    )
     measured = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     means: dict[str, keras.metrics.Mean] = {}
 

@@ -17,7 +17,8 @@ from cocolm_tf import files
 from cocolm_tf.costs.accelerators import ACCELERATORS
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.costs.step_benchmark import prepare_step, random_batches
-from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.manifest import resolve_shards
+from cocolm_tf.data.pipeline import cut
 from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
@@ -86,6 +87,10 @@ def export_step(
     export_step(config, "base.step")
     ```
     """
+    if from_tokens and config.data.masking != "token":
+        raise UserError(
+            f"data.masking={config.data.masking}: a step that trains elsewhere masks single tokens."
+        )
     if from_tokens and config.auxiliary.preset:
         raise UserError(
             f"auxiliary.preset={config.auxiliary.preset}: a step that trains elsewhere begins with "
@@ -188,9 +193,14 @@ def stablehlo(
 
 def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int, int]:
     """Writes the sequences of shards as one array, which `run_step.py --train` reads."""
-    data = PretrainingData.open(train_data, sequence_length, SpecialTokens(mask=-1))
-    records = tf.data.TFRecordDataset(data.paths, compression(data.paths[0])).batch(4096)
-    token_ids = np.concatenate([parse(batch, sequence_length).numpy() for batch in records])
+    paths, manifest = resolve_shards(train_data)
+    special = SpecialTokens(mask=-1)
+    records = tf.data.TFRecordDataset(paths, compression(paths[0])).batch(4096)
+    parts = []
+    for batch in records:
+        pieces, filled = cut(parse(batch, manifest.sequence_length), sequence_length, special)
+        parts.append(tf.boolean_mask(pieces, filled).numpy())
+    token_ids = np.concatenate(parts)
     small = token_ids.max() <= np.iinfo(np.uint16).max
     np.save(path, token_ids.astype(np.uint16 if small else np.int32))
     return token_ids.shape
@@ -239,7 +249,7 @@ def _from_tokens(
     pretrainer: CocoLMPretrainer, config: PretrainingConfig
 ) -> Callable[[dict[str, tf.Tensor]], None]:
     """The step of a batch of whole sequences, whose views follow from the step's number."""
-    views = build_views(config, SpecialTokens(mask=config.model.vocabulary_size - 1))
+    views = build_views(config, config.model.vocabulary_size - 1)
 
     def step(batch: dict[str, tf.Tensor]) -> None:
         number = tf.cast(pretrainer.optimizer.iterations, tf.int64)

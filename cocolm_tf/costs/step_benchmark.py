@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cocolm_tf.costs.compiled import compiled_costs
 from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -161,8 +162,6 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
             "at least 3."
         )
 
-    make_views = build_views(config, special)
-
     def views(number: tf.Tensor) -> dict[str, tf.Tensor]:
         seed = tf.stack([config.runtime.seed, tf.cast(number, tf.int32)])
         text_seed, view_seed = tf.unstack(tf.random.split(seed, 2))
@@ -175,7 +174,7 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
         )
         token_ids = tf.pad(text, [[0, 0], [1, 0]], constant_values=special.start)
         token_ids = tf.pad(token_ids, [[0, 0], [0, 1]], constant_values=special.end)
-        return make_views(token_ids, view_seed)
+        return build_views(config, special.mask)(token_ids, view_seed)
 
     return tf.data.Dataset.range(count).map(views).cache().repeat().prefetch(1)
 
@@ -220,7 +219,7 @@ def describe_device() -> str:
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
         return f"GPU, {details.get('device_name', 'unnamed')}"
-    return f"CPU, {_cpu_name()}, {os.cpu_count()} cores"
+    return f"CPU, {_cpu_name()}, {available_cpus()} cores"
 
 
 def summarize(seconds: list[float]) -> dict[str, float]:

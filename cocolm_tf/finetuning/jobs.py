@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cocolm_tf import files
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import RestartableError, UserError, refusal
 from cocolm_tf.program import RESTARTABLE
 
@@ -380,8 +381,7 @@ def _take_share(slot: int, slots: int) -> None:
     if tf is None:
         return
     if slots > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // slots))
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, available_cpus() // slots))
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         gpu = gpus[slot % len(gpus)]

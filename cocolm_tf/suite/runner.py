@@ -15,6 +15,7 @@ from typing import Any
 
 from cocolm_tf import files
 from cocolm_tf.data.glue import glue_files
+from cocolm_tf.data.pipeline import absolute_datasets
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
@@ -34,7 +35,7 @@ _RESULTS_FILENAME, _TABLE_FILENAME = "results.json", "results.md"
 class PretrainingInputs:
     """What every row reads."""
 
-    train_data: str  # Folder or glob of shards
+    train_data: str  # Folder or glob of shards, or several with weights
     vocabulary: str  # Folder of the vocabulary that they were built with
     validation_data: str = ""  # Folder or glob of shards held out, or nothing
 
@@ -176,7 +177,7 @@ class _SuiteRun:
 
     def _pretraining_job(self, row: Row) -> Job:
         inputs = {
-            name: path and files.absolute(path)
+            name: absolute_datasets(path) if path else ""
             for name, path in dataclasses.asdict(self._inputs).items()
         }
         return Job(
