@@ -1,23 +1,25 @@
 """The pipelines on Beam's DirectRunner, against what the processes of one machine make."""
 
+import importlib.util
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
-from cocolm_tf.data import packing, workers
+from cocolm_tf.data import beam, packing, workers
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.words import count_corpus
 
-pytest.importorskip("apache_beam", reason="runs pipelines: pip install 'cocolm-tf[beam]'")
-
-from cocolm_tf.data import beam
-
+needs_beam = pytest.mark.skipif(
+    importlib.util.find_spec("apache_beam") is None,
+    reason="runs pipelines: pip install 'cocolm-tf[beam]'",
+)
 ARGUMENTS = {
     "vocabulary_dir": "vocabulary",
     "sequence_length": 16,
@@ -49,6 +51,7 @@ def local(corpus: FileSource, tmp_path: Path, make_dataset) -> Manifest:
     return make_dataset(corpus, output_dir=str(tmp_path / "local"), **ARGUMENTS)
 
 
+@needs_beam
 @pytest.mark.parametrize("options", [[], FOUR_THREADS])
 def test_a_pipeline_builds_the_same_bytes(
     corpus: FileSource, local: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options
@@ -72,6 +75,7 @@ def test_a_pipeline_builds_the_same_bytes(
     assert len(os.listdir(built.directory)) == 4  # Three shards and the manifest.
 
 
+@needs_beam
 def test_words_are_counted_as_on_one_machine(corpus: FileSource, tmp_path: Path):
     def counted(most: int) -> tuple:
         arguments = ("DirectRunner", FOUR_THREADS)
@@ -90,6 +94,7 @@ def test_words_are_counted_as_on_one_machine(corpus: FileSource, tmp_path: Path)
     )
 
 
+@needs_beam
 def test_what_fails_in_a_worker_is_one_line_and_leaves_nothing(
     corpus: FileSource, tmp_path: Path, make_dataset
 ):
@@ -107,6 +112,7 @@ def test_what_fails_in_a_worker_is_one_line_and_leaves_nothing(
         assert not (tmp_path / "beam").exists()
 
 
+@needs_beam
 @pytest.mark.parametrize(
     ("runner", "options", "complaint"),
     [
@@ -123,6 +129,7 @@ def test_what_beam_cannot_do_is_told_first(
         )
 
 
+@needs_beam
 def test_too_many_shards_are_told(corpus: FileSource, tmp_path: Path, make_dataset):
     with pytest.raises(UserError, match="do not fill the 500 shards of"):
         beam.build_with_beam(
@@ -132,3 +139,11 @@ def test_too_many_shards_are_told(corpus: FileSource, tmp_path: Path, make_datas
             **(ARGUMENTS | {"num_shards": 500, "validation_fraction": 0.0}),
         )
     assert not (tmp_path / "beam").exists()
+
+
+def test_a_missing_beam_is_told(
+    corpus: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    with pytest.raises(UserError, match=r"SparkRunner needs Apache Beam: pip install .*\[beam\]"):
+        beam.count_words_with_beam(corpus, True, 10, str(tmp_path / "new"), "SparkRunner")
