@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cocolm_tf import files
 from cocolm_tf.data import beam, packing, workers
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.manifest import Manifest
@@ -52,12 +53,13 @@ def local(corpus: FileSource, tmp_path: Path, make_dataset) -> Manifest:
 
 
 @needs_beam
-@pytest.mark.parametrize("options", [[], FOUR_THREADS])
+@pytest.mark.parametrize("options", [[], FOUR_THREADS], ids=["here", "on a store"])
 def test_a_pipeline_builds_the_same_bytes(
     corpus: FileSource, local: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options
 ):
+    """With one worker, and with four that write to a store."""
     monkeypatch.setattr(beam, "_SORTED_BYTES", 500)  # So that a shard is sorted in parts.
-    output_dir = str(tmp_path / "beam")
+    output_dir = "ram://beam/data" if options else str(tmp_path / "beam")
     built = beam.build_with_beam(
         corpus, output_dir=output_dir, runner="DirectRunner", options=options, **ARGUMENTS
     )
@@ -67,12 +69,12 @@ def test_a_pipeline_builds_the_same_bytes(
     assert built.cleaning["bad_records"] == 3 and built.cleaning["duplicates"] > 20
     built.verify()
     held_out = [
-        Manifest.load(os.path.join(manifest.directory, "..", "validation"))
+        Manifest.load(manifest.directory.removesuffix("train") + "validation")
         for manifest in (built, local)
     ]
     assert held_out[0].shards == held_out[1].shards
-    assert sorted(os.listdir(output_dir)) == ["train", "validation"]
-    assert len(os.listdir(built.directory)) == 4  # Three shards and the manifest.
+    assert files.list_dir(output_dir) == ["train", "validation"]
+    assert len(files.list_dir(built.directory)) == 4  # Three shards and the manifest.
 
 
 @needs_beam
