@@ -12,7 +12,7 @@ from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.words import count_corpus
+from cocolm_tf.tokenization.word_counts import count_corpus
 
 pytest.importorskip("apache_beam", reason="runs pipelines: pip install 'cocolm-tf[beam]'")
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from data_stand_ins import Lists
 
-from cocolm_tf.data import workers
 from cocolm_tf.data.packing import Part, chunks, parts_of
-from cocolm_tf.data.workers import PartRead, Workers
+from cocolm_tf.data.processes import PartRead, Workers
 
 LISTS = Lists.of(["a", "b", "c"], [], ["d"])
 
