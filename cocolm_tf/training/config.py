@@ -389,6 +389,12 @@ def save_config(config: PretrainingConfig, path: str) -> None:
 
 def _check_courses(config: PretrainingConfig, name: str) -> None:
     mcl, replacements = config.mcl, config.auxiliary.replacements
+    for key, wanted in (("masking", "token"), ("short_fraction", 0.0)):
+        if (value := getattr(config.data, key)) != wanted:
+            raise UserError(
+                f"{name}: data.{key}={value} does not go with objective.name=mcl, whose courses "
+                f"choose single tokens of whole sequences: it must be {wanted}."
+            )
     if replacements != "auxiliary":
         raise UserError(
             f"{name}: auxiliary.replacements={replacements} does not go with objective.name=mcl, "
