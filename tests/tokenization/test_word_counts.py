@@ -98,7 +98,7 @@ def test_forgets_the_rarest_and_of_equals_some_of_every_part(monkeypatch: pytest
 
 def test_a_worker_that_dies_is_told(corpus: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 300)
-    monkeypatch.setattr(words.signal, "signal", words.signal.raise_signal)
-    monkeypatch.setattr(words.signal, "SIG_IGN", None)
-    with pytest.raises(words.UserError, match="--num_workers"):
+    monkeypatch.setattr(word_counts.signal, "signal", word_counts.signal.raise_signal)
+    monkeypatch.setattr(word_counts.signal, "SIG_IGN", None)
+    with pytest.raises(word_counts.UserError, match="--num_workers"):
         count_corpus(corpus, False, 2, 1_000)
