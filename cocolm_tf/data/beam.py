@@ -1,8 +1,8 @@
 """The builder of datasets and the counter of words as pipelines of Apache Beam.
 
-The functions of a chunk are those of `build` and `tokenization.word_counts`, and so are their results:
-which runner there is, and with how many workers, changes not one byte of a dataset. What takes the
-place of the processes of one machine and of their files is Beam's own shuffle.
+The functions of a chunk are those of `build` and `tokenization.word_counts`, and so are their
+results: which runner there is, and with how many workers, changes not one byte of a dataset. What
+takes the place of the processes of one machine and of their files is Beam's own shuffle.
 """
 
 import contextlib

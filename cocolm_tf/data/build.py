@@ -1,10 +1,10 @@
 """Builds a dataset: tokenizes documents, packs them, shuffles the sequences, writes shards.
 
 The text is read in chunks, and what a chunk gives depends on its text, its number and the recipe
-alone (`packing`). Processes handle the chunks in any order (`processes`); each chunk's sequences are
-kept in a file until all are there, and then merged into shards in their random order (`shuffle`).
-So the number of workers changes how long a build takes and not one byte of what it writes, and a
-build that was ended goes on with the chunks that are not done.
+alone (`packing`). Processes handle the chunks in any order (`processes`); each chunk's sequences
+are kept in a file until all are there, and then merged into shards in their random order
+(`shuffle`). So the number of workers changes how long a build takes and not one byte of what it
+writes, and a build that was ended goes on with the chunks that are not done.
 """
 
 import contextlib
