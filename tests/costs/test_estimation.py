@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from costs_sizes import VARIANTS, tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_configs import VARIANTS, tiny
 
 from cocolm_tf.costs import estimation as module
 from cocolm_tf.costs.accelerators import ACCELERATORS, Accelerator, published_share

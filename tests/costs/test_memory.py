@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import keras
 import pytest
 import tensorflow as tf
-from costs_sizes import VARIANTS, VOCABULARY_SIZE, tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_configs import VARIANTS, VOCABULARY_SIZE, tiny
 
 from cocolm_tf.costs import memory
 from cocolm_tf.costs.parameters import count_parameters

@@ -1,7 +1,7 @@
 """The counts against models that are built."""
 
 import pytest
-from costs_sizes import VARIANTS, tiny
+from tiny_configs import VARIANTS, tiny
 
 from cocolm_tf.costs.parameters import block_parameters, count_parameters
 from cocolm_tf.training.build import build_pretrainer

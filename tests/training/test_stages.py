@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_sizes import tiny
+from tiny_configs import tiny
 
 from cocolm_tf.costs.estimation import estimate, format_report
 from cocolm_tf.costs.flops import pretraining_flops

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizer_reference import odd_texts
 
-from cocolm_tf.tokenization import words
+from cocolm_tf.tokenization import word_counts
 from cocolm_tf.tokenization.normalization import as_string_tensor, normalize
-from cocolm_tf.tokenization.words import CUT, count_corpus, count_words
+from cocolm_tf.tokenization.word_counts import CUT, count_corpus, count_words
 
 
 def graph_words(texts: list[str], lowercase: bool = False) -> list[str]:
@@ -27,7 +27,7 @@ def whole(counts: collections.Counter[str]) -> collections.Counter[str]:
 def check(texts: list[str], lowercase: bool) -> None:
     expected = graph_words(texts, lowercase)
     counts = count_words(texts, lowercase)
-    parts = (part for word in expected for part in words._cut(word))
+    parts = (part for word in expected for part in word_counts._cut(word))
     assert counts == collections.Counter(parts)
     assert whole(counts).total() == len(expected)
 
@@ -76,7 +76,7 @@ def test_cuts_where_no_piece_would_reach_across(word: str, parts: list[str]):
 def test_batches_and_workers_do_not_change_them(
     corpus: list[str], monkeypatch: pytest.MonkeyPatch, num_workers: int
 ):
-    monkeypatch.setattr(words, "_BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 300)
     counts, forgotten = count_corpus(iter(corpus), True, num_workers, 1_000)
     assert counts == count_words(corpus, True)
     assert list(counts) == list(count_corpus(corpus, True, 1, 1_000)[0])
@@ -84,7 +84,7 @@ def test_batches_and_workers_do_not_change_them(
 
 
 def test_forgets_the_rarest_and_of_equals_some_of_every_part(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(words, "_BATCH_CHARACTERS", 1_000)
+    monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 1_000)
     rare = [f"{chr(0x4E00 + number)}" for number in range(8_000)]
     texts = [f"often {word}" for word in rare]
     counts, forgotten = count_corpus(texts, False, 1, 1_000)
@@ -97,8 +97,8 @@ def test_forgets_the_rarest_and_of_equals_some_of_every_part(monkeypatch: pytest
 
 
 def test_a_worker_that_dies_is_told(corpus: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(words, "_BATCH_CHARACTERS", 300)
-    monkeypatch.setattr(words.signal, "signal", words.signal.raise_signal)
-    monkeypatch.setattr(words.signal, "SIG_IGN", None)
-    with pytest.raises(words.UserError, match="--num_workers"):
+    monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 300)
+    monkeypatch.setattr(word_counts.signal, "signal", word_counts.signal.raise_signal)
+    monkeypatch.setattr(word_counts.signal, "SIG_IGN", None)
+    with pytest.raises(word_counts.UserError, match="--num_workers"):
         count_corpus(corpus, False, 2, 1_000)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from data_stand_ins import Lists
 
-from cocolm_tf.data import workers
+from cocolm_tf.data import processes
 from cocolm_tf.data.packing import Part, chunks, parts_of
-from cocolm_tf.data.workers import PartRead, Workers
+from cocolm_tf.data.processes import PartRead, Workers
 
 LISTS = Lists.of(["a", "b", "c"], [], ["d"])
 
@@ -19,7 +19,7 @@ def joined(part: Part, number: int, documents: Sequence[str]) -> str:
 
 
 def test_every_chunk_is_worked_on_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workers, "chunks", functools.partial(chunks, size=2))
+    monkeypatch.setattr(processes, "chunks", functools.partial(chunks, size=2))
     with Workers(0, LISTS) as pool:
         results = list(pool.over_chunks(parts_of(LISTS), joined))
     assert [one for one in results if isinstance(one, str)] == ["0.0 a b", "0.1 c", "2.0 d"]
@@ -28,7 +28,7 @@ def test_every_chunk_is_worked_on_once(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_is_done_is_left_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workers, "chunks", functools.partial(chunks, size=1))
+    monkeypatch.setattr(processes, "chunks", functools.partial(chunks, size=1))
     with Workers(0, LISTS) as pool:
         done = {0: {0, 2}, 1: {0}, 2: ()}
         results = list(pool.over_chunks(parts_of(LISTS), joined, lambda part: done[part.number]))
