@@ -71,7 +71,7 @@ class Corrector:
     preset = ServedPreset("runs/first/preset")
     encoder = Encoder(InferenceEncoder(preset.backbone))
     corrector = Corrector(encoder, preset.tokenizer, preset.copy_head, preset.lm_head)
-    corrector.correct(tf.constant(["If the file do not exist, an error is raised."]))
+    corrector.correct(tf.constant(["The film was directed by a young directed from Canada."]))
     ```
     """
 
