@@ -159,7 +159,7 @@ def _onnx_of(preset: str, signature: str, folder: str) -> Callable[[int], Functi
     # Imported where it is asked for: the exports are measured without it too.
     import onnx
 
-    from cocolm_tf.benchmarking.onnx_model import classification_model, embedding_model
+    from cocolm_tf.conversion.onnx_model import classification_model, embedding_model
 
     parts = ServedPreset(preset)
     if signature == "embed":
@@ -232,7 +232,7 @@ def _onnx(path: str, preset: str, length: int, threads: int) -> Function:
         return tf.cast(packed["token_ids"][:, :longest], tf.int64)
 
     def run(token_ids: np.ndarray) -> np.ndarray:
-        return session.run(["output"], {"token_ids": token_ids})[0]
+        return session.run(None, {"token_ids": token_ids})[0]
 
     def function(texts: tf.Tensor) -> Any:
         token_ids = tokenize(texts)
