@@ -13,6 +13,7 @@ import os
 from absl import flags
 
 from cocolm_tf import files, program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the sizes; see configs/pretrain.")
@@ -38,7 +39,7 @@ flags.DEFINE_integer(
     lower_bound=0,
 )
 flags.DEFINE_integer(
-    "threads", os.cpu_count(), "The number of threads that each may use.", lower_bound=1
+    "threads", available_cpus(), "The number of threads that each may use.", lower_bound=1
 )
 flags.mark_flag_as_required("config_file")
 
@@ -57,7 +58,8 @@ def main() -> str:
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.benchmarking.peers import compare, format_comparison
+    from benchmarks.peers import compare, format_comparison
+
     from cocolm_tf.training.config import load_config
 
     result = compare(

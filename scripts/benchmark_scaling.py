@@ -11,6 +11,7 @@ import os
 from absl import flags
 
 from cocolm_tf import files, program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
@@ -33,7 +34,7 @@ flags.DEFINE_integer(
     lower_bound=0,
 )
 flags.DEFINE_integer(
-    "threads", os.cpu_count(), "The number of threads that a step may use.", lower_bound=1
+    "threads", available_cpus(), "The number of threads that a step may use.", lower_bound=1
 )
 flags.mark_flag_as_required("config_file")
 

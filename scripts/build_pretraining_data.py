@@ -2,6 +2,8 @@
 
     build_pretraining_data.py --input='corpus/*.txt' --vocabulary=VOCAB --output_dir=DATA
 
+    build_pretraining_data.py ... --runner=DirectRunner -- --direct_num_workers=4
+
 The text comes from --input, --tfds or --docstrings. The sequences are in random order; the same
 text and --seed give the same shards, whatever --num_workers is. A build that was ended goes on
 where it was with the same flags.
@@ -18,6 +20,8 @@ from cocolm_tf.data import source_flags
 FLAGS = flags.FLAGS
 
 source_flags.define_source_flags()
+source_flags.define_cleaning_flags()
+source_flags.define_runner_flag()
 flags.adopt_module_key_flags(source_flags)  # so that --help shows them
 flags.DEFINE_string("vocabulary", None, "The folder of the vocabulary.", required=True)
 flags.DEFINE_string("output_dir", None, "The folder to write the dataset to.", required=True)
@@ -64,8 +68,10 @@ flags.DEFINE_string(
 )
 
 
-def main() -> str:
+def main(*beam_options: str) -> str:
+    source_flags.check_runner(FLAGS.runner, beam_options)
     files.check_writable(FLAGS.output_dir, "--output_dir")
+    cleaning, deduplication = source_flags.cleaning_from_flags(FLAGS)
     source = source_flags.source_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
@@ -73,22 +79,28 @@ def main() -> str:
     from cocolm_tf.data.manifest import Manifest
 
     started = time.perf_counter()
-    manifests = [
-        build_shards(
-            source,
-            vocabulary_dir=FLAGS.vocabulary,
-            sequence_length=FLAGS.sequence_length,
-            num_shards=FLAGS.num_shards,
-            num_workers=FLAGS.num_workers,
-            output_dir=FLAGS.output_dir,
-            seed=FLAGS.seed,
-            compress=FLAGS.compress,
-            validation_fraction=FLAGS.validation_fraction,
-            overwrite=FLAGS.overwrite,
-            break_at=FLAGS["break"].value,
-            spill_dir=FLAGS.spill_dir,
+    arguments = {
+        "vocabulary_dir": FLAGS.vocabulary,
+        "sequence_length": FLAGS.sequence_length,
+        "num_shards": FLAGS.num_shards,
+        "output_dir": FLAGS.output_dir,
+        "seed": FLAGS.seed,
+        "compress": FLAGS.compress,
+        "validation_fraction": FLAGS.validation_fraction,
+        "overwrite": FLAGS.overwrite,
+        "break_at": FLAGS["break"].value,
+        "cleaning": cleaning,
+        "deduplication": deduplication,
+    }
+    if FLAGS.runner == source_flags.LOCAL:
+        manifest = build_shards(
+            source, num_workers=FLAGS.num_workers, spill_dir=FLAGS.spill_dir, **arguments
         )
-    ]
+    else:
+        from cocolm_tf.data.beam import build_with_beam
+
+        manifest = build_with_beam(source, runner=FLAGS.runner, options=beam_options, **arguments)
+    manifests = [manifest]
     seconds = time.perf_counter() - started
     if FLAGS.validation_fraction:
         manifests.append(Manifest.load(files.join(FLAGS.output_dir, "validation")))
@@ -102,9 +114,12 @@ def main() -> str:
             f"{counts['sequences']:10,} {counts['tokens']:13,} {manifest.fill_rate:9.1%}  "
             f"{manifest.directory}"
         )
+    if manifest.cleaning:
+        left_out = (f"{name} {count:,}" for name, count in manifest.cleaning.items())
+        print(f"not in it: {', '.join(left_out)}")
     print(f"{megabytes:.1f} MB of text in {seconds:.1f} s: {megabytes / seconds:.2f} MB/s")
     return FLAGS.output_dir
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, takes_more=True)

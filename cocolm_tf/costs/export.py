@@ -14,20 +14,21 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf import files
-from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.costs.accelerators import ACCELERATORS
+from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.costs.step_benchmark import prepare_step, random_batches
+from cocolm_tf.data.manifest import resolve_shards
+from cocolm_tf.data.pipeline import cut
 from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.fusion import compiling_for
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.training.accelerators import ACCELERATORS
-from cocolm_tf.training.benchmark import prepare_step, random_batches
 from cocolm_tf.training.build import build_pretrainer, build_views
 from cocolm_tf.training.callbacks import METRICS_FILENAME
 from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig, save_config
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.preset import save_preset
 from cocolm_tf.training.pretraining import matching_vocabulary
 
@@ -86,6 +87,10 @@ def export_step(
     export_step(config, "base.step")
     ```
     """
+    if from_tokens and config.data.masking != "token":
+        raise UserError(
+            f"data.masking={config.data.masking}: a step that trains elsewhere masks single tokens."
+        )
     if from_tokens and config.auxiliary.preset:
         raise UserError(
             f"auxiliary.preset={config.auxiliary.preset}: a step that trains elsewhere begins with "
@@ -187,53 +192,22 @@ def stablehlo(
 
 
 def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int, int]:
-    """Writes the sequences of shards as one array, which `run_step.py --train` reads.
-
-    Args:
-        train_data: folder or glob of the shards.
-        sequence_length: S, the length to pad to.
-        path: the `.npy` file to write.
-
-    Returns:
-        [N, S], the shape of the array, whose ids are uint16, or int32 where these do not suffice.
-
-    Raises:
-        UserError: if there are no shards, or longer sequences.
-
-    Example:
-    ```python
-    export_tokens("data/train", 128, "tokens.npy")
-    ```
-    """
-    data = PretrainingData.open(train_data, sequence_length, SpecialTokens(mask=-1))
-    records = tf.data.TFRecordDataset(data.paths, compression(data.paths[0])).batch(4096)
-    token_ids = np.concatenate([parse(batch, sequence_length).numpy() for batch in records])
+    """Writes the sequences of shards as one array, which `run_step.py --train` reads."""
+    paths, manifest = resolve_shards(train_data)
+    special = SpecialTokens(mask=-1)
+    records = tf.data.TFRecordDataset(paths, compression(paths[0])).batch(4096)
+    parts = []
+    for batch in records:
+        pieces, filled = cut(parse(batch, manifest.sequence_length), sequence_length, special)
+        parts.append(tf.boolean_mask(pieces, filled).numpy())
+    token_ids = np.concatenate(parts)
     small = token_ids.max() <= np.iinfo(np.uint16).max
     np.save(path, token_ids.astype(np.uint16 if small else np.int32))
     return token_ids.shape
 
 
 def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) -> str:
-    """Makes the preset of what `run_step.py --train` trained.
-
-    Args:
-        program: the exported step, with its configuration.
-        weights: what `run_step.py --weights` was given: the parts are `{weights}-*.npz`, and the
-            log is `{weights}.jsonl`.
-        vocabulary: folder of the vocabulary that the tokens are of.
-        model_dir: RUN. Gets `config.yaml`, `metrics.jsonl` and `preset/`, as of a run here.
-
-    Returns:
-        The path of the preset.
-
-    Raises:
-        UserError: if something does not exist, or does not fit the rest.
-
-    Example:
-    ```python
-    import_weights("small.step", "trained/small", "vocabulary", "runs/small")
-    ```
-    """
+    """Makes the preset of what `run_step.py --train` trained."""
     with zipfile.ZipFile(program) as archive:
         description = json.loads(archive.read("step.json"))
     config = PretrainingConfig()
@@ -275,7 +249,7 @@ def _from_tokens(
     pretrainer: CocoLMPretrainer, config: PretrainingConfig
 ) -> Callable[[dict[str, tf.Tensor]], None]:
     """The step of a batch of whole sequences, whose views follow from the step's number."""
-    views = build_views(config, SpecialTokens(mask=config.model.vocabulary_size - 1))
+    views = build_views(config, config.model.vocabulary_size - 1)
 
     def step(batch: dict[str, tf.Tensor]) -> None:
         number = tf.cast(pretrainer.optimizer.iterations, tf.int64)

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from cocolm_tf.data.packing import (
     chunk_sequences,
     chunks,
     parts_of,
+    shards_of,
     text_size,
 )
 from cocolm_tf.data.shards import COUNTS, TEMPORARY_SUFFIX, Shard, is_shard, shard_name, write_shard
@@ -97,8 +98,9 @@ def build_shards(
         cleaning: Which documents are left out for what they are.
         deduplication: Which are left out as duplicates of earlier ones; only of a `Source`, as it
             is read twice.
-        spill_dir: The local folder for finished chunks, about as large as the text. None for one in
-            `output_dir`, or where that is remote in the system's folder for temporary files.
+        spill_dir: A local folder, in which one for finished chunks is made, about as large as the
+            text. None for `output_dir`, or where that is remote the system's folder for temporary
+            files.
 
     Returns:
         The manifest of the dataset to train on.
@@ -116,94 +118,219 @@ def build_shards(
     print(manifest.counts)
     ```
     """
-    _check_ranges(sequence_length, num_shards, num_workers, validation_fraction, break_at)
-    splits = _splits(output_dir, num_shards, compress, validation_fraction)
-    replaced = _existing_datasets(output_dir, validation_fraction, overwrite)
-    files.check_writable(output_dir, "--output_dir")
-    if spill_dir is not None:
-        files.check_writable(spill_dir, "--spill_dir")
-    spill_dir = spill_dir or _spill_folder(output_dir)
-    fields = {
-        "sequence_length": sequence_length,
-        "num_shards": num_shards,
-        "seed": seed,
-        "validation_fraction": validation_fraction,
-        "break_at": break_at,
-        "cleaning": cleaning,
-    }
-    if isinstance(documents, Source):
-        parts = parts_of(documents)
-        _check_room(spill_dir, parts)
-        pipes = list(filter(_is_pipe, documents.parts))
-        if pipes and deduplication is not None:
-            raise UserError(f"{pipes[0]} is a pipe, and --deduplicate reads twice: give a file.")
-        if not pipes:
-            _check_documents(documents, Recipe("", "", 0, **fields))
-        source = documents.describe() if source is None else source
-    else:
-        documents, parts = _not_empty(documents), [Part(0, ())]
-    recipe = Recipe.of(vocabulary_dir, **fields)
-    parameters = {
-        "seed": seed,
-        "compress": compress,
-        "validation_fraction": validation_fraction,
-        "break": break_at,
-        "source": source or {},
-        "cleaning": {
-            **(cleaning.describe() if cleaning else {}),
-            **(deduplication.describe() if deduplication else {}),
-        },
-    }
-    identity = None
-    if isinstance(documents, Source):
-        identity = [
-            _RUNS_VERSION,
-            parameters | {"compress": None},
-            [sequence_length, num_shards, recipe.vocabulary_fingerprint],
-            # What is a duplicate depends on all of the text.
-            [part.stamp for part in parts if deduplication is not None],
-        ]
+    if not isinstance(documents, Source):
+        documents = _not_empty(documents)
+    plan = Plan.of(
+        documents,
+        vocabulary_dir,
+        sequence_length=sequence_length,
+        num_shards=num_shards,
+        num_workers=num_workers,
+        output_dir=output_dir,
+        seed=seed,
+        compress=compress,
+        validation_fraction=validation_fraction,
+        overwrite=overwrite,
+        source=source,
+        break_at=break_at,
+        cleaning=cleaning,
+        deduplication=deduplication,
+        spill_dir=_spill_folder(output_dir, spill_dir),
+    )
+    read = documents if isinstance(documents, Source) else None
     with contextlib.ExitStack() as stack:
         if not files.is_remote(output_dir):
             stack.enter_context(files.made_folders(output_dir))
-        runs = stack.enter_context(Runs(spill_dir, identity, parts))
+        runs = stack.enter_context(Runs(plan.spill_dir, plan.identity(read), plan.parts))
         stack.callback(_tell_what_is_kept, runs)
-        read = documents if isinstance(documents, Source) else None
-        workers = stack.enter_context(Workers(_useful(num_workers, parts), read))
+        workers = stack.enter_context(Workers(_useful(num_workers, plan.parts), read))
         duplicates = ""
         if deduplication is not None:
-            duplicates = _find_duplicates(deduplication, parts, runs.folder, workers)
+            duplicates = _find_duplicates(deduplication, plan.parts, runs.folder, workers)
         with tqdm(desc="building", unit="B", unit_scale=True) as progress:
-            for size in _spill(recipe, documents, duplicates, runs, workers):
+            for size in _spill(plan.recipe, documents, duplicates, runs, workers):
                 progress.update(size)
         paths = runs.merge(workers)
         counts = runs.counts()
         try:
-            _check_filled(splits, counts)
+            plan.check_filled(counts)
         except UserError:
             runs.remove()
             raise
-        _remove_temporaries(splits)
-        stack.callback(_remove_temporaries, splits)
-        for split in splits:
-            if files.is_remote(output_dir):
-                files.make_dirs(split.directory)
-            else:
-                stack.enter_context(files.made_folders(split.directory))
-        shards = _write_shards(splits, paths, counts, runs.folder, workers)
+        with plan.shard_folders():
+            written = _write_shards(plan.splits, paths, runs.folder, workers)
+            manifest = plan.finish(written, counts)
+        runs.remove()
+    return manifest
+
+
+# --- What every builder begins and ends with ---
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of the datasets that a build writes."""
+
+    number: int
+    directory: str
+    paths: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A build that can begin: nothing that can be known before the work stands against it."""
+
+    recipe: Recipe
+    parts: list[Part]
+    splits: list[Split]
+    parameters: dict[str, Any]
+    deduplication: Deduplication | None
+    replaced: list[str]
+    spill_dir: str | None
+
+    @classmethod
+    def of(
+        cls,
+        documents: Source | Iterable[str],
+        vocabulary_dir: str,
+        *,
+        sequence_length: int,
+        num_shards: int,
+        output_dir: str,
+        num_workers: int = 0,
+        seed: int = 0,
+        compress: bool = False,
+        validation_fraction: float = 0.0,
+        overwrite: bool = False,
+        source: dict[str, Any] | None = None,
+        break_at: str = "word",
+        cleaning: Cleaning | None = None,
+        deduplication: Deduplication | None = None,
+        spill_dir: str | None = None,
+    ) -> "Plan":
+        """Checks the arguments of `build_shards`; no `spill_dir` is for builders without runs."""
+        _check_ranges(sequence_length, num_shards, num_workers, validation_fraction, break_at)
+        splits = _splits(output_dir, num_shards, compress, validation_fraction)
+        replaced = _existing_datasets(output_dir, validation_fraction, overwrite)
+        files.check_writable(output_dir, "--output_dir")
+        if spill_dir is not None:
+            files.check_writable(spill_dir, "--spill_dir")
+        fields = {
+            "sequence_length": sequence_length,
+            "num_shards": num_shards,
+            "seed": seed,
+            "validation_fraction": validation_fraction,
+            "break_at": break_at,
+            "cleaning": cleaning,
+        }
+        parts = [Part(0, ())]
+        if isinstance(documents, Source):
+            parts = parts_of(documents)
+            if spill_dir is not None:
+                _check_room(spill_dir, parts)
+            pipes = list(filter(_is_pipe, documents.parts))
+            if pipes and deduplication is not None:
+                raise UserError(
+                    f"{pipes[0]} is a pipe, and --deduplicate reads twice: give a file."
+                )
+            if not pipes:
+                _check_documents(documents, Recipe("", "", 0, **fields))
+            source = documents.describe() if source is None else source
+        parameters = {
+            "seed": seed,
+            "compress": compress,
+            "validation_fraction": validation_fraction,
+            "break": break_at,
+            "source": source or {},
+            "cleaning": {
+                **(cleaning.describe() if cleaning else {}),
+                **(deduplication.describe() if deduplication else {}),
+            },
+        }
+        recipe = Recipe.of(vocabulary_dir, **fields)
+        return cls(recipe, parts, splits, parameters, deduplication, replaced, spill_dir)
+
+    def identity(self, source: Source | None) -> list[Any] | None:
+        """What decides the content of runs besides the text of their chunks, as JSON has it."""
+        if source is None:
+            return None
+        return [
+            _RUNS_VERSION,
+            self.parameters | {"compress": None},
+            [
+                self.recipe.sequence_length,
+                self.recipe.num_shards,
+                self.recipe.vocabulary_fingerprint,
+            ],
+            # What is a duplicate depends on all of the text.
+            [part.stamp for part in self.parts if self.deduplication is not None],
+        ]
+
+    def check_filled(self, counts: Counter[tuple[int, int, str]]) -> None:
+        """Refuses what leaves a shard without sequences."""
+        for split in self.splits:
+            shards = range(len(split.paths))
+            if all(counts[split.number, shard, "sequences"] for shard in shards):
+                continue
+            total = {
+                name: sum(counts[split.number, shard, name] for shard in shards)
+                for name in ("documents", "skipped_documents", "sequences")
+            }
+            filled = total["documents"] - total["skipped_documents"]
+            raise UserError(
+                f"{filled} documents with text (and {total['skipped_documents']} without) give "
+                f"{total['sequences']} sequences, which do not fill the {len(shards)} shards of "
+                f"{split.directory}: give more text, or a smaller --num_shards or another "
+                "--validation_fraction."
+            )
+
+    @contextlib.contextmanager
+    def shard_folders(self) -> Iterator[None]:
+        """Makes the folders to write shards to; those that are not finished then go."""
+        _remove_temporaries(self.splits)
+        with contextlib.ExitStack() as stack:
+            for split in self.splits:
+                if files.is_remote(split.directory):
+                    files.make_dirs(split.directory)
+                else:
+                    stack.enter_context(files.made_folders(split.directory))
+            stack.callback(_remove_temporaries, self.splits)
+            yield
+
+    def finish(
+        self,
+        written: Mapping[tuple[int, int], tuple[int, str]],
+        counts: Counter[tuple[int, int, str]],
+    ) -> Manifest:
+        """Makes a dataset of the shards that are there under their temporary names.
+
+        Args:
+            written: The size and the SHA-256 of each, by split and shard.
+            counts: Those of `chunk_sequences` of all chunks, and those of the sources.
+
+        Returns:
+            The manifest of the dataset to train on.
+        """
         manifests = [
             Manifest(
                 directory=split.directory,
-                sequence_length=sequence_length,
-                vocabulary_size=recipe.vocabulary_size,
-                vocabulary_fingerprint=recipe.vocabulary_fingerprint,
-                parameters=parameters,
-                shards=shards[split.number],
+                sequence_length=self.recipe.sequence_length,
+                vocabulary_size=self.recipe.vocabulary_size,
+                vocabulary_fingerprint=self.recipe.vocabulary_fingerprint,
+                parameters=self.parameters,
+                shards=tuple(
+                    Shard(
+                        os.path.basename(path),
+                        *(counts[split.number, shard, name] for name in COUNTS),
+                        *written[split.number, shard],
+                    )
+                    for shard, path in enumerate(split.paths)
+                ),
                 cleaning={n[2]: count for n, count in sorted(counts.items()) if n[:2] == NO_SHARD},
             )
-            for split in splits
+            for split in self.splits
         ]
-        for folder in replaced:
+        for folder in self.replaced:
             _remove_dataset(folder)
         for manifest in manifests:
             for path in manifest.paths:
@@ -211,37 +338,26 @@ def build_shards(
         # The training data's comes last, as it is the one that says that the build is complete.
         for manifest in reversed(manifests):
             manifest.save()
-        runs.remove()
-    return manifests[0]
+        return manifests[0]
 
 
 # --- From documents to runs, and from runs to shards ---
 
 
-@dataclass(frozen=True)
-class _Split:
-    number: int
-    directory: str
-    paths: list[str]
-
-
 def _splits(
     output_dir: str, num_shards: int, compress: bool, validation_fraction: float
-) -> list[_Split]:
+) -> list[Split]:
     """The datasets to write, the training data first."""
 
-    def split(number: int, directory: str, count: int) -> _Split:
+    def split(number: int, directory: str) -> Split:
+        count = shards_of(number, num_shards, validation_fraction)
         names = [shard_name(index, count, compress) for index in range(count)]
-        return _Split(number, directory, [files.join(directory, name) for name in names])
+        return Split(number, directory, [files.join(directory, name) for name in names])
 
     if not validation_fraction:
-        return [split(TRAIN, output_dir, num_shards)]
+        return [split(TRAIN, output_dir)]
     folders = _folders(output_dir)
-    held_out_shards = max(1, round(num_shards * validation_fraction))
-    return [
-        split(TRAIN, folders["train"], num_shards),
-        split(VALIDATION, folders["validation"], held_out_shards),
-    ]
+    return [split(TRAIN, folders["train"]), split(VALIDATION, folders["validation"])]
 
 
 def _find_duplicates(
@@ -311,32 +427,16 @@ def _write_run(
 
 
 def _write_shards(
-    splits: Sequence[_Split],
-    runs: Sequence[str],
-    counts: Counter[tuple[int, int, str]],
-    scratch: str,
-    workers: Workers,
-) -> dict[int, tuple[Shard, ...]]:
-    """Writes the shards of all splits under their temporary names."""
+    splits: Sequence[Split], runs: Sequence[str], scratch: str, workers: Workers
+) -> dict[tuple[int, int], tuple[int, str]]:
+    """Writes the shards of all splits under their temporary names; returns sizes and hashes."""
     places = [
         (split.number, shard, path) for split in splits for shard, path in enumerate(split.paths)
     ]
-    written = {}
-    for *place, size, sha256 in workers.map(
+    written = workers.map(
         _write_shard, itertools.repeat(runs), itertools.repeat(scratch), *zip(*places, strict=True)
-    ):
-        written[tuple(place)] = size, sha256
-    return {
-        split.number: tuple(
-            Shard(
-                os.path.basename(path),
-                *(counts[split.number, shard, name] for name in COUNTS),
-                *written[split.number, shard],
-            )
-            for shard, path in enumerate(split.paths)
-        )
-        for split in splits
-    }
+    )
+    return {(split, shard): described for split, shard, *described in written}
 
 
 def _write_shard(
@@ -429,35 +529,21 @@ def _check_room(spill_dir: str, parts: Sequence[Part]) -> None:
 # --- What is there already ---
 
 
-def _spill_folder(output_dir: str) -> str:
+def _spill_folder(output_dir: str, spill_dir: str | None) -> str:
     """Where finished chunks are kept: with many small accesses, and so on no store."""
-    if not files.is_remote(output_dir):
-        return files.join(output_dir, SPILL_FOLDER)
-    digest = hashlib.sha256(output_dir.rstrip("/").encode()).hexdigest()[:16]
-    return os.path.join(tempfile.gettempdir(), f"cocolm_tf-build-{os.getuid()}-{digest}")
+    if spill_dir is None and not files.is_remote(output_dir):
+        return os.path.join(output_dir, SPILL_FOLDER)
+    digest = hashlib.sha256(files.absolute(output_dir).encode()).hexdigest()[:16]
+    name = f"cocolm_tf-build-{os.getuid()}-{digest}"
+    folder = os.path.join(spill_dir or tempfile.gettempdir(), name)
+    if spill_dir is None and os.path.exists(folder) and os.stat(folder).st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to another user: give a --spill_dir.")
+    return folder
 
 
 def _tell_what_is_kept(runs: Runs) -> None:
     if len(runs) and runs.is_resumable:
         print(f"what is done is kept: the same command goes on from {runs.folder}", file=sys.stderr)
-
-
-def _check_filled(splits: Sequence[_Split], counts: Counter[tuple[int, int, str]]) -> None:
-    for split in splits:
-        shards = range(len(split.paths))
-        if all(counts[split.number, shard, "sequences"] for shard in shards):
-            continue
-        total = {
-            name: sum(counts[split.number, shard, name] for shard in shards)
-            for name in ("documents", "skipped_documents", "sequences")
-        }
-        filled = total["documents"] - total["skipped_documents"]
-        raise UserError(
-            f"{filled} documents with text (and {total['skipped_documents']} without) give "
-            f"{total['sequences']} sequences, which do not fill the {len(shards)} shards of "
-            f"{split.directory}: give more text, or a smaller --num_shards or another "
-            "--validation_fraction."
-        )
 
 
 def _folders(output_dir: str) -> dict[str, str]:
@@ -479,8 +565,13 @@ def _existing_datasets(output_dir: str, validation_fraction: float, overwrite: b
         if not files.exists(files.join(folder, FILE_NAME)):
             continue
         held_out = _held_out(folder)
-        if name and not held_out and not validation_fraction:
-            continue
+        if name and not held_out:
+            if not validation_fraction:
+                continue
+            raise UserError(
+                f"{folder} is a dataset of its own, which no build into {output_dir} replaces: "
+                "remove it, or give another --output_dir."
+            )
         # A validation set alone is what a build that was killed at its very end leaves.
         is_remnant = name == "validation" and held_out and held_out == validation_fraction
         if not overwrite and not is_remnant:
@@ -507,7 +598,7 @@ def _remove_dataset(folder: str) -> None:
         files.remove(files.join(folder, name))
 
 
-def _remove_temporaries(splits: list[_Split]) -> None:
+def _remove_temporaries(splits: list[Split]) -> None:
     for folder in (split.directory for split in splits):
         for name in files.list_dir(folder):
             final = name.removesuffix(TEMPORARY_SUFFIX)

@@ -1,6 +1,6 @@
 """Which documents are left out: by what they are, and because others are the same or nearly so.
 
-`Cleaning` judges each document by itself. `Deduplication` gives a document 64-bit keys; of the
+`Cleaning` judges each document by itself. `Deduplication` gives a document 63-bit keys; of the
 documents that share a key all but the first are duplicates. Both are pure functions of a document's
 text, so that any process or machine can apply them to any chunk. What the keys say of the whole
 corpus is found by `DuplicateIndex` on one machine, or by a group-by-key on many.
@@ -24,9 +24,10 @@ from cocolm_tf.errors import UserError
 
 METHODS = ("exact", "near")
 
-# A place in the corpus is one number: a part's, a chunk's and a document's.
+# A place in the corpus is one number: a part's, a chunk's and a document's. As keys, it has 63
+# bits: that fits where integers have a sign, too.
 _CHUNK_BITS, _DOCUMENT_BITS = 20, 24
-_PART_BITS = 64 - _CHUNK_BITS - _DOCUMENT_BITS
+_PART_BITS = 63 - _CHUNK_BITS - _DOCUMENT_BITS
 _ROW = np.dtype([("key", "<u8"), ("place", "<u8")])
 
 _WORD = re.compile(r"\w+")
@@ -133,7 +134,7 @@ class Deduplication:
             _bands(self.threshold)
 
     def keys(self, document: str) -> list[int]:
-        """Returns the keys of a document, 64-bit integers: one, or with `"near"` one for a band."""
+        """Returns the keys of a document, 63-bit integers: one, or with `"near"` one for a band."""
         words = _WORD.findall(unicodedata.normalize("NFKC", document).casefold())
         if self.method == "exact":
             return [_hash(" ".join(words or [document]).encode("utf-8", "surrogatepass"))]
@@ -221,7 +222,7 @@ class DuplicateIndex:
     def _write(self) -> None:
         rows = np.concatenate([*self._waiting, np.empty(0, _ROW)])
         self._waiting, self._count = [], 0
-        bucket = rows["key"] // np.uint64(2**64 // _BUCKETS)
+        bucket = rows["key"] // np.uint64(2**63 // _BUCKETS)
         rows = rows[np.argsort(bucket, kind="stable")]
         ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=_BUCKETS))
         for number, part in enumerate(np.split(rows, ends[:-1])):
@@ -266,6 +267,12 @@ def place(part: int, chunk: int, document: int) -> int:
     return (part << _CHUNK_BITS | chunk) << _DOCUMENT_BITS | document
 
 
+def numbers_of(place: int) -> tuple[int, int, int]:
+    """Takes apart what `place` has made: the numbers of the part, the chunk and the document."""
+    chunk, document = divmod(place, 2**_DOCUMENT_BITS)
+    return *divmod(chunk, 2**_CHUNK_BITS), document
+
+
 def _again(rows: np.ndarray) -> np.ndarray:
     """The places of all rows but the first of each key."""
     rows = rows[np.lexsort((rows["place"], rows["key"]))]
@@ -284,7 +291,7 @@ def _ngram_hashes(words: list[str], ngram: int) -> np.ndarray:
 
 
 def _hash(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
 @functools.cache

@@ -225,7 +225,10 @@ class Runs:
 
     def merge(self, workers: Workers) -> list[str]:
         """Merges the runs until a process may have all of them open; returns their paths."""
-        limit = max(2, min(_MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = _MOST_OPEN
+        if allowed != resource.RLIM_INFINITY:
+            limit = max(2, min(limit, allowed // 2))
         while len(self._runs) > limit:
             paths = sorted(self._runs)
             groups = [paths[start : start + limit] for start in range(0, len(paths), limit)]
@@ -259,7 +262,10 @@ class Runs:
         for name in os.listdir(self.folder):
             path = os.path.join(self.folder, name)
             if name.endswith(_SUFFIX):
-                runs.append(Run.load(path))
+                try:
+                    runs.append(Run.load(path))
+                except (OSError, ValueError, struct.error):  # The machine went down meanwhile.
+                    os.remove(path)
             elif name != _STATE:  # What a process was writing when it was killed.
                 _remove(path)
         taken: set[Chunk] = set()

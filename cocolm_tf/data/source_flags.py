@@ -1,11 +1,15 @@
-"""The flags by which a program is told its text, and what they mean."""
+"""The flags by which a program is told its text, what of it to leave out, and who reads it."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from absl import flags
 
 from cocolm_tf.data import sources
+from cocolm_tf.data.cleaning import METHODS, Cleaning, Deduplication
 from cocolm_tf.errors import UserError
+
+LOCAL = "local"
+BEAM_RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 _SOURCES = ("input", "tfds", "docstrings")
 # The flags that say more about a source, and that source.
@@ -144,15 +148,161 @@ def source_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> sources.So
     return finder.find(flag_values[source].value, **options)
 
 
-def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterator[str]:
-    """All documents of the source that the flags name, see `source_from_flags`.
+def define_cleaning_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags that `cleaning_from_flags` reads.
+
+    Args:
+        flag_values: Where to define them.
 
     Example:
     ```python
     flag_values = flags.FlagValues()
-    define_source_flags(flag_values)
-    flag_values(["program", "--docstrings"])
-    print(next(documents_from_flags(flag_values)))
+    define_cleaning_flags(flag_values)
+    flag_values(["program", "--min_words=20"])
     ```
     """
-    return iter(source_from_flags(flag_values))
+    flags.DEFINE_enum(
+        "deduplicate",
+        None,
+        METHODS,
+        "Leave out all but the first of the documents that have the same words (exact), or similar "
+        "sets of word n-grams (near, by MinHash and locality-sensitive hashing).",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "deduplicate_threshold",
+        0.8,
+        "With --deduplicate=near: the Jaccard similarity from which on two documents are taken for "
+        "duplicates; about, as a few below it are, and a few above are not.",
+        lower_bound=0.1,
+        upper_bound=1.0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "deduplicate_ngram",
+        5,
+        "With --deduplicate=near: the words of an n-gram.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "min_words",
+        0,
+        "Leave out documents with fewer words, which white space separates.",
+        lower_bound=0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "max_words",
+        0,
+        "Leave out documents with more words; 0 for no limit.",
+        lower_bound=0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "min_letter_share",
+        0.0,
+        "Leave out documents with a smaller share of letters among the characters that are no "
+        "white space.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "max_repeated_lines",
+        1.0,
+        "Leave out documents in which a larger share of the lines are the same as earlier ones.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=flag_values,
+    )
+
+
+def cleaning_from_flags(
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> tuple[Cleaning | None, Deduplication | None]:
+    """Makes of the flags what the builders take.
+
+    Args:
+        flag_values: The parsed flags.
+
+    Returns:
+        The limits and the kind of duplicates; None for what is not asked for.
+
+    Raises:
+        UserError: If the flags contradict each other, or a package is missing.
+
+    Example:
+    ```python
+    flag_values = flags.FlagValues()
+    define_cleaning_flags(flag_values)
+    flag_values(["program", "--min_words=20", "--deduplicate=exact"])
+    cleaning, deduplication = cleaning_from_flags(flag_values)
+    ```
+    """
+    values = {name: flag_values[name].value for name in flag_values}
+    if values["max_words"] and values["max_words"] < values["min_words"]:
+        raise UserError(
+            f"--max_words={values['max_words']} is less than --min_words={values['min_words']}."
+        )
+    method = values["deduplicate"]
+    for name in ("deduplicate_threshold", "deduplicate_ngram"):
+        if flag_values[name].present and method != "near":
+            raise UserError(f"--{name} goes with --deduplicate=near.")
+    cleaning = Cleaning(
+        values["min_words"],
+        values["max_words"],
+        values["min_letter_share"],
+        values["max_repeated_lines"],
+    )
+    cleaning = cleaning if cleaning.describe() else None
+    if method is None:
+        return cleaning, None
+    threshold, ngram = values["deduplicate_threshold"], values["deduplicate_ngram"]
+    return cleaning, Deduplication(method, threshold, ngram, cleaning)
+
+
+def define_runner_flag(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flag `runner`, and says what comes after `--`.
+
+    Args:
+        flag_values: Where to define it.
+
+    Example:
+    ```python
+    flag_values = flags.FlagValues()
+    define_runner_flag(flag_values)
+    flag_values(["program", "--runner=DirectRunner", "--", "--direct_num_workers=4"])
+    ```
+    """
+    flags.DEFINE_enum(
+        "runner",
+        LOCAL,
+        [LOCAL, *BEAM_RUNNERS],
+        "What does the work: processes of this program's, or a runner of Apache Beam, whose own "
+        "options come after --, as in --runner=DirectRunner -- --direct_num_workers=4.",
+        flag_values=flag_values,
+    )
+
+
+def check_runner(runner: str, options: Sequence[str]) -> None:
+    """Refuses what comes after the flags, if that is not for Beam.
+
+    Args:
+        runner: The flag's value.
+        options: What comes after the flags.
+
+    Raises:
+        UserError: If no Beam takes them.
+
+    Example:
+    ```python
+    check_runner("DirectRunner", ["--direct_num_workers=4"])
+    ```
+    """
+    wrong = [option for option in options if runner == LOCAL or not option.startswith("--")]
+    if wrong:
+        advice = "; those of Apache Beam go with its --runner" if wrong[0].startswith("--") else ""
+        raise UserError(
+            f"unexpected argument {wrong[0]!r}: flags are written --name=value{advice}."
+        )

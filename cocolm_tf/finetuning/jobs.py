@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cocolm_tf import files
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import RestartableError, UserError, refusal
 from cocolm_tf.program import RESTARTABLE
 
@@ -197,10 +198,12 @@ class JobRunner:
 
     def _prepare(self, job: Job) -> None:
         if not job.goes_on:
+            # First what would make the rest look done.
+            files.remove(os.path.join(job.folder, RESULTS_FILENAME))
             files.remove_tree(job.folder)
         folder = files.absolute(job.folder)
         with self._lock:
-            while not files.is_dir(folder):
+            while folder and not files.is_dir(folder):
                 self._made.add(folder)
                 folder = os.path.dirname(folder)
             files.make_dirs(job.folder)
@@ -380,8 +383,7 @@ def _take_share(slot: int, slots: int) -> None:
     if tf is None:
         return
     if slots > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // slots))
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, available_cpus() // slots))
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         gpu = gpus[slot % len(gpus)]

@@ -9,12 +9,14 @@ a sequence of `Replace` that insert or remove single spaces; SentencePiece's rul
 - where two merges that make the same piece compete within a word;
 - for accents that stack up on one letter or are no letter's, and, of an uncased vocabulary, for a
   capital sigma that ends a word behind what is no letter;
+- for pieces of the SentencePiece model that the dictionary lacks, which are `<unk>` here: they have
+  ids beyond the vocabulary; and for those of the dictionary that the model lacks, which are known
+  here alone where SentencePiece leaves them whole;
 - for a text that spells out a special token, unless `Tokenizer.encode_special_tokens` is set.
 """
 
 import base64
 import collections
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,7 +33,6 @@ from cocolm_tf.tokenization.dictionary import (
     START_TOKEN,
     START_TOKEN_ID,
     UNKNOWN_TOKEN,
-    UNKNOWN_TOKEN_ID,
     Dictionary,
 )
 from cocolm_tf.tokenization.normalization import OTHER_SPACE, PUNCTUATION
@@ -52,7 +53,7 @@ _CASED = r"\p{Lu}\p{Ll}\p{Lt}"
 _PROTECTED = {"\u200d": "\ufdd1", "\uff5e": "\ufdd2"}
 
 
-def to_hugging_face(tokenizer: CocoLMTokenizer) -> _Json:
+def to_hugging_face(tokenizer: CocoLMTokenizer) -> tuple[_Json, list[str]]:
     """Writes a tokenizer as a `tokenizer.json`.
 
     Its ids are the tokenizer's, but for what the module's docstring lists. `<s>` and `</s>` come
@@ -62,7 +63,8 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> _Json:
         tokenizer: One with a BPE vocabulary.
 
     Returns:
-        The content of the file, for `json.dump`.
+        The content of the file, for `json.dump`; and where this vocabulary, and not any, cannot be
+        exact, a line each.
 
     Raises:
         UserError: If the SentencePiece model is no BPE model, or has pieces that are not merged
@@ -70,8 +72,9 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> _Json:
 
     Example:
     ```python
+    content, notes = to_hugging_face(tokenizer)
     with open("/tmp/tokenizer.json", "w") as file:
-        json.dump(to_hugging_face(tokenizer), file)
+        json.dump(content, file)
     tokenizers.Tokenizer.from_file("/tmp/tokenizer.json").encode("The cat sat.").ids
     ```
     """
@@ -86,8 +89,20 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> _Json:
                 f"the vocabulary's piece {piece.piece!r} is defined by the user: it has no merges."
             )
     normal = [p for p in pieces if p.type == _Piece.NORMAL]
-    vocabulary = {piece.piece: ids.get(piece.piece, UNKNOWN_TOKEN_ID) for piece in pieces}
-    vocabulary |= {token: ids[token] for token in _SPECIAL_TOKENS}
+    notes = []
+    made = {piece.piece for piece in pieces}
+    without_id = [piece.piece for piece in pieces if piece.piece not in ids]
+    if without_id:
+        notes.append(
+            f"{len(without_id)} pieces of the SentencePiece model are not in the dictionary, such "
+            f"as {without_id[0]!r}: they get ids from {len(ids)} on, and are <unk> here"
+        )
+    if unmade := [token for token in ids if token not in made and token not in _SPECIAL_TOKENS]:
+        notes.append(
+            f"{len(unmade)} pieces of the dictionary are not in the SentencePiece model, such as "
+            f"{unmade[0]!r}: single characters are known everywhere, others nowhere"
+        )
+    vocabulary = ids | {piece: len(ids) + number for number, piece in enumerate(without_id)}
     special = [
         {
             "id": ids[token],
@@ -101,7 +116,7 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> _Json:
         for token in _SPECIAL_TOKENS
     ]
     byte_fallback = model.trainer_spec.byte_fallback
-    return {
+    content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -142,6 +157,7 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> _Json:
             "merges": _merges(normal),
         },
     }
+    return content, notes
 
 
 def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
@@ -186,15 +202,16 @@ def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
         raise UserError(f"it has a {kind} model; only BPE models can be read.")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise UserError(f"its model has {key}={model[key]!r}, for which SentencePiece has none.")
+            raise UserError(
+                f"its model has {key}={model[key]!r}, for which SentencePiece has none."
+            )
     byte_fallback = bool(model.get("byte_fallback"))
-    unknown = model.get("unk_token")
-    special |= {*_SPECIAL_TOKENS, unknown}
+    special |= {*_SPECIAL_TOKENS, model.get("unk_token")}
     pieces = {piece: id for piece, id in vocabulary.items() if piece not in special}
     if not any(piece.startswith(WORD_START) for piece in pieces):
         raise UserError(
-            f"none of its pieces begins with {WORD_START!r}: SentencePiece marks the words that way, "
-            "and not by bytes or by what ends them."
+            f"none of its pieces begins with {WORD_START!r}, as pieces that begin words do in "
+            "SentencePiece: it is one over bytes, or marks words in another way."
         )
     is_exact, rule, charsmap, lowercase = _rule(normalizers)
     notes = []
@@ -203,8 +220,7 @@ def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
         notes.append("texts are now prepared as for the released models: see --help")
     proto = _proto(pieces, merges, byte_fallback, rule, charsmap)
     ordered = sorted(pieces, key=lambda piece: (pieces[piece], piece))
-    known = [piece for piece in ordered if not (unknown and pieces[piece] == vocabulary[unknown])]
-    tokenizer = CocoLMTokenizer(proto, Dictionary.of(known), lowercase)
+    tokenizer = CocoLMTokenizer(proto, Dictionary.of(ordered), lowercase)
     if any(vocabulary.get(token) != id for id, token in enumerate(tokenizer.get_vocabulary())):
         notes.append("ids are renumbered: <s>, <pad>, </s>, <unk>, the pieces, <mask>")
     return tokenizer, notes

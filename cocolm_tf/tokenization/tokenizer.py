@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
-import keras_nlp
+import keras_hub
 import sentencepiece
 import tensorflow as tf
 from keras_hub.src.utils.preset_utils import KerasPresetLoader
@@ -39,7 +39,7 @@ ASSETS_FOLDER = os.path.join("assets", "tokenizer")
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
+class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
     """Turns raw text into the ids that COCO-LM models take, in a TensorFlow graph.
 
     Texts are prepared as for the released models (see `normalization.normalize`), segmented by
@@ -322,6 +322,13 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
         """The ids of `special_tokens`."""
         self._check_vocabulary()
         return [self.token_to_id(token) for token in self.special_tokens]
+
+    @property
+    def byte_token_ids(self) -> list[int]:
+        """The ids of pieces that stand for a byte, if the vocabulary has byte fallback."""
+        self._check_vocabulary()
+        byte_pieces = self._graph.byte_pieces
+        return [id for id, token in enumerate(self._dictionary.tokens) if token in byte_pieces]
 
     def save_assets(self, dir_path: str) -> None:
         """Writes the SentencePiece model and the dictionary into a folder.

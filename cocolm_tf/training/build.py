@@ -2,13 +2,12 @@
 
 import os
 import random
-from collections.abc import Callable
 
-import tensorflow as tf
+import numpy as np
 
-from cocolm_tf.data.course_views import course_views
+from cocolm_tf.data.course_views import CourseViews
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import pretraining_views
+from cocolm_tf.data.views import Views
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
@@ -68,30 +67,36 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
 
 
 def build_views(
-    config: PretrainingConfig, special: SpecialTokens
-) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
-    """Makes the function from sequences [B, S] and a seed [2] to what the pretrainer takes.
+    config: PretrainingConfig, mask_token_id: int, word_starts: np.ndarray | None = None
+) -> Views | CourseViews:
+    """What makes sequences into the batches of a configuration.
+
+    Args:
+        config: the run.
+        mask_token_id: int. Of the vocabulary.
+        word_starts: [V] bool, which tokens begin a word, where words are masked as a whole; None
+            for every token.
+
+    Returns:
+        The views.
 
     Example:
     ```python
-    views = build_views(PretrainingConfig(), SpecialTokens(mask=32767))
-    views(tf.constant([[0, 7, 8, 9, 2]]), tf.constant([1, 2]))
+    build_views(PretrainingConfig(), mask_token_id=32_767)
     ```
     """
-    data, mcl = config.data, config.mcl
-    if config.objective.name != "mcl":
-        return lambda token_ids, seed: pretraining_views(
-            token_ids, data.mask_fraction, data.crop_fraction, special, seed
+    special, data, mcl = SpecialTokens(mask=mask_token_id), config.data, config.mcl
+    if config.objective.name == "mcl":
+        return CourseViews(
+            special,
+            mask_fraction=data.mask_fraction if mcl.mlm_weight or mcl.rtd_weight else 0.0,
+            swap_fraction=mcl.swap_fraction if mcl.slm_weight or mcl.std_weight else 0.0,
+            insert_fraction=mcl.insert_fraction if mcl.itd_weight else 0.0,
+            fixed_points=mcl.fixed_points,
         )
-    return lambda token_ids, seed: course_views(
-        token_ids,
-        special,
-        seed,
-        data.mask_fraction if mcl.mlm_weight or mcl.rtd_weight else 0.0,
-        mcl.swap_fraction if mcl.slm_weight or mcl.std_weight else 0.0,
-        mcl.insert_fraction if mcl.itd_weight else 0.0,
-        mcl.fixed_points,
-    )
+    keys = ("mask_fraction", "crop_fraction", "masking", "span_words", "short_fraction")
+    options = {key: getattr(data, key) for key in keys}
+    return Views(special, word_starts=word_starts, **options)
 
 
 def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedLanguageModel | None:

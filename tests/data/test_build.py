@@ -1,4 +1,5 @@
 import collections
+import errno
 import multiprocessing
 import os
 import resource
@@ -13,11 +14,11 @@ import pytest
 import tensorflow as tf
 from data_stand_ins import Lists, WordTokenizer, some_documents
 
-from cocolm_tf.data import build, packing
+from cocolm_tf.data import build, packing, shuffle
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.manifest import FILE_NAME, Manifest, resolve_shards
 from cocolm_tf.data.packing import Recipe, chunk_sequences
-from cocolm_tf.data.shards import compression, parse
+from cocolm_tf.data.shards import compression, parse, write_shard
 from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError, refusal
 
@@ -180,8 +181,9 @@ def test_another_dataset_within_is_left_alone(make_dataset, tmp_path: Path, frac
     make_dataset(output_dir=str(other))
     before = contents(other)
     if fraction:
-        with pytest.raises(UserError, match="data/validation is a finished dataset: give --over"):
-            make_dataset(validation_fraction=fraction)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="data/validation is a dataset of its own"):
+                make_dataset(validation_fraction=fraction, overwrite=overwrite)
     else:
         make_dataset()
         make_dataset(overwrite=True)
@@ -311,6 +313,27 @@ def test_an_ended_build_goes_on(make_dataset, tmp_path: Path, monkeypatch, small
     assert expected.counts == Manifest.load(str(tmp_path / "data")).counts
 
 
+def test_a_build_that_ended_while_it_wrote_shards_tokenizes_nothing_again(
+    make_dataset, tmp_path: Path, monkeypatch, small_chunks
+):
+    source = Lists.of(some_documents(30))
+    make_dataset(source, output_dir=str(tmp_path / "whole"))
+    with monkeypatch.context() as full_disk:
+
+        def failing(path: str, *arguments: object) -> None:
+            if "00001-of" in path:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            return write_shard(path, *arguments)
+
+        full_disk.setattr(build, "write_shard", failing)
+        with pytest.raises(OSError, match="No space left"):
+            make_dataset(source)
+    assert os.listdir(tmp_path / "data") == [build.SPILL_FOLDER]
+    monkeypatch.setattr(build, "chunk_sequences", None)
+    make_dataset(source)
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"break_at": "token"}, {"num_shards": 2}])
 def test_a_build_of_another_recipe_starts_anew(make_dataset, tmp_path, small_chunks, changes):
     with pytest.raises(KeyboardInterrupt):
@@ -352,7 +375,9 @@ def test_duplicates_and_what_is_cleaned_are_counted(make_dataset, small_chunks):
     assert Manifest.load(manifest.directory) == manifest
 
 
-def test_memory_does_not_grow_with_the_text(make_dataset, tmp_path: Path, small_chunks):
+def test_memory_does_not_grow_with_the_text(make_dataset, tmp_path, monkeypatch, small_chunks):
+    monkeypatch.setattr(shuffle, "_MOST_OPEN", 4)  # Each has a buffer.
+
     def peak(number: int) -> int:
         documents = (text for _ in range(number) for text in some_documents(50))
         tracemalloc.start()
@@ -362,7 +387,22 @@ def test_memory_does_not_grow_with_the_text(make_dataset, tmp_path: Path, small_
         return peak
 
     peak(1)
-    assert peak(16) < 1.5 * peak(4)
+    assert peak(12) < 1.5 * peak(3)
+
+
+def test_chunks_may_be_kept_elsewhere(make_dataset, tmp_path: Path, small_chunks):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "notes.txt").write_text("not ours")
+    source = Ended.of(some_documents(30), ["end"])
+    with pytest.raises(KeyboardInterrupt):
+        make_dataset(source, spill_dir=str(elsewhere), output_dir="ram://elsewhere")
+    assert is_resumable(elsewhere)
+    source = Lists.of(some_documents(30), ["more"])
+    make_dataset(source, spill_dir=str(elsewhere), output_dir="ram://elsewhere")
+    manifest = make_dataset(source)
+    assert Manifest.load("ram://elsewhere").fingerprint() == manifest.fingerprint()
+    assert list(contents(elsewhere)) == ["notes.txt"]
 
 
 def test_what_a_killed_build_left_is_cleared(make_dataset, tmp_path: Path):

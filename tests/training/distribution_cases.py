@@ -16,9 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.pipeline import Dataset, PretrainingData
 from cocolm_tf.data.shards import serialize
 from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import Views
 from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
@@ -133,7 +134,8 @@ def write_shards(folder: Path) -> None:
 
 def validation_batches(folder: Path) -> tf.data.Dataset:
     paths = [str(path) for path in sorted(folder.glob("*.tfrecord"))]
-    data = PretrainingData(paths, [11, 18], LENGTH, SpecialTokens(mask=MASK))
+    views = Views(SpecialTokens(mask=MASK))
+    data = PretrainingData([Dataset("shards", paths, [11, 18], LENGTH)], LENGTH, views)
     return data.validation_batches(BATCH)
 
 
