@@ -178,7 +178,7 @@ class History:
         return changes
 
     def go_on(self, now: Stretch, step: int) -> list[str]:
-        """Records what holds from a step on, in place of what was for later ones; returns changes."""
+        """Records what holds from a step on, in place of what was later; returns the changes."""
         changes = self.check(now, step)
         if not step or not self.stretches:
             self.stretches = [dataclasses.replace(now, step=0)]
