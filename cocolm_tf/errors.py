@@ -83,7 +83,10 @@ def refusal(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _ADVICE:
         # HDF5 tells the file in its text alone, of several lines.
         found = _HDF5_FILE.search(str(error))
-        return _refused(error.errno, error.filename or (found[1] if found else ""))
+        path = error.filename or (found[1] if found else "")
+        if "://" in str(path):  # A store tells more than the number does.
+            return f"{error.strerror} ({path}): {_ADVICE[error.errno]}."
+        return _refused(error.errno, path)
     if tensorflow is None or not isinstance(error, tensorflow.OpError):
         return None
     text = " ".join(error.message.split())

@@ -1,9 +1,10 @@
 """Hashes of what files hold, by which a run or a job knows its inputs again."""
 
-import glob
+import fnmatch
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
+
+from cocolm_tf import files
 
 
 def fingerprint(preset: str) -> str:
@@ -21,9 +22,9 @@ def fingerprint(preset: str) -> str:
     ```
     """
     digest = hashlib.sha256()
-    for path in _files(preset):
-        digest.update(os.path.relpath(path, preset).encode())
-        digest.update(_digest(path))
+    for name in _names(preset):
+        digest.update(name.encode())
+        digest.update(_digest(files.join(preset, name)))
     return digest.hexdigest()
 
 
@@ -41,15 +42,18 @@ def content_fingerprints(paths: Iterable[str]) -> dict[str, str]:
     content_fingerprints(["train.csv", "dev.csv"])
     ```
     """
-    return {path: _digest(path).hex() for path in paths if os.path.isfile(path)}
+    return {path: _digest(path).hex() for path in paths if files.is_file(path)}
 
 
 def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with files.open_read(path) as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _files(preset: str) -> Iterator[str]:
-    for pattern in ("config.json", "*.h5", "*.npz", "tokenizer.json", "assets/**/*"):
-        found = glob.glob(os.path.join(glob.escape(preset), pattern), recursive=True)
-        yield from sorted(path for path in found if os.path.isfile(path))
+def _names(preset: str) -> Iterator[str]:
+    """The files that count, relative to the preset."""
+    names = files.list_dir(preset)
+    for pattern in ("config.json", "*.h5", "*.npz", "tokenizer.json"):
+        found = fnmatch.filter(names, pattern)
+        yield from (name for name in found if files.is_file(files.join(preset, name)))
+    yield from sorted(files.walk(preset, "assets"))

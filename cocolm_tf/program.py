@@ -16,7 +16,9 @@ from cocolm_tf.errors import RestartableError, UserError, is_hdf5_refusal, refus
 RESTARTABLE = 75
 
 
-def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
+def run(
+    main: Callable[..., str | None], operands: Sequence[str] = (), takes_more: bool = False
+) -> None:
     """Parses the flags, calls `main` and ends the process.
 
     A mistake in the flags, a `UserError` or what the system refuses (see `errors.refusal`) becomes
@@ -26,6 +28,7 @@ def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
     Args:
         main: The job. What it returns, the path of what it wrote, is the program's last line.
         operands: The names of the arguments that are no flags, which `main` gets.
+        takes_more: Whether there may be more of these, as after `--`.
 
     Example:
     ```python
@@ -35,7 +38,7 @@ def run(main: Callable[..., str | None], operands: Sequence[str] = ()) -> None:
 
     def guarded(arguments: list[str]) -> None:
         given = arguments[1:]
-        if len(given) > len(operands):
+        if len(given) > len(operands) and not takes_more:
             unexpected = given[len(operands)]
             _fail(f"unexpected argument {unexpected!r}: flags are written --name=value.")
         if len(given) < len(operands):

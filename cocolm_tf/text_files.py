@@ -7,18 +7,19 @@ means the same to each of them, and what is no text is told by its kind.
 import bz2
 import codecs
 import contextlib
-import glob
 import gzip
 import io
 import lzma
+import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from absl import logging
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 
 _CHUNK = 1 << 20
@@ -26,8 +27,8 @@ _CHUNK = 1 << 20
 _HEAD = 1 << 16
 # How many commas the name of a file may have, in a list of several.
 _MOST_COMMAS = 8
-# The share of bad lines means little before so many lines.
-_MANY_LINES = 1000
+# The share of bad records means little before so many of them.
+_MANY_RECORDS = 1000
 
 # The longer marks first: UTF-32's begins with UTF-16's.
 _MARKS = {
@@ -80,8 +81,94 @@ _BAD = re.compile("[\udc80-\udcff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class BadRecords:
+    """Counts the records of a file, and ends the reading where too many of them are bad.
+
+    A record is what the file's format has one after the other: a line of text, a row of a table, a
+    page. It is bad if it cannot be read, and is then left out, or if bytes of it are none of the
+    encoding's, which become U+FFFD. What a broken compressed file no longer gives counts as many
+    records as there would be in the rest of its bytes, and as one at least.
+
+    Args:
+        path: The file.
+        max_bad_share: float. The share of the records that may be bad. None for none, where no
+            flag allows some.
+        unit: What a record is called in messages.
+
+    Example:
+    ```python
+    records = BadRecords("a.jsonl", max_bad_share=0.01)
+    lines = list(text_lines("a.jsonl", records=records))
+    print(records.bad, "of", records.read)
+    ```
+    """
+
+    def __init__(self, path: str, max_bad_share: float | None = None, unit: str = "lines") -> None:
+        self.path, self.unit = path, unit
+        self.read = self.bad = 0
+        self.file: BinaryIO | None = None  # What is read, to tell how much of it is left.
+        self._max_bad_share = max_bad_share
+        self._unread = 0.0  # How many times as much as was read.
+        self._complaint = self._advice = ""
+
+    def complain(self, what: str, advice: str = "") -> None:
+        """Keeps the first complaint; raises it if no record may be bad."""
+        if not self._complaint:
+            self._complaint, self._advice = what, advice
+        if not self._max_bad_share:
+            raise UserError(self._told())
+
+    def add(self, what: str, count: int = 1, advice: str = "") -> None:
+        """Counts bad records among those that `read` has."""
+        self.complain(what, advice)
+        self.bad += count
+        # The share means little before there are many records.
+        if self.read > _MANY_RECORDS:
+            self._stop_if_bad()
+
+    def lose(self, what: str, count: int) -> None:
+        """Counts records that cannot be had at all."""
+        self.read += count
+        self.add(what, count)
+
+    def lose_rest(self, what: str) -> None:
+        """Loses as many records as there are in the bytes that were not read; at least one."""
+        self.lose(what, 1)
+        if self.file is not None and self.file.seekable():
+            done = max(1, self.file.tell())
+            self._unread = max(0, files.size(self.path) - done) / done
+
+    def finish(self) -> None:
+        """Warns of the bad records, now that all records are known."""
+        rest = math.ceil((self.read - 1) * self._unread)
+        self.read += rest
+        self.bad += rest
+        self._stop_if_bad()
+        if self.bad:
+            logging.warning(
+                "%s; %d of %d %s are bad: left out, or with U+FFFD for bytes of no character.",
+                self._complaint,
+                self.bad,
+                self.read,
+                self.unit,
+            )
+
+    def _stop_if_bad(self) -> None:
+        if self.bad > (self._max_bad_share or 0) * self.read:
+            raise UserError(self._told(f", and {self.bad} of {self.read} {self.unit} are bad"))
+
+    def _told(self, more: str = "") -> str:
+        advice = [self._advice] if self._advice else []
+        if self._max_bad_share is not None:
+            advice.append(f"--max_bad_share lets a few bad {self.unit} pass")
+        return f"{self._complaint}{more}" + (f". {'; '.join(advice)}." if advice else ".")
+
+
 def text_lines(
-    path: str, encoding: str | None = None, max_bad_share: float | None = None
+    path: str,
+    encoding: str | None = None,
+    records: BadRecords | None = None,
+    longest: int | None = None,
 ) -> Iterator[str]:
     """Reads the lines of a text file, one after the other.
 
@@ -94,9 +181,10 @@ def text_lines(
         path: A file, also `gs://` and whatever else `tf.io.gfile` knows, or a pipe.
         encoding: As Python names them, of files without a mark; `""` for UTF-8 where `--encoding`
             has not been given, and None for UTF-8 where there is no such flag.
-        max_bad_share: float. The share of the lines that may have bytes which are none of the
-            encoding's. They become U+FFFD, and a warning counts the lines. None for none, where
-            there is no such flag.
+        records: Counts the lines and which of them have bytes that are none of the encoding's;
+            None where none may have.
+        longest: int. A line of more characters comes in parts of at most so many, cut before white
+            space if they have any; only the last part has the line's end. None for whole lines.
 
     Yields:
         The lines with their ends, as they are in the file.
@@ -112,10 +200,15 @@ def text_lines(
     list(text_lines("/tmp/cafes.txt"))  # ['Café\\n', 'Crêperie\\n']
     ```
     """
-    text_of = _Decoder(path, encoding, max_bad_share)
+    records = records or BadRecords(path)
+    text_of = _Decoder(encoding, records)
     newline = None
     rest: list[str] = []  # The beginning of a line whose end has not been read.
     for text in text_of.chunks():
+        if longest and rest and sum(map(len, rest)) > longest:
+            *parts, last = cut_at_space("".join(rest), longest)
+            yield from text_of.checked(parts)
+            rest = [last]
         if newline is None:
             # The last character may be the first half of the end of a line.
             known = (rest[-1][-1] if rest else "") + text
@@ -134,15 +227,34 @@ def text_lines(
         if rest:
             lines[0] = "".join([*rest, lines[0]])
         rest = [] if lines[-1].endswith("\n") else [lines.pop()]
+        if longest:
+            lines = [part for line in lines for part in cut_at_space(line, longest)]
         yield from text_of.checked(lines)
     if rest:
-        yield from text_of.checked(["".join(rest)])
-    text_of.finish()
+        last = "".join(rest)
+        records.read += not last.endswith(("\n", "\r"))
+        yield from text_of.checked(cut_at_space(last, longest) if longest else [last])
+    records.finish()
 
 
 def read_text(path: str, encoding: str | None = None) -> str:
     """Reads a whole text file, as `text_lines` does."""
     return "".join(text_lines(path, encoding))
+
+
+def cut_at_space(line: str, longest: int) -> list[str]:
+    """Cuts a text before white space, or where there is none anywhere, into parts not longer."""
+    parts, start = [], 0
+    while len(line) - start > longest:
+        head = line[start : start + longest]
+        words = head.rsplit(None, 1)
+        # Without white space at the end, and then without the last word.
+        inked = len(head.rstrip())
+        place = inked if inked < longest else len(words[0]) if len(words) == 2 else longest
+        if place:
+            parts.append(head[:place])
+        start += place or longest  # Nothing else than white space is worth no part.
+    return [*parts, line[start:]]
 
 
 def without_surrogates(text: str) -> str:
@@ -161,16 +273,17 @@ def check_encoding(encoding: str | None) -> None:
         ) from error
 
 
-def matching_files(pattern: str) -> list[str]:
+def matching_files(pattern: str, files_in: Callable[[str], list[str]] | None = None) -> list[str]:
     """Returns the files that a pattern matches.
 
     Args:
         pattern: One or several comma-separated globs; `**` recurses. What is the path of a file is
             that file, whatever characters it has. `[,]` is a comma that separates nothing, `[[]` a
             bracket.
+        files_in: Gives the files that a folder stands for; None for folders that match nothing.
 
     Returns:
-        The paths, sorted, each once.
+        The paths, sorted, each once: also where links or `./` give a file several names.
 
     Raises:
         UserError: If one of the globs matches no file.
@@ -189,43 +302,48 @@ def matching_files(pattern: str) -> list[str]:
         ends = range(min(len(parts), place + _MOST_COMMAS), place, -1)
         # As much as is the name of a file: that may have commas, too.
         names = ((",".join(parts[place:end]), end) for end in ends)
-        name, end = next(((n, e) for n, e in names if is_file(n)), ("", place + 1))
-        found = [name] if name else _glob(parts[place])
+        name, end = next(((n, e) for n, e in names if files.exists(n)), ("", place + 1))
+        matched = [name] if name else _glob(parts[place])
+        found = list(filter(files.is_file, matched))
+        if files_in is not None:
+            folders = [one for one in matched if one not in found]
+            found += [file for folder in folders for file in files_in(folder)]
         if not found:
-            raise UserError(f"no file matches {parts[place]!r}.")
+            is_folder = f": {name} is a folder, give a glob of its files" if name else ""
+            raise UserError(f"no file matches {parts[place]!r}{is_folder}.")
         paths.update(found)
         place = end
     if not paths:
         raise UserError(f"{pattern!r} is no pattern: give the glob of the files to read.")
-    return sorted(paths)
-
-
-def absolute(path: str) -> str:
-    """The path for processes that start elsewhere; one on an object store stays as it is."""
-    return path if _is_remote(path) else os.path.abspath(path)
+    # One file may have several names: by ./, by links. The first of them is its name here.
+    once = {
+        path if files.is_remote(path) else os.path.realpath(path): path
+        for path in sorted(paths, reverse=True)
+    }
+    return sorted(once.values())
 
 
 class _Decoder:
     """From the bytes of a file to its text, and what is wrong with them."""
 
-    def __init__(self, path: str, encoding: str | None, max_bad_share: float | None) -> None:
+    def __init__(self, encoding: str | None, records: BadRecords) -> None:
         check_encoding(encoding)
-        self._path, self._encoding, self._max_bad_share = path, encoding, max_bad_share
+        self._path, self._encoding, self._records = records.path, encoding, records
         self._codec = encoding or "utf-8"
         self._has_mark = False
-        self._lines = self._bad_lines = 0
-        self._complaint = ""
+        self._line = 1
+        self._complaint = self._advice = ""
 
     def chunks(self) -> Iterator[str]:
         """The text in parts, none of them empty; bytes that are bad stand there as surrogates."""
-        chunks = _chunks(self._path)
-        head = next(chunks)
+        chunks = _chunks(self._path, self._records)
+        head = next(chunks, b"")
         mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
         self._has_mark = bool(mark)
         if mark:
             self._codec = _MARKS[mark]
         else:
-            _refuse_what_is_no_text(self._path, head, self._encoding)
+            refuse_what_is_no_text(self._path, head, self._encoding)
         if not mark and codecs.lookup(self._codec).name in ("utf-16", "utf-32"):
             raise UserError(
                 f"{self._path} has no byte order mark: say --encoding={self._codec}-le or "
@@ -241,7 +359,7 @@ class _Decoder:
             try:
                 text = strict.decode(chunk, is_last)
             except UnicodeDecodeError as error:
-                self._note(error, offset - len(state[0]))
+                self._complain(error, offset - len(state[0]))
                 try:
                     lenient.setstate(state)
                     text = lenient.decode(chunk, is_last)
@@ -250,68 +368,49 @@ class _Decoder:
                 strict.setstate(lenient.getstate())
             if text:
                 yield text
-            if self._lines > _MANY_LINES:
-                self._stop_if_bad()
             offset += len(chunk)
             chunk = following
 
     def checked(self, lines: list[str]) -> list[str]:
         """Counts lines, and puts U+FFFD where their bytes are bad."""
-        self._lines += len(lines)
+        ended = sum(line.endswith(("\n", "\r")) for line in lines)
+        self._line += ended
+        self._records.read += ended
         if not self._complaint:
             return lines
-        self._bad_lines += sum(_BAD.search(line) is not None for line in lines)
+        if bad := sum(_BAD.search(line) is not None for line in lines):
+            self._records.add(self._complaint, bad, self._advice)
         return [_BAD.sub("\ufffd", line) for line in lines]
 
-    def finish(self) -> None:
-        """Tells of the bad lines, now that all lines are known."""
-        self._stop_if_bad()
-        if self._bad_lines:
-            logging.warning(
-                "%s; %d of %d lines have such bytes: U+FFFD stands for them.",
-                self._complaint,
-                self._bad_lines,
-                self._lines,
-            )
-
-    def _note(self, error: UnicodeDecodeError, offset: int) -> None:
+    def _complain(self, error: UnicodeDecodeError, offset: int) -> None:
         """Keeps what is wrong first, which is all where nothing may be wrong."""
-        if not self._complaint:
-            before = error.object[: error.start].decode(self._codec, "replace")
-            line = self._lines + 1 + (before.count("\n") or before.count("\r"))
-            self._complaint = (
-                f"{self._path}:{line} is not {self._codec.upper()}: byte "
-                f"{offset + error.start} of the text is 0x{error.object[error.start]:02X}"
-            )
+        if self._has_mark:
+            self._advice = "Its byte order mark says that it is: the file is damaged"
+        elif self._encoding is None:
+            self._advice = "Convert the file to UTF-8"
+        elif self._encoding:
+            self._advice = f"--encoding={self._encoding} is not the right one"
+        else:
+            self._advice = "If it is in another encoding, name that: --encoding=cp1252, say"
+        before = error.object[: error.start].decode(self._codec, "replace")
+        line = self._line + (before.count("\n") or before.count("\r"))
+        self._complaint = self._complaint or (
+            f"{self._path}:{line} is not {self._codec.upper()}: byte "
+            f"{offset + error.start} of the text is 0x{error.object[error.start]:02X}"
+        )
+        self._records.complain(self._complaint, self._advice)
         # Past damage, two bytes a character or four are no longer the right ones.
-        if not self._max_bad_share or self._codec.startswith(("utf-16", "utf-32")):
+        if self._codec.startswith(("utf-16", "utf-32")):
             raise self._refusal() from error
 
-    def _stop_if_bad(self) -> None:
-        if self._bad_lines > (self._max_bad_share or 0) * self._lines:
-            raise self._refusal(f", and {self._bad_lines} of {self._lines} lines have such bytes")
-
-    def _refusal(self, more: str = "") -> UserError:
-        if self._has_mark:
-            advice = "Its byte order mark says that it is: the file is damaged"
-        elif self._encoding is None:
-            advice = "Convert the file to UTF-8"
-        elif self._encoding:
-            advice = f"--encoding={self._encoding} is not the right one"
-        else:
-            advice = "If it is in another encoding, name that: --encoding=cp1252, say"
-        if self._max_bad_share is not None:
-            advice += "; --max_bad_share lets a few damaged lines pass"
-        return UserError(f"{self._complaint}{more}. {advice}.")
+    def _refusal(self) -> UserError:
+        return UserError(f"{self._complaint}. {self._advice}.")
 
 
-def _refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-        is_utf8 = True
-    except UnicodeDecodeError:
-        is_utf8 = False
-    if not is_utf8 or _CONTROL.search(head):
+def refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None:
+    """Raises what a file is, by its first bytes, if they are none of a text in that encoding."""
+    is_utf8 = _is_utf8(head)
+    if not looks_like_text(head):
         kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "")
         if head.startswith(_TAR, _TAR_AT):
             kind = "a tar archive"
@@ -327,6 +426,19 @@ def _refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> Non
     if not is_utf8 or nuls > _MAX_NULS * len(head):
         advice = advice.format("--encoding=utf-16-le, say")
         raise UserError(f"{path} is binary data and not text, by its {nuls} NUL bytes; {advice}.")
+
+
+def looks_like_text(head: bytes) -> bool:
+    """Whether the first bytes of a file are UTF-8 and have no characters that no text has."""
+    return _is_utf8(head) and not _CONTROL.search(head)
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _wide_encoding(head: bytes) -> str:
@@ -345,34 +457,63 @@ def _wide_encoding(head: bytes) -> str:
     return ""
 
 
-def _chunks(path: str) -> Iterator[bytes]:
+def has_mark(head: bytes) -> bool:
+    """Whether a file begins with a byte order mark."""
+    return head.startswith(tuple(_MARKS))
+
+
+def first_bytes(path: str) -> bytes:
+    """The beginning of a file without its compression, which tells what it is; of pipes nothing."""
+    if not files.is_remote(path) and not os.path.isfile(path):
+        return b""
+    with contextlib.closing(_chunks(path, BadRecords(path))) as chunks:
+        return next(chunks, b"")
+
+
+def open_binary(path: str, records: BadRecords) -> io.BufferedReader:
+    """Opens a file for reading its bytes without their compression."""
+    return io.BufferedReader(_Joined(_chunks(path, records)), _HEAD)
+
+
+class _Joined(io.RawIOBase):
+    """Parts of a file, one after the other, as a file to read."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._chunk = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._chunk and (chunk := next(self._chunks, None)) is not None:
+            self._chunk = memoryview(chunk)
+        count = min(len(buffer), len(self._chunk))
+        buffer[:count], self._chunk = self._chunk[:count], self._chunk[count:]
+        return count
+
+
+def _chunks(path: str, records: BadRecords) -> Iterator[bytes]:
     """The bytes of a file without their compression: the head, which may be empty, and the rest."""
-    compression = ""
     try:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(_binary(path))
-            is_pipe = not _is_remote(path) and not os.path.isfile(path)
-            start = file.peek(16)
+            raw = records.file = stack.enter_context(files.open_read(path))
+            start = raw.peek(16)
             found = (name for magic, name in _COMPRESSIONS.items() if start.startswith(magic))
-            if compression := next(found, ""):
-                file = stack.enter_context(_decompressed(file, compression))
-            # What a pipe has is read at once: more may be long in coming.
-            read = file.read1 if is_pipe and not compression else file.read
-            yield read(_HEAD)
-            while chunk := read(_CHUNK):
-                yield chunk
+            compression = next(found, "")
+            file = stack.enter_context(_decompressed(raw, compression)) if compression else raw
+            try:
+                # What there is at once: more of a pipe may be long in coming, and a broken file
+                # gives all that comes before the damage.
+                yield file.read1(_HEAD)
+                while chunk := file.read1(_CHUNK):
+                    yield chunk
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                # What the libraries raise of broken data is an OSError without a number.
+                if not compression or getattr(error, "errno", None) is not None:
+                    raise
+                records.lose_rest(f"{path} is a broken {compression} file: {error}")
     except OSError as error:
-        # What the libraries raise of broken data is an OSError without a number.
-        if compression and error.errno is None:
-            raise UserError(f"{path} is a broken {compression} file: {error}.") from error
         raise UserError(f"{path}: {error.strerror or error}.") from error
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path} is a broken {compression} file: {error}.") from error
-
-
-def _binary(path: str) -> io.BufferedReader:
-    # Not for all files: TensorFlow reads no pipes, and takes seconds to import.
-    return io.BufferedReader(_RemoteFile(path), _HEAD) if _is_remote(path) else open(path, "rb")
 
 
 def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
@@ -388,57 +529,8 @@ def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(file, compression), _CHUNK)
 
 
-class _RemoteFile(io.RawIOBase):
-    """A file of one of TensorFlow's file systems."""
-
-    def __init__(self, path: str) -> None:
-        import tensorflow as tf
-
-        self._error = tf.errors.OpError
-        self._file = tf.io.gfile.GFile(path, "rb")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        try:
-            content = self._file.read(len(buffer))
-        except self._error as error:
-            raise OSError(_reason(error)) from error
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).rpartition("; ")[2].rstrip(".")
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path
-
-
-def is_file(path: str) -> bool:
-    """Whether there is something at a path that is no folder: also a pipe, or on a store."""
-    if not _is_remote(path):
-        return os.path.exists(path) and not os.path.isdir(path)
-    import tensorflow as tf
-
-    return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
-
-
 def _glob(pattern: str) -> list[str]:
-    if not _is_remote(pattern):
-        found = glob.glob(pattern, recursive=True)
-    else:
-        import tensorflow as tf
-
-        try:
-            found = tf.io.gfile.glob(pattern)
-        except tf.errors.OpError as error:
-            raise UserError(f"{pattern}: {_reason(error)}.") from error
-    return [path for path in found if is_file(path)]
+    try:
+        return files.glob(pattern)
+    except OSError as error:
+        raise UserError(f"{pattern}: {error.strerror}.") from error

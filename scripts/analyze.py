@@ -18,9 +18,8 @@ from typing import Any
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_multi_string("preset", [], "Preset to look at: DIR or NAME=DIR. Repeatable.")
 flags.DEFINE_string(
@@ -103,9 +102,9 @@ def main() -> str:
         if FLAGS[flag].value and not presets:
             raise UserError(f"--{flag} is what presets are looked at with: give --preset.")
     for folder in FLAGS.scores:
-        if not os.path.isdir(folder):
+        if not files.is_dir(folder):
             raise UserError(f"--scores={folder} is not a folder.")
-    check_writable(FLAGS.output_dir, "--output_dir")
+    files.check_writable(FLAGS.output_dir, "--output_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.analysis.comparison import Findings, write_comparison
@@ -117,13 +116,13 @@ def main() -> str:
     if len(model_dirs) > len(PALETTE):
         raise UserError(f"--model_dir: {len(model_dirs)} runs are more than {len(PALETTE)} colors.")
     # Files are read before anything is computed, so that mistakes in them are told first.
-    files = _read_files()
+    given = _read_files()
     runs = {model_dir: read_run(name, model_dir) for name, model_dir in model_dirs.items()}
     scores = [score for folder in FLAGS.scores for score in read_scores(folder)]
     findings = Findings(
-        spaces=_spaces(presets, files["pairs"]) if FLAGS.pairs else {},
-        detections=_detections(presets, files["corrupted_texts"]),
-        minimal_pairs=_judgements(presets, files["minimal_pairs"]) if FLAGS.minimal_pairs else {},
+        spaces=_spaces(presets, given["pairs"]) if FLAGS.pairs else {},
+        detections=_detections(presets, given["corrupted_texts"]),
+        minimal_pairs=_judgements(presets, given["minimal_pairs"]) if FLAGS.minimal_pairs else {},
         scores=place_scores(scores, presets, runs),
         held_out={
             name: measure_run(model_dir, FLAGS.data, batch_size=FLAGS.batch_size)
@@ -140,11 +139,11 @@ def _named(flag: str) -> dict[str, str]:
     named = {}
     for value in FLAGS[flag].value:
         name, equals, directory = value.partition("=")
-        if not equals or os.path.isdir(value):
+        if not equals or files.is_dir(value):
             directory = value
-            parent, name = os.path.split(os.path.abspath(value))
+            parent, name = os.path.split(files.absolute(value))
             name = os.path.basename(parent) if name == "preset" else name
-        if not os.path.isdir(directory):
+        if not files.is_dir(directory):
             raise UserError(f"--{flag}={directory} is not a folder.")
         if name in named:
             raise UserError(

@@ -12,10 +12,9 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_output_folder
 
 flags.DEFINE_multi_string("preset", None, "Folder of a preset. Repeatable.", required=True)
 flags.DEFINE_string("output_dir", None, "Folder of the preset to write.", required=True)
@@ -50,9 +49,9 @@ def main() -> str:
         raise UserError("--data and --task do not go together: give one to measure by.")
     if FLAGS.greedy and not (FLAGS.data or FLAGS.task):
         raise UserError("--greedy needs --data or --task to measure by.")
-    if os.path.realpath(FLAGS.output_dir) in map(os.path.realpath, FLAGS.preset):
+    if files.absolute(FLAGS.output_dir) in map(files.absolute, FLAGS.preset):
         raise UserError(f"--output_dir={FLAGS.output_dir} is one of the presets.")
-    check_output_folder(FLAGS.output_dir, FLAGS.overwrite)
+    files.check_output_folder(FLAGS.output_dir, FLAGS.overwrite, "--output_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.training.soup import average_presets, check_presets
@@ -83,7 +82,7 @@ def _score():
         configs = os.path.join(ROOT, "configs", "finetune")
         config_file = FLAGS.config_file or suitable_config(width, configs)
         config, _ = load_finetuning_config(config_file, FLAGS.task, FLAGS.params_override)
-        data_dir = os.path.abspath(FLAGS.data_dir) if FLAGS.data_dir else None
+        data_dir = files.absolute(FLAGS.data_dir) if FLAGS.data_dir else None
         data = {"glue": {"task": FLAGS.task, "data_dir": data_dir}}
         return fine_tuned_score(config.as_dict(), data, FLAGS.seed)
     return None

@@ -7,11 +7,10 @@ GPU, or the CPU.
 """
 
 import json
-import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
@@ -57,7 +56,7 @@ FLAGS = flags.FLAGS
 
 def main() -> str:
     overrides = FLAGS.params_override + _overrides_by_flags()
-    if not os.path.isfile(FLAGS.config_file):
+    if not files.is_file(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.

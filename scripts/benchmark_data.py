@@ -7,11 +7,11 @@ numbers as JSON.
 """
 
 import json
-import os
 
 from absl import flags
 
 from cocolm_tf import program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data import source_flags
 from cocolm_tf.errors import UserError
 
@@ -31,7 +31,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_list(
     "num_workers",
-    ["0", "1", str(os.cpu_count())],
+    ["0", "1", str(available_cpus())],
     "The numbers of processes to build shards with, 0 for the program's own, and of threads for "
     "the other tokenizers.",
 )
@@ -42,7 +42,7 @@ def main() -> str:
     num_workers = sorted({_count(text) for text in FLAGS.num_workers})
     if not num_workers:
         raise UserError("--num_workers is empty: give the numbers of processes, as in 0,1,2.")
-    documents = source_flags.documents_from_flags(FLAGS)
+    source = source_flags.source_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
     from cocolm_tf.benchmarking.data import DataSizes, format_data, measure_data
@@ -50,9 +50,9 @@ def main() -> str:
     sizes = DataSizes(
         FLAGS.vocabulary_size, FLAGS.sequence_length, FLAGS.batch_size, FLAGS.num_batches
     )
-    result = measure_data(documents, FLAGS.megabytes, sizes, num_workers, FLAGS.rounds)
+    result = measure_data(source, FLAGS.megabytes, sizes, num_workers, FLAGS.rounds)
     print(format_data(result))
-    return json.dumps({"source": source_flags.describe_source(FLAGS)} | result)
+    return json.dumps({"source": source.describe()} | result)
 
 
 def _count(text: str) -> int:

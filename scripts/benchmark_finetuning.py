@@ -12,7 +12,8 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.presets import backbone_config
@@ -32,16 +33,16 @@ flags.DEFINE_multi_string(
 flags.DEFINE_integer("rows", 1024, "The number of training examples of an epoch.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "The number of epochs of each way to time.", lower_bound=1)
 flags.DEFINE_integer(
-    "threads", os.cpu_count(), "The number of threads that an epoch may use.", lower_bound=1
+    "threads", available_cpus(), "The number of threads that an epoch may use.", lower_bound=1
 )
 flags.mark_flag_as_required("preset")
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
-    if FLAGS.config_file and not os.path.isfile(FLAGS.config_file):
+    if FLAGS.config_file and not files.is_file(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
     width = backbone_config(FLAGS.preset)["hidden_dim"]
     config_file = FLAGS.config_file or suitable_config(

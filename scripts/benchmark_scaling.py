@@ -10,7 +10,8 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
@@ -33,7 +34,7 @@ flags.DEFINE_integer(
     lower_bound=0,
 )
 flags.DEFINE_integer(
-    "threads", os.cpu_count(), "The number of threads that a step may use.", lower_bound=1
+    "threads", available_cpus(), "The number of threads that a step may use.", lower_bound=1
 )
 flags.mark_flag_as_required("config_file")
 
@@ -42,7 +43,7 @@ FLAGS = flags.FLAGS
 
 def main() -> str:
     factors = [_number(text) for text in FLAGS.factors]
-    if not os.path.isfile(FLAGS.config_file):
+    if not files.is_file(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
     # On a GPU the contenders share its memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

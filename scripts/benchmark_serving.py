@@ -8,11 +8,11 @@ as JSON. onnxruntime comes with `pip install 'cocolm-tf[onnx]'`.
 """
 
 import json
-import os
 
 from absl import flags
 
 from cocolm_tf import program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import matching_files, read_text
 
@@ -30,7 +30,7 @@ flags.DEFINE_float(
     "seconds", 3.0, "How long, each time and with each number of clients.", lower_bound=0.05
 )
 flags.DEFINE_integer(
-    "threads", os.cpu_count(), "The number of threads that each may use.", lower_bound=1
+    "threads", available_cpus(), "The number of threads that each may use.", lower_bound=1
 )
 
 FLAGS = flags.FLAGS

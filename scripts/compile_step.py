@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string(
@@ -61,7 +61,7 @@ _RUNNER = Path(__file__).with_name("run_step.py")
 def main() -> str:
     if not FLAGS.config_file and not FLAGS.program:
         raise UserError("--config_file is missing: give it, or --program of an exported step.")
-    if FLAGS.config_file and not os.path.isfile(FLAGS.config_file):
+    if FLAGS.config_file and not files.is_file(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
     if FLAGS.config_file and not FLAGS.program and not FLAGS.target:
         raise UserError("--target is missing: give it, or --program to export the step alone.")

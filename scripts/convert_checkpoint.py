@@ -8,13 +8,10 @@ weights.npz or pytorch_model.bin, sp.model, dict.txt) or in fairseq's (model.pt)
 weights in it. PyTorch's files take `pip install 'cocolm-tf[convert]'`.
 """
 
-import os
-
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_output_folder
 
 flags.DEFINE_string("official", None, "Folder of the released checkpoint.", required=True)
 flags.DEFINE_string("preset", None, "Folder of the preset.", required=True)
@@ -33,9 +30,9 @@ FLAGS = flags.FLAGS
 
 def main() -> str:
     source, target = ("preset", "official") if FLAGS.reverse else ("official", "preset")
-    if not os.path.exists(FLAGS[source].value):
+    if not files.exists(FLAGS[source].value):
         raise UserError(f"--{source}={FLAGS[source].value} does not exist.")
-    check_output_folder(FLAGS[target].value, FLAGS.overwrite)
+    files.check_output_folder(FLAGS[target].value, FLAGS.overwrite)
     if FLAGS.weights_format and not FLAGS.reverse:
         raise UserError("--weights_format is of what --reverse writes.")
 

@@ -6,13 +6,11 @@ Prints tables; with --json, one line of JSON instead. docs/scaling.md explains t
 """
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string(
@@ -58,7 +56,7 @@ _OF_COMPILED += ("share_of_peak_at_most", "argument_bytes", "temporary_bytes")
 
 
 def main() -> str:
-    if not os.path.isfile(FLAGS.config_file):
+    if not files.is_file(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
 
     # Imported once the flags are known: Model Garden's configurations import TensorFlow.
@@ -84,7 +82,7 @@ def main() -> str:
 
 def _read_compiled(path: str) -> dict[str, Any]:
     try:
-        result = json.loads(Path(path).read_text().splitlines()[-1])
+        result = json.loads(files.read_text(path).splitlines()[-1])
         return {key: result[key] for key in _OF_COMPILED}
     except (OSError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(

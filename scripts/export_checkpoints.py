@@ -10,9 +10,8 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
 flags.DEFINE_multi_integer(
@@ -26,9 +25,9 @@ FLAGS = flags.FLAGS
 
 
 def main() -> str:
-    if not os.path.isdir(FLAGS.model_dir):
+    if not files.is_dir(FLAGS.model_dir):
         raise UserError(f"--model_dir={FLAGS.model_dir} is not a folder.")
-    check_writable(FLAGS.model_dir, "--model_dir")
+    files.check_writable(FLAGS.model_dir, "--model_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.training.checkpoint_presets import PRESETS_DIRECTORY, save_checkpoint_presets

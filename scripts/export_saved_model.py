@@ -7,13 +7,10 @@ Writes the next version, as exports/first/1; TensorFlow Serving takes exports/fi
 docs/serving.md.
 """
 
-import os
-
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("preset", None, "Folder that pretraining or fine-tuning wrote.", required=True)
 flags.DEFINE_multi_enum(
@@ -73,9 +70,10 @@ FLAGS = flags.FLAGS
 
 
 def main() -> str:
-    if not os.path.isdir(FLAGS.preset):
+    files.check_scheme(FLAGS.preset, "--preset")
+    if not files.is_dir(FLAGS.preset):
         raise UserError(f"--preset={FLAGS.preset} is not a folder.")
-    check_writable(FLAGS.output_dir, "--output_dir")
+    files.check_writable(FLAGS.output_dir, "--output_dir")
     buckets = _buckets(FLAGS.buckets)
     names = list(dict.fromkeys(FLAGS.signature))
 

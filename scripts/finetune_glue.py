@@ -5,7 +5,7 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.run_flags import define_glue_flags, define_run_flags, run_from_flags
 
@@ -13,11 +13,11 @@ define_run_flags()
 define_glue_flags()
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
-    data_dir = os.path.abspath(FLAGS.data_dir) if FLAGS.data_dir else None
+    data_dir = files.absolute(FLAGS.data_dir) if FLAGS.data_dir else None
     data = {"glue": {"task": FLAGS.task, "data_dir": data_dir}}
     make_run = functools.partial(ClassificationRun, data=data)
     return run_from_flags(FLAGS.task, make_run, os.path.join(ROOT, "configs", "finetune"))

@@ -4,7 +4,7 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.finetuning.prompt_run import PromptRun
 from cocolm_tf.finetuning.run_flags import check_start_flags, define_glue_flags, define_start_flags
 
@@ -19,7 +19,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("splits", 5, "How many draws of these.", lower_bound=1)
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 CONFIG_FILE = os.path.join(ROOT, "configs", "finetune", "prompts.yaml")
 
 
@@ -42,7 +42,7 @@ def main() -> str:
         task=FLAGS.task,
         template=prompt.template,
         words=prompt.words,
-        data_dir=os.path.abspath(FLAGS.data_dir) if FLAGS.data_dir else None,
+        data_dir=files.absolute(FLAGS.data_dir) if FLAGS.data_dir else None,
         shots=FLAGS.shots,
     )
     return run_prompt_experiment(run, FLAGS.output_dir, FLAGS.splits, FLAGS.jobs)

@@ -5,11 +5,10 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
 from cocolm_tf.finetuning.squad_run import SquadRun
-from cocolm_tf.text_files import absolute, is_file
 
 define_run_flags()
 flags.DEFINE_string(
@@ -49,19 +48,19 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("n_best", 20, "How many candidates to write for each question.", lower_bound=1)
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
-    files = {"train": FLAGS.train_file, "dev": FLAGS.dev_file}
+    given = {"train": FLAGS.train_file, "dev": FLAGS.dev_file}
     if bool(FLAGS.train_file) != bool(FLAGS.dev_file):
         raise UserError("--train_file and --dev_file go together: give both, or neither for TFDS.")
-    for name, path in files.items():
-        if path and not is_file(path):
+    for name, path in given.items():
+        if path and not files.is_file(path):
             raise UserError(f"--{name}_file={path} does not exist.")
     make_run = functools.partial(
         SquadRun,
-        files={part: absolute(path) for part, path in files.items() if path},
+        files={part: files.absolute(path) for part, path in given.items() if path},
         stride=FLAGS.stride,
         max_question_length=FLAGS.max_question_length,
         max_answer_length=FLAGS.max_answer_length,

@@ -5,11 +5,10 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.data.table_task import table_name
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
-from cocolm_tf.text_files import absolute
 
 flags.DEFINE_string(
     "train_file", None, "Table to learn from: .tsv, .csv or .jsonl, with named columns."
@@ -42,19 +41,19 @@ define_run_flags()
 flags.mark_flags_as_required(["train_file", "text_column", "label_column"])
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
     name = table_name(FLAGS.train_file)
     table = {
-        "train_file": absolute(FLAGS.train_file),
+        "train_file": files.absolute(FLAGS.train_file),
         "text_column": FLAGS.text_column,
         "label_column": FLAGS.label_column,
         "second_text_column": FLAGS.second_text_column,
-        "dev_file": absolute(FLAGS.dev_file) if FLAGS.dev_file else "",
+        "dev_file": files.absolute(FLAGS.dev_file) if FLAGS.dev_file else "",
         "dev_fraction": FLAGS.dev_fraction,
-        "test_file": absolute(FLAGS.test_file) if FLAGS.test_file else "",
+        "test_file": files.absolute(FLAGS.test_file) if FLAGS.test_file else "",
         "regression": FLAGS.regression,
         "max_bad_share": FLAGS.max_bad_share,
         "name": name,

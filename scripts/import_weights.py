@@ -6,11 +6,9 @@
 RUN gets config.yaml, metrics.jsonl and preset/, as pretrain.py writes them.
 """
 
-import os
-
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string("program", None, "The exported step that it was trained by.", required=True)
@@ -22,9 +20,9 @@ FLAGS = flags.FLAGS
 
 
 def main() -> str:
-    if not os.path.isfile(FLAGS.program):
+    if not files.is_file(FLAGS.program):
         raise UserError(f"--program={FLAGS.program} does not exist.")
-    if not os.path.isfile(f"{FLAGS.weights}.jsonl"):
+    if not files.is_file(f"{FLAGS.weights}.jsonl"):
         raise UserError(f"--weights={FLAGS.weights}: there is no {FLAGS.weights}.jsonl.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.

@@ -5,14 +5,12 @@ loss of another worker ended the run before its time. It then goes on from its l
 started again with the same flags; after SIGTERM, from the very step that it had reached.
 """
 
-import os
 import re
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
 flags.DEFINE_multi_string(
@@ -49,10 +47,10 @@ FLAGS = flags.FLAGS
 
 
 def main() -> str:
-    if not os.path.isfile(FLAGS.config_file):
+    if not files.is_file(FLAGS.config_file):
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
     if FLAGS.distribution_strategy != "multi_worker_mirrored":  # of whose workers the chief writes
-        check_writable(FLAGS.model_dir, "--model_dir")
+        files.check_writable(FLAGS.model_dir, "--model_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.training.config import load_config

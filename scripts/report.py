@@ -6,14 +6,11 @@ OUT gets index.html, which needs no other file, and the plots as PNG files. The 
 going on; its models are demonstrated once it has ended.
 """
 
-import os
-
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import check_encoding, text_lines
-from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
 flags.DEFINE_multi_string(
@@ -30,9 +27,9 @@ FLAGS = flags.FLAGS
 
 
 def main() -> str:
-    if not os.path.isdir(FLAGS.model_dir):
+    if not files.is_dir(FLAGS.model_dir):
         raise UserError(f"--model_dir={FLAGS.model_dir} is not a folder.")
-    check_writable(FLAGS.output_dir, "--output_dir")
+    files.check_writable(FLAGS.output_dir, "--output_dir")
     texts = FLAGS.text + _lines(FLAGS.text_file)
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once; and

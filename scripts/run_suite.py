@@ -16,10 +16,9 @@ import os
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
 
 flags.DEFINE_string("suite", None, "The rows: table3, figure4, baselines, tasks or a YAML file.")
 flags.DEFINE_string(
@@ -73,16 +72,16 @@ flags.DEFINE_string(
 flags.mark_flags_as_required(["suite", "config_file", "train_data", "vocabulary", "output_dir"])
 
 FLAGS = flags.FLAGS
-CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(files.absolute(__file__))), "configs")
 
 
 def main() -> str:
     if FLAGS.train_steps and FLAGS.tokens:
         raise UserError("--train_steps and --tokens say the same in two ways: leave one out.")
     for flag in ("config_file", "finetuning_config_file"):
-        if FLAGS[flag].value and not os.path.isfile(FLAGS[flag].value):
+        if FLAGS[flag].value and not files.is_file(FLAGS[flag].value):
             raise UserError(f"--{flag}={FLAGS[flag].value} does not exist.")
-    check_writable(FLAGS.output_dir, "--output_dir")
+    files.check_writable(FLAGS.output_dir, "--output_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.suite.definition import load_suite, row_overrides

@@ -2,15 +2,16 @@
 
     train_vocabulary.py --input='corpus/*.txt' --vocabulary_size=32768 --output_dir=VOCAB
 
-The text comes from --input, --tfds or --docstrings. The folder gets SentencePiece's sp.model and
-a dict.txt and is a KerasHub preset; the other programs take it as --vocabulary.
+The text comes from --input, --tfds or --docstrings. The folder is a KerasHub preset with
+SentencePiece's model and a dict.txt in it; the other programs take it as --vocabulary, and
+convert_vocabulary.py makes a tokenizer.json of it for Hugging Face's tokenizers.
 """
 
 from absl import flags
 
-from cocolm_tf import program
+from cocolm_tf import files, program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data import source_flags
-from cocolm_tf.tokenization.output_folder import check_output_folder
 
 FLAGS = flags.FLAGS
 
@@ -23,31 +24,75 @@ flags.DEFINE_integer(
     required=True,
     lower_bound=7,
 )
-flags.DEFINE_string("output_dir", None, "The folder to write the vocabulary to.", required=True)
+flags.DEFINE_string(
+    "output_dir",
+    None,
+    "The folder to write the vocabulary to, on this machine or a store such as gs://.",
+    required=True,
+)
 flags.DEFINE_bool("lowercase", False, "Make the vocabulary uncased.")
+flags.DEFINE_enum(
+    "normalization",
+    "nmt_nfkc",
+    ["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"],
+    "SentencePiece's rule for the characters of words: Unicode's NFKC, with control characters and "
+    "odd spaces gone (nmt), with upper and lower case made one (cf), or none.",
+)
 flags.DEFINE_float(
     "character_coverage",
     0.9995,
-    "The share of the corpus's characters that get a piece; rarer characters become <unk>.",
+    "The share of the corpus's characters that get a piece; rarer ones become <unk>, or bytes.",
     lower_bound=0.98,
     upper_bound=1.0,
+)
+flags.DEFINE_bool(
+    "byte_fallback",
+    False,
+    "Give each of the 256 bytes a piece, and write characters without a piece in UTF-8.",
+)
+flags.DEFINE_bool("split_digits", False, "Make every digit a piece of its own.")
+flags.DEFINE_integer(
+    "sample_bytes",
+    None,
+    "Learn from about so many bytes of text, of many files in turn; by default from all.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "max_distinct_words",
+    10_000_000,
+    "With more different words than this, the rarer half is left out, and told. A million take "
+    "about 100 MB.",
+    lower_bound=1000,
+)
+flags.DEFINE_integer(
+    "num_workers",
+    available_cpus(),
+    "The number of processes that count words, by default one for each CPU of the machine or "
+    "container; 0 to count in the program's own.",
+    lower_bound=0,
 )
 flags.DEFINE_bool("overwrite", False, "Replace what is in --output_dir.")
 
 
 def main() -> str:
-    check_output_folder(FLAGS.output_dir, FLAGS.overwrite)
-    documents = source_flags.documents_from_flags(FLAGS)
+    files.check_output_folder(FLAGS.output_dir, FLAGS.overwrite, "--output_dir")
+    source = source_flags.source_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
     from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
     train_vocabulary(
-        documents,
+        source,
         FLAGS.vocabulary_size,
         FLAGS.output_dir,
         lowercase=FLAGS.lowercase,
+        normalization=FLAGS.normalization,
         character_coverage=FLAGS.character_coverage,
+        byte_fallback=FLAGS.byte_fallback,
+        split_digits=FLAGS.split_digits,
+        sample_bytes=FLAGS.sample_bytes,
+        max_distinct_words=FLAGS.max_distinct_words,
+        num_workers=FLAGS.num_workers,
         overwrite=FLAGS.overwrite,
     )
     return FLAGS.output_dir

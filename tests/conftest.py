@@ -1,6 +1,7 @@
 """What every test session needs before TensorFlow starts, and the strategies tests share."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -16,6 +17,7 @@ import tensorflow as tf
 from tensorflow.python.distribute import collective_util, mirrored_run
 from tensorflow.python.distribute import mirrored_strategy as mirrored_strategy_module
 
+from cocolm_tf import files
 from cocolm_tf.losses import replicas
 
 # However long an example takes on a busy machine, no test is about that.
@@ -46,6 +48,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return serving if nodeid.startswith(serving) else super()._split_scope(nodeid)
 
     return ByFixture(config, log)
+
+
+@pytest.fixture
+def to_store(tmp_path: Any) -> Callable[[os.PathLike | str], str]:
+    """Copies a folder, which may be none, to a store of this process; returns its path there."""
+
+    def copy(folder: os.PathLike | str) -> str:
+        target = f"ram://{tmp_path.name}/{files.name(folder)}"
+        for name in files.walk(folder):
+            files.make_dirs(files.join(target, os.path.dirname(name)))
+            files.copy(files.join(folder, name), files.join(target, name))
+        return target
+
+    return copy
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_what_hdf5_says_on_its_way_out_is_known():
 
 
 def test_temporary_files_of_a_probe_are_gone(tmp_path, monkeypatch):
-    from cocolm_tf.tokenization.output_folder import check_writable
+    from cocolm_tf.files import check_writable
 
     check_writable(tmp_path / "a" / "b", "--output_dir")
     assert not list(tmp_path.iterdir())

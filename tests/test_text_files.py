@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from cocolm_tf import text_files
 from cocolm_tf.errors import UserError
-from cocolm_tf.text_files import absolute, matching_files, read_text, text_lines
+from cocolm_tf.text_files import BadRecords, matching_files, read_text, text_lines
 
 MARKS = {
     "utf-8": codecs.BOM_UTF8,
@@ -139,17 +139,18 @@ def test_some_bad_lines_may_be_let_pass(file, monkeypatch):
     monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
     # A character that replaces another in the file itself is no damage done here.
     path = file(b"fine \xef\xbf\xbd\n" * 98 + b"caf\xe9 \xe9\n" + b"fine\n")
-    lines = list(text_lines(path, "", 0.01))
+    lines = list(text_lines(path, "", BadRecords(path, 0.01)))
     assert lines[98:] == ["caf\ufffd \ufffd\n", "fine\n"]
     (warning,) = warnings
     assert f"{path}:99 is not UTF-8" in warning and "1 of 100 lines" in warning
-    with pytest.raises(UserError, match="1 of 100 lines have such bytes.*--max_bad_share"):
-        list(text_lines(path, "", 0.009))
+    with pytest.raises(UserError, match="1 of 100 lines are bad.*--max_bad_share"):
+        list(text_lines(path, "", BadRecords(path, 0.009)))
 
 
 def test_a_file_that_is_wrong_throughout_is_not_read_to_its_end(file, monkeypatch):
     monkeypatch.setattr(text_files, "_CHUNK", 1 << 10)
-    lines = text_lines(file(b"caf\xe9\n" * 50_000), "", 0.1)
+    path = file(b"caf\xe9\n" * 50_000)
+    lines = text_lines(path, "", BadRecords(path, 0.1))
     with pytest.raises(UserError):
         for number, _ in enumerate(lines):
             assert number < 40_000
@@ -158,7 +159,7 @@ def test_a_file_that_is_wrong_throughout_is_not_read_to_its_end(file, monkeypatc
 def test_no_damage_is_let_pass_where_characters_have_several_bytes(file):
     path = file(b"\x00\xd8a\x00" * 9)
     with pytest.raises(UserError, match="is not UTF-16-LE"):
-        list(text_lines(path, "utf-16-le", 1.0))
+        list(text_lines(path, "utf-16-le", BadRecords(path, 1.0)))
 
 
 def test_utf_16_without_a_mark_is_told(file):
@@ -280,8 +281,3 @@ def test_patterns(tmp_path: Path):
             found("*.txt", missing)
     with pytest.raises(UserError, match="is no pattern"):
         matching_files(" , ")
-
-
-def test_absolute_paths():
-    assert absolute("a.txt") == os.path.abspath("a.txt")
-    assert absolute("gs://bucket/a.txt") == "gs://bucket/a.txt"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
@@ -16,7 +17,7 @@ from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import load_config
-from cocolm_tf.training.preset import load_preset
+from cocolm_tf.training.preset import BACKBONE_FILENAME, load_preset
 
 SENTENCES = (
     "Returns a list of the names of all files in the given directory.",
@@ -149,15 +150,16 @@ def load_run(
     ```
     """
     config_file = os.path.join(model_dir, "config.yaml")
-    if not os.path.isfile(config_file):
+    if not files.is_file(config_file):
         raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
     preset = os.path.join(model_dir, "preset")
-    if not os.path.isdir(preset):
+    if not files.is_file(os.path.join(preset, BACKBONE_FILENAME)):
         raise UserError(f"{model_dir} has no preset yet: it is written when the run ends.")
     config = load_config(config_file, ["runtime.precision=float32", *changes])
     pretrainer = build_pretrainer(config, mask_token_id=config.model.vocabulary_size - 1)
-    load_preset(pretrainer, preset)
-    return pretrainer, CocoLMTokenizer.from_preset(preset)
+    with files.local_copy(preset) as local:
+        load_preset(pretrainer, local)
+        return pretrainer, CocoLMTokenizer.from_preset(local)
 
 
 def demonstrate(

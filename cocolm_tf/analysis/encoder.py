@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import Transform
@@ -34,17 +35,18 @@ class SentenceEncoder:
 
     def __init__(self, preset: str, projected: bool = False) -> None:
         for name in ("config.json", CONFIG_FILENAME):
-            if not os.path.isfile(os.path.join(preset, name)):
+            if not files.is_file(os.path.join(preset, name)):
                 raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
-        try:
-            self.backbone = CocoLMBackbone.from_preset(preset, dtype="float32")
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            raise UserError(
-                f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
-            ) from error
-        check_finite_weights(self.backbone, preset)
-        self.projection = _load_projection(preset, self.backbone) if projected else None
-        self.tokenizer: CocoLMTokenizer = load_vocabulary(preset)
+        with files.local_copy(preset) as local:
+            try:
+                self.backbone = CocoLMBackbone.from_preset(local, dtype="float32")
+            except (ValueError, TypeError, KeyError, OSError) as error:
+                raise UserError(
+                    f"--preset={local} cannot be loaded: {' '.join(str(error).split())}"
+                ) from error
+            check_finite_weights(self.backbone, local)
+            self.projection = _load_projection(local, self.backbone) if projected else None
+            self.tokenizer: CocoLMTokenizer = load_vocabulary(local)
 
     def encode(self, texts: Sequence[str], batch_size: int = 32, name: str = "") -> np.ndarray:
         """Computes vectors.
@@ -83,7 +85,7 @@ def _load_projection(preset: str, backbone: CocoLMBackbone) -> Transform:
     projection = Transform(backbone.hidden_dim, backbone.layer_norm_epsilon)
     projection.build((None, backbone.hidden_dim))
     path = os.path.join(preset, HEADS_FILENAME)
-    saved = np.load(path) if os.path.isfile(path) else {}
+    saved = np.load(path) if files.is_file(path) else {}
     variables = {
         "projection.dense.kernel": projection.dense.kernel,
         "projection.dense.bias": projection.dense.bias,

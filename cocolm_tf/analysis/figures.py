@@ -1,7 +1,7 @@
 """How every figure looks, and how it is saved."""
 
 import contextlib
-import os
+import io
 from collections.abc import Iterator, Sequence
 
 import matplotlib
@@ -12,6 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from cocolm_tf import files
 
 # The colors of everything that a figure draws. Whoever embeds one can replace them.
 INK, FAINT_INK, GRID = "#24292f", "#6e7781", "#e4e7eb"
@@ -162,9 +164,9 @@ def save_figure(figure: Figure, output_dir: str, name: str, formats: Sequence[st
     ```
     """
     for kind in formats:
-        path = os.path.join(output_dir, f"{name}.{kind}")
+        image = io.BytesIO()
         # Without a date and with names that do not change, the same figure is the same file.
         with matplotlib.rc_context({"svg.hashsalt": name}):
             metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(path + ".tmp", format=kind, dpi=150, metadata=metadata)
-        os.replace(path + ".tmp", path)
+            figure.savefig(image, format=kind, dpi=150, metadata=metadata)
+        files.write_bytes(files.join(output_dir, f"{name}.{kind}"), image.getvalue())

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 
 METRICS_FILENAME = "metrics.jsonl"
@@ -86,25 +87,23 @@ def read_metrics(model_dir: str) -> Metrics:
     ```
     """
     path = os.path.join(model_dir, METRICS_FILENAME)
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         raise UserError(
             f"{model_dir} has no {METRICS_FILENAME}: give the --model_dir of a pretraining run."
         )
     lines: dict[str, list[dict[str, float]]] = {TRAINING: [], VALIDATION: []}
-    with open(path) as file:
-        for number, text in enumerate(file, start=1):
-            if not text.endswith("\n"):
-                break  # it is being written
-            try:
-                line = dict(json.loads(text))
-                # null stands for what was not finite.
-                values = {name: value for name, value in line.items() if value is not None}
-                lines[line["split"]].append(values | {"step": int(line["step"])})
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path}, line {number}, is not a line of metrics: it must be a JSON object "
-                    "with step, split (train or validation) and numbers."
-                ) from error
+    # What follows the last end of a line is being written.
+    for number, text in enumerate(files.read_text(path).split("\n")[:-1], start=1):
+        try:
+            line = dict(json.loads(text))
+            # null stands for what was not finite.
+            values = {name: value for name, value in line.items() if value is not None}
+            lines[line["split"]].append(values | {"step": int(line["step"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}, is not a line of metrics: it must be a JSON object "
+                "with step, split (train or validation) and numbers."
+            ) from error
     if not any(lines.values()):
         raise UserError(f"{path} has no lines yet: wait for the run's first log_interval.")
     for of_split in lines.values():

@@ -2,14 +2,15 @@
 
 import csv
 import html
+import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TextIO
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from cocolm_tf import files
 from cocolm_tf.analysis.figures import save_figure
 from cocolm_tf.analysis.meanings import Meaning
 from cocolm_tf.analysis.page import inline_svg, table
@@ -33,7 +34,7 @@ class OutputFolder:
 
     def __init__(self, path: str) -> None:
         try:
-            os.makedirs(path, exist_ok=True)
+            files.make_dirs(path)
         except OSError as error:
             raise UserError(f"--output_dir={path} is not a folder to write to.") from error
         self._path = path
@@ -91,17 +92,16 @@ class OutputFolder:
     def numbers(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Writes a table as CSV."""
 
-        def write(file: TextIO) -> None:
-            # Python 3.11 quotes a carriage return only where it is part of the end of a line.
-            writer = csv.writer(file, lineterminator="\r\n")
-            writer.writerow(header)
-            writer.writerows(rows)
-
-        self._write(name, write)
+        file = io.StringIO(newline="")
+        # Python 3.11 quotes a carriage return only where it is part of the end of a line.
+        writer = csv.writer(file, lineterminator="\r\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        self.text(name, file.getvalue())
 
     def json(self, name: str, value: object) -> None:
         """Writes a value as JSON."""
-        self._write(name, lambda file: json.dump(value, file, indent=2))
+        self.text(name, json.dumps(value, indent=2))
 
     def text(self, name: str, text: str) -> str:
         """Writes a text.
@@ -109,11 +109,6 @@ class OutputFolder:
         Returns:
             The path of the file.
         """
-        return self._write(name, lambda file: file.write(text))
-
-    def _write(self, name: str, write: Callable[[TextIO], object]) -> str:
         path = os.path.join(self._path, name)
-        with open(path + ".tmp", "w", encoding="utf-8", newline="") as file:
-            write(file)
-        os.replace(path + ".tmp", path)
+        files.write_text(path, text)
         return path

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
@@ -36,15 +37,22 @@ def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer
     ```
     """
     for name in ("config.json", CONFIG_FILENAME):
-        if not os.path.isfile(os.path.join(preset, name)):
+        if not files.is_file(os.path.join(preset, name)):
             raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
+    with files.local_copy(preset) as local:
+        return _load(local, precision)
+
+
+def _load(
+    preset: str, precision: str
+) -> tuple[CocoLMPretrainer | MaskedLMPretrainer, CocoLMTokenizer]:
     tokenizer = load_vocabulary(preset)
     auxiliary = None
     auxiliary_preset = os.path.join(preset, AUXILIARY_DIRECTORY)
-    if os.path.isdir(auxiliary_preset):
+    if files.is_dir(auxiliary_preset):
         auxiliary = MaskedLanguageModel(_build(auxiliary_preset, precision), name="auxiliary_model")
     path = os.path.join(preset, HEADS_FILENAME)
-    heads = set(np.load(path).files) if os.path.isfile(path) else set()
+    heads = set(np.load(path).files) if files.is_file(path) else set()
     main = _build(preset, precision)
     if "main_masked_lm_head.bias" in heads:
         model = MaskedLanguageModel(main, name="masked_language_model")

@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 import cocolm_tf
+from cocolm_tf import files
 from cocolm_tf.analysis.curves import draw
 from cocolm_tf.analysis.demonstration import (
     VERDICTS,
@@ -19,6 +20,7 @@ from cocolm_tf.analysis.demonstration import (
     shown,
     split_piece,
 )
+from cocolm_tf.analysis.figures import save_figure
 from cocolm_tf.analysis.meanings import MEANINGS
 from cocolm_tf.analysis.metrics_log import VALIDATION, Metrics, read_metrics
 from cocolm_tf.analysis.page import inline_svg, page, table
@@ -29,6 +31,7 @@ from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.training.preset import BACKBONE_FILENAME
 from cocolm_tf.units import si
 
 REPORT_FILENAME = "index.html"
@@ -62,7 +65,7 @@ def write_report(
     config_file = os.path.join(model_dir, "config.yaml")
     config = load_config(config_file)
     demonstration = None
-    if os.path.isdir(os.path.join(model_dir, "preset")):
+    if files.is_file(os.path.join(model_dir, "preset", BACKBONE_FILENAME)):
         pretrainer, tokenizer = load_run(model_dir)
         if pretrainer.copy_head or texts:
             fraction = config.data.mask_fraction
@@ -72,12 +75,11 @@ def write_report(
     else:
         pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
     try:
-        os.makedirs(output_dir, exist_ok=True)
+        files.make_dirs(output_dir)
     except OSError as error:
         raise UserError(f"--output_dir={output_dir} is not a folder to write to.") from error
 
-    with open(config_file, encoding="utf-8") as file:
-        configuration = file.read()
+    configuration = files.read_text(config_file)
     sections = {}
     if demonstration:
         sections["Corruption and correction"] = _corrupted(demonstration)
@@ -85,11 +87,9 @@ def write_report(
     sections["Results"] = _results(metrics)
     sections["Curves"] = _curves(metrics, output_dir)
     sections["Model and configuration"] = _models(config, pretrainer, configuration)
-    name = os.path.basename(os.path.abspath(model_dir))
+    name = files.name(model_dir)
     path = os.path.join(output_dir, REPORT_FILENAME)
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.write(page(name, _headline(config, metrics), sections))
-    os.replace(path + ".tmp", path)
+    files.write_text(path, page(name, _headline(config, metrics), sections))
     return path, demonstration
 
 
@@ -187,9 +187,7 @@ def _curves(metrics: Metrics, output_dir: str) -> str:
     figures = []
     for plot in tqdm(plots_of(metrics), desc="drawing", unit="plot"):
         figure = draw(plot, metrics)
-        path = os.path.join(output_dir, f"{plot.name}.png")
-        figure.savefig(path + ".tmp", format="png", dpi=150)
-        os.replace(path + ".tmp", path)
+        save_figure(figure, output_dir, plot.name, ("png",))
         figures.append(
             f"<figure>{inline_svg(figure, f'{plot.title} over the steps of training')}"
             f"<figcaption>{html.escape(plot.note)}</figcaption></figure>"

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from cocolm_tf import files
 from cocolm_tf.analysis.figures import FAINT_INK, PALETTE, legend_below, new_figure, styled
 from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION, Metrics, read_metrics
 from cocolm_tf.analysis.plots import Plot, set_scale
@@ -103,7 +104,7 @@ def read_run(name: str, model_dir: str) -> Run:
     """
     metrics = read_metrics(model_dir)
     config_file = os.path.join(model_dir, "config.yaml")
-    if not os.path.isfile(config_file):
+    if not files.is_file(config_file):
         raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
     return Run(name, metrics, load_config(config_file))
 

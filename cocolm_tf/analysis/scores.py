@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.analysis.run_comparison import Run, read_run
 from cocolm_tf.errors import UserError
 from cocolm_tf.fingerprints import fingerprint
+from cocolm_tf.training.preset import BACKBONE_FILENAME
 
 RESULTS_FILENAME = "results.json"
 
@@ -72,14 +74,13 @@ def read_scores(folder: str) -> list[Score]:
     ```
     """
     path = os.path.join(folder, RESULTS_FILENAME)
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         raise UserError(
             f"--scores={folder} has no {RESULTS_FILENAME}: give the --output_dir of a fine-tuning "
             "or of a suite."
         )
     try:
-        with open(path, encoding="utf-8") as file:
-            results = json.load(file)
+        results = json.loads(files.read_text(path))
         if "rows" in results:
             scores = list(_scores_of_suite(results, folder))
         else:
@@ -126,10 +127,10 @@ def place_scores(
 
 def _presets_of(folder: str, run: Run) -> Iterator[tuple[int, str]]:
     preset = os.path.join(folder, "preset")
-    if os.path.isdir(preset):
+    if files.is_file(os.path.join(preset, BACKBONE_FILENAME)):
         yield run.config.trainer.train_steps, preset
     exported = os.path.join(folder, "presets")
-    for name in sorted(os.listdir(exported)) if os.path.isdir(exported) else ():
+    for name in files.list_dir(exported):
         prefix, _, step = name.partition("_")
         if prefix == "step" and step.isdecimal():
             yield int(step), os.path.join(exported, name)
@@ -157,7 +158,7 @@ def _scores_of_suite(results: Mapping[str, Any], folder: str) -> Iterator[Score]
     for row in results["rows"]:
         model_dir = os.path.join(folder, "pretraining", row["name"], "run")
         from_scratch = bool(row.get("random_weights_of"))
-        run = read_run(row["title"], model_dir) if os.path.isdir(model_dir) else None
+        run = read_run(row["title"], model_dir) if files.is_dir(model_dir) else None
         for task, found in (row.get("finetuning") or {}).items():
             for part, metrics in found.get("dev", {}).items():
                 yield Score(
@@ -177,5 +178,5 @@ def _task(task: str, part: str, parts: Mapping[str, Any]) -> str:
 
 def _name(preset: str) -> str:
     """What to call a preset that nobody named: its run's folder."""
-    folder, name = os.path.split(os.path.abspath(preset))
+    folder, name = os.path.split(files.absolute(preset))
     return os.path.basename(folder) if name == "preset" else name

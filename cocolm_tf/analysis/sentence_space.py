@@ -16,7 +16,7 @@ from cocolm_tf.analysis.similarity import (
     uniformity,
     whitened,
 )
-from cocolm_tf.data.sources import text_documents
+from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError
 
 # The principal components whose shares are told.
@@ -108,10 +108,10 @@ def draw_texts(pattern: str, count: int, seed: int, encoding: str = "") -> list[
     """Draws lines of a corpus at random, from its first 200,000.
 
     Args:
-        pattern: as for `text_documents`.
+        pattern: as `FileSource` has it.
         count: int. How many; all, if there are fewer.
         seed: int.
-        encoding: as for `text_documents`.
+        encoding: as `FileSource` has it.
 
     Returns:
         Different lines, in random order.
@@ -124,7 +124,7 @@ def draw_texts(pattern: str, count: int, seed: int, encoding: str = "") -> list[
     draw_texts("corpus/*.txt", count=1000, seed=0)
     ```
     """
-    lines = text_documents(pattern, one_document_per_line=True, encoding=encoding)
+    lines = FileSource.find(pattern, one_document_per_line=True, encoding=encoding)
     texts = list(dict.fromkeys(itertools.islice(lines, _LINES)))
     if len(texts) < 2:
         raise UserError(f"--corpus={pattern} has no two lines of text: there is nothing to pair.")

@@ -83,7 +83,7 @@ def measure_data(
     Example:
     ```python
     sizes = DataSizes(vocabulary_size=8192, sequence_length=128, batch_size=32)
-    result = measure_data(docstring_documents(), 32, sizes, num_workers=[1, 2], rounds=3)
+    result = measure_data(DocstringSource.find(), 32, sizes, num_workers=[1, 2], rounds=3)
     result["tokens"]["build_shards, 2 workers"]["megabytes_per_second"]
     ```
     """
@@ -321,7 +321,7 @@ def _row(timings: Timings, text_bytes: int, reference: list[float]) -> dict[str,
 
 
 def _write_corpus(documents: Iterable[str], max_bytes: float, path: str) -> int:
-    """Writes documents as `text_documents` reads them; returns their bytes."""
+    """Writes documents as `FileSource` reads them; returns their bytes."""
     size = count = 0
     with open(path, "wb") as file:
         for document in documents:

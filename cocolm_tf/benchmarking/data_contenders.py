@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from cocolm_tf.data.sources import text_documents
+from cocolm_tf.data.sources import FileSource
 
 # How much text a tokenizer gets at once: what `build_shards` gives its own.
 _BATCH_BYTES = 1 << 20
@@ -24,7 +24,7 @@ def our_vocabulary(corpus: str, size: int, output_dir: str) -> Callable[[], None
     from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
     def learn() -> None:
-        train_vocabulary(text_documents(corpus), size, output_dir, overwrite=True)
+        train_vocabulary(FileSource.find(corpus), size, output_dir, overwrite=True)
 
     return learn
 
@@ -169,7 +169,7 @@ def our_shards(
     """
     from cocolm_tf.data.build import build_shards
 
-    first = list(itertools.islice(text_documents(corpus), num_shards))
+    first = list(itertools.islice(FileSource.find(corpus), num_shards))
 
     def build(documents: Iterable[str]) -> None:
         build_shards(
@@ -186,7 +186,7 @@ def our_shards(
         started = time.perf_counter()
         build(first)
         elapsed = time.perf_counter() - started
-        build(text_documents(corpus))
+        build(FileSource.find(corpus))
         return elapsed, sum(len(document.encode()) for document in first)
 
     return run
@@ -219,7 +219,7 @@ def our_pipeline(
 
 def _batches(corpus: str) -> Iterator[list[str]]:
     batch, size = [], 0
-    for document in text_documents(corpus):
+    for document in FileSource.find(corpus):
         batch.append(document)
         size += len(document.encode())
         if size >= _BATCH_BYTES:

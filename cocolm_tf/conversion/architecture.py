@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.conversion.checkpoint import Checkpoint
 from cocolm_tf.conversion.json_files import read_json
 from cocolm_tf.conversion.layout import (
@@ -66,7 +67,7 @@ def read_configuration(folder: str, checkpoint: Checkpoint) -> dict[str, Any]:
     ```
     """
     path = os.path.join(folder, FILENAME)
-    given = read_json(path) if os.path.isfile(path) else None
+    given = read_json(path) if files.is_file(path) else None
     if checkpoint.is_fairseq:
         configuration = _fairseq_configuration(checkpoint) | (given or {})
     elif given is None:

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.conversion.layout import AUXILIARY, POSITIONS, WORDS, released_name
 from cocolm_tf.conversion.tensor_files import TensorFile, check_finite
 from cocolm_tf.errors import UserError
@@ -233,9 +234,9 @@ def find_weights(official: str) -> str:
     find_weights("released")  # "released/pytorch_model.bin"
     ```
     """
-    if os.path.isfile(official):
+    if files.is_file(official):
         return official
-    if not os.path.isdir(official):
+    if not files.is_dir(official):
         raise UserError(f"--official={official} does not exist.")
     names = (
         "model.safetensors",
@@ -247,6 +248,6 @@ def find_weights(official: str) -> str:
     )
     for name in names:
         path = os.path.join(official, name)
-        if os.path.isfile(path):
+        if files.is_file(path):
             return path
     raise UserError(f"--official={official} has no weights: none of {', '.join(names)}.")

@@ -6,6 +6,7 @@ import os
 import keras
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.conversion.architecture import (
     FILENAME,
     configuration_of,
@@ -42,7 +43,6 @@ from cocolm_tf.conversion.tensor_files import (
 from cocolm_tf.conversion.vocabulary_files import read_tokenizer, write_tokenizer
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.tokenization.output_folder import check_output_folder, new_folder
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME
 from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME, load_vocabulary
 from cocolm_tf.training.model_card import Facts, write_model_card
@@ -111,9 +111,18 @@ def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Co
     backbone = CocoLMBackbone.from_preset("converted")
     ```
     """
-    check_output_folder(preset, overwrite)
-    path = find_weights(official)
-    folder = os.path.dirname(path) or "."
+    files.check_output_folder(preset, overwrite)
+    folder, weights = os.path.split(find_weights(official))
+    with files.local_copy(folder or ".") as local:
+        conversion = _convert_to_preset(local, weights, official, preset, overwrite)
+        notes = tuple(note.replace(local, folder) for note in conversion.notes)
+    return dataclasses.replace(conversion, source=files.join(folder, weights), notes=notes)
+
+
+def _convert_to_preset(
+    folder: str, weights: str, official: str, preset: str, overwrite: bool
+) -> Conversion:
+    path = os.path.join(folder, weights)
     checkpoint = Checkpoint(open_tensors(path))
     configuration = read_configuration(folder, checkpoint)
     tokenizer = read_tokenizer(folder, configuration["vocab_size"])
@@ -129,7 +138,7 @@ def convert_to_preset(official: str, preset: str, overwrite: bool = False) -> Co
     heads = read_heads(configuration, auxiliary, checkpoint)
     task_heads = {head: heads.pop(head) for head in TASK_HEADS if head in heads}
 
-    with new_folder(preset) as unfinished:
+    with files.new_folder(preset, overwrite, FILENAME) as unfinished:
         write_models(
             unfinished,
             backbone,
@@ -174,8 +183,8 @@ def convert_to_official(
     convert_to_official("runs/first/preset", "released", weights_format="safetensors")
     ```
     """
-    check_output_folder(official, overwrite)
-    if not os.path.isfile(os.path.join(preset, FILENAME)):
+    files.check_output_folder(official, overwrite)
+    if not files.is_file(os.path.join(preset, FILENAME)):
         raise UserError(f"--preset={preset} is not a preset: it has no {FILENAME}.")
     notes = []
     if not weights_format:
@@ -185,30 +194,37 @@ def convert_to_official(
                 f"PyTorch is not installed, so the weights are {FORMATS[weights_format]}; the "
                 f"released classes read {FORMATS['bin']}"
             )
-    backbone = read_backbone(preset)
+    with files.local_copy(preset) as local:
+        return _convert_to_official(local, preset, official, weights_format, overwrite, notes)
+
+
+def _convert_to_official(
+    folder: str, preset: str, official: str, weights_format: str, overwrite: bool, notes: list[str]
+) -> Conversion:
+    backbone = read_backbone(folder)
     entries = [*table_entries(backbone), *encoder_entries(backbone)]
     auxiliary = None
-    if os.path.isdir(os.path.join(preset, AUXILIARY_DIRECTORY)):
-        auxiliary = read_backbone(os.path.join(preset, AUXILIARY_DIRECTORY))
+    if files.is_dir(os.path.join(folder, AUXILIARY_DIRECTORY)):
+        auxiliary = read_backbone(os.path.join(folder, AUXILIARY_DIRECTORY))
         if not _same_tables(backbone, auxiliary):
             entries += table_entries(auxiliary, AUXILIARY)
         entries += encoder_entries(auxiliary, AUXILIARY)
-    heads, unknown = _read_preset_heads(preset)
+    heads, unknown = _read_preset_heads(folder)
     for head, variables in heads.items():
         entries += head_entries(head, variables)
 
     configuration = configuration_of(backbone, auxiliary, need_pooler="projection" in heads)
     if "classifier" in heads:
         configuration["num_labels"] = heads["classifier"]["output.bias"].shape[0]
-        if names := label_names_of(preset):
+        if names := label_names_of(folder):
             configuration["id2label"] = {str(number): name for number, name in enumerate(names)}
             configuration["label2id"] = {name: number for number, name in enumerate(names)}
     tensors = _tensors(entries)
-    with new_folder(official) as unfinished:
+    with files.new_folder(official, overwrite, FILENAME) as unfinished:
         write_tensors(os.path.join(unfinished, FORMATS[weights_format]), tensors)
         write_json(os.path.join(unfinished, FILENAME), configuration)
-        if os.path.isfile(os.path.join(preset, CONFIG_FILENAME)):
-            write_tokenizer(load_vocabulary(preset), unfinished)
+        if files.is_file(os.path.join(folder, CONFIG_FILENAME)):
+            write_tokenizer(load_vocabulary(folder), unfinished)
         else:
             notes.append(f"{preset} has no {CONFIG_FILENAME}: no tokenizer")
     used = {name: name for name in tensors}
@@ -218,7 +234,7 @@ def convert_to_official(
 def _facts(official: str, preset: str, backbone: CocoLMBackbone) -> Facts:
     """What a card can say of a checkpoint that others trained."""
     return Facts(
-        os.path.basename(os.path.abspath(preset)),
+        files.name(preset),
         description=f"Converted from a checkpoint in the released format, `{official}`.",
         model_type=describe_encoder(backbone),
         usage=f'backbone = cocolm_tf.CocoLMBackbone.from_preset("{preset}")',
@@ -229,7 +245,7 @@ def _read_preset_heads(preset: str) -> tuple[dict[str, Head], list[str]]:
     """The heads of a preset, and what else stands among them."""
     arrays: dict[str, np.ndarray] = read_task_heads(preset)
     path = os.path.join(preset, HEADS_FILENAME)
-    if os.path.isfile(path):
+    if files.is_file(path):
         file = open_tensors(path)
         arrays |= {name: file.read(name) for name in file.names}
     heads = {}

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 
 
@@ -24,8 +25,7 @@ def read_json(path: str) -> dict[str, Any]:
     ```
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json.loads(files.read_text(path))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -45,5 +45,4 @@ def write_json(path: str, content: dict[str, Any]) -> None:
     write_json("released/config.json", {"hidden_size": 768})
     ```
     """
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+    files.write_text(path, json.dumps(content, indent=2) + "\n")

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.conversion.tensor_files import open_tensors
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
@@ -83,10 +84,9 @@ def label_names_of(directory: str) -> list[str] | None:
     ```
     """
     path = os.path.join(directory, _TASK_FILENAME)
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        return json.load(file).get("config", {}).get("label_names")
+    return json.loads(files.read_text(path)).get("config", {}).get("label_names")
 
 
 def read_task_heads(directory: str) -> dict[str, np.ndarray]:
@@ -107,10 +107,10 @@ def read_task_heads(directory: str) -> dict[str, np.ndarray]:
     ```
     """
     path, heads = os.path.join(directory, TASK_HEADS_FILENAME), {}
-    if os.path.isfile(path):
+    if files.is_file(path):
         file = open_tensors(path)
         heads = {name: file.read(name) for name in file.names}
-    if os.path.isfile(os.path.join(directory, _TASK_FILENAME)):
+    if files.is_file(os.path.join(directory, _TASK_FILENAME)):
         heads |= {name: np.asarray(value) for name, value in _fine_tuned_head(directory).items()}
     return heads
 
@@ -133,8 +133,7 @@ def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
 def _read_task(directory: str) -> CocoLMTextClassifier | CocoLMQuestionAnswerer:
     path = os.path.join(directory, _TASK_FILENAME)
     try:
-        with open(path, encoding="utf-8") as file:
-            name = json.load(file)["registered_name"]
+        name = json.loads(files.read_text(path))["registered_name"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} does not describe a model.") from error
     classes: dict[str, Any] = {

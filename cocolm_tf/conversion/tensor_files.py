@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.conversion.json_files import read_json
 from cocolm_tf.errors import UserError
 
@@ -87,7 +88,7 @@ def open_tensors(path: str) -> TensorFile:
     open_tensors("released/model.safetensors").names
     ```
     """
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         raise UserError(f"{path} is not a file.")
     if path.endswith(_INDEX):
         return _open_index(path)
@@ -164,18 +165,18 @@ def _open_index(path: str) -> TensorFile:
     places = read_json(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise UserError(f"{path} has no weight_map, which says what file has which tensor.")
-    folder, files = os.path.dirname(path), {}
+    folder, opened = os.path.dirname(path), {}
     for file in sorted(set(places.values())):
         # What an index names lies beside it.
         if file != os.path.basename(file):
             raise UserError(f"{path} names {file!r}, which is not a file beside it.")
-        if not os.path.isfile(os.path.join(folder, file)):
+        if not files.is_file(os.path.join(folder, file)):
             raise UserError(f"{path} names {file}, which is missing beside it.")
-        files[file] = open_tensors(os.path.join(folder, file))
+        opened[file] = open_tensors(os.path.join(folder, file))
     for name, file in places.items():
-        if name not in files[file].names:
+        if name not in opened[file].names:
             raise UserError(f"{path} says that {file} has {name}, which it has not.")
-    return TensorFile(path, tuple(places), lambda name: files[places[name]].read(name))
+    return TensorFile(path, tuple(places), lambda name: opened[places[name]].read(name))
 
 
 def _open_npz(path: str) -> TensorFile:
@@ -277,7 +278,7 @@ def _write_pytorch(path: str, tensors: Mapping[str, Tensor]) -> None:
     mapped = f"{path}.safetensors"
     _write_safetensors(mapped, tensors)
     torch.save(safetensors.torch.load_file(mapped), path)
-    os.remove(mapped)
+    files.remove(mapped)
 
 
 def _import_pytorch(why: str) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 
+from cocolm_tf import files
 from cocolm_tf.conversion.json_files import read_json, write_json
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import (
@@ -33,20 +34,20 @@ def read_tokenizer(folder: str, vocabulary_size: int) -> CocoLMTokenizer | None:
     tokenizer = read_tokenizer("released", 64_000)
     ```
     """
-    files = [os.path.join(folder, n) for n in (RELEASED_MODEL_FILENAME, DICTIONARY_FILENAME)]
-    if not any(map(os.path.isfile, files)):
+    paths = [os.path.join(folder, n) for n in (RELEASED_MODEL_FILENAME, DICTIONARY_FILENAME)]
+    if not any(map(files.is_file, paths)):
         return None
-    for path in files:
-        if not os.path.isfile(path):
+    for path in paths:
+        if not files.is_file(path):
             raise UserError(f"{path} is missing: a vocabulary is two files.")
     configuration = os.path.join(folder, _CONFIGURATION)
     lowercase = False
-    if os.path.isfile(configuration):
+    if files.is_file(configuration):
         lowercase = bool(read_json(configuration).get("do_lower_case", False))
-    tokenizer = CocoLMTokenizer(*files, lowercase=lowercase)
+    tokenizer = CocoLMTokenizer(*paths, lowercase=lowercase)
     if tokenizer.vocabulary_size() > vocabulary_size:
         raise UserError(
-            f"{files[1]} makes a vocabulary of {tokenizer.vocabulary_size()}, the model's has "
+            f"{paths[1]} makes a vocabulary of {tokenizer.vocabulary_size()}, the model's has "
             f"{vocabulary_size}."
         )
     return tokenizer
@@ -65,5 +66,6 @@ def write_tokenizer(tokenizer: CocoLMTokenizer, folder: str) -> None:
     ```
     """
     tokenizer.save_assets(folder)
-    os.rename(os.path.join(folder, MODEL_FILENAME), os.path.join(folder, RELEASED_MODEL_FILENAME))
+    released = os.path.join(folder, RELEASED_MODEL_FILENAME)
+    files.rename(os.path.join(folder, MODEL_FILENAME), released)
     write_json(os.path.join(folder, _CONFIGURATION), {"do_lower_case": tokenizer.lowercase})

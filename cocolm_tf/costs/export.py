@@ -6,7 +6,6 @@ import glob
 import io
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.data.special_tokens import SpecialTokens
@@ -254,9 +254,9 @@ def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) 
         variable.assign(value)
     if trained:
         raise UserError(f"{weights}-*.npz have {min(trained)}, which {program} has not.")
-    os.makedirs(model_dir, exist_ok=True)
+    files.make_dirs(model_dir)
     save_config(config, os.path.join(model_dir, "config.yaml"))
-    shutil.copyfile(f"{weights}.jsonl", os.path.join(model_dir, METRICS_FILENAME))
+    files.copy(f"{weights}.jsonl", os.path.join(model_dir, METRICS_FILENAME))
     preset = os.path.join(model_dir, "preset")
     save_preset(pretrainer, tokenizer, preset)
     return preset

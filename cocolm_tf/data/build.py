@@ -1,55 +1,63 @@
-"""Builds a dataset: tokenizes documents, packs them, writes shards and their manifest.
+"""Builds a dataset: tokenizes documents, packs them, shuffles the sequences, writes shards.
 
-The calling process reads the documents and deals each to a shard. Every worker process owns a
-fixed set of the shards, and tokenizes, packs and writes what is dealt to them. Which documents a
-shard gets, and in what order, depends on the documents and the seed alone, so the number of
-workers changes how long a build takes and not one byte of what it writes.
+The text is read in chunks, and what a chunk gives depends on its text, its number and the recipe
+alone (`packing`). Processes handle the chunks in any order (`workers`); each chunk's sequences are
+kept in a file until all are there, and then merged into shards in their random order (`shuffle`).
+So the number of workers changes how long a build takes and not one byte of what it writes, and a
+build that was ended goes on with the chunks that are not done.
 """
 
 import contextlib
-import glob
-import heapq
+import functools
+import hashlib
 import itertools
-import multiprocessing
 import os
-import random
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tensorflow as tf
+import numpy as np
 from tqdm import tqdm
 
+from cocolm_tf import files
+from cocolm_tf.data.cleaning import Cleaning, Deduplication, DuplicateIndex, Duplicates
 from cocolm_tf.data.manifest import FILE_NAME, Manifest
-from cocolm_tf.data.shards import (
-    TEMPORARY_SUFFIX,
-    OpenFiles,
-    Shard,
-    ShardWriter,
-    is_shard,
-    shard_name,
+from cocolm_tf.data.packing import (
+    BREAKS,
+    CHUNK_BYTES,
+    NO_SHARD,
+    TRAIN,
+    VALIDATION,
+    Part,
+    Recipe,
+    chunk_sequences,
+    chunks,
+    parts_of,
+    text_size,
 )
+from cocolm_tf.data.shards import COUNTS, TEMPORARY_SUFFIX, Shard, is_shard, shard_name, write_shard
+from cocolm_tf.data.shuffle import Run, Runs, merged_examples
+from cocolm_tf.data.sources import Source
+from cocolm_tf.data.workers import PartRead, Workers
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable, made_folders
 
 MIN_SEQUENCE_LENGTH = 8
+SPILL_FOLDER = ".build"
 
-# How much text goes to a worker at once, and how many such batches may wait for it: enough to
-# keep it busy, little enough that reading ahead of slow workers does not fill the memory.
-_BATCH_BYTES = 1 << 20
-_MAX_PENDING = 4
-
-# What a worker works with; it has one thread, which alone sees this.
-_worker = threading.local()
+# What decides the content of a run besides what the recipe says: to be raised when that changes.
+_RUNS_VERSION = 1
+# The bytes that a build keeps at its largest for each byte of text; a compressed file has several
+# times as much text as bytes, and one of JSON less.
+_BYTES_KEPT = 1.0
+_FEWEST_BYTES_KEPT = 0.25
 
 
 def build_shards(
-    documents: Iterable[str],
+    documents: Source | Iterable[str],
     vocabulary_dir: str,
     sequence_length: int,
     num_shards: int,
@@ -60,300 +68,401 @@ def build_shards(
     validation_fraction: float = 0.0,
     overwrite: bool = False,
     source: dict[str, Any] | None = None,
+    break_at: str = "word",
+    cleaning: Cleaning | None = None,
+    deduplication: Deduplication | None = None,
+    spill_dir: str | None = None,
 ) -> Manifest:
     """Builds a dataset out of documents.
 
     The shards get temporary names until all of them are complete, and the manifest comes last: a
-    build that fails or is killed leaves no dataset, and can simply be started again.
+    build that fails or is killed leaves no dataset. What it leaves of a `Source` is a folder of
+    finished chunks, with which the same call goes on.
 
     Args:
-        documents: The documents; each is dealt to one shard.
+        documents: A source, which the workers read, or any documents, which this process reads.
         vocabulary_dir: The folder of the vocabulary.
         sequence_length: The most tokens of a record, `<s>` and `</s>` included; at least 8.
-        num_shards: The number of shards, each of about as much text as the others.
-        num_workers: The number of processes to tokenize with (no more than there are shards are
-            used); 0 to do the work in the calling process.
-        output_dir: The folder of the dataset, which may exist.
-        seed: Decides which document goes to which shard, and which are held out.
+        num_shards: The number of shards, each of about as many sequences as the others.
+        num_workers: The number of processes to tokenize with; 0 to do the work in this one.
+        output_dir: The folder of the dataset, which may exist, and may be remote.
+        seed: Decides which sequence goes where, and which documents are held out.
         compress: Whether to compress the shards with gzip.
-        validation_fraction: The share of the documents, drawn at random, to hold out. If it is
-            above 0, two datasets are written, `output_dir/train` and `output_dir/validation`; the
-            latter's number of shards is in proportion.
+        validation_fraction: The share of the documents, drawn by a hash of their text, to hold out.
+            If it is above 0, two datasets are written, `output_dir/train` and
+            `output_dir/validation`; the latter's number of shards is in proportion.
         overwrite: Whether to replace a dataset that is in `output_dir`.
-        source: What the documents are, for the manifest.
+        source: What the documents are, for the manifest; None for what a `Source` says.
+        break_at: Where a sequence may end, `"token"`, `"word"` or `"document"`: see `Recipe`.
+        cleaning: Which documents are left out for what they are.
+        deduplication: Which are left out as duplicates of earlier ones; only of a `Source`, as it
+            is read twice.
+        spill_dir: A local folder, in which one for finished chunks is made, about as large as the
+            text. None for `output_dir`, or where that is remote the system's folder for temporary
+            files.
 
     Returns:
         The manifest of the dataset to train on.
 
     Raises:
         UserError: If an argument is out of its range, there is a dataset already, the vocabulary
-            cannot be loaded, there are fewer documents than shards, or a worker dies.
+            cannot be loaded, there is too little text for the shards, or a worker dies.
 
     Example:
     ```python
-    from cocolm_tf.data.sources import text_documents
+    from cocolm_tf.data.sources import FileSource
 
-    documents = text_documents("corpus/*.txt")
-    manifest = build_shards(documents, "vocabulary", 512, 16, 4, "data")
+    corpus = FileSource.find("corpus/*.txt")
+    manifest = build_shards(corpus, "vocabulary", 512, 16, 4, "data")
     print(manifest.counts)
     ```
     """
-    _check_ranges(sequence_length, num_shards, num_workers, validation_fraction)
-    splits = _splits(output_dir, num_shards, compress, validation_fraction)
-    replaced = _existing_datasets(output_dir, validation_fraction, overwrite)
-    is_local = "://" not in output_dir
-    if is_local:
-        check_writable(output_dir, "--output_dir")
-    documents = iter(documents)
-    first = next(documents, None)
-    if first is None:
-        raise UserError("the input has no documents.")
-    documents = itertools.chain([first], documents)
-    _remove_temporaries(splits)
+    if not isinstance(documents, Source):
+        documents = _not_empty(documents)
+    plan = Plan.of(
+        documents,
+        vocabulary_dir,
+        sequence_length=sequence_length,
+        num_shards=num_shards,
+        num_workers=num_workers,
+        output_dir=output_dir,
+        seed=seed,
+        compress=compress,
+        validation_fraction=validation_fraction,
+        overwrite=overwrite,
+        source=source,
+        break_at=break_at,
+        cleaning=cleaning,
+        deduplication=deduplication,
+        spill_dir=_spill_folder(output_dir, spill_dir),
+    )
+    read = documents if isinstance(documents, Source) else None
     with contextlib.ExitStack() as stack:
-        if is_local:
-            for split in splits:
-                stack.enter_context(made_folders(split.directory))
-        stack.callback(_remove_temporaries, splits)
-        vocabulary, shards = _write_shards(
-            _deal(documents, splits, seed),
-            [path for split in splits for path in split.paths],
-            vocabulary_dir,
-            sequence_length,
-            num_workers,
-        )
-        manifests = [
-            Manifest(
-                directory=split.directory,
-                sequence_length=sequence_length,
-                vocabulary_size=vocabulary.size,
-                vocabulary_fingerprint=vocabulary.fingerprint,
-                parameters={
-                    "seed": seed,
-                    "compress": compress,
-                    "validation_fraction": validation_fraction,
-                    "source": source or {},
-                },
-                shards=tuple(shards[path] for path in split.paths),
-            )
-            for split in splits
-        ]
-        for manifest in manifests:
-            _check_filled(manifest)
-        for folder in replaced:
-            _remove_dataset(folder)
-        for manifest in manifests:
-            for path in manifest.paths:
-                tf.io.gfile.rename(path + TEMPORARY_SUFFIX, path, overwrite=True)
-        # The training data's comes last, as it is the one that says that the build is complete.
-        for manifest in reversed(manifests):
-            manifest.save()
-    return manifests[0]
+        if not files.is_remote(output_dir):
+            stack.enter_context(files.made_folders(output_dir))
+        runs = stack.enter_context(Runs(plan.spill_dir, plan.identity(read), plan.parts))
+        stack.callback(_tell_what_is_kept, runs)
+        workers = stack.enter_context(Workers(_useful(num_workers, plan.parts), read))
+        duplicates = ""
+        if deduplication is not None:
+            duplicates = _find_duplicates(deduplication, plan.parts, runs.folder, workers)
+        with tqdm(desc="building", unit="B", unit_scale=True) as progress:
+            for size in _spill(plan.recipe, documents, duplicates, runs, workers):
+                progress.update(size)
+        paths = runs.merge(workers)
+        counts = runs.counts()
+        try:
+            plan.check_filled(counts)
+        except UserError:
+            runs.remove()
+            raise
+        with plan.shard_folders():
+            written = _write_shards(plan.splits, paths, runs.folder, workers)
+            manifest = plan.finish(written, counts)
+        runs.remove()
+    return manifest
 
 
-# Dealing documents to shards.
+# --- What every builder begins and ends with ---
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
+    """One of the datasets that a build writes."""
+
+    number: int
     directory: str
-    share: float
     paths: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A build that can begin: nothing that can be known before the work stands against it."""
+
+    recipe: Recipe
+    parts: list[Part]
+    splits: list[Split]
+    parameters: dict[str, Any]
+    deduplication: Deduplication | None
+    replaced: list[str]
+    spill_dir: str | None
+
+    @classmethod
+    def of(
+        cls,
+        documents: Source | Iterable[str],
+        vocabulary_dir: str,
+        *,
+        sequence_length: int,
+        num_shards: int,
+        output_dir: str,
+        num_workers: int = 0,
+        seed: int = 0,
+        compress: bool = False,
+        validation_fraction: float = 0.0,
+        overwrite: bool = False,
+        source: dict[str, Any] | None = None,
+        break_at: str = "word",
+        cleaning: Cleaning | None = None,
+        deduplication: Deduplication | None = None,
+        spill_dir: str | None = None,
+    ) -> "Plan":
+        """Checks the arguments of `build_shards`; no `spill_dir` is for builders without runs."""
+        _check_ranges(sequence_length, num_shards, num_workers, validation_fraction, break_at)
+        splits = _splits(output_dir, num_shards, compress, validation_fraction)
+        replaced = _existing_datasets(output_dir, validation_fraction, overwrite)
+        files.check_writable(output_dir, "--output_dir")
+        if spill_dir is not None:
+            files.check_writable(spill_dir, "--spill_dir")
+        fields = {
+            "sequence_length": sequence_length,
+            "num_shards": num_shards,
+            "seed": seed,
+            "validation_fraction": validation_fraction,
+            "break_at": break_at,
+            "cleaning": cleaning,
+        }
+        parts = [Part(0, ())]
+        if isinstance(documents, Source):
+            parts = parts_of(documents)
+            if spill_dir is not None:
+                _check_room(spill_dir, parts)
+            pipes = list(filter(_is_pipe, documents.parts))
+            if pipes and deduplication is not None:
+                raise UserError(
+                    f"{pipes[0]} is a pipe, and --deduplicate reads twice: give a file."
+                )
+            if not pipes:
+                _check_documents(documents, Recipe("", "", 0, **fields))
+            source = documents.describe() if source is None else source
+        parameters = {
+            "seed": seed,
+            "compress": compress,
+            "validation_fraction": validation_fraction,
+            "break": break_at,
+            "source": source or {},
+            "cleaning": {
+                **(cleaning.describe() if cleaning else {}),
+                **(deduplication.describe() if deduplication else {}),
+            },
+        }
+        recipe = Recipe.of(vocabulary_dir, **fields)
+        return cls(recipe, parts, splits, parameters, deduplication, replaced, spill_dir)
+
+    def identity(self, source: Source | None) -> list[Any] | None:
+        """What decides the content of runs besides the text of their chunks, as JSON has it."""
+        if source is None:
+            return None
+        return [
+            _RUNS_VERSION,
+            self.parameters | {"compress": None},
+            [
+                self.recipe.sequence_length,
+                self.recipe.num_shards,
+                self.recipe.vocabulary_fingerprint,
+            ],
+            # What is a duplicate depends on all of the text.
+            [part.stamp for part in self.parts if self.deduplication is not None],
+        ]
+
+    def check_filled(self, counts: Counter[tuple[int, int, str]]) -> None:
+        """Refuses what leaves a shard without sequences."""
+        for split in self.splits:
+            shards = range(len(split.paths))
+            if all(counts[split.number, shard, "sequences"] for shard in shards):
+                continue
+            total = {
+                name: sum(counts[split.number, shard, name] for shard in shards)
+                for name in ("documents", "skipped_documents", "sequences")
+            }
+            filled = total["documents"] - total["skipped_documents"]
+            raise UserError(
+                f"{filled} documents with text (and {total['skipped_documents']} without) give "
+                f"{total['sequences']} sequences, which do not fill the {len(shards)} shards of "
+                f"{split.directory}: give more text, or a smaller --num_shards or another "
+                "--validation_fraction."
+            )
+
+    @contextlib.contextmanager
+    def shard_folders(self) -> Iterator[None]:
+        """Makes the folders to write shards to; those that are not finished then go."""
+        _remove_temporaries(self.splits)
+        with contextlib.ExitStack() as stack:
+            for split in self.splits:
+                if files.is_remote(split.directory):
+                    files.make_dirs(split.directory)
+                else:
+                    stack.enter_context(files.made_folders(split.directory))
+            stack.callback(_remove_temporaries, self.splits)
+            yield
+
+    def finish(
+        self,
+        written: Mapping[tuple[int, int], tuple[int, str]],
+        counts: Counter[tuple[int, int, str]],
+    ) -> Manifest:
+        """Makes a dataset of the shards that are there under their temporary names.
+
+        Args:
+            written: The size and the SHA-256 of each, by split and shard.
+            counts: Those of `chunk_sequences` of all chunks, and those of the sources.
+
+        Returns:
+            The manifest of the dataset to train on.
+        """
+        manifests = [
+            Manifest(
+                directory=split.directory,
+                sequence_length=self.recipe.sequence_length,
+                vocabulary_size=self.recipe.vocabulary_size,
+                vocabulary_fingerprint=self.recipe.vocabulary_fingerprint,
+                parameters=self.parameters,
+                shards=tuple(
+                    Shard(
+                        os.path.basename(path),
+                        *(counts[split.number, shard, name] for name in COUNTS),
+                        *written[split.number, shard],
+                    )
+                    for shard, path in enumerate(split.paths)
+                ),
+                cleaning={n[2]: count for n, count in sorted(counts.items()) if n[:2] == NO_SHARD},
+            )
+            for split in self.splits
+        ]
+        for folder in self.replaced:
+            _remove_dataset(folder)
+        for manifest in manifests:
+            for path in manifest.paths:
+                files.rename(path + TEMPORARY_SUFFIX, path)
+        # The training data's comes last, as it is the one that says that the build is complete.
+        for manifest in reversed(manifests):
+            manifest.save()
+        return manifests[0]
+
+
+# --- From documents to runs, and from runs to shards ---
 
 
 def _splits(
     output_dir: str, num_shards: int, compress: bool, validation_fraction: float
-) -> list[_Split]:
+) -> list[Split]:
     """The datasets to write, the training data first."""
 
-    def split(directory: str, share: float, count: int) -> _Split:
+    def split(number: int, directory: str, count: int) -> Split:
         names = [shard_name(index, count, compress) for index in range(count)]
-        return _Split(directory, share, [os.path.join(directory, name) for name in names])
+        return Split(number, directory, [files.join(directory, name) for name in names])
 
     if not validation_fraction:
-        return [split(output_dir, 1.0, num_shards)]
+        return [split(TRAIN, output_dir, num_shards)]
     folders = _folders(output_dir)
     held_out_shards = max(1, round(num_shards * validation_fraction))
     return [
-        split(folders["train"], 1 - validation_fraction, num_shards),
-        split(folders["validation"], validation_fraction, held_out_shards),
+        split(TRAIN, folders["train"], num_shards),
+        split(VALIDATION, folders["validation"], held_out_shards),
     ]
 
 
-def _deal(documents: Iterable[str], splits: list[_Split], seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yields (path of a shard, document): the shard of the split that has the least text yet."""
-    generator = random.Random(seed)
-    heaps = [[(0, generator.random(), path) for path in split.paths] for split in splits]
-    for heap in heaps:
-        heapq.heapify(heap)
-    shares = [split.share for split in splits]
-    for document in documents:
-        # Half of a surrogate pair, which JSON can hold, becomes what the tokenizer replaces.
-        text = document.encode("utf-8", "surrogatepass")
-        (heap,) = generator.choices(heaps, shares)
-        size, _, path = heap[0]
-        # The random number decides between shards of equal size.
-        heapq.heapreplace(heap, (size + len(text), generator.random(), path))
-        yield path, text
+def _find_duplicates(
+    deduplication: Deduplication, parts: Sequence[Part], folder: str, workers: Workers
+) -> str:
+    """Finds the documents to leave out; returns the path of the file that has their places."""
+    with (
+        DuplicateIndex(folder) as index,
+        tqdm(desc="looking for duplicates", unit="B", unit_scale=True) as progress,
+    ):
+        for result in workers.over_chunks(parts, functools.partial(_chunk_keys, deduplication)):
+            if not isinstance(result, PartRead):
+                rows, size = result
+                index.add(rows)
+                progress.update(size)
+        path = os.path.join(folder, "duplicates.npy")
+        # For the workers to map into their memory: it may be large.
+        np.save(path, index.duplicates().places)
+    return path
 
 
-# The calling process's side of the workers.
+def _chunk_keys(
+    deduplication: Deduplication, part: Part, number: int, documents: Sequence[str]
+) -> tuple[np.ndarray, int]:
+    rows = deduplication.chunk_keys(part.number, number, documents)
+    return rows, sum(map(text_size, documents))
 
 
-class _Worker:
-    """An executor of one thread or process, and the batches that are under way to it."""
-
-    def __init__(self, in_process: bool):
-        self._executor: Executor = (
-            ThreadPoolExecutor(max_workers=1)
-            if in_process
-            else ProcessPoolExecutor(
-                max_workers=1,
-                # A fork of a process in which TensorFlow has started hangs.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_set_up_process,
-            )
-        )
-        self._pending: deque[Future] = deque()
-        self._batch: list[tuple[str, bytes]] = []
-        self._batch_bytes = 0
-
-    def submit(self, task: Callable, *arguments: Any) -> Future:
-        """Hands over a task, having waited for the oldest one if too many are under way."""
-        if len(self._pending) == _MAX_PENDING:
-            self._pending.popleft().result()
-        self._pending.append(self._executor.submit(task, *arguments))
-        return self._pending[-1]
-
-    def add(self, path: str, text: bytes) -> None:
-        """Adds a document to the batch, and hands the batch over once it is full."""
-        self._batch.append((path, text))
-        self._batch_bytes += len(text)
-        if self._batch_bytes >= _BATCH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Hands over the batch."""
-        self.submit(_add_documents, self._batch)
-        self._batch, self._batch_bytes = [], 0
-
-    def finish(self) -> Future:
-        """Hands over what remains, and the last task; its future gives the shards."""
-        self.flush()
-        return self.submit(_close_shards)
-
-    def wait(self) -> None:
-        """Waits for everything that is under way."""
-        while self._pending:
-            self._pending.popleft().result()
-
-    def stop(self) -> None:
-        """Ends the process, without what it has not begun."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+def _spill(
+    recipe: Recipe,
+    documents: Source | Iterable[str],
+    duplicates: str,
+    runs: Runs,
+    workers: Workers,
+) -> Iterator[int]:
+    """Has a run written of every chunk that has none; yields the bytes of their text."""
+    write = functools.partial(_write_run, recipe, runs.folder, duplicates)
+    if isinstance(documents, Source):
+        results = workers.over_chunks(runs.unread(), write, runs.done)
+    else:
+        part = Part(0, ())
+        results = workers.map(write, itertools.repeat(part), itertools.count(), chunks(documents))
+    for result in results:
+        if isinstance(result, PartRead):
+            runs.add_read(result)
+        else:
+            run, size = result
+            runs.add(run)
+            yield size
 
 
-@dataclass(frozen=True)
-class _VocabularyFacts:
-    size: int
-    fingerprint: str
+def _write_run(
+    recipe: Recipe,
+    folder: str,
+    duplicates: str,
+    part: Part,
+    number: int,
+    documents: Sequence[str],
+) -> tuple[Run, int]:
+    dropped = ()
+    if duplicates:
+        dropped = Duplicates(np.load(duplicates, mmap_mode="r"))[part.number, number]
+    records, counts = chunk_sequences(recipe, part.number, number, documents, dropped)
+    path = os.path.join(folder, f"{part.number:06d}-{number:06d}.run")
+    run = Run.write(path, records, [(part.number, number, part.stamp)], counts)
+    return run, sum(map(text_size, documents))
 
 
 def _write_shards(
-    dealt: Iterable[tuple[str, bytes]],
-    paths: list[str],
-    vocabulary_dir: str,
-    sequence_length: int,
-    num_workers: int,
-) -> tuple[_VocabularyFacts, dict[str, Shard]]:
-    """Writes all shards under their temporary names."""
-    count = min(max(num_workers, 1), len(paths))
-    workers = [_Worker(in_process=num_workers == 0) for _ in range(count)]
-    owners = {path: workers[index % count] for index, path in enumerate(paths)}
-    try:
-        opened = [
-            worker.submit(_open_shards, vocabulary_dir, sequence_length, paths[index::count])
-            for index, worker in enumerate(workers)
-        ]
-        vocabulary = [future.result() for future in opened][0]
-        with tqdm(desc="building", unit="B", unit_scale=True) as progress:
-            for path, text in dealt:
-                owners[path].add(path, text)
-                progress.update(len(text))
-            closed = [worker.finish() for worker in workers]
-            for worker in workers:
-                worker.wait()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process ended unexpectedly, most often for want of memory: give a smaller "
-            "--num_workers."
-        ) from error
-    finally:
-        for worker in workers:
-            worker.stop()
-    return vocabulary, {path: shard for future in closed for path, shard in future.result().items()}
+    splits: Sequence[Split], runs: Sequence[str], scratch: str, workers: Workers
+) -> dict[tuple[int, int], tuple[int, str]]:
+    """Writes the shards of all splits under their temporary names; returns sizes and hashes."""
+    places = [
+        (split.number, shard, path) for split in splits for shard, path in enumerate(split.paths)
+    ]
+    written = workers.map(
+        _write_shard, itertools.repeat(runs), itertools.repeat(scratch), *zip(*places, strict=True)
+    )
+    return {(split, shard): described for split, shard, *described in written}
 
 
-# The worker's side: tasks that run one after the other in its only thread.
+def _write_shard(
+    runs: Sequence[str], scratch: str, split: int, shard: int, path: str
+) -> tuple[int, int, int, str]:
+    return split, shard, *write_shard(path, merged_examples(runs, split, shard), scratch)
 
 
-def _set_up_process() -> None:
-    # On Ctrl-C the calling process cleans up, and stops its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    # Nothing else would end a worker whose calling process was killed.
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.set_visible_devices([], "GPU")  # Tokenizing would only occupy its memory.
+def _useful(num_workers: int, parts: Sequence[Part]) -> int:
+    """As many processes as there may be chunks, of compressed files too."""
+    if not all(part.bytes for part in parts):
+        return num_workers
+    return min(num_workers, 1 + 4 * sum(part.bytes for part in parts) // CHUNK_BYTES)
 
 
-def _open_shards(vocabulary_dir: str, sequence_length: int, paths: list[str]) -> _VocabularyFacts:
-    # Slow to import, and only workers need it.
-    from cocolm_tf.tokenization.vocabulary import load_vocabulary
-
-    tokenizer = load_vocabulary(vocabulary_dir)
-    for directory in {os.path.dirname(path) for path in paths}:
-        tf.io.gfile.makedirs(directory)
-    open_files = OpenFiles()
-    # Called eagerly, a KerasHub tokenizer gives lists and not a ragged tensor.
-    _worker.tokenize = tf.function(tokenizer, input_signature=[tf.TensorSpec([None], tf.string)])
-    _worker.writers = {
-        path: ShardWriter(
-            path,
-            sequence_length,
-            tokenizer.start_token_id,
-            tokenizer.end_token_id,
-            open_files,
-        )
-        for path in paths
-    }
-    return _VocabularyFacts(tokenizer.vocabulary_size(), tokenizer.fingerprint())
-
-
-def _add_documents(batch: list[tuple[str, bytes]]) -> None:
-    if not batch:
-        return
-    token_ids = _worker.tokenize(tf.constant([text for _, text in batch]))
-    # One conversion for the batch, and then slices: much faster than a tensor a document.
-    flat = token_ids.flat_values.numpy().tolist()
-    ends = token_ids.row_splits.numpy().tolist()
-    for (path, text), start, end in zip(batch, ends[:-1], ends[1:], strict=True):
-        _worker.writers[path].add(flat[start:end], len(text))
-
-
-def _close_shards() -> dict[str, Shard]:
-    return {path: writer.close() for path, writer in _worker.writers.items()}
-
-
-# Checks and the folder.
+# --- What can be known before the work ---
 
 
 def _check_ranges(
-    sequence_length: int, num_shards: int, num_workers: int, validation_fraction: float
+    sequence_length: int,
+    num_shards: int,
+    num_workers: int,
+    validation_fraction: float,
+    break_at: str,
 ) -> None:
     if sequence_length < MIN_SEQUENCE_LENGTH:
         raise UserError(
@@ -367,26 +476,84 @@ def _check_ranges(
         raise UserError(
             f"--validation_fraction must be at least 0 and below 1, not {validation_fraction}."
         )
+    if break_at not in BREAKS:
+        raise UserError(f"--break must be one of {', '.join(BREAKS)}, not {break_at}.")
 
 
-def _check_filled(manifest: Manifest) -> None:
-    if all(shard.sequences for shard in manifest.shards):
-        return
-    counts = manifest.counts
-    filled = counts["documents"] - counts["skipped_documents"]
+def _is_pipe(name: str) -> bool:
+    """Whether a part of a source can be read once only."""
+    return not files.is_remote(name) and os.path.exists(name) and not os.path.isfile(name)
+
+
+def _not_empty(documents: Iterable[str]) -> Iterator[str]:
+    documents = iter(documents)
+    first = next(documents, None)
+    if first is None:
+        raise UserError("the input has no documents.")
+    return itertools.chain([first], documents)
+
+
+def _check_documents(source: Source, recipe: Recipe) -> None:
+    """Makes sure that there is a document for each split, and reads no further than that takes."""
+    missing = {TRAIN, VALIDATION} if recipe.validation_fraction else {TRAIN}
+    number = 0
+    for document in source:
+        number += 1
+        missing.discard(recipe.split(document))
+        if not missing:
+            return
+    if not number:
+        raise UserError("the input has no documents.")
+    where = "train on" if TRAIN in missing else "hold out"
     raise UserError(
-        f"{filled} documents with text (and {counts['skipped_documents']} without) do not fill "
-        f"the {len(manifest.shards)} shards of {manifest.directory}: give more text, or a smaller "
-        "--num_shards or another --validation_fraction."
+        f"of the {number} documents of the input, none is to {where} with --validation_fraction="
+        f"{recipe.validation_fraction} and --seed={recipe.seed}: give more text or another of them."
     )
+
+
+def _check_room(spill_dir: str, parts: Sequence[Part]) -> None:
+    """Refuses what cannot fit, and warns of what may not."""
+    text = sum(part.bytes for part in parts)
+    folder = os.path.abspath(spill_dir)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    told = (
+        f"{text / 1e6:,.0f} MB of input take about {_BYTES_KEPT * text / 1e6:,.0f} MB in "
+        f"{spill_dir}, and {free / 1e6:,.0f} MB are free there"
+    )
+    if free < _FEWEST_BYTES_KEPT * text:
+        raise UserError(f"{told}: make room, or give another --spill_dir.")
+    if free < _BYTES_KEPT * text:
+        tqdm.write(f"warning: {told}.", file=sys.stderr)
+
+
+# --- What is there already ---
+
+
+def _spill_folder(output_dir: str, spill_dir: str | None) -> str:
+    """Where finished chunks are kept: with many small accesses, and so on no store."""
+    if spill_dir is None and not files.is_remote(output_dir):
+        return os.path.join(output_dir, SPILL_FOLDER)
+    digest = hashlib.sha256(files.absolute(output_dir).encode()).hexdigest()[:16]
+    name = f"cocolm_tf-build-{os.getuid()}-{digest}"
+    folder = os.path.join(spill_dir or tempfile.gettempdir(), name)
+    if spill_dir is None and os.path.exists(folder) and os.stat(folder).st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to another user: give a --spill_dir.")
+    return folder
+
+
+def _tell_what_is_kept(runs: Runs) -> None:
+    if len(runs) and runs.is_resumable:
+        print(f"what is done is kept: the same command goes on from {runs.folder}", file=sys.stderr)
 
 
 def _folders(output_dir: str) -> dict[str, str]:
     """The folders where a dataset may be, `output_dir` itself under the empty name."""
     return {
         "": output_dir,
-        "train": os.path.join(output_dir, "train"),
-        "validation": os.path.join(output_dir, "validation"),
+        "train": files.join(output_dir, "train"),
+        "validation": files.join(output_dir, "validation"),
     }
 
 
@@ -397,11 +564,16 @@ def _existing_datasets(output_dir: str, validation_fraction: float, overwrite: b
     """
     existing = []
     for name, folder in _folders(output_dir).items():
-        if not tf.io.gfile.exists(os.path.join(folder, FILE_NAME)):
+        if not files.exists(files.join(folder, FILE_NAME)):
             continue
         held_out = _held_out(folder)
-        if name and not held_out and not validation_fraction:
-            continue
+        if name and not held_out:
+            if not validation_fraction:
+                continue
+            raise UserError(
+                f"{folder} is a dataset of its own, which no build into {output_dir} replaces: "
+                "remove it, or give another --output_dir."
+            )
         # A validation set alone is what a build that was killed at its very end leaves.
         is_remnant = name == "validation" and held_out and held_out == validation_fraction
         if not overwrite and not is_remnant:
@@ -423,15 +595,14 @@ def _held_out(folder: str) -> float:
 
 def _remove_dataset(folder: str) -> None:
     # The manifest goes first: what is left without it is not a dataset.
-    tf.io.gfile.remove(os.path.join(folder, FILE_NAME))
-    for path in filter(is_shard, tf.io.gfile.glob(os.path.join(glob.escape(folder), "data-*"))):
-        tf.io.gfile.remove(path)
+    files.remove(files.join(folder, FILE_NAME))
+    for name in filter(is_shard, files.list_dir(folder)):
+        files.remove(files.join(folder, name))
 
 
-def _remove_temporaries(splits: list[_Split]) -> None:
+def _remove_temporaries(splits: list[Split]) -> None:
     for folder in (split.directory for split in splits):
-        for pattern in ("data-*-of-*.tfrecord*", FILE_NAME):
-            for path in tf.io.gfile.glob(
-                os.path.join(glob.escape(folder), pattern + TEMPORARY_SUFFIX)
-            ):
-                tf.io.gfile.remove(path)
+        for name in files.list_dir(folder):
+            final = name.removesuffix(TEMPORARY_SUFFIX)
+            if final != name and (is_shard(final) or final == FILE_NAME):
+                files.remove(files.join(folder, name))

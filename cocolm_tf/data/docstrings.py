@@ -25,27 +25,94 @@ _FUNCTION_WORD = re.compile(
 _MIN_WORD_SHARE = 0.65
 
 
+# The name of the standard library among the packages: none of theirs has spaces.
+_STANDARD_LIBRARY = "the standard library"
+
+
+def installed_packages() -> list[str]:
+    """Finds the packages that have modules of Python.
+
+    Returns:
+        The standard library, which is one, and the names of the installed packages, sorted.
+
+    Example:
+    ```python
+    installed_packages()[:2]  # ['the standard library', 'PIL']
+    ```
+    """
+    names = {
+        name.removesuffix(".py")
+        for root in _site_folders()
+        for name in os.listdir(root)
+        if next(_modules(root, name), None)
+    }
+    return [_STANDARD_LIBRARY, *sorted(names)]
+
+
+def package_modules(name: str) -> Iterator[str]:
+    """Finds the source files of a package.
+
+    Args:
+        name: One of `installed_packages`.
+
+    Returns:
+        The paths of its `.py` files in an order that depends on the names alone, tests left out.
+
+    Example:
+    ```python
+    print(next(package_modules("the standard library")))
+    ```
+    """
+    if name == _STANDARD_LIBRARY:
+        for root in _standard_folders():
+            yield from _modules(root)
+        return
+    for root in _site_folders():
+        yield from _modules(root, name + ".py")
+        yield from _modules(root, name)
+
+
 def installed_modules() -> Iterator[str]:
     """Finds the source files of the standard library and of the installed packages.
 
     Returns:
-        The paths of their `.py` files in an order that depends on the names alone, tests left
-        out: the standard library first.
+        The paths of their `.py` files, the standard library's first.
 
     Example:
     ```python
     print(next(installed_modules()))
     ```
     """
-    roots = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    for root in dict.fromkeys(map(os.path.realpath, roots)):
-        for folder, subfolders, files in os.walk(root):
-            skipped = _SKIPPED_FOLDERS | (_PACKAGE_FOLDERS if folder == root else set())
-            # In place: os.walk then goes only there, in this order.
-            subfolders[:] = sorted(set(subfolders) - skipped)
-            for file in sorted(files):
-                if file.endswith(".py"):
-                    yield os.path.join(folder, file)
+    for name in installed_packages():
+        yield from package_modules(name)
+
+
+def _standard_folders() -> list[str]:
+    return _folders("stdlib", "platstdlib")
+
+
+def _site_folders() -> list[str]:
+    return [root for root in _folders("purelib", "platlib") if root not in _standard_folders()]
+
+
+def _folders(*names: str) -> list[str]:
+    return list(dict.fromkeys(os.path.realpath(sysconfig.get_path(name)) for name in names))
+
+
+def _modules(root: str, name: str = "") -> Iterator[str]:
+    """The `.py` files at or below a name in a folder, in an order that depends on names alone."""
+    top = os.path.join(root, name)
+    if os.path.isfile(top) and name.endswith(".py"):
+        yield top
+    if name in _SKIPPED_FOLDERS:
+        return
+    for folder, subfolders, files in os.walk(top):
+        skipped = _SKIPPED_FOLDERS | (_PACKAGE_FOLDERS if folder == top else set())
+        # In place: os.walk then goes only there, in this order.
+        subfolders[:] = sorted(set(subfolders) - skipped)
+        for file in sorted(files):
+            if file.endswith(".py"):
+                yield os.path.join(folder, file)
 
 
 def documents(paths: Iterable[str], min_words: int = 8) -> Iterator[str]:

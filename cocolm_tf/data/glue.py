@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 
+from cocolm_tf import files
 from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.data.labeled_tables import label_parser, labeled_examples, number_parser
 from cocolm_tf.data.tables import Table, read_table
@@ -166,13 +167,13 @@ _Reader = Callable[[str, bool], Examples | None]
 
 def _tsv_path(task: GlueTask, data_dir: str, name: str) -> str:
     folder = os.path.join(data_dir, task.title)
-    if not os.path.isdir(folder):
+    if not files.is_dir(folder):
         folder = data_dir
-    return os.path.normpath(os.path.join(folder, f"{name}.tsv"))
+    return files.join(folder, f"{name}.tsv")
 
 
 def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:
-    if not os.path.isfile(_tsv_path(task, data_dir, "train")):
+    if not files.is_file(_tsv_path(task, data_dir, "train")):
         raise UserError(
             f"--data_dir={data_dir} has no {os.path.join(task.title, 'train.tsv')}: it is the "
             "folder that GLUE's own files lie in."
@@ -181,7 +182,7 @@ def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:
     def read(name: str, is_labeled: bool) -> Examples | None:
         path = _tsv_path(task, data_dir, name)
         if not is_labeled:
-            if not os.path.isfile(path):
+            if not files.is_file(path):
                 return None
             # Every row of a test file wants a prediction.
             return labeled_examples(

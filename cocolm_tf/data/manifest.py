@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import tensorflow as tf
-
+from cocolm_tf import files
 from cocolm_tf.data import shards as shard_files
 from cocolm_tf.data.reading import patiently
-from cocolm_tf.data.shards import TEMPORARY_SUFFIX, Shard
+from cocolm_tf.data.shards import COUNTS, Shard
 from cocolm_tf.errors import UserError
 
 FILE_NAME = "manifest.json"
 FORMAT_VERSION = 1
-
-_COUNTS = ("documents", "skipped_documents", "text_bytes", "text_tokens", "sequences", "tokens")
 
 
 class Vocabulary(Protocol):
@@ -55,6 +52,8 @@ class Manifest:
         vocabulary_fingerprint: The tokenizer's `fingerprint()`.
         parameters: What else made it: the seed, the compression, the source.
         shards: The shards, in the order of their numbers.
+        cleaning: What did not come into the dataset, or into the other of its splits, as it was:
+            how many bad records, duplicates, documents that were too short, ....
 
     Example:
     ```python
@@ -69,11 +68,12 @@ class Manifest:
     vocabulary_fingerprint: str
     parameters: dict[str, Any]
     shards: tuple[Shard, ...]
+    cleaning: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
         """The shards' `documents`, `skipped_documents`, ..., `tokens`, each summed up."""
-        return {name: sum(getattr(shard, name) for shard in self.shards) for name in _COUNTS}
+        return {name: sum(getattr(shard, name) for shard in self.shards) for name in COUNTS}
 
     @property
     def fill_rate(self) -> float:
@@ -96,8 +96,8 @@ class Manifest:
             SHA-256 in hexadecimal.
         """
         hashes = {shard.file: shard.sha256 for shard in self.shards}
-        files = map(os.path.basename, self.paths if paths is None else paths)
-        content = [self.vocabulary_fingerprint, *(hashes[file] for file in files)]
+        names = map(os.path.basename, self.paths if paths is None else paths)
+        content = [self.vocabulary_fingerprint, *(hashes[name] for name in names)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @classmethod
@@ -113,12 +113,12 @@ class Manifest:
         Raises:
             UserError: If there is no manifest, or it is not one that this version reads.
         """
-        directory = path if tf.io.gfile.isdir(path) else os.path.dirname(path)
+        directory = path if files.is_dir(path) else os.path.dirname(path)
         file = os.path.join(directory, FILE_NAME)
-        if not tf.io.gfile.exists(file):
+        if not files.exists(file):
             raise UserError(f"{file} does not exist: {directory or '.'!r} is not a built dataset.")
         try:
-            fields = json.loads(patiently(file, lambda: _content(file)))
+            fields = json.loads(patiently(file, lambda: files.read_text(file)))
             version = fields["format_version"]
             if version != FORMAT_VERSION:
                 raise UserError(f"{file} has format version {version}, not {FORMAT_VERSION}.")
@@ -129,6 +129,8 @@ class Manifest:
                 vocabulary_fingerprint=fields["vocabulary"]["fingerprint"],
                 parameters=fields["parameters"],
                 shards=tuple(Shard(**shard) for shard in fields["shards"]),
+                # Earlier versions had none.
+                cleaning=fields.get("cleaning", {}),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is damaged ({error}): build the dataset again.") from error
@@ -144,12 +146,11 @@ class Manifest:
                 "fingerprint": self.vocabulary_fingerprint,
             },
             "parameters": self.parameters,
+            "cleaning": self.cleaning,
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
         }
         file = os.path.join(self.directory, FILE_NAME)
-        with tf.io.gfile.GFile(file + TEMPORARY_SUFFIX, "w") as stream:
-            stream.write(json.dumps(fields, indent=2) + "\n")
-        tf.io.gfile.rename(file + TEMPORARY_SUFFIX, file, overwrite=True)
+        files.write_text(file, json.dumps(fields, indent=2) + "\n")
 
     def verify(
         self,
@@ -219,18 +220,15 @@ def resolve_shards(pattern: str) -> tuple[list[str], Manifest]:
     paths, manifest = resolve_shards("data/*.tfrecord")
     ```
     """
-    if tf.io.gfile.isdir(pattern):
+    if files.is_dir(pattern):
         trained = os.path.join(pattern, "train")
         if not _has_manifest(pattern) and _has_manifest(trained):
             raise UserError(f"{pattern} has its datasets one level below: give {trained}.")
         manifest = Manifest.load(pattern)
         return manifest.paths, manifest
-    try:
-        # A shard's own path may have what a glob takes for more than a character.
-        found = [pattern] if tf.io.gfile.exists(pattern) else tf.io.gfile.glob(pattern)
-        paths = sorted(filter(shard_files.is_shard, found))
-    except tf.errors.NotFoundError:
-        paths = []
+    # A shard's own path may have what a glob takes for more than a character.
+    found = [pattern] if files.exists(pattern) else files.glob(pattern)
+    paths = sorted(filter(shard_files.is_shard, found))
     if not paths:
         raise UserError(
             f"no shard matches {pattern!r}: give a folder that build_pretraining_data.py wrote, or "
@@ -248,12 +246,7 @@ def resolve_shards(pattern: str) -> tuple[list[str], Manifest]:
 
 
 def _has_manifest(directory: str) -> bool:
-    return tf.io.gfile.exists(os.path.join(directory, FILE_NAME))
-
-
-def _content(file: str) -> str:
-    with tf.io.gfile.GFile(file) as stream:
-        return stream.read()
+    return files.exists(os.path.join(directory, FILE_NAME))
 
 
 @dataclass(frozen=True)
@@ -269,9 +262,9 @@ class _Damage:
 
 
 def _damage(path: str, shard: Shard, checksums: bool) -> _Damage | None:
-    if not tf.io.gfile.exists(path):
+    if not files.exists(path):
         return _Damage(f"is missing, though {FILE_NAME} beside it lists it", 0)
-    intact = tf.io.gfile.stat(path).length == shard.bytes
+    intact = files.size(path) == shard.bytes
     if intact and checksums:
         intact = shard_files.sha256_of(path) == shard.sha256
     if intact:

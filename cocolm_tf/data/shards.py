@@ -4,21 +4,20 @@ A record is a `tf.train.Example` with one feature, `token_ids`: the ids of one s
 tokens included, not padded. Paths may be on any file system that `tf.io.gfile` knows.
 """
 
-import array
 import hashlib
 import os
 import re
-import resource
-import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import tensorflow as tf
 
-from cocolm_tf.data.packing import SequencePacker
+from cocolm_tf import files
 
 FEATURES = {"token_ids": tf.io.RaggedFeature(tf.int64)}
 TEMPORARY_SUFFIX = ".tmp"
+# What is counted for each shard: fields of `Shard`.
+COUNTS = ("documents", "skipped_documents", "text_bytes", "text_tokens", "sequences", "tokens")
 
 _NAME = re.compile(r"data-\d{5,}-of-\d{5,}\.tfrecord(\.gz)?")
 
@@ -29,7 +28,7 @@ class Shard:
 
     Args:
         file: The file's name, without folder.
-        documents: How many documents were dealt to it, the skipped ones included.
+        documents: How many documents end in it, and skipped ones that are counted here.
         skipped_documents: How many of them had no tokens.
         text_bytes: The length of the documents, in bytes of UTF-8.
         text_tokens: The tokens of the documents.
@@ -196,141 +195,36 @@ def sha256_of(path: str) -> str:
     sha256_of("data/data-00000-of-00016.tfrecord")
     ```
     """
-    digest = hashlib.sha256()
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    with files.open_read(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class OpenFiles:
-    """How many shards a process may have open, and where the records of the others wait.
-
-    A process may have a few hundred files open at most, often 256; a dataset may have more shards.
-    The records of those beyond go to one temporary file until their shards' turn comes.
-
-    Args:
-        limit: How many; None for half of what the system allows.
-
-    Example:
-    ```python
-    writers = [ShardWriter(path, 128, 0, 2, files) for files in [OpenFiles()] for path in paths]
-    ```
-    """
-
-    def __init__(self, limit: int | None = None):
-        if limit is None:
-            limit = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        self._left = limit
-        self._file: BinaryIO | None = None
-
-    def take(self) -> bool:
-        """Whether one more shard may be open, which then counts."""
-        self._left -= 1
-        return self._left >= 0
-
-    def keep(self, path: str, record: bytes) -> tuple[int, int]:
-        """Keeps a record of a shard that is not open; returns what `get` takes."""
-        if self._file is None:
-            folder = None if "://" in path else os.path.dirname(path)
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 Closed with the process.
-        self._file.seek(0, os.SEEK_END)
-        start = self._file.tell()
-        self._file.write(record)
-        return start, len(record)
-
-    def get(self, start: int, length: int) -> bytes:
-        """Gives a record back."""
-        self._file.seek(start)
-        return self._file.read(length)
-
-
-class ShardWriter:
-    """Packs documents into sequences and writes them to one shard.
-
-    It writes to the shard's name followed by `TEMPORARY_SUFFIX`: whoever builds the dataset
-    renames its shards when all of them are complete.
+def write_shard(path: str, examples: Iterable[bytes], scratch: str) -> tuple[int, str]:
+    """Writes a shard under a temporary name, which `path` and `TEMPORARY_SUFFIX` make.
 
     Args:
         path: The final path of the shard; its folder exists.
-        sequence_length: The most tokens of a record.
-        start_token_id: The id of `<s>`.
-        end_token_id: The id of `</s>`.
-        open_files: Shared by the shards that are written at the same time; None for this one alone.
+        examples: Its records.
+        scratch: A local folder, where a shard of a remote folder is written before it is copied.
+
+    Returns:
+        Its size in bytes and its SHA-256, in hexadecimal.
 
     Example:
     ```python
-    writer = ShardWriter("/tmp/data-00000-of-00001.tfrecord", 128, 0, 2)
-    writer.add([11, 12, 13], text_bytes=21)
-    shard = writer.close()
+    write_shard("/tmp/data-00000-of-00001.tfrecord", [serialize([0, 7, 2])], scratch="/tmp")
     ```
     """
-
-    def __init__(
-        self,
-        path: str,
-        sequence_length: int,
-        start_token_id: int,
-        end_token_id: int,
-        open_files: OpenFiles | None = None,
-    ):
-        self._path = path
-        self._packer = SequencePacker(sequence_length, start_token_id, end_token_id)
-        self._open_files = open_files or OpenFiles(1)
-        self._writer = self._open() if self._open_files.take() else None
-        # Where its records wait, two numbers each.
-        self._waiting = array.array("Q")
-        self._documents = self._skipped_documents = self._text_bytes = self._text_tokens = 0
-        self._sequences = self._tokens = 0
-
-    def add(self, token_ids: list[int], text_bytes: int) -> None:
-        """Adds one document.
-
-        Args:
-            token_ids: Its token ids, without special tokens; a document without any is skipped.
-            text_bytes: Its length in bytes of UTF-8.
-        """
-        self._documents += 1
-        self._skipped_documents += not token_ids
-        self._text_bytes += text_bytes
-        self._text_tokens += len(token_ids)
-        self._write(self._packer.add(token_ids))
-
-    def close(self) -> Shard:
-        """Writes the last sequence and closes the file.
-
-        Returns:
-            What the manifest is to say of the shard.
-        """
-        self._write(self._packer.flush())
-        if self._writer is None:
-            self._writer = self._open()
-            for start, length in zip(self._waiting[::2], self._waiting[1::2], strict=True):
-                self._writer.write(self._open_files.get(start, length))
-        self._writer.close()
-        written = self._path + TEMPORARY_SUFFIX
-        return Shard(
-            file=os.path.basename(self._path),
-            documents=self._documents,
-            skipped_documents=self._skipped_documents,
-            text_bytes=self._text_bytes,
-            text_tokens=self._text_tokens,
-            sequences=self._sequences,
-            tokens=self._tokens,
-            bytes=tf.io.gfile.stat(written).length,
-            sha256=sha256_of(written),
-        )
-
-    def _open(self) -> tf.io.TFRecordWriter:
-        options = tf.io.TFRecordOptions(compression_type=compression(self._path))
-        return tf.io.TFRecordWriter(self._path + TEMPORARY_SUFFIX, options)
-
-    def _write(self, sequences: list[list[int]]) -> None:
-        for sequence in sequences:
-            record = serialize(sequence)
-            if self._writer is None:
-                self._waiting.extend(self._open_files.keep(self._path, record))
-            else:
-                self._writer.write(record)
-            self._sequences += 1
-            self._tokens += len(sequence)
+    target = path + TEMPORARY_SUFFIX
+    local = target
+    if files.is_remote(path):
+        local = os.path.join(scratch, os.path.basename(target))
+    options = tf.io.TFRecordOptions(compression_type=compression(path))
+    with tf.io.TFRecordWriter(local, options) as writer:
+        for example in examples:
+            writer.write(example)
+    described = files.size(local), sha256_of(local)
+    if local != target:
+        files.copy(local, target)
+        os.remove(local)
+    return described

@@ -1,18 +1,22 @@
-"""The flags by which a program is told its text, and what they mean."""
+"""The flags by which a program is told its text, what of it to leave out, and who reads it."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
 from cocolm_tf.data import sources
+from cocolm_tf.data.cleaning import METHODS, Cleaning, Deduplication
 from cocolm_tf.errors import UserError
+
+LOCAL = "local"
+BEAM_RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 _SOURCES = ("input", "tfds", "docstrings")
 # The flags that say more about a source, and that source.
 _OWNERS = {
     "one_document_per_line": "input",
     "jsonl_field": "input",
+    "text_column": "input",
     "encoding": "input",
     "max_bad_share": "input",
     "tfds_field": "tfds",
@@ -36,8 +40,10 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string(
         "input",
         None,
-        "Text files: one or several comma-separated globs. A line is a paragraph and a blank line "
-        "ends a document. They may be compressed: gzip, bzip2, xz, zstd, lz4.",
+        "Files: one or several comma-separated globs. Each tells by its first bytes what it is: "
+        "text (a line is a paragraph and a blank line ends a document) or Common Crawl's WET, "
+        "compressed or not (gzip, bzip2, xz, zstd, lz4); Parquet; Arrow. Or the folder of a split "
+        "that Hugging Face's datasets saved.",
         flag_values=flag_values,
     )
     flags.DEFINE_bool(
@@ -53,6 +59,13 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=flag_values,
     )
     flags.DEFINE_string(
+        "text_column",
+        None,
+        "With --input: the column of Parquet and Arrow files that has the documents. By default "
+        "text.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
         "encoding",
         None,
         "With --input: the encoding of files without a byte order mark, as cp1252 or utf-16-le. By "
@@ -62,8 +75,9 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_float(
         "max_bad_share",
         None,
-        "With --input: the share of a file's lines that may have bytes which are none of the "
-        "encoding's. They are replaced and counted. By default none may.",
+        "With --input: the share of a file's records (lines, rows, pages) that may be bad. Those "
+        "that cannot be read are left out, bytes of no character are replaced; both count. By "
+        "default none may.",
         lower_bound=0.0,
         upper_bound=1.0,
         flag_values=flag_values,
@@ -92,14 +106,14 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     )
 
 
-def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterator[str]:
+def source_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> sources.Source:
     """Opens the source that the flags name.
 
     Args:
         flag_values: The parsed flags.
 
     Returns:
-        The documents.
+        The source.
 
     Raises:
         UserError: If the flags name no source or several, contradict each other, or name something
@@ -110,43 +124,7 @@ def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterato
     flag_values = flags.FlagValues()
     define_source_flags(flag_values)
     flag_values(["program", "--input=corpus/*.txt"])
-    documents = documents_from_flags(flag_values)
-    ```
-    """
-    source = describe_source(flag_values)
-    if "docstrings" in source:
-        return sources.docstring_documents()
-    if "tfds" in source:
-        return sources.tfds_documents(
-            source["tfds"], source["tfds_field"], split=source["tfds_split"]
-        )
-    reading = {
-        "encoding": source.get("encoding", ""),
-        "max_bad_share": source.get("max_bad_share", 0.0),
-    }
-    if "jsonl_field" in source:
-        return sources.jsonl_documents(source["input"], source["jsonl_field"], **reading)
-    return sources.text_documents(source["input"], source["one_document_per_line"], **reading)
-
-
-def describe_source(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
-    """Returns what the flags say about the source, for the manifest.
-
-    Args:
-        flag_values: The parsed flags.
-
-    Returns:
-        The flag that names the source and those that say more about it.
-
-    Raises:
-        UserError: If the flags name no source or several, or contradict each other.
-
-    Example:
-    ```python
-    flag_values = flags.FlagValues()
-    define_source_flags(flag_values)
-    flag_values(["program", "--input=corpus/*.txt"])
-    describe_source(flag_values)  # {'input': 'corpus/*.txt', 'one_document_per_line': False}
+    source = source_from_flags(flag_values)
     ```
     """
     given = [name for name in _SOURCES if flag_values[name].value]
@@ -159,9 +137,186 @@ def describe_source(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, An
             raise UserError(f"--{name} goes with --{owner}, not with --{source}.")
     if flag_values.jsonl_field is not None and flag_values.one_document_per_line:
         raise UserError("--one_document_per_line and --jsonl_field exclude each other.")
-    details = [name for name, owner in _OWNERS.items() if owner == source]
-    return {
-        name: flag_values[name].value
-        for name in (source, *details)
-        if flag_values[name].value is not None
+    if source == "docstrings":
+        return sources.DocstringSource.find()
+    options = {
+        name.removeprefix("tfds_"): flag_values[name].value
+        for name, owner in _OWNERS.items()
+        if owner == source and flag_values[name].value is not None
     }
+    finder = sources.TfdsSource if source == "tfds" else sources.FileSource
+    return finder.find(flag_values[source].value, **options)
+
+
+def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterator[str]:
+    """All documents of the source that the flags name, see `source_from_flags`.
+
+    Example:
+    ```python
+    flag_values = flags.FlagValues()
+    define_source_flags(flag_values)
+    flag_values(["program", "--docstrings"])
+    print(next(documents_from_flags(flag_values)))
+    ```
+    """
+    return iter(source_from_flags(flag_values))
+
+
+def define_cleaning_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags that `cleaning_from_flags` reads.
+
+    Args:
+        flag_values: Where to define them.
+
+    Example:
+    ```python
+    flag_values = flags.FlagValues()
+    define_cleaning_flags(flag_values)
+    flag_values(["program", "--min_words=20"])
+    ```
+    """
+    flags.DEFINE_enum(
+        "deduplicate",
+        None,
+        METHODS,
+        "Leave out all but the first of the documents that have the same words (exact), or similar "
+        "sets of word n-grams (near, by MinHash and locality-sensitive hashing).",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "deduplicate_threshold",
+        0.8,
+        "With --deduplicate=near: the Jaccard similarity from which on two documents are taken for "
+        "duplicates; about, as a few below it are, and a few above are not.",
+        lower_bound=0.1,
+        upper_bound=1.0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "deduplicate_ngram",
+        5,
+        "With --deduplicate=near: the words of an n-gram.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "min_words",
+        0,
+        "Leave out documents with fewer words, which white space separates.",
+        lower_bound=0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "max_words",
+        0,
+        "Leave out documents with more words; 0 for no limit.",
+        lower_bound=0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "min_letter_share",
+        0.0,
+        "Leave out documents with a smaller share of letters among the characters that are no "
+        "white space.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "max_repeated_lines",
+        1.0,
+        "Leave out documents in which a larger share of the lines are the same as earlier ones.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=flag_values,
+    )
+
+
+def cleaning_from_flags(
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> tuple[Cleaning | None, Deduplication | None]:
+    """Makes of the flags what the builders take.
+
+    Args:
+        flag_values: The parsed flags.
+
+    Returns:
+        The limits and the kind of duplicates; None for what is not asked for.
+
+    Raises:
+        UserError: If the flags contradict each other, or a package is missing.
+
+    Example:
+    ```python
+    flag_values = flags.FlagValues()
+    define_cleaning_flags(flag_values)
+    flag_values(["program", "--min_words=20", "--deduplicate=exact"])
+    cleaning, deduplication = cleaning_from_flags(flag_values)
+    ```
+    """
+    values = {name: flag_values[name].value for name in flag_values}
+    if values["max_words"] and values["max_words"] < values["min_words"]:
+        raise UserError(
+            f"--max_words={values['max_words']} is less than --min_words={values['min_words']}."
+        )
+    method = values["deduplicate"]
+    for name in ("deduplicate_threshold", "deduplicate_ngram"):
+        if flag_values[name].present and method != "near":
+            raise UserError(f"--{name} goes with --deduplicate=near.")
+    cleaning = Cleaning(
+        values["min_words"],
+        values["max_words"],
+        values["min_letter_share"],
+        values["max_repeated_lines"],
+    )
+    cleaning = cleaning if cleaning.describe() else None
+    if method is None:
+        return cleaning, None
+    threshold, ngram = values["deduplicate_threshold"], values["deduplicate_ngram"]
+    return cleaning, Deduplication(method, threshold, ngram, cleaning)
+
+
+def define_runner_flag(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flag `runner`, and says what comes after `--`.
+
+    Args:
+        flag_values: Where to define it.
+
+    Example:
+    ```python
+    flag_values = flags.FlagValues()
+    define_runner_flag(flag_values)
+    flag_values(["program", "--runner=DirectRunner", "--", "--direct_num_workers=4"])
+    ```
+    """
+    flags.DEFINE_enum(
+        "runner",
+        LOCAL,
+        [LOCAL, *BEAM_RUNNERS],
+        "What does the work: processes of this program's, or a runner of Apache Beam, whose own "
+        "options come after --, as in --runner=DirectRunner -- --direct_num_workers=4.",
+        flag_values=flag_values,
+    )
+
+
+def check_runner(runner: str, options: Sequence[str]) -> None:
+    """Refuses what comes after the flags, if that is not for Beam.
+
+    Args:
+        runner: The flag's value.
+        options: What comes after the flags.
+
+    Raises:
+        UserError: If no Beam takes them.
+
+    Example:
+    ```python
+    check_runner("DirectRunner", ["--direct_num_workers=4"])
+    ```
+    """
+    wrong = [option for option in options if runner == LOCAL or not option.startswith("--")]
+    if wrong:
+        advice = "; those of Apache Beam go with its --runner" if wrong[0].startswith("--") else ""
+        raise UserError(
+            f"unexpected argument {wrong[0]!r}: flags are written --name=value{advice}."
+        )

@@ -1,203 +1,429 @@
-"""Where text comes from: files, JSON lines, TensorFlow Datasets, installed packages.
+"""Where text comes from: files, TensorFlow Datasets, installed packages.
 
-Every source is an iterator of documents, and a document is one string: its paragraphs, joined by
-newlines, without blank lines. A source reads its files in sorted order, so the same files always
-give the same documents in the same order. A mistake that can be seen without reading any text,
-such as a pattern that matches nothing, is raised by the call and not by the first `next()`.
+A source has parts, each of which is read on its own, by whatever process or machine: a file, a
+shard of a TFDS dataset, a package. A document is one string: its paragraphs, joined by newlines,
+without blank lines. The same parts always give the same documents in the same order. A mistake
+that can be seen without reading all of the text, such as a pattern that matches nothing, is raised
+where the source is made and not where it is read.
 """
 
+import abc
 import json
-from collections.abc import Iterator
-
-from absl import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 from cocolm_tf.data import docstrings
+from cocolm_tf.data.columnar import (
+    check_column,
+    column_texts,
+    columnar_format,
+    saved_dataset_files,
+)
 from cocolm_tf.data.tfds_builder import prepared_builder
 from cocolm_tf.errors import UserError
-from cocolm_tf.text_files import check_encoding, matching_files, text_lines, without_surrogates
+from cocolm_tf.text_files import (
+    BadRecords,
+    check_encoding,
+    cut_at_space,
+    first_bytes,
+    has_mark,
+    matching_files,
+    open_binary,
+    refuse_what_is_no_text,
+    text_lines,
+    without_surrogates,
+)
+
+# A text that goes on for longer is cut at white space into documents of at most so many
+# characters, so that reading takes bounded memory.
+LONGEST_DOCUMENT = 1 << 21
+# A line of JSON can only be parsed as a whole.
+_LONGEST_JSON = 1 << 26
+_FILES_AT_ONCE = 16
+_WARC = re.compile(rb"WARC/1\.\d\r\n")
 
 
-def text_documents(
-    pattern: str,
-    one_document_per_line: bool = False,
-    encoding: str = "",
-    max_bad_share: float | None = None,
-) -> Iterator[str]:
-    """Reads plain text files, compressed or not.
+@dataclass(frozen=True)
+class Source(abc.ABC):
+    """Text in parts. Iterating over it gives all documents; it can be pickled.
 
     Args:
-        pattern: One or several comma-separated globs of files, see `matching_files`.
-        one_document_per_line: Whether each line is a document; otherwise each line is a
-            paragraph, and blank lines (and the ends of files) separate documents.
-        encoding: Of files without a byte order mark, as Python names it; `""` for UTF-8.
-        max_bad_share: float. The share of a file's lines that may have bytes which are none of
-            the encoding's; they become U+FFFD, and are counted in a warning. None for none.
+        parts: The names of the parts, sorted, each once.
 
-    Returns:
-        The documents.
+    Example:
+    ```python
+    source = FileSource.find("corpus/*.txt")
+    for part in source.parts:
+        print(part, sum(map(len, source.documents(part))))
+    ```
+    """
 
-    Raises:
-        UserError: If the pattern matches no file, or a file cannot be read, is no text, or is in
-            another encoding.
+    parts: tuple[str, ...]
+
+    @abc.abstractmethod
+    def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
+        """Reads the documents of one part, in order.
+
+        Args:
+            part: One of `parts`.
+            counts: Gets `bad_records` added, how many there were, once all documents are read.
+
+        Yields:
+            The documents, none of them empty or longer than `LONGEST_DOCUMENT`.
+
+        Raises:
+            UserError: If the part cannot be read, or too many of its records are bad.
+        """
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Returns the flags that name the source, for the manifest."""
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self.parts:
+            yield from self.documents(part)
+
+
+@dataclass(frozen=True)
+class FileSource(Source):
+    """Files, each of which tells what it is by its first bytes: `find` makes one.
+
+    They are text, compressed or not; Common Crawl's WET, likewise; Parquet; Arrow, as files or
+    streams; or the folders of Hugging Face's `datasets.Dataset.save_to_disk`.
+
+    Args:
+        parts: The files.
+        pattern: What `find` found them by.
+        one_document_per_line: Whether each line of a text file is a document; otherwise each line
+            is a paragraph, and blank lines (and the ends of files) separate documents.
+        jsonl_field: Not None for files of JSON lines, one object a line: the name of the field
+            that is a document's text.
+        text_column: The column of a Parquet or Arrow file that has the documents.
+        encoding: Of text files without a byte order mark, as Python names it; `""` for UTF-8.
+        max_bad_share: float. The share of a file's records that may be bad, see `BadRecords`.
 
     Example:
     ```python
     with open("/tmp/corpus.txt", "w") as file:
         file.write("First paragraph.\\nSecond paragraph.\\n\\nAnother document.\\n")
-    list(text_documents("/tmp/corpus.txt"))
+    list(FileSource.find("/tmp/corpus.txt"))
     # ['First paragraph.\\nSecond paragraph.', 'Another document.']
     ```
     """
-    check_encoding(encoding)
-    paths = matching_files(pattern)
 
-    def documents() -> Iterator[str]:
-        for path in paths:
-            paragraphs = []
-            for line in text_lines(path, encoding, max_bad_share):
-                line = line.strip()
-                if line and one_document_per_line:
-                    yield line
-                elif line:
-                    paragraphs.append(line)
-                elif paragraphs:
-                    yield "\n".join(paragraphs)
-                    paragraphs = []
-            if paragraphs:
-                yield "\n".join(paragraphs)
+    pattern: str = ""
+    one_document_per_line: bool = False
+    jsonl_field: str | None = None
+    text_column: str = "text"
+    encoding: str = ""
+    max_bad_share: float = 0.0
 
-    return documents()
+    @classmethod
+    def find(cls, pattern: str, **options: Any) -> "FileSource":
+        """Finds the files of a pattern.
+
+        Args:
+            pattern: One or several comma-separated globs of files, see `matching_files`.
+            **options: The other arguments of the class.
+
+        Returns:
+            The source.
+
+        Raises:
+            UserError: If the pattern matches no file, one of them is none of these or has no such
+                column, or the encoding is none.
+        """
+        paths = matching_files(pattern, saved_dataset_files)
+        source = cls(tuple(paths), pattern, **options)
+        check_encoding(source.encoding)
+        # Each is a request and an answer, if the files are on a store.
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as executor:
+            list(executor.map(source._check, paths))
+        return source
+
+    def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
+        """Reads a file."""
+        records = BadRecords(part, self.max_bad_share)
+        head = first_bytes(part)
+        if self.jsonl_field is None and not columnar_format(head) and not _is_warc(head):
+            lines = text_lines(part, self.encoding, records, longest=LONGEST_DOCUMENT)
+            yield from _documents_in(lines, self.one_document_per_line)
+        else:
+            for text in self._texts(part, head, records):
+                yield from _documents_of(text)
+            records.finish()
+        if counts is not None:
+            counts["bad_records"] += records.bad
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the flags that name the source."""
+        described = {"input": self.pattern, "one_document_per_line": self.one_document_per_line}
+        if self.jsonl_field is not None:
+            described["jsonl_field"] = self.jsonl_field
+        if self.text_column != "text":
+            described["text_column"] = self.text_column
+        if self.encoding:
+            described["encoding"] = self.encoding
+        if self.max_bad_share:
+            described["max_bad_share"] = self.max_bad_share
+        return described
+
+    def _check(self, path: str) -> None:
+        """Refuses a file that is none of what can be read, before anything is."""
+        head = first_bytes(path)
+        if kind := columnar_format(head):
+            records = BadRecords(path, self.max_bad_share, "rows")
+            check_column(path, kind, self.text_column, records)
+        elif _is_warc(head):
+            _import_warcio(path)
+        elif not has_mark(head):
+            refuse_what_is_no_text(path, head, self.encoding)
+
+    def _texts(self, path: str, head: bytes, records: BadRecords) -> Iterator[str]:
+        """What a file has one after the other, for one document each."""
+        if self.jsonl_field is not None:
+            return self._json_texts(path, records)
+        if kind := columnar_format(head):
+            records.unit = "rows"
+            return column_texts(path, kind, self.text_column, records)
+        records.unit = "pages"
+        return _wet_texts(path, records)
+
+    def _json_texts(self, path: str, records: BadRecords) -> Iterator[str]:
+        number, within = 1, False
+        for line in text_lines(path, self.encoding, records, longest=_LONGEST_JSON):
+            ended = line.endswith(("\n", "\r"))
+            where = f"{path}:{number}"
+            if not within and not ended and len(line) > _LONGEST_JSON // 2:
+                within = True
+                records.add(f"{where} has more than {_LONGEST_JSON:,} characters")
+            elif not within and line.strip():
+                try:
+                    yield _json_field(line, self.jsonl_field, where)
+                except ValueError as error:
+                    records.add(str(error))
+            if ended:
+                number, within = number + 1, False
 
 
-def jsonl_documents(
-    pattern: str, field: str, encoding: str = "", max_bad_share: float | None = None
-) -> Iterator[str]:
-    """Reads JSON lines: one object a line, the text of a document in one of its fields.
+@dataclass(frozen=True)
+class TfdsSource(Source):
+    """One text field of a dataset of TensorFlow Datasets: `find` makes one.
 
-    Documents without text and blank lines are left out.
+    Bytes that are not UTF-8 become U+FFFD and are counted as bad records.
 
     Args:
-        pattern: As for `text_documents`.
-        field: The name of the field, whose value is a string.
-        encoding: As for `text_documents`.
-        max_bad_share: As for `text_documents`.
-
-    Returns:
-        The documents.
-
-    Raises:
-        UserError: As for `text_documents`, or if a line is not such an object.
-
-    Example:
-    ```python
-    with open("/tmp/corpus.jsonl", "w") as file:
-        file.write('{"id": 1, "text": "A document."}\\n')
-    list(jsonl_documents("/tmp/corpus.jsonl", field="text"))  # ['A document.']
-    ```
-    """
-    check_encoding(encoding)
-    paths = matching_files(pattern)
-
-    def documents() -> Iterator[str]:
-        for path in paths:
-            lines = text_lines(path, encoding, max_bad_share)
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    text = _json_field(line, field, f"{path}:{number}")
-                    if document := _without_blank_lines(text):
-                        yield document
-
-    return documents()
-
-
-def tfds_documents(
-    name: str, field: str = "text", split: str = "train", data_dir: str | None = None
-) -> Iterator[str]:
-    """Reads one text field of a TensorFlow Datasets dataset, downloading it if need be.
-
-    Documents without text are left out; bytes that are not UTF-8 become U+FFFD, and a warning
-    counts the documents that have such.
-
-    Args:
+        parts: Its sub-splits, one for each of its files.
         name: The dataset, as `tfds.builder` takes it, e.g. `"wikipedia/20230601.en"`.
         field: The feature that holds the text of a document.
-        split: The split, as `tfds.load` takes it, e.g. `"train[:10%]"`.
+        split: What `find` was given.
         data_dir: Where TensorFlow Datasets keeps its files; None for its default.
 
-    Returns:
-        The documents.
-
-    Raises:
-        UserError: If there is no such dataset, split or text field, or it cannot be downloaded.
-
     Example:
     ```python
-    documents = tfds_documents("imdb_reviews", field="text", split="train[:1%]")
+    documents = TfdsSource.find("imdb_reviews", field="text", split="train[:1%]")
     ```
     """
-    builder = prepared_builder(name, data_dir)
-    # Slow to import, and the other sources do without it.
-    import tensorflow as tf
 
-    features = builder.info.features
-    texts = sorted(key for key, feature in features.items() if feature.dtype in (str, tf.string))
-    if field not in texts:
-        raise UserError(f"dataset {name!r} has no text field {field!r}: it has {texts}.")
-    try:
-        dataset = builder.as_dataset(split=split, shuffle_files=False)
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"dataset {name!r} has no split {split!r}: it has {sorted(builder.info.splits)}."
-        ) from error
+    name: str = ""
+    field: str = "text"
+    split: str = "train"
+    data_dir: str | None = None
 
-    def documents() -> Iterator[str]:
-        damaged = 0
-        for example in dataset.as_numpy_iterator():
-            text = example[field].decode("utf-8", "replace")
-            damaged += text.encode() != example[field]
-            if document := _without_blank_lines(text):
-                yield document
-        if damaged:
-            logging.warning("%s: %d documents have bytes that are not UTF-8.", name, damaged)
+    @classmethod
+    def find(
+        cls, name: str, field: str = "text", split: str = "train", data_dir: str | None = None
+    ) -> "TfdsSource":
+        """Opens a dataset, and downloads it if need be.
 
-    return documents()
+        Args:
+            name: As the class has it.
+            field: As the class has it.
+            split: The split, as `tfds.load` takes it, e.g. `"train[:10%]"`.
+            data_dir: As the class has it.
+
+        Returns:
+            The source.
+
+        Raises:
+            UserError: If there is no such dataset, split or text field, or it cannot be downloaded.
+        """
+        builder = prepared_builder(name, data_dir)
+        # Slow to import, and the other sources do without it.
+        import tensorflow as tf
+
+        features = builder.info.features
+        texts = sorted(
+            key for key, feature in features.items() if feature.dtype in (str, tf.string)
+        )
+        if field not in texts:
+            raise UserError(f"dataset {name!r} has no text field {field!r}: it has {texts}.")
+        return cls(tuple(_sub_splits(builder, split)), name, field, split, data_dir)
+
+    def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
+        """Reads a sub-split."""
+        builder = prepared_builder(self.name, self.data_dir)
+        records = BadRecords(f"{self.name}, {part}", max_bad_share=1.0, unit="examples")
+        for example in builder.as_dataset(split=part, shuffle_files=False).as_numpy_iterator():
+            records.read += 1
+            text = example[self.field].decode("utf-8", "replace")
+            if text.encode() != example[self.field]:
+                records.add(f"{records.path} has bytes that are not UTF-8")
+            yield from _documents_of(text)
+        records.finish()
+        if counts is not None:
+            counts["bad_records"] += records.bad
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the flags that name the source."""
+        return {"tfds": self.name, "tfds_field": self.field, "tfds_split": self.split}
 
 
-def docstring_documents(min_words: int = 8) -> Iterator[str]:
-    """Reads the docstrings of the standard library and of the installed packages.
+@dataclass(frozen=True)
+class DocstringSource(Source):
+    """The docstrings of the standard library and of the installed packages: `find` makes one.
 
     It is a corpus of millions of words of English that every machine with Python has: nothing to
-    download, and the same on the same environment. The modules are parsed, never imported.
+    download, and the same on the same environment. The modules are parsed, never imported. A
+    document is the paragraphs of one module's docstrings; each distinct docstring counts once in
+    its package.
 
     Args:
+        parts: The packages, see `docstrings.installed_packages`.
         min_words: Docstrings with fewer words of prose than this are left out.
-
-    Returns:
-        The documents, one for each module: its docstrings' paragraphs.
 
     Example:
     ```python
-    print(next(docstring_documents()))
+    print(next(iter(DocstringSource.find())))
     ```
     """
-    return docstrings.documents(docstrings.installed_modules(), min_words)
+
+    min_words: int = 8
+
+    @classmethod
+    def find(cls, min_words: int = 8) -> "DocstringSource":
+        """Finds the installed packages."""
+        return cls(tuple(docstrings.installed_packages()), min_words)
+
+    def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
+        """Parses a package."""
+        for document in docstrings.documents(docstrings.package_modules(part), self.min_words):
+            yield from _documents_of(document)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the flags that name the source."""
+        return {"docstrings": True}
+
+
+# --- From lines and texts to documents ---
+
+
+def _documents_in(lines: Iterable[str], one_document_per_line: bool) -> Iterator[str]:
+    """The documents that blank lines separate, or the lines; long lines come in parts."""
+    paragraphs: list[str] = []
+    size, within = 0, False
+    for line in lines:
+        paragraph = line.strip()
+        is_blank = not paragraph and not within
+        within = not line.endswith(("\n", "\r"))
+        if one_document_per_line or is_blank or size + len(paragraph) >= LONGEST_DOCUMENT:
+            if paragraphs:
+                yield "\n".join(paragraphs)
+            paragraphs, size = [], 0
+        if paragraph:
+            paragraphs.append(paragraph)
+            size += len(paragraph) + 1
+    if paragraphs:
+        yield "\n".join(paragraphs)
+
+
+def _documents_of(text: str) -> Iterator[str]:
+    """The document that a text is, or several where it is too long for one."""
+    lines = (line for line in text.split("\n") if line.strip())
+    if len(text) <= LONGEST_DOCUMENT:
+        if document := "\n".join(map(str.strip, lines)):
+            yield document
+        return
+    cut = (part for line in lines for part in cut_at_space(line, LONGEST_DOCUMENT))
+    yield from _documents_in(cut, one_document_per_line=False)
+
+
+def _is_warc(head: bytes) -> bool:
+    return _WARC.match(head) is not None
+
+
+def _wet_texts(path: str, records: BadRecords) -> Iterator[str]:
+    """The texts of the pages in a WET file."""
+    iterate, error_type = _import_warcio(path)
+    try:
+        for record in iterate(open_binary(path, records)):
+            if record.rec_type in ("request", "response"):
+                raise UserError(
+                    f"{path} has web pages as they were sent: give the WET file, which has their "
+                    "text."
+                )
+            if record.rec_type != "conversion":
+                continue
+            records.read += 1
+            content = record.content_stream().read(_LONGEST_JSON)
+            text = content.decode("utf-8", "replace")
+            if text.encode() != content:
+                address = record.rec_headers.get_header("WARC-Target-URI")
+                records.add(f"{path}: the text of {address} is not UTF-8")
+            yield text
+    except error_type as error:
+        records.lose_rest(f"{path} is damaged: {' '.join(str(error).split())}")
+
+
+def _import_warcio(path: str) -> tuple[Any, type[Exception]]:
+    try:
+        from warcio.archiveiterator import ArchiveIterator
+        from warcio.exceptions import ArchiveLoadFailed
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a WARC file, which the package warcio reads: pip install 'cocolm-tf[warc]'."
+        ) from error
+    return ArchiveIterator, ArchiveLoadFailed
 
 
 def _json_field(line: str, field: str, where: str) -> str:
+    """The text in a line of JSON; a ValueError says what is wrong with it."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}.") from error
+        raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise UserError(
-            f"{where} is not a JSON object: each line must be {{{field!r}: text, ...}}."
+        raise ValueError(
+            f"{where} is not a JSON object: each line must be {{{field!r}: text, ...}}"
         )
     if field not in row:
-        raise UserError(f"{where} has no field {field!r}: it has {sorted(row)}.")
+        raise ValueError(f"{where} has no field {field!r}: it has {sorted(row)}")
     if not isinstance(row[field], str):
-        raise UserError(f"{where}: field {field!r} is not a string.")
+        raise ValueError(f"{where}: field {field!r} is not a string")
     return without_surrogates(row[field])
 
 
-def _without_blank_lines(text: str) -> str:
-    return "\n".join(filter(None, map(str.strip, text.split("\n"))))
+def _sub_splits(builder: Any, split: str) -> Iterator[str]:
+    """The parts of a split that lie in one file each, as TFDS writes them."""
+    import tensorflow_datasets as tfds
+
+    splits = builder.info.splits
+    try:
+        instructions = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise UserError(
+            f"dataset {builder.info.name!r} has no split {split!r}: it has {sorted(splits)}."
+        ) from error
+    for instruction in instructions:
+        end_of_file = 0
+        lengths = splits[instruction.splitname].shard_lengths
+        first, last = instruction.from_ or 0, instruction.to
+        last = sum(lengths) if last is None else last
+        for length in lengths:
+            start, end_of_file = max(first, end_of_file), end_of_file + length
+            if start < min(last, end_of_file):
+                yield f"{instruction.splitname}[{start}:{min(last, end_of_file)}]"

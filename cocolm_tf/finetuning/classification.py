@@ -1,11 +1,13 @@
 """One fine-tuning run of a text classifier, and the process that does it."""
 
+import dataclasses
 import os
 import time
 from typing import Any
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.data.examples import TaskData, stratified
 from cocolm_tf.finetuning.batches import (
     PREDICTION_BATCH,
@@ -136,14 +138,11 @@ def build_classifier(
     build_classifier(run, config, data).predict(["A cat sat."])
     ```
     """
-    backbone = encoder_of(run, config)
-    length = row_length(config.data.sequence_length, backbone)
-    return CocoLMTextClassifier(
-        backbone,
-        data.num_classes,
-        CocoLMTextClassifierPreprocessor.from_preset(run.preset, sequence_length=length),
-        data.label_names,
-    )
+    with files.local_copy(run.preset) as preset:
+        backbone = encoder_of(dataclasses.replace(run, preset=preset), config)
+        length = row_length(config.data.sequence_length, backbone)
+        preprocessor = CocoLMTextClassifierPreprocessor.from_preset(preset, sequence_length=length)
+    return CocoLMTextClassifier(backbone, data.num_classes, preprocessor, data.label_names)
 
 
 def dev_scores(

@@ -12,11 +12,11 @@ OUT/
 import dataclasses
 import math
 import os
-import shutil
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import Grid, from_dict, with_values
 from cocolm_tf.finetuning.jobs import RESULTS_FILENAME, Job, JobRunner, write_json
@@ -84,7 +84,7 @@ def run_experiment(experiment: Experiment, output_dir: str, at_once: int = 1) ->
     folder = os.path.join(output_dir, experiment.folder)
     run = dataclasses.replace(
         experiment.run,
-        preset=os.path.abspath(experiment.run.preset),
+        preset=files.absolute(experiment.run.preset),
         preset_fingerprint=fingerprint(experiment.run.preset),
         content_fingerprints=content_fingerprints(experiment.run.files_read()),
     )
@@ -137,7 +137,7 @@ def _summary(
         "dev": summarize_runs([results["dev"] for results in found]),
         "seeds": list(range(experiment.seeds)),
         "best_seed": best,
-        "best_run": os.path.relpath(jobs[best].folder, output_dir),
+        "best_run": files.relative(jobs[best].folder, output_dir),
         "examples_per_second": statistics.median(r["examples_per_second"] for r in found),
         "seconds": sum(results["seconds"] for results in found),
         "config": run.config,
@@ -168,10 +168,8 @@ def _with_values(run: Run, values: dict[str, Any]) -> Run:
 
 def _submit(predictions: str, output_dir: str) -> None:
     """Puts predictions where those of all tasks lie, ready to be zipped."""
-    if not os.path.isdir(predictions):
-        return
     submission = os.path.join(output_dir, _SUBMISSION)
-    os.makedirs(submission, exist_ok=True)
-    for name in os.listdir(predictions):
-        shutil.copy(os.path.join(predictions, name), os.path.join(submission, name + ".tmp"))
-        os.replace(os.path.join(submission, name + ".tmp"), os.path.join(submission, name))
+    for name in files.list_dir(predictions):
+        files.make_dirs(submission)
+        content = files.read_bytes(os.path.join(predictions, name))
+        files.write_bytes(os.path.join(submission, name), content)

@@ -10,12 +10,10 @@ and a process, `python -m MODULE FOLDER SLOT SLOTS`, whose module calls `serve`.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import os
 import queue
-import shutil
 import subprocess
 import sys
 import threading
@@ -25,6 +23,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cocolm_tf import files
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import RestartableError, UserError, refusal
 from cocolm_tf.program import RESTARTABLE
 
@@ -69,7 +69,7 @@ class Job:
             UserError: If the folder has the results of another job.
         """
         path = os.path.join(self.folder, RESULTS_FILENAME)
-        if not os.path.isfile(path):
+        if not files.is_file(path):
             return None
         before = _read_json(os.path.join(self.folder, SPEC_FILENAME))
         now, results = json.loads(json.dumps(self.spec)), _read_json(path)
@@ -198,28 +198,27 @@ class JobRunner:
 
     def _prepare(self, job: Job) -> None:
         if not job.goes_on:
-            shutil.rmtree(job.folder, ignore_errors=True)
-        folder = os.path.abspath(job.folder)
+            files.remove_tree(job.folder)
+        folder = files.absolute(job.folder)
         with self._lock:
-            while not os.path.isdir(folder):
+            while not files.is_dir(folder):
                 self._made.add(folder)
                 folder = os.path.dirname(folder)
-            os.makedirs(job.folder, exist_ok=True)
+            files.make_dirs(job.folder)
         write_json(job.spec, os.path.join(job.folder, SPEC_FILENAME))
 
     def _discard(self, job: Job) -> None:
         """Removes a job's folder, and those around it that were made for it and hold nothing."""
-        shutil.rmtree(job.folder)
-        folder = os.path.dirname(os.path.abspath(job.folder))
-        with self._lock, contextlib.suppress(OSError):  # as soon as one holds something
-            while folder in self._made:
-                os.rmdir(folder)
+        files.remove_tree(job.folder)
+        folder = os.path.dirname(files.absolute(job.folder))
+        with self._lock:
+            while folder in self._made and files.remove_empty(folder):
                 folder = os.path.dirname(folder)
 
     def _wait_for(self, job: Job, slot: int) -> None:
         log_path = os.path.join(job.folder, LOG_FILENAME)
         command = [sys.executable, "-m", self._module, job.folder, str(slot), str(self._at_once)]
-        with open(log_path, "a", encoding="utf-8") as log:
+        with files.open_append(log_path) as log:
             with self._lock:
                 if self._closed:
                     raise concurrent.futures.CancelledError
@@ -250,8 +249,8 @@ class JobRunner:
                 f"{job.label} was killed by signal {-process.returncode}, as when memory runs "
                 f"out; {log_path} has what it said. Start again to go on."
             )
-        with open(log_path, encoding="utf-8", errors="replace") as log:
-            end = "".join(log.readlines()[-25:])
+        said = files.read_bytes(log_path).decode(errors="replace")
+        end = "".join(said.splitlines(keepends=True)[-25:])
         raise RuntimeError(f"{job.label} failed; {log_path} ends:\n{end}")
 
     def _hear(self, job: Job, line: str, log: Any) -> str | None:
@@ -348,10 +347,7 @@ def write_json(value: Any, path: str) -> None:
     write_json({"accuracy": 0.61}, "/tmp/results.json")
     ```
     """
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-    os.replace(path + ".tmp", path)
+    files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def refuse_another(job: Job) -> None:
@@ -369,7 +365,7 @@ def refuse_another(job: Job) -> None:
     ```
     """
     path = os.path.join(job.folder, SPEC_FILENAME)
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         return
     before, now = _read_json(path), json.loads(json.dumps(job.spec))
     if before != now:
@@ -385,8 +381,7 @@ def _take_share(slot: int, slots: int) -> None:
     if tf is None:
         return
     if slots > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // slots))
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, available_cpus() // slots))
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         gpu = gpus[slot % len(gpus)]
@@ -396,7 +391,7 @@ def _take_share(slot: int, slots: int) -> None:
 
 def _environment() -> dict[str, str]:
     # The process finds this package where this one has found it.
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(files.absolute(__file__))))
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
     return os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -404,8 +399,7 @@ def _environment() -> dict[str, str]:
 
 def _read_json(path: str) -> Any:
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(files.read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
 

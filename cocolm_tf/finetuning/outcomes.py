@@ -7,8 +7,8 @@ from typing import Any
 
 import keras_nlp
 
+from cocolm_tf.files import new_folder
 from cocolm_tf.finetuning.best_epoch import BestEpoch
-from cocolm_tf.tokenization.output_folder import new_folder
 from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.model_card import Facts, write_model_card
 from cocolm_tf.versions import own_versions
@@ -58,6 +58,6 @@ def save_model(model: keras_nlp.models.Task, facts: Facts, folder: str) -> None:
     save_model(classifier, classifier_facts(run, data, results), "runs/rte/seed_0")
     ```
     """
-    with new_folder(os.path.join(folder, PRESET_DIRECTORY)) as preset:
+    with new_folder(os.path.join(folder, PRESET_DIRECTORY), True, "config.json") as preset:
         model.save_to_preset(preset)
         write_model_card(preset, facts)

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.data.examples import TaskData
 from cocolm_tf.finetuning.metrics import predicted
 
@@ -29,8 +30,6 @@ def write_predictions(path: str, outputs: np.ndarray, data: TaskData) -> None:
         values = [f"{number:.3f}" for number in predictions]
     else:
         values = [names[number] for number in predictions]
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path + ".tmp", "w", encoding="utf-8", newline="\n") as file:
-        file.write("index\tprediction\n")
-        file.writelines(f"{index}\t{value}\n" for index, value in enumerate(values))
-    os.replace(path + ".tmp", path)
+    files.make_dirs(os.path.dirname(path) or ".")
+    rows = "".join(f"{index}\t{value}\n" for index, value in enumerate(values))
+    files.write_text(path, "index\tprediction\n" + rows)

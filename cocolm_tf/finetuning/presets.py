@@ -1,14 +1,17 @@
 """Presets as programs take them: checked, told apart, and with the weights that are wanted."""
 
-import glob
+import contextlib
+import fnmatch
 import json
 import os
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 
 _CONFIG_FILENAME = "config.json"
+_FETCHED = ("kaggle://", "hf://", "modelscope://")
 _BACKBONE = "cocolm_tf>CocoLMBackbone"
 # Where `training.preset` and `conversion` keep heads; not imported, as they need TensorFlow.
 _HEADS_FILENAME, _LM_BIAS = "pretraining_heads.npz", "lm_head.bias"
@@ -19,6 +22,13 @@ _TASKS = {
     "classifier": "cocolm_tf>CocoLMTextClassifier",
     "question_answerer": "cocolm_tf>CocoLMQuestionAnswerer",
 }
+
+
+def local_preset(preset: str | os.PathLike[str]) -> contextlib.AbstractContextManager[str]:
+    """A local path to a preset, see `files.local_copy`; what KerasHub fetches stays as it is."""
+    preset = os.fspath(preset)
+    fetched = preset.startswith(_FETCHED)
+    return contextlib.nullcontext(preset) if fetched else files.local_copy(preset)
 
 
 def backbone_config(preset: str) -> dict[str, object]:
@@ -40,18 +50,18 @@ def backbone_config(preset: str) -> dict[str, object]:
     ```
     """
     path = os.path.join(preset, _CONFIG_FILENAME)
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         raise UserError(f"--preset={preset} is not a preset: it has no {_CONFIG_FILENAME}.")
     try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
+        config = json.loads(files.read_text(path))
         registered_name, arguments = config["registered_name"], config["config"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} does not describe a model.") from error
     if registered_name != _BACKBONE:
         raise UserError(f"{path} describes a {registered_name}, not a {_BACKBONE}.")
+    names = files.list_dir(preset)
     for pattern, what in (("model*.weights.h5", "weights"), ("tokenizer.json", "tokenizer")):
-        if not glob.glob(os.path.join(glob.escape(preset), pattern)):
+        if not fnmatch.filter(names, pattern):
             raise UserError(f"--preset={preset} has no {what}: there is no {pattern}.")
     return arguments
 
@@ -76,7 +86,10 @@ def language_model_bias(preset: str) -> np.ndarray:
     ```
     """
     path = os.path.join(preset, _HEADS_FILENAME)
-    heads = np.load(path) if os.path.isfile(path) else {}
+    heads = {}
+    if files.is_file(path):
+        with files.open_read(path) as file:
+            heads = dict(np.load(file))
     if _LM_BIAS not in heads:
         raise UserError(
             f"{preset} has no language modeling head ({_HEADS_FILENAME} with {_LM_BIAS}): its main "
@@ -90,7 +103,7 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
     """Reads the head of a task that the preset of a converted checkpoint carries.
 
     Args:
-        preset: A folder; anything else has none.
+        preset: A local folder; anything else has none.
         head: `classifier` or `question_answerer`.
 
     Returns:
@@ -103,7 +116,7 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
     ```
     """
     path = os.path.join(preset, _TASK_HEADS_FILENAME)
-    if not os.path.isfile(path) or _task_name(preset) == _TASKS[head]:
+    if preset.startswith(_FETCHED) or not files.is_file(path) or _task_name(preset) == _TASKS[head]:
         return {}
     arrays = np.load(path)
     prefix = f"{head}."
@@ -115,10 +128,9 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
 def _task_name(preset: str) -> str:
     """The registered name of the task that a preset is of; empty where it is of none."""
     path = os.path.join(preset, _TASK_FILENAME)
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         return ""
     try:
-        with open(path, encoding="utf-8") as file:
-            return str(json.load(file)["registered_name"])
+        return str(json.loads(files.read_text(path))["registered_name"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} does not describe a model.") from error

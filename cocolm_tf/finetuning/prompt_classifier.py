@@ -8,7 +8,7 @@ import keras
 import keras_nlp
 import tensorflow as tf
 
-from cocolm_tf.finetuning.presets import language_model_bias
+from cocolm_tf.finetuning.presets import language_model_bias, local_preset
 from cocolm_tf.finetuning.prompt_classifier_preprocessor import CocoLMPromptClassifierPreprocessor
 from cocolm_tf.finetuning.raw_inputs import (
     class_numbers,
@@ -268,15 +268,16 @@ class CocoLMPromptClassifier(raw_text_task(keras_nlp.models.Task)):
         )
         ```
         """
-        preset = os.fspath(preset)
         if template is None:
-            return super().from_preset(preset, load_weights, **kwargs)
+            with local_preset(preset) as local:
+                return super().from_preset(local, load_weights, **kwargs)
         if label_words is None:
             raise ValueError("A template needs label_words.")
-        bias = language_model_bias(preset)
         dtype = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
-        backbone = backbone or CocoLMBackbone.from_preset(preset, load_weights, **dtype)
-        tokenizer = CocoLMTokenizer.from_preset(preset)
+        with local_preset(preset) as local:
+            bias = language_model_bias(local)
+            backbone = backbone or CocoLMBackbone.from_preset(local, load_weights, **dtype)
+            tokenizer = CocoLMTokenizer.from_preset(local)
         preprocessor = CocoLMPromptClassifierPreprocessor(
             tokenizer,
             template,

@@ -9,10 +9,10 @@ OUT/
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.data.few_shot import few_shot_split
 from cocolm_tf.data.glue import glue_files, read_glue
 from cocolm_tf.errors import UserError
@@ -54,7 +54,7 @@ def run_prompt_experiment(
     folder = os.path.join(output_dir, f"{run.task}-prompts")
     base = dataclasses.replace(
         run,
-        preset=os.path.abspath(run.preset),
+        preset=files.absolute(run.preset),
         preset_fingerprint=fingerprint(run.preset),
         content_fingerprints=content_fingerprints(glue_files(run.task, run.data_dir)),
     )
@@ -85,7 +85,7 @@ def run_prompt_experiment(
             "template": run.template,
             "test": summarize_runs([results["test"] for _, results in best]),
             "learning_rates": [job.spec["learning_rate"] for job, _ in best],
-            "best_runs": [os.path.relpath(job.folder, output_dir) for job, _ in best],
+            "best_runs": [files.relative(job.folder, output_dir) for job, _ in best],
             "seconds": sum(results.get("seconds", 0.0) for results in found),
             "config": run.config,
         },
@@ -105,5 +105,5 @@ def _best(jobs: Sequence[Job], runs: Sequence[dict[str, Any]]) -> tuple[Job, dic
     best = max(done, key=lambda pair: pair[1]["score"])
     for job in jobs:
         if job is not best[0]:
-            shutil.rmtree(os.path.join(job.folder, _PRESET), ignore_errors=True)
+            files.remove_tree(os.path.join(job.folder, _PRESET))
     return best

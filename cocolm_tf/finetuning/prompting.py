@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.data.few_shot import classes_of, few_shot_split
 from cocolm_tf.data.glue import read_glue
@@ -147,9 +148,6 @@ def build_prompt_classifier(
     build_prompt_classifier(run, config, data, train).predict(["It was fun."])
     ```
     """
-    backbone = load_encoder(
-        run.preset, seed=run.seed, dropout=config.dropout, precision=config.precision
-    )
     demonstrations = None
     if config.demonstrations:
         classes = classes_of(train, data)
@@ -157,17 +155,21 @@ def build_prompt_classifier(
             _texts(train.select(np.flatnonzero(classes == number)))
             for number in range(len(run.words))
         ]
-    return CocoLMPromptClassifier.from_preset(
-        run.preset,
-        template=run.template,
-        label_words=run.words,
-        demonstrations=demonstrations,
-        sequence_length=row_length(config.sequence_length, backbone),
-        seed=run.seed,
-        backbone=backbone,
-        label_names=data.label_names,
-        bounds=data.bounds,
-    )
+    with files.local_copy(run.preset) as preset:
+        backbone = load_encoder(
+            preset, seed=run.seed, dropout=config.dropout, precision=config.precision
+        )
+        return CocoLMPromptClassifier.from_preset(
+            preset,
+            template=run.template,
+            label_words=run.words,
+            demonstrations=demonstrations,
+            sequence_length=row_length(config.sequence_length, backbone),
+            seed=run.seed,
+            backbone=backbone,
+            label_names=data.label_names,
+            bounds=data.bounds,
+        )
 
 
 def prompt_batches(

@@ -10,7 +10,7 @@ import keras_nlp
 import tensorflow as tf
 
 from cocolm_tf.finetuning.answers import collect_answers
-from cocolm_tf.finetuning.presets import converted_head
+from cocolm_tf.finetuning.presets import converted_head, local_preset
 from cocolm_tf.finetuning.question_answerer_preprocessor import (
     CocoLMQuestionAnswererPreprocessor,
 )
@@ -292,8 +292,9 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_nlp.models.Task)):
         CocoLMQuestionAnswerer.from_preset("runs/first/preset", max_answer_length=15)
         ```
         """
-        answerer = super().from_preset(os.fspath(preset), load_weights, **kwargs)
-        head = converted_head(os.fspath(preset), "question_answerer")
+        with local_preset(preset) as local:
+            answerer = super().from_preset(local, load_weights, **kwargs)
+            head = converted_head(local, "question_answerer")
         if head and load_weights:
             answerer.answer_logits.set_weights([head["output.kernel"], head["output.bias"]])
         return answerer

@@ -1,12 +1,12 @@
 """What several runs say together."""
 
-import glob
 import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.finetuning.jobs import RESULTS_FILENAME, write_json
 from cocolm_tf.finetuning.results_page import results_page
 
@@ -75,12 +75,11 @@ def write_results(output_dir: str) -> str:
     ```
     """
     experiments = []
-    for path in sorted(glob.glob(os.path.join(glob.escape(output_dir), "*", RESULTS_FILENAME))):
-        with open(path, encoding="utf-8") as file:
-            experiments.append(json.load(file))
+    for name in files.list_dir(output_dir):
+        path = os.path.join(output_dir, name, RESULTS_FILENAME)
+        if files.is_file(path):
+            experiments.append(json.loads(files.read_text(path)))
     write_json({"experiments": experiments}, os.path.join(output_dir, RESULTS_FILENAME))
     path = os.path.join(output_dir, TABLE_FILENAME)
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.write(results_page(experiments))
-    os.replace(path + ".tmp", path)
+    files.write_text(path, results_page(experiments))
     return path

@@ -6,11 +6,11 @@ from typing import Any
 
 from absl import flags
 
+from cocolm_tf import files
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.presets import backbone_config
 from cocolm_tf.finetuning.run import Run
-from cocolm_tf.tokenization.output_folder import check_writable
 
 # The flags are those of the programs that ask for them, so that their --help shows them.
 flags.disclaim_key_flags()
@@ -147,8 +147,8 @@ def check_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, 
     check_start_flags()["hidden_dim"]
     ```
     """
-    check_writable(flag_values.output_dir, "--output_dir")
-    if flag_values.config_file and not os.path.isfile(flag_values.config_file):
+    files.check_writable(flag_values.output_dir, "--output_dir")
+    if flag_values.config_file and not files.is_file(flag_values.config_file):
         raise UserError(f"--config_file={flag_values.config_file} does not exist.")
     return backbone_config(flag_values.preset)
 

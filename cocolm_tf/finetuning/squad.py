@@ -1,5 +1,6 @@
 """One fine-tuning run of a question answerer, and the process that does it."""
 
+import dataclasses
 import json
 import os
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.data.examples import stratified
 from cocolm_tf.data.squad import Question
 from cocolm_tf.errors import UserError
@@ -133,22 +135,23 @@ def build_answerer(run: SquadRun, config: FinetuningConfig) -> CocoLMQuestionAns
     build_answerer(run, config).predict((["Who sat?"], ["The cat sat."]))
     ```
     """
-    backbone = encoder_of(run, config)
-    length = row_length(config.data.sequence_length, backbone, SEQUENCE_LENGTH)
-    lengths = {"stride": run.stride, "max_question_length": run.max_question_length}
-    try:
-        answerer = CocoLMQuestionAnswerer(
-            backbone,
-            CocoLMQuestionAnswererPreprocessor.from_preset(
-                run.preset, sequence_length=length, **lengths
-            ),
-            run.max_answer_length,
-            run.n_best,
-        )
-    except ValueError as error:  # which lengths do not fit
-        raise UserError(str(error)) from error
-    if not run.from_scratch and _is_answerer(run.preset):
-        answerer.load_task_weights(os.path.join(run.preset, "task.weights.h5"))
+    with files.local_copy(run.preset) as preset:
+        backbone = encoder_of(dataclasses.replace(run, preset=preset), config)
+        length = row_length(config.data.sequence_length, backbone, SEQUENCE_LENGTH)
+        lengths = {"stride": run.stride, "max_question_length": run.max_question_length}
+        try:
+            answerer = CocoLMQuestionAnswerer(
+                backbone,
+                CocoLMQuestionAnswererPreprocessor.from_preset(
+                    preset, sequence_length=length, **lengths
+                ),
+                run.max_answer_length,
+                run.n_best,
+            )
+        except ValueError as error:  # which lengths do not fit
+            raise UserError(str(error)) from error
+        if not run.from_scratch and _is_answerer(preset):
+            answerer.load_task_weights(os.path.join(preset, "task.weights.h5"))
     return answerer
 
 
@@ -183,10 +186,10 @@ def _shares(official: dict[str, float]) -> dict[str, float]:
 
 def _is_answerer(preset: str) -> bool:
     path = os.path.join(preset, "task.json")
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         return False
-    with open(path, encoding="utf-8") as file:
-        return json.load(file).get("registered_name") == "cocolm_tf>CocoLMQuestionAnswerer"
+    registered = json.loads(files.read_text(path)).get("registered_name")
+    return registered == "cocolm_tf>CocoLMQuestionAnswerer"
 
 
 if __name__ == "__main__":

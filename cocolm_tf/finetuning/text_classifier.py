@@ -10,7 +10,7 @@ import keras_nlp
 
 from cocolm_tf.data.examples import Examples
 from cocolm_tf.finetuning.batches import tokenized, training_batches
-from cocolm_tf.finetuning.presets import converted_head
+from cocolm_tf.finetuning.presets import converted_head, local_preset
 from cocolm_tf.finetuning.raw_inputs import (
     class_numbers,
     class_numbers_in_graph,
@@ -259,12 +259,13 @@ class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
         ```
         """
         head = {}
-        if "num_classes" in kwargs:
-            # The names of the classes that the preset had.
-            kwargs.setdefault("label_names", None)
-        elif head := converted_head(os.fspath(preset), "classifier"):
-            kwargs["hidden_dim"], kwargs["num_classes"] = head["output.kernel"].shape
-        classifier = super().from_preset(os.fspath(preset), load_weights, **kwargs)
+        with local_preset(preset) as local:
+            if "num_classes" in kwargs:
+                # The names of the classes that the preset had.
+                kwargs.setdefault("label_names", None)
+            elif head := converted_head(local, "classifier"):
+                kwargs["hidden_dim"], kwargs["num_classes"] = head["output.kernel"].shape
+            classifier = super().from_preset(local, load_weights, **kwargs)
         if head and load_weights:
             classifier.pooled_dense.set_weights([head["dense.kernel"], head["dense.bias"]])
             classifier.output_dense.set_weights([head["output.kernel"], head["output.bias"]])

@@ -8,6 +8,7 @@ import keras
 import keras_nlp
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.relative_position import AttentionBias
 from cocolm_tf.modeling.residual_norm import ResidualNorm
@@ -268,9 +269,7 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
         if policy.name.startswith("mixed_"):
             # KerasHub loads any float type at the policy of the process, but fails on these.
             path = os.path.join(preset_dir, "config.json")
-            with open(path) as file:
-                config = json.load(file)
+            config = json.loads(files.read_text(path))
             stored = keras.DTypePolicy(policy.variable_dtype)
             config["config"]["dtype"] = keras.dtype_policies.serialize(stored)
-            with open(path, "w") as file:
-                json.dump(config, file, indent=4)
+            files.write_text(path, json.dumps(config, indent=4))

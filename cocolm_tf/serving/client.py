@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  (its operations are in the graph)
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
@@ -109,14 +110,14 @@ def find_version(directory: str) -> str:
     find_version("exports/first")  # "exports/first/3"
     ```
     """
-    if not os.path.isdir(directory):
+    if not files.is_dir(directory):
         raise UserError(f"{directory} is not a folder.")
-    if os.path.isfile(os.path.join(directory, SAVED_MODEL_FILENAME)):
+    if files.is_file(os.path.join(directory, SAVED_MODEL_FILENAME)):
         return directory
     versions = [
         name
-        for name in os.listdir(directory)
-        if name.isdecimal() and os.path.isfile(os.path.join(directory, name, SAVED_MODEL_FILENAME))
+        for name in files.list_dir(directory)
+        if name.isdecimal() and files.is_file(os.path.join(directory, name, SAVED_MODEL_FILENAME))
     ]
     if not versions:
         raise UserError(f"{directory} has no SavedModel, nor a version of one.")

@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.serving.answering import Answerer, answering_signatures
 from cocolm_tf.serving.batching import BATCHING_FILENAME, batching_parameters
 from cocolm_tf.serving.classification import Classifier, classification_signatures
+from cocolm_tf.serving.client import SAVED_MODEL_FILENAME
 from cocolm_tf.serving.correction import (
     MAX_TOKENS,
     NUM_CORRECTIONS,
@@ -20,7 +23,6 @@ from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.serving.saved_model import write_saved_model
 from cocolm_tf.serving.signature import Signature
 from cocolm_tf.serving.warmup import warmup_texts, write_warmup_requests
-from cocolm_tf.tokenization.output_folder import new_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +89,16 @@ def export_preset(
     settings = settings or Settings()
     version = next_version(output_dir) if version is None else version
     path = os.path.join(output_dir, str(version))
-    if os.path.exists(path):
+    if files.exists(path):
         raise UserError(f"--version={version} is in --output_dir={output_dir} already.")
+    with files.local_copy(preset) as local:
+        _write_version(local, names, output_dir, path, settings)
+    return path
+
+
+def _write_version(
+    preset: str, names: Sequence[str], output_dir: str, path: str, settings: Settings
+) -> None:
     parts = ServedPreset(preset)
     model = InferenceEncoder(parts.backbone, settings.precision, settings.int8)
     encoder = Encoder(model, settings.buckets)
@@ -98,13 +108,11 @@ def export_preset(
     default = "classify_pairs" if names[0] == "classify" and settings.pairs else names[0]
     limit = parts.backbone.max_sequence_length
     texts = warmup_texts(parts.tokenizer, [*(b for b in settings.buckets if b < limit), limit])
-    with new_folder(path) as folder:
+    with files.new_folder(path, last=SAVED_MODEL_FILENAME) as folder:
         write_saved_model(signatures, default, parts.tokenizer, folder)
-        model = os.path.basename(os.path.abspath(output_dir))
+        model = files.name(output_dir)
         write_warmup_requests(signatures, texts, model, folder)
-        with open(os.path.join(folder, BATCHING_FILENAME), "w") as file:
-            file.write(batching_parameters())
-    return path
+        files.write_text(os.path.join(folder, BATCHING_FILENAME), batching_parameters())
 
 
 def next_version(output_dir: str) -> int:
@@ -124,11 +132,13 @@ def next_version(output_dir: str) -> int:
     next_version("exports/first")
     ```
     """
-    if not os.path.exists(output_dir):
+    if not files.exists(output_dir):
         return 1
-    if not os.path.isdir(output_dir):
+    if not files.is_dir(output_dir):
         raise UserError(f"--output_dir={output_dir} is a file; the output must be a folder.")
-    return 1 + max((int(name) for name in os.listdir(output_dir) if name.isdecimal()), default=0)
+    return 1 + max(
+        (int(name) for name in files.list_dir(output_dir) if name.isdecimal()), default=0
+    )
 
 
 def _embed(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:

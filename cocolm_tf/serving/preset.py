@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
@@ -25,7 +26,7 @@ class ServedPreset:
     """What a preset has, each part loaded when it is first asked for.
 
     Args:
-        directory: the preset.
+        directory: the preset, a local folder.
 
     Raises:
         UserError: here or when a part is asked for, if the preset is none or has no such part.
@@ -38,7 +39,7 @@ class ServedPreset:
     """
 
     def __init__(self, directory: str) -> None:
-        if not os.path.isfile(os.path.join(directory, "config.json")):
+        if not files.is_file(os.path.join(directory, "config.json")):
             raise UserError(f"--preset={directory} is not a preset: it has no config.json.")
         self.directory = directory
 
@@ -100,15 +101,14 @@ class ServedPreset:
     def _task(self) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | None:
         """The fine-tuned model with its head; None if the preset is only pretrained."""
         path = os.path.join(self.directory, _TASK_FILENAME)
-        if not os.path.isfile(path):
+        if not files.is_file(path):
             return None
         kinds = {
             keras.saving.get_registered_name(kind): kind
             for kind in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
         }
         try:
-            with open(path, encoding="utf-8") as file:
-                name = json.load(file)["registered_name"]
+            name = json.loads(files.read_text(path))["registered_name"]
             if name not in kinds:
                 raise UserError(f"{path} describes a {name}, which cannot be served.")
             task = kinds[name].from_preset(self.directory, dtype="float32")

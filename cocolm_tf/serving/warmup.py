@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.serving.signature import CLASSIFY, PREDICT, REGRESS, Signature
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -47,7 +48,7 @@ def write_warmup_requests(
     ```
     """
     path = os.path.join(directory, WARMUP_FILENAME)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    files.make_dirs(os.path.dirname(path))
     records = [
         prediction_log(name, signature, batch, model)
         for batch in texts

@@ -23,6 +23,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config_file import parse_file
 
@@ -95,10 +96,10 @@ def load_suite(suite: str, suites: str) -> Suite:
     ```
     """
     path = os.path.join(suites, f"{suite}.yaml")
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         path = suite
-    if not os.path.isfile(path):
-        known = sorted(name[:-5] for name in os.listdir(suites) if name.endswith(".yaml"))
+    if not files.is_file(path):
+        known = [name[:-5] for name in files.list_dir(suites) if name.endswith(".yaml")]
         raise UserError(f"--suite is one of {', '.join(known)} or a YAML file, not {suite!r}.")
     values = parse_file(path)
     rows = values.get("rows") if isinstance(values, dict) else None
@@ -152,8 +153,8 @@ def _change(where: str, path: str, change: Any) -> str:
         return json.dumps(change)
     if not isinstance(change, str):
         raise UserError(f"{where}.changes are YAML files or values by their keys, not {change!r}.")
-    file = os.path.normpath(os.path.join(os.path.dirname(path), change))
-    if not os.path.isfile(file):
+    file = files.join(os.path.dirname(path), change)
+    if not files.is_file(file):
         raise UserError(f"{where}.changes: {file} does not exist.")
     return file
 

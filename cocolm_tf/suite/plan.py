@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cocolm_tf import files
 from cocolm_tf.data.glue import GLUE_TASKS, read_glue
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config
@@ -208,7 +209,7 @@ def glue_tasks(
         width = next(iter(configs.values())).model.hidden_dim
         path = config_file or suitable_config(width, finetuning_configs)
         config, _ = load_finetuning_config(path, name, overrides)
-        data = {"task": name, "data_dir": data_dir and os.path.abspath(data_dir)}
+        data = {"task": name, "data_dir": data_dir and files.absolute(data_dir)}
         for row, of_row in configs.items():
             if config.data.sequence_length > of_row.model.max_sequence_length:
                 raise UserError(
@@ -232,7 +233,7 @@ def run_folder(output_dir: str, row: str) -> str:
 
 def preset_folder(output_dir: str, row: str) -> str:
     """Where a row's preset will be."""
-    return os.path.join(os.path.abspath(run_folder(output_dir, row)), "preset")
+    return os.path.join(files.absolute(run_folder(output_dir, row)), "preset")
 
 
 def _check_auxiliary_of(row: Row, other: PretrainingConfig) -> None:

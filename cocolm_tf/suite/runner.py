@@ -9,9 +9,11 @@ OUT/
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.data.glue import glue_files
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
@@ -97,6 +99,8 @@ class _SuiteRun:
             for name, path in dataclasses.asdict(inputs).items()
             if name != "vocabulary"  # The manifests know it.
         }
+        # Many jobs start from one preset, which is what it is once its run has ended.
+        self._fingerprint = functools.cache(fingerprint)
         self._pretrained: dict[str, dict[str, Any]] = {}
         self._finetuned: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
 
@@ -139,9 +143,7 @@ class _SuiteRun:
         results = suite_results(self._plan, self._pretrained, self._finetuned)
         write_json(results, os.path.join(self._output_dir, _RESULTS_FILENAME))
         path = os.path.join(self._output_dir, _TABLE_FILENAME)
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            file.write(suite_page(results))
-        os.replace(path + ".tmp", path)
+        files.write_text(path, suite_page(results))
         return path
 
     def _do_one(
@@ -172,7 +174,7 @@ class _SuiteRun:
                 "finetuning": dataclasses.asdict(
                     ClassificationRun(
                         preset=preset,
-                        preset_fingerprint=fingerprint(preset),
+                        preset_fingerprint=self._fingerprint(preset),
                         content_fingerprints=self._contents[run.task.name],
                         data=run.task.data,
                         config=run.task.config.as_dict(),
@@ -187,7 +189,7 @@ class _SuiteRun:
 
     def _pretraining_job(self, row: Row) -> Job:
         inputs = {
-            name: path if "://" in path or not path else os.path.abspath(path)
+            name: path and files.absolute(path)
             for name, path in dataclasses.asdict(self._inputs).items()
         }
         return Job(

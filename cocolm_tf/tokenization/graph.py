@@ -6,7 +6,7 @@ from cocolm_tf.tokenization.dictionary import (
     UNKNOWN_TOKEN_ID,
     Dictionary,
 )
-from cocolm_tf.tokenization.normalization import PUNCTUATION, normalize
+from cocolm_tf.tokenization.normalization import PUNCTUATION, normalize, valid_utf8
 from cocolm_tf.tokenization.offsets import (
     TokenOffsets,
     character_offsets,
@@ -53,7 +53,10 @@ class TokenizerGraph(tf.Module):
             ),
             default_value=UNKNOWN_TOKEN_ID,
         )
-        self._id_to_piece = tf.constant(dictionary.tokens)
+        byte_pieces = self._segmenter.byte_pieces
+        self._id_to_piece = tf.constant(
+            [byte_pieces.get(token, token) for token in dictionary.tokens]
+        )
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")], autograph=False)
     def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -74,7 +77,7 @@ class TokenizerGraph(tf.Module):
             words = tf.strings.split(normalize(texts, self.lowercase), " ")
             distinct, index = tf.unique(words.flat_values)
             pieces = self._segmenter.tokenize(distinct)
-            positions, _ = _lay_out(pieces, words.with_flat_values(index))
+            positions, _ = self._lay_out(pieces, words.with_flat_values(index))
             ids = self._piece_to_id.lookup(pieces.flat_values)
             return tf.ragged.map_flat_values(tf.gather, ids, positions)
 
@@ -99,7 +102,7 @@ class TokenizerGraph(tf.Module):
             words = tf.strings.split(normalize(texts, self.lowercase), " ")
             distinct, index = tf.unique(words.flat_values)
             pieces, piece_starts, piece_ends = segment_with_offsets(self._segmenter, distinct)
-            positions, words_of_pieces = _lay_out(pieces, words.with_flat_values(index))
+            positions, words_of_pieces = self._lay_out(pieces, words.with_flat_values(index))
             lengths = tf.gather(tf.strings.length(distinct, unit="UTF8_CHAR"), index)
             starts, ends = to_text_offsets(
                 character_offsets(texts, self.lowercase),
@@ -130,6 +133,7 @@ class TokenizerGraph(tf.Module):
 
         Returns:
             `[B]` string. Special tokens are left out, except that an unknown one shows as "⁇".
+            Bytes that make no character show as U+FFFD.
 
         Example:
         ```python
@@ -142,39 +146,41 @@ class TokenizerGraph(tf.Module):
             pieces = tf.gather(self._id_to_piece, ids.flat_values)
             pieces = tf.where(ids.flat_values == UNKNOWN_TOKEN_ID, " ⁇ ", pieces)
             texts = tf.strings.reduce_join(ids.with_flat_values(pieces), axis=-1)
+            if self._segmenter.byte_pieces:
+                texts = valid_utf8(texts)
             return tf.strings.strip(tf.strings.regex_replace(texts, rf"[ {WORD_START}]+", " "))
 
+    def _lay_out(
+        self, pieces: tf.RaggedTensor, words: tf.RaggedTensor
+    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+        """Goes from the pieces of the different words to those of the texts.
 
-def _lay_out(
-    pieces: tf.RaggedTensor, words: tf.RaggedTensor
-) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-    """Goes from the pieces of the different words to those of the texts.
+        Args:
+            pieces: `[W, (P)]` string, the pieces of the different words.
+            words: `[B, (N)]`, which of the W words the texts' words are.
 
-    Args:
-        pieces: `[W, (P)]` string, the pieces of the different words.
-        words: `[B, (N)]`, which of the W words the texts' words are.
+        Returns:
+            `[B, (T)]` each: which of `pieces.flat_values` the texts' pieces are, and which of
+            `words.flat_values` they belong to.
+        """
+        surfaces = pieces.flat_values
+        is_space = tf.equal(surfaces, WORD_START)
+        is_punctuation = tf.strings.regex_full_match(surfaces, rf"[{PUNCTUATION}](?s:.*)")
+        is_punctuation &= ~self._segmenter.is_byte(surfaces)
 
-    Returns:
-        `[B, (T)]` each: which of `pieces.flat_values` the texts' pieces are, and which of
-        `words.flat_values` they belong to.
-    """
-    surfaces = pieces.flat_values
-    is_space = tf.equal(surfaces, WORD_START)
-    is_punctuation = tf.strings.regex_full_match(surfaces, rf"[{PUNCTUATION}](?s:.*)")
-
-    by_word = tf.gather(pieces.with_flat_values(tf.range(tf.size(surfaces))), words.flat_values)
-    rows = words.with_values(by_word).merge_dims(1, 2)
-    positions = rows.flat_values
-    row_ends = rows.row_splits[1:]
-    is_last = tf.scatter_nd(
-        row_ends[:, tf.newaxis], tf.ones_like(row_ends), [tf.size(positions, tf.int64) + 1]
-    )
-    # A word that SentencePiece does not know how to begin leaves a lone space. The released
-    # tokenizer drops it before punctuation and at the end of a text.
-    next_is_punctuation = tf.concat([tf.gather(is_punctuation, positions), [True]], 0)[1:]
-    droppable = next_is_punctuation | (is_last[1:] > 0)
-    keep = rows.with_flat_values(~(tf.gather(is_space, positions) & droppable))
-    return (
-        tf.ragged.boolean_mask(rows, keep),
-        tf.ragged.boolean_mask(rows.with_flat_values(by_word.value_rowids()), keep),
-    )
+        by_word = tf.gather(pieces.with_flat_values(tf.range(tf.size(surfaces))), words.flat_values)
+        rows = words.with_values(by_word).merge_dims(1, 2)
+        positions = rows.flat_values
+        row_ends = rows.row_splits[1:]
+        is_last = tf.scatter_nd(
+            row_ends[:, tf.newaxis], tf.ones_like(row_ends), [tf.size(positions, tf.int64) + 1]
+        )
+        # A word that SentencePiece does not know how to begin leaves a lone space. The released
+        # tokenizer drops it before punctuation and at the end of a text.
+        next_is_punctuation = tf.concat([tf.gather(is_punctuation, positions), [True]], 0)[1:]
+        droppable = next_is_punctuation | (is_last[1:] > 0)
+        keep = rows.with_flat_values(~(tf.gather(is_space, positions) & droppable))
+        return (
+            tf.ragged.boolean_mask(rows, keep),
+            tf.ragged.boolean_mask(rows.with_flat_values(by_word.value_rowids()), keep),
+        )

@@ -24,9 +24,9 @@ class TokenOffsets(NamedTuple):
 
     In order, the ids cover every character of the text but white space and what SentencePiece
     takes for it or leaves out, such as control characters. Two ids overlap only where one
-    character is written as several, "½" as "1⁄2", and each has a part of it. A lone "▁", which
-    marks the beginning of a word whose first characters the vocabulary lacks, covers nothing:
-    its start is its end.
+    character is written as several, "½" as "1⁄2", or in bytes, and each has a part of it. A lone
+    "▁", which marks the beginning of a word whose first characters the vocabulary lacks, covers
+    nothing: its start is its end.
 
     Attributes:
         ids: `[B, (N)]` int32, as `tokenize` gives them.
@@ -106,7 +106,9 @@ def segment_with_offsets(
     blank = _leading_blanks(segmenter, words_of_pieces, pieces, starts, ends)
     starts = _num_characters(words_of_pieces, starts) + blank
     ends = tf.minimum(_num_characters(words_of_pieces, ends) + cut, length)
-    return pieces, tf.where(_content(pieces.flat_values) == "", ends, starts), ends
+    if segmenter.byte_pieces:
+        ends = _ends_of_bytes(segmenter, pieces.flat_values, ends)
+    return pieces, tf.where(segmenter.content(pieces.flat_values) == "", ends, starts), ends
 
 
 def to_text_offsets(
@@ -141,14 +143,15 @@ def _cut_characters(
 ) -> tf.Tensor:
     """Counts the character that a piece has only a part of: `[sum of P]` int32, 0 or 1.
 
-    SentencePiece's offsets give a character that it writes as several to the last piece with a
-    part of it. The other pieces show by saying more than the text that they and those before
-    them are said to cover.
+    SentencePiece's offsets give a character that it writes as several, or in bytes, to the last
+    piece with a part of it. The other pieces show by saying more than the text that they and those
+    before them are said to cover; of bytes, the last one of a character does.
     """
     rows = pieces.value_rowids()
-    contents = _content(pieces.flat_values)
+    contents = segmenter.content(pieces.flat_values)
     written = tf.strings.reduce_join(pieces.with_flat_values(contents), axis=-1)
-    changed = tf.where(tf.gather(written != words, rows))[:, 0]
+    is_byte = segmenter.is_byte(pieces.flat_values)
+    changed = tf.where(tf.gather(written != words, rows) | is_byte)[:, 0]
     lengths = tf.concat([[0], tf.cumsum(tf.strings.length(contents))], 0)
     lengths_until = lengths[1:] - tf.gather(lengths, tf.gather(pieces.row_starts(), rows))
     rows = tf.gather(rows, changed)
@@ -158,6 +161,14 @@ def _cut_characters(
     return tf.scatter_nd(
         changed[:, tf.newaxis], tf.cast(is_cut, tf.int32), tf.shape(ends, tf.int64)
     )
+
+
+def _ends_of_bytes(segmenter: Segmenter, pieces: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
+    """Has all bytes of a character end where its last one does: `[sum of P]` int32."""
+    is_continued = tf.concat([segmenter.is_continuation(pieces)[1:], [False]], 0)
+    is_continued = is_continued[: tf.size(ends)]
+    last = tf.cumsum(tf.cast(~is_continued, tf.int32), exclusive=True)
+    return tf.gather(tf.boolean_mask(ends, ~is_continued), last)
 
 
 def _leading_blanks(
@@ -187,14 +198,11 @@ def _leading_blanks(
     )
 
 
-def _content(pieces: tf.Tensor) -> tf.Tensor:
-    return tf.strings.regex_replace(pieces, WORD_START, "")
-
-
 def _written(segmenter: Segmenter, texts: tf.Tensor) -> tf.Tensor:
     """What the pieces of texts say, spaces aside: the texts as SentencePiece normalizes them."""
     pieces = segmenter.tokenize(texts)
-    return tf.strings.reduce_join(pieces.with_flat_values(_content(pieces.flat_values)), axis=-1)
+    contents = segmenter.content(pieces.flat_values)
+    return tf.strings.reduce_join(pieces.with_flat_values(contents), axis=-1)
 
 
 def _prefix(texts: tf.Tensor, num_bytes: tf.Tensor) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import sentencepiece
 import tensorflow as tf
 import tensorflow_text as tf_text
 from tensorflow_text.python.ops import sentencepiece_tokenizer
@@ -22,6 +23,10 @@ class Segmenter(tf_text.SentencepieceTokenizer):
     Args:
         proto: A serialized SentencePiece model.
 
+    Attributes:
+        byte_pieces: The pieces that stand for a byte, with that byte: those of a model with byte
+            fallback, which writes unknown characters in UTF-8. Empty for other models.
+
     Example:
     ```python
     segmenter = Segmenter(proto)
@@ -33,6 +38,37 @@ class Segmenter(tf_text.SentencepieceTokenizer):
     def __init__(self, proto: bytes) -> None:
         super().__init__(proto, out_type=tf.string)
         self._model_resource = _SharedModel(proto)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        self.byte_pieces = {
+            piece: bytes([int(piece[1:-1], 16)])
+            for id in range(processor.vocab_size())
+            if processor.is_byte(id) and (piece := processor.id_to_piece(id))
+        }
+        if self.byte_pieces:
+            self._bytes = tf.lookup.StaticHashTable(
+                tf.lookup.KeyValueTensorInitializer(
+                    tf.constant(list(self.byte_pieces)),
+                    tf.constant(list(self.byte_pieces.values())),
+                ),
+                default_value="",
+            )
+
+    def is_byte(self, pieces: tf.Tensor) -> tf.Tensor:
+        """Which pieces, `[P]` string, stand for a byte: `[P]` bool."""
+        if not self.byte_pieces:
+            return tf.zeros_like(pieces, tf.bool)
+        return self._bytes.lookup(pieces) != ""
+
+    def is_continuation(self, pieces: tf.Tensor) -> tf.Tensor:
+        """Which pieces, `[P]` string, stand for a byte behind the first of a character."""
+        return self.is_byte(pieces) & tf.strings.regex_full_match(pieces, "<0x[89AB].>")
+
+    def content(self, pieces: tf.Tensor) -> tf.Tensor:
+        """What pieces, `[P]` string, say, spaces aside: `[P]` string, bytes as they are."""
+        content = tf.strings.regex_replace(pieces, WORD_START, "")
+        if not self.byte_pieces:
+            return content
+        return tf.where(self.is_byte(pieces), self._bytes.lookup(pieces), content)
 
 
 class _SharedModel(tf.saved_model.experimental.TrackableResource):

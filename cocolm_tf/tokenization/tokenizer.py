@@ -34,6 +34,8 @@ from cocolm_tf.tokenization.segmenter import WORD_START
 CONFIG_FILENAME = "tokenizer.json"
 MODEL_FILENAME = "vocabulary.spm"
 DICTIONARY_FILENAME = "dict.txt"
+# Where KerasHub puts the last two in a preset.
+ASSETS_FOLDER = os.path.join("assets", "tokenizer")
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")

@@ -1,38 +1,51 @@
 """Learning a vocabulary from a corpus, and loading one from its folder."""
 
 import collections
+import contextlib
 import io
+import itertools
+import json
 import os
 import re
 import sys
+import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 
 import sentencepiece
-import tensorflow as tf
 import tqdm
+from sentencepiece import sentencepiece_model_pb2
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.dictionary import NUM_SPECIAL_TOKENS, Dictionary
-from cocolm_tf.tokenization.normalization import as_string_tensor, normalize
-from cocolm_tf.tokenization.output_folder import check_output_folder, new_folder
-from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, DICTIONARY_FILENAME, CocoLMTokenizer
+from cocolm_tf.tokenization.tokenizer import (
+    ASSETS_FOLDER,
+    CONFIG_FILENAME,
+    DICTIONARY_FILENAME,
+    CocoLMTokenizer,
+)
+from cocolm_tf.tokenization.tokenizer import MODEL_FILENAME as PRESET_MODEL_FILENAME
+from cocolm_tf.tokenization.words import CUT, RESERVED, Parts, count_corpus
 
 MODEL_FILENAME = "sp.model"
+# SentencePiece's rules for the characters of a word. "nmt" means that control characters and odd
+# spaces go too, "cf" that upper and lower case become one.
+NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 
+# Where the vocabulary of a preset is, and what that of a released checkpoint is called.
+_FILES = {
+    MODEL_FILENAME: os.path.join(ASSETS_FOLDER, PRESET_MODEL_FILENAME),
+    DICTIONARY_FILENAME: os.path.join(ASSETS_FOLDER, DICTIONARY_FILENAME),
+}
 # SentencePiece counts its own unknown piece; ours is among the special tokens.
 _NOT_IN_SENTENCEPIECE = NUM_SPECIAL_TOKENS - 1
-_BATCH_CHARACTERS = 1_000_000
-
-# The trainer drops words beyond a length, and cannot take more than 65,535 characters: longer
-# ones, as of scripts that write no spaces, are cut. It rarely learns pieces across a cut.
-_MAX_WORD_CHARACTERS = 1_000
-# NFKC makes up to 18 characters of one, of up to 4 bytes each.
-_MAX_WORD_BYTES = 18 * 4 * _MAX_WORD_CHARACTERS
-# The trainer drops words with this character, which it keeps for itself.
-_RESERVED = "\u2585"
 _MIN_CHARACTER_COVERAGE = 0.98
 # How much less than asked a vocabulary may cover until that is worth a warning.
 _COVERAGE_TOLERANCE = 0.001
+# How many parts of a corpus a sample comes from at a time.
+_PARTS_AT_A_TIME = 64
+_WORDS_AT_A_TIME = 100_000
 
 
 def train_vocabulary(
@@ -41,26 +54,41 @@ def train_vocabulary(
     output_dir: str | os.PathLike[str],
     lowercase: bool = False,
     character_coverage: float = 0.9995,
+    byte_fallback: bool = False,
+    split_digits: bool = False,
+    normalization: str = "nmt_nfkc",
+    sample_bytes: int | None = None,
     max_distinct_words: int = 10_000_000,
+    num_workers: int = 1,
     overwrite: bool = False,
 ) -> CocoLMTokenizer:
     """Learns a BPE vocabulary with SentencePiece and writes it to a folder.
 
     The trainer gets the words that the tokenizer will see, with the number of times each occurs,
     so the whole corpus counts while only its different words are held in memory. The same texts
-    give the same vocabulary.
+    give the same vocabulary, whatever `num_workers` is.
 
-    The folder has `sp.model` and `dict.txt`, as a released vocabulary has, and is a preset too.
+    The folder is a KerasHub preset of the tokenizer, as the presets of models have it.
 
     Args:
         texts: The corpus.
         vocabulary_size: The number of ids, the five special tokens included.
-        output_dir: The folder; it appears when it is complete.
+        output_dir: The folder, local or remote; it appears when it is complete.
         lowercase: Whether the vocabulary is uncased.
         character_coverage: The share of all characters that get a piece, in [0.98, 1]. The rare
             rest is left to `<unk>`. What the vocabulary covers is told.
+        byte_fallback: Whether the vocabulary has a piece for each of the 256 bytes, by which
+            characters without a piece are written in UTF-8, so that nothing is unknown.
+        split_digits: Whether every digit is a piece of its own.
+        normalization: SentencePiece's rule for the characters of a word, one of
+            `NORMALIZATIONS`. It is part of the SentencePiece model, so whoever reads that applies
+            it. The released models' is `nmt_nfkc`.
+        sample_bytes: About how much text to learn from, of many parts of the corpus if it has
+            any, as `data.sources.Source`; None for all.
         max_distinct_words: When there are more different words than this, the rarer half is
-            forgotten.
+            forgotten, and told.
+        num_workers: The number of processes that count words. More than one need a program whose
+            main module can be imported, as `multiprocessing` says.
         overwrite: Whether to replace `output_dir` if it is not empty.
 
     Returns:
@@ -76,27 +104,82 @@ def train_vocabulary(
     tokenizer = train_vocabulary(texts, 30, "/tmp/vocabulary", lowercase=True, overwrite=True)
     ```
     """
-    check_output_folder(output_dir, overwrite)
-    if not _MIN_CHARACTER_COVERAGE <= character_coverage <= 1:
-        raise UserError(
-            f"character_coverage is {character_coverage}; it must be in "
-            f"[{_MIN_CHARACTER_COVERAGE}, 1]."
-        )
-    counts = _count_words(texts, lowercase, max_distinct_words)
-    if not counts:
-        raise UserError("there is no text to learn a vocabulary from: the corpus is empty.")
-    words = list(_learnable(counts).items())
-    tqdm.tqdm.write(
-        f"learning {vocabulary_size} tokens from {len(words)} different words", file=sys.stderr
+    files.check_output_folder(output_dir, overwrite)
+    _check_options(character_coverage, normalization)
+    if sample_bytes is not None:
+        texts = _sample(texts, sample_bytes)
+    counts, forgotten = count_corpus(texts, lowercase, num_workers, max_distinct_words)
+    return learn_vocabulary(
+        counts,
+        vocabulary_size,
+        output_dir,
+        lowercase=lowercase,
+        character_coverage=character_coverage,
+        byte_fallback=byte_fallback,
+        split_digits=split_digits,
+        normalization=normalization,
+        forgotten=forgotten,
+        overwrite=overwrite,
     )
-    proto = _train_bpe(words, vocabulary_size, character_coverage)
-    dictionary, unknown = _count_pieces(words, proto)
-    _tell_coverage(counts, unknown, character_coverage)
+
+
+def learn_vocabulary(
+    counts: collections.Counter[str],
+    vocabulary_size: int,
+    output_dir: str | os.PathLike[str],
+    lowercase: bool = False,
+    character_coverage: float = 0.9995,
+    byte_fallback: bool = False,
+    split_digits: bool = False,
+    normalization: str = "nmt_nfkc",
+    forgotten: collections.Counter[str] | None = None,
+    overwrite: bool = False,
+) -> CocoLMTokenizer:
+    """Learns a vocabulary from words that have been counted, and writes it to a folder.
+
+    Args:
+        counts: The words, as `words.count_words` counts them, in any order.
+        forgotten: How often each character occurs in words that are left out of `counts`, so that
+            what is told of the vocabulary's coverage is told of them too.
+        vocabulary_size, output_dir, lowercase, character_coverage, byte_fallback, split_digits,
+            normalization, overwrite: As for `train_vocabulary`.
+
+    Returns:
+        The tokenizer with that vocabulary.
+
+    Raises:
+        UserError: As `train_vocabulary`.
+
+    Example:
+    ```python
+    counts = count_words(["The cat sat on the mat."]) + count_words(["It slept."])
+    tokenizer = learn_vocabulary(counts, 30, "/tmp/vocabulary", overwrite=True)
+    ```
+    """
+    files.check_output_folder(output_dir, overwrite)
+    _check_options(character_coverage, normalization)
+    words = sorted((word, count) for word, count in counts.items() if RESERVED not in word)
+    if not words:
+        raise UserError("there is no text to learn a vocabulary from: the corpus is empty.")
+    _tell(f"learning {vocabulary_size} tokens from {len(words)} different words")
+    proto = _train_bpe(
+        words,
+        vocabulary_size,
+        character_coverage=character_coverage,
+        byte_fallback=byte_fallback,
+        split_digits=split_digits,
+        normalization_rule_name=normalization,
+    )
+    dictionary, without_piece = _count_pieces(words, proto)
+    _tell_coverage(
+        counts,
+        collections.Counter() if forgotten is None else forgotten,
+        without_piece,
+        character_coverage,
+        "are written in bytes" if byte_fallback else "become <unk>",
+    )
     tokenizer = CocoLMTokenizer(proto, dictionary, lowercase)
-    with new_folder(output_dir) as folder:
-        with open(os.path.join(folder, MODEL_FILENAME), "wb") as file:
-            file.write(proto)
-        dictionary.write(os.path.join(folder, DICTIONARY_FILENAME))
+    with files.new_folder(output_dir, overwrite, last=CONFIG_FILENAME) as folder:
         tokenizer.save_to_preset(folder)
     return tokenizer
 
@@ -106,13 +189,14 @@ def load_vocabulary(directory: str | os.PathLike[str]) -> CocoLMTokenizer:
 
     Args:
         directory: What `train_vocabulary` wrote, the preset of a model or tokenizer, or a folder
-            with a released `sp.model` and `dict.txt`.
+            with a released `sp.model` and `dict.txt`; local or remote.
 
     Returns:
         The tokenizer.
 
     Raises:
-        UserError: If the folder or one of its files is missing or is not what it should be.
+        UserError: If the folder or one of its files is missing or is not what it should be, or it
+            holds two vocabularies.
 
     Example:
     ```python
@@ -120,19 +204,55 @@ def load_vocabulary(directory: str | os.PathLike[str]) -> CocoLMTokenizer:
     ```
     """
     directory = os.fspath(directory)
-    if not os.path.isdir(directory):
+    files.check_scheme(directory)
+    if not files.is_dir(directory):
         raise UserError(f"vocabulary {directory} is not a folder.")
+    with _local_vocabulary(directory) as folder:
+        try:
+            return _load_local(folder)
+        except UserError as error:
+            raise UserError(str(error).replace(folder, directory)) from error
+
+
+def _load_local(directory: str) -> CocoLMTokenizer:
     if os.path.exists(os.path.join(directory, CONFIG_FILENAME)):
+        _check_one_vocabulary(directory)
         return _load_preset(directory)
-    paths = [os.path.join(directory, name) for name in (MODEL_FILENAME, DICTIONARY_FILENAME)]
+    paths = [os.path.join(directory, name) for name in _FILES]
     for path in paths:
         if not os.path.isfile(path):
             raise UserError(
-                f"vocabulary {directory} has no {os.path.basename(path)}; a vocabulary is a folder "
-                f"with {MODEL_FILENAME} and {DICTIONARY_FILENAME}, or a preset with "
-                f"{CONFIG_FILENAME}."
+                f"vocabulary {directory} has no {os.path.basename(path)}; a vocabulary is a preset "
+                f"with {CONFIG_FILENAME}, or a folder with {MODEL_FILENAME} and "
+                f"{DICTIONARY_FILENAME}."
             )
     return CocoLMTokenizer(*paths)
+
+
+@contextlib.contextmanager
+def _local_vocabulary(directory: str) -> Iterator[str]:
+    """Gives the folder, or if it is remote a copy of what a vocabulary may consist of."""
+    if not files.is_remote(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="cocolm_tf.") as folder:
+        os.makedirs(os.path.join(folder, ASSETS_FOLDER))
+        for name in (CONFIG_FILENAME, *_FILES, *_FILES.values()):
+            path = files.join(directory, name)
+            if files.is_file(path):
+                files.copy(path, os.path.join(folder, name))
+        yield folder
+
+
+def _check_one_vocabulary(directory: str) -> None:
+    """Earlier versions wrote a second copy of the files beside the preset's."""
+    for released, preset in _FILES.items():
+        paths = [os.path.join(directory, name) for name in (released, preset)]
+        if all(map(os.path.isfile, paths)) and len(set(map(files.read_bytes, paths))) > 1:
+            raise UserError(
+                f"vocabulary {directory}: {released} and {preset} differ; remove {released}, or "
+                "put it in the other's place if it is the one that is meant."
+            )
 
 
 def _load_preset(directory: str) -> CocoLMTokenizer:
@@ -141,8 +261,14 @@ def _load_preset(directory: str) -> CocoLMTokenizer:
     except FileNotFoundError as error:
         raise UserError(f"vocabulary {directory}: {error}") from error
     except (ValueError, TypeError, KeyError) as error:
+        advice = "."
+        if _is_hugging_face(os.path.join(directory, CONFIG_FILENAME)):
+            advice = (
+                ": it is one of Hugging Face's tokenizers; scripts/convert_vocabulary.py makes a "
+                "vocabulary of it."
+            )
         raise UserError(
-            f"vocabulary {directory}: {CONFIG_FILENAME} does not describe a CocoLMTokenizer."
+            f"vocabulary {directory}: {CONFIG_FILENAME} does not describe a CocoLMTokenizer{advice}"
         ) from error
     if not isinstance(tokenizer, CocoLMTokenizer):
         raise UserError(
@@ -152,50 +278,59 @@ def _load_preset(directory: str) -> CocoLMTokenizer:
     return tokenizer
 
 
-def _count_words(
-    texts: Iterable[str], lowercase: bool, max_distinct_words: int
-) -> collections.Counter[bytes]:
-    """Counts the words of the prepared texts."""
+def _is_hugging_face(path: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and "model" in content and "pre_tokenizer" in content
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-    def distinct_words(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        words, _, counts = tf.unique_with_counts(
-            tf.strings.split(normalize(batch, lowercase)).flat_values
+
+# --- Learning ---
+
+
+def _check_options(character_coverage: float, normalization: str) -> None:
+    if not _MIN_CHARACTER_COVERAGE <= character_coverage <= 1:
+        raise UserError(
+            f"character_coverage is {character_coverage}; it must be in "
+            f"[{_MIN_CHARACTER_COVERAGE}, 1]."
         )
-        return words, counts
-
-    counts = collections.Counter()
-    with tqdm.tqdm(texts, desc="counting words", unit=" texts", mininterval=1) as progress:
-        for batch in _batches(progress):
-            for word, count in zip(*map(_to_list, distinct_words(batch)), strict=True):
-                counts[word] += count
-            if len(counts) > max_distinct_words:
-                counts = collections.Counter(dict(counts.most_common(max_distinct_words // 2)))
-    return counts
+    if normalization not in NORMALIZATIONS:
+        raise UserError(
+            f"normalization is {normalization!r}; it must be one of {', '.join(NORMALIZATIONS)}."
+        )
 
 
-def _batches(texts: Iterable[str]) -> Iterator[tf.Tensor]:
-    """Groups texts into string tensors of about `_BATCH_CHARACTERS`."""
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS:
-            yield as_string_tensor(batch)
-            batch, size = [], 0
-    if batch:
-        yield as_string_tensor(batch)
+def _sample(texts: Iterable[str], num_bytes: int) -> Iterator[str]:
+    """Yields texts up to a size; those of a corpus in parts from many parts in turn."""
+    size = 0
+    for text in _in_turn(texts) if isinstance(texts, Parts) else texts:
+        yield text
+        size += len(text.encode("utf-8", "replace"))
+        if size >= num_bytes:
+            return
 
 
-def _to_list(tensor: tf.Tensor) -> list[bytes] | list[int]:
-    return tensor.numpy().tolist()
+def _in_turn(corpus: Parts) -> Iterator[str]:
+    # Parts are sorted by name, and neighbors alike.
+    waiting = iter(sorted(corpus.parts, key=lambda part: (zlib.crc32(part.encode()), part)))
+    reading = collections.deque(map(corpus.documents, itertools.islice(waiting, _PARTS_AT_A_TIME)))
+    while reading:
+        documents = reading.popleft()
+        text = next(documents, None)
+        if text is not None:
+            yield text
+            reading.append(documents)
+        elif (part := next(waiting, None)) is not None:
+            reading.append(corpus.documents(part))
 
 
-def _train_bpe(
-    words: list[tuple[str, int]], vocabulary_size: int, character_coverage: float
-) -> bytes:
+def _train_bpe(words: list[tuple[str, int]], vocabulary_size: int, **options: object) -> bytes:
     """Returns a serialized SentencePiece model."""
     model = io.BytesIO()
+    if any(word.startswith(CUT) for word, _ in words):
+        options["pretokenization_delimiter"] = CUT
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(f"{word}\t{count}" for word, count in words),
@@ -203,15 +338,12 @@ def _train_bpe(
             model_writer=model,
             model_type="bpe",
             vocab_size=max(1, vocabulary_size - _NOT_IN_SENTENCEPIECE),
-            character_coverage=character_coverage,
-            normalization_rule_name="nmt_nfkc",
-            byte_fallback=False,
             unk_id=0,
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
-            max_sentence_length=_MAX_WORD_BYTES,
             minloglevel=2,
+            **options,
         )
     except RuntimeError as error:
         if too_high := re.search(r"set it to a value <= (\d+)", str(error)):
@@ -230,16 +362,6 @@ def _train_bpe(
     return model.getvalue()
 
 
-def _learnable(counts: collections.Counter[bytes]) -> collections.Counter[str]:
-    """The words as the trainer takes them, cut where it would drop them."""
-    words = collections.Counter()
-    for word, count in counts.items():
-        for part in word.decode().split(_RESERVED):
-            for start in range(0, len(part), _MAX_WORD_CHARACTERS):
-                words[part[start : start + _MAX_WORD_CHARACTERS]] += count
-    return words
-
-
 def _count_pieces(
     words: list[tuple[str, int]], proto: bytes
 ) -> tuple[Dictionary, collections.Counter[str]]:
@@ -248,33 +370,68 @@ def _count_pieces(
     And the characters that have none, likewise.
     """
     processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
-    counts = [0] * processor.vocab_size()
-    unknown = collections.Counter()
-    for word, count in words:
-        ids = processor.encode(word)
-        for piece in ids:
-            counts[piece] += count
-        if processor.unk_id() in ids:
-            for piece, surface in zip(ids, processor.encode_as_pieces(word), strict=True):
-                if piece == processor.unk_id():
-                    for character in surface:
-                        unknown[character] += count
+    # A part of a word begins where no space is.
+    within = sentencepiece.SentencePieceProcessor(model_proto=_without_prefix(proto))
     pieces = processor.id_to_piece(list(range(processor.vocab_size())))
-    return Dictionary(tuple(pieces[1:]), tuple(counts[1:])), unknown
+    is_byte = [processor.is_byte(id) for id in range(len(pieces))]
+    counts = [0] * len(pieces)
+    without_piece = collections.Counter()
+    for start in range(0, len(words), _WORDS_AT_A_TIME):
+        some = words[start : start + _WORDS_AT_A_TIME]
+        segmented = processor.encode([word for word, _ in some])
+        for (word, count), ids in zip(some, segmented, strict=True):
+            if word.startswith(CUT):
+                ids = within.encode(word.removeprefix(CUT))
+            for id in ids:
+                counts[id] += count
+            if 0 in ids or any(is_byte[id] for id in ids):
+                for character in _without_piece(processor, word.removeprefix(CUT)):
+                    without_piece[character] += count
+    return Dictionary(tuple(pieces[1:]), tuple(counts[1:])), without_piece
+
+
+def _without_prefix(proto: bytes) -> bytes:
+    model = sentencepiece_model_pb2.ModelProto.FromString(proto)
+    model.normalizer_spec.add_dummy_prefix = False
+    return model.SerializeToString()
+
+
+def _without_piece(processor: sentencepiece.SentencePieceProcessor, word: str) -> Iterator[str]:
+    """Yields the characters of a word, as normalized, that are unknown or written in bytes."""
+    written = bytearray()
+    for piece, id in zip(processor.encode(word, out_type=str), processor.encode(word), strict=True):
+        if processor.is_unknown(id):
+            yield from piece
+        elif processor.is_byte(id):
+            written.append(int(piece[1:-1], 16))
+    yield from written.decode(errors="replace")
 
 
 def _tell_coverage(
-    counts: collections.Counter[bytes], unknown: collections.Counter[str], wanted: float
+    counts: collections.Counter[str],
+    forgotten: collections.Counter[str],
+    without_piece: collections.Counter[str],
+    wanted: float,
+    fate: str,
 ) -> None:
     """Says which share of the corpus's characters have a piece, and warns where it is small."""
-    characters = sum(len(word.decode()) * count for word, count in counts.items())
-    reserved = sum(word.decode().count(_RESERVED) * count for word, count in counts.items())
-    if reserved:
-        unknown = unknown + collections.Counter({_RESERVED: reserved})
+    reserved = sum(count for word, count in counts.items() if RESERVED in word)
+    characters = sum(len(word.removeprefix(CUT)) * count for word, count in counts.items())
+    if forgotten:
+        share = forgotten.total() / (characters + forgotten.total())
+        _tell(
+            f"warning: there were so many different words that the rarest, {share:.4%} of the "
+            "text, were left out; more --max_distinct_words take more memory"
+        )
+    without_piece = without_piece + collections.Counter({RESERVED: reserved})
     # NFKC may have made several of one.
-    covered = 1 - min(1.0, unknown.total() / characters)
+    covered = 1 - min(1.0, without_piece.total() / characters)
     told = f"the vocabulary covers {covered:.4%} of the characters"
     if covered < wanted - _COVERAGE_TOLERANCE:
-        common = " ".join(character for character, _ in unknown.most_common(10))
-        told = f"warning: {told}, less than {wanted:.4%}; <unk> becomes of {common}"
-    tqdm.tqdm.write(told, file=sys.stderr)
+        common = " ".join(character for character, _ in without_piece.most_common(10))
+        told = f"warning: {told}, less than {wanted:.4%}; {common} {fate}"
+    _tell(told)
+
+
+def _tell(line: str) -> None:
+    tqdm.tqdm.write(line, file=sys.stderr)

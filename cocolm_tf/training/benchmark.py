@@ -13,6 +13,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from cocolm_tf.costs.compiled import compiled_costs
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -284,7 +285,7 @@ def describe_device() -> str:
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
         return f"GPU, {details.get('device_name', 'unnamed')}"
-    return f"CPU, {_cpu_name()}, {os.cpu_count()} cores"
+    return f"CPU, {_cpu_name()}, {available_cpus()} cores"
 
 
 def summarize(seconds: list[float]) -> dict[str, float]:

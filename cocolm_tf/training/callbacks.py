@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
+from cocolm_tf import files
 from cocolm_tf.errors import RestartableError
 from cocolm_tf.modeling.training_step import TrainingStep
 from cocolm_tf.training.checkpoints import Checkpoints, steps_taken, variable_paths
@@ -61,7 +62,10 @@ class MetricsLog(keras.callbacks.Callback):
         self._path = os.path.join(directory, METRICS_FILENAME) if directory else ""
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         if directory:
-            _drop_lines_after(self._path, first_step)
+            if files.is_file(self._path):
+                kept = [line for line in read_lines(self._path) if line["step"] <= first_step]
+                text = "".join(json.dumps(line) + "\n" for line in kept)
+                files.write_text(self._path, text)
             for split in ("train", "validation"):
                 self._writers[split] = tf.summary.create_file_writer(
                     os.path.join(directory, TENSORBOARD_DIRECTORY, split)
@@ -74,7 +78,8 @@ class MetricsLog(keras.callbacks.Callback):
 
     def has(self, step: int, split: str) -> bool:
         """Whether there is a line of a step."""
-        return any((line["step"], line["split"]) == (step, split) for line in _lines(self._path))
+        lines = read_lines(self._path)
+        return any((line["step"], line["split"]) == (step, split) for line in lines)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes a training line when its time has come."""
@@ -105,8 +110,8 @@ class MetricsLog(keras.callbacks.Callback):
         seconds = round(time.monotonic() - self._start, 1)
         # JSON has no word for what is not finite.
         finite = {k: value if math.isfinite(value) else None for k, value in values.items()}
-        with open(self._path, "a") as file:
-            line = {"step": step, "split": split, "seconds": seconds, **finite}
+        line = {"step": step, "split": split, "seconds": seconds, **finite}
+        with files.open_append(self._path) as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         with self._writers[split].as_default(step):
             for name, value in values.items():
@@ -119,21 +124,12 @@ def skipped_in_a_row(model: TrainingStep) -> int:
     return int(model.skipped_in_a_row.numpy())
 
 
-def _lines(path: str) -> list[dict[str, Any]]:
-    if not os.path.exists(path):
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics; none where there is no such file."""
+    if not files.is_file(path):
         return []
-    with open(path) as file:
-        # A line without its end was being written when the run was killed.
-        return [json.loads(line) for line in file if line.endswith("\n")]
-
-
-def _drop_lines_after(path: str, step: int) -> None:
-    if not os.path.exists(path):
-        return
-    kept = [json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step]
-    with open(path + ".tmp", "w") as file:
-        file.writelines(kept)
-    os.replace(path + ".tmp", path)
+    # What follows the last end of a line was being written when the run was killed.
+    return [json.loads(line) for line in files.read_text(path).split("\n")[:-1]]
 
 
 class ProgressBar(keras.callbacks.Callback):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
@@ -35,7 +36,7 @@ def save_checkpoint_presets(
     ```
     """
     config_file = os.path.join(model_dir, "config.yaml")
-    if not os.path.isfile(config_file):
+    if not files.is_file(config_file):
         raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
     directory = os.path.join(model_dir, "checkpoints")
     kept = checkpoint_steps(directory)
@@ -46,7 +47,7 @@ def save_checkpoint_presets(
             have = ", ".join(map(str, kept))
             raise UserError(f"--step={step}: {directory} has checkpoints of {have} only.")
     preset = os.path.join(model_dir, "preset")
-    if not vocabulary and not os.path.isdir(preset):
+    if not vocabulary and not files.is_file(os.path.join(preset, "config.json")):
         raise UserError(f"{model_dir} has no preset yet: give the run's --vocabulary.")
     tokenizer = load_vocabulary(vocabulary or preset)
     config = load_config(config_file)
@@ -61,6 +62,5 @@ def save_checkpoint_presets(
     for step in steps or kept:
         checkpoints.restore(step)
         path = os.path.join(model_dir, PRESETS_DIRECTORY, f"step_{step}")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         save_preset(pretrainer, tokenizer, path)
         yield path

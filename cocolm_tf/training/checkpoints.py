@@ -4,8 +4,8 @@ import contextlib
 import operator
 import os
 import re
-import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.training_step import TrainingStep
 from cocolm_tf.training.workers import Workers
@@ -183,18 +184,15 @@ class Checkpoints:
         tf.function(lambda: strategy.run(assign), autograph=False)()
 
     def _write(self, step: int, values: dict[str, np.ndarray]) -> None:
-        unfinished = os.path.join(self._directory, _UNFINISHED)
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            os.makedirs(unfinished)
-            _write_verified(os.path.join(unfinished, f"ckpt-{step}"), values)
-            for path, _ in reversed(_files_in(unfinished)):
-                os.replace(path, os.path.join(self._directory, os.path.basename(path)))
-            os.rmdir(unfinished)
-            _sync(self._directory)
+            with _unfinished(self._directory) as unfinished:
+                _write_verified(os.path.join(unfinished, f"ckpt-{step}"), values)
+                # The index comes last: without it, there is no checkpoint.
+                for path, _ in reversed(_files_in(unfinished)):
+                    files.rename(path, os.path.join(self._directory, os.path.basename(path)))
+            files.sync(self._directory)
             self._drop_superfluous()
         except _FAILURES as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
             steps = checkpoint_steps(self._directory)
             rest = f"those up to step {steps[-1]} are whole" if steps else "there is none yet"
             raise UserError(
@@ -210,7 +208,7 @@ class Checkpoints:
         _note_latest(self._directory, sorted(kept))
         for path, step in _files_in(self._directory):
             if step not in kept:
-                os.remove(path)
+                files.remove(path)
 
     def _read_latest(self) -> dict[str, np.ndarray] | None:
         """The values of the latest checkpoint that is whole; damaged ones are set aside."""
@@ -251,7 +249,7 @@ class Checkpoints:
         for path, step in _files_in(self._directory):
             if step in steps:
                 name = f"damaged-{os.path.basename(path)}"
-                os.replace(path, os.path.join(self._directory, name))
+                files.rename(path, os.path.join(self._directory, name))
 
     def _check(self, path: str, values: dict[str, np.ndarray]) -> None:
         """Refuses a checkpoint whose variables are not exactly those of the model."""
@@ -388,10 +386,26 @@ def _some(names: Sequence[str], count: int = 3) -> str:
 
 def _files_in(directory: str) -> list[tuple[str, int]]:
     """The files of checkpoints and their steps, indices first: without it, there is none."""
-    names = os.listdir(directory) if os.path.isdir(directory) else []
-    found = [match for match in map(_FILE.fullmatch, names) if match]
+    found = [match for match in map(_FILE.fullmatch, files.list_dir(directory)) if match]
     found.sort(key=lambda match: match[2] != "index")
     return [(os.path.join(directory, match[0]), int(match[1])) for match in found]
+
+
+@contextlib.contextmanager
+def _unfinished(directory: str) -> Iterator[str]:
+    """A local folder to write a checkpoint into: the same one each time, or a temporary one."""
+    if files.is_remote(directory):
+        files.make_dirs(directory)
+        with tempfile.TemporaryDirectory(prefix="cocolm_tf.") as unfinished:
+            yield unfinished
+        return
+    unfinished = os.path.join(directory, _UNFINISHED)
+    files.remove_tree(unfinished)
+    files.make_dirs(unfinished)
+    try:
+        yield unfinished
+    finally:
+        files.remove_tree(unfinished)
 
 
 def _write_verified(path: str, values: dict[str, np.ndarray]) -> None:
@@ -403,7 +417,7 @@ def _write_verified(path: str, values: dict[str, np.ndarray]) -> None:
             tensors=list(values.values()),
         )
     for file, _ in _files_in(os.path.dirname(path)):
-        _sync(file)
+        files.sync(file)
     reader = tf.train.load_checkpoint(path)
     for name, value in values.items():
         if reader.get_tensor(name).tobytes() != value.tobytes():
@@ -412,9 +426,15 @@ def _write_verified(path: str, values: dict[str, np.ndarray]) -> None:
 
 def _read(path: str) -> dict[str, np.ndarray]:
     """All values of a checkpoint; the checksums that it holds are checked on the way."""
-    reader = tf.train.load_checkpoint(path)
-    names = reader.get_variable_to_shape_map()
-    return {name: reader.get_tensor(name) for name in names if name.startswith((_STATE, _METRICS))}
+    directory, prefix = os.path.split(path)
+    # A store is read in blocks of 64 MB, and values are not asked for in their order.
+    names = [name for name in files.list_dir(directory) if name.startswith(f"{prefix}.")]
+    with files.local_copy(directory, names) as local:
+        reader = tf.train.load_checkpoint(os.path.join(local, prefix))
+        wanted = reader.get_variable_to_shape_map()
+        return {
+            name: reader.get_tensor(name) for name in wanted if name.startswith((_STATE, _METRICS))
+        }
 
 
 def _read_finite(path: str) -> dict[str, np.ndarray]:
@@ -434,24 +454,11 @@ def _is_finite(variable: tf.Variable) -> bool:
 def _note_latest(directory: str, steps: list[int]) -> None:
     """Writes the file by which `tf.train.latest_checkpoint` finds its way."""
     if not steps:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(directory, "checkpoint"))
+        files.remove(os.path.join(directory, "checkpoint"))
         return
     lines = [f'model_checkpoint_path: "ckpt-{steps[-1]}"']
     lines += [f'all_model_checkpoint_paths: "ckpt-{step}"' for step in steps]
-    path = os.path.join(directory, "checkpoint")
-    with open(path + ".tmp", "w") as file:
-        file.write("\n".join(lines) + "\n")
-    os.replace(path + ".tmp", path)
-
-
-def _sync(path: str) -> None:
-    """Has what was written survive a loss of power as well."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.write_text(os.path.join(directory, "checkpoint"), "\n".join(lines) + "\n")
 
 
 def _zeros_like(variable: tf.Variable) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from official.modeling import hyperparams
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import read_text
 
@@ -39,7 +40,7 @@ def parse_file(path: str) -> Any:
     parse_file("configs/pretrain/small.yaml")["model"]["hidden_dim"]  # 256
     ```
     """
-    if not os.path.isfile(path):
+    if not files.is_file(path):
         raise UserError(f"--config_file={path} does not exist.")
     return _parse(path, path)
 
@@ -108,7 +109,7 @@ def apply_overrides(config: hyperparams.Config, overrides: str | Sequence[str]) 
         if one:
             names.append(f"--params_override={one}")
             values = _parse(one, names[-1])
-            if os.path.isfile(one) and isinstance(values, dict):
+            if files.is_file(one) and isinstance(values, dict):
                 values.pop(_BASE, None)
             override(config, values, names[-1])
     return names
@@ -170,9 +171,7 @@ def save_config(config: hyperparams.Config, path: str) -> None:
     save_config(PretrainingConfig(), "/tmp/config.yaml")
     ```
     """
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        yaml.safe_dump(config.as_dict(), file, sort_keys=False)
-    os.replace(path + ".tmp", path)
+    files.write_text(path, yaml.safe_dump(config.as_dict(), sort_keys=False))
 
 
 class _Loader(yaml.SafeLoader):
@@ -193,15 +192,15 @@ def _with_bases(path: str) -> list[tuple[str, Any]]:
         values = parse_file(path)
         base = values.pop(_BASE, None) if isinstance(values, dict) else None
         chain.insert(0, (path, values))
-        paths.append(os.path.realpath(path))
+        paths.append(files.absolute(path))
         if base is None:
             return chain
         if not isinstance(base, str):
             raise UserError(f"{path}: {_BASE} must be the path of a file, not {base!r}.")
-        base = os.path.normpath(os.path.join(os.path.dirname(path), base))
-        if not os.path.isfile(base):
+        base = files.join(os.path.dirname(path), base)
+        if not files.is_file(base):
             raise UserError(f"{path}: {_BASE}: {base} does not exist.")
-        if os.path.realpath(base) in paths:
+        if files.absolute(base) in paths:
             raise UserError(f"{path}: {_BASE}: {base} is based on this file.")
         path = base
 
@@ -209,7 +208,7 @@ def _with_bases(path: str) -> list[tuple[str, Any]]:
 def _parse(source: str, name: str) -> Any:
     """Reads a YAML file, or the text of an override."""
     try:
-        if os.path.isfile(source):
+        if files.is_file(source):
             return yaml.load(read_text(source), _Loader) or {}
         with contextlib.suppress(ValueError):  # It is YAML or JSON text then.
             source = hyperparams.nested_csv_str_to_json_str(source)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.data.manifest import resolve_shards
 from cocolm_tf.errors import UserError
 from cocolm_tf.fingerprints import fingerprint
@@ -195,14 +196,13 @@ class History:
         """
         path = os.path.join(model_dir, HISTORY_FILENAME)
         config_file = os.path.join(model_dir, "config.yaml")
-        if not os.path.isfile(path):
-            if not os.path.isfile(config_file):
+        if not files.is_file(path):
+            if not files.is_file(config_file):
                 return cls(model_dir)
             # What ran before there were histories has at least its configuration.
             return cls(model_dir, [Stretch(0, flat(load_config(config_file).as_dict()), {})])
         try:
-            with open(path, encoding="utf-8") as file:
-                records = json.load(file)["stretches"]
+            records = json.loads(files.read_text(path))["stretches"]
             stretches = [
                 Stretch(
                     int(record["step"]),
@@ -278,10 +278,7 @@ class History:
         """Writes the record into the model directory, in one step."""
         path = os.path.join(self.model_dir, HISTORY_FILENAME)
         records = [dataclasses.asdict(stretch) for stretch in self.stretches]
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump({"stretches": records}, file, indent=2)
-            file.write("\n")
-        os.replace(path + ".tmp", path)
+        files.write_text(path, json.dumps({"stretches": records}, indent=2) + "\n")
 
     def lines(self, steps: int) -> Iterator[str]:
         """Tells the stretches one by one.
@@ -330,4 +327,4 @@ def _change(key: str, values: tuple[Any, Any]) -> str:
 
 
 def _preset_input(preset: str) -> Input:
-    return Input(preset, fingerprint(preset) if os.path.isdir(preset) else "")
+    return Input(preset, fingerprint(preset) if files.is_dir(preset) else "")

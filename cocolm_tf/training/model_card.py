@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from cocolm_tf import files
+
 MODEL_CARD_FILENAME = "README.md"
 UNKNOWN = "More information needed."
 
@@ -112,9 +114,7 @@ def write_model_card(directory: str, facts: Facts) -> str:
     ```
     """
     path = os.path.join(directory, MODEL_CARD_FILENAME)
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.write(model_card(facts))
-    os.replace(path + ".tmp", path)
+    files.write_text(path, model_card(facts))
     return path
 
 

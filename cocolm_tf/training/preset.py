@@ -10,13 +10,13 @@ preset/
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import Transform
@@ -27,6 +27,8 @@ from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import Pretrainer
 from cocolm_tf.training.model_card import Facts, write_model_card
 
+# What makes a preset whole: it is written last.
+BACKBONE_FILENAME = "config.json"
 HEADS_FILENAME = "pretraining_heads.npz"
 AUXILIARY_DIRECTORY = "auxiliary"
 
@@ -77,18 +79,11 @@ def write_preset(
     facts: Facts | None = None,
 ) -> None:
     """Writes a whole preset, in one step."""
-    # Of one name, so that what a killed run has left is cleared by the next.
-    unfinished = directory.rstrip("/") + ".tmp"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    with files.new_folder(directory, overwrite=True, last=BACKBONE_FILENAME) as unfinished:
         write_models(unfinished, backbone, auxiliary, heads)
         tokenizer.save_to_preset(unfinished)
         if facts:
             write_model_card(unfinished, facts)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(unfinished, directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_models(
@@ -138,20 +133,21 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
     missing = load_preset(pretrainer, "runs/first/preset")
     ```
     """
-    if not os.path.isfile(os.path.join(directory, "config.json")):
+    if not files.is_file(os.path.join(directory, BACKBONE_FILENAME)):
         raise UserError(f"--init_preset={directory} is not a preset: it has no config.json.")
-    _check_architecture(pretrainer.backbone, directory, "model")
-    missing = []
-    auxiliary = os.path.join(directory, AUXILIARY_DIRECTORY)
-    if pretrainer.auxiliary is not None:
-        if os.path.isdir(auxiliary):
-            _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
-            _load_weights(pretrainer.auxiliary.backbone, auxiliary)
-        else:
-            missing.append(AUXILIARY_DIRECTORY)
-    # After the auxiliary model's: tables that are shared are the main model's.
-    _load_weights(pretrainer.backbone, directory)
-    return missing + _load_heads(head_variables(pretrainer), directory)
+    with files.local_copy(directory) as local:
+        _check_architecture(pretrainer.backbone, local, "model")
+        missing = []
+        auxiliary = os.path.join(local, AUXILIARY_DIRECTORY)
+        if pretrainer.auxiliary is not None:
+            if files.is_dir(auxiliary):
+                _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+                _load_weights(pretrainer.auxiliary.backbone, auxiliary)
+            else:
+                missing.append(AUXILIARY_DIRECTORY)
+        # After the auxiliary model's: tables that are shared are the main model's.
+        _load_weights(pretrainer.backbone, local)
+        return missing + _load_heads(head_variables(pretrainer), local)
 
 
 def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
@@ -170,12 +166,13 @@ def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
     load_frozen_auxiliary(pretrainer, "runs/first/preset")
     ```
     """
-    auxiliary = os.path.join(directory, AUXILIARY_DIRECTORY)
-    if not os.path.isdir(auxiliary):
+    if not files.is_dir(os.path.join(directory, AUXILIARY_DIRECTORY)):
         raise UserError(f"auxiliary.preset={directory} has no {AUXILIARY_DIRECTORY}/ in it.")
-    _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
-    _load_weights(pretrainer.auxiliary.backbone, auxiliary)
-    missing = _load_heads(_masked_lm_variables(pretrainer.auxiliary, "masked_lm_head"), directory)
+    with files.local_copy(directory) as local:
+        auxiliary = os.path.join(local, AUXILIARY_DIRECTORY)
+        _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
+        _load_weights(pretrainer.auxiliary.backbone, auxiliary)
+        missing = _load_heads(_masked_lm_variables(pretrainer.auxiliary, "masked_lm_head"), local)
     if missing:
         raise UserError(f"auxiliary.preset={directory} lacks {', '.join(missing)}.")
 
@@ -223,15 +220,16 @@ def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
     auxiliary = read_backbone("runs/first/preset/auxiliary")
     ```
     """
-    try:
-        backbone = CocoLMBackbone.from_preset(directory, load_weights=load_weights)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{os.path.join(directory, 'config.json')} does not describe a CocoLMBackbone."
-        ) from error
-    if load_weights:
-        check_finite_weights(backbone, directory)
-    return backbone
+    with files.local_copy(directory) as local:
+        try:
+            backbone = CocoLMBackbone.from_preset(local, load_weights=load_weights)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{os.path.join(local, BACKBONE_FILENAME)} does not describe a CocoLMBackbone."
+            ) from error
+        if load_weights:
+            check_finite_weights(backbone, local)
+        return backbone
 
 
 def check_finite_weights(model: keras.Model, directory: str) -> None:
@@ -275,7 +273,7 @@ def _transform_variables(transform: Transform, name: str) -> dict[str, keras.Var
 def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[str]:
     """Loads weights of heads by their names, and returns the names that the preset lacks."""
     heads = os.path.join(directory, HEADS_FILENAME)
-    saved = np.load(heads) if os.path.isfile(heads) else {}
+    saved = np.load(heads) if files.is_file(heads) else {}
     missing = []
     for name, variable in variables.items():
         if name not in saved:
@@ -306,5 +304,5 @@ def _load_weights(backbone: CocoLMBackbone, directory: str) -> None:
     # KerasHub cuts what is large into several files.
     names = ("model.weights.h5", "model.weights.json")
     paths = [os.path.join(directory, name) for name in names]
-    backbone.load_weights(next(filter(os.path.isfile, paths), paths[0]))
+    backbone.load_weights(next(filter(files.is_file, paths), paths[0]))
     check_finite_weights(backbone, directory)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.reading import read_errors_told
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.output_folder import check_writable
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.accelerators import device_type, peak_flops
@@ -94,8 +94,6 @@ def pretrain(
     pretrain(config, "data", "vocabulary", "runs/first", make_strategy("one_device"))
     ```
     """
-    if "://" in model_dir:
-        raise UserError(f"--model_dir={model_dir} must be a folder of a mounted file system.")
     if (
         profile_steps
         and not 1 <= profile_steps[0] <= profile_steps[1] <= config.trainer.train_steps
@@ -108,7 +106,7 @@ def pretrain(
     with StopSignal() as stop, workers.loss_told(), read_errors_told():
         checkpoint_dir = os.path.join(model_dir, "checkpoints")
         if workers.is_chief:
-            check_writable(model_dir, "--model_dir")
+            files.check_writable(model_dir, "--model_dir")
         tokenizer = matching_vocabulary(vocabulary, config)
         saved: list[int] = []
         if workers.is_chief:
@@ -326,7 +324,7 @@ def _check_length(config: PretrainingConfig, model_dir: str, step: int) -> None:
 
 def _record(config: PretrainingConfig, history: History, stretch: Stretch, step: int) -> None:
     """Writes what holds from now on, and tells what changes."""
-    os.makedirs(history.model_dir, exist_ok=True)
+    files.make_dirs(history.model_dir)
     changes = history.go_on(stretch, step)
     history.save()
     save_config(config, os.path.join(history.model_dir, "config.yaml"))
@@ -347,7 +345,7 @@ def matching_vocabulary(vocabulary: str, config: PretrainingConfig) -> CocoLMTok
 
 
 def _check_vocabulary_of(name: str, preset: str, tokenizer: CocoLMTokenizer) -> None:
-    if not os.path.isfile(os.path.join(preset, CONFIG_FILENAME)):
+    if not files.is_file(os.path.join(preset, CONFIG_FILENAME)):
         return  # It has weights only, as a converted checkpoint may.
     if load_vocabulary(preset).fingerprint() != tokenizer.fingerprint():
         raise UserError(

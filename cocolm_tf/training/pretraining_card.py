@@ -7,11 +7,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.build import Pretrainer
-from cocolm_tf.training.callbacks import METRICS_FILENAME
+from cocolm_tf.training.callbacks import METRICS_FILENAME, read_lines
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.energy import energy_text
 from cocolm_tf.training.identity import History, flat
@@ -73,7 +74,7 @@ def pretraining_facts(
     ```
     """
     model_dir = history.model_dir
-    lines = _metrics(model_dir)
+    lines = read_lines(os.path.join(model_dir, METRICS_FILENAME))
     tokens_per_step = config.trainer.batch_size * config.data.sequence_length
     hours = _seconds(lines, tokens_per_step) / 3600
     tokens = config.trainer.train_steps * tokens_per_step
@@ -87,7 +88,7 @@ def pretraining_facts(
     if len(history.stretches) > 1:
         stretches = "; ".join(history.lines(config.trainer.train_steps))
         speed.append(f"The settings above are those it ended with; they changed: {stretches}.")
-    name = os.path.basename(os.path.abspath(model_dir))
+    name = files.name(model_dir)
     usage = _USAGE.format(
         preset=os.path.join(model_dir, "preset"), length=config.data.sequence_length
     )
@@ -126,11 +127,6 @@ def describe_encoder(backbone: CocoLMBackbone) -> str:
         f"wide, {backbone.vocabulary_size:,} tokens, {backbone.max_sequence_length} positions and "
         f"{positions}: {backbone.count_params():,} parameters"
     )
-
-
-def _metrics(model_dir: str) -> list[dict[str, Any]]:
-    with open(os.path.join(model_dir, METRICS_FILENAME)) as file:
-        return [json.loads(line) for line in file]
 
 
 def _seconds(lines: list[dict[str, Any]], tokens_per_step: int) -> float:

@@ -1,5 +1,6 @@
 """Model soups: presets of one architecture, averaged weight by weight (Wortsman et al., 2022)."""
 
+import io
 import json
 import os
 import tempfile
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME
@@ -136,7 +138,7 @@ def _best_mean(
 
 def check_presets(presets: Sequence[str], weights: Sequence[float] = ()) -> None:
     """Makes sure that presets can be averaged; raises `UserError` as `average_presets`."""
-    if len(presets) < 2 or len(set(map(os.path.realpath, presets))) < len(presets):
+    if len(presets) < 2 or len(set(map(files.absolute, presets))) < len(presets):
         raise UserError("--preset: give at least two different ones to average.")
     if weights and len(weights) != len(presets):
         raise UserError(f"--weights has {len(weights)} numbers for {len(presets)} presets.")
@@ -144,9 +146,9 @@ def check_presets(presets: Sequence[str], weights: Sequence[float] = ()) -> None
         raise UserError("--weights must be more than 0: leave the other presets out.")
     for preset in presets:
         for name in ("config.json", CONFIG_FILENAME):
-            if not os.path.isfile(os.path.join(preset, name)):
+            if not files.is_file(files.join(preset, name)):
                 raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
-        if os.path.isfile(os.path.join(preset, "task.json")):
+        if files.is_file(files.join(preset, "task.json")):
             raise UserError(
                 f"--preset={preset} is of a fine-tuned model, whose task would be lost: average "
                 "presets of pretraining."
@@ -157,8 +159,8 @@ def check_presets(presets: Sequence[str], weights: Sequence[float] = ()) -> None
         if load_vocabulary(preset).fingerprint() != vocabulary:
             raise UserError(f"--preset={preset} has another vocabulary than {first}.")
         for part in ("", AUXILIARY_DIRECTORY):
-            folders = [os.path.join(one, part) if part else one for one in (first, preset)]
-            if all(os.path.isfile(os.path.join(folder, "config.json")) for folder in folders):
+            folders = [files.join(one, part) if part else one for one in (first, preset)]
+            if all(files.is_file(files.join(folder, "config.json")) for folder in folders):
                 _check_architecture(*folders)
         expected, heads = _read_heads(first), _read_heads(preset)
         for name in expected.keys() & heads.keys():
@@ -190,8 +192,8 @@ def _write(shares: Mapping[str, float], output_dir: str, facts: Facts | None = N
             arrays = zip(shares.values(), of_presets, strict=True)
             mean = sum(share * np.float64(one[name]) for share, one in arrays) / total
             heads[name] = mean.astype(array.dtype)
-    auxiliaries = {os.path.join(one, AUXILIARY_DIRECTORY): share for one, share in shares.items()}
-    has_auxiliary = all(map(os.path.isdir, auxiliaries))
+    auxiliaries = {files.join(one, AUXILIARY_DIRECTORY): share for one, share in shares.items()}
+    has_auxiliary = all(map(files.is_dir, auxiliaries))
     write_preset(
         output_dir,
         _mean_backbone(shares),
@@ -215,10 +217,10 @@ def _mean_backbone(shares: Mapping[str, float]) -> CocoLMBackbone:
 
 
 def _read_heads(preset: str) -> dict[str, np.ndarray]:
-    path = os.path.join(preset, HEADS_FILENAME)
-    if not os.path.isfile(path):
+    path = files.join(preset, HEADS_FILENAME)
+    if not files.is_file(path):
         return {}
-    with np.load(path) as arrays:
+    with np.load(io.BytesIO(files.read_bytes(path))) as arrays:
         return dict(arrays)
 
 
@@ -238,7 +240,7 @@ def _facts(output_dir: str, soup: Soup, score: Score | None) -> Facts:
         f"share of {preset}": json.dumps(share) for preset, share in soup.weights.items()
     }
     return Facts(
-        os.path.basename(os.path.abspath(output_dir)),
+        files.name(output_dir),
         description=_DESCRIPTION,
         model_type=describe_encoder(read_backbone(next(iter(soup.weights)), load_weights=False)),
         training_data=f"That of the presets it is the mean of:\n\n{table}",

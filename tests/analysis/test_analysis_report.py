@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from cocolm_tf import files
 from cocolm_tf.analysis import report
 from cocolm_tf.analysis.plots import PLOTS
 from cocolm_tf.analysis.report import write_report
@@ -36,6 +37,18 @@ def test_a_finished_run_is_reported_with_its_demonstration(finished_run: Path, t
     assert "The last validation, at step 40." in written
     assert ">0.525<" in written and ">52.5%<" in written
     assert "3.84 k" in written  # 40 steps of 4 sequences of 24 tokens
+
+
+def test_run_and_report_may_lie_on_a_store(
+    finished_run: Path, tmp_path: Path, to_store, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(report, "plots_of", lambda metrics: PLOTS[:1])
+    there, here = to_store(finished_run), str(tmp_path / "report")
+    path, _ = write_report(there, f"{there}/report", [TEXT])
+    write_report(str(finished_run), here, [TEXT])
+    assert files.read_text(path) == files.read_text(f"{here}/index.html")
+    image = f"{PLOTS[0].name}.png"
+    assert files.read_bytes(f"{there}/report/{image}") == files.read_bytes(f"{here}/{image}")
 
 
 @pytest.mark.usefixtures("without_plots")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from cocolm_tf import files
 from cocolm_tf.conversion.architecture import read_label_names
 from cocolm_tf.conversion.convert import convert_to_official, convert_to_preset
 from cocolm_tf.conversion.task_heads import TASK_HEADS_FILENAME
@@ -291,6 +292,17 @@ def test_there_and_back_the_tensors_are_identical(official: str, tmp_path: Path,
         assert_same(
             dict(np.load(tmp_path / "preset" / file)), dict(np.load(tmp_path / "again" / file))
         )
+
+
+def test_both_ways_lead_to_a_store(official: str, tmp_path: Path, to_store):
+    preset, back = to_store(tmp_path / "preset"), to_store(tmp_path / "back")
+    convert_to_preset(to_store(official), preset)
+    conversion = convert_to_official(preset, back, "npz")
+    assert conversion.source == preset  # and not the copy that was read
+    with files.local_copy(back) as copy:
+        assert_same(all_tensors(f"{copy}/weights.npz"), all_tensors(f"{official}/weights.npz"))
+    with pytest.raises(UserError, match=f"^{back} is not empty"):
+        convert_to_official(preset, back, "npz")
 
 
 def make_pretrainer(seed: int, own_tables: bool = False, width: int = 16) -> CocoLMPretrainer:

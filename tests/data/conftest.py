@@ -1,11 +1,12 @@
+import functools
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from data_stand_ins import WordTokenizer, some_documents
 
-from cocolm_tf.data import build
+from cocolm_tf.data import build, packing, workers
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.tokenization import vocabulary
 
@@ -22,7 +23,7 @@ def make_dataset(
     """Builds a dataset in this process; takes the arguments of `build_shards` to change."""
     monkeypatch.setattr(vocabulary, "load_vocabulary", lambda directory: tokenizer)
 
-    def make(documents: list[str] | None = None, **changes) -> Manifest:
+    def make(documents: Iterable[str] | None = None, **changes) -> Manifest:
         arguments = {
             "vocabulary_dir": "vocabulary",
             "sequence_length": 16,
@@ -35,6 +36,14 @@ def make_dataset(
         )
 
     return make
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a chunk of a few documents."""
+    chunks = functools.partial(packing.chunks, size=300)
+    monkeypatch.setattr(build, "chunks", chunks)
+    monkeypatch.setattr(workers, "chunks", chunks)
 
 
 @pytest.fixture

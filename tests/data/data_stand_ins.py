@@ -1,6 +1,13 @@
 """What the tests of data building put in the place of a vocabulary and a corpus."""
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import tensorflow as tf
+
+from cocolm_tf.data.sources import Source
 
 
 class WordTokenizer:
@@ -14,6 +21,9 @@ class WordTokenizer:
     def __call__(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return tf.cast(tf.strings.to_hash_bucket_fast(tf.strings.split(texts), 96), tf.int32) + 4
 
+    def get_vocabulary(self) -> list[str]:
+        return ["▁word"] * self.vocabulary_size()
+
     def vocabulary_size(self) -> int:
         return 100
 
@@ -23,3 +33,20 @@ class WordTokenizer:
 
 def some_documents(count: int = 60) -> list[str]:
     return [f"document {index} " + "and so on " * (index % 13) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Lists(Source):
+    """A source of lists: a part each, under its number."""
+
+    lists: tuple[list[str], ...] = ()
+
+    @classmethod
+    def of(cls, *lists: list[str]) -> "Lists":
+        return cls(tuple(map(str, range(len(lists)))), lists)
+
+    def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
+        yield from self.lists[int(part)]
+
+    def describe(self) -> dict[str, Any]:
+        return {"input": "lists"}

@@ -143,6 +143,16 @@ def test_another_format_version_is_refused(dataset: Manifest):
         Manifest.load(dataset.directory)
 
 
+def test_a_manifest_of_an_earlier_version_is_read(dataset: Manifest):
+    file = Path(dataset.directory, FILE_NAME)
+    fields = json.loads(file.read_text())
+    del fields["cleaning"], fields["parameters"]["break"], fields["parameters"]["cleaning"]
+    file.write_text(json.dumps(fields))
+    earlier = Manifest.load(dataset.directory)
+    assert earlier.shards == dataset.shards and earlier.cleaning == {}
+    earlier.verify(WordTokenizer())
+
+
 def test_a_dataset_may_be_on_a_remote_file_system(make_dataset):
     manifest = make_dataset(output_dir="ram://dataset")
     Manifest.load("ram://dataset").verify()

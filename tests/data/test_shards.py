@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -5,8 +6,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cocolm_tf import files
 from cocolm_tf.data import shards
-from cocolm_tf.data.shards import ShardWriter, parse, serialize, shard_name
+from cocolm_tf.data.shards import parse, serialize, shard_name, write_shard
 
 
 @settings(max_examples=20)
@@ -30,22 +32,20 @@ def test_parse_refuses_to_cut():
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_a_shard_is_described_as_it_is_written(tmp_path: Path, compress: bool):
-    path = str(tmp_path / shard_name(0, 1, compress))
-    writer = ShardWriter(path, 8, start_token_id=0, end_token_id=2)
-    writer.add([5] * 9, text_bytes=20)
-    writer.add([], text_bytes=1)
-    shard = writer.close()
+@pytest.mark.parametrize("where", ["{}", "ram://shards"])
+def test_a_shard_is_described_as_it_is_written(tmp_path: Path, compress: bool, where: str):
+    path = files.join(where.format(tmp_path), shard_name(0, 1, compress))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    size, sha256 = write_shard(path, map(serialize, [[0, 5, 6, 2], [0, 5, 2]]), str(scratch))
     written = path + shards.TEMPORARY_SUFFIX
     records = tf.data.TFRecordDataset(written, compression_type=shards.compression(written))
-    rows = parse(tf.stack(list(records)), 8)
-    assert rows.numpy().tolist() == [[0, 5, 5, 5, 5, 5, 5, 2], [0, 5, 5, 5, 2, 1, 1, 1]]
-    assert shard.file == shard_name(0, 1, compress)
-    assert (shard.documents, shard.skipped_documents, shard.text_bytes) == (2, 1, 21)
-    assert (shard.text_tokens, shard.sequences, shard.tokens) == (9, 2, 13)
-    assert shard.bytes == Path(written).stat().st_size
-    assert shard.sha256 == shards.sha256_of(written)
-    assert not Path(path).exists()
+    assert parse(tf.stack(list(records)), 4).numpy().tolist() == [[0, 5, 6, 2], [0, 5, 2, 1]]
+    content = files.read_bytes(written)
+    assert (size, sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert shards.sha256_of(written) == sha256
+    names = files.list_dir(where.format(tmp_path))
+    assert files.name(path) not in names and not list(scratch.iterdir())
 
 
 def test_names():

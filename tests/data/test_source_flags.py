@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from cocolm_tf.data import sources
 from cocolm_tf.data.source_flags import (
     define_source_flags,
-    describe_source,
     documents_from_flags,
+    source_from_flags,
 )
+from cocolm_tf.data.sources import DocstringSource, TfdsSource
 from cocolm_tf.errors import UserError
 
 
@@ -52,12 +52,14 @@ def test_contradictions_are_refused(arguments: list[str], complaint: str):
                 "max_bad_share": 0.1,
             },
         ),
-        (["--tfds=a"], {"tfds": "a", "tfds_field": "text", "tfds_split": "train"}),
-        (["--docstrings"], {"docstrings": True}),
     ],
 )
-def test_the_description_has_what_decides_the_text(arguments: list[str], source: dict):
-    assert describe_source(parsed(*arguments)) == source
+def test_the_description_has_what_decides_the_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], source: dict
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").touch()
+    assert source_from_flags(parsed(*arguments)).describe() == source
 
 
 def test_text_files(tmp_path: Path):
@@ -86,8 +88,11 @@ def test_another_encoding_and_damage(tmp_path: Path):
 
 
 def test_the_other_sources(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "tfds_documents", lambda *args, **kwargs: (args, kwargs))
-    monkeypatch.setattr(sources, "docstring_documents", lambda: "docstrings")
-    assert documents_from_flags(parsed("--docstrings")) == "docstrings"
+    source = source_from_flags(parsed("--docstrings"))
+    assert isinstance(source, DocstringSource) and source.describe() == {"docstrings": True}
+    monkeypatch.setattr(TfdsSource, "find", lambda *args, **kwargs: (args, kwargs))
     arguments = ["--tfds=a/b", "--tfds_field=c", "--tfds_split=d"]
-    assert documents_from_flags(parsed(*arguments)) == (("a/b", "c"), {"split": "d"})
+    found = source_from_flags(parsed(*arguments))
+    assert found == (("a/b",), {"field": "c", "split": "d"})
+    source = TfdsSource((), *found[0], **found[1])
+    assert source.describe() == {"tfds": "a/b", "tfds_field": "c", "tfds_split": "d"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cocolm_tf import CocoLMTextClassifier
+from cocolm_tf import CocoLMTextClassifier, files
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.classification import build_classifier, run_classification
 from cocolm_tf.finetuning.classification_run import ClassificationRun
@@ -38,8 +38,9 @@ def spec_of(tiny_preset, sst2_dir):
         config = FinetuningConfig()
         for change in (FAST, *changes):
             config.override(change)
-        fields = {"data": {"glue": {"task": "sst2", "data_dir": sst2_dir}}} | fields
-        run = ClassificationRun(preset=tiny_preset, config=config.as_dict(), **fields)
+        data = {"glue": {"task": "sst2", "data_dir": sst2_dir}}
+        fields = {"preset": tiny_preset, "data": data} | fields
+        run = ClassificationRun(config=config.as_dict(), **fields)
         return json.loads(json.dumps(dataclasses.asdict(run)))
 
     return spec_of
@@ -82,6 +83,19 @@ def test_it_learns_measures_predicts_and_saves(done):
 
 def _lines_of(path: str) -> list[str]:
     return Path(path).read_text().splitlines()[1:]
+
+
+def test_all_of_a_run_may_be_on_a_store(spec_of, tiny_preset, sst2_dir, tmp_path: Path, to_store):
+    spec = spec_of({"trainer": {"epochs": 1}}, preset=to_store(tiny_preset))
+    spec["data"]["glue"]["data_dir"] = to_store(sst2_dir)
+    folder = to_store(tmp_path / "run")
+    run_classification(spec, folder, Listener())
+    assert {"predictions", "preset"} == set(files.list_dir(folder))
+    classifier = CocoLMTextClassifier.from_preset(f"{folder}/preset")
+    with files.local_copy(folder) as copy:
+        same = CocoLMTextClassifier.from_preset(f"{copy}/preset")
+    for one, other in zip(classifier.weights, same.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_model_card_has_metrics_and_settings(done):

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from cocolm_tf import files
 from cocolm_tf.finetuning.config import FinetuningConfig
+from cocolm_tf.finetuning.jobs import write_json
 from cocolm_tf.finetuning.results import summarize, summarize_runs, write_results
 from cocolm_tf.finetuning.results_page import markdown_table, results_page
 
@@ -49,6 +51,14 @@ def test_summarize():
         "values": [3.0, 1.0, 8.0],
     }
     assert summarize([2.0])["std"] == 0
+
+
+def test_results_may_lie_on_a_store(tmp_path: Path, to_store):
+    for name in ("RTE", "CoLA"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        write_json(experiment(name, 0.5), str(tmp_path / "out" / name / "results.json"))
+    there = files.read_text(write_results(to_store(tmp_path / "out")))
+    assert there == files.read_text(write_results(str(tmp_path / "out")))
 
 
 def test_summarize_runs():

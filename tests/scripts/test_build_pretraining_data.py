@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from programs import Program
 
+from cocolm_tf.data.build import SPILL_FOLDER
 from cocolm_tf.data.manifest import FILE_NAME, Manifest
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
@@ -71,13 +72,13 @@ def test_a_killed_build_leaves_no_dataset_and_no_process(corpus: Path, tmp_path:
     while any(Path(f"/proc/{child}/exe").exists() for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert list(output_dir.glob("*.tmp"))
+    assert list((output_dir / SPILL_FOLDER).iterdir())
     assert not (output_dir / FILE_NAME).exists()
 
     done = build_pretraining_data(*flags(corpus, output_dir), "--num_workers=0")
     assert done.returncode == 0, done.stderr
     Manifest.load(str(output_dir)).verify()
-    assert not list(output_dir.glob("*.tmp"))
+    assert not (output_dir / SPILL_FOLDER).exists()
 
 
 def test_help_is_instant():
@@ -90,6 +91,7 @@ def test_help_is_instant():
         ("--input=/nowhere/*.txt", "error: no file matches '/nowhere/*.txt'."),
         ("--docstrings", "error: give one of --input, --tfds and --docstrings"),
         ("--num_shards=0", "--num_shards=0"),
+        ("--break=line", "--break=line"),
         ("--validation_fraction=0.9", "--validation_fraction=0.9"),
         ("again", "error: unexpected argument 'again'"),
     ],

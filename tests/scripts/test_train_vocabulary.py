@@ -15,7 +15,7 @@ def corpus(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_help_shows_all_flags():
     told = train_vocabulary.help()
-    for flag in ("input", "docstrings", "vocabulary_size", "lowercase", "output_dir", "overwrite"):
+    for flag in ("input", "docstrings", "vocabulary_size", "byte_fallback", "num_workers"):
         assert flag in told
 
 
@@ -41,4 +41,6 @@ def test_writes_a_vocabulary_and_says_where(tmp_path: pathlib.Path, corpus: path
     result = train_vocabulary(*flags, "--vocabulary_size=60")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == str(output)
-    assert len((output / "dict.txt").read_text(encoding="utf-8").splitlines()) == 55
+    assert (
+        len((output / "assets/tokenizer/dict.txt").read_text(encoding="utf-8").splitlines()) == 55
+    )

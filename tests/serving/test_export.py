@@ -1,13 +1,16 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cocolm_tf import UserError
+from cocolm_tf import UserError, files
 from cocolm_tf.serving import export as export_module
 from cocolm_tf.serving.batching import BATCHING_FILENAME, MAX_BATCH_SIZE
+from cocolm_tf.serving.client import Export, find_version
 from cocolm_tf.serving.export import export_preset, next_version
 from cocolm_tf.serving.warmup import WARMUP_FILENAME
+from cocolm_tf.training.preset import HEADS_FILENAME
 
 
 def test_a_version_has_all_that_a_server_looks_for(exported: Path):
@@ -16,6 +19,22 @@ def test_a_version_has_all_that_a_server_looks_for(exported: Path):
         assert (exported / "1" / name).exists()
     parameters = (exported / "1" / BATCHING_FILENAME).read_text()
     assert f"max_batch_size {{ value: {MAX_BATCH_SIZE} }}" in parameters
+
+
+def test_an_export_may_lie_on_a_store(preset: Path, tmp_path: Path, to_store):
+    output, copied = to_store(tmp_path / "exports"), to_store(preset)
+    assert export_preset(copied, ["embed"], output) == f"{output}/1"
+    assert next_version(output) == 2
+    texts = ["A cat sat.", "It slept."]
+    vectors = Export(output)("embed", texts=texts)["embeddings"]
+    with files.local_copy(output) as copy:
+        np.testing.assert_array_equal(Export(copy)("embed", texts=texts)["embeddings"], vectors)
+    with pytest.raises(UserError, match=f"--preset={copied} has no copy_head"):
+        files.remove(f"{copied}/{HEADS_FILENAME}")
+        export_preset(copied, ["correct"], output)
+    # What was being copied when its writer was killed is no version.
+    files.write_text(f"{output}/2/fingerprint.pb", "")
+    assert find_version(output) == f"{output}/1"
 
 
 def test_versions_count_up(tmp_path: Path):

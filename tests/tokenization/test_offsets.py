@@ -1,5 +1,6 @@
 import io
 import pathlib
+import re
 import sys
 import unicodedata
 
@@ -13,6 +14,7 @@ from tokenizer_reference import odd_texts, reference_normalize, reference_pieces
 from cocolm_tf.tokenization.normalization import normalize
 from cocolm_tf.tokenization.offsets import TokenOffsets, character_offsets
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
 ODD = [
     "x½y ™ oﬃce №5 ﬁnd …",
@@ -25,9 +27,26 @@ ODD = [
 ]
 
 
-@pytest.fixture(scope="module", params=["cased", "uncased"])
-def either(request: pytest.FixtureRequest, tokenizer: CocoLMTokenizer) -> CocoLMTokenizer:
-    return CocoLMTokenizer(tokenizer.proto, lowercase=request.param == "uncased")
+KINDS = {
+    "in bytes": {"byte_fallback": True},
+    "casefolded": {"normalization": "nmt_nfkc_cf"},
+    "nfkc": {"normalization": "nfkc"},
+    "as it is, in bytes": {"normalization": "identity", "byte_fallback": True},
+}
+
+
+@pytest.fixture(scope="module", params=["cased", "uncased", *KINDS])
+def either(
+    request: pytest.FixtureRequest,
+    tokenizer: CocoLMTokenizer,
+    corpus: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> CocoLMTokenizer:
+    if request.param in ("cased", "uncased"):
+        return CocoLMTokenizer(tokenizer.proto, lowercase=request.param == "uncased")
+    options = KINDS[request.param]
+    size = 390 if options.get("byte_fallback") else 150
+    return train_vocabulary(corpus, size, tmp_path_factory.mktemp("kind"), **options)
 
 
 def slices(tokenizer: CocoLMTokenizer, text: str) -> list[tuple[str, str, int]]:
@@ -52,7 +71,7 @@ class Reference:
         return reference_normalize(text)
 
     def said(self, prepared: str) -> str:
-        return content("".join(self.processor.encode(prepared, out_type=str)))
+        return b"".join(map(content, self.processor.encode(prepared, out_type=str)))
 
     def pieces(self, text: str) -> list[str]:
         """The pieces of its ids, those that the vocabulary lacks too."""
@@ -60,9 +79,11 @@ class Reference:
         return list(reference_pieces(self.processor, normalized))
 
 
-def content(piece: str) -> str:
+def content(piece: str) -> bytes:
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        return bytes([int(piece[1:-1], 16)])
     # A sigma is lowercased by what follows it, which a part of a text does not tell.
-    return piece.replace("▁", "").replace("ς", "σ")
+    return piece.replace("▁", "").replace("ς", "σ").encode()
 
 
 def check(reference: Reference, text: str, *offsets: list[int]) -> None:
@@ -76,18 +97,19 @@ def check(reference: Reference, text: str, *offsets: list[int]) -> None:
         assert (end > start) == bool(content(piece))
         assert content(piece) in reference.said(reference.prepared(text[start:end]))
         if shared := text[start:last_end]:
-            # What two pieces both cover is one character that is written as several.
-            assert len(shared) == 1
+            # What two pieces both cover is one character that is written as several, or in bytes:
+            # with what has become part of it, accents or what is left out.
+            assert len(shared) == 1 or len(reference.said(reference.prepared(shared)).decode()) == 1
             assert len(reference.said(reference.prepared(shared))) > 1
         covered |= set(range(start, end))
-        by_word[word] = by_word.get(word, "") + content(piece)
+        by_word[word] = by_word.get(word, b"") + content(piece)
         # What covers nothing may stand between two parts of one character, behind both.
         last_start = max(last_start, start if end > start else 0)
         last_end, last_word = end, word
     for index in set(range(len(text))) - covered:
         assert not reference.said(reference.prepared(text[index]))
     words = [reference.said(word) for word in reference.prepared(text).split()]
-    assert [by_word.get(number, "") for number in range(len(words))] == words
+    assert [by_word.get(number, b"") for number in range(len(words))] == words
 
 
 @given(st.lists(odd_texts(), min_size=1, max_size=10))

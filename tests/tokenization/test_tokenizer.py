@@ -13,6 +13,7 @@ from tokenizer_reference import odd_texts, reference_normalize, reference_pieces
 from cocolm_tf import CocoLMTokenizer
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.dictionary import Dictionary
+from cocolm_tf.tokenization.vocabulary import load_vocabulary, train_vocabulary
 
 TEXTS = ["The cat sat (there).", "", "“They'll” fight — 日本 !", "x"]
 
@@ -279,3 +280,68 @@ def test_string_output_is_refused(tokenizer: CocoLMTokenizer):
 def test_without_a_vocabulary_it_says_so():
     with pytest.raises(ValueError, match="No vocabulary"):
         CocoLMTokenizer()("text")
+
+
+@pytest.fixture(scope="module")
+def in_bytes(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> CocoLMTokenizer:
+    folder = tmp_path_factory.mktemp("bytes") / "vocabulary"
+    train_vocabulary(corpus, 390, folder, byte_fallback=True, split_digits=True)
+    return load_vocabulary(folder)
+
+
+@given(st.lists(odd_texts(), min_size=1, max_size=30))
+def test_bytes_keep_every_text(in_bytes: CocoLMTokenizer, texts: list[str]):
+    ids = in_bytes(texts)
+    assert ids == [reference_ids(in_bytes, text) for text in texts]
+    assert in_bytes.unk_token_id not in {id for row in ids for id in row}
+    processor = sentencepiece.SentencePieceProcessor(model_proto=in_bytes.proto)
+    # A "▁" before punctuation goes, and with it the space that it stands for.
+    expected = [processor.normalize(reference_normalize(text)).replace("▁", "") for text in texts]
+    assert [text.replace(" ", "") for text in in_bytes.detokenize(ids)] == expected
+
+
+def test_bytes_are_pieces_of_the_vocabulary(in_bytes: CocoLMTokenizer):
+    tokens = [in_bytes.id_to_token(id) for id in in_bytes("日 <0xE6>").numpy()]
+    assert tokens[:4] == ["▁", "<0xE6>", "<0x97>", "<0xA5>"]
+    assert "<0xE6>" not in tokens[4:]  # what a text says is no byte
+    assert in_bytes.detokenize(in_bytes("the 日 日本")) == "the 日 日本"
+    half = [in_bytes.token_to_id(piece) for piece in ("▁the", "<0xE6>", "<0x97>", "s")]
+    assert in_bytes.detokenize(half) == "the\ufffds"
+
+
+def test_digits_stand_alone(in_bytes: CocoLMTokenizer):
+    tokens = [in_bytes.id_to_token(id) for id in in_bytes("In 1984").numpy()]
+    assert tokens[-5:] == ["▁", "1", "9", "8", "4"]
+    assert not any(
+        len(token) > 1 and token[-1].isdigit() and token[-2].isdigit()
+        for token in in_bytes.get_vocabulary()
+    )
+
+
+@pytest.mark.slow
+def test_bytes_survive_a_saved_model(in_bytes: CocoLMTokenizer, tmp_path: pathlib.Path):
+    tf.saved_model.save(in_bytes.graph_module(), str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    ids = loaded.tokenize(tf.constant(TEXTS))
+    assert ids.to_list() == in_bytes(TEXTS)
+    assert [t.decode() for t in loaded.detokenize(ids).numpy()] == in_bytes.detokenize(ids)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "tokens"),
+    [
+        ("nmt_nfkc", ["A", "fi", "a"]),
+        ("nfkc_cf", ["a", "fi", "a"]),
+        ("identity", ["A", "ﬁ", "ａ"]),
+    ],
+)
+def test_the_model_says_how_to_normalize(
+    tmp_path: pathlib.Path, corpus: list[str], normalization: str, tokens: list[str]
+):
+    folder = tmp_path / "new"
+    texts = [*corpus, "A ﬁ ａ", "A fi a"]
+    train_vocabulary(texts, 170, folder, normalization=normalization, character_coverage=1.0)
+    loaded = load_vocabulary(folder)
+    assert loaded.detokenize(loaded("A ﬁ ａ")) == " ".join(tokens)
+    with pytest.raises(UserError, match="normalization is 'nfd'"):
+        train_vocabulary(corpus, 150, tmp_path / "other", normalization="nfd")

@@ -5,10 +5,12 @@ import shutil
 import pytest
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization import vocabulary
+from cocolm_tf.tokenization import vocabulary, words
 from cocolm_tf.tokenization.dictionary import Dictionary
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary, train_vocabulary
+
+MODEL, DICTIONARY = "assets/tokenizer/vocabulary.spm", "assets/tokenizer/dict.txt"
 
 
 def names(folder: pathlib.Path) -> set[str]:
@@ -17,18 +19,34 @@ def names(folder: pathlib.Path) -> set[str]:
 
 def test_has_the_size_asked_for(vocabulary_dir: pathlib.Path, tokenizer: CocoLMTokenizer):
     assert tokenizer.vocabulary_size() == 150
-    assert len(Dictionary.read(vocabulary_dir / "dict.txt").pieces) == 145
+    assert len(Dictionary.read(vocabulary_dir / DICTIONARY).pieces) == 145
 
 
-def test_writes_a_released_folder_and_a_preset(vocabulary_dir: pathlib.Path):
-    assert {"sp.model", "dict.txt", "tokenizer.json"} < names(vocabulary_dir)
+def test_writes_a_preset_and_nothing_twice(vocabulary_dir: pathlib.Path):
+    assert names(vocabulary_dir) == {"tokenizer.json", MODEL, DICTIONARY}
     loaded = [
         load_vocabulary(vocabulary_dir),
         CocoLMTokenizer.from_preset(vocabulary_dir),
-        CocoLMTokenizer(vocabulary_dir / "sp.model", vocabulary_dir / "dict.txt"),
-        CocoLMTokenizer(vocabulary_dir / "sp.model"),
+        CocoLMTokenizer(vocabulary_dir / MODEL, vocabulary_dir / DICTIONARY),
+        CocoLMTokenizer(vocabulary_dir / MODEL),
     ]
     assert len({tokenizer.fingerprint() for tokenizer in loaded}) == 1
+
+
+@pytest.mark.parametrize(("released", "own"), [("sp.model", MODEL), ("dict.txt", DICTIONARY)])
+def test_two_copies_must_be_equal(
+    tmp_path: pathlib.Path, vocabulary_dir: pathlib.Path, released: str, own: str
+):
+    """Earlier versions wrote both; whoever edits one of them means it."""
+    folder = tmp_path / "vocabulary"
+    shutil.copytree(vocabulary_dir, folder)
+    shutil.copy(folder / own, folder / released)
+    expected = load_vocabulary(vocabulary_dir).fingerprint()
+    assert load_vocabulary(folder).fingerprint() == expected
+    with open(folder / released, "ab") as file:
+        file.write("▁more 1\n".encode())
+    with pytest.raises(UserError, match=f"{folder}: {released} and {own} differ"):
+        load_vocabulary(folder)
 
 
 def test_knows_every_character_of_its_corpus(tokenizer: CocoLMTokenizer, corpus: list[str]):
@@ -38,7 +56,7 @@ def test_knows_every_character_of_its_corpus(tokenizer: CocoLMTokenizer, corpus:
 def test_counts_are_those_of_the_corpus(
     vocabulary_dir: pathlib.Path, tokenizer: CocoLMTokenizer, corpus: list[str]
 ):
-    dictionary = Dictionary.read(vocabulary_dir / "dict.txt")
+    dictionary = Dictionary.read(vocabulary_dir / DICTIONARY)
     seen = collections.Counter(id for ids in tokenizer(corpus) for id in ids)
     for piece, count in zip(dictionary.pieces, dictionary.counts, strict=True):
         if piece != "▁":
@@ -58,7 +76,8 @@ def test_batches_do_not_change_it(
     corpus: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(vocabulary, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(words, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(vocabulary, "_WORDS_AT_A_TIME", 10)
     again = train_vocabulary(iter(corpus), 150, tmp_path / "new", character_coverage=1.0)
     assert again.fingerprint() == tokenizer.fingerprint()
 
@@ -128,7 +147,7 @@ def test_what_the_vocabulary_lacks_is_told(tmp_path: pathlib.Path, capsys, corpu
     """As the character that SentencePiece keeps for itself, whose words it would drop."""
     tokenizer = train_vocabulary([*corpus, "zebra▅zebra " * 50], 150, tmp_path / "new")
     told = capsys.readouterr().err
-    assert "warning: the vocabulary covers 9" in told and "<unk> becomes of ▅" in told
+    assert "warning: the vocabulary covers 9" in told and "▅ become <unk>" in told
     assert tokenizer.unk_token_id not in tokenizer("zebra").numpy()
     assert tokenizer.unk_token_id in tokenizer("▅").numpy()
 
@@ -143,7 +162,7 @@ def test_does_not_overwrite_unasked(tmp_path: pathlib.Path, corpus: list[str]):
 
 
 def test_loads_a_released_folder(tmp_path: pathlib.Path, vocabulary_dir: pathlib.Path):
-    shutil.copy(vocabulary_dir / "sp.model", tmp_path)
+    shutil.copy(vocabulary_dir / MODEL, tmp_path / "sp.model")
     with pytest.raises(UserError, match=f"{tmp_path} has no dict.txt"):
         load_vocabulary(tmp_path)
     (tmp_path / "dict.txt").write_text("▁the 3\n▁cat 2\n", encoding="utf-8")

@@ -76,8 +76,16 @@ def _without_edges(word: str) -> list[str]:
 def reference_pieces(
     processor: sentencepiece.SentencePieceProcessor, normalized: str
 ) -> Iterable[str]:
-    pieces = processor.encode(normalized, out_type=str)
+    # By words: of rules without "nmt", two "▁" that stand in a text are not one.
+    pieces = [
+        piece for word in normalized.split() for piece in processor.encode(word, out_type=str)
+    ]
     for index, piece in enumerate(pieces):
         is_last = index + 1 == len(pieces)
-        if piece != "▁" or not (is_last or is_punctuation(pieces[index + 1][0])):
+        if piece != "▁" or not (is_last or begins_with_punctuation(processor, pieces[index + 1])):
             yield piece
+
+
+def begins_with_punctuation(processor: sentencepiece.SentencePieceProcessor, piece: str) -> bool:
+    is_byte = processor.is_byte(processor.piece_to_id(piece))  # <0x2C>, whatever the byte is
+    return not is_byte and is_punctuation(piece[0])

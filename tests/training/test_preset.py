@@ -123,11 +123,12 @@ def test_saving_replaces_the_whole_preset(build, preset: str, corpus):
 
 
 def test_leftovers_of_a_killed_save_do_no_harm(build, preset: str, corpus):
-    Path(preset + ".tmp").mkdir()
-    Path(preset + ".tmp", "left").write_text("over")
+    unfinished = Path(preset).with_name(".preset.tmp")
+    (unfinished / "new").mkdir(parents=True)
+    (unfinished / "new" / "left").write_text("over")
     save_preset(build(seed=3), load_vocabulary(corpus.vocabulary), preset + "/")
     assert not Path(preset, "left").exists()
-    assert not Path(preset + ".tmp").exists()
+    assert not unfinished.exists()
 
 
 def test_a_failed_save_leaves_the_preset_that_was_there(build, preset: str):

@@ -15,7 +15,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cocolm_tf import files
 from cocolm_tf.errors import RestartableError, UserError
+from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.training import pretraining as module
 from cocolm_tf.training.callbacks import METRICS_FILENAME, ProgressBar
 from cocolm_tf.training.config import TrainerConfig, load_config
@@ -108,21 +110,32 @@ class KilledAtStep7(ProgressBar):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_remote", [False, True])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    finished, pretrain_on, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished, corpus, pretrain_on, to_store, tmp_path: Path, monkeypatch, is_remote: bool
 ):
+    model_dir, given = str(tmp_path / "run"), {}
+    if is_remote:  # with all that it reads and writes
+        model_dir = to_store(model_dir)
+        names = ("train", "validation", "vocabulary")
+        train, validation, vocabulary = (to_store(getattr(corpus, name)) for name in names)
+        given = {"train_data": train, "validation_data": validation, "vocabulary": vocabulary}
     monkeypatch.setattr(module, "ProgressBar", KilledAtStep7)
     with pytest.raises(KilledError):
-        pretrain_on(finished.config, tmp_path)
-    assert not (tmp_path / "preset").exists()
-    assert metrics(tmp_path)[-1]["step"] == 6
-    with open(tmp_path / METRICS_FILENAME, "a") as file:
+        pretrain_on(finished.config, model_dir, **given)
+    assert not files.exists(f"{model_dir}/preset")
+    with files.local_copy(model_dir) as copy:
+        assert metrics(Path(copy))[-1]["step"] == 6
+    with files.open_append(f"{model_dir}/{METRICS_FILENAME}") as file:
         file.write('{"step": 8, "split": "train"}\n{"step": 8, "spl')
     monkeypatch.undo()
 
-    assert pretrain_on(finished.config, tmp_path) == str(tmp_path / "preset")
-    assert_same_run(tmp_path, finished.model_dir, step=10)
-    assert metrics(tmp_path) == metrics(finished.model_dir)
+    assert pretrain_on(finished.config, model_dir, **given) == f"{model_dir}/preset"
+    with files.local_copy(model_dir) as copy:
+        assert_same_run(Path(copy), finished.model_dir, step=10)
+        assert metrics(Path(copy)) == metrics(finished.model_dir)
+        assert fingerprint(f"{copy}/preset") == fingerprint(f"{model_dir}/preset")
+        assert sorted(os.listdir(copy)) == sorted(os.listdir(finished.model_dir))
 
 
 @pytest.mark.slow
@@ -411,9 +424,13 @@ def test_data_of_another_vocabulary_is_refused(refused, other_vocabulary: str):
     assert "was built with another vocabulary" in refused(vocabulary=other_vocabulary)
 
 
-def test_a_preset_of_another_vocabulary_is_refused(refused, other_vocabulary: str):
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_preset_of_another_vocabulary_is_refused(
+    refused, to_store, other_vocabulary: str, is_remote: bool
+):
     """Their sizes are equal, so all else would fit."""
-    assert "was trained with another vocabulary" in refused(init_preset=other_vocabulary)
+    preset = to_store(other_vocabulary) if is_remote else other_vocabulary
+    assert "was trained with another vocabulary" in refused(init_preset=preset)
 
 
 @pytest.mark.parametrize("checksums", [False, True])

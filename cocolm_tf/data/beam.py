@@ -1,0 +1,344 @@
+"""The builder of datasets and the counter of words as pipelines of Apache Beam.
+
+The functions of a chunk are those of `build` and `tokenization.words`, and so are their results:
+which runner there is, and with how many workers, changes not one byte of a dataset. What takes the
+place of the processes of one machine and of their files is Beam's own shuffle.
+"""
+
+import functools
+import itertools
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from cocolm_tf import files
+from cocolm_tf.data.build import Plan
+from cocolm_tf.data.cleaning import Deduplication, numbers_of
+from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.packing import NO_SHARD, Part, Recipe, Record, chunk_sequences, chunks, parts_of
+from cocolm_tf.data.shards import write_shard
+from cocolm_tf.data.shuffle import Run, merged_examples
+from cocolm_tf.data.sources import Source
+from cocolm_tf.errors import UserError
+
+try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ImportError as error:
+    raise UserError(
+        "--runner needs Apache Beam for all but local: pip install 'cocolm-tf[beam]'."
+    ) from error
+
+# How much of a shard is sorted in memory at once.
+_SORTED_BYTES = 1 << 28
+_RESULT = "beam-result.json"
+_USER_ERROR = re.compile(r"UserError: (.*?)(?: \[while running '|$)", re.MULTILINE)
+
+Counts = Counter[tuple[int, int, str]]
+Chunk = tuple[tuple[int, int], list[str]]  # The numbers of its part and its own; its documents.
+
+
+def build_with_beam(
+    source: Source,
+    vocabulary_dir: str,
+    output_dir: str,
+    runner: str,
+    options: Sequence[str] = (),
+    **arguments: Any,
+) -> Manifest:
+    """Builds the dataset that `build_shards` builds, by a pipeline.
+
+    Args:
+        source: The documents. The workers must be able to read it.
+        vocabulary_dir: The folder of the vocabulary, for the workers too.
+        output_dir: The folder of the dataset, likewise.
+        runner: One of `source_flags.BEAM_RUNNERS`.
+        options: Beam's own options, as `"--direct_num_workers=4"`.
+        **arguments: The other arguments of `build_shards`, those of its processes and its files
+            apart.
+
+    Returns:
+        The manifest of the dataset to train on.
+
+    Raises:
+        UserError: As `build_shards` does, or if Beam does not know an option.
+
+    Example:
+    ```python
+    corpus = FileSource.find("gs://bucket/corpus/*.txt")
+    build_with_beam(
+        corpus, "gs://bucket/vocabulary", "gs://bucket/data", "DirectRunner",
+        sequence_length=512, num_shards=16,
+    )
+    ```
+    """
+    parsed = _options(runner, options, source, vocabulary_dir, output_dir)
+    plan = Plan.of(source, vocabulary_dir, output_dir=output_dir, **arguments)
+    paths = {
+        (split.number, shard): path
+        for split in plan.splits
+        for shard, path in enumerate(split.paths)
+    }
+    with plan.shard_folders():
+        result = _run(
+            runner,
+            parsed,
+            functools.partial(_dataset, source=source, plan=plan, paths=paths),
+            plan.splits[0].directory,
+        )
+        counts = Counter({tuple(name): count for kind, name, count in result if kind == "count"})
+        plan.check_filled(counts)
+        written = {tuple(name): tuple(told) for kind, name, told in result if kind == "shard"}
+        return plan.finish(written, counts)
+
+
+def count_words_with_beam(
+    source: Source,
+    lowercase: bool,
+    max_distinct_words: int,
+    output_dir: str,
+    runner: str,
+    options: Sequence[str] = (),
+) -> tuple[Counter[str], Counter[str]]:
+    """Counts the words that `count_corpus` counts, by a pipeline.
+
+    Args:
+        source: The documents. The workers must be able to read it.
+        lowercase: Whether the vocabulary is uncased.
+        max_distinct_words: Of more different words than this, the most frequent ones are returned.
+        output_dir: A folder for the counts on their way from the workers; it is there.
+        runner: One of `source_flags.BEAM_RUNNERS`.
+        options: Beam's own options.
+
+    Returns:
+        How often each word occurs; and, in those that were too many, each character.
+
+    Example:
+    ```python
+    counts, _ = count_words_with_beam(source, True, 10_000_000, "/tmp", "DirectRunner")
+    ```
+    """
+    parsed = _options(runner, options, source, output_dir)
+    build = functools.partial(
+        _words, source=source, lowercase=lowercase, max_distinct_words=max_distinct_words
+    )
+    result = _run(runner, parsed, build, output_dir)
+    counts = Counter({name: count for kind, name, count in result if kind == "word"})
+    characters = Counter({name: count for kind, name, count in result if kind == "character"})
+    for word, count in counts.items():
+        for character in word:
+            characters[character] -= count
+    return counts, +characters
+
+
+# --- The pipelines ---
+
+
+def _dataset(
+    pipeline: "beam.Pipeline", source: Source, plan: Plan, paths: dict[tuple[int, int], str]
+) -> list["beam.PCollection"]:
+    """From parts to shards; the collections of what is to be known of them."""
+    read = (
+        pipeline
+        | "Parts" >> beam.Create(plan.parts)
+        | "SpreadParts" >> beam.Reshuffle()
+        | "Read" >> beam.FlatMap(_read, source).with_outputs("counts", main="chunks")
+    )
+    # Each chunk of a file may go on elsewhere.
+    of_chunks = read.chunks | "SpreadChunks" >> beam.Reshuffle()
+    if plan.deduplication is None:
+        grouped = of_chunks | "Whole" >> beam.Map(_with_nothing_dropped)
+    else:
+        duplicates = (
+            of_chunks
+            | "Keys" >> beam.FlatMap(_keys, plan.deduplication)
+            | "SameKey" >> beam.GroupByKey()
+            | "Duplicates" >> beam.FlatMap(_all_but_first)
+        )
+        grouped = {"chunk": of_chunks, "places": duplicates} | "Mark" >> beam.CoGroupByKey()
+    packed = grouped | "Pack" >> beam.FlatMap(_packed, plan.recipe).with_outputs(
+        "counts", main="runs"
+    )
+    counts = (
+        (read.counts, packed.counts)
+        | "AllCounts" >> beam.Flatten()
+        | "Sum" >> beam.CombinePerKey(sum)
+        | "TellCounts" >> beam.MapTuple(lambda name, count: ("count", name, count))
+    )
+    written = packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written, paths)
+    return [counts, written]
+
+
+def _words(
+    pipeline: "beam.Pipeline", source: Source, lowercase: bool, max_distinct_words: int
+) -> list["beam.PCollection"]:
+    """From parts to the counts of words and of all characters."""
+    counted = (
+        pipeline
+        | "Parts" >> beam.Create(parts_of(source))
+        | "SpreadParts" >> beam.Reshuffle()
+        | "Read" >> beam.FlatMap(_read, source).with_outputs("counts", main="chunks")
+    ).chunks
+    words = (
+        counted
+        | "SpreadChunks" >> beam.Reshuffle()
+        | "Count" >> beam.FlatMap(_counted, lowercase)
+        | "Sum" >> beam.CombinePerKey(sum)
+    )
+    characters = (
+        words
+        | "Characters" >> beam.FlatMapTuple(_characters)
+        | "SumCharacters" >> beam.CombinePerKey(sum)
+        | "TellCharacters" >> beam.MapTuple(lambda name, count: ("character", name, count))
+    )
+    most = (
+        words
+        | "Most" >> beam.combiners.Top.Of(max_distinct_words, key=_rank)
+        | "Each" >> beam.FlatMap(lambda most: most)
+        | "TellWords" >> beam.MapTuple(lambda name, count: ("word", name, count))
+    )
+    return [most, characters]
+
+
+def _run(
+    runner: str, options: "PipelineOptions", build: Any, folder: str
+) -> list[tuple[str, Any, Any]]:
+    """Runs a pipeline to its end; returns what its collections hold."""
+    path = files.join(folder, _RESULT)
+    try:
+        with beam.Pipeline(runner, options) as pipeline:
+            (
+                build(pipeline)
+                | "Results" >> beam.Flatten()
+                | "All" >> beam.combiners.ToList()
+                | "Tell" >> beam.Map(_tell, path)
+            )
+        return json.loads(files.read_text(path))
+    except UserError as error:
+        # Beam adds to it which of its steps it was.
+        raise UserError(_USER_ERROR.search(f"UserError: {error}")[1]) from error
+    except RuntimeError as error:
+        # What fails in a worker is there in words alone.
+        if found := _USER_ERROR.findall(str(error)):
+            raise UserError(found[-1]) from error
+        raise
+    finally:
+        files.remove(path)
+
+
+def _options(runner: str, given: Sequence[str], source: Source, *paths: str) -> "PipelineOptions":
+    """Parses Beam's options, which Beam itself takes even if it does not know them."""
+    if runner == "DataflowRunner":
+        names = source.parts if "input" in source.describe() else ()
+        for path in (*paths, *names):
+            if not files.is_remote(path):
+                raise UserError(
+                    f"--runner={runner} reads and writes on other machines: give a gs:// path for "
+                    f"{path}."
+                )
+    options = PipelineOptions(list(given))
+    known = options.get_all_options()
+    if unknown := sorted(
+        options.get_all_options(retain_unknown_options=True).keys() - known.keys()
+    ):
+        raise UserError(f"Apache Beam has no option --{unknown[0]}.")
+    return options
+
+
+# --- What the workers do ---
+
+
+def _read(part: Part, source: Source) -> Iterator[Any]:
+    counts: Counter[str] = Counter()
+    for number, documents in enumerate(chunks(part.documents(source, counts))):
+        yield (part.number, number), documents
+    for name, count in counts.items():
+        yield beam.pvalue.TaggedOutput("counts", ((*NO_SHARD, name), count))
+
+
+def _keys(chunk: Chunk, deduplication: Deduplication) -> list[tuple[int, int]]:
+    (part, number), documents = chunk
+    return deduplication.chunk_keys(part, number, documents).tolist()
+
+
+def _all_but_first(group: tuple[int, Iterable[int]]) -> Iterator[tuple[tuple[int, int], int]]:
+    _, places = group
+    first = min(places)
+    return ((numbers_of(place)[:2], place) for place in places if place != first)
+
+
+def _with_nothing_dropped(chunk: Chunk) -> tuple[tuple[int, int], dict[str, list[Any]]]:
+    numbers, documents = chunk
+    return numbers, {"chunk": [documents], "places": []}
+
+
+def _packed(
+    group: tuple[tuple[int, int], dict[str, Iterable[Any]]], recipe: Recipe
+) -> Iterator[Any]:
+    """The sequences of a chunk, as one run for each shard."""
+    (part, number), found = group
+    (documents,) = found["chunk"]
+    dropped = {numbers_of(place)[2] for place in found["places"]}
+    records, counts = chunk_sequences(recipe, part, number, documents, dropped)
+    for place_of_run, run in itertools.groupby(records, lambda record: record[:2]):
+        yield place_of_run, [record[2:] for record in run]
+    for count in counts.items():
+        yield beam.pvalue.TaggedOutput("counts", count)
+
+
+def _written(
+    group: tuple[tuple[int, int], Iterable[list[tuple[int, bytes]]]],
+    paths: dict[tuple[int, int], str],
+) -> tuple[str, tuple[int, int], tuple[int, str]]:
+    """Writes a shard, its records in the order of their keys."""
+    place, runs = group
+    with tempfile.TemporaryDirectory() as scratch:
+        examples = merged_examples(_sorted_runs(place, runs, scratch), *place)
+        return "shard", place, write_shard(paths[place], examples, scratch)
+
+
+def _sorted_runs(
+    place: tuple[int, int], runs: Iterable[list[tuple[int, bytes]]], folder: str
+) -> list[str]:
+    """Few runs of many: the files of them."""
+    paths, records, size = [], [], 0
+
+    def write() -> None:
+        path = os.path.join(folder, f"{len(paths)}.run")
+        Run.write(path, sorted(records), [], Counter({(*place, "sequences"): len(records)}))
+        paths.append(path)
+        records.clear()
+
+    for run in runs:
+        records += (Record(*place, *record) for record in run)
+        size += sum(len(example) for _, example in run)
+        if size >= _SORTED_BYTES:
+            write()
+            size = 0
+    if records:
+        write()
+    return paths
+
+
+def _counted(chunk: Chunk, lowercase: bool) -> Iterable[tuple[str, int]]:
+    # The package's other users of this module do without it.
+    from cocolm_tf.tokenization.words import count_words
+
+    return count_words(chunk[1], lowercase).items()
+
+
+def _characters(word: str, count: int) -> Iterator[tuple[str, int]]:
+    return ((character, count) for character in word)
+
+
+def _rank(counted: tuple[str, int]) -> tuple[int, str]:
+    word, count = counted
+    return count, word
+
+
+def _tell(result: list[Any], path: str) -> None:
+    files.write_text(path, json.dumps(result))

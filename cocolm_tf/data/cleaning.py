@@ -1,0 +1,324 @@
+"""Which documents are left out: by what they are, and because others are the same or nearly so.
+
+`Cleaning` judges each document by itself. `Deduplication` gives a document 63-bit keys; of the
+documents that share a key all but the first are duplicates. Both are pure functions of a document's
+text, so that any process or machine can apply them to any chunk. What the keys say of the whole
+corpus is found by `DuplicateIndex` on one machine, or by a group-by-key on many.
+"""
+
+import functools
+import hashlib
+import os
+import re
+import tempfile
+import unicodedata
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from cocolm_tf.errors import UserError
+
+METHODS = ("exact", "near")
+
+# A place in the corpus is one number: a part's, a chunk's and a document's. As keys, it has 63
+# bits: that fits where integers have a sign, too.
+_CHUNK_BITS, _DOCUMENT_BITS = 20, 24
+_PART_BITS = 63 - _CHUNK_BITS - _DOCUMENT_BITS
+_ROW = np.dtype([("key", "<u8"), ("place", "<u8")])
+
+_WORD = re.compile(r"\w+")
+# How many hash functions estimate a similarity; as many n-grams are hashed at once as take 8 MB.
+_PERMUTATIONS = 128
+_NGRAMS_AT_ONCE = 1 << 13
+# Odd, and of as many ones as zeros: Knuth's, for hashing by multiplication.
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+# Keys are sorted in so many parts, each of which fits into memory.
+_BUCKETS = 256
+_ROWS_IN_MEMORY = 1 << 20
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """Limits of what a document may be; one that is beyond any of them is left out.
+
+    Args:
+        min_words: The fewest words, which are what white space separates.
+        max_words: int. The most words; 0 for no limit.
+        min_letter_share: The least share of letters among the characters that are no white space.
+        max_repeated_lines: float. The largest share of lines that are the same as an earlier one.
+
+    Example:
+    ```python
+    cleaning = Cleaning(min_words=3, min_letter_share=0.7)
+    cleaning(["A few words.", "Short.", "1 | 2 | 3 | 4"])
+    # (['A few words.'], Counter({'too_short': 1, 'few_letters': 1}))
+    ```
+    """
+
+    min_words: int = 0
+    max_words: int = 0
+    min_letter_share: float = 0.0
+    max_repeated_lines: float = 1.0
+
+    def __call__(self, documents: Iterable[str]) -> tuple[list[str], Counter[str]]:
+        """Returns the documents that stay, and how many were left out for what."""
+        kept, counts = [], Counter()
+        for document in documents:
+            if fault := self.fault(document):
+                counts[fault] += 1
+            else:
+                kept.append(document)
+        return kept, counts
+
+    def fault(self, document: str) -> str:
+        """The name under which a document is counted as left out; empty if it stays."""
+        if self.min_words or self.max_words:
+            words = len(document.split())
+            if words < self.min_words:
+                return "too_short"
+            if self.max_words and words > self.max_words:
+                return "too_long"
+        if self.min_letter_share:
+            characters = "".join(document.split())
+            letters = sum(map(str.isalpha, characters))
+            if letters < self.min_letter_share * len(characters):
+                return "few_letters"
+        if self.max_repeated_lines < 1:
+            lines = list(filter(None, map(str.strip, document.split("\n"))))
+            if len(lines) - len(set(lines)) > self.max_repeated_lines * len(lines):
+                return "repeated_lines"
+        return ""
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the limits that are in force, for the manifest."""
+        defaults = asdict(Cleaning())
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+@dataclass(frozen=True)
+class Deduplication:
+    """By what documents are duplicates: of those that share a key, the first alone stays.
+
+    Args:
+        method: `"exact"` for the same words, whatever the case, the punctuation and the white space
+            between them; `"near"` for similar sets of n-grams of words, by MinHash and
+            locality-sensitive hashing (the package `datasketch`).
+        threshold: With `"near"`, the Jaccard similarity from which on two documents are likely to
+            share a key.
+        ngram: With `"near"`, the words of an n-gram.
+        cleaning: A document that it leaves out is nobody's duplicate.
+
+    Raises:
+        UserError: If an argument is out of its range, or `datasketch` is not installed.
+
+    Example:
+    ```python
+    same = Deduplication("exact")
+    same.keys("The same words.") == same.keys("the SAME\\nwords")  # True
+    ```
+    """
+
+    method: str
+    threshold: float = 0.8
+    ngram: int = 5
+    cleaning: Cleaning | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(f"--deduplicate={self.method} must be one of {', '.join(METHODS)}.")
+        if self.method == "near":
+            _bands(self.threshold)
+
+    def keys(self, document: str) -> list[int]:
+        """Returns the keys of a document, 63-bit integers: one, or with `"near"` one for a band."""
+        words = _WORD.findall(unicodedata.normalize("NFKC", document).casefold())
+        if self.method == "exact":
+            return [_hash(" ".join(words or [document]).encode("utf-8", "surrogatepass"))]
+        hashes = _ngram_hashes(words or document.split(), self.ngram).tolist()
+        signature = _min_hash().copy()
+        for start in range(0, len(hashes), _NGRAMS_AT_ONCE):
+            signature.update_batch(hashes[start : start + _NGRAMS_AT_ONCE])
+        bands, rows = _bands(self.threshold)
+        values = signature.hashvalues.astype("<u4")[: bands * rows].reshape(bands, rows)
+        return [_hash(bytes([band]) + row.tobytes()) for band, row in enumerate(values)]
+
+    def chunk_keys(self, part: int, chunk: int, documents: Sequence[str]) -> np.ndarray:
+        """Returns the keys of a chunk's documents with their places, for `DuplicateIndex`.
+
+        Args:
+            part: The number of the part.
+            chunk: The number of the chunk within the part.
+            documents: The documents of the chunk.
+
+        Returns:
+            [N] structured, with the fields `key` and `place` (see `place`), both uint64.
+        """
+        rows = [
+            (key, place(part, chunk, index))
+            for index, document in enumerate(documents)
+            if self.cleaning is None or not self.cleaning.fault(document)
+            for key in self.keys(document)
+        ]
+        return np.array(rows, _ROW)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what was asked for, for the manifest."""
+        if self.method == "exact":
+            return {"deduplicate": self.method}
+        return {
+            "deduplicate": self.method,
+            "deduplicate_threshold": self.threshold,
+            "deduplicate_ngram": self.ngram,
+        }
+
+
+class DuplicateIndex:
+    """The keys of a corpus, and which documents they say are duplicates, in bounded memory.
+
+    Keys are gathered in files by their first bits, and each file is sorted by itself.
+
+    Args:
+        folder: Where those files may be, about 16 bytes a key; None for the system's own place.
+
+    Example:
+    ```python
+    with DuplicateIndex() as index:
+        index.add(Deduplication("exact").chunk_keys(0, 0, ["The same.", "Another.", "The same."]))
+        index.duplicates()[0, 0]  # [2]
+    ```
+    """
+
+    def __init__(self, folder: str | None = None):
+        self._folder = tempfile.TemporaryDirectory(dir=folder)
+        self._waiting: list[np.ndarray] = []
+        self._count = 0
+
+    def __enter__(self) -> "DuplicateIndex":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._folder.cleanup()
+
+    def add(self, rows: np.ndarray) -> None:
+        """Adds what `Deduplication.chunk_keys` returns."""
+        self._waiting.append(rows)
+        self._count += len(rows)
+        if self._count >= _ROWS_IN_MEMORY:
+            self._write()
+
+    def duplicates(self) -> "Duplicates":
+        """Finds the duplicates among all that were added."""
+        self._write()
+        found = [
+            _again(np.fromfile(file, _ROW))
+            for file in sorted(os.scandir(self._folder.name), key=str)
+        ]
+        return Duplicates(np.unique(np.concatenate([*found, np.empty(0, "<u8")])))
+
+    def _write(self) -> None:
+        rows = np.concatenate([*self._waiting, np.empty(0, _ROW)])
+        self._waiting, self._count = [], 0
+        bucket = rows["key"] // np.uint64(2**63 // _BUCKETS)
+        rows = rows[np.argsort(bucket, kind="stable")]
+        ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=_BUCKETS))
+        for number, part in enumerate(np.split(rows, ends[:-1])):
+            if len(part):
+                with open(os.path.join(self._folder.name, str(number)), "ab") as file:
+                    file.write(part.tobytes())
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The documents to leave out, by chunk.
+
+    Args:
+        places: [N] uint64, sorted, as `place` gives them.
+
+    Example:
+    ```python
+    Duplicates(np.array([place(3, 0, 8)], np.uint64))[3, 0]  # [8]
+    ```
+    """
+
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, chunk: tuple[int, int]) -> list[int]:
+        """Returns the indices of the duplicates in a chunk, by the numbers of part and chunk."""
+        first = place(*chunk, 0)
+        bounds = np.array([first, first + 2**_DOCUMENT_BITS], np.uint64)
+        start, end = np.searchsorted(self.places, bounds)
+        return (self.places[start:end] - np.uint64(first)).tolist()
+
+
+def place(part: int, chunk: int, document: int) -> int:
+    """Makes one number, in the order of the corpus, of a part's, a chunk's and a document's."""
+    if part >= 2**_PART_BITS or chunk >= 2**_CHUNK_BITS or document >= 2**_DOCUMENT_BITS:
+        raise UserError(
+            f"--deduplicate takes up to {2**_PART_BITS:,} files, and of each up to "
+            f"{2**_CHUNK_BITS:,} chunks: put the text into fewer, larger files."
+        )
+    return (part << _CHUNK_BITS | chunk) << _DOCUMENT_BITS | document
+
+
+def numbers_of(place: int) -> tuple[int, int, int]:
+    """Takes apart what `place` has made: the numbers of the part, the chunk and the document."""
+    chunk, document = divmod(place, 2**_DOCUMENT_BITS)
+    return *divmod(chunk, 2**_CHUNK_BITS), document
+
+
+def _again(rows: np.ndarray) -> np.ndarray:
+    """The places of all rows but the first of each key."""
+    rows = rows[np.lexsort((rows["place"], rows["key"]))]
+    return np.unique(rows["place"][1:][rows["key"][1:] == rows["key"][:-1]])
+
+
+def _ngram_hashes(words: list[str], ngram: int) -> np.ndarray:
+    """The 32-bit hashes of all n-grams, sorted, each once; the words' own are combined."""
+    encoded = "\n".join(words).encode("utf-8", "surrogatepass").split(b"\n")
+    hashes = np.fromiter(map(zlib.crc32, encoded), np.uint64, len(encoded))
+    count = max(1, len(hashes) - ngram + 1)
+    combined = np.zeros(count, np.uint64)
+    for start in range(min(ngram, len(hashes))):
+        combined = combined * _MULTIPLIER + hashes[start : start + count]
+    return np.unique((combined * _MULTIPLIER) >> np.uint64(32)).astype(np.uint32)
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+
+
+@functools.cache
+def _bands(threshold: float) -> tuple[int, int]:
+    """How many bands of how many hash values each make that threshold."""
+    _import_datasketch()
+    from datasketch import MinHashLSH
+
+    try:
+        index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
+    except ValueError as error:
+        raise UserError(f"--deduplicate_threshold={threshold}: {error}.") from error
+    return index.b, index.r
+
+
+@functools.cache
+def _min_hash() -> Any:
+    """The signature of nothing; the n-grams come hashed."""
+    from datasketch import MinHash
+
+    return MinHash(num_perm=_PERMUTATIONS, hashfunc=int)
+
+
+def _import_datasketch() -> None:
+    try:
+        import datasketch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "--deduplicate=near needs the package datasketch: pip install 'cocolm-tf[near]'."
+        ) from error

@@ -1,0 +1,240 @@
+"""Work on the chunks of a source, in several processes or in this one.
+
+Whoever is free takes the next task from one queue. To read a part is a task: its reader hands the
+chunks on through the queue as long as there is room in it, and otherwise works on them itself. So
+many small parts and a single large one occupy all processes alike, and no more than a few chunks
+are in memory at any time.
+"""
+
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self
+
+from cocolm_tf.data.packing import Part, chunks
+from cocolm_tf.data.sources import Source
+from cocolm_tf.errors import UserError
+
+# What is done with a chunk: called with a part, the chunk's number in it, and its documents.
+ChunkFunction = Callable[[Part, int, Sequence[str]], Any]
+
+# How many tasks wait per process.
+_WAITING = 2
+
+
+@dataclass(frozen=True)
+class PartRead:
+    """What comes of a part when all of it has been read, its chunks perhaps not done yet.
+
+    Args:
+        part: The part.
+        chunks: How many chunks it has.
+        counts: What its source has counted.
+    """
+
+    part: Part
+    chunks: int
+    counts: Counter[str]
+
+
+class Workers:
+    """Processes that take tasks; with none of them, the calling process does everything.
+
+    Args:
+        number: How many.
+        source: What `over_chunks` reads; None where only `map` is called.
+
+    Example:
+    ```python
+    with Workers(4, source) as workers:
+        for result in workers.over_chunks(parts_of(source), function):
+            print(result)
+    ```
+    """
+
+    def __init__(self, number: int, source: Source | None = None):
+        self._source = source
+        # A fork of a process in which TensorFlow has started hangs.
+        context = multiprocessing.get_context("spawn")
+        self._queue = context.Queue(_WAITING * number) if number else None
+        self._processes, self._connections = [], []
+        for _ in range(number):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(self._queue, sender, source), daemon=True)
+            self._processes.append(process)
+            self._connections.append((receiver, sender))
+
+    def __enter__(self) -> Self:
+        for process, (_, sender) in zip(self._processes, self._connections, strict=True):
+            process.start()
+            # With the only other end in the process, its death is the end of what it sends.
+            sender.close()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process, (receiver, _) in zip(self._processes, self._connections, strict=True):
+            process.join()
+            receiver.close()
+        if self._queue is not None:
+            self._queue.close()
+            self._queue.cancel_join_thread()
+
+    def over_chunks(
+        self,
+        parts: Iterable[Part],
+        function: ChunkFunction,
+        done: Callable[[Part], Collection[int]] = lambda part: (),
+    ) -> Iterator[Any]:
+        """Calls a function with every chunk of parts of the source.
+
+        Args:
+            parts: The parts.
+            function: What to call; picklable.
+            done: Tells the numbers of a part's chunks that are to be left out.
+
+        Yields:
+            What it returns, in the order in which the calls end, and a `PartRead` for each part.
+        """
+        return self._run(_Read(part, function, frozenset(done(part))) for part in parts)
+
+    def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
+        """Calls a function as `map` does, and yields its results in the order of their ends."""
+        return self._run(_Call(function, values) for values in zip(*arguments, strict=False))
+
+    def _run(self, tasks: Iterable["_Call | _Read"]) -> Iterator[Any]:
+        if self._queue is None:
+            for task in tasks:
+                yield from task.results(self._source, lambda call: False)
+            return
+        tasks = iter(tasks)
+        task = next(tasks, None)
+        # Of those from here, and of those that readers have handed on.
+        under_way = handed_on = 0
+        while task is not None or under_way or handed_on:
+            while task is not None and _offer(self._queue, task):
+                under_way += 1
+                task = next(tasks, None)
+            for connection in wait([receiver for receiver, _ in self._connections]):
+                try:
+                    message = connection.recv()
+                except EOFError as error:
+                    raise UserError(
+                        "a worker process ended unexpectedly, most often for want of memory: give "
+                        "a smaller --num_workers."
+                    ) from error
+                if message.error is not None:
+                    raise message.error
+                under_way -= message.done
+                handed_on += message.handed_on
+                yield from message.results
+
+
+# --- In the processes ---
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What a process tells: results, and how many tasks are done and more or less under way."""
+
+    results: tuple[Any, ...] = ()
+    done: int = 0
+    handed_on: int = 0
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The task to call a function."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    was_handed_on: bool = False
+
+    def results(self, source: Source | None, hand_on: Callable[["_Call"], bool]) -> Iterator[Any]:
+        """Does it."""
+        yield self.function(*self.arguments)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The task to read a part, and to see that something is done with each of its chunks."""
+
+    part: Part
+    function: ChunkFunction
+    done: frozenset[int]
+    was_handed_on: bool = False
+
+    def results(self, source: Source, hand_on: Callable[[_Call], bool]) -> Iterator[Any]:
+        """Does it, without what becomes of chunks that others take on."""
+        number, counts = 0, Counter()
+        for number, chunk in enumerate(chunks(self.part.documents(source, counts)), start=1):
+            if number - 1 in self.done:
+                continue
+            call = _Call(self.function, (self.part, number - 1, chunk), was_handed_on=True)
+            if not hand_on(call):
+                yield from call.results(source, hand_on)
+        yield PartRead(self.part, number, counts)
+
+
+def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | None) -> None:
+    _set_up_process()
+
+    def hand_on(call: _Call) -> bool:
+        if has_room := _offer(tasks, call):
+            sender.send(_Message(handed_on=1))
+        return has_room
+
+    try:
+        while True:
+            task = tasks.get()
+            for result in task.results(source, hand_on):
+                sender.send(_Message((result,)))
+            sender.send(_Message(handed_on=-1) if task.was_handed_on else _Message(done=1))
+    except Exception as error:
+        sender.send(_Message(error=_picklable(error)))
+
+
+def _offer(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
+    try:
+        tasks.put_nowait(task)
+    except queue.Full:
+        return False
+    return True
+
+
+def _picklable(error: Exception) -> Exception:
+    """The error, which says where it happened if it gets a traceback at all."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception as problem:  # Whatever its class may raise: it tells the error all the same.
+        return RuntimeError(f"{error!r}, which cannot be pickled: {problem!r}")
+    return error
+
+
+def _set_up_process() -> None:
+    # On Ctrl-C the calling process cleans up, and stops its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    # Nothing else would end a worker whose calling process was killed.
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    # Slow to import, and only these processes are for it.
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.set_visible_devices([], "GPU")  # Tokenizing would only occupy its memory.

@@ -1,0 +1,131 @@
+"""The pipelines on Beam's DirectRunner, against what the processes of one machine make."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from cocolm_tf.data import packing, workers
+from cocolm_tf.data.cleaning import Cleaning, Deduplication
+from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.sources import FileSource
+from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.words import count_corpus
+
+pytest.importorskip("apache_beam", reason="runs pipelines: pip install 'cocolm-tf[beam]'")
+
+from cocolm_tf.data import beam
+
+ARGUMENTS = {
+    "vocabulary_dir": "vocabulary",
+    "sequence_length": 16,
+    "num_shards": 3,
+    "validation_fraction": 0.2,
+    "cleaning": Cleaning(min_words=4),
+    "deduplication": Deduplication("exact", cleaning=Cleaning(min_words=4)),
+}
+FOUR_THREADS = ["--direct_num_workers=4", "--direct_running_mode=multi_threading"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> FileSource:
+    """Files of several chunks each, in which some documents are twice and some lines are bad."""
+    monkeypatch.setattr(beam, "chunks", workers.chunks)
+    monkeypatch.setattr(packing, "_SMALL_BYTES", 1)
+    generator = random.Random(0)
+    words = [f"word{number}" for number in range(50)]
+    documents = [generator.choices(words, k=generator.randrange(2, 30)) for _ in range(90)]
+    for file in range(3):
+        rows = [{"text": " ".join(words)} for words in documents[file * 25 : file * 25 + 40]]
+        lines = [*map(json.dumps, rows), "no JSON"]
+        (tmp_path / f"{file}.jsonl").write_text("\n".join(lines))
+    return FileSource.find(f"{tmp_path}/*.jsonl", jsonl_field="text", max_bad_share=0.1)
+
+
+@pytest.fixture
+def local(corpus: FileSource, tmp_path: Path, make_dataset) -> Manifest:
+    return make_dataset(corpus, output_dir=str(tmp_path / "local"), **ARGUMENTS)
+
+
+@pytest.mark.parametrize("options", [[], FOUR_THREADS])
+def test_a_pipeline_builds_the_same_bytes(
+    corpus: FileSource, local: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options
+):
+    monkeypatch.setattr(beam, "_SORTED_BYTES", 500)  # So that a shard is sorted in parts.
+    output_dir = str(tmp_path / "beam")
+    built = beam.build_with_beam(
+        corpus, output_dir=output_dir, runner="DirectRunner", options=options, **ARGUMENTS
+    )
+    assert built.shards == local.shards
+    assert built.parameters == local.parameters
+    assert built.cleaning == local.cleaning
+    assert built.cleaning["bad_records"] == 3 and built.cleaning["duplicates"] > 20
+    built.verify()
+    held_out = [
+        Manifest.load(os.path.join(manifest.directory, "..", "validation"))
+        for manifest in (built, local)
+    ]
+    assert held_out[0].shards == held_out[1].shards
+    assert sorted(os.listdir(output_dir)) == ["train", "validation"]
+    assert len(os.listdir(built.directory)) == 4  # Three shards and the manifest.
+
+
+def test_words_are_counted_as_on_one_machine(corpus: FileSource, tmp_path: Path):
+    def counted(most: int) -> tuple:
+        arguments = ("DirectRunner", FOUR_THREADS)
+        return beam.count_words_with_beam(corpus, True, most, str(tmp_path), *arguments)
+
+    expected, nothing = count_corpus(corpus, True, 0, 1000)
+    assert counted(1000) == (expected, nothing)
+    counts, characters = counted(10)
+    assert len(counts) == 10 and counts == {word: expected[word] for word in counts}
+    assert min(counts.values()) >= max(expected[word] for word in expected.keys() - counts.keys())
+    assert sum(characters.values()) == sum(
+        len(word) * count for word, count in expected.items() if word not in counts
+    )
+
+
+def test_what_fails_in_a_worker_is_one_line_and_leaves_nothing(
+    corpus: FileSource, tmp_path: Path, make_dataset
+):
+    path = tmp_path / "1.jsonl"
+    path.write_text(path.read_text() + "\nnone\n" * 9)
+    for options in ([], FOUR_THREADS):
+        with pytest.raises(UserError, match=r"^\S*1.jsonl:41 is not JSON: .* of 58 lines .*pass.$"):
+            beam.build_with_beam(
+                corpus,
+                output_dir=str(tmp_path / "beam"),
+                runner="DirectRunner",
+                options=options,
+                **ARGUMENTS,
+            )
+        assert not (tmp_path / "beam").exists()
+
+
+@pytest.mark.parametrize(
+    ("runner", "options", "complaint"),
+    [
+        ("DirectRunner", ["--direct_num_worker=4"], "has no option --direct_num_worker"),
+        ("DataflowRunner", [], "on other machines: give a gs:// path for vocabulary"),
+    ],
+)
+def test_what_beam_cannot_do_is_told_first(
+    corpus: FileSource, tmp_path: Path, runner: str, options: list[str], complaint: str
+):
+    with pytest.raises(UserError, match=complaint):
+        beam.build_with_beam(
+            corpus, output_dir=str(tmp_path / "beam"), runner=runner, options=options, **ARGUMENTS
+        )
+
+
+def test_too_many_shards_are_told(corpus: FileSource, tmp_path: Path, make_dataset):
+    with pytest.raises(UserError, match="do not fill the 500 shards of"):
+        beam.build_with_beam(
+            corpus,
+            output_dir=str(tmp_path / "beam"),
+            runner="DirectRunner",
+            **(ARGUMENTS | {"num_shards": 500, "validation_fraction": 0.0}),
+        )
+    assert not (tmp_path / "beam").exists()
