@@ -35,7 +35,7 @@ flags.DEFINE_multi_string("params_override", [], "Changes to them. Repeatable.")
 flags.DEFINE_integer("seed", 0, "Of the fine-tuning.")
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:

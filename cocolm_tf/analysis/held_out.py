@@ -50,7 +50,7 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
         )
     special = SpecialTokens(mask=tokenizer.mask_token_id)
     opened = PretrainingData.open(data, config.data.sequence_length, special)
-    opened = dataclasses.replace(opened, views=build_views(config, special))
+    opened = dataclasses.replace(opened, views=build_views(config, special.mask))
     measured = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     means: dict[str, keras.metrics.Mean] = {}
 

@@ -1,7 +1,6 @@
 """How the presets that a soup is made of are measured, and the soup beside them."""
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -123,7 +122,7 @@ def fine_tuned_score(config: dict[str, Any], data: dict[str, Any], seed: int = 0
         with tempfile.TemporaryDirectory() as folder:
             results = run_classification(dataclasses.asdict(run), folder, _Quiet())
         if results.get("diverged"):
-            raise UserError(f"fine-tuning {os.path.normpath(preset)} on {name} diverged.")
+            raise UserError(f"fine-tuning {preset} on {name} diverged.")
         return results["score"]
 
     return Score(f"{name} (dev)", f"{name}, dev set, seed {seed}", score, higher_is_better=True)

@@ -275,7 +275,7 @@ def _from_tokens(
     pretrainer: CocoLMPretrainer, config: PretrainingConfig
 ) -> Callable[[dict[str, tf.Tensor]], None]:
     """The step of a batch of whole sequences, whose views follow from the step's number."""
-    views = build_views(config, SpecialTokens(mask=config.model.vocabulary_size - 1))
+    views = build_views(config, config.model.vocabulary_size - 1)
 
     def step(batch: dict[str, tf.Tensor]) -> None:
         number = tf.cast(pretrainer.optimizer.iterations, tf.int64)

@@ -3,6 +3,7 @@
 Functions of the batch and a seed, as those of `views`, and of static shapes throughout.
 """
 
+import dataclasses
 import math
 
 import tensorflow as tf
@@ -11,51 +12,59 @@ from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import mask_views
 
 
-def course_views(
-    token_ids: tf.Tensor,
-    special: SpecialTokens,
-    seed: tf.Tensor,
-    mask_fraction: float = 0.15,
-    swap_fraction: float = 0.15,
-    insert_fraction: float = 0.15,
-    fixed_points: bool = False,
-) -> dict[str, tf.Tensor]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class CourseViews:
     """Makes a batch of sequences into the batch that `MCLPretrainer` takes.
 
     Args:
-        token_ids: [B, S] int32, padded at the end; S is static.
         special: the special tokens.
-        seed: integer tensor [2].
         mask_fraction: float. See `mask_views`; 0 for a course that is not taken, whose views are
             left out.
         swap_fraction: float. See `swap_views`; 0 likewise.
         insert_fraction: float. See `insert_views`; 0 likewise.
         fixed_points: bool. See `swap_views`.
 
-    Returns:
-        `token_ids`, `padding_mask` [B, S] bool, and what `mask_views`, `swap_views` and
-        `insert_views` return, all of the same number of slots: the largest of theirs.
-
     Example:
     ```python
-    ids = tf.constant([[0, 7, 8, 9, 2]])
-    course_views(ids, SpecialTokens(mask=10), tf.constant([1, 2]))
+    views = CourseViews(SpecialTokens(mask=10))
+    views(tf.constant([[0, 7, 8, 9, 2]]), seed=tf.constant([1, 2]))
     ```
     """
-    seeds = tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 3))
-    views = {}
-    if mask_fraction:
-        views |= mask_views(token_ids, mask_fraction, special, seeds[0])
-    if swap_fraction:
-        views |= swap_views(token_ids, swap_fraction, special, seeds[1], fixed_points)
-    if insert_fraction:
-        views |= insert_views(token_ids, insert_fraction, special, seeds[2])
-    slots = _slots(token_ids, max(mask_fraction, swap_fraction, insert_fraction))
-    for name, value in views.items():
-        if name.endswith(("_positions", "_weights", "_tokens")):
-            # What fills up stands for the first token, and is not used.
-            views[name] = tf.pad(value, [[0, 0], [0, slots - value.shape[1]]])
-    return {"token_ids": token_ids, "padding_mask": token_ids != special.pad, **views}
+
+    special: SpecialTokens
+    mask_fraction: float = 0.15
+    swap_fraction: float = 0.15
+    insert_fraction: float = 0.15
+    fixed_points: bool = False
+
+    def __call__(self, token_ids: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Makes the views of a batch.
+
+        Args:
+            token_ids: [B, S] int32, padded at the end; S is static.
+            seed: integer tensor [2].
+
+        Returns:
+            `token_ids`, `padding_mask` [B, S] bool, and what `mask_views`, `swap_views` and
+            `insert_views` return, all of the same number of slots: the largest of theirs.
+        """
+        seeds = tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 3))
+        views = {}
+        if self.mask_fraction:
+            views |= mask_views(token_ids, self.mask_fraction, self.special, seeds[0])
+        if self.swap_fraction:
+            views |= swap_views(
+                token_ids, self.swap_fraction, self.special, seeds[1], self.fixed_points
+            )
+        if self.insert_fraction:
+            views |= insert_views(token_ids, self.insert_fraction, self.special, seeds[2])
+        largest = max(self.mask_fraction, self.swap_fraction, self.insert_fraction)
+        slots = _slots(token_ids, largest)
+        for name, value in views.items():
+            if name.endswith(("_positions", "_weights", "_tokens")):
+                # What fills up stands for the first token, and is not used.
+                views[name] = tf.pad(value, [[0, 0], [0, slots - value.shape[1]]])
+        return {"token_ids": token_ids, "padding_mask": token_ids != self.special.pad, **views}
 
 
 def swap_views(

@@ -196,8 +196,6 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
             "at least 3."
         )
 
-    make_views = build_views(config, special)
-
     def views(number: tf.Tensor) -> dict[str, tf.Tensor]:
         seed = tf.stack([config.runtime.seed, tf.cast(number, tf.int32)])
         text_seed, view_seed = tf.unstack(tf.random.split(seed, 2))
@@ -210,7 +208,7 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
         )
         token_ids = tf.pad(text, [[0, 0], [1, 0]], constant_values=special.start)
         token_ids = tf.pad(token_ids, [[0, 0], [0, 1]], constant_values=special.end)
-        return make_views(token_ids, view_seed)
+        return build_views(config, special.mask)(token_ids, view_seed)
 
     return tf.data.Dataset.range(count).map(views).cache().repeat().prefetch(1)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from cocolm_tf.data.course_views import course_views
+from cocolm_tf.data.course_views import CourseViews
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import pretraining_views
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -68,29 +68,27 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
 
 
 def build_views(
-    config: PretrainingConfig, special: SpecialTokens
+    config: PretrainingConfig, mask_token_id: int
 ) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """Makes the function from sequences [B, S] and a seed [2] to what the pretrainer takes.
 
     Example:
     ```python
-    views = build_views(PretrainingConfig(), SpecialTokens(mask=32767))
+    views = build_views(PretrainingConfig(), mask_token_id=32_767)
     views(tf.constant([[0, 7, 8, 9, 2]]), tf.constant([1, 2]))
     ```
     """
-    data, mcl = config.data, config.mcl
-    if config.objective.name != "mcl":
-        return lambda token_ids, seed: pretraining_views(
-            token_ids, data.mask_fraction, data.crop_fraction, special, seed
+    data, mcl, special = config.data, config.mcl, SpecialTokens(mask=mask_token_id)
+    if config.objective.name == "mcl":
+        return CourseViews(
+            special,
+            mask_fraction=data.mask_fraction if mcl.mlm_weight or mcl.rtd_weight else 0.0,
+            swap_fraction=mcl.swap_fraction if mcl.slm_weight or mcl.std_weight else 0.0,
+            insert_fraction=mcl.insert_fraction if mcl.itd_weight else 0.0,
+            fixed_points=mcl.fixed_points,
         )
-    return lambda token_ids, seed: course_views(
-        token_ids,
-        special,
-        seed,
-        data.mask_fraction if mcl.mlm_weight or mcl.rtd_weight else 0.0,
-        mcl.swap_fraction if mcl.slm_weight or mcl.std_weight else 0.0,
-        mcl.insert_fraction if mcl.itd_weight else 0.0,
-        mcl.fixed_points,
+    return lambda token_ids, seed: pretraining_views(
+        token_ids, data.mask_fraction, data.crop_fraction, special, seed
     )
 
 

@@ -376,4 +376,4 @@ def _open_data(
         pipelines,
         pipeline,
     )
-    return dataclasses.replace(opened, views=build_views(config, special))
+    return dataclasses.replace(opened, views=build_views(config, tokenizer.mask_token_id))

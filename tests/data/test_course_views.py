@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocolm_tf.data.course_views import course_views, insert_views, swap_views
+from cocolm_tf.data.course_views import CourseViews, insert_views, swap_views
 from cocolm_tf.data.special_tokens import SpecialTokens
 
 START, PAD, END, MASK = 0, 1, 2, 99
@@ -123,7 +123,7 @@ def test_every_place_between_the_ends_is_as_likely():
 
 def test_courses_have_the_same_slots_and_views_of_their_own():
     batch = tf.constant([[START, *range(3, 21), END]] * 3)
-    views = course_views(batch, SPECIAL, tf.constant([1, 2]), 0.2, 0.1, 0.4)
+    views = CourseViews(SPECIAL, 0.2, 0.1, 0.4)(batch, tf.constant([1, 2]))
     for name in ("masked", "swapped", "inserted"):
         assert views[f"{name}_positions"].shape == views[f"{name}_weights"].shape == (3, 8)
     assert views["swapped_tokens"].shape == (3, 8)
@@ -131,7 +131,7 @@ def test_courses_have_the_same_slots_and_views_of_their_own():
     used = {name: views[f"{name}_weights"].numpy().sum(axis=1) for name in ("masked", "swapped")}
     assert set(used["masked"]) <= {3, 4} and set(used["swapped"]) <= {1, 2}
     # A course that is not taken has no views.
-    few = course_views(batch, SPECIAL, tf.constant([1, 2]), 0.2, 0.0, 0.0)
+    few = CourseViews(SPECIAL, 0.2, 0.0, 0.0)(batch, tf.constant([1, 2]))
     assert few.keys() == {"token_ids", "padding_mask", "masked_positions", "masked_weights"}
     assert few["masked_positions"].shape == (3, 4)
 
@@ -139,7 +139,7 @@ def test_courses_have_the_same_slots_and_views_of_their_own():
 def test_views_are_a_function_of_the_seed():
     batch = tf.constant([[START, *range(3, 21), END, PAD, PAD]] * 3)
     first, again, other = (
-        course_views(batch, SPECIAL, tf.constant(seed)) for seed in ([1, 2], [1, 2], [1, 3])
+        CourseViews(SPECIAL)(batch, tf.constant(seed)) for seed in ([1, 2], [1, 2], [1, 3])
     )
     for name, value in first.items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
@@ -148,13 +148,16 @@ def test_views_are_a_function_of_the_seed():
 
 def test_views_compile_with_static_shapes():
     batch = tf.constant([[START, *range(3, 21), END, PAD, PAD]] * 3)
-    compiled = tf.function(course_views, jit_compile=True, autograph=False)
-    traced = compiled.get_concrete_function(
-        tf.TensorSpec([3, 22], tf.int32), SPECIAL, tf.TensorSpec([2], tf.int32)
+    compiled = tf.function(
+        CourseViews(SPECIAL).__call__,
+        [tf.TensorSpec([3, 22], tf.int32), tf.TensorSpec([2], tf.int32)],
+        jit_compile=True,
+        autograph=False,
     )
+    traced = compiled.get_concrete_function()
     assert all(shape.is_fully_defined() for shape in traced.output_shapes.values())
     # XLA's random numbers are others.
-    views = compiled(batch, SPECIAL, tf.constant([1, 2]))
+    views = compiled(batch, tf.constant([1, 2]))
     for name in ("masked", "swapped", "inserted"):
         for positions, weights in zip(
             views[f"{name}_positions"].numpy(), views[f"{name}_weights"].numpy(), strict=True

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.data.course_views import course_views
+from cocolm_tf.data.course_views import CourseViews
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.shards import serialize
 from cocolm_tf.data.special_tokens import SpecialTokens
@@ -121,8 +121,8 @@ def batches(steps: int, objective: str = "coco_lm") -> dict[str, np.ndarray]:
         "masked_weights": (np.arange(3) < masked).astype(np.float32),
     }
     if objective == "mcl":
-        seed = tf.constant([0, 1])
-        views = course_views(tf.constant(token_ids), SPECIAL, seed, 0.25, 0.2, 0.15)
+        make_views = CourseViews(SPECIAL, 0.25, 0.2, 0.15)
+        views = make_views(tf.constant(token_ids), tf.constant([0, 1]))
         return {name: np.asarray(value) for name, value in views.items()} | masks
     crop = np.concatenate([token_ids[:, :1], token_ids[:, 2:-1]], axis=1)
     crops = {"crop_token_ids": crop, "crop_padding_mask": crop != 1}
@@ -140,7 +140,7 @@ def write_shards(folder: Path) -> None:
 
 def validation_batches(folder: Path, config: PretrainingConfig) -> tf.data.Dataset:
     paths = [str(path) for path in sorted(folder.glob("*.tfrecord"))]
-    views = build_views(config, SPECIAL)
+    views = build_views(config, MASK)
     data = PretrainingData(paths, [11, 18], LENGTH, SPECIAL, views=views)
     return data.validation_batches(BATCH)
 
