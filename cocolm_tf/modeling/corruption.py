@@ -28,7 +28,12 @@ def place(token_ids: tf.Tensor, positions: tf.Tensor, replacements: tf.Tensor) -
     return tf.tensor_scatter_nd_update(token_ids, indices, updates)
 
 
-def sample_tokens(logits: tf.Tensor, seed: tf.Tensor, first_row: tf.Tensor | int = 0) -> tf.Tensor:
+def sample_tokens(
+    logits: tf.Tensor,
+    seed: tf.Tensor,
+    first_row: tf.Tensor | int = 0,
+    temperature: tf.Tensor | float = 1.0,
+) -> tf.Tensor:
     """Draws one token per row from the softmax of its logits (paper, Eq. 1).
 
     By the Gumbel maximum, which needs no normalization and no second copy of the probabilities.
@@ -38,6 +43,7 @@ def sample_tokens(logits: tf.Tensor, seed: tf.Tensor, first_row: tf.Tensor | int
         logits: [N, V] floating.
         seed: integer tensor [2]; the draw is a function of it and of the row's number.
         first_row: integer. The number of the first row, where these are some of many.
+        temperature: float scalar. What the logits are divided by.
 
     Returns:
         [N] int32.
@@ -48,19 +54,25 @@ def sample_tokens(logits: tf.Tensor, seed: tf.Tensor, first_row: tf.Tensor | int
     ```
     """
     perturbed = _add_gumbel_noise(
-        tf.stop_gradient(logits), tf.cast(seed, tf.int32), tf.cast(first_row, tf.int32)
+        tf.stop_gradient(logits),
+        tf.cast(seed, tf.int32),
+        tf.cast(first_row, tf.int32),
+        tf.cast(temperature, tf.float32),
     )
     return tf.argmax(perturbed, axis=-1, output_type=tf.int32)
 
 
 @fused
-def _add_gumbel_noise(logits: tf.Tensor, seed: tf.Tensor, first_row: tf.Tensor) -> tf.Tensor:
+def _add_gumbel_noise(
+    logits: tf.Tensor, seed: tf.Tensor, first_row: tf.Tensor, temperature: tf.Tensor
+) -> tf.Tensor:
     start = tf.cast(first_row, tf.uint32) * tf.cast(tf.shape(logits)[1], tf.uint32)
     shape = logits.shape if logits.shape.is_fully_defined() else tf.shape(logits)
     # As many bits as float32 holds, in the middle of their interval: never 0, never 1.
     bits = tf.bitwise.right_shift(random_bits(shape, seed, start), tf.constant(9, tf.uint32))
     uniform = (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
-    return tf.cast(logits, tf.float32) - tf.math.log(-tf.math.log(uniform))
+    # The noise is scaled up instead of the logits down: the maximum is in the same place.
+    return tf.cast(logits, tf.float32) - temperature * tf.math.log(-tf.math.log(uniform))
 
 
 def random_tokens(shape: tf.Tensor, vocabulary_size: int, seed: tf.Tensor) -> tf.Tensor:

@@ -21,7 +21,7 @@ from cocolm_tf.modeling.masked_language_model import (
     judge_labels,
 )
 from cocolm_tf.modeling.measures import Measures, share
-from cocolm_tf.modeling.sampling import SAMPLING_MODES
+from cocolm_tf.modeling.sampling import SAMPLING_MODES, SamplingTemperature
 from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
 
 # The courses by the tasks of the discriminator, which detects replaced, swapped and inserted
@@ -71,6 +71,7 @@ class MCLPretrainer(TrainingStep):
         auxiliary: `MaskedLanguageModel`, the generator.
         mask_token_id: int. The token that hides another from the generator.
         sampling: which pass of the generator is sampled from; see `CocoLMPretrainer`.
+        sampling_temperature: what its logits are divided by before; None for 1.
         mlm_weight: float. Factor of masked language modeling's loss.
         slm_weight: float. Factor of swapped language modeling's.
         rtd_weight: float. Factor of replaced token detection's.
@@ -119,6 +120,7 @@ class MCLPretrainer(TrainingStep):
         auxiliary: MaskedLanguageModel,
         mask_token_id: int,
         sampling: str = "eval",
+        sampling_temperature: SamplingTemperature | None = None,
         mlm_weight: float = 1.0,
         slm_weight: float = 1.0,
         rtd_weight: float = 50.0,
@@ -167,6 +169,7 @@ class MCLPretrainer(TrainingStep):
 
         self.mask_token_id = mask_token_id
         self.sampling = sampling
+        self.sampling_temperature = sampling_temperature
         self.revise_all_tokens = revise_all_tokens
         self.re_slm_masked = re_slm_masked
         self.logit_chunk_rows = logit_chunk_rows
@@ -249,12 +252,15 @@ class MCLPretrainer(TrainingStep):
         if not courses:
             return {}
         seed = self.sampling_seeds.next()
+        temperature = self.temperature(self.sampling_temperature)
 
         def of_rows(
             logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor
         ) -> tuple[tf.Tensor, ...]:
             judged = judge_labels(logits, labels, weights) if judge else ()
-            return *judged, *((sample_tokens(logits, seed, numbers[0]),) if sample else ())
+            if not sample:
+                return judged
+            return *judged, sample_tokens(logits, seed, numbers[0], temperature)
 
         stacked = Course(*(_stack(tensors) for tensors in zip(*courses.values(), strict=True)))
         inputs = {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real}

@@ -30,7 +30,7 @@ from cocolm_tf.modeling.measures import (
     corrective_lm_measures,
     masked_lm_measures,
 )
-from cocolm_tf.modeling.sampling import SAMPLING_MODES
+from cocolm_tf.modeling.sampling import SAMPLING_MODES, SamplingTemperature
 from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
 
 
@@ -51,6 +51,7 @@ class CocoLMPretrainer(TrainingStep):
         sampling: which pass of the auxiliary model is sampled from. `"eval"`: a second one
             without dropout (the paper's). `"train"`: the one that learns. `"zero_dropout"`: the
             one that learns, of an auxiliary model without dropout (METRO's; one pass serves both).
+        sampling_temperature: what its logits are divided by before; None for 1.
         copy_weight: float. Factor of the copy loss, lambda_copy in the paper.
         lm_weight: float. Factor of the LM loss.
         scl_weight: float. Factor of the contrastive loss.
@@ -90,6 +91,7 @@ class CocoLMPretrainer(TrainingStep):
         auxiliary: MaskedLanguageModel | None,
         mask_token_id: int,
         sampling: str = "eval",
+        sampling_temperature: SamplingTemperature | None = None,
         copy_weight: float = 50.0,
         lm_weight: float = 1.0,
         scl_weight: float = 1.0,
@@ -132,6 +134,7 @@ class CocoLMPretrainer(TrainingStep):
 
         self.mask_token_id = mask_token_id
         self.sampling = sampling
+        self.sampling_temperature = sampling_temperature
         self.all_token_lm = all_token_lm
         self.use_copy = use_copy
         self.stop_gradient = stop_gradient
@@ -197,9 +200,10 @@ class CocoLMPretrainer(TrainingStep):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The auxiliary model's cross entropy, best guess and sample at each masked position."""
         seed, numbers = self.sampling_seeds.next(), tf.range(tf.shape(labels)[0])
+        temperature = self.temperature(self.sampling_temperature)
 
         def sample(logits: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor]:
-            return (sample_tokens(logits, seed, numbers[0]),)
+            return (sample_tokens(logits, seed, numbers[0], temperature),)
 
         def judge_and_sample(
             logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor

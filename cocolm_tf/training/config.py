@@ -56,6 +56,10 @@ class AuxiliaryConfig(hyperparams.Config):
     intermediate_dim: int = 0
     # Which pass is sampled from; see `CocoLMPretrainer`. zero_dropout also takes its dropout away.
     sampling: str = "eval"
+    # What the logits are divided by before samples are drawn falls from this to 1, what exceeds 1
+    # by 1/e in each temperature_decay of the run; see `SamplingTemperature`.
+    temperature: float = 1.0
+    temperature_decay: float = 0.1
 
 
 @dataclasses.dataclass
@@ -244,6 +248,8 @@ _RANGES: config_file.Ranges = (
         (
             "model.initializer_range",
             "objective.temperature",
+            "auxiliary.temperature",
+            "auxiliary.temperature_decay",
             "optimizer.learning_rate",
             "optimizer.epsilon",
         ),

@@ -57,6 +57,16 @@ def test_samples_follow_the_softmax(row, dtype):
     assert scipy.stats.chisquare(counts[likely], expected).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_temperature_divides_the_logits(temperature: float):
+    logits, draws = LOGITS[1], 20_000
+    rows = tf.tile(tf.constant(logits)[tf.newaxis], [draws, 1])
+    sampled = sample_tokens(rows, tf.constant([5, 17]), temperature=temperature)
+    expected = draws * tf.nn.softmax(tf.constant(logits, tf.float64) / temperature).numpy()
+    counts = np.bincount(sampled, minlength=6)
+    assert scipy.stats.chisquare(counts, expected).pvalue > 1e-4
+
+
 def test_rows_are_sampled_apart():
     pairs = sample_tokens(tf.zeros([20_000, 3]), SEED).numpy().reshape(-1, 2)
     counts = np.bincount(3 * pairs[:, 0] + pairs[:, 1], minlength=9)

@@ -16,6 +16,7 @@ from modeling_models import (
 
 from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.modeling.sampling import SamplingTemperature
 
 
 @pytest.fixture
@@ -189,6 +190,27 @@ def test_samples_differ_from_step_to_step(corrupted):
     first = corrupted[-1].numpy()
     pretrainer.compute(batch, training=True)
     assert (corrupted[-1].numpy() != first).any()
+
+
+def test_the_temperature_follows_the_step(monkeypatch):
+    """In one trace: it is a tensor. After the run, and without one, it is that of the end."""
+    schedule = SamplingTemperature(start=3.0, decay=0.5, steps=4)
+    pretrainer = make_pretrainer(sampling_temperature=schedule, num_layers=1)
+    used = []
+
+    def sample(logits, seed, first_row, temperature):
+        tf.py_function(lambda value: used.append(float(value)), [temperature], [])
+        return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+    monkeypatch.setattr(pretrainer_module, "sample_tokens", sample)
+    pretrainer.compute(tensors(make_batch()), training=True)
+    pretrainer.compile(keras.optimizers.SGD(0.0))
+    run = pretrainer.make_train_function()
+    batches = iter(tf.data.Dataset.from_tensors(make_batch()).repeat())
+    for _ in range(3):
+        run(batches)
+    expected = [1 + 2 * np.exp(-share / 0.5) for share in (1, 0, 0.25, 0.5)]
+    assert used == pytest.approx(expected)
 
 
 def test_refuses_zero_dropout_of_an_auxiliary_with_dropout():
