@@ -6,22 +6,31 @@ from cocolm_tf.fusion import fused
 from cocolm_tf.modeling.random_bits import random_bits
 
 
-def place(token_ids: tf.Tensor, positions: tf.Tensor, replacements: tf.Tensor) -> tf.Tensor:
+def place(
+    token_ids: tf.Tensor,
+    positions: tf.Tensor,
+    replacements: tf.Tensor | int,
+    weights: tf.Tensor | None = None,
+) -> tf.Tensor:
     """Writes tokens into sequences.
 
     Args:
         token_ids: [B, S] int32.
-        positions: [B, M] int32, distinct within a sequence.
+        positions: [B, M] int32; those that are used are distinct within a sequence.
         replacements: [B * M] int32, or a scalar for every position.
+        weights: [B, M], 0 at the positions that are not used; None for all of them.
 
     Returns:
-        [B, S] int32: `token_ids` but for the given positions.
+        [B, S] int32: `token_ids` but for the used positions.
 
     Example:
     ```python
     place(tf.constant([[5, 6, 7]]), tf.constant([[1]]), tf.constant([9]))  # [[5, 9, 7]]
     ```
     """
+    if weights is not None:
+        kept = tf.reshape(tf.gather(token_ids, positions, batch_dims=1), [-1])
+        replacements = tf.where(tf.reshape(weights, [-1]) > 0, replacements, kept)
     rows = tf.repeat(tf.range(tf.shape(positions)[0]), tf.shape(positions)[1])
     indices = tf.stack([rows, tf.reshape(positions, [-1])], axis=1)
     updates = tf.broadcast_to(replacements, tf.shape(rows))

@@ -200,19 +200,20 @@ class MCLPretrainer(TrainingStep):
         original, is_real = batch["token_ids"], batch["padding_mask"]
         courses = {}
         if "mlm" in self.tasks or "rtd" in self.tasks:
-            slots = batch["masked_positions"], batch["masked_weights"]
-            masked = _with_tokens(original, *slots, self.mask_token_id)
-            courses["rtd"] = Course(masked, original, is_real, *slots)
+            positions, weights = batch["masked_positions"], batch["masked_weights"]
+            masked = place(original, positions, self.mask_token_id, weights)
+            courses["rtd"] = Course(masked, original, is_real, positions, weights)
         if "slm" in self.tasks or "std" in self.tasks:
-            slots = batch["swapped_positions"], batch["swapped_weights"]
-            swapped = _with_tokens(original, *slots, tf.reshape(batch["swapped_tokens"], [-1]))
-            courses["std"] = Course(swapped, original, is_real, *slots)
+            positions, weights = batch["swapped_positions"], batch["swapped_weights"]
+            tokens = tf.reshape(batch["swapped_tokens"], [-1])
+            swapped = place(original, positions, tokens, weights)
+            courses["std"] = Course(swapped, original, is_real, positions, weights)
         if "itd" in self.tasks:
-            slots = batch["inserted_positions"], batch["inserted_weights"]
-            inserted = batch["inserted_token_ids"]
+            positions, weights = batch["inserted_positions"], batch["inserted_weights"]
+            inserted, is_real = batch["inserted_token_ids"], batch["inserted_padding_mask"]
             # No token was there, so that none is the original one.
-            nothing = _with_tokens(inserted, *slots, -1)
-            courses["itd"] = Course(inserted, nothing, batch["inserted_padding_mask"], *slots)
+            nothing = place(inserted, positions, -1, weights)
+            courses["itd"] = Course(inserted, nothing, is_real, positions, weights)
         return courses
 
     def _fill(
@@ -240,7 +241,7 @@ class MCLPretrainer(TrainingStep):
             right = tf.equal(guesses, _labels(courses[name]))
             measures[f"{task}_accuracy"] = share(right, weights)
         filled = {
-            name: _with_tokens(course.original, course.positions, course.weights, samples[name])
+            name: place(course.original, course.positions, samples[name], course.weights)
             for name, course in sampled.items()
         }
         return losses, measures, filled
@@ -388,14 +389,6 @@ def _labels(course: Course) -> tf.Tensor:
     return gather_positions(course.original, course.positions)
 
 
-def _with_tokens(
-    token_ids: tf.Tensor, positions: tf.Tensor, weights: tf.Tensor, tokens: tf.Tensor | int
-) -> tf.Tensor:
-    """Writes tokens to the used positions; the others keep what they have."""
-    kept = gather_positions(token_ids, positions)
-    return place(token_ids, positions, tf.where(tf.reshape(weights, [-1]) > 0, tokens, kept))
-
-
 def _lines(course: Course, filled: tf.Tensor) -> Lines:
     """What the discriminator reads where the generator has filled in. Tokens are compared."""
     return Lines(filled, tf.equal(filled, course.original), course.is_real)
@@ -403,7 +396,7 @@ def _lines(course: Course, filled: tf.Tensor) -> Lines:
 
 def _is_chosen(course: Course) -> tf.Tensor:
     nowhere = tf.zeros_like(course.original)
-    return _with_tokens(nowhere, course.positions, course.weights, 1) > 0
+    return place(nowhere, course.positions, 1, course.weights) > 0
 
 
 def _kinds(logits: tf.Tensor, lines: Lines) -> dict[str, tf.Tensor]:

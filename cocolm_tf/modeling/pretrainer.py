@@ -174,21 +174,19 @@ class CocoLMPretrainer(TrainingStep):
     def _corrupt(self, batch: Batch, training: bool) -> tuple[tf.Tensor, Losses, Measures]:
         """Equation 1: the auxiliary model learns what [MASK] hides, and replaces it."""
         original, positions = batch["token_ids"], batch["masked_positions"]
-        weights = tf.reshape(batch["masked_weights"], [-1])
+        used, weights = batch["masked_weights"], tf.reshape(batch["masked_weights"], [-1])
         labels = gather_positions(original, positions)
         losses, measures = {}, {}
         if self.auxiliary is None:
             size, vocabulary_size = tf.shape(labels), self.backbone.vocabulary_size
             sampled = random_tokens(size, vocabulary_size, self.sampling_seeds.next())
         else:
-            masked = place(original, positions, self.mask_token_id)
+            masked = place(original, positions, self.mask_token_id, used)
             inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
             errors, guesses, sampled = self._guess(inputs, positions, labels, weights, training)
             losses["mlm_loss"] = weighted_mean(errors, weights)
             measures = masked_lm_measures(guesses, labels, weights)
-        # Unused positions keep their token.
-        replacements = tf.where(weights > 0, sampled, labels)
-        return place(original, positions, replacements), losses, measures
+        return place(original, positions, sampled, used), losses, measures
 
     def _guess(
         self,

@@ -26,6 +26,17 @@ def test_place_writes_where_it_is_told_and_nowhere_else(sequences, length, slots
     np.testing.assert_array_equal(placed, expected)
 
 
+def test_place_leaves_positions_that_are_not_used():
+    """Also where they stand for the same token as others."""
+    placed = place(
+        tf.constant([[5, 6, 7], [8, 9, 10]]),
+        tf.constant([[1, 2], [0, 0]]),
+        59,
+        tf.constant([[0.0, 1.0], [0.0, 0.0]]),
+    )
+    np.testing.assert_array_equal(placed, [[5, 6, 59], [8, 9, 10]])
+
+
 def test_place_takes_one_token_for_all_positions():
     placed = place(tf.constant([[5, 6, 7], [8, 9, 10]]), tf.constant([[1, 2], [2, 0]]), 59)
     np.testing.assert_array_equal(placed, [[5, 59, 59], [59, 9, 59]])
