@@ -12,7 +12,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
-from cocolm_tf.modeling.transformer import REMATERIALIZE, what_to_rematerialize
+from cocolm_tf.modeling.transformer import REMATERIALIZE, RESIDUAL_INITS, what_to_rematerialize
 from cocolm_tf.training import config_file
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -36,6 +36,9 @@ class ModelConfig(hyperparams.Config):
     # Not the paper's: see `CocoLMBackbone`. Helps small models on small budgets.
     neighbor_bias: float = 0.0
     initializer_range: float = 0.02
+    # What the matrices that write to the residual sum start with, in both models: none, the same;
+    # layer, divided by sqrt(2 * the layer's number); total, by sqrt(2 * num_layers).
+    residual_init: str = "none"
     # What is computed again in the backward pass instead of being kept: none, attention (tensors of
     # every two positions) or block; true and false are the last and the first.
     rematerialize: bool | str = "none"
@@ -324,6 +327,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     for key, value, allowed in (
         ("runtime.precision", config.runtime.precision, PRECISIONS),
         ("model.rematerialize", config.model.rematerialize, REMATERIALIZE),
+        ("model.residual_init", config.model.residual_init, RESIDUAL_INITS),
         ("runtime.attention", config.runtime.attention, ATTENTION_KERNELS),
         ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
         ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),

@@ -235,6 +235,7 @@ def test_a_wrong_override_is_named(write, override: str, complaint: str):
         ("auxiliary.replacements=frozen", "replacements=frozen and auxiliary.preset go together"),
         ("auxiliary.preset=runs/a", "replacements=frozen and auxiliary.preset go together"),
         ("objective.name=bert", "objective.name is one of coco_lm, masked_lm, mcl, not 'bert'"),
+        ("model.residual_init=deep", "model.residual_init is one of none, layer, total"),
         ("runtime.precision=float8", "runtime.precision is one of float32, .* not 'float8'"),
         ("runtime.seed=-1", "runtime.seed must be"),
         ("runtime.seed=2147483648", "runtime.seed must be"),
