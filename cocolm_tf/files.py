@@ -88,12 +88,17 @@ def join(path: StrPath, *parts: str) -> str:
     return joined
 
 
-def absolute(path: StrPath) -> str:
-    """The path for processes that start elsewhere, without `..` and a slash at its end."""
+def normal(path: StrPath) -> str:
+    """The path without `..`, which stores do not know, and without a slash at its end."""
     path = os.fspath(path)
     if scheme := _SCHEME.match(path):
-        return scheme[0] + posixpath.normpath(path[scheme.end() :]).strip("/")
-    return os.path.abspath(path)
+        return scheme[0] + posixpath.normpath(path[scheme.end() :])
+    return os.path.normpath(path)
+
+
+def absolute(path: StrPath) -> str:
+    """The normal path for processes that start elsewhere; one with a scheme is the same there."""
+    return normal(path) if is_remote(path) else os.path.abspath(path)
 
 
 def relative(path: StrPath, folder: StrPath) -> str:

@@ -16,7 +16,11 @@ flags.DEFINE_string("config_file", None, "YAML file that defines the run; see co
 flags.DEFINE_multi_string(
     "params_override", [], "Changes to the configuration: a.b=1,c.d=x, or a YAML file. Repeatable."
 )
-flags.DEFINE_string("train_data", None, "Folder or glob of the shards to train on.")
+flags.DEFINE_string(
+    "train_data",
+    None,
+    "Folder or glob of the shards to train on, or several with weights: wiki=0.7,books=0.3.",
+)
 flags.DEFINE_string("validation_data", "", "Folder or glob of shards to validate on.")
 flags.DEFINE_string("vocabulary", None, "Folder of the vocabulary that the shards were built with.")
 flags.DEFINE_string(

@@ -37,7 +37,11 @@ flags.DEFINE_integer(
     "train_steps", 0, "How many steps each row takes; 0 for as the configuration says.", 0
 )
 flags.DEFINE_integer("tokens", 0, "How many tokens each row reads, instead of --train_steps.", 0)
-flags.DEFINE_string("train_data", None, "Folder or glob of the shards to train on.")
+flags.DEFINE_string(
+    "train_data",
+    None,
+    "Folder or glob of the shards to train on, or several with weights: wiki=0.7,books=0.3.",
+)
 flags.DEFINE_string("validation_data", "", "Folder or glob of shards to validate on.")
 flags.DEFINE_string("vocabulary", None, "Folder of the vocabulary that the shards were built with.")
 flags.DEFINE_list(

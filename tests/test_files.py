@@ -58,6 +58,8 @@ def test_files_and_folders(folder: str):
 def test_paths():
     assert files.join("gs://bucket/configs", "../base.yaml") == "gs://bucket/configs/../base.yaml"
     assert files.absolute("gs://bucket/configs/../base.yaml/") == "gs://bucket/base.yaml"
+    assert files.normal("file:///tmp/../data/") == "file:///data"
+    assert files.normal("configs/./../base.yaml") == "base.yaml"
     assert files.join("configs", "gs://bucket/base.yaml") == "gs://bucket/base.yaml"
     assert files.relative("gs://bucket/run/seed_0", "gs://bucket/run/") == "seed_0"
     # Where it stands for something else, it is no scheme.

@@ -12,6 +12,7 @@ from cocolm_tf.analysis.corrupted_texts import UNKNOWN, CorruptedText, align
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -156,8 +157,8 @@ def detect(
     manifest = Manifest.load(data)
     if manifest.vocabulary_fingerprint != tokenizer.fingerprint():
         raise UserError(f"--data={data} was built with another vocabulary than the preset's.")
-    special = SpecialTokens(mask=tokenizer.mask_token_id)
-    opened = PretrainingData.open(data, manifest.sequence_length, special)
+    views = Views(SpecialTokens(mask=tokenizer.mask_token_id))
+    opened = PretrainingData.open(data, manifest.sequence_length, views)
     held_out = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     corrupt = tf.function(
         lambda batch, seed: _corrupt(pretrainer, batch, corruption, seed), autograph=False

@@ -1,6 +1,5 @@
 """What finished runs do on held-out text: all measures of training, also of tasks left out."""
 
-import dataclasses
 import os
 
 import keras
@@ -10,7 +9,7 @@ from tqdm import tqdm
 from cocolm_tf.analysis.demonstration import load_run
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import word_starts
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.build import build_views
 from cocolm_tf.training.config import load_config
@@ -48,9 +47,11 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
             f"--data={data} was built with another vocabulary than {model_dir}'s: build it with "
             f"--vocabulary={os.path.join(model_dir, 'preset')}."
         )
-    special = SpecialTokens(mask=tokenizer.mask_token_id)
-    opened = PretrainingData.open(data, config.data.sequence_length, special)
-    opened = dataclasses.replace(opened, views=build_views(config, special.mask))
+    opened = PretrainingData.open(
+        data,
+        config.data.sequence_length,
+        build_views(config, tokenizer.mask_token_id, word_starts(tokenizer.get_vocabulary())),
+    )
     measured = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     means: dict[str, keras.metrics.Mean] = {}
 

@@ -32,6 +32,7 @@ from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.preset import BACKBONE_FILENAME
+from cocolm_tf.training.stages import Total, tokens_per_step
 from cocolm_tf.units import si
 
 REPORT_FILENAME = "index.html"
@@ -95,7 +96,7 @@ def write_report(
 
 def _headline(config: PretrainingConfig, metrics: Metrics) -> dict[str, str]:
     step, planned = metrics.last_step, config.trainer.train_steps
-    tokens = step * config.trainer.batch_size * config.data.sequence_length
+    tokens = Total(config, tokens_per_step)(step)
     return {
         "steps": f"{step:,}" if step == planned else f"{step:,} of {planned:,}",
         "tokens read": si(tokens),

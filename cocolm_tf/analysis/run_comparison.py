@@ -17,6 +17,7 @@ from cocolm_tf.analysis.plots import Plot, set_scale
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.training.stages import Total, tokens_per_step
 
 # What runs are compared by, and the name of that axis.
 X_AXES = {"steps": "step", "tokens": "tokens read", "flops": "model FLOPs", "hours": "hours"}
@@ -56,13 +57,13 @@ class Run:
         """
         if x_axis == "hours":
             return self.metrics.elapsed(split) / 3600
-        steps = [line["step"] for line in self.metrics.lines[split]]
-        return np.array(steps, np.float64) * self._each_step(x_axis)
+        total = self._total(x_axis)
+        return np.array([total(line["step"]) for line in self.metrics.lines[split]], np.float64)
 
     def at(self, step: int, x_axis: str) -> float:
         """Where a step stands on an axis of `X_AXES`; hours are those of the log around it."""
         if x_axis != "hours":
-            return step * self._each_step(x_axis)
+            return self._total(x_axis)(step)
         steps, hours = (
             np.concatenate([self.abscissa(split, axis) for split in self.metrics.lines])
             for axis in ("steps", "hours")
@@ -77,11 +78,12 @@ class Run:
         values = np.array([line[name] for line in lines if name in line], np.float64)
         return self.abscissa(split, x_axis)[has], values
 
-    def _each_step(self, x_axis: str) -> float:
-        trainer = self.config.trainer
-        if x_axis == "tokens":
-            return trainer.batch_size * self.config.data.sequence_length
-        return sum(pretraining_flops(self.config).values()) if x_axis == "flops" else 1
+    def _total(self, x_axis: str) -> Total:
+        of_step = {
+            "tokens": tokens_per_step,
+            "flops": lambda config: sum(pretraining_flops(config).values()),
+        }
+        return Total(self.config, of_step.get(x_axis, lambda _: 1))
 
 
 def read_run(name: str, model_dir: str) -> Run:

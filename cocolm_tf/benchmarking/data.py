@@ -52,8 +52,8 @@ def measure_data(
 ) -> dict[str, Any]:
     """Times our data building beside bare SentencePiece and Hugging Face's `tokenizers`.
 
-    Vocabularies are learned from one file, with as many threads as the largest of `num_workers`
-    (ours counts words in one). Tokenizers turn the same documents, from memory, into lists of ids;
+    Vocabularies are learned from one file, with as many threads or processes as the largest of
+    `num_workers`. Tokenizers turn the same documents, from memory, into lists of ids;
     the others neither prepare text as the released tokenizer does nor look pieces up in its
     dictionary. `build_shards` besides reads the file, packs and writes.
 
@@ -227,9 +227,9 @@ def _vocabulary_entries(folder: _Folder, size: int, threads: int) -> list[_Entry
     return [
         _Entry(
             "cocolm_tf",
-            "",
+            _count(threads, "worker"),
             threads,
-            partial(data_contenders.our_vocabulary, corpus, size, folder.vocabulary),
+            partial(data_contenders.our_vocabulary, corpus, size, threads, folder.vocabulary),
         ),
         _with_threads(
             "sentencepiece",

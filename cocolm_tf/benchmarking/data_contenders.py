@@ -13,18 +13,20 @@ from cocolm_tf.data.sources import FileSource
 _BATCH_BYTES = 1 << 20
 
 
-def our_vocabulary(corpus: str, size: int, output_dir: str) -> Callable[[], None]:
+def our_vocabulary(corpus: str, size: int, num_workers: int, output_dir: str) -> Callable[[], None]:
     """Builds the learning of a vocabulary by `train_vocabulary`.
 
     Example:
     ```python
-    our_vocabulary("corpus.txt", 8192, "vocabulary")()
+    our_vocabulary("corpus.txt", 8192, 2, "vocabulary")()
     ```
     """
     from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
     def learn() -> None:
-        train_vocabulary(FileSource.find(corpus), size, output_dir, overwrite=True)
+        train_vocabulary(
+            FileSource.find(corpus), size, output_dir, num_workers=num_workers, overwrite=True
+        )
 
     return learn
 
@@ -204,11 +206,10 @@ def our_pipeline(
     """
     from cocolm_tf.data.pipeline import PretrainingData
     from cocolm_tf.data.special_tokens import SpecialTokens
+    from cocolm_tf.data.views import Views
 
-    special = SpecialTokens(mask=vocabulary_size - 1)
-    batches = iter(
-        PretrainingData.open(data, sequence_length, special).training_batches(batch_size)
-    )
+    views = Views(SpecialTokens(mask=vocabulary_size - 1))
+    batches = iter(PretrainingData.open(data, sequence_length, views).training_batches(batch_size))
 
     def read() -> None:
         for _ in range(num_batches):

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf import files
-from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.manifest import resolve_shards
+from cocolm_tf.data.pipeline import cut
 from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
@@ -86,6 +87,10 @@ def export_step(
     export_step(config, "base.step")
     ```
     """
+    if from_tokens and config.data.masking != "token":
+        raise UserError(
+            f"data.masking={config.data.masking}: a step that trains elsewhere masks single tokens."
+        )
     if from_tokens and config.auxiliary.preset:
         raise UserError(
             f"auxiliary.preset={config.auxiliary.preset}: a step that trains elsewhere begins with "
@@ -191,23 +196,28 @@ def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int
 
     Args:
         train_data: folder or glob of the shards.
-        sequence_length: S, the length to pad to.
+        sequence_length: S, the length to pad to; what is longer is cut, see `cut`.
         path: the `.npy` file to write.
 
     Returns:
         [N, S], the shape of the array, whose ids are uint16, or int32 where these do not suffice.
 
     Raises:
-        UserError: if there are no shards, or longer sequences.
+        UserError: if there are no shards.
 
     Example:
     ```python
     export_tokens("data/train", 128, "tokens.npy")
     ```
     """
-    data = PretrainingData.open(train_data, sequence_length, SpecialTokens(mask=-1))
-    records = tf.data.TFRecordDataset(data.paths, compression(data.paths[0])).batch(4096)
-    token_ids = np.concatenate([parse(batch, sequence_length).numpy() for batch in records])
+    paths, manifest = resolve_shards(train_data)
+    special = SpecialTokens(mask=-1)
+    records = tf.data.TFRecordDataset(paths, compression(paths[0])).batch(4096)
+    parts = []
+    for batch in records:
+        pieces, filled = cut(parse(batch, manifest.sequence_length), sequence_length, special)
+        parts.append(tf.boolean_mask(pieces, filled).numpy())
+    token_ids = np.concatenate(parts)
     small = token_ids.max() <= np.iinfo(np.uint16).max
     np.save(path, token_ids.astype(np.uint16 if small else np.int32))
     return token_ids.shape

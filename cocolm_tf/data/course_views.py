@@ -12,17 +12,16 @@ from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import mask_views
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class CourseViews:
     """Makes a batch of sequences into the batch that `MCLPretrainer` takes.
 
     Args:
-        special: the special tokens.
-        mask_fraction: float. See `mask_views`; 0 for a course that is not taken, whose views are
-            left out.
-        swap_fraction: float. See `swap_views`; 0 likewise.
-        insert_fraction: float. See `insert_views`; 0 likewise.
-        fixed_points: bool. See `swap_views`.
+        special: The special tokens.
+        mask_fraction: See `mask_views`; 0 for a course that is not taken, whose views are left out.
+        swap_fraction: See `swap_views`; 0 likewise.
+        insert_fraction: See `insert_views`; 0 likewise.
+        fixed_points: See `swap_views`.
 
     Example:
     ```python
@@ -42,29 +41,27 @@ class CourseViews:
 
         Args:
             token_ids: [B, S] int32, padded at the end; S is static.
-            seed: integer tensor [2].
+            seed: Integer tensor [2].
 
         Returns:
             `token_ids`, `padding_mask` [B, S] bool, and what `mask_views`, `swap_views` and
             `insert_views` return, all of the same number of slots: the largest of theirs.
         """
-        seeds = tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 3))
+        special, seeds = self.special, tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 3))
         views = {}
         if self.mask_fraction:
-            views |= mask_views(token_ids, self.mask_fraction, self.special, seeds[0])
+            views |= mask_views(token_ids, self.mask_fraction, special, seeds[0])
         if self.swap_fraction:
-            views |= swap_views(
-                token_ids, self.swap_fraction, self.special, seeds[1], self.fixed_points
-            )
+            views |= swap_views(token_ids, self.swap_fraction, special, seeds[1], self.fixed_points)
         if self.insert_fraction:
-            views |= insert_views(token_ids, self.insert_fraction, self.special, seeds[2])
-        largest = max(self.mask_fraction, self.swap_fraction, self.insert_fraction)
-        slots = _slots(token_ids, largest)
+            views |= insert_views(token_ids, self.insert_fraction, special, seeds[2])
+        fractions = self.mask_fraction, self.swap_fraction, self.insert_fraction
+        slots = _slots(token_ids, max(fractions))
         for name, value in views.items():
             if name.endswith(("_positions", "_weights", "_tokens")):
                 # What fills up stands for the first token, and is not used.
                 views[name] = tf.pad(value, [[0, 0], [0, slots - value.shape[1]]])
-        return {"token_ids": token_ids, "padding_mask": token_ids != self.special.pad, **views}
+        return {"token_ids": token_ids, "padding_mask": token_ids != special.pad, **views}
 
 
 def swap_views(

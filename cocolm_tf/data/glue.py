@@ -169,7 +169,7 @@ def _tsv_path(task: GlueTask, data_dir: str, name: str) -> str:
     folder = os.path.join(data_dir, task.title)
     if not files.is_dir(folder):
         folder = data_dir
-    return files.join(folder, f"{name}.tsv")
+    return files.normal(files.join(folder, f"{name}.tsv"))
 
 
 def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:

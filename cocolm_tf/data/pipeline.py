@@ -1,70 +1,91 @@
 """Shards to batches: what the training step reads, in an order that can be entered anywhere.
 
-An epoch visits every sequence once. Its shards are shuffled and taken a group at a time, and the
-sequences of a group are shuffled together, up to `SHUFFLE_WINDOW` at a time. As the manifest tells
-how many sequences each shard has, a run that is resumed goes straight to the group it was in: this
-costs the reading of one group, not of the epoch.
+An epoch of a dataset visits each of its sequences once, in the order of `reading`. Several datasets
+are mixed by their weights, each with epochs of its own. A dataset of longer sequences than the
+batches' has them cut.
 """
 
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from cocolm_tf import files
 from cocolm_tf.data.manifest import Vocabulary, resolve_shards
-from cocolm_tf.data.reading import read_records
-from cocolm_tf.data.shards import compression, parse
+from cocolm_tf.data.reading import ReadingOrder
+from cocolm_tf.data.shards import parse
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import pretraining_views
+from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 
-SHARDS_PER_GROUP = 8
-SHUFFLE_WINDOW = 200_000
+# Sequences among which the share of each dataset is as near to its weight as can be.
+MIXING_BLOCK = 1024
+# So many that the one of the largest weight has a sequence left in every block.
+_MOST_DATASETS = 32
+# Parts of 1 that weights are counted in.
+_WHOLE = 10**8
 # Any number: what makes every validation's order, whatever the run's seed.
 _VALIDATION_ORDER = 0
+_WEIGHTED = re.compile(r"(.+)=(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)")
+
+
+class Dataset(NamedTuple):
+    """A built dataset to read from.
+
+    Args:
+        pattern: the folder or glob that it was given as; of its own among those that are mixed.
+        paths: the shards.
+        records: how many records each of them gives: its first ones.
+        record_length: int. The most tokens of a record.
+        weight: float. Its share of the sequences, of all datasets' weights together.
+
+    Example:
+    ```python
+    Dataset("data", ["data/data-00000-of-00001.tfrecord"], [128], record_length=512)
+    ```
+    """
+
+    pattern: str
+    paths: Sequence[str]
+    records: Sequence[int]
+    record_length: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class PretrainingData:
-    """The shards of a dataset, and how batches are made of them.
+    """Datasets, and how batches are made of them.
 
     Args:
-        paths: the shards.
-        sequences: how many sequences each of them gives: its first ones.
-        sequence_length: int. S, the length that batches are padded to.
-        special: the special tokens.
-        mask_fraction: float. The share of ordinary tokens to mask.
-        crop_fraction: float. The share of its tokens that the second view keeps.
-        seed: int. Decides order, masks and crops.
-        views: what makes batches of sequences [B, S] and a seed [2], in the place of
-            `pretraining_views`.
+        datasets: what to read from. Of several, each sequence is of one of them, chosen by weight.
+        sequence_length: int. S, the length that batches are padded to. Longer records are cut into
+            pieces, see `pieces`.
+        views: masks and crops the sequences.
+        seed: int. Decides order, choice of dataset, masks and crops.
 
     Example:
     ```python
-    data = PretrainingData.open("data/*.tfrecord", 128, SpecialTokens(mask=8191))
+    data = PretrainingData.open("data/*.tfrecord", 128, Views(SpecialTokens(mask=8191)))
     batches = data.training_batches(batch_size=32)
     ```
     """
 
-    paths: Sequence[str]
-    sequences: Sequence[int]
+    datasets: Sequence[Dataset]
     sequence_length: int
-    special: SpecialTokens
-    mask_fraction: float = 0.15
-    crop_fraction: float = 0.9
+    views: Views
     seed: int = 0
-    views: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]] | None = None
 
     @classmethod
     def open(
         cls,
-        pattern: str,
+        datasets: str,
         sequence_length: int,
-        special: SpecialTokens,
-        mask_fraction: float = 0.15,
-        crop_fraction: float = 0.9,
+        views: Views,
         seed: int = 0,
         vocabulary: Vocabulary | None = None,
         checksums: bool = True,
@@ -72,14 +93,12 @@ class PretrainingData:
         pipelines: int = 1,
         pipeline: int = 0,
     ) -> "PretrainingData":
-        """Finds the shards that a folder holds or a glob matches, and verifies them.
+        """Finds the shards of datasets and verifies them.
 
         Args:
-            pattern: the folder or glob.
+            datasets: a folder or a glob of shards, or several with weights; see `parse_mixture`.
             sequence_length: int. See the class.
-            special: see the class.
-            mask_fraction: float. See the class.
-            crop_fraction: float. See the class.
+            views: see the class.
             seed: int. See the class.
             vocabulary: the tokenizer to train with; None leaves the shards unverified.
             checksums: whether to read the shards through, and not only look at their sizes.
@@ -89,33 +108,32 @@ class PretrainingData:
             pipeline: int. Which of them this is; it verifies its own share.
 
         Raises:
-            UserError: if there are none, they hold longer sequences, or something is wrong with
-                them (see `Manifest.verify`).
+            UserError: if there are none, or something is wrong with them (see `Manifest.verify`).
         """
-        paths, manifest = resolve_shards(pattern)
-        if manifest.sequence_length > sequence_length:
-            raise UserError(
-                f"{manifest.directory} has sequences of {manifest.sequence_length} tokens, more "
-                f"than data.sequence_length={sequence_length}: set that, or build shorter ones."
-            )
-        counts = {shard.file: shard.sequences for shard in manifest.shards}
-        sequences = [counts[os.path.basename(path)] for path in paths]
-        if vocabulary is not None:
-            mine = slice(pipeline, None, pipelines)
-            whole, all_of_it = sum(sequences[mine]), checksums or skip_corrupt
-            sequences[mine] = manifest.verify(vocabulary, all_of_it, paths[mine], skip_corrupt)
-            if left_out := whole - sum(sequences[mine]):
-                print(f"{pattern}: {left_out} of {whole} sequences are left out.", file=sys.stderr)
-                if left_out == whole:
-                    raise UserError(f"{pattern} has no sequences that can be read.")
-        return cls(paths, sequences, sequence_length, special, mask_fraction, crop_fraction, seed)
+        opened = []
+        for pattern, weight in parse_mixture(datasets):
+            paths, manifest = resolve_shards(pattern)
+            counts = {shard.file: shard.sequences for shard in manifest.shards}
+            records = [counts[os.path.basename(path)] for path in paths]
+            if vocabulary is not None:
+                mine = slice(pipeline, None, pipelines)
+                whole, all_of_it = sum(records[mine]), checksums or skip_corrupt
+                records[mine] = manifest.verify(vocabulary, all_of_it, paths[mine], skip_corrupt)
+                if left_out := whole - sum(records[mine]):
+                    print(
+                        f"{pattern}: {left_out} of {whole} sequences are left out.", file=sys.stderr
+                    )
+                    if left_out == whole:
+                        raise UserError(f"{pattern} has no sequences that can be read.")
+            opened.append(Dataset(pattern, paths, records, manifest.sequence_length, weight))
+        return cls(opened, sequence_length, views, seed)
 
     def training_batches(
         self, batch_size: int, start: int = 0, pipelines: int = 1, pipeline: int = 0
     ) -> tf.data.Dataset:
         """An endless dataset of batches, shuffled anew and masked anew in every epoch.
 
-        Batch number n is a function of the shards, the seed, `batch_size`, `pipelines`,
+        Batch number n is a function of the shards, the seed, S, `batch_size`, `pipelines`,
         `pipeline` and n alone.
 
         Args:
@@ -130,25 +148,48 @@ class PretrainingData:
         Raises:
             UserError: if there are fewer shards than hosts.
         """
-        if len(self.paths) < pipelines:
-            raise UserError(
-                f"{len(self.paths)} shards do not suffice for {pipelines} hosts: build the data "
-                f"with --num_shards={pipelines} or more."
-            )
-        mine = slice(pipeline, None, pipelines)
-        records = self._shuffled_records(
-            self.paths[mine], self.sequences[mine], start * batch_size, pipeline
-        )
+        mixture = self._mixture(pipeline)
+        begins = mixture.counts(start * batch_size)
+        sequences = [
+            self._sequences(self._order(dataset, pipelines, pipeline), begin, dataset)
+            for dataset, begin in zip(self.datasets, begins, strict=True)
+        ]
+        if len(sequences) == 1:
+            batches = sequences[0].rebatch(batch_size, drop_remainder=True)
+        else:
+            chosen = mixture.choices(start * batch_size)
+            batches = tf.data.Dataset.choose_from_datasets(
+                [windows.unbatch() for windows in sequences], chosen, stop_on_empty_dataset=True
+            ).batch(batch_size, drop_remainder=True)
         # Told that there is no end, several hosts do not ask each other for it at every batch.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-        batches = records.apply(endless).batch(batch_size, drop_remainder=True)
-        return self._viewed(batches.enumerate(start), pipelines, pipeline)
+        return self._viewed(
+            batches.apply(endless).enumerate(start), batch_size, pipelines, pipeline
+        )
+
+    def sequences_by_dataset(
+        self, batch_size: int, batches: int, pipelines: int = 1
+    ) -> dict[str, int]:
+        """Counts the sequences of each dataset in the first batches of all hosts.
+
+        Args:
+            batch_size: int. As in `training_batches`.
+            batches: int. How many of each host.
+            pipelines: int. How many hosts read.
+
+        Returns:
+            The counts, by the patterns of the datasets.
+        """
+        counts = np.sum(
+            [self._mixture(host).counts(batches * batch_size) for host in range(pipelines)], axis=0
+        )
+        return {one.pattern: int(n) for one, n in zip(self.datasets, counts, strict=True)}
 
     def validation_batches(self, batch_size: int, limit: int = 0) -> tf.data.Dataset:
         """One pass over the shards, with the same order, masks and crops every time.
 
         The order is a shuffled one, as in training: sequences that follow each other in a shard
-        are parts of the same texts, which contrastive learning would have to tell apart.
+        may be parts of the same texts, which contrastive learning would have to tell apart.
         Sequences that do not fill a last batch are left out: the shapes are static.
 
         Args:
@@ -159,18 +200,22 @@ class PretrainingData:
             A dataset of batches as `training_batches` gives, of known cardinality.
 
         Raises:
-            UserError: if there are fewer sequences than a batch holds.
+            UserError: if there are several datasets, or fewer sequences than a batch holds.
         """
-        count = sum(self.sequences) // batch_size
+        if len(self.datasets) > 1:
+            raise UserError("validation is on one dataset, without weights.")
+        (dataset,) = self.datasets
+        sequences = sum(dataset.records) * pieces(dataset.record_length, self.sequence_length)
+        count = sequences // batch_size
         if not count:
             raise UserError(
-                f"{os.path.dirname(self.paths[0])} has {sum(self.sequences)} sequences, too few to "
+                f"{os.path.dirname(dataset.paths[0])} has {sequences} sequences, too few to "
                 f"validate on in batches of {batch_size}: build more, or lower trainer.batch_size."
             )
         count = min(count, limit or count)
-        records = _read(tf.range(len(self.paths)), self.paths, self.sequences)
-        records = _shuffle(records, tf.constant(_VALIDATION_ORDER))
-        batches = records.batch(batch_size, drop_remainder=True).take(count)
+        order = self._order(dataset)._replace(seed=_VALIDATION_ORDER)
+        batches = self._sequences(order, 0, dataset, endless=False)
+        batches = batches.rebatch(batch_size, drop_remainder=True).take(count)
         # Without a cardinality, Keras would run one step too many to find the end, and with
         # `validation_steps` instead it would not begin at the first batch every time.
         batches = batches.apply(tf.data.experimental.assert_cardinality(count))
@@ -179,61 +224,228 @@ class PretrainingData:
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
-        return self._viewed(batches.enumerate(), 1, 0).with_options(options)
+        return self._viewed(batches.enumerate(), batch_size, 1, 0).with_options(options)
 
-    def _viewed(self, numbered: tf.data.Dataset, pipelines: int, pipeline: int) -> tf.data.Dataset:
-        def view(number: tf.Tensor, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-            token_ids = parse(serialized, self.sequence_length, self.special.pad)
-            token_ids = tf.ensure_shape(token_ids, [serialized.shape[0], self.sequence_length])
-            seed = tf.stack([tf.cast(self.seed, tf.int64), number * pipelines + pipeline])
-            if self.views:
-                return self.views(token_ids, seed)
-            return pretraining_views(
-                token_ids, self.mask_fraction, self.crop_fraction, self.special, seed
+    def paths_from(
+        self, batch_size: int, batch: int, pipelines: int = 1, pipeline: int = 0
+    ) -> list[str]:
+        """This host's shards, those first that batch number `batch` is read from."""
+        begins = self._mixture(pipeline).counts(batch * batch_size)
+        return [
+            path
+            for dataset, begin in zip(self.datasets, begins, strict=True)
+            for path in self._order(dataset, pipelines, pipeline).paths_from(begin)
+        ]
+
+    def _mixture(self, pipeline: int) -> "Mixture":
+        return Mixture([dataset.weight for dataset in self.datasets], self.seed, pipeline)
+
+    def _order(self, dataset: Dataset, pipelines: int = 1, pipeline: int = 0) -> ReadingOrder:
+        """In which order a host reads its share of a dataset."""
+        if len(dataset.paths) < pipelines:
+            raise UserError(
+                f"{len(dataset.paths)} shards do not suffice for {pipelines} hosts: build "
+                f"{dataset.pattern} with --num_shards={pipelines} or more."
             )
+        mine = slice(pipeline, None, pipelines)
+        return ReadingOrder(
+            dataset.paths[mine],
+            dataset.records[mine],
+            pieces(dataset.record_length, self.sequence_length),
+            self.seed,
+            pipeline,
+        )
+
+    def _sequences(
+        self, order: ReadingOrder, start: int, dataset: Dataset, endless: bool = True
+    ) -> tf.data.Dataset:
+        """The sequences of a dataset from a number on, [N, S] int32 at a time."""
+        length, special = self.sequence_length, self.views.special
+
+        def shuffled(seed: tf.Tensor, skip: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
+            token_ids = parse(records, dataset.record_length, special.pad)
+            token_ids = tf.ensure_shape(token_ids, [None, dataset.record_length])
+            token_ids, filled = cut(token_ids, length, special)
+            order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(token_ids)[0]), seed)
+            chosen = tf.boolean_mask(order, tf.gather(filled, order))
+            # Where a record is short, pieces of others take the places that it does not fill.
+            chosen = tf.gather(chosen, tf.range(tf.size(order)) % tf.size(chosen))
+            token_ids = tf.gather(token_ids, chosen[tf.cast(skip, tf.int32) :])
+            return tf.ensure_shape(token_ids, [None, length])
+
+        # Made in the background: no batch waits for a window.
+        return order.windows(start, endless).map(shuffled).prefetch(2)
+
+    def _viewed(
+        self, numbered: tf.data.Dataset, batch_size: int, pipelines: int, pipeline: int
+    ) -> tf.data.Dataset:
+        def view(number: tf.Tensor, token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+            token_ids = tf.ensure_shape(token_ids, [batch_size, self.sequence_length])
+            seed = tf.stack([tf.cast(self.seed, tf.int64), number * pipelines + pipeline])
+            return self.views(token_ids, seed)
 
         return numbered.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
-    def _shuffled_records(
-        self, paths: Sequence[str], sequences: Sequence[int], consumed: int, pipeline: int
-    ) -> tf.data.Dataset:
-        """The records of endless epochs, from number `consumed` on."""
-        per_epoch = -(-len(paths) // SHARDS_PER_GROUP)
 
-        def members(group: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            """Which shards the group has, counted through all epochs, and its seed."""
-            place = [self.seed, tf.cast(group // per_epoch, tf.int32)]
-            order = tf.random.experimental.stateless_shuffle(tf.range(len(paths)), place)
-            begin = tf.cast(group % per_epoch, tf.int32) * SHARDS_PER_GROUP
-            seed = tf.random.experimental.stateless_fold_in(place, tf.cast(group, tf.int32))
-            seed = tf.random.experimental.stateless_fold_in(seed, pipeline)
-            return order[begin : begin + SHARDS_PER_GROUP], seed[1]
+def parse_mixture(text: str) -> list[tuple[str, float]]:
+    """Reads what `--train_data` takes: a folder or glob, or several with weights.
 
-        epochs, skip = divmod(consumed, sum(sequences))
-        first = epochs * per_epoch
-        while skip >= (size := sum(sequences[i] for i in members(tf.constant(first))[0].numpy())):
-            first, skip = first + 1, skip - size
+    Args:
+        text: `data/train`, or `wiki/train=0.7,books/train=0.3`. The weights need not sum to 1. A
+            path without a comma is a path, whatever else is in it.
 
-        def records(group: tf.Tensor) -> tf.data.Dataset:
-            shards, seed = members(group)
-            shuffled = _shuffle(_read(shards, paths, sequences), seed)
-            return shuffled.skip(tf.where(group == first, tf.cast(skip, tf.int64), 0))
+    Returns:
+        Each folder or glob with its weight.
 
-        return tf.data.Dataset.counter(first).flat_map(records)
+    Raises:
+        UserError: if some of several have a weight and others have none, a weight is 0, or one
+            stands there twice.
+
+    Example:
+    ```python
+    parse_mixture("wiki/train=0.7,books/train=0.3")  # [("wiki/train", 0.7), ("books/train", 0.3)]
+    ```
+    """
+    parts = text.split(",")
+    found = [_WEIGHTED.fullmatch(part) for part in parts]
+    if len(parts) == 1 or not any(found):
+        return [(text, 1.0)]
+    for part, match in zip(parts, found, strict=True):
+        if match is None or not float(match[2]):
+            raise UserError(
+                f"{text}: {part!r} is no PATH=WEIGHT: of several datasets each needs a weight of "
+                "more than 0, as in wiki/train=0.7,books/train=0.3."
+            )
+    datasets = [(match[1], float(match[2])) for match in found]
+    if len(datasets) > _MOST_DATASETS:
+        raise UserError(f"{len(datasets)} datasets are more than the {_MOST_DATASETS} that mix.")
+    names = [name for name, _ in datasets]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{text} has {twice} twice: give it once, with the sum of the weights.")
+    return datasets
 
 
-def _shuffle(records: tf.data.Dataset, seed: tf.Tensor) -> tf.data.Dataset:
-    """Shuffles as a function of the seed alone, which `Dataset.shuffle` does not."""
+def absolute_datasets(text: str) -> str:
+    """What `parse_mixture` takes, with local paths made absolute.
 
-    def shuffle(window: tf.Tensor, chunk: tf.Tensor) -> tf.data.Dataset:
-        place = tf.stack([seed, tf.cast(window, tf.int32)])
-        return tf.data.Dataset.from_tensor_slices(
-            tf.random.experimental.stateless_shuffle(chunk, place)
+    Example:
+    ```python
+    absolute_datasets("data/train")
+    ```
+    """
+    datasets = [(files.absolute(name), weight) for name, weight in parse_mixture(text)]
+    if len(datasets) == 1:
+        return datasets[0][0]
+    return ",".join(f"{name}={weight!r}" for name, weight in datasets)
+
+
+class Mixture:
+    """Which of several datasets each sequence is of: a function of its number.
+
+    Of every `MIXING_BLOCK` sequences each dataset gets its share, rounded up or down so that sums
+    over blocks are never off by as much as one (the one of the largest weight takes what is left),
+    and the sequences of a block are shuffled. So the first n sequences hold nearly their exact
+    shares of all datasets, and how many these are is known without going through them.
+
+    Args:
+        weights: of the datasets.
+        seed: int.
+        pipeline: int. Of the host.
+
+    Example:
+    ```python
+    Mixture([0.7, 0.3], seed=0).counts(1000)  # about [700, 300]
+    ```
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int, pipeline: int = 0) -> None:
+        shares = np.asarray(weights, np.float64) / sum(weights)
+        self._shares = np.round(shares * _WHOLE).astype(np.int64)
+        self._rest = int(self._shares.argmax())
+        self._place = tf.constant([seed, pipeline])
+        # Where the first block is rounded up: by chance, so that the expectation is exact.
+        self._offsets = tf.random.stateless_uniform(
+            [len(weights)], self._place, 0, _WHOLE, dtype=tf.int64
         )
 
-    return records.batch(SHUFFLE_WINDOW).enumerate().flat_map(shuffle)
+    def counts(self, sequences: int) -> list[int]:
+        """How many of the first sequences are of each dataset."""
+        block, inside = divmod(sequences, MIXING_BLOCK)
+        counts = self._before(tf.constant(block, tf.int64)).numpy()
+        if inside:
+            chosen = self._block(tf.constant(block, tf.int64))[:inside]
+            counts += np.bincount(chosen.numpy(), minlength=len(counts))
+        return counts.tolist()
+
+    def choices(self, start: int) -> tf.data.Dataset:
+        """The number of each sequence's dataset, int64, without end, from a sequence on."""
+        first, inside = divmod(start, MIXING_BLOCK)
+        blocks = tf.data.Dataset.counter(first)
+        chosen = blocks.flat_map(lambda n: tf.data.Dataset.from_tensor_slices(self._block(n)))
+        return chosen.skip(inside)
+
+    def _before(self, block: tf.Tensor) -> tf.Tensor:
+        """How many sequences of each dataset stand before a block."""
+        sequences = block * MIXING_BLOCK
+        counts = (sequences * self._shares + self._offsets) // _WHOLE
+        others = tf.one_hot(self._rest, len(self._shares), 0, 1, dtype=tf.int64)
+        counts *= others
+        return counts + (1 - others) * (sequences - tf.reduce_sum(counts))
+
+    def _block(self, block: tf.Tensor) -> tf.Tensor:
+        """The datasets of the sequences of a block."""
+        counts = self._before(block + 1) - self._before(block)
+        chosen = tf.repeat(tf.range(len(self._shares), dtype=tf.int64), counts)
+        seed = tf.random.experimental.stateless_fold_in(self._place, block)
+        return tf.random.experimental.stateless_shuffle(chosen, seed)
 
 
-def _read(which: tf.Tensor, paths: Sequence[str], sequences: Sequence[int]) -> tf.data.Dataset:
-    counts = tf.gather(tf.constant(sequences, tf.int64), which)
-    return read_records(tf.gather(paths, which), counts, compression(paths[0]))
+def pieces(record_length: int, sequence_length: int) -> int:
+    """Into how many sequences a record is cut: as few as hold the longest one's tokens.
+
+    Example:
+    ```python
+    pieces(512, 128)  # 5: 510 tokens besides <s> and </s>, of which 126 fit into one
+    ```
+    """
+    return max(1, -(-(record_length - 2) // (sequence_length - 2)))
+
+
+def cut(token_ids: tf.Tensor, length: int, special: SpecialTokens) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cuts sequences into pieces that hold all of their tokens, each once and in their order.
+
+    What stands between the first token and the last is shared out evenly among as few pieces as
+    can hold it, and each gets a first and a last token of its own.
+
+    Args:
+        token_ids: [N, L] int32, padded at the end; L is static.
+        length: int. S, the most tokens of a piece.
+        special: the special tokens.
+
+    Returns:
+        [N * P, S] int32, the pieces, with P = `pieces(L, S)`; and [N * P] bool, whether there is
+        anything in them: a short sequence does not fill them all.
+
+    Example:
+    ```python
+    cut(tf.constant([[0, 7, 8, 9, 2]]), 4, SpecialTokens(mask=10))
+    # [[0, 7, 2, 1], [0, 8, 9, 2]], [True, True]
+    ```
+    """
+    longest = token_ids.shape[1]
+    count = pieces(longest, length)
+    if count == 1:
+        padding = [[0, 0], [0, max(0, length - longest)]]
+        padded = tf.pad(token_ids[:, :length], padding, constant_values=special.pad)
+        return padded, tf.ones(tf.shape(token_ids)[:1], tf.bool)
+    inner = tf.reduce_sum(tf.cast(token_ids != special.pad, tf.int32), 1, keepdims=True) - 2
+    parts = tf.maximum(1, -(-inner // (length - 2)))
+    bounds = tf.minimum(tf.range(count + 1) * inner // parts, inner)
+    starts, sizes = bounds[:, :-1, tf.newaxis], (bounds[:, 1:] - bounds[:, :-1])[..., tf.newaxis]
+    # Place 0 is for the first token; the text begins at 1 in a sequence as in its pieces.
+    place = tf.range(length)
+    text = tf.gather(token_ids, tf.minimum(starts + place, longest - 1), batch_dims=1)
+    piece = tf.where(place <= sizes, text, tf.where(place == sizes + 1, special.end, special.pad))
+    piece = tf.where(place == 0, special.start, piece)
+    filled = tf.range(count) < parts
+    return tf.reshape(piece, [-1, length]), tf.reshape(filled, [-1])

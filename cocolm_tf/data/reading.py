@@ -1,108 +1,221 @@
-"""Reading shards in a fixed order, and once more where a file cannot be read at once.
+"""Reading shards in an order that is shuffled anew in every epoch and can be entered anywhere.
 
-Object stores and network file systems fail now and then, and a run of days meets such a moment.
+An epoch permutes the shards and reads `SHARDS_AT_ONCE` of them in turns, a chunk of each at a time;
+`WINDOW` chunks in a row are a window, whose records are then shuffled. As the number of records of
+each shard is known, so is where each window begins: a run that is resumed skips what lies before
+in the few shards that it was reading, without parsing it.
 """
 
 import contextlib
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.data.shards import readable_records
-from cocolm_tf.errors import UserError
+from cocolm_tf.data.shards import compression, readable_records
+from cocolm_tf.errors import RestartableError, UserError
 
+SHARDS_AT_ONCE = 8
+# Records of a shard that are read in a row, and chunks that are shuffled together.
+CHUNK = 128
+WINDOW = 64
 ATTEMPTS = 6
 # Before the second attempt; each wait is twice the one before.
 FIRST_WAIT_SECONDS = 1.0
-_READERS = 4
-_CHUNK = 4096
-# The bytes that TFRecord puts around a record: its length and two checksums.
-_FRAME = 16
-_BUFFER = 256 * 1024
+
+_ENDLESS = 2**62
+_TOO_FEW = " has too few records"
+# What a store or a network says when it may well answer later.
+_PASSING = (
+    tf.errors.AbortedError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
 
 _Result = TypeVar("_Result")
 
 
-def read_records(
-    paths: tf.Tensor, counts: tf.Tensor, compression_type: str = ""
-) -> tf.data.Dataset:
-    """The records of several shards, taken in turns from a few of them at a time.
-
-    A shard that cannot be read is tried again after a while, from where its reading broke off.
-    What is read does not depend on whether that happened.
+class ReadingOrder(NamedTuple):
+    """The order in which the records of some shards are read, epoch after epoch.
 
     Args:
-        paths: [K] string, the shards.
-        counts: [K] int64, how many records each is to give: its first ones.
-        compression_type: of all of them, as `tf.data.TFRecordDataset` takes it.
-
-    Returns:
-        A dataset of serialized records. Its iterator ends in an error of which `read_errors_told`
-        makes a `UserError` if a shard does not give what it should.
+        paths: the shards.
+        counts: how many records each gives: its first ones.
+        per_record: int. How many sequences each record is made into; they count as one place each.
+        seed: int. Decides the order, with the number of the epoch.
+        reader: int. Which of several readers this is, so that no two shuffle alike.
 
     Example:
     ```python
-    read_records(tf.constant(["data/data-00000-of-00001.tfrecord"]), tf.constant([128], tf.int64))
+    order = ReadingOrder(["data/data-00000-of-00001.tfrecord"], [128])
+    for seed, skip, records in order.windows(start=1000).take(2):
+        ...
     ```
     """
 
-    def of_shard(path: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
-        def next_chunk(
-            state: tuple[tf.Tensor, tf.Tensor, tf.Tensor], attempt: tf.Tensor
-        ) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-            offset, given, succeeded = state
-            failures = attempt - succeeded - 1
-            ready = tf.cond(
-                failures > 0,
-                lambda: tf.py_function(_wait, [path, failures], tf.int64),
-                lambda: failures,
-            )
-            with tf.control_dependencies([ready]):
-                rest = _records_from(tf.identity(path), offset, given, compression_type)
-            chunk = rest.take(tf.minimum(count - given, _CHUNK)).batch(_CHUNK).get_single_element()
-            size = tf.reduce_sum(tf.strings.length(chunk) + _FRAME)
-            read = tf.shape(chunk, tf.int64)[0]
-            return (offset + tf.cast(size, tf.int64), given + read, attempt), chunk
+    paths: Sequence[str]
+    counts: Sequence[int]
+    per_record: int = 1
+    seed: int = 0
+    reader: int = 0
 
-        # Where reading fails, the state stays as it is, and the next attempt is at the same chunk.
-        attempts = tf.data.Dataset.range(-(-count // _CHUNK) + ATTEMPTS - 1)
-        start = tuple(tf.constant(value, tf.int64) for value in (0, 0, -1))
-        chunks = attempts.scan(start, next_chunk).ignore_errors()
-        records = chunks.flat_map(tf.data.Dataset.from_tensor_slices)
-        # Reached only if the attempts have not given all.
-        failure = tf.data.Dataset.from_tensors(path).map(
-            lambda path: tf.ensure_shape(tf.py_function(_give_up, [path], tf.string), [])
+    def windows(self, start: int = 0, endless: bool = True) -> tf.data.Dataset:
+        """The windows of records from a sequence on.
+
+        Args:
+            start: int. The number of that sequence, counted through all epochs.
+            endless: whether epoch follows epoch, instead of the end.
+
+        Returns:
+            A dataset of `seed`, [2] int32, which is to decide how the window's sequences are
+            shuffled; `skip`, int64, how many of them lie before `start`; and `records`, [N] string.
+            Its iterator ends in an error that `read_errors_told` explains if a shard does not give
+            what it should.
+        """
+        first = self._first(start)
+        end = _ENDLESS if endless else self._groups
+        groups = tf.data.Dataset.range(first.group, end)
+        return groups.flat_map(lambda group: self._windows_of(group, first))
+
+    def paths_from(self, start: int) -> list[str]:
+        """All shards, those first that the sequence number `start` is read among."""
+        group = self._first(start).group
+        order = self._epoch(group // self._groups).numpy().tolist()
+        begin = group % self._groups * SHARDS_AT_ONCE
+        return [self.paths[index] for index in order[begin:] + order[:begin]]
+
+    @property
+    def _groups(self) -> int:
+        """How many groups of shards an epoch has."""
+        return -(-len(self.paths) // SHARDS_AT_ONCE)
+
+    def _epoch(self, number: tf.Tensor | int) -> tf.Tensor:
+        """The shards' order in an epoch."""
+        place = [self.seed, tf.cast(number, tf.int32)]
+        return tf.random.experimental.stateless_shuffle(tf.range(len(self.paths)), place)
+
+    def _first(self, start: int) -> "_Place":
+        """Finds the window that a sequence is in."""
+        epoch, before = divmod(start, sum(self.counts) * self.per_record)
+        order = self._epoch(epoch).numpy()
+        counts = np.asarray(self.counts, np.int64)[order]
+        begins = range(0, len(counts), SHARDS_AT_ONCE)
+        ends = np.add.reduceat(counts, begins).cumsum() * self.per_record
+        group = int(np.searchsorted(ends, before, side="right"))
+        before -= int(ends[group - 1]) if group else 0
+        members = counts[group * SHARDS_AT_ONCE :][:SHARDS_AT_ONCE]
+        # By round and shard: the order in which chunks are read, but for the empty ones.
+        rounds = np.arange(-(-members.max() // CHUNK))[:, np.newaxis]
+        chunks = np.clip(members - CHUNK * rounds, 0, CHUNK).ravel()
+        turns = np.flatnonzero(chunks)
+        sizes = np.add.reduceat(chunks[turns], range(0, len(turns), WINDOW)) * self.per_record
+        ends = sizes.cumsum()
+        window = int(np.searchsorted(ends, before, side="right"))
+        read = turns[: window * WINDOW] % len(members)
+        skips = np.minimum(CHUNK * np.bincount(read, minlength=len(members)), members)
+        return _Place(
+            epoch * self._groups + group,
+            skips,
+            int(turns[window * WINDOW]) % len(members),
+            window,
+            before - int(ends[window] - sizes[window]),
         )
-        return records.concatenate(failure).take(count)
 
-    return tf.data.Dataset.from_tensor_slices((paths, counts)).interleave(
-        of_shard, cycle_length=_READERS, num_parallel_calls=_READERS, deterministic=True
-    )
+    def _windows_of(self, group: tf.Tensor, first: "_Place") -> tf.data.Dataset:
+        """Those of a group of shards, counted through all epochs; of the first one, the rest."""
+        is_first = tf.equal(group, first.group)
+        begin = tf.cast(group % self._groups, tf.int32) * SHARDS_AT_ONCE
+        which = self._epoch(group // self._groups)[begin : begin + SHARDS_AT_ONCE]
+        skips = tf.cond(
+            is_first,
+            lambda: tf.constant(first.skips, tf.int64),
+            lambda: tf.zeros_like(which, tf.int64),
+        )
+        seed = [self.seed, self.reader]
+        seed = tf.random.experimental.stateless_fold_in(seed, group)
+        paths, counts = tf.constant(self.paths), tf.constant(self.counts, tf.int64)
+        shards = (tf.gather(paths, which), tf.gather(counts, which), skips)
+        turn = tf.where(is_first, first.turn, 0)
+        chunks = tf.data.Dataset.from_tensor_slices(
+            tuple(tf.roll(values, -turn, axis=0) for values in shards)
+        ).interleave(
+            lambda path, count, skip: self._chunks(path, count, skip),
+            cycle_length=SHARDS_AT_ONCE,
+            num_parallel_calls=SHARDS_AT_ONCE,
+            deterministic=True,
+        )
+        window = tf.where(is_first, tf.constant(first.window, tf.int64), 0)
+
+        def numbered(
+            number: tf.Tensor, records: tf.RaggedTensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            is_entered = is_first & tf.equal(number, window)
+            skip = tf.where(is_entered, tf.constant(first.sequences, tf.int64), 0)
+            return (
+                tf.random.experimental.stateless_fold_in(seed, number),
+                skip,
+                records.flat_values,
+            )
+
+        return chunks.ragged_batch(WINDOW).enumerate(window).map(numbered)
+
+    def _chunks(self, path: tf.Tensor, count: tf.Tensor, skip: tf.Tensor) -> tf.data.Dataset:
+        """The records of a shard from `skip` to `count`; each file is opened once."""
+        records = tf.data.TFRecordDataset(path, compression(self.paths[0])).skip(skip)
+        # Reached only if there are too few: a compressed file that was cut off ends in silence.
+        missing = tf.data.Dataset.from_tensors(path).map(_too_few_records)
+        return records.concatenate(missing).take(count - skip).batch(CHUNK)
+
+
+class _Place(NamedTuple):
+    """Where reading begins: in which group, after how many records of each of its shards, with
+    which shard's turn, in which window, and after how many of the window's sequences."""
+
+    group: int
+    skips: np.ndarray
+    turn: int
+    window: int
+    sequences: int
 
 
 @contextlib.contextmanager
-def read_errors_told() -> Iterator[None]:
-    """Makes a `UserError` of the error that an iterator over `read_records` ends in.
+def read_errors_told(shards: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Says which shard it was, and which record, where an iterator over shards ends in an error.
+
+    TensorFlow names the file of most errors, but not that of a damaged record: the shards are then
+    read through, here and not in the graph, until it is found.
+
+    Args:
+        shards: gives the paths of all shards that may be read, the likeliest first.
 
     Raises:
         UserError: naming the shard and the record that cannot be read.
+        RestartableError: if the shard can be read by now, or its file system may answer later.
 
     Example:
     ```python
-    with read_errors_told():
+    with read_errors_told(lambda: data.paths):
         pretrainer.fit(batches)
     ```
     """
     try:
         yield
     except tf.errors.OpError as error:
-        _, found, message = error.message.partition(f"{UserError.__name__}: ")
-        if not found:
+        named = [path for path in shards() if path in error.message]
+        if not named and not isinstance(error, tf.errors.DataLossError):
             raise
-        raise UserError(message.splitlines()[0]) from error
+        for path in named or shards():
+            _examine(path, error)
+        raise RestartableError(
+            f"{named[0] if named else 'a shard'} could not be read ({_reason(error)}), but can be "
+            "now: start again with the same flags to go on from the last checkpoint."
+        ) from error
 
 
 def patiently(path: str, read: Callable[[], _Result]) -> _Result:
@@ -127,50 +240,47 @@ def patiently(path: str, read: Callable[[], _Result]) -> _Result:
         try:
             return read()
         except (OSError, tf.errors.OpError):
-            _wait(path, attempt)
+            seconds = FIRST_WAIT_SECONDS * 2 ** (attempt - 1)
+            print(f"{path} cannot be read; trying again in {seconds:g} s.", file=sys.stderr)
+            time.sleep(seconds)
     try:
         return read()
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}.") from error
 
 
-def _records_from(
-    path: tf.Tensor, offset: tf.Tensor, given: tf.Tensor, compression_type: str
-) -> tf.data.Dataset:
-    """What follows the given records, which are the first bytes, too."""
-    if compression_type:
-        return tf.data.TFRecordDataset(path, compression_type).skip(given)
-    variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=[path], compression_type="", buffer_size=_BUFFER, byte_offsets=[offset]
-    )
-    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+def _too_few_records(path: tf.Tensor) -> tf.Tensor:
+    failure = tf.debugging.Assert(False, [tf.strings.join([path, _TOO_FEW])])
+    with tf.control_dependencies([failure]):
+        return tf.identity(path)
 
 
-def _wait(path: tf.Tensor | str, attempts: tf.Tensor | int) -> int:
-    seconds = FIRST_WAIT_SECONDS * 2 ** (int(attempts) - 1)
-    print(f"{_text(path)} cannot be read; trying again in {seconds:g} s.", file=sys.stderr)
-    time.sleep(seconds)
-    return int(attempts)
-
-
-def _give_up(path: tf.Tensor) -> tf.Tensor:
-    name = _text(path)
+def _examine(path: str, error: tf.errors.OpError) -> None:
+    """Raises what is wrong with a shard, if anything is by now."""
     try:
-        records, whole = readable_records(name)
-    except tf.errors.OpError as error:
-        raise UserError(f"{name} cannot be read: {_reason(error)}.") from error
-    if whole:
-        raise UserError(f"{name} could not be read to its end in {ATTEMPTS} attempts.")
-    raise UserError(
-        f"{name} is truncated or corrupt at record {records} (from 0): build the dataset again, or "
-        "leave out what cannot be read with data.skip_corrupt=true."
-    )
-
-
-def _text(path: tf.Tensor | str) -> str:
-    return path if isinstance(path, str) else path.numpy().decode()
+        records, whole = readable_records(path)
+    except _PASSING as again:
+        raise RestartableError(
+            f"{path} cannot be read at present ({_reason(again)}): start again with the same flags "
+            "to go on from the last checkpoint."
+        ) from error
+    except tf.errors.OpError as again:
+        raise UserError(f"{path} cannot be read: {_reason(again)}.") from error
+    if not whole:
+        raise UserError(
+            f"{path} is truncated or corrupt at record {records} (from 0): build the dataset "
+            "again, or leave out what cannot be read with data.skip_corrupt=true."
+        ) from error
+    if path + _TOO_FEW in error.message:
+        raise UserError(
+            f"{path} ends after {records} records, before the last one that the manifest beside it "
+            "lists: build the dataset again, or leave out what is missing with "
+            "data.skip_corrupt=true."
+        ) from error
 
 
 def _reason(error: Exception) -> str:
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    return " ".join(text.split()).rstrip(".")
+    # TensorFlow puts the function and the operation that failed around it.
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", " ".join(text.split()))
+    return text.strip().rstrip(".")

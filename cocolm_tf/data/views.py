@@ -3,60 +3,172 @@
 Both are functions of the batch and a seed, so that where a run stands decides what it sees.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.data.special_tokens import SpecialTokens
 
+MASKINGS = ("token", "word", "span")
+# A word of more tokens, as text without spaces is, is taken for several: it would never be masked.
+LONGEST_WORD = 16
+_WORD_MARK = "▁"
+# How often what is left of a sequence's share is filled with units that still fit: less than a
+# tenth of a token is left after that.
+_PASSES = 4
+# ELECTRA's: no sequence is made shorter.
+_SHORTEST = 5
 
-def pretraining_views(
-    token_ids: tf.Tensor,
-    mask_fraction: float,
-    crop_fraction: float,
-    special: SpecialTokens,
-    seed: tf.Tensor,
-) -> dict[str, tf.Tensor]:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Views:
     """Makes a batch of sequences into the batch that `CocoLMPretrainer` takes.
 
     Args:
-        token_ids: [B, S] int32, padded at the end; S is static.
-        mask_fraction: float. See `mask_views`.
-        crop_fraction: float. See `crop_views`.
         special: the special tokens.
-        seed: integer tensor [2].
-
-    Returns:
-        `token_ids`, `padding_mask` [B, S] bool, and what `mask_views` and `crop_views` return.
+        mask_fraction: float. The share of the ordinary tokens to mask.
+        crop_fraction: float. See `crop_views`.
+        masking: what is masked as a whole; see `mask_views`.
+        span_words: float. The mean number of words of a span.
+        word_starts: [V] bool, which tokens begin a word (see `word_starts`); None for all of them.
+        short_fraction: float. The share of the sequences that `shorten` makes shorter.
 
     Example:
     ```python
-    ids = tf.constant([[0, 7, 8, 9, 2]])
-    pretraining_views(ids, 0.15, 0.9, SpecialTokens(mask=10), tf.constant([1, 2]))
+    views = Views(SpecialTokens(mask=10))
+    views(tf.constant([[0, 7, 8, 9, 2]]), seed=tf.constant([1, 2]))
     ```
     """
-    mask_seed, crop_seed = tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 2))
-    return {
-        "token_ids": token_ids,
-        "padding_mask": token_ids != special.pad,
-        **mask_views(token_ids, mask_fraction, special, mask_seed),
-        **crop_views(token_ids, crop_fraction, special, crop_seed),
-    }
+
+    special: SpecialTokens
+    mask_fraction: float = 0.15
+    crop_fraction: float = 0.9
+    masking: str = "token"
+    span_words: float = 3.0
+    word_starts: np.ndarray | None = None
+    short_fraction: float = 0.0
+
+    def __call__(self, token_ids: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Makes the views of a batch.
+
+        Args:
+            token_ids: [B, S] int32, padded at the end; S is static.
+            seed: integer tensor [2].
+
+        Returns:
+            `token_ids`, `padding_mask` [B, S] bool, and what `mask_views` and `crop_views` return.
+        """
+        seed = tf.cast(seed, tf.int32)
+        mask_seed, crop_seed = tf.unstack(tf.random.split(seed, 2))
+        if self.short_fraction:
+            short_seed = tf.random.experimental.stateless_fold_in(seed, 0)
+            token_ids = shorten(token_ids, self.short_fraction, self.special, short_seed)
+        starts = None
+        if self.masking != "token":
+            starts = self._unit_starts(token_ids, mask_seed)
+        return {
+            "token_ids": token_ids,
+            "padding_mask": token_ids != self.special.pad,
+            **mask_views(token_ids, self.mask_fraction, self.special, mask_seed, starts),
+            **crop_views(token_ids, self.crop_fraction, self.special, crop_seed),
+        }
+
+    def _unit_starts(self, token_ids: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Where words begin; of spans, only those words that begin one."""
+        starts = tf.ones_like(token_ids, tf.bool)
+        if self.word_starts is not None:
+            starts = tf.gather(tf.constant(self.word_starts, tf.bool), token_ids)
+        number, begin = _runs(starts | _behind_special(~self.special.contains(token_ids)))
+        place = tf.range(token_ids.shape[1]) - tf.gather(begin, number, batch_dims=1)
+        starts |= place % LONGEST_WORD == 0
+        if self.masking == "span":
+            seed = tf.random.experimental.stateless_fold_in(seed, 0)
+            begins = tf.random.stateless_uniform(tf.shape(token_ids), seed) * self.span_words < 1
+            starts &= begins
+        return starts
+
+
+def word_starts(vocabulary: Sequence[str]) -> np.ndarray:
+    """Which tokens begin a word: those that SentencePiece marks, and punctuation.
+
+    The tokenizer drops the lone mark of a word that is punctuation; so does a sign within a word
+    begin a new one.
+
+    Args:
+        vocabulary: the tokens, each at the index that is its id.
+
+    Returns:
+        [V] bool.
+
+    Example:
+    ```python
+    word_starts(["▁cat", "s", "."])  # [True, False, True]
+    ```
+    """
+    return np.array(
+        [
+            token.startswith(_WORD_MARK) or not any(sign.isalnum() for sign in token)
+            for token in vocabulary
+        ]
+    )
+
+
+def shorten(
+    token_ids: tf.Tensor, fraction: float, special: SpecialTokens, seed: tf.Tensor
+) -> tf.Tensor:
+    """Cuts a random share of the sequences to random lengths, as ELECTRA's data has them.
+
+    Args:
+        token_ids: [B, S] int32, padded at the end.
+        fraction: float. The share to cut; each to a length from 5 to what it has, all alike.
+        special: the special tokens; the last token left is an `end`.
+        seed: integer tensor [2].
+
+    Returns:
+        [B, S] int32.
+
+    Example:
+    ```python
+    ids = tf.constant([[0, 7, 8, 9, 10, 11, 2]])
+    shorten(ids, 1.0, SpecialTokens(mask=12), tf.constant([1, 2]))
+    ```
+    """
+    size = tf.reduce_sum(tf.cast(token_ids != special.pad, tf.int32), 1, keepdims=True)
+    whether, how = tf.unstack(
+        tf.random.stateless_uniform([2, *tf.unstack(tf.shape(size))], tf.cast(seed, tf.int32))
+    )
+    choices = tf.cast(tf.maximum(size - _SHORTEST, 0) + 1, tf.float32)
+    kept = size - tf.cast(tf.floor(how * choices), tf.int32)
+    kept = tf.where(whether < fraction, kept, size)
+    place = tf.range(tf.shape(token_ids)[1])
+    cut = tf.where(place == kept - 1, special.end, special.pad)
+    return tf.where((place < kept - 1) | (kept == size), token_ids, cut)
 
 
 def mask_views(
-    token_ids: tf.Tensor, fraction: float, special: SpecialTokens, seed: tf.Tensor
+    token_ids: tf.Tensor,
+    fraction: float,
+    special: SpecialTokens,
+    seed: tf.Tensor,
+    starts: tf.Tensor | None = None,
 ) -> dict[str, tf.Tensor]:
     """Chooses the positions to mask (paper, section 3.1): a share of the ordinary tokens.
 
     Of a sequence with n ordinary tokens, n * `fraction` are chosen, rounded up or down at random
-    so that the share is met on average whatever the length.
+    so that the share is met on average whatever the length. Of units of several tokens, words or
+    spans, whole ones are chosen in random order as long as they fit, then smaller ones: a few
+    tokens less where all units are large.
 
     Args:
         token_ids: [B, S] int32; S is static.
         fraction: float. The share to mask.
         special: the tokens that are never masked.
         seed: integer tensor [2].
+        starts: [B, S] bool, the tokens that begin a unit, as does the first behind a special
+            token; None where every token is one.
 
     Returns:
         `masked_positions` [B, M] int32, distinct within a sequence, and `masked_weights` [B, M]
@@ -72,18 +184,58 @@ def mask_views(
     seeds = tf.random.split(tf.cast(seed, tf.int32), 2)
     is_ordinary = ~special.contains(token_ids)
     priority = tf.random.stateless_uniform(tf.shape(token_ids), seeds[0])
-    # Special tokens come last, in slots that are not used.
-    positions = tf.math.top_k(tf.where(is_ordinary, priority, -1.0), slots).indices
     ordinary = tf.reduce_sum(tf.cast(is_ordinary, tf.float32), axis=1, keepdims=True)
     rounding = tf.random.stateless_uniform([batch, 1], seeds[1])
-    chosen = tf.minimum(tf.floor(ordinary * fraction + rounding), ordinary)
-    weights = tf.cast(tf.range(slots, dtype=tf.float32) < chosen, tf.float32)
+    share = tf.minimum(tf.floor(ordinary * fraction + rounding), ordinary)
+    if starts is None:
+        # Special tokens come last, in slots that are not used.
+        positions = tf.math.top_k(tf.where(is_ordinary, priority, -1.0), slots).indices
+        weights = tf.cast(tf.range(slots, dtype=tf.float32) < share, tf.float32)
+    else:
+        chosen = _whole_units(starts, is_ordinary, priority, tf.cast(share, tf.int32))
+        weights, positions = tf.math.top_k(tf.cast(chosen, tf.float32), slots)
     # In reading order, so that what is gathered from one sequence lies together.
     order = tf.argsort(positions, axis=1)
     return {
         "masked_positions": tf.gather(positions, order, batch_dims=1),
         "masked_weights": tf.gather(weights, order, batch_dims=1),
     }
+
+
+def _whole_units(
+    starts: tf.Tensor, is_ordinary: tf.Tensor, priority: tf.Tensor, share: tf.Tensor
+) -> tf.Tensor:
+    """Chooses units of together at most `share` [B, 1] tokens: [B, S] bool, their tokens."""
+    unit, _ = _runs((starts | _behind_special(is_ordinary)) & is_ordinary)
+    sizes = _by_run(tf.math.unsorted_segment_sum, tf.cast(is_ordinary, tf.int32), unit)
+    order = tf.argsort(priority, axis=1)
+    sizes = tf.gather(sizes, order, batch_dims=1)
+    taken = tf.zeros_like(starts)
+    for _ in range(_PASSES):
+        fits = ~taken & (sizes <= share)
+        fits &= tf.cumsum(tf.where(fits, sizes, 0), axis=1) <= share
+        share -= tf.reduce_sum(tf.where(fits, sizes, 0), axis=1, keepdims=True)
+        taken |= fits
+    taken = tf.gather(taken, tf.argsort(order, axis=1), batch_dims=1)
+    return tf.gather(taken, unit, batch_dims=1) & is_ordinary
+
+
+def _behind_special(is_ordinary: tf.Tensor) -> tf.Tensor:
+    return tf.pad(~is_ordinary[:, :-1], [[0, 0], [1, 0]], constant_values=True)
+
+
+def _runs(starts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Numbers what begins at each start, from 0 in each row: [B, S], and where each begins."""
+    number = tf.maximum(tf.cumsum(tf.cast(starts, tf.int32), axis=1) - 1, 0)
+    place = tf.zeros_like(number) + tf.range(starts.shape[1])
+    return number, _by_run(tf.math.unsorted_segment_min, place, number)
+
+
+def _by_run(reduce: Callable[..., tf.Tensor], values: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """Reduces values [B, S] by the numbers of their runs: [B, S], by number."""
+    rows, length = tf.shape(values)[0], values.shape[1]
+    flat = tf.reshape(number + length * tf.range(rows)[:, tf.newaxis], [-1])
+    return tf.reshape(reduce(tf.reshape(values, [-1]), flat, rows * length), [rows, length])
 
 
 def crop_views(

@@ -33,7 +33,7 @@ MAX_TOKENS = 4096
 # Rows as wide as the vocabulary that are there at once.
 _LM_ROWS_AT_ONCE = 256
 # What may replace a token: one that begins a word, one that continues it, or any.
-_BEGINNING, _CONTINUATION, _ANY = range(3)
+_BEGINNING, _CONTINUATION, _ANY, _NONE = range(4)
 
 
 class Candidates(NamedTuple):
@@ -92,8 +92,8 @@ class Corrector:
         self._min_probability = min_probability
         # One more spells the word itself, and some spell the same.
         self._width = min(2 * num_corrections + 1, len(tokenizer.get_vocabulary()))
-        pieces = tf.constant(tokenizer.get_vocabulary())
-        self._contents = tf.strings.regex_replace(pieces, WORD_START, "")
+        self._contents = tokenizer.graph_module().contents
+        self._is_byte = tf.constant(_is_byte(tokenizer))
         self._allowed = _allowed_replacements(tokenizer)
 
     def correct(self, texts: tf.Tensor) -> Tensors:
@@ -227,6 +227,7 @@ class Corrector:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """What words may have been, [W, K] each, given their tokens."""
         kinds = tf.where(is_beginning, _BEGINNING, _CONTINUATION)
+        kinds = tf.where(tf.gather(self._is_byte, ids), _NONE, kinds)
         found = self._candidates(states, copy_logits, ids, kinds)
         contents = tf.concat([own[:, tf.newaxis], tf.gather(self._contents, found.ids)], axis=1)
         log_probabilities = tf.concat([found.own[:, tf.newaxis], found.log_probabilities], axis=1)
@@ -312,7 +313,7 @@ class _Characters:
 
 
 def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
-    """[3, V] bool: which pieces begin a word, continue it, or may stand anywhere at all."""
+    """[4, V] bool: which pieces begin a word, continue it, may stand anywhere at all, or never."""
     pieces = tokenizer.get_vocabulary()
     is_ordinary = np.ones(len(pieces), bool)
     is_ordinary[tokenizer.special_token_ids] = False
@@ -323,12 +324,20 @@ def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
     is_punctuation = tf.strings.regex_full_match(pieces, rf"[{PUNCTUATION}](?s:.*)").numpy()
     vocabulary = set(pieces)
     is_alone = np.array([WORD_START + piece not in vocabulary for piece in pieces])
+    # A byte alone is no character: none comes into a word, and none is taken out of one.
+    is_character = ~_is_byte(tokenizer)
     kinds = {
-        _BEGINNING: (starts_word & has_content) | (is_punctuation & is_alone),
-        _CONTINUATION: ~starts_word,
+        _BEGINNING: ((starts_word & has_content) | (is_punctuation & is_alone)) & is_character,
+        _CONTINUATION: ~starts_word & is_character,
         _ANY: is_ordinary,
+        _NONE: np.zeros_like(is_ordinary),
     }
     return tf.constant(np.stack([kinds[kind] & is_ordinary for kind in sorted(kinds)]))
+
+
+def _is_byte(tokenizer: CocoLMTokenizer) -> np.ndarray:
+    """[V] bool: which pieces stand for a byte."""
+    return np.isin(np.arange(tokenizer.vocabulary_size()), tokenizer.byte_token_ids)
 
 
 def _begins_word(tokens: TokenOffsets) -> tf.Tensor:

@@ -153,7 +153,7 @@ def _change(where: str, path: str, change: Any) -> str:
         return json.dumps(change)
     if not isinstance(change, str):
         raise UserError(f"{where}.changes are YAML files or values by their keys, not {change!r}.")
-    file = files.join(os.path.dirname(path), change)
+    file = files.normal(files.join(os.path.dirname(path), change))
     if not files.is_file(file):
         raise UserError(f"{where}.changes: {file} does not exist.")
     return file

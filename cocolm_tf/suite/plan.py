@@ -13,6 +13,7 @@ from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config
 from cocolm_tf.finetuning.run_flags import suitable_config
 from cocolm_tf.suite.definition import Row, Suite
 from cocolm_tf.training.config import PretrainingConfig, load_config
+from cocolm_tf.training.stages import Total, tokens_per_step
 
 # What an auxiliary model must have in common with the row that takes it over.
 _AUXILIARY_SIZES = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim")
@@ -48,7 +49,8 @@ class Budget:
         """What it changes of a configuration."""
         trainer, steps = config.trainer, self.train_steps
         if self.tokens:
-            per_step = trainer.batch_size * config.data.sequence_length
+            # A schedule's stages are shares of the steps, whatever their number.
+            per_step = Total(config, tokens_per_step)(trainer.train_steps) / trainer.train_steps
             loops = math.ceil(self.tokens / (per_step * trainer.steps_per_loop))
             steps = loops * trainer.steps_per_loop
         return [f"trainer.train_steps={steps}"] if steps else []

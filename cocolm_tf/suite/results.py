@@ -10,6 +10,7 @@ from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.flops import pretraining_flops
+from cocolm_tf.training.stages import Total, tokens_per_step
 
 # What there is of one row and task: from each seed the results of `run_classification`.
 Seeds = Mapping[int, Mapping[str, Any]]
@@ -35,9 +36,9 @@ def pretraining_cost(config: PretrainingConfig, model_dir: str) -> dict[str, Any
     _, rates = metrics.series(TRAINING, "tokens_per_second")
     return {
         "steps": steps,
-        "tokens": steps * config.trainer.batch_size * config.data.sequence_length,
+        "tokens": Total(config, tokens_per_step)(steps),
         "tokens_per_second": statistics.median(rates) if rates else None,
-        "flops": steps * sum(pretraining_flops(config).values()),
+        "flops": Total(config, lambda stage: sum(pretraining_flops(stage).values()))(steps),
         "minutes": metrics.seconds / 60,
     }
 

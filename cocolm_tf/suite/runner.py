@@ -15,6 +15,7 @@ from typing import Any
 
 from cocolm_tf import files
 from cocolm_tf.data.glue import glue_files
+from cocolm_tf.data.pipeline import absolute_datasets
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
@@ -37,7 +38,7 @@ class PretrainingInputs:
     """What every row reads.
 
     Args:
-        train_data: Folder or glob of shards.
+        train_data: Folder or glob of shards, or several with weights.
         vocabulary: Folder of the vocabulary that they were built with.
         validation_data: Folder or glob of shards held out, or nothing.
 
@@ -189,7 +190,7 @@ class _SuiteRun:
 
     def _pretraining_job(self, row: Row) -> Job:
         inputs = {
-            name: path and files.absolute(path)
+            name: absolute_datasets(path) if path else ""
             for name, path in dataclasses.asdict(self._inputs).items()
         }
         return Job(

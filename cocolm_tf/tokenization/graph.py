@@ -28,6 +28,11 @@ class TokenizerGraph(tf.Module):
         dictionary: The ids of the pieces.
         lowercase: Whether texts are lowercased first.
 
+    Attributes:
+        contents: `[V]` string, what the tokens say, spaces aside; of a piece that stands for a
+            byte, that byte.
+        byte_pieces: What `Segmenter.byte_pieces` is.
+
     Example:
     ```python
     class Server(tf.Module):
@@ -53,10 +58,11 @@ class TokenizerGraph(tf.Module):
             ),
             default_value=UNKNOWN_TOKEN_ID,
         )
-        byte_pieces = self._segmenter.byte_pieces
+        self.byte_pieces = byte_pieces = self._segmenter.byte_pieces
         self._id_to_piece = tf.constant(
             [byte_pieces.get(token, token) for token in dictionary.tokens]
         )
+        self.contents = tf.strings.regex_replace(self._id_to_piece, WORD_START, "")
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")], autograph=False)
     def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -146,7 +152,7 @@ class TokenizerGraph(tf.Module):
             pieces = tf.gather(self._id_to_piece, ids.flat_values)
             pieces = tf.where(ids.flat_values == UNKNOWN_TOKEN_ID, " ⁇ ", pieces)
             texts = tf.strings.reduce_join(ids.with_flat_values(pieces), axis=-1)
-            if self._segmenter.byte_pieces:
+            if self.byte_pieces:
                 texts = valid_utf8(texts)
             return tf.strings.strip(tf.strings.regex_replace(texts, rf"[ {WORD_START}]+", " "))
 

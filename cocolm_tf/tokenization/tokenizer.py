@@ -323,6 +323,13 @@ class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
         self._check_vocabulary()
         return [self.token_to_id(token) for token in self.special_tokens]
 
+    @property
+    def byte_token_ids(self) -> list[int]:
+        """The ids of pieces that stand for a byte, if the vocabulary has byte fallback."""
+        self._check_vocabulary()
+        byte_pieces = self._graph.byte_pieces
+        return [id for id, token in enumerate(self._dictionary.tokens) if token in byte_pieces]
+
     def save_assets(self, dir_path: str) -> None:
         """Writes the SentencePiece model and the dictionary into a folder.
 

@@ -2,13 +2,12 @@
 
 import os
 import random
-from collections.abc import Callable
 
-import tensorflow as tf
+import numpy as np
 
 from cocolm_tf.data.course_views import CourseViews
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import pretraining_views
+from cocolm_tf.data.views import Views
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
@@ -70,17 +69,25 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
 
 
 def build_views(
-    config: PretrainingConfig, mask_token_id: int
-) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
-    """Makes the function from sequences [B, S] and a seed [2] to what the pretrainer takes.
+    config: PretrainingConfig, mask_token_id: int, word_starts: np.ndarray | None = None
+) -> Views | CourseViews:
+    """What makes sequences into the batches of a configuration.
+
+    Args:
+        config: the run.
+        mask_token_id: int. Of the vocabulary.
+        word_starts: [V] bool, which tokens begin a word, where words are masked as a whole; None
+            for every token.
+
+    Returns:
+        The views.
 
     Example:
     ```python
-    views = build_views(PretrainingConfig(), mask_token_id=32_767)
-    views(tf.constant([[0, 7, 8, 9, 2]]), tf.constant([1, 2]))
+    build_views(PretrainingConfig(), mask_token_id=32_767)
     ```
     """
-    data, mcl, special = config.data, config.mcl, SpecialTokens(mask=mask_token_id)
+    special, data, mcl = SpecialTokens(mask=mask_token_id), config.data, config.mcl
     if config.objective.name == "mcl":
         return CourseViews(
             special,
@@ -89,9 +96,9 @@ def build_views(
             insert_fraction=mcl.insert_fraction if mcl.itd_weight else 0.0,
             fixed_points=mcl.fixed_points,
         )
-    return lambda token_ids, seed: pretraining_views(
-        token_ids, data.mask_fraction, data.crop_fraction, special, seed
-    )
+    keys = ("mask_fraction", "crop_fraction", "masking", "span_words", "short_fraction")
+    options = {key: getattr(data, key) for key in keys}
+    return Views(special, word_starts=word_starts, **options)
 
 
 def _sampling(config: PretrainingConfig) -> dict[str, str | SamplingTemperature | None]:

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -40,13 +41,15 @@ class MetricsLog(keras.callbacks.Callback):
             anew, which all workers must do alike.
         first_step: int. Where the run goes on; later lines of an earlier attempt are dropped.
         interval: int. Steps between two lines.
-        tokens_per_step: int.
-        peak_tokens_per_second: float. The tokens that would be trained on at the peak of all
-            devices together; None for not known.
+        tokens: from a number of steps, counted from the first, the tokens of all of them.
+        peak_seconds: likewise, the seconds that they would take at the peak of all devices
+            together; None for not known.
+        counts: likewise, what else is to be logged of them by name; None for nothing.
 
     Example:
     ```python
-    pretrainer.fit(batches, callbacks=[MetricsLog("runs/first", 0, 100, 32 * 128)])
+    log = MetricsLog("runs/first", 0, 100, tokens=lambda steps: steps * 32 * 128)
+    pretrainer.fit(batches, callbacks=[log])
     ```
     """
 
@@ -55,8 +58,9 @@ class MetricsLog(keras.callbacks.Callback):
         directory: str | None,
         first_step: int,
         interval: int,
-        tokens_per_step: int,
-        peak_tokens_per_second: float | None = None,
+        tokens: Callable[[int], float],
+        peak_seconds: Callable[[int], float] | None = None,
+        counts: Callable[[int], Mapping[str, float]] | None = None,
     ) -> None:
         super().__init__()
         self._path = os.path.join(directory, METRICS_FILENAME) if directory else ""
@@ -71,8 +75,7 @@ class MetricsLog(keras.callbacks.Callback):
                     os.path.join(directory, TENSORBOARD_DIRECTORY, split)
                 )
         self._interval = interval
-        self._tokens_per_step = tokens_per_step
-        self._peak_tokens_per_second = peak_tokens_per_second
+        self._tokens, self._peak_seconds, self._counts = tokens, peak_seconds, counts
         self._start = self._lap = time.monotonic()
         self._lap_step = first_step
 
@@ -87,11 +90,13 @@ class MetricsLog(keras.callbacks.Callback):
         if step % self._interval:
             return
         now = time.monotonic()
-        rate = (step - self._lap_step) * self._tokens_per_step / (now - self._lap)
         values = {name: float(value) for name, value in (logs or {}).items()}
-        values["tokens_per_second"] = rate
-        if self._peak_tokens_per_second:
-            values["mfu"] = rate / self._peak_tokens_per_second
+        names = {"tokens_per_second": self._tokens, "mfu": self._peak_seconds}
+        for name, amount in names.items():
+            if amount:
+                values[name] = (amount(step) - amount(self._lap_step)) / (now - self._lap)
+        if self._counts:
+            values |= self._counts(step)
         self._write(step, "train", values)
         self.model.reset_metrics()
         self._lap, self._lap_step = time.monotonic(), step
@@ -138,12 +143,13 @@ class ProgressBar(keras.callbacks.Callback):
     Args:
         first_step: int. Where the run starts.
         train_steps: int. Where it ends.
-        tokens_per_step: int.
-        peak_tokens_per_second: float. As of `MetricsLog`.
+        tokens: as of `MetricsLog`.
+        peak_seconds: as of `MetricsLog`.
 
     Example:
     ```python
-    pretrainer.fit(batches, verbose=0, callbacks=[ProgressBar(0, 1000, 32 * 128)])
+    bar = ProgressBar(0, 1000, tokens=lambda steps: steps * 32 * 128)
+    pretrainer.fit(batches, verbose=0, callbacks=[bar])
     ```
     """
 
@@ -151,12 +157,11 @@ class ProgressBar(keras.callbacks.Callback):
         self,
         first_step: int,
         train_steps: int,
-        tokens_per_step: int,
-        peak_tokens_per_second: float | None = None,
+        tokens: Callable[[int], float],
+        peak_seconds: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__()
-        self._tokens_per_step = tokens_per_step
-        self._peak_tokens_per_second = peak_tokens_per_second
+        self._tokens, self._peak_seconds = tokens, peak_seconds
         self._bar = tqdm(
             total=train_steps,
             initial=first_step,
@@ -170,11 +175,12 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Moves the bar."""
-        done = steps_taken(self.model) - self._bar.n
-        rate = (self._bar.format_dict["rate"] or 0.0) * self._tokens_per_step
-        told = f"loss {float(logs['loss']):.2f}, {rate:.0f} tokens/s"
-        if self._peak_tokens_per_second:
-            told += f", MFU {rate / self._peak_tokens_per_second:.1%}"
+        step = steps_taken(self.model)
+        done, rate = step - self._bar.n, self._bar.format_dict["rate"] or 0.0
+        tokens = self._tokens(step) - self._tokens(step - 1)
+        told = f"loss {float(logs['loss']):.2f}, {rate * tokens:.0f} tokens/s"
+        if self._peak_seconds:
+            told += f", MFU {rate * (self._peak_seconds(step) - self._peak_seconds(step - 1)):.1%}"
         self._bar.set_postfix_str(told, refresh=False)
         self._bar.update(done)
 

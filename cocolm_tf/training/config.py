@@ -8,6 +8,7 @@ import dataclasses
 
 from official.modeling import hyperparams
 
+from cocolm_tf.data.views import MASKINGS
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
@@ -113,8 +114,18 @@ class DataConfig(hyperparams.Config):
     """From shards to batches; see `PretrainingData`."""
 
     sequence_length: int = 512
+    # Shorter sequences first: pairs of the share of the steps after which a stage ends, and its
+    # length. [[0.9, 128]] trains with 128 tokens for 90% of the steps, then with sequence_length.
+    sequence_length_schedule: list = dataclasses.field(default_factory=list)
+    # Whether a stage's batch has as many times trainer.batch_size as its sequences are shorter.
+    scale_batch_size: bool = False
     mask_fraction: float = 0.15
+    # What is masked as a whole: token, word, or span, which is span_words words on average.
+    masking: str = "token"
+    span_words: float = 3.0
     crop_fraction: float = 0.9
+    # The share of the sequences that are cut to a random length; ELECTRA has 0.05.
+    short_fraction: float = 0.0
     # Whether to hash every shard before a run begins, or only to look at its size.
     verify_checksums: bool = True
     # Whether to leave out what cannot be read of a damaged shard. Every start reads all of them.
@@ -272,6 +283,12 @@ _RANGES: config_file.Ranges = (
             "mcl.insert_fraction",
         ),
     ),
+    (lambda value: value >= 1, "at least 1", ("data.span_words",)),
+    (
+        lambda value: 0 <= value <= 1,
+        "in [0, 1]",
+        ("data.short_fraction",),
+    ),
     (lambda value: 0 <= value < 2**31, "in [0, 2^31)", ("runtime.seed",)),
 )
 
@@ -332,6 +349,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
         ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
         ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),
         ("objective.name", config.objective.name, OBJECTIVES),
+        ("data.masking", config.data.masking, MASKINGS),
     ):
         config_file.check_choice(name, key, value, allowed)
     if config.runtime.attention == "cudnn" and config.runtime.precision == "float32":
@@ -342,6 +360,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
             "auxiliary model is that of a finished run's preset."
         )
     _check_sizes(config, name)
+    _check_schedule(config, name)
     trainer = config.trainer
     for key in ("train_steps", "log_interval", "validation_interval", "checkpoint_interval"):
         steps = getattr(trainer, key)
@@ -400,6 +419,44 @@ def _check_courses(config: PretrainingConfig, name: str) -> None:
                 f"{name}: mcl.{correction}_weight needs mcl.{course}_weight, whose verdicts it "
                 f"corrects: set mcl.{correction}_weight=0 too."
             )
+    for key, default in (("masking", "token"), ("short_fraction", 0.0)):
+        if getattr(config.data, key) != default:
+            raise UserError(
+                f"{name}: data.{key}={getattr(config.data, key)} does not go with "
+                f"objective.name=mcl, whose courses choose tokens: it must be {default}."
+            )
+
+
+def _check_schedule(config: PretrainingConfig, name: str) -> None:
+    data, steps, before = config.data, config.trainer.steps_per_loop, 0.0
+    for stage in data.sequence_length_schedule:
+        key = f"{name}: data.sequence_length_schedule={data.sequence_length_schedule}"
+        if not (
+            isinstance(stage, list | tuple)
+            and len(stage) == 2
+            and isinstance(stage[0], int | float)
+            and isinstance(stage[1], int)
+        ):
+            raise UserError(f"{key}: {stage!r} is no [share of the steps, length].")
+        share, length = stage
+        if not before < share < 1:
+            raise UserError(f"{key}: shares must grow, between 0 and 1.")
+        if not 3 <= length <= config.model.max_sequence_length:
+            raise UserError(
+                f"{key}: lengths must be from 3 to model.max_sequence_length="
+                f"{config.model.max_sequence_length}."
+            )
+        if data.scale_batch_size and length > data.sequence_length:
+            raise UserError(
+                f"{key}: with data.scale_batch_size no length may be more than "
+                f"data.sequence_length={data.sequence_length}."
+            )
+        if round((share - before) * config.trainer.train_steps) < steps:
+            raise UserError(
+                f"{key}: a stage of less than trainer.steps_per_loop={steps} of "
+                f"trainer.train_steps={config.trainer.train_steps} steps."
+            )
+        before = share
 
 
 def _check_sizes(config: PretrainingConfig, name: str) -> None:

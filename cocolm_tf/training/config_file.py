@@ -197,7 +197,7 @@ def _with_bases(path: str) -> list[tuple[str, Any]]:
             return chain
         if not isinstance(base, str):
             raise UserError(f"{path}: {_BASE} must be the path of a file, not {base!r}.")
-        base = files.join(os.path.dirname(path), base)
+        base = files.normal(files.join(os.path.dirname(path), base))
         if not files.is_file(base):
             raise UserError(f"{path}: {_BASE}: {base} does not exist.")
         if files.absolute(base) in paths:

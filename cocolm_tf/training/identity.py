@@ -7,6 +7,7 @@ checkpoint is, and are refused.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,11 @@ from typing import Any
 
 from cocolm_tf import files
 from cocolm_tf.data.manifest import resolve_shards
+from cocolm_tf.data.pipeline import parse_mixture
 from cocolm_tf.errors import UserError
 from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.training.config import PretrainingConfig, load_config
+from cocolm_tf.training.stages import stage_ends
 
 HISTORY_FILENAME = "history.json"
 
@@ -37,6 +40,8 @@ _MAY_CHANGE = (
 )
 # What of these sections must stay nevertheless.
 _MUST_STAY = ("trainer.batch_size", "runtime.seed")
+# What decides where stages of a schedule of sequence lengths end: those that were trained stay.
+_STAGES = ("trainer.train_steps", "trainer.steps_per_loop")
 # Files are told apart by what they hold, and not by this.
 _PATHS = ("auxiliary.preset",)
 
@@ -111,7 +116,7 @@ def stretch_of(
 
     Args:
         config: The configuration.
-        train_data: Folder or glob of shards.
+        train_data: Folder or glob of shards, or several with weights.
         vocabulary: The vocabulary, by the tokenizer's fingerprint.
         validation_data: Folder or glob of shards, or nothing.
         init_preset: The preset that it starts from, or nothing.
@@ -141,11 +146,12 @@ def stretch_of(
     )
 
 
-def dataset_fingerprint(pattern: str) -> str:
-    """Hashes what the manifest says of the content of a dataset; nothing for no dataset.
+def dataset_fingerprint(datasets: str) -> str:
+    """Hashes what the manifests say of the content of datasets; nothing for no dataset.
 
     Args:
-        pattern: Folder or glob of shards, or nothing.
+        datasets: Folder or glob of shards, several with weights (see `parse_mixture`), or nothing.
+            Of several, their weights and their order count.
 
     Returns:
         SHA-256 in hexadecimal, or nothing.
@@ -158,10 +164,15 @@ def dataset_fingerprint(pattern: str) -> str:
     dataset_fingerprint("data/train")
     ```
     """
-    if not pattern:
+    if not datasets:
         return ""
-    paths, manifest = resolve_shards(pattern)
-    return manifest.fingerprint(paths)
+    contents = []
+    for pattern, weight in parse_mixture(datasets):
+        paths, manifest = resolve_shards(pattern)
+        contents.append((manifest.fingerprint(paths), weight))
+    if len(contents) == 1:
+        return contents[0][0]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 class History:
@@ -238,7 +249,12 @@ class History:
         # A run that has weights needs its preset no more: it may be left out, or be gone.
         if old and (not new.path or (new.path == old.path and not new.fingerprint)):
             del changes["--init_preset"]
-        refused = {key: values for key, values in changes.items() if not _may_change(key)}
+        moved = _stages_done(before, step) != _stages_done(now, step)
+        refused = {
+            key: values
+            for key, values in changes.items()
+            if not _may_change(key) or (moved and key in _STAGES)
+        }
         if refused:
             told = ", ".join(f"{key}={old}, not {new}" for key, (old, new) in refused.items())
             raise UserError(
@@ -315,6 +331,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping)
         found |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return found
+
+
+def _stages_done(stretch: Stretch, step: int) -> list[int]:
+    """Where the stages of a run end that have begun by a step."""
+    schedule = stretch.settings.get("data.sequence_length_schedule", [])
+    ends = stage_ends(schedule, *(stretch.settings.get(key, 1) for key in _STAGES))
+    return [min(end, step) for end in ends]
 
 
 def _may_change(key: str) -> bool:

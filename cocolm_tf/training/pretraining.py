@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -12,9 +13,9 @@ import tensorflow as tf
 
 from cocolm_tf import files
 from cocolm_tf.data.manifest import Manifest
-from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.pipeline import PretrainingData, pieces
 from cocolm_tf.data.reading import read_errors_told
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import word_starts
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
@@ -38,7 +39,7 @@ from cocolm_tf.training.callbacks import (
     skipped_in_a_row,
 )
 from cocolm_tf.training.checkpoints import Checkpoints, checkpoint_steps, steps_taken
-from cocolm_tf.training.config import PretrainingConfig, TrainerConfig, save_config
+from cocolm_tf.training.config import PretrainingConfig, save_config
 from cocolm_tf.training.distribution import per_replica_batch
 from cocolm_tf.training.energy import power_limit
 from cocolm_tf.training.flops import pretraining_flops
@@ -46,6 +47,7 @@ from cocolm_tf.training.identity import History, Input, Stretch, stretch_of
 from cocolm_tf.training.preemption import StopSignal
 from cocolm_tf.training.preset import load_frozen_auxiliary, load_preset, save_preset
 from cocolm_tf.training.pretraining_card import pretraining_facts
+from cocolm_tf.training.stages import Stage, Total, stage_at, stages, tokens_per_step
 from cocolm_tf.training.workers import Workers
 
 
@@ -67,7 +69,7 @@ def pretrain(
 
     Args:
         config: what to train and how.
-        train_data: folder or glob of shards.
+        train_data: folder or glob of shards, or several with weights, as `wiki=0.7,books=0.3`.
         vocabulary: folder of the vocabulary that the shards were built with.
         model_dir: RUN. Gets `config.yaml`, `history.json`, `metrics.jsonl`, `tensorboard/`,
             `checkpoints/` and, at the end, `preset/`. Of several workers, the chief alone reads
@@ -103,7 +105,10 @@ def pretrain(
             f"step between 1 and trainer.train_steps={config.trainer.train_steps}."
         )
     workers = Workers(strategy)
-    with StopSignal() as stop, workers.loss_told(), read_errors_told():
+    # The shards that are read, for what is told of one that cannot be.
+    shards: list[Callable[[], list[str]]] = []
+    read = read_errors_told(lambda: [path for paths in shards for path in paths()])
+    with StopSignal() as stop, workers.loss_told(), read:
         checkpoint_dir = os.path.join(model_dir, "checkpoints")
         if workers.is_chief:
             files.check_writable(model_dir, "--model_dir")
@@ -129,16 +134,10 @@ def pretrain(
             _check_vocabulary_of("auxiliary.preset", config.auxiliary.preset, tokenizer)
         checksums = config.data.verify_checksums and not goes_on
         train = _open_data(train_data, tokenizer, config, checksums, workers.count, workers.index)
-        batches = _training_batches(train, config.trainer, strategy)
-        opened, validation = {"training": train}, None
+        feed = _Feed(train, config, strategy, workers)
         if validation_data:
-            held_out = _open_data(validation_data, tokenizer, config, checksums)
-            opened["validation"] = held_out
-            # What fits into memory in training must also do so in validation.
-            parts = config.trainer.micro_batches
-            validation = held_out.validation_batches(
-                config.trainer.batch_size // parts, config.trainer.validation_steps * parts
-            )
+            feed.held_out = _open_data(validation_data, tokenizer, config, checksums)
+            feed.validation(0)  # What is too small for it is told now.
 
         pretrainer = _build(config, tokenizer, init_preset, strategy)
         checkpoints = Checkpoints(
@@ -149,6 +148,7 @@ def pretrain(
             workers,
         )
         step = checkpoints.restore()
+        shards.append(lambda: feed.shards(steps_taken(pretrainer)))
         if step % config.trainer.steps_per_loop:
             raise UserError(
                 f"{model_dir} stands at step {step}, which is not a multiple of "
@@ -161,8 +161,7 @@ def pretrain(
                 pretrainer,
                 config,
                 model_dir,
-                batches,
-                validation,
+                feed,
                 checkpoints,
                 workers,
                 stop,
@@ -172,8 +171,7 @@ def pretrain(
         preset = os.path.join(model_dir, "preset")
         watts = _power_limit(strategy, workers)
         if workers.is_chief:
-            manifests = {name: Manifest.load(data.paths[0]) for name, data in opened.items()}
-            facts = pretraining_facts(config, pretrainer, manifests, history, watts)
+            facts = pretraining_facts(config, pretrainer, feed.manifests(), history, watts)
             save_preset(pretrainer, tokenizer, preset, facts)
         # Who ends first would be missed by the others.
         workers.wait_for_all()
@@ -184,8 +182,7 @@ def _train(
     pretrainer: Pretrainer,
     config: PretrainingConfig,
     model_dir: str,
-    batches: Callable[[int], tf.distribute.DistributedDataset],
-    validation: tf.data.Dataset | None,
+    feed: "_Feed",
     checkpoints: Checkpoints,
     workers: Workers,
     stop: StopSignal,
@@ -195,10 +192,11 @@ def _train(
     """Trains from where the pretrainer stands to the end, and saves that."""
     trainer, step = config.trainer, steps_taken(pretrainer)
     speed = (
-        trainer.batch_size * config.data.sequence_length,
-        _peak_tokens_per_second(config, pretrainer.distribute_strategy),
+        Total(config, tokens_per_step),
+        _peak_seconds(config, pretrainer.distribute_strategy),
     )
-    log = MetricsLog(model_dir if workers.is_chief else None, step, trainer.log_interval, *speed)
+    directory = model_dir if workers.is_chief else None
+    log = MetricsLog(directory, step, trainer.log_interval, *speed, feed.counts())
     callbacks = [
         log,  # before the checkpoint, so that what is saved is logged
         SaveCheckpoints(checkpoints, trainer.checkpoint_interval),
@@ -215,19 +213,20 @@ def _train(
             if profile_steps:
                 profile = Profile(os.path.join(model_dir, TENSORBOARD_DIRECTORY), *profile_steps)
                 callbacks.append(stack.enter_context(contextlib.closing(profile)))
-        if step and (step % trainer.validation_interval == 0 or step == trainer.train_steps):
+        ends = [stage.end for stage in feed.stages]
+        if step and (step % trainer.validation_interval == 0 or step in ends):
             # The run may have been ended between a checkpoint and the validation of its step.
             is_missing = workers.is_chief and not log.has(step, "validation")
-            if validation is not None and workers.any(is_missing):
-                pretrainer.evaluate(validation, callbacks=callbacks, verbose=0)
+            if feed.held_out and workers.any(is_missing):
+                pretrainer.evaluate(feed.validation(step - 1), callbacks=callbacks, verbose=0)
         elif step:
             callbacks.append(ResumeMetrics(checkpoints))
-        for steps, epochs in _segments(step, trainer):
+        for steps, epochs in _segments(step, trainer.validation_interval, ends):
             pretrainer.fit(
-                batches(step),
+                feed.training(step),
                 epochs=epochs,
                 steps_per_epoch=steps,
-                validation_data=validation,
+                validation_data=feed.validation(step),
                 callbacks=callbacks,
                 shuffle=False,
                 verbose=0,
@@ -235,7 +234,7 @@ def _train(
             step += steps * epochs
     if skipped := skipped_in_a_row(pretrainer):
         # Fewer than end a run, but it has no more steps: what becomes a preset must work.
-        measured = pretrainer.evaluate(batches(step), steps=1, verbose=0, return_dict=True)
+        measured = pretrainer.evaluate(feed.training(step), steps=1, verbose=0, return_dict=True)
         if not math.isfinite(measured["loss"]):
             raise checkpoints.hopeless(
                 f"the run's last {skipped} updates were skipped and its loss is not finite"
@@ -244,14 +243,11 @@ def _train(
     checkpoints.wait()
 
 
-def _peak_tokens_per_second(
-    config: PretrainingConfig, strategy: tf.distribute.Strategy
-) -> float | None:
-    """The tokens a second that the devices would train on at their peak; None for not known."""
+def _peak_seconds(config: PretrainingConfig, strategy: tf.distribute.Strategy) -> Total | None:
+    """The seconds of a step at the devices' peak; None for not known."""
     peak = config.runtime.peak_flops * strategy.num_replicas_in_sync
     peak = peak or peak_flops(strategy, config.runtime.precision)
-    tokens = config.trainer.batch_size * config.data.sequence_length
-    return peak and peak * tokens / sum(pretraining_flops(config).values())
+    return peak and Total(config, lambda stage: sum(pretraining_flops(stage).values()) / peak)
 
 
 def _power_limit(strategy: tf.distribute.Strategy, workers: Workers) -> float | None:
@@ -261,13 +257,29 @@ def _power_limit(strategy: tf.distribute.Strategy, workers: Workers) -> float | 
     return None if math.isnan(total) else total
 
 
-def _training_batches(
-    data: PretrainingData, trainer: TrainerConfig, strategy: tf.distribute.Strategy
-) -> Callable[[int], tf.distribute.DistributedDataset]:
-    """Shares the batches out. What it returns gives those from a step on."""
-    size = per_replica_batch(trainer.batch_size, trainer.micro_batches, strategy)
+class _Feed:
+    """What a run trains and validates on: batches of each stage's length."""
 
-    def batches(step: int) -> tf.distribute.DistributedDataset:
+    def __init__(
+        self,
+        train: PretrainingData,
+        config: PretrainingConfig,
+        strategy: tf.distribute.Strategy,
+        workers: Workers,
+    ) -> None:
+        self.stages = stages(config)
+        self.held_out: PretrainingData | None = None
+        self._train, self._strategy, self._workers = train, strategy, workers
+        self._replicas = strategy.num_replicas_in_sync // workers.count
+        for stage in self.stages:
+            self._size(stage)  # A batch that cannot be shared out is told now.
+            _tell_cut(train, stage.config.data.sequence_length)
+
+    def training(self, step: int) -> tf.distribute.DistributedDataset:
+        """The batches from a step on, shared out, of the length of its stage."""
+        stage = stage_at(self.stages, step)
+        size, data = self._size(stage), _of_stage(self._train, stage)
+
         def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
             # Each of a host's replicas takes one batch a step.
             replicas = context.num_replicas_in_sync // context.num_input_pipelines
@@ -275,9 +287,85 @@ def _training_batches(
                 size, step * replicas, context.num_input_pipelines, context.input_pipeline_id
             )
 
-        return strategy.distribute_datasets_from_function(of_host)
+        return self._strategy.distribute_datasets_from_function(of_host)
 
-    return batches
+    def validation(self, step: int) -> tf.data.Dataset | None:
+        """What is validated on in the stage of a step, at its length; None for nothing."""
+        return self.held_out and self._validation(stage_at(self.stages, step))
+
+    @functools.cache  # noqa: B019 - lives as long as the run.
+    def _validation(self, stage: Stage) -> tf.data.Dataset:
+        # What fits into memory in training must also do so in validation.
+        trainer = stage.config.trainer
+        return _of_stage(self.held_out, stage).validation_batches(
+            trainer.batch_size // trainer.micro_batches,
+            trainer.validation_steps * trainer.micro_batches,
+        )
+
+    def counts(self) -> Callable[[int], dict[str, int]] | None:
+        """Of several datasets, how many sequences of each there were up to a step, to be logged."""
+        if len(self._train.datasets) == 1:
+            return None
+
+        def of_stage(stage: Stage, step: int) -> dict[str, int]:
+            return _of_stage(self._train, stage).sequences_by_dataset(
+                self._size(stage), step * self._replicas, self._workers.count
+            )
+
+        def counts(step: int) -> dict[str, int]:
+            total = dict.fromkeys((one.pattern for one in self._train.datasets), 0)
+            for stage in (stage for stage in self.stages if stage.begin < step):
+                before, after = of_stage(stage, stage.begin), of_stage(stage, min(step, stage.end))
+                total = {name: n + after[name] - before[name] for name, n in total.items()}
+            return {f"sequences/{name}": n for name, n in total.items()}
+
+        return counts
+
+    def shards(self, step: int) -> list[str]:
+        """This host's shards, those first that are read at a step."""
+        stage = stage_at(self.stages, step)
+        paths = _of_stage(self._train, stage).paths_from(
+            self._size(stage), step * self._replicas, self._workers.count, self._workers.index
+        )
+        held_out = self.held_out.datasets if self.held_out else ()
+        return paths + [path for one in held_out for path in one.paths]
+
+    def manifests(self) -> dict[str, Manifest]:
+        """Those of the data, by what it is for."""
+        datasets = self._train.datasets
+        names, whole = ["training"], sum(one.weight for one in datasets)
+        if len(datasets) > 1:
+            names = [
+                f"training, {one.weight / whole:.4g} of the sequences, {one.pattern}"
+                for one in datasets
+            ]
+        manifests = {
+            name: Manifest.load(one.paths[0]) for name, one in zip(names, datasets, strict=True)
+        }
+        if self.held_out:
+            manifests["validation"] = Manifest.load(self.held_out.datasets[0].paths[0])
+        return manifests
+
+    def _size(self, stage: Stage) -> int:
+        trainer = stage.config.trainer
+        return per_replica_batch(trainer.batch_size, trainer.micro_batches, self._strategy)
+
+
+def _of_stage(data: PretrainingData, stage: Stage) -> PretrainingData:
+    return dataclasses.replace(data, sequence_length=stage.config.data.sequence_length)
+
+
+def _tell_cut(data: PretrainingData, length: int) -> None:
+    """Says how full sequences are that are cut from longer ones, as a little more may hold more."""
+    for one in data.datasets:
+        if (count := pieces(one.record_length, length)) > 1:
+            inner = one.record_length - 2
+            print(
+                f"{one.pattern}: sequences of up to {one.record_length} tokens are cut into "
+                f"{count} of up to {-(-inner // count) + 2} for a length of {length}; "
+                f"{-(-inner // (count - 1)) + 2} would hold each of {count - 1}.",
+                file=sys.stderr,
+            )
 
 
 def _build(
@@ -298,18 +386,18 @@ def _build(
     return pretrainer
 
 
-def _segments(step: int, trainer: TrainerConfig) -> Iterator[tuple[int, int]]:
+def _segments(step: int, interval: int, ends: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Cuts what is left of a run into stretches of equal epochs that end in a validation.
 
     Yields:
-        Steps an epoch, and how many such epochs follow each other.
+        Steps an epoch, and how many such epochs follow each other; none goes past a stage's end.
     """
-    interval, end = trainer.validation_interval, trainer.train_steps
-    while step < end:
-        steps = min(interval - step % interval, end - step)
-        epochs = 1 if step % interval else max(1, (end - step) // interval)
-        yield steps, epochs
-        step += steps * epochs
+    for end in ends:
+        while step < end:
+            steps = min(interval - step % interval, end - step)
+            epochs = 1 if step % interval else max(1, (end - step) // interval)
+            yield steps, epochs
+            step += steps * epochs
 
 
 def _check_length(config: PretrainingConfig, model_dir: str, step: int) -> None:
@@ -362,13 +450,13 @@ def _open_data(
     pipelines: int = 1,
     pipeline: int = 0,
 ) -> PretrainingData:
-    special = SpecialTokens(mask=tokenizer.mask_token_id)
-    opened = PretrainingData.open(
+    starts = None
+    if config.data.masking != "token":
+        starts = word_starts(tokenizer.get_vocabulary())
+    return PretrainingData.open(
         pattern,
         config.data.sequence_length,
-        special,
-        config.data.mask_fraction,
-        config.data.crop_fraction,
+        build_views(config, tokenizer.mask_token_id, starts),
         config.runtime.seed,
         tokenizer,
         checksums,
@@ -376,4 +464,3 @@ def _open_data(
         pipelines,
         pipeline,
     )
-    return dataclasses.replace(opened, views=build_views(config, tokenizer.mask_token_id))

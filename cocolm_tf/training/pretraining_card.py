@@ -17,6 +17,7 @@ from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.energy import energy_text
 from cocolm_tf.training.identity import History, flat
 from cocolm_tf.training.model_card import Facts, Result
+from cocolm_tf.training.stages import Total, stages, tokens_per_step
 from cocolm_tf.versions import own_versions, versions_line
 
 _DESCRIPTIONS = {
@@ -75,13 +76,13 @@ def pretraining_facts(
     """
     model_dir = history.model_dir
     lines = read_lines(os.path.join(model_dir, METRICS_FILENAME))
-    tokens_per_step = config.trainer.batch_size * config.data.sequence_length
-    hours = _seconds(lines, tokens_per_step) / 3600
-    tokens = config.trainer.train_steps * tokens_per_step
-    speed = [
-        f"{config.trainer.train_steps:,} steps of {tokens_per_step:,} tokens, {tokens:,} in all, "
-        "padding included."
-    ]
+    total = Total(config, tokens_per_step)
+    hours, tokens = _seconds(lines, total) / 3600, total(config.trainer.train_steps)
+    steps = ", then ".join(
+        f"{stage.end - stage.begin:,} steps of {tokens_per_step(stage.config):,} tokens"
+        for stage in stages(config)
+    )
+    speed = [f"{steps}, {tokens:,} in all, padding included."]
     if hours:
         speed.append(f"{tokens / hours / 3600:,.0f} tokens a second, validation aside.")
         speed.append(energy_text(hours, watts))
@@ -129,14 +130,14 @@ def describe_encoder(backbone: CocoLMBackbone) -> str:
     )
 
 
-def _seconds(lines: list[dict[str, Any]], tokens_per_step: int) -> float:
+def _seconds(lines: list[dict[str, Any]], tokens: Total) -> float:
     """How long the training steps took, over all sittings: a program's clock knows only its own."""
     seconds, before = 0.0, 0
     for line in lines:
         if line["split"] == "train":
             rate = line.get("tokens_per_second")
             if rate:
-                seconds += (line["step"] - before) * tokens_per_step / rate
+                seconds += (tokens(line["step"]) - tokens(before)) / rate
             before = line["step"]
     return seconds
 

@@ -63,7 +63,7 @@ def test_rates_are_of_the_text_and_beside_as_many_threads(timed: list[Contender]
     assert shards["start_seconds"]["median"] == 1.0
     assert shards["seconds"]["median"] == 5.0, "without either start"
     assert shards["times"]["median"] == 2.5
-    assert result["vocabulary"]["cocolm_tf"]["times"]["median"] == 2.0
+    assert result["vocabulary"]["cocolm_tf, 2 workers"]["times"]["median"] == 2.0
     assert result["pipeline"]["tokens_per_second"] == 3 * 4 * 16 / 4
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     environments = {one.name: one.environment for one in timed}
@@ -99,7 +99,7 @@ def test_every_contender_does_its_job(tmp_path: Path):
     bare, rival = str(tmp_path / "bare"), str(tmp_path / "tokenizers.json")
     module._write_corpus(documents(), 1e9, corpus)
     assert "".join(sum(data_contenders._batches(corpus), [])) == "".join(documents())
-    data_contenders.our_vocabulary(corpus, 40, vocabulary)()
+    data_contenders.our_vocabulary(corpus, 40, 1, vocabulary)()
     data_contenders.sentencepiece_vocabulary(corpus, 40, 1, bare)()
     data_contenders.our_tokenizer(corpus, vocabulary)()
     data_contenders.sentencepiece_tokenizer(corpus, f"{bare}.model", 1)()

@@ -95,12 +95,11 @@ def test_official_files(tmp_path: Path, task: str):
 
 def test_the_files_may_lie_on_a_store(tmp_path: Path, to_store):
     write_task(tmp_path / "glue", "mnli")
-    there, here = (
-        read_glue("mnli", folder)
-        for folder in (to_store(tmp_path / "glue"), str(tmp_path / "glue"))
-    )
-    for part in ("train", "dev", "test"):
-        assert repr(getattr(there, part)) == repr(getattr(here, part))
+    data = read_glue("mnli", to_store(tmp_path / "glue"))
+    assert [len(part) for part in (data.train, *data.dev.values(), *data.test.values())] == [
+        *[3] * 3,
+        *[1] * 3,
+    ]
 
 
 def test_the_task_folder_itself_will_do_and_test_files_may_be_missing(tmp_path: Path):

@@ -8,23 +8,31 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorflow.python.eager import context
 
 from cocolm_tf.data import pipeline as module
+from cocolm_tf.data import reading
 from cocolm_tf.data.manifest import Manifest
-from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.pipeline import Dataset, Mixture, PretrainingData, cut, parse_mixture, pieces
+from cocolm_tf.data.shards import parse, serialize
 from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 
 LENGTH, BATCH = 16, 4
 SPECIAL = SpecialTokens(mask=99)
+VIEWS = Views(SPECIAL)
 
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch):
     """So few shards and sequences have several groups, and groups several windows."""
-    monkeypatch.setattr(module, "SHARDS_PER_GROUP", 2)
-    monkeypatch.setattr(module, "SHUFFLE_WINDOW", 7)
+    monkeypatch.setattr(reading, "SHARDS_AT_ONCE", 2)
+    monkeypatch.setattr(reading, "CHUNK", 2)
+    monkeypatch.setattr(reading, "WINDOW", 4)
+    monkeypatch.setattr(module, "MIXING_BLOCK", 10)
 
 
 @pytest.fixture
@@ -35,7 +43,11 @@ def dataset(make_dataset) -> Manifest:
 
 
 def opened(dataset: Manifest, seed: int = 0) -> PretrainingData:
-    return PretrainingData.open(dataset.directory, LENGTH, SPECIAL, seed=seed)
+    return PretrainingData.open(dataset.directory, LENGTH, VIEWS, seed)
+
+
+def size_of(data: PretrainingData) -> int:
+    return sum(sum(dataset.records) for dataset in data.datasets)
 
 
 @pytest.fixture
@@ -49,8 +61,9 @@ def batches(dataset: tf.data.Dataset, count: int | None = None) -> list[dict[str
 
 def sequences(data: PretrainingData) -> list[tuple[int, ...]]:
     """What the shards hold, in order."""
-    records = tf.data.TFRecordDataset(data.paths).batch(1000).get_single_element()
-    return rows(module.parse(records, LENGTH).numpy())
+    paths = [path for dataset in data.datasets for path in dataset.paths]
+    records = tf.data.TFRecordDataset(paths).batch(1000).get_single_element()
+    return rows(parse(records, LENGTH).numpy())
 
 
 def rows(token_ids: np.ndarray) -> list[tuple[int, ...]]:
@@ -74,7 +87,7 @@ def assert_equal(first: list[dict[str, np.ndarray]], second: list[dict[str, np.n
 
 def test_an_epoch_visits_every_sequence_once(data: PretrainingData):
     expected = collections.Counter(sequences(data))
-    size = sum(data.sequences)
+    size = size_of(data)
     assert size > 3 * BATCH
     visited = read(data, 2 * size, batch_size=BATCH)
     for epoch in range(2):
@@ -83,13 +96,13 @@ def test_an_epoch_visits_every_sequence_once(data: PretrainingData):
 
 def test_batches_go_on_across_the_end_of_an_epoch(data: PretrainingData):
     """No sequence is left out because it does not fill an epoch's last batch."""
-    size = sum(data.sequences)
+    size = size_of(data)
     assert size % BATCH
     assert read(data, 2 * size, batch_size=BATCH) == read(data, 2 * size)
 
 
 def test_order_differs_between_epochs_and_seeds(dataset: Manifest):
-    data, size = opened(dataset), sum(opened(dataset).sequences)
+    data, size = opened(dataset), size_of(opened(dataset))
     both = read(data, 2 * size)
     first, second = both[:size], both[size:]
     assert first != second
@@ -100,24 +113,24 @@ def test_order_differs_between_epochs_and_seeds(dataset: Manifest):
 
 def test_sequences_of_different_shards_are_shuffled_together(data: PretrainingData):
     shard_of = {}
-    for shard, path in enumerate(data.paths):
-        for row in sequences(PretrainingData([path], [0], LENGTH, SPECIAL)):
+    for shard, path in enumerate(data.datasets[0].paths):
+        for row in sequences(PretrainingData([Dataset("", [path], [0], LENGTH)], LENGTH, VIEWS)):
             shard_of[row] = shard
-    group = [shard_of[row] for row in read(data, 7)]
+    group = [shard_of[row] for row in read(data, 8)]
     assert len(set(group)) == 2
     assert group != sorted(group) and group != sorted(group, reverse=True)
 
 
 def test_a_run_can_be_entered_at_any_batch(data: PretrainingData):
     """Across windows, groups and epochs: what follows is what the run would have had."""
-    length = 2 * sum(data.sequences) // BATCH + 3
+    length = 2 * size_of(data) // BATCH + 3
     whole = batches(data.training_batches(BATCH), length)
     for start in range(length - 1):
         assert_equal(batches(data.training_batches(BATCH, start), 2), whole[start : start + 2])
 
 
 def test_masks_and_crops_differ_between_epochs(data: PretrainingData):
-    size = sum(data.sequences)
+    size = size_of(data)
     found = batches(data.training_batches(1), 2 * size)
     views = collections.defaultdict(list)
     for batch in found:
@@ -144,7 +157,7 @@ def test_masked_positions_hold_ordinary_tokens(data: PretrainingData):
 def test_hosts_read_disjoint_shares(data: PretrainingData, hosts: int):
     visited = []
     for host in range(hosts):
-        share = sum(data.sequences[host::hosts])
+        share = sum(data.datasets[0].records[host::hosts])
         visited += read(data, share, pipelines=hosts, pipeline=host)
     assert collections.Counter(visited) == collections.Counter(sequences(data))
 
@@ -186,7 +199,7 @@ def test_validation_is_the_same_at_each_pass(data: PretrainingData):
     dataset = data.validation_batches(BATCH)
     first = batches(dataset)
     assert_equal(first, batches(dataset))
-    whole = sum(data.sequences) // BATCH
+    whole = size_of(data) // BATCH
     assert len(first) == int(dataset.cardinality()) == whole
     visited = [row for batch in first for row in rows(batch["token_ids"])]
     assert not collections.Counter(visited) - collections.Counter(sequences(data))
@@ -248,17 +261,17 @@ def test_global_seed_changes_nothing(data: PretrainingData, monkeypatch: pytest.
 
 
 def test_a_glob_selects_shards(dataset: Manifest):
-    data = PretrainingData.open(dataset.directory + "/data-0000[24]-*.tfrecord", LENGTH, SPECIAL)
-    assert [Path(path).name[:10] for path in data.paths] == ["data-00002", "data-00004"]
-    assert data.sequences == [dataset.shards[2].sequences, dataset.shards[4].sequences]
-    size = sum(data.sequences)
+    data = PretrainingData.open(dataset.directory + "/data-0000[24]-*.tfrecord", LENGTH, VIEWS)
+    assert [Path(path).name[:10] for path in data.datasets[0].paths] == ["data-00002", "data-00004"]
+    assert data.datasets[0].records == [dataset.shards[2].sequences, dataset.shards[4].sequences]
+    size = size_of(data)
     assert collections.Counter(read(data, size)) == collections.Counter(sequences(data))
 
 
 def test_compressed_shards_give_the_same_batches(make_dataset, tmp_path: Path):
     plain = opened(make_dataset())
     packed = opened(make_dataset(compress=True, output_dir=str(tmp_path / "packed")))
-    assert packed.paths[0].endswith(".gz")
+    assert packed.datasets[0].paths[0].endswith(".gz")
     for name in ("training_batches", "validation_batches"):
         assert_equal(
             batches(getattr(plain, name)(BATCH), 5), batches(getattr(packed, name)(BATCH), 5)
@@ -266,21 +279,16 @@ def test_compressed_shards_give_the_same_batches(make_dataset, tmp_path: Path):
 
 
 def test_a_wider_batch_is_padded(dataset: Manifest):
-    wide = PretrainingData.open(dataset.directory, 2 * LENGTH, SPECIAL)
+    wide = PretrainingData.open(dataset.directory, 2 * LENGTH, VIEWS)
     (batch,) = batches(wide.training_batches(BATCH), 1)
     assert batch["token_ids"].shape == (BATCH, 2 * LENGTH)
     assert (batch["token_ids"][:, LENGTH:] == SPECIAL.pad).all()
 
 
-def test_too_long_sequences_are_refused(dataset: Manifest):
-    with pytest.raises(UserError, match="sequences of 16 tokens, more than data.sequence_length=8"):
-        PretrainingData.open(dataset.directory, 8, SPECIAL)
-
-
 @pytest.mark.parametrize("pattern", ["", "/*.tfrecord"])
 def test_missing_data_is_named(tmp_path: Path, pattern: str):
     with pytest.raises(UserError, match=str(tmp_path)):
-        PretrainingData.open(str(tmp_path) + pattern, LENGTH, SPECIAL)
+        PretrainingData.open(str(tmp_path) + pattern, LENGTH, VIEWS)
 
 
 def test_too_few_shards_for_the_hosts_are_refused(data: PretrainingData):
@@ -289,7 +297,156 @@ def test_too_few_shards_for_the_hosts_are_refused(data: PretrainingData):
 
 
 def test_too_few_sequences_to_validate_on_are_refused(data: PretrainingData):
-    size = sum(data.sequences)
+    size = size_of(data)
     with pytest.raises(UserError, match=f"has {size} sequences, too few .* batches of {size + 1}"):
         data.validation_batches(size + 1)
     assert len(batches(data.validation_batches(size))) == 1
+
+
+# Several datasets.
+
+
+@pytest.fixture
+def mixed(make_dataset, tmp_path: Path) -> PretrainingData:
+    """Two datasets whose sequences tell where they are from, one of them longer."""
+    for name, count in (("wiki", 30), ("books", 12)):
+        documents = [f"{name}{index}a {name}{index}b " * 3 for index in range(count)]
+        make_dataset(documents, num_shards=3, output_dir=str(tmp_path / name))
+    return PretrainingData.open(f"{tmp_path}/wiki=0.7,{tmp_path}/books=0.3", LENGTH, VIEWS, seed=3)
+
+
+def test_a_mixture_can_be_entered_at_any_batch(mixed: PretrainingData):
+    whole = batches(mixed.training_batches(BATCH), 25)
+    for start in (0, 1, 2, 3, 5, 11, 20):
+        assert_equal(batches(mixed.training_batches(BATCH, start), 3), whole[start : start + 3])
+
+
+def test_each_dataset_of_a_mixture_has_epochs_of_its_own(mixed: PretrainingData):
+    """And what is counted is what was read."""
+    count = 30
+    visited = read(mixed, count * BATCH, batch_size=BATCH)
+    told = mixed.sequences_by_dataset(BATCH, count)
+    assert sum(told.values()) == count * BATCH
+    for dataset in mixed.datasets:
+        alone = PretrainingData([dataset], LENGTH, VIEWS)
+        own = set(sequences(alone))
+        found = [row for row in visited if row in own]
+        assert len(found) == told[dataset.pattern]
+        size = len(own)
+        for epoch in range(len(found) // size):
+            assert set(found[epoch * size :][:size]) == own
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=3),
+    sequences=st.integers(0, 10**9),
+    seed=st.integers(0, 9),
+)
+def test_shares_are_met_everywhere(weights: list[float], sequences: int, seed: int):
+    """To a sequence at the end of every block, and to those of a block within one."""
+    block = module.MIXING_BLOCK
+    counts = np.array(Mixture(weights, seed).counts(sequences))
+    expected = sequences * np.array(weights) / sum(weights)
+    assert counts.sum() == sequences
+    rounding = sequences * 1e-8 + len(weights)
+    assert (abs(counts - expected) <= rounding + (block if sequences % block else 0)).all()
+    before = np.array(Mixture(weights, seed).counts(sequences // block * block))
+    assert (counts >= before).all()
+
+
+def test_counts_of_a_mixture_are_those_of_its_choices():
+    mixture = Mixture([0.5, 0.2, 0.3], seed=7, pipeline=1)
+    choices = list(mixture.choices(0).take(200).as_numpy_iterator())
+    for count in (0, 1, 9, 10, 11, 57, 200):
+        assert mixture.counts(count) == np.bincount(choices[:count], minlength=3).tolist()
+        assert list(mixture.choices(count).take(5).as_numpy_iterator()) == choices[count:][:5] or (
+            count == 200
+        )
+
+
+def test_shares_are_exact_in_expectation():
+    """Over seeds, also of a first block that is too short for them."""
+    counts = [Mixture([0.95, 0.05], seed).counts(module.MIXING_BLOCK)[1] for seed in range(400)]
+    assert set(counts) == {0, 1}
+    assert np.mean(counts) == pytest.approx(0.5, abs=5 * 0.5 / 20)
+
+
+def test_mixtures_are_read_from_text():
+    assert parse_mixture("wiki=0.7,/b/books=3e-1") == [("wiki", 0.7), ("/b/books", 0.3)]
+    for plain in ("data/train", "data/year=2020", "data/*.tfrecord", "a,b"):
+        assert parse_mixture(plain) == [(plain, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wiki=0.7,books", "'books' is no PATH=WEIGHT"),
+        ("wiki=0.7,books=0", "needs a weight of more than 0"),
+        ("wiki=0.7,wiki=0.3", "wiki twice"),
+        (",".join(f"d{i}=1" for i in range(33)), "33 datasets are more than the 32"),
+    ],
+)
+def test_mixtures_that_make_no_sense_are_refused(text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        parse_mixture(text)
+
+
+# Longer sequences than batches have.
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(3, 40), min_size=1, max_size=6),
+    longest=st.integers(40, 44),
+    length=st.integers(3, 50),
+)
+def test_cutting_keeps_every_token_once(lengths: list[int], longest: int, length: int):
+    records = [[0, *range(10, 8 + size), 2] for size in lengths]
+    padded = np.array([record + [1] * (longest - len(record)) for record in records], np.int32)
+    found, filled = cut(tf.constant(padded), length, SPECIAL)
+    count = pieces(longest, length)
+    assert found.shape == (len(records) * count, length)
+    for number, record in enumerate(records):
+        mine = slice(number * count, (number + 1) * count)
+        parts = [row[row != 1].tolist() for row in found.numpy()[mine][filled.numpy()[mine]]]
+        assert all(part[0] == 0 and part[-1] == 2 and len(part) > 2 for part in parts)
+        assert [token for part in parts for token in part[1:-1]] == record[1:-1]
+        assert len(parts) == pieces(len(record), length)
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def long_dataset(folder: Path, short: int = 0) -> PretrainingData:
+    """Records of 18 tokens, but for the last of each shard, for batches of 8."""
+    paths, records = [], []
+    for shard in range(3):
+        path = folder / f"data-{shard:05d}-of-00003.tfrecord"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for number in range(6 + shard):
+                size = short if short and number == 5 else 16
+                first = 1000 * shard + 20 * number + 100
+                writer.write(serialize([0, *range(first, first + size), 2]))
+        paths.append(str(path))
+        records.append(6 + shard)
+    return PretrainingData([Dataset(str(folder), paths, records, 18)], 8, VIEWS)
+
+
+def test_an_epoch_of_cut_sequences_has_every_token_once(tmp_path: Path):
+    data = long_dataset(tmp_path)
+    size = 3 * 21
+    visited = read(data, 2 * size)
+    for epoch in range(2):
+        tokens = [token for row in visited[epoch * size :][:size] for token in row if token > 2]
+        assert len(tokens) == len(set(tokens)) == 21 * 16
+    whole = batches(data.training_batches(BATCH), 40)
+    for start in range(0, 38, 3):
+        assert_equal(batches(data.training_batches(BATCH, start), 2), whole[start : start + 2])
+
+
+def test_pieces_take_the_places_that_short_records_leave(tmp_path: Path):
+    data = long_dataset(tmp_path, short=4)
+    visited = read(data, 3 * 21)
+    assert all(len(set(row) - {0, 1, 2}) for row in visited)
+    tokens = {token for row in visited for token in row if token > 2}
+    assert len(tokens) == 18 * 16 + 3 * 4

@@ -1,35 +1,44 @@
-"""Shards that cannot be read at once, or not at all."""
+"""Shards in a shuffled order that can be entered anywhere, and what is told of broken ones."""
 
 import gzip
-import re
 from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cocolm_tf.data import reading as module
-from cocolm_tf.data.reading import patiently, read_errors_told, read_records
-from cocolm_tf.errors import UserError
+from cocolm_tf.data.reading import ReadingOrder, patiently, read_errors_told
+from cocolm_tf.errors import RestartableError, UserError
+
+COUNTS = (3, 0, 11, 5, 1, 8)
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch):
-    """So few records are several chunks, and a test does not wait."""
-    monkeypatch.setattr(module, "_CHUNK", 4)
-    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.001)
+    """So few records are several chunks, windows and groups."""
+    monkeypatch.setattr(module, "SHARDS_AT_ONCE", 3)
+    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "WINDOW", 3)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six shards; tests read them only."""
+    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> list[Path]:
-    """Six shards of 3, 5, 7, ... records."""
-    paths = [tmp_path / f"data-{index:05d}-of-00006.tfrecord" for index in range(6)]
-    for index, path in enumerate(paths):
-        write(path, count(index))
+def own_shards(tmp_path: Path) -> list[Path]:
+    return write_shards(tmp_path)
+
+
+def write_shards(folder: Path) -> list[Path]:
+    paths = [folder / f"data-{index:05d}-of-00006.tfrecord" for index in range(len(COUNTS))]
+    for path, count in zip(paths, COUNTS, strict=True):
+        write(path, count)
     return paths
-
-
-def count(index: int) -> int:
-    return 3 + 2 * index
 
 
 def write(path: Path, records: int) -> None:
@@ -38,106 +47,192 @@ def write(path: Path, records: int) -> None:
             writer.write(f"{path.name[5:10]}:{number} {'x' * 20}".encode())
 
 
-def dataset(paths: list[Path], counts: list[int] | None = None) -> tf.data.Dataset:
-    counts = [count(index) for index in range(len(paths))] if counts is None else counts
-    return read_records(tf.constant([str(path) for path in paths]), tf.constant(counts, tf.int64))
+def order(paths: list[Path], **changes) -> ReadingOrder:
+    return ReadingOrder([str(path) for path in paths], COUNTS)._replace(**changes)
 
 
-def read(paths: list[Path], counts: list[int] | None = None) -> list[bytes]:
-    return list(dataset(paths, counts).as_numpy_iterator())
+def windows(paths: list[Path], start: int = 0, **changes) -> list[tuple]:
+    """Those of the first epoch."""
+    found = order(paths, **changes).windows(start, endless=False)
+    return [
+        (tuple(seed), int(skip), tuple(records))
+        for seed, skip, records in found.as_numpy_iterator()
+    ]
 
 
-def expected(paths: list[Path]) -> list[bytes]:
-    names = [str(path) for path in paths]
-    return list(tf.data.TFRecordDataset(names, num_parallel_reads=4).as_numpy_iterator())
+def read(paths: list[Path], **changes) -> list[bytes]:
+    return [record for _, _, records in windows(paths, **changes) for record in records]
+
+
+def everything(paths: list[Path]) -> list[bytes]:
+    return list(tf.data.TFRecordDataset([str(path) for path in paths]).as_numpy_iterator())
 
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def test_an_epoch_has_every_record_once(shards: list[Path]):
+    for seed in range(5):
+        assert sorted(read(shards, seed=seed)) == sorted(everything(shards))
+    assert read(shards, seed=0) == read(shards, seed=0) != read(shards, seed=1)
+
+
 def test_shards_are_read_in_turns(shards: list[Path]):
-    assert read(shards) == expected(shards)
-    assert read(shards) == read(shards)
+    """A chunk of each, and the next shards only when those are through."""
+    for seed in range(5):
+        records = read(shards, seed=seed)
+        chunks = [records[0][:5]]
+        for before, record in zip(records, records[1:], strict=False):
+            if record[:5] != before[:5]:
+                chunks.append(record[:5])
+        first = [shard for shard in chunks if shard in chunks[:3]]
+        assert len(set(first)) <= 3
+        assert chunks[: len(first)] == first
+
+
+@settings(max_examples=25, deadline=None)
+@given(start=st.integers(0, 200), per_record=st.integers(1, 3), seed=st.integers(0, 3))
+def test_reading_can_be_entered_at_any_sequence(
+    shards: list[Path], start: int, per_record: int, seed: int
+):
+    """What follows, seeds included, is the tail of the whole."""
+
+    def sequences(begin: int) -> list[tuple]:
+        found = order(shards, per_record=per_record, seed=seed).windows(begin)
+        numbered = []
+        for place, skip, records in found.take(80).as_numpy_iterator():
+            each = [(tuple(place), record) for record in records for _ in range(per_record)]
+            numbered += each[int(skip) :]
+        return numbered
+
+    whole, tail = sequences(0), sequences(start)
+    wanted = whole[start : start + 60]
+    assert wanted and tail[: len(wanted)] == wanted
+
+
+def test_epochs_differ(shards: list[Path]):
+    size = sum(COUNTS)
+    found = list(order(shards).windows().take(60).as_numpy_iterator())
+    records = [record for _, _, window in found for record in window]
+    assert sorted(records[:size]) == sorted(records[size : 2 * size])
+    assert records[:size] != records[size : 2 * size]
+    assert len({tuple(seed) for seed, _, _ in found}) == len(found)
+
+
+def test_readers_shuffle_differently(shards: list[Path]):
+    seeds = [{seed for seed, _, _ in windows(shards, reader=reader)} for reader in range(2)]
+    assert not seeds[0] & seeds[1]
 
 
 def test_compressed_shards_are_read_the_same(shards: list[Path], tmp_path: Path):
     packed = [tmp_path / f"{path.name}.gz" for path in shards]
     for path, copy in zip(shards, packed, strict=True):
         copy.write_bytes(gzip.compress(path.read_bytes()))
-    names = tf.constant([str(path) for path in packed])
-    counts = tf.constant([count(index) for index in range(6)], tf.int64)
-    assert list(read_records(names, counts, "GZIP").as_numpy_iterator()) == expected(shards)
+    for start in (0, 13):
+        assert windows(packed, start) == windows(shards, start)
 
 
 def test_a_shard_gives_its_first_records(shards: list[Path]):
-    assert read(shards[3:4], [4]) == read(shards[3:4], [9])[:4]
-    assert read(shards[:2], [0, 2]) == read(shards[1:2], [5])[:2]
+    counts = (1, 0, 4, 5, 0, 2)
+    records = [
+        record
+        for path, count in zip(shards, counts, strict=True)
+        for record in everything([path])[:count]
+    ]
+    assert sorted(read(shards, counts=counts)) == sorted(records)
 
 
-def test_what_is_not_wanted_is_not_read(shards: list[Path]):
-    cut(shards[2])
-    shards[1].unlink()
-    found = read(shards[:3], [3, 0, 6])
-    assert len(found) == 9
+def test_what_is_not_wanted_is_not_read(own_shards: list[Path]):
+    cut(own_shards[2])
+    own_shards[3].unlink()
+    assert len(read(own_shards, counts=(3, 0, 10, 0, 1, 8))) == 22
 
 
-def test_damage_is_told_with_file_and_record(shards: list[Path], capfd: pytest.CaptureFixture):
-    cut(shards[2])
-    with pytest.raises(UserError) as caught, read_errors_told():
-        read(shards)
-    message = str(caught.value)
-    assert message.startswith(f"{shards[2]} is truncated or corrupt at record 6 (from 0)")
-    assert "data.skip_corrupt=true" in message and "\n" not in message
-    waits = re.findall(r"trying again in (\S+) s", capfd.readouterr().err)
-    assert waits == ["0.001", "0.002", "0.004", "0.008", "0.016"]
+def test_a_reader_is_a_plain_graph(shards: list[Path]):
+    """Hosts of remote TPUs run nothing that calls Python."""
+    graph = tf.compat.v1.GraphDef.FromString(order(shards).windows()._as_serialized_graph().numpy())
+    nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
+    operations = {node.op for node in nodes}
+    assert {name for name in operations if "TFRecord" in name}
+    assert not {name for name in operations if "PyFunc" in name}
 
 
-def test_a_missing_file_is_told(shards: list[Path]):
-    shards[4].unlink()
-    with pytest.raises(UserError) as caught, read_errors_told():
-        read(shards)
-    assert f"{shards[4]} cannot be read: " in str(caught.value)
-    assert "No such file" in str(caught.value)
+def test_the_shards_that_are_being_read_come_first(shards: list[Path]):
+    size = sum(COUNTS)
+    for start in range(0, 2 * size, 7):
+        paths = order(shards).paths_from(start)
+        assert sorted(paths) == sorted(map(str, shards))
+        ((_, _, records),) = order(shards).windows(start).take(1).as_numpy_iterator()
+        first = {Path(path).name[5:10] for path in paths[:3]}
+        assert first >= {record[:5].decode() for record in records}
 
 
-def test_a_file_with_too_few_records_is_told(shards: list[Path]):
-    write(shards[4], 2)
-    with pytest.raises(UserError) as caught, read_errors_told():
-        read(shards)
-    assert f"{shards[4]} could not be read to its end" in str(caught.value)
+# Errors.
 
 
-def test_other_errors_are_left_alone():
-    with pytest.raises(tf.errors.InvalidArgumentError, match="something else"), read_errors_told():
-        raise tf.errors.InvalidArgumentError(None, None, "something else")
+def told(paths: list[Path], error: type[BaseException] = UserError) -> str:
+    with pytest.raises(error) as caught, read_errors_told(lambda: map(str, paths)):
+        read(paths)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-@pytest.mark.parametrize("records", [0, 5])
-def test_a_file_that_comes_back_is_read_on(
-    shards: list[Path], records: int, monkeypatch: pytest.MonkeyPatch
-):
-    """Whether it could not be opened or broke off: each record is given once, in its order."""
-    wanted, whole, broken = expected(shards), shards[5].read_bytes(), shards[5]
-    if records:
-        size = len(whole) // count(5)
-        broken.write_bytes(whole[: records * size + 3])
-    else:
-        broken.unlink()
-    waits = []
+def flip(path: Path, record: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[record * (len(content) // COUNTS[2]) + 20] ^= 1
+    path.write_bytes(bytes(content))
 
-    def come_back(path: tf.Tensor, attempts: tf.Tensor) -> int:
-        waits.append(int(attempts))
-        if len(waits) == 2:
-            broken.write_bytes(whole)
-        return int(attempts)
 
-    monkeypatch.setattr(module, "_wait", come_back)
-    assert read(shards) == wanted
-    assert waits == [1, 2]
+@pytest.mark.parametrize("damage", [cut, lambda path: flip(path, 10)])
+def test_damage_is_told_with_file_and_record(own_shards: list[Path], damage):
+    damage(own_shards[2])
+    message = told(own_shards)
+    assert message.startswith(f"{own_shards[2]} is truncated or corrupt at record 10 (from 0)")
+    assert "data.skip_corrupt=true" in message
+
+
+def test_damage_of_a_compressed_shard_is_told(own_shards: list[Path]):
+    packed = []
+    for path in own_shards:
+        packed.append(path.with_name(path.name + ".gz"))
+        packed[-1].write_bytes(gzip.compress(path.read_bytes()))
+    packed[2].write_bytes(packed[2].read_bytes()[:40])
+    assert told(packed).startswith(f"{packed[2]} ")
+
+
+def test_a_missing_file_is_told(own_shards: list[Path]):
+    own_shards[3].unlink()
+    message = told(own_shards)
+    assert message.startswith(f"{own_shards[3]} cannot be read: ")
+    assert "No such file" in message
+
+
+def test_a_file_with_too_few_records_is_told(own_shards: list[Path]):
+    write(own_shards[5], 2)
+    assert told(own_shards).startswith(f"{own_shards[5]} ends after 2 records, ")
+
+
+def test_a_file_that_is_back_is_a_reason_to_go_on(own_shards: list[Path]):
+    """What a network lost for a moment is no mistake: status 75, and the run goes on."""
+    with (
+        pytest.raises(RestartableError, match="could not be read .* start again with the same"),
+        read_errors_told(lambda: map(str, own_shards)),
+    ):
+        raise tf.errors.UnavailableError(None, None, f"{own_shards[2]}; connection reset")
+
+
+@pytest.mark.parametrize("error", [tf.errors.InvalidArgumentError, tf.errors.UnavailableError])
+def test_other_errors_are_left_alone(own_shards: list[Path], error):
+    with (
+        pytest.raises(error, match="something else"),
+        read_errors_told(lambda: map(str, own_shards)),
+    ):
+        raise error(None, None, "something else")
 
 
 def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.001)
     calls = []
 
     def read() -> str:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import crop_views, mask_views
+from cocolm_tf.data.views import Views, crop_views, mask_views, shorten, word_starts
 
 MASK = 99
 SPECIAL = SpecialTokens(mask=MASK)
@@ -170,3 +170,130 @@ def test_shapes_are_static_in_a_pipeline(batch_size):
         "crop_token_ids": 18,
         "crop_padding_mask": 18,
     }
+
+
+# Whole words and spans.
+
+PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁cat", "▁dog", "s", "ing", ".", "▁", "'"] + ["x"] * 89
+
+
+def text_of_words(rows: int, length: int, longest: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of words of 1 to `longest` tokens, full; with the number of each token's word."""
+    rng = np.random.default_rng(0)
+    ids, words = np.full([rows, length], 2, np.int32), np.full([rows, length], -1)
+    ids[:, 0] = 0
+    for row in range(rows):
+        place, word = 1, 0
+        while place < length - 1:
+            size = min(rng.integers(1, longest + 1), length - 1 - place)
+            ids[row, place : place + size] = [4, *[6] * (size - 1)]
+            words[row, place : place + size] = word
+            place, word = place + size, word + 1
+    return ids, words
+
+
+def masked_of(views: Views, ids: np.ndarray, seed: int = 0) -> np.ndarray:
+    """[B, S] bool."""
+    batch = views(tf.constant(ids), tf.constant([seed, 1]))
+    positions, weights = (batch[f"masked_{name}"].numpy() for name in ("positions", "weights"))
+    assert positions.shape == (len(ids), math.ceil(ids.shape[1] * views.mask_fraction))
+    assert (np.diff(positions, axis=1) > 0).all()
+    masked = np.zeros(ids.shape, bool)
+    np.put_along_axis(masked, positions, weights > 0, axis=1)
+    return masked
+
+
+def views_of(masking: str, **changes) -> Views:
+    return Views(SPECIAL, masking=masking, word_starts=word_starts(PIECES), **changes)
+
+
+def test_words_begin_at_marks_and_punctuation():
+    assert word_starts(PIECES)[4:11].tolist() == [True, True, False, False, True, True, True]
+
+
+@pytest.mark.parametrize("masking", ["word", "span"])
+@settings(max_examples=20, deadline=None)
+@given(seed=numbers, fraction=st.sampled_from([0.15, 0.3, 0.5]))
+def test_words_are_masked_whole(masking, seed, fraction):
+    ids, words = text_of_words(6, 64)
+    masked = masked_of(views_of(masking, mask_fraction=fraction), ids, seed)
+    assert not masked[words < 0].any()
+    for row in range(len(ids)):
+        for word in range(words[row].max() + 1):
+            assert (
+                masked[row][words[row] == word].all() or not masked[row][words[row] == word].any()
+            )
+    assert (masked.sum(axis=1) <= np.floor(62 * fraction) + 1).all()
+
+
+@pytest.mark.parametrize(("masking", "missing"), [("token", 0.0), ("word", 0.01), ("span", 0.03)])
+def test_every_masking_meets_its_share(masking, missing):
+    ids, _ = text_of_words(1500, 128)
+    share = masked_of(views_of(masking), ids).sum() / (1500 * 126)
+    assert 0.15 * (1 - missing) - 0.0005 <= share <= 0.15 + 0.0005
+
+
+def test_spans_are_of_words_in_a_row():
+    """Longer than words are, by how many words they have on average."""
+    ids, words = text_of_words(800, 128, longest=1)
+
+    def mean_run(views: Views) -> float:
+        masked = masked_of(views, ids)
+        begins = masked[:, 1:] & ~masked[:, :-1]
+        return masked.sum() / begins.sum()
+
+    by_word, by_span = mean_run(views_of("word")), mean_run(views_of("span", span_words=3.0))
+    # Words that are chosen alone have neighbors with a chance of 0.15.
+    assert by_word == pytest.approx(1 / 0.85, rel=0.03)
+    assert 2.5 < by_span < 4.0
+
+
+def test_long_words_are_taken_apart():
+    """What has no spaces would else never be masked."""
+    ids = np.full([400, 128], 6, np.int32)
+    ids[:, 0], ids[:, -1] = 0, 2
+    assert masked_of(views_of("word"), ids).mean() > 0.12
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches(), fractions, numbers, st.sampled_from(["word", "span"]))
+def test_masks_of_units_are_distinct_ordinary_positions(batch, fraction, number, masking):
+    masked = masked_of(views_of(masking, mask_fraction=fraction), batch, number)
+    assert not np.isin(batch[masked], [0, 1, 2, MASK]).any()
+
+
+# Shorter sequences.
+
+
+def test_a_share_of_the_sequences_is_made_shorter():
+    batch = tf.constant([sequence(24, 24)] * 6000)
+    short = shorten(batch, 0.05, SPECIAL, SEED).numpy()
+    sizes = (short != SPECIAL.pad).sum(axis=1)
+    for row, size in zip(short, sizes, strict=True):
+        assert row[: size - 1].tolist() == batch[0, : size - 1].numpy().tolist()
+        assert row[size - 1] == 2
+    cut = sizes[sizes < 24]
+    # One of the 20 lengths from 5 to 24 is the whole.
+    assert len(cut) / 6000 == pytest.approx(0.05 * 19 / 20, abs=5 * math.sqrt(0.05 / 6000))
+    assert set(cut) == set(range(5, 24))
+    np.testing.assert_array_equal(shorten(batch, 0.0, SPECIAL, SEED), batch)
+
+
+@settings(max_examples=30, deadline=None)
+@given(batches(), numbers)
+def test_shorter_sequences_are_sequences(batch, number):
+    short = shorten(tf.constant(batch), 1.0, SPECIAL, tf.constant([number, 1])).numpy()
+    for before, after in zip(batch, short, strict=True):
+        real, kept = (int((row != 1).sum()) for row in (before, after))
+        assert min(real, 5) <= kept <= real
+        assert (after[kept:] == 1).all()
+        assert kept == real or after[kept - 1] == 2
+
+
+def test_views_of_shorter_sequences_go_together():
+    batch = tf.constant([sequence(24, 24)] * 50)
+    views = Views(SPECIAL, short_fraction=1.0)(batch, SEED)
+    np.testing.assert_array_equal(views["padding_mask"], views["token_ids"] != SPECIAL.pad)
+    masked = tf.gather(views["token_ids"], views["masked_positions"], batch_dims=1).numpy()
+    assert not np.isin(masked[views["masked_weights"].numpy() > 0], [0, 1, 2]).any()
+    assert (views["crop_token_ids"].numpy() != 1).sum() < 50 * 20

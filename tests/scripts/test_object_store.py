@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
-from programs import Program
+from programs import Program, run_python
 
 from cocolm_tf import files
 
@@ -134,9 +134,10 @@ def test_all_is_on_a_store(store: "gs_store.Store", tmp_path: Path):
     )
     assert exported == f"{BUCKET}/export/1"
 
-    from cocolm_tf.serving.client import Export
-
-    assert Export(f"{BUCKET}/export")
+    # In a process of its own: what opens variables lets no other thread run, such as the store's.
+    load = "import sys; from cocolm_tf.serving.client import Export\n"
+    load += "print(Export(sys.argv[1]).default)"
+    assert run_python(load, f"{BUCKET}/export").strip() == "classify"
     assert not list((tmp_path / "here").iterdir())
     left = [path.name for path in (tmp_path / "temporary").iterdir()]
     assert len(left) <= 1, left  # of the process that was killed

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,15 +57,34 @@ def small_config(**sizes: Any) -> PretrainingConfig:
     return config
 
 
-@pytest.fixture(scope="session")
-def pretrainer(tokenizer: CocoLMTokenizer) -> CocoLMPretrainer:
-    """Untrained, with weights large enough for its answers to differ."""
+def untrained(tokenizer: CocoLMTokenizer) -> CocoLMPretrainer:
+    """A model with weights large enough for its answers to differ."""
     random.seed(0)
-    pretrainer = build_pretrainer(small_config(), tokenizer.mask_token_id)
+    config = small_config(vocabulary_size=tokenizer.vocabulary_size())
+    pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
     rng = np.random.default_rng(0)
     for variable in pretrainer.trainable_variables:
         variable.assign(rng.normal(0.0, 0.3, variable.shape))
     return pretrainer
+
+
+@pytest.fixture(scope="session")
+def pretrainer(tokenizer: CocoLMTokenizer) -> CocoLMPretrainer:
+    return untrained(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def parts_in_bytes(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """What of `ServedPreset` a corrector takes, of a vocabulary with byte fallback."""
+    folder = tmp_path_factory.mktemp("vocabularies") / "bytes"
+    tokenizer = train_vocabulary(SENTENCES, 390, folder, byte_fallback=True)
+    model = untrained(tokenizer)
+    return SimpleNamespace(
+        tokenizer=tokenizer,
+        backbone=model.backbone,
+        copy_head=model.copy_head,
+        lm_head=model.lm_head,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ import random
 import string
 import unicodedata
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -254,3 +255,15 @@ def test_ids_get_the_papers_distribution_token_by_token(
     for name in ("probabilities", "correction_ids", "correction_probabilities"):
         assert not outputs[name][0, len(ids) + 2 :].numpy().any()
         assert not outputs[name][1, 2:].numpy().any()
+
+
+def test_words_written_in_bytes_stay_text(parts_in_bytes: SimpleNamespace):
+    corrector = make_corrector(parts_in_bytes)
+    outputs = corrector.correct(tf.constant(["The 日本cat sat ¿ 😀."]))
+    words = [word.decode() for word in outputs["words"][0].numpy()]
+    assert words == ["The", "日本cat", "sat", "¿", "😀", "."]
+    found = [[option.decode() for option in row] for row in outputs["corrections"][0].numpy()]
+    assert all(found[1])
+    assert all("日本" in option for option in found[1])
+    # A byte is neither put in nor taken out.
+    assert not any("<0x" in option or "\ufffd" in option for row in found for option in row)

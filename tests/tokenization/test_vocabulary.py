@@ -1,9 +1,13 @@
 import collections
+import itertools
 import pathlib
+import random
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
+from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization import vocabulary, words
 from cocolm_tf.tokenization.dictionary import Dictionary
@@ -143,6 +147,86 @@ def test_words_without_spaces_are_learned(tmp_path: pathlib.Path, capsys, repeat
     assert "covers 100.0000% of the characters" in capsys.readouterr().err
 
 
+def chinese(length: int, seed: int) -> str:
+    """Sentences of a few frequent words of two characters and many rare ones."""
+    rng = random.Random(seed)
+    frequent = ["我们", "中国", "一个", "没有", "什么"]
+    rare = [chr(rng.randrange(0x4E00, 0x4F00)) for _ in range(length)]
+    parts = (rng.choice(frequent) if rng.random() < 0.5 else rng.choice(rare) for _ in rare)
+    return "，".join(["".join(itertools.islice(parts, 40)) for _ in range(40)])[:length]
+
+
+def test_a_line_without_spaces_is_enough(tmp_path: pathlib.Path, capsys):
+    line = chinese(1_500, seed=0)
+    tokenizer = train_vocabulary([line], 400, tmp_path / "new", character_coverage=1.0)
+    assert tokenizer.unk_token_id not in tokenizer(line).numpy()
+    assert {"我们", "中国", "一个"} <= set(tokenizer.get_vocabulary())
+    assert "covers 100.0000% of the characters" in capsys.readouterr().err
+
+
+def test_every_part_of_a_corpus_without_spaces_counts(
+    tmp_path: pathlib.Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """Although all its words differ, and there is room for few of them."""
+    monkeypatch.setattr(words, "_BATCH_CHARACTERS", 3_000)
+    first, last = ([chinese(1_500, seed) for seed in range(s, s + 20)] for s in (0, 20))
+    last = [text.replace("我们", "他们").replace("中国", "日本") for text in last]
+    texts = ["the cat sat on the mat", *first, *last]
+    tokenizer = train_vocabulary(texts, 600, tmp_path / "new", max_distinct_words=300)
+    assert {"我们", "中国", "他们", "日本"} <= set(tokenizer.get_vocabulary())
+    told = capsys.readouterr().err
+    assert "warning: there were so many different words that the rarest" in told
+
+
+class Parts:
+    """A corpus in parts, as `data.sources.Source` is one."""
+
+    parts = tuple(f"part-{number:02}" for number in range(40))
+
+    def documents(self, part: str) -> Iterator[str]:
+        yield from (f"{part.replace('-', '')} says {word}" for word in ("the", "cat", "sat") * 9)
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self.parts:
+            yield from self.documents(part)
+
+
+def test_workers_may_read_the_parts_themselves(tmp_path: pathlib.Path):
+    expected = train_vocabulary(list(Parts()), 60, tmp_path / "list").fingerprint()
+    for num_workers in (1, 2):
+        folder = tmp_path / str(num_workers)
+        tokenizer = train_vocabulary(Parts(), 60, folder, num_workers=num_workers)
+        assert tokenizer.fingerprint() == expected
+
+
+def test_a_sample_comes_from_many_parts():
+    texts = list(vocabulary._sample(Parts(), 20 * 40))
+    assert 800 <= sum(map(len, texts)) < 820
+    assert len({text.split()[0] for text in texts}) == 40
+    assert list(vocabulary._sample(Parts(), 1 << 30)) != list(Parts())
+    assert sorted(vocabulary._sample(Parts(), 1 << 30)) == sorted(Parts())
+    assert list(vocabulary._sample(["abc", "de", "f"], 4)) == ["abc", "de"]
+
+
+def test_folders_may_be_remote(tmp_path: pathlib.Path, corpus: list[str]):
+    path = "ram://vocabularies/cased"
+    written = train_vocabulary(corpus, 150, path, lowercase=True)
+    assert sorted(files.list_dir(path)) == ["assets", "tokenizer.json"]
+    loaded = load_vocabulary(path)
+    assert loaded.fingerprint() == written.fingerprint()
+    with pytest.raises(UserError, match=f"{path} is not empty"):
+        train_vocabulary(corpus, 150, path)
+    files.write_text(f"{path}/dict.txt", "the 3\n")
+    with pytest.raises(UserError, match=f"{path}: dict.txt and {DICTIONARY} differ"):
+        load_vocabulary(path)
+    files.remove(f"{path}/{MODEL}")
+    files.remove(f"{path}/dict.txt")
+    with pytest.raises(UserError, match=f"{path}.*vocabulary.spm"):
+        load_vocabulary(path)
+    with pytest.raises(UserError, match="s4://bucket"):
+        load_vocabulary("s4://bucket/vocabulary")
+
+
 def test_what_the_vocabulary_lacks_is_told(tmp_path: pathlib.Path, capsys, corpus: list[str]):
     """As the character that SentencePiece keeps for itself, whose words it would drop."""
     tokenizer = train_vocabulary([*corpus, "zebra▅zebra " * 50], 150, tmp_path / "new")
@@ -192,6 +276,7 @@ def test_names_a_missing_asset(tmp_path: pathlib.Path, vocabulary_dir: pathlib.P
         "not json",
         "{}",
         "[]",
+        '{"version": "1.0", "model": {"type": "BPE"}, "pre_tokenizer": null}',
         '{"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}, '
         '"registered_name": null}',
     ],

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.data.course_views import CourseViews
-from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.pipeline import Dataset, PretrainingData
 from cocolm_tf.data.shards import serialize
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.modeling import mcl
@@ -141,7 +141,7 @@ def write_shards(folder: Path) -> None:
 def validation_batches(folder: Path, config: PretrainingConfig) -> tf.data.Dataset:
     paths = [str(path) for path in sorted(folder.glob("*.tfrecord"))]
     views = build_views(config, MASK)
-    data = PretrainingData(paths, [11, 18], LENGTH, SPECIAL, views=views)
+    data = PretrainingData([Dataset("shards", paths, [11, 18], LENGTH)], LENGTH, views)
     return data.validation_batches(BATCH)
 
 

@@ -62,7 +62,7 @@ def train(model: Model, callback: object, steps: int, logs: dict | None = None) 
 
 
 def log_of(folder: Path, model: Model, interval: int = 2) -> MetricsLog:
-    log = MetricsLog(str(folder), steps_taken(model), interval, tokens_per_step=100)
+    log = MetricsLog(str(folder), steps_taken(model), interval, tokens=lambda step: 100 * step)
     log.set_model(model)
     return log
 
@@ -87,7 +87,9 @@ def test_a_training_line_is_written_every_interval(tmp_path: Path, clock):
 
 def test_training_lines_have_the_share_of_a_known_peak(tmp_path: Path, clock):
     model = Model()
-    log = MetricsLog(str(tmp_path), 0, 2, tokens_per_step=100, peak_tokens_per_second=200.0)
+    log = MetricsLog(
+        str(tmp_path), 0, 2, tokens=lambda step: 100 * step, peak_seconds=lambda step: step / 2
+    )
     log.set_model(model)
     clock.now += 4
     train(model, log, 2)
@@ -163,7 +165,7 @@ def test_a_worker_that_does_not_write_resets_its_metrics_all_the_same(tmp_path: 
     """Otherwise the sum over the workers would be of stretches of different lengths."""
     monkeypatch.chdir(tmp_path)
     model = Model()
-    log = MetricsLog(None, 0, 2, tokens_per_step=100)
+    log = MetricsLog(None, 0, 2, tokens=lambda step: 100 * step)
     log.set_model(model)
     train(model, log, 5)
     log.on_test_end({"loss": 2.0})
@@ -374,7 +376,9 @@ def test_a_hopeless_run_is_ended_with_the_count():
 
 def test_the_bar_shows_steps_loss_and_validations(capsys: pytest.CaptureFixture):
     model = Model(4)
-    bar = ProgressBar(4, train_steps=8, tokens_per_step=100, peak_tokens_per_second=1e30)
+    bar = ProgressBar(
+        4, train_steps=8, tokens=lambda step: 100 * step, peak_seconds=lambda step: step * 1e-28
+    )
     bar.set_model(model)
     train(model, bar, 2)
     bar.on_test_end({"loss": 1.25, "mlm_loss": 0.5, "negative_cosine": 0.1})
