@@ -2,6 +2,8 @@
 
     train_vocabulary.py --input='corpus/*.txt' --vocabulary_size=32768 --output_dir=VOCAB
 
+    train_vocabulary.py ... --runner=DirectRunner -- --direct_num_workers=4
+
 The text comes from --input, --tfds or --docstrings. The folder is a KerasHub preset with
 SentencePiece's model and a dict.txt in it; the other programs take it as --vocabulary, and
 convert_vocabulary.py makes a tokenizer.json of it for Hugging Face's tokenizers.
@@ -12,10 +14,12 @@ from absl import flags
 from cocolm_tf import files, program
 from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data import source_flags
+from cocolm_tf.errors import UserError
 
 FLAGS = flags.FLAGS
 
 source_flags.define_source_flags()
+source_flags.define_runner_flag()
 flags.adopt_module_key_flags(source_flags)  # so that --help shows them
 flags.DEFINE_integer(
     "vocabulary_size",
@@ -74,29 +78,48 @@ flags.DEFINE_integer(
 flags.DEFINE_bool("overwrite", False, "Replace what is in --output_dir.")
 
 
-def main() -> str:
+def main(*beam_options: str) -> str:
+    source_flags.check_runner(FLAGS.runner, beam_options)
+    if FLAGS.runner != source_flags.LOCAL and FLAGS.sample_bytes is not None:
+        raise UserError(f"--sample_bytes goes with --runner={source_flags.LOCAL}.")
     files.check_output_folder(FLAGS.output_dir, FLAGS.overwrite, "--output_dir")
     source = source_flags.source_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
-    from cocolm_tf.tokenization.vocabulary import train_vocabulary
+    from cocolm_tf.tokenization.vocabulary import learn_vocabulary, train_vocabulary
 
-    train_vocabulary(
-        source,
-        FLAGS.vocabulary_size,
-        FLAGS.output_dir,
-        lowercase=FLAGS.lowercase,
-        normalization=FLAGS.normalization,
-        character_coverage=FLAGS.character_coverage,
-        byte_fallback=FLAGS.byte_fallback,
-        split_digits=FLAGS.split_digits,
-        sample_bytes=FLAGS.sample_bytes,
-        max_distinct_words=FLAGS.max_distinct_words,
-        num_workers=FLAGS.num_workers,
-        overwrite=FLAGS.overwrite,
-    )
+    arguments = {
+        "vocabulary_size": FLAGS.vocabulary_size,
+        "output_dir": FLAGS.output_dir,
+        "lowercase": FLAGS.lowercase,
+        "normalization": FLAGS.normalization,
+        "character_coverage": FLAGS.character_coverage,
+        "byte_fallback": FLAGS.byte_fallback,
+        "split_digits": FLAGS.split_digits,
+        "overwrite": FLAGS.overwrite,
+    }
+    if FLAGS.runner == source_flags.LOCAL:
+        train_vocabulary(
+            source,
+            sample_bytes=FLAGS.sample_bytes,
+            max_distinct_words=FLAGS.max_distinct_words,
+            num_workers=FLAGS.num_workers,
+            **arguments,
+        )
+    else:
+        from cocolm_tf.data.beam import count_words_with_beam
+
+        counts, forgotten = count_words_with_beam(
+            source,
+            FLAGS.lowercase,
+            FLAGS.max_distinct_words,
+            FLAGS.output_dir,
+            FLAGS.runner,
+            beam_options,
+        )
+        learn_vocabulary(counts, forgotten=forgotten, **arguments)
     return FLAGS.output_dir
 
 
 if __name__ == "__main__":
-    program.run(main)
+    program.run(main, takes_more=True)

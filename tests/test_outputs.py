@@ -41,6 +41,7 @@ OUTPUTS = {
     "a file": ("{text}", "is a file; the output must be a folder."),
     "in a file": ("{text}/deep/er", "cannot be made, as {text} is a file; the output must be"),
     "unwritable": ("/proc/1/task/new", "cannot be written to: "),
+    "no scheme": ("gs:/bucket/new", "a scheme ends in two slashes, gs://."),
     "full": ("{folder}/new/er", "cannot be written to: File too large."),
 }
 FORKS = """

@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from cocolm_tf import text_files
 from cocolm_tf.errors import UserError
-from cocolm_tf.text_files import BadRecords, matching_files, read_text, text_lines
+from cocolm_tf.text_files import BadRecords, cut_at_space, matching_files, read_text, text_lines
 
 MARKS = {
     "utf-8": codecs.BOM_UTF8,
@@ -147,6 +147,46 @@ def test_some_bad_lines_may_be_let_pass(file, monkeypatch):
         list(text_lines(path, "", BadRecords(path, 0.009)))
 
 
+def test_bad_records_are_those_of_the_share_and_no_more():
+    records = BadRecords("a", 0.5)
+    records.read = 2
+    records.add("a:1 is bad")
+    records.finish()
+    records.read = 3
+    records.lose("a:2 is gone", 3)  # Of six, four.
+    with pytest.raises(UserError, match=r"^a:1 is bad, and 4 of 6 lines are bad. --max_bad_share"):
+        records.finish()
+    for share in (None, 0.0):
+        with pytest.raises(UserError, match="^a:1 is bad"):
+            BadRecords("a", share).add("a:1 is bad")
+
+
+@settings(max_examples=100)
+@given(st.text("ab \n", max_size=60), st.integers(1, 20))
+def test_a_text_is_cut_before_white_space_where_it_has_some(text, longest):
+    parts = cut_at_space(text, longest)
+    assert all(len(part) <= longest for part in parts)
+    # What is lost is white space that would be a part by itself.
+    assert "".join("".join(parts).split()) == "".join(text.split())
+    for part, following in zip(parts, parts[1:], strict=False):
+        assert following[:1].isspace() or not any(map(str.isspace, part.strip()))
+        assert not part[-1:].isspace()
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text("ab ", max_size=30), max_size=6), st.integers(1, 9), st.integers(1, 12))
+def test_long_lines_come_in_parts(file, monkeypatch, lines, chunk, longest):
+    monkeypatch.setattr(text_files, "_HEAD", 8)
+    monkeypatch.setattr(text_files, "_CHUNK", chunk)
+    path = file("\n".join(lines).encode())
+    parts = list(text_lines(path, longest=longest))
+    assert all(len(part.removesuffix("\n")) <= longest for part in parts)
+    found = "".join(parts).split("\n")
+    assert [line.replace(" ", "") for line in found] == [
+        line.replace(" ", "") for line in lines or [""]
+    ]
+
+
 def test_a_file_that_is_wrong_throughout_is_not_read_to_its_end(file, monkeypatch):
     monkeypatch.setattr(text_files, "_CHUNK", 1 << 10)
     path = file(b"caf\xe9\n" * 50_000)
@@ -224,6 +264,12 @@ def test_broken_compression_is_named(file, compression):
     whole = COMPRESS[compression](TEXT.encode() * 20_000)
     with pytest.raises(UserError, match=f"a.txt is a broken {compression} file: "):
         read_text(file(whole[:-9]))
+    # What comes before the damage is there for those who let the rest go.
+    records = BadRecords("", 0.5)
+    records.path = file(whole[:-9])
+    found = "".join(text_lines(records.path, records=records))
+    assert (TEXT * 20_000).startswith(found.rstrip("\ufffd"))
+    assert records.bad in (1, 2) and (records.read > 1000 or compression in ("bzip2", "zstd"))
     assert read_text(file(whole + whole)) == TEXT * 40_000
     assert read_text(file(COMPRESS[compression](b""))) == ""
 
@@ -274,6 +320,9 @@ def test_patterns(tmp_path: Path):
         assert found(name) == [name]
     assert found("data[1],v2.txt", "a.txt", "x,y.txt") == ["a.txt", "data[1],v2.txt", "x,y.txt"]
     assert found("*.txt", "a*") == [name for name in names if name != "data1"]
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    assert found("link.txt", "./a.txt", f"../{tmp_path.name}/a.txt", "link.*") == ["a.txt"]
+    (tmp_path / "link.txt").unlink()
     assert found("x[,]*.txt", "data[[]1].txt") == ["data[1].txt", "x,y.txt"]
     assert found("data[0-9]") == ["data1"]
     for missing in ("c*.txt", "folder*"):

@@ -5,6 +5,7 @@ which runner there is, and with how many workers, changes not one byte of a data
 place of the processes of one machine and of their files is Beam's own shuffle.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -12,7 +13,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from cocolm_tf import files
@@ -24,6 +25,7 @@ from cocolm_tf.data.shards import write_shard
 from cocolm_tf.data.shuffle import Run, merged_examples
 from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
+from cocolm_tf.tokenization.words import CUT, count_words
 
 try:
     import apache_beam as beam
@@ -88,7 +90,7 @@ def build_with_beam(
             runner,
             parsed,
             functools.partial(_dataset, source=source, plan=plan, paths=paths),
-            plan.splits[0].directory,
+            files.join(plan.splits[0].directory, _RESULT),
         )
         counts = Counter({tuple(name): count for kind, name, count in result if kind == "count"})
         plan.check_filled(counts)
@@ -110,7 +112,7 @@ def count_words_with_beam(
         source: The documents. The workers must be able to read it.
         lowercase: Whether the vocabulary is uncased.
         max_distinct_words: Of more different words than this, the most frequent ones are returned.
-        output_dir: A folder for the counts on their way from the workers; it is there.
+        output_dir: The folder of the vocabulary: the counts pass through a file beside it.
         runner: One of `source_flags.BEAM_RUNNERS`.
         options: Beam's own options.
 
@@ -119,18 +121,25 @@ def count_words_with_beam(
 
     Example:
     ```python
-    counts, _ = count_words_with_beam(source, True, 10_000_000, "/tmp", "DirectRunner")
+    counts, left_out = count_words_with_beam(
+        source, True, 10_000_000, "gs://bucket/vocabulary", "DirectRunner"
+    )
+    learn_vocabulary(counts, 32768, "gs://bucket/vocabulary", True, forgotten=left_out)
     ```
     """
     parsed = _options(runner, options, source, output_dir)
     build = functools.partial(
         _words, source=source, lowercase=lowercase, max_distinct_words=max_distinct_words
     )
-    result = _run(runner, parsed, build, output_dir)
+    path = f"{files.absolute(output_dir)}.{_RESULT}"
+    with contextlib.ExitStack() as stack:
+        if not files.is_remote(path):
+            stack.enter_context(files.made_folders(os.path.dirname(path)))
+        result = _run(runner, parsed, build, path)
     counts = Counter({name: count for kind, name, count in result if kind == "word"})
     characters = Counter({name: count for kind, name, count in result if kind == "character"})
     for word, count in counts.items():
-        for character in word:
+        for character in word.removeprefix(CUT):
             characters[character] -= count
     return counts, +characters
 
@@ -205,10 +214,9 @@ def _words(
 
 
 def _run(
-    runner: str, options: "PipelineOptions", build: Any, folder: str
+    runner: str, options: "PipelineOptions", build: Callable[..., Any], path: str
 ) -> list[tuple[str, Any, Any]]:
-    """Runs a pipeline to its end; returns what its collections hold."""
-    path = files.join(folder, _RESULT)
+    """Runs a pipeline to its end; returns what its collections hold, by way of a file."""
     try:
         with beam.Pipeline(runner, options) as pipeline:
             (
@@ -325,14 +333,11 @@ def _sorted_runs(
 
 
 def _counted(chunk: Chunk, lowercase: bool) -> Iterable[tuple[str, int]]:
-    # The package's other users of this module do without it.
-    from cocolm_tf.tokenization.words import count_words
-
     return count_words(chunk[1], lowercase).items()
 
 
 def _characters(word: str, count: int) -> Iterator[tuple[str, int]]:
-    return ((character, count) for character in word)
+    return ((character, count) for character in word.removeprefix(CUT))
 
 
 def _rank(counted: tuple[str, int]) -> tuple[int, str]:

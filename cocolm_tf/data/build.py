@@ -37,6 +37,7 @@ from cocolm_tf.data.packing import (
     chunk_sequences,
     chunks,
     parts_of,
+    shards_of,
     text_size,
 )
 from cocolm_tf.data.shards import COUNTS, TEMPORARY_SUFFIX, Shard, is_shard, shard_name, write_shard
@@ -348,18 +349,15 @@ def _splits(
 ) -> list[Split]:
     """The datasets to write, the training data first."""
 
-    def split(number: int, directory: str, count: int) -> Split:
+    def split(number: int, directory: str) -> Split:
+        count = shards_of(number, num_shards, validation_fraction)
         names = [shard_name(index, count, compress) for index in range(count)]
         return Split(number, directory, [files.join(directory, name) for name in names])
 
     if not validation_fraction:
-        return [split(TRAIN, output_dir, num_shards)]
+        return [split(TRAIN, output_dir)]
     folders = _folders(output_dir)
-    held_out_shards = max(1, round(num_shards * validation_fraction))
-    return [
-        split(TRAIN, folders["train"], num_shards),
-        split(VALIDATION, folders["validation"], held_out_shards),
-    ]
+    return [split(TRAIN, folders["train"]), split(VALIDATION, folders["validation"])]
 
 
 def _find_duplicates(

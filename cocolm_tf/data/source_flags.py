@@ -1,6 +1,6 @@
 """The flags by which a program is told its text, what of it to leave out, and who reads it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -146,20 +146,6 @@ def source_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> sources.So
     }
     finder = sources.TfdsSource if source == "tfds" else sources.FileSource
     return finder.find(flag_values[source].value, **options)
-
-
-def documents_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Iterator[str]:
-    """All documents of the source that the flags name, see `source_from_flags`.
-
-    Example:
-    ```python
-    flag_values = flags.FlagValues()
-    define_source_flags(flag_values)
-    flag_values(["program", "--docstrings"])
-    print(next(documents_from_flags(flag_values)))
-    ```
-    """
-    return iter(source_from_flags(flag_values))
 
 
 def define_cleaning_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:

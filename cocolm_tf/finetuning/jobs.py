@@ -198,10 +198,12 @@ class JobRunner:
 
     def _prepare(self, job: Job) -> None:
         if not job.goes_on:
+            # First what would make the rest look done.
+            files.remove(os.path.join(job.folder, RESULTS_FILENAME))
             files.remove_tree(job.folder)
         folder = files.absolute(job.folder)
         with self._lock:
-            while not files.is_dir(folder):
+            while folder and not files.is_dir(folder):
                 self._made.add(folder)
                 folder = os.path.dirname(folder)
             files.make_dirs(job.folder)

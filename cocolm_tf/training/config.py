@@ -114,8 +114,8 @@ class DataConfig(hyperparams.Config):
     """From shards to batches; see `PretrainingData`."""
 
     sequence_length: int = 512
-    # Shorter sequences first: pairs of the share of the steps after which a stage ends, and its
-    # length. [[0.9, 128]] trains with 128 tokens for 90% of the steps, then with sequence_length.
+    # Shorter sequences first: the share of the steps after which a stage ends, its length, and so
+    # on. [0.9, 128] trains with 128 tokens for 90% of the steps, then with sequence_length.
     sequence_length_schedule: list = dataclasses.field(default_factory=list)
     # Whether a stage's batch has as many times trainer.batch_size as its sequences are shorter.
     scale_batch_size: bool = False
@@ -399,6 +399,12 @@ def save_config(config: PretrainingConfig, path: str) -> None:
 
 def _check_courses(config: PretrainingConfig, name: str) -> None:
     mcl, replacements = config.mcl, config.auxiliary.replacements
+    for key, wanted in (("masking", "token"), ("short_fraction", 0.0)):
+        if (value := getattr(config.data, key)) != wanted:
+            raise UserError(
+                f"{name}: data.{key}={value} does not go with objective.name=mcl, whose courses "
+                f"choose single tokens of whole sequences: it must be {wanted}."
+            )
     if replacements != "auxiliary":
         raise UserError(
             f"{name}: auxiliary.replacements={replacements} does not go with objective.name=mcl, "
@@ -428,17 +434,20 @@ def _check_courses(config: PretrainingConfig, name: str) -> None:
 
 
 def _check_schedule(config: PretrainingConfig, name: str) -> None:
-    data, steps, before = config.data, config.trainer.steps_per_loop, 0.0
-    for stage in data.sequence_length_schedule:
-        key = f"{name}: data.sequence_length_schedule={data.sequence_length_schedule}"
-        if not (
-            isinstance(stage, list | tuple)
-            and len(stage) == 2
-            and isinstance(stage[0], int | float)
-            and isinstance(stage[1], int)
-        ):
-            raise UserError(f"{key}: {stage!r} is no [share of the steps, length].")
-        share, length = stage
+    data, trainer, before = config.data, config.trainer, 0.0
+    schedule = data.sequence_length_schedule
+    key = f"{name}: data.sequence_length_schedule={schedule}"
+    shares, lengths = schedule[::2], schedule[1::2]
+    if (
+        len(shares) != len(lengths)
+        or not all(isinstance(share, float) for share in shares)
+        or not all(isinstance(length, int) for length in lengths)
+    ):
+        raise UserError(
+            f"{key} must be shares of the steps, each followed by a length: [0.9, 128] is 128 "
+            "tokens for 90% of them."
+        )
+    for share, length in zip(shares, lengths, strict=True):
         if not before < share < 1:
             raise UserError(f"{key}: shares must grow, between 0 and 1.")
         if not 3 <= length <= config.model.max_sequence_length:
@@ -451,10 +460,10 @@ def _check_schedule(config: PretrainingConfig, name: str) -> None:
                 f"{key}: with data.scale_batch_size no length may be more than "
                 f"data.sequence_length={data.sequence_length}."
             )
-        if round((share - before) * config.trainer.train_steps) < steps:
+        if (share - before) * trainer.train_steps < trainer.steps_per_loop:
             raise UserError(
-                f"{key}: a stage of less than trainer.steps_per_loop={steps} of "
-                f"trainer.train_steps={config.trainer.train_steps} steps."
+                f"{key} has a stage of less than trainer.steps_per_loop={trainer.steps_per_loop} "
+                f"of trainer.train_steps={trainer.train_steps} steps."
             )
         before = share
 

@@ -1,7 +1,7 @@
 """What a run will cost before it is started: memory, FLOPs, traffic and time, by arithmetic."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cocolm_tf.errors import UserError
@@ -17,6 +17,7 @@ from cocolm_tf.training.flops import (
 from cocolm_tf.training.memory import step_memory
 from cocolm_tf.training.parameters import count_parameters
 from cocolm_tf.training.passes import contrasted_parts, encoder_passes, heads_of
+from cocolm_tf.training.stages import Stage, stages, tokens_per_step
 from cocolm_tf.units import duration, si
 
 _FLOAT32 = 4
@@ -36,7 +37,8 @@ def estimate(
     """Estimates what a run takes of each of a number of devices.
 
     Args:
-        config: the run.
+        config: the run. Of several stages (see `stages`) what is said of a step is the last one's,
+            memory is that of the stage that takes most, and a run is all of them.
         devices: int. Replicas that share `trainer.batch_size` out evenly.
         accelerators: keys of `ACCELERATORS`.
         share_of_peak: float. The share of the peak FLOPs that a step reaches from its beginning
@@ -51,7 +53,8 @@ def estimate(
     Returns:
         What JSON can hold; bytes, seconds, and numbers of a step unless it says otherwise:
         `devices`, `precision`, `batch_size`, `sequence_length`, `micro_batches`, `rematerialize`
-        and `train_steps`: what was asked about;
+        and `train_steps`: what was asked about; `stages`, of each its `steps`, `sequence_length`,
+        `batch_size` and `flops_per_step`;
         `parameters` and their parts `parameters_by_part`;
         `tokens_per_step`, `tokens_per_run`: of the text, as `benchmark` counts them;
         `flops_per_step` and its parts `flops_by_part`, `flops_per_token`, `flops_per_run`, and
@@ -71,9 +74,11 @@ def estimate(
     result["accelerators"]["h100"]["plans"]["kept"]["run_seconds"] / 86_400  # days
     ```
     """
+    whole, run = config, stages(config)
+    config = run[-1].config
     trainer, data = config.trainer, config.data
     parts = devices * trainer.micro_batches
-    if trainer.batch_size % parts:
+    if any(stage.config.trainer.batch_size % parts for stage in run):
         raise UserError(
             f"trainer.batch_size={trainer.batch_size} does not divide into {devices} replicas of "
             f"{trainer.micro_batches} micro-batches: make it a multiple of {parts}."
@@ -83,7 +88,7 @@ def estimate(
     tokens = trainer.batch_size * data.sequence_length
     if not share_of_peak:
         share_of_peak = published_share(parameters["embeddings"] + parameters["main"])
-    by_target = {one["target"]: of_compiled(config, devices, one) for one in compiled}
+    by_target = {one["target"]: of_compiled(whole, devices, one) for one in compiled}
     if unasked := sorted(set(by_target) - set(accelerators)):
         raise UserError(
             f"what was compiled is for {', '.join(unasked)}, which is not among the accelerators."
@@ -97,17 +102,29 @@ def estimate(
         "micro_batches": trainer.micro_batches,
         "rematerialize": config.model.rematerialize,
         "train_steps": trainer.train_steps,
+        "stages": [
+            {
+                "steps": stage.end - stage.begin,
+                "sequence_length": stage.config.data.sequence_length,
+                "batch_size": stage.config.trainer.batch_size,
+                "flops_per_step": sum(pretraining_flops(stage.config).values()),
+            }
+            for stage in run
+        ],
         "parameters": total,
         "parameters_by_part": parameters,
         "tokens_per_step": tokens,
-        "tokens_per_run": tokens * trainer.train_steps,
+        "tokens_per_run": _over(run, tokens_per_step),
         "flops_per_step": step,
         "flops_by_part": flops,
         "flops_per_token": step / tokens,
-        "flops_per_run": step * trainer.train_steps,
+        "flops_per_run": _over(run, lambda stage: sum(pretraining_flops(stage).values())),
         "rematerialization_flops": rematerialization_flops(config),
         "memory": {
-            name: step_memory(config, devices, rematerialize)
+            name: max(
+                (step_memory(stage.config, devices, rematerialize) for stage in run),
+                key=lambda parts: sum(parts.values()),
+            )
             for name, rematerialize in WAYS.items()
         },
         "all_reduce_bytes": sent[0],
@@ -122,7 +139,7 @@ def estimate(
                 "update_seconds": update_bytes(total) / ACCELERATORS[key].memory_bandwidth,
                 "plans": {
                     name: plan(
-                        config,
+                        whole,
                         devices,
                         ACCELERATORS[key],
                         rematerialize,
@@ -150,7 +167,7 @@ def plan(
     share_of_peak: float,
     share_of_memory: float,
 ) -> dict[str, float] | None:
-    """Finds the fewest micro-batches with which a run fits into an accelerator's memory.
+    """Finds the fewest micro-batches with which all stages of a run fit into a memory.
 
     Args:
         config: the run; its own `trainer.micro_batches` does not matter.
@@ -171,24 +188,36 @@ def plan(
     ```
     """
     of_device = config.trainer.batch_size // devices
-    cut = copy.deepcopy(config)
+    config = copy.deepcopy(config)
     for micro_batches in (m for m in range(1, of_device + 1) if of_device % m == 0):
-        cut.trainer.micro_batches = micro_batches
-        memory = sum(step_memory(cut, devices, rematerialize).values())
+        config.trainer.micro_batches = micro_batches
+        run = stages(config)
+        memory = max(
+            sum(step_memory(stage.config, devices, rematerialize).values()) for stage in run
+        )
         if memory <= share_of_memory * accelerator.memory:
             break
     else:
         return None
+    cut = run[-1].config
     rate = share_of_peak * accelerator.peak_flops(config.runtime.precision)
-    seconds = device_flops(cut, devices, rematerialize) / rate
+
+    def seconds(stage: PretrainingConfig) -> float:
+        return device_flops(stage, devices, rematerialize) / rate
+
     return {
         "micro_batches": micro_batches,
         "sequences": of_device // micro_batches,
         "contrasted": heads_of(cut).contrast * config.trainer.batch_size // contrasted_parts(cut),
         "memory": memory,
-        "step_seconds": seconds,
-        "run_seconds": seconds * config.trainer.train_steps,
+        "step_seconds": seconds(cut),
+        "run_seconds": _over(run, seconds),
     }
+
+
+def _over(run: Sequence[Stage], of_step: Callable[[PretrainingConfig], float]) -> float:
+    """The sum over all steps of what a step of each stage has."""
+    return sum((stage.end - stage.begin) * of_step(stage.config) for stage in run)
 
 
 def of_compiled(
@@ -218,7 +247,8 @@ def of_compiled(
     of_compiled(load_config("configs/pretrain/base.yaml"), 8, result)["run_seconds"] / 86_400
     ```
     """
-    one = copy.deepcopy(config)
+    run = stages(config)
+    one = copy.deepcopy(run[-1].config)
     one.trainer.batch_size, one.trainer.micro_batches = compiled["sequences"], 1
     flops = sum(pretraining_flops(one).values())
     if (
@@ -233,11 +263,14 @@ def of_compiled(
         )
     peak = ACCELERATORS[compiled["target"]].peak_flops(config.runtime.precision)
     rate = compiled["share_of_peak_at_most"] * peak
-    seconds = sum(pretraining_flops(config).values()) / devices / rate
+
+    def seconds(stage: PretrainingConfig) -> float:
+        return sum(pretraining_flops(stage).values()) / devices / rate
+
     return {
         "share_of_peak": compiled["share_of_peak_at_most"],
-        "step_seconds": seconds,
-        "run_seconds": seconds * config.trainer.train_steps,
+        "step_seconds": seconds(run[-1].config),
+        "run_seconds": _over(run, seconds),
         "sequences": compiled["sequences"],
         "memory": compiled["argument_bytes"] + compiled["temporary_bytes"],
         "estimated_memory": sum(step_memory(one, 1, compiled["rematerialize"]).values()),
@@ -344,6 +377,11 @@ def _run_rows(result: dict[str, Any]) -> list[str]:
         _row("  devices", f"{devices:,}"),
         _row("  micro-batches", f"{result['micro_batches']:,}, of {sequences:,} on a device"),
         _row("run", f"{result['train_steps']:,} steps, {si(result['tokens_per_run'])} tokens"),
+        *(
+            _row("  stage", f"{stage['steps']:,} steps of {stage['batch_size']:,} x {length:,}")
+            for stage in result["stages"]
+            if (length := stage["sequence_length"]) and len(result["stages"]) > 1
+        ),
     ]
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import sys
@@ -137,7 +136,8 @@ def pretrain(
         feed = _Feed(train, config, strategy, workers)
         if validation_data:
             feed.held_out = _open_data(validation_data, tokenizer, config, checksums)
-            feed.validation(0)  # What is too small for it is told now.
+            for stage in feed.stages:
+                feed.validation(stage.begin)  # What is too small for it is told now.
 
         pretrainer = _build(config, tokenizer, init_preset, strategy)
         checkpoints = Checkpoints(
@@ -269,6 +269,7 @@ class _Feed:
     ) -> None:
         self.stages = stages(config)
         self.held_out: PretrainingData | None = None
+        self._validations: dict[int, tf.data.Dataset] = {}
         self._train, self._strategy, self._workers = train, strategy, workers
         self._replicas = strategy.num_replicas_in_sync // workers.count
         for stage in self.stages:
@@ -291,16 +292,15 @@ class _Feed:
 
     def validation(self, step: int) -> tf.data.Dataset | None:
         """What is validated on in the stage of a step, at its length; None for nothing."""
-        return self.held_out and self._validation(stage_at(self.stages, step))
-
-    @functools.cache  # noqa: B019 - lives as long as the run.
-    def _validation(self, stage: Stage) -> tf.data.Dataset:
-        # What fits into memory in training must also do so in validation.
-        trainer = stage.config.trainer
-        return _of_stage(self.held_out, stage).validation_batches(
-            trainer.batch_size // trainer.micro_batches,
-            trainer.validation_steps * trainer.micro_batches,
-        )
+        stage = stage_at(self.stages, step)
+        if self.held_out and stage.begin not in self._validations:
+            # What fits into memory in training must also do so in validation.
+            trainer = stage.config.trainer
+            self._validations[stage.begin] = _of_stage(self.held_out, stage).validation_batches(
+                trainer.batch_size // trainer.micro_batches,
+                trainer.validation_steps * trainer.micro_batches,
+            )
+        return self._validations.get(stage.begin)
 
     def counts(self) -> Callable[[int], dict[str, int]] | None:
         """Of several datasets, how many sequences of each there were up to a step, to be logged."""

@@ -18,7 +18,7 @@ class Stage:
 
     Example:
     ```python
-    config = load_config("configs/pretrain/base.yaml", "data.sequence_length_schedule=[[0.9, 128]]")
+    config = load_config("configs/pretrain/base.yaml", "data.sequence_length_schedule=[0.9,128]")
     [(stage.end, stage.config.data.sequence_length) for stage in stages(config)]
     # [(112500, 128), (125000, 512)]
     ```
@@ -40,7 +40,7 @@ def stages(config: PretrainingConfig) -> list[Stage]:
     data, trainer = config.data, config.trainer
     found, begin = [], 0
     ends = stage_ends(data.sequence_length_schedule, trainer.train_steps, trainer.steps_per_loop)
-    lengths = [length for _, length in data.sequence_length_schedule]
+    lengths = data.sequence_length_schedule[1::2]
     for end, length in zip(
         [*ends, trainer.train_steps], [*lengths, data.sequence_length], strict=True
     ):
@@ -53,17 +53,17 @@ def stages(config: PretrainingConfig) -> list[Stage]:
     return found
 
 
-def stage_ends(
-    schedule: Sequence[Sequence[float]], train_steps: int, steps_per_loop: int
-) -> list[int]:
+def stage_ends(schedule: Sequence[float], train_steps: int, steps_per_loop: int) -> list[int]:
     """The steps that the stages of a schedule end with, the last stage aside: whole loops.
 
     Example:
     ```python
-    stage_ends([[0.9, 128]], train_steps=125_000, steps_per_loop=1)  # [112500]
+    stage_ends([0.9, 128], train_steps=125_000, steps_per_loop=1)  # [112500]
     ```
     """
-    return [round(share * train_steps) // steps_per_loop * steps_per_loop for share, _ in schedule]
+    return [
+        round(share * train_steps) // steps_per_loop * steps_per_loop for share in schedule[::2]
+    ]
 
 
 def stage_at(run: Sequence[Stage], steps: int) -> Stage:

@@ -75,11 +75,14 @@ def test_a_pipeline_builds_the_same_bytes(
 def test_words_are_counted_as_on_one_machine(corpus: FileSource, tmp_path: Path):
     def counted(most: int) -> tuple:
         arguments = ("DirectRunner", FOUR_THREADS)
-        return beam.count_words_with_beam(corpus, True, most, str(tmp_path), *arguments)
+        return beam.count_words_with_beam(
+            corpus, True, most, str(tmp_path / "new" / "vocabulary"), *arguments
+        )
 
     expected, nothing = count_corpus(corpus, True, 0, 1000)
     assert counted(1000) == (expected, nothing)
     counts, characters = counted(10)
+    assert not (tmp_path / "new").exists() or not os.listdir(tmp_path / "new")
     assert len(counts) == 10 and counts == {word: expected[word] for word in counts}
     assert min(counts.values()) >= max(expected[word] for word in expected.keys() - counts.keys())
     assert sum(characters.values()) == sum(

@@ -285,6 +285,15 @@ def test_a_wider_batch_is_padded(dataset: Manifest):
     assert (batch["token_ids"][:, LENGTH:] == SPECIAL.pad).all()
 
 
+def test_shards_may_be_in_a_store(dataset: Manifest, data: PretrainingData):
+    for path in Path(dataset.directory).iterdir():
+        tf.io.gfile.copy(str(path), f"ram://pipeline/{path.name}", overwrite=True)
+    remote = PretrainingData.open("ram://pipeline", LENGTH, VIEWS)
+    assert_equal(
+        batches(remote.training_batches(BATCH, 3), 3), batches(data.training_batches(BATCH, 3), 3)
+    )
+
+
 @pytest.mark.parametrize("pattern", ["", "/*.tfrecord"])
 def test_missing_data_is_named(tmp_path: Path, pattern: str):
     with pytest.raises(UserError, match=str(tmp_path)):

@@ -3,9 +3,13 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.source_flags import (
+    check_runner,
+    cleaning_from_flags,
+    define_cleaning_flags,
+    define_runner_flag,
     define_source_flags,
-    documents_from_flags,
     source_from_flags,
 )
 from cocolm_tf.data.sources import DocstringSource, TfdsSource
@@ -14,7 +18,8 @@ from cocolm_tf.errors import UserError
 
 def parsed(*arguments: str) -> flags.FlagValues:
     values = flags.FlagValues()
-    define_source_flags(values)
+    for define in (define_source_flags, define_cleaning_flags, define_runner_flag):
+        define(values)
     values(["program", *arguments])
     return values
 
@@ -32,7 +37,7 @@ def parsed(*arguments: str) -> flags.FlagValues:
 )
 def test_contradictions_are_refused(arguments: list[str], complaint: str):
     with pytest.raises(UserError, match=complaint):
-        documents_from_flags(parsed(*arguments))
+        source_from_flags(parsed(*arguments))
 
 
 @pytest.mark.parametrize(
@@ -65,26 +70,26 @@ def test_the_description_has_what_decides_the_text(
 def test_text_files(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n")
-    assert list(documents_from_flags(parsed(f"--input={path}"))) == ["one\ntwo"]
+    assert list(source_from_flags(parsed(f"--input={path}"))) == ["one\ntwo"]
     arguments = [f"--input={path}", "--one_document_per_line"]
-    assert list(documents_from_flags(parsed(*arguments))) == ["one", "two"]
+    assert list(source_from_flags(parsed(*arguments))) == ["one", "two"]
 
 
 def test_json_lines(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "one"}\n')
     arguments = [f"--input={path}", "--jsonl_field=body"]
-    assert list(documents_from_flags(parsed(*arguments))) == ["one"]
+    assert list(source_from_flags(parsed(*arguments))) == ["one"]
 
 
 def test_another_encoding_and_damage(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"caf\xe9\n")
-    assert list(documents_from_flags(parsed(f"--input={path}", "--encoding=cp1252"))) == ["café"]
-    found = documents_from_flags(parsed(f"--input={path}", "--max_bad_share=1"))
+    assert list(source_from_flags(parsed(f"--input={path}", "--encoding=cp1252"))) == ["café"]
+    found = source_from_flags(parsed(f"--input={path}", "--max_bad_share=1"))
     assert list(found) == ["caf\ufffd"]
     with pytest.raises(UserError, match="--encoding=cp1252, say; --max_bad_share"):
-        list(documents_from_flags(parsed(f"--input={path}")))
+        list(source_from_flags(parsed(f"--input={path}")))
 
 
 def test_the_other_sources(monkeypatch: pytest.MonkeyPatch):
@@ -96,3 +101,52 @@ def test_the_other_sources(monkeypatch: pytest.MonkeyPatch):
     assert found == (("a/b",), {"field": "c", "split": "d"})
     source = TfdsSource((), *found[0], **found[1])
     assert source.describe() == {"tfds": "a/b", "tfds_field": "c", "tfds_split": "d"}
+
+
+def test_cleaning_is_off_unless_asked_for():
+    assert cleaning_from_flags(parsed()) == (None, None)
+    arguments = ["--min_words=2", "--max_words=9", "--min_letter_share=0.5"]
+    cleaning, deduplication = cleaning_from_flags(
+        parsed(*arguments, "--max_repeated_lines=0.3", "--deduplicate=exact")
+    )
+    assert cleaning == Cleaning(2, 9, 0.5, 0.3)
+    assert deduplication == Deduplication("exact", cleaning=cleaning)
+    assert deduplication.describe() == {"deduplicate": "exact"}
+
+
+def test_near_duplicates_have_a_threshold_and_n_grams():
+    pytest.importorskip("datasketch", reason="finds near duplicates")
+    arguments = ["--deduplicate=near", "--deduplicate_threshold=0.7", "--deduplicate_ngram=3"]
+    cleaning, deduplication = cleaning_from_flags(parsed(*arguments))
+    assert (cleaning, deduplication) == (None, Deduplication("near", 0.7, 3))
+    assert deduplication.describe() == {
+        "deduplicate": "near",
+        "deduplicate_threshold": 0.7,
+        "deduplicate_ngram": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--min_words=9", "--max_words=8"], "--max_words=8 is less than --min_words=9"),
+        (["--deduplicate_ngram=3"], "--deduplicate_ngram goes with --deduplicate=near"),
+        (
+            ["--deduplicate=exact", "--deduplicate_threshold=0.7"],
+            "--deduplicate_threshold goes with --deduplicate=near",
+        ),
+    ],
+)
+def test_contradictions_of_cleaning_are_refused(arguments: list[str], complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        cleaning_from_flags(parsed(*arguments))
+
+
+def test_what_comes_after_the_flags_is_for_beam():
+    assert parsed().runner == "local"
+    check_runner("local", [])
+    check_runner("DirectRunner", ["--direct_num_workers=4"])
+    with pytest.raises(UserError, match="argument 'again': flags are written --name=value.$"):
+        check_runner("DirectRunner", ["again"])
+    with pytest.raises(UserError, match="'--a=b': .*; those of Apache Beam go with its --runner"):
+        check_runner("local", ["--a=b"])

@@ -5,12 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.data import reading
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.training.callbacks import METRICS_FILENAME
 
 
@@ -127,10 +127,9 @@ def test_nothing_left_to_read_is_told(refused, tiny, data: Path):
 
 @pytest.mark.slow
 def test_a_shard_that_is_damaged_later_ends_the_run_with_its_name(
-    finished, tiny, pretrain_on, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished, pretrain_on, data: Path, tmp_path: Path
 ):
     """A run that goes on looks at the shards' sizes only; the damage is found on reading."""
-    monkeypatch.setattr(reading, "FIRST_WAIT_SECONDS", 0.001)
     run = Path(shutil.copytree(finished.model_dir, tmp_path / "run"))
     for path in run.glob("checkpoints/ckpt-10.*"):
         path.unlink()
@@ -146,30 +145,18 @@ def test_a_shard_that_is_damaged_later_ends_the_run_with_its_name(
 
 
 @pytest.mark.slow
-def test_a_shard_that_cannot_be_read_for_a_while(
-    finished, pretrain_on, corpus, data: Path, tmp_path: Path, monkeypatch, capfd
-):
-    """It is waited for, and the run is the one that it would have been."""
-    hidden, shard = tmp_path / "hidden", shard_of(data)
+def test_a_shard_that_cannot_be_read_for_a_while(finished, pretrain_on, corpus, tmp_path: Path):
+    """The run ends, to be started again, and becomes the one that it would have been."""
+    shard = shard_of(Path(corpus.train))
 
-    def wait(path: tf.Tensor, attempts: tf.Tensor) -> int:
-        if hidden.exists():
-            hidden.rename(shard)
-        waits.append(path.numpy().decode())
-        return int(attempts)
+    class Lost(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+            if int(self.model.optimizer.iterations) == 7:
+                raise tf.errors.UnavailableError(None, None, f"{shard}; connection reset")
 
-    waits: list[str] = []
-    monkeypatch.setattr(reading, "_wait", wait)
-    open_data = reading.tf.raw_ops.TFRecordDatasetV2
-
-    def open_and_lose(**arguments) -> tf.Tensor:
-        if shard.exists() and not waits:
-            shard.rename(hidden)
-        return open_data(**arguments)
-
-    monkeypatch.setattr(reading.tf.raw_ops, "TFRecordDatasetV2", open_and_lose)
-    pretrain_on(finished.config, tmp_path / "run", train_data=str(data))
-    assert set(waits) == {str(shard)}
+    with pytest.raises(RestartableError, match=f"{shard} could not be read .*start again with"):
+        pretrain_on(finished.config, tmp_path / "run", callbacks=[Lost()])
+    pretrain_on(finished.config, tmp_path / "run")
     assert_ends_as(tmp_path / "run", finished.model_dir)
 
 

@@ -8,6 +8,7 @@ import signal
 import types
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,7 +21,7 @@ from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.training import pretraining as module
 from cocolm_tf.training.callbacks import METRICS_FILENAME, ProgressBar
-from cocolm_tf.training.config import TrainerConfig, load_config
+from cocolm_tf.training.config import load_config
 from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.identity import History, Input, stretch_of
 from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
@@ -136,6 +137,59 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
         assert metrics(Path(copy)) == metrics(finished.model_dir)
         assert fingerprint(f"{copy}/preset") == fingerprint(f"{model_dir}/preset")
         assert sorted(os.listdir(copy)) == sorted(os.listdir(finished.model_dir))
+
+
+@pytest.mark.slow
+def test_a_schedule_of_lengths_over_a_mixture_goes_on_exactly(
+    tiny, pretrain_on, corpus, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Stopped before and after the switch, with batches of as many tokens on either side."""
+    config = tiny(
+        data={"sequence_length_schedule": [0.5, 8], "scale_batch_size": True},
+        trainer={"train_steps": 6, "validation_interval": 2},
+    )
+    mixture = f"{corpus.train}=0.75,{corpus.validation}=0.25"
+
+    class Kill(keras.callbacks.Callback):
+        def __init__(self, steps: list[int]) -> None:
+            super().__init__()
+            self.steps = steps
+
+        def on_train_batch_end(self, batch, logs=None):
+            if int(self.model.optimizer.iterations) in self.steps:
+                raise KeyboardInterrupt
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pretrain_on(config, whole, train_data=mixture)
+    assert "are cut into 3 of up to 7 for a length of 8" in capsys.readouterr().err
+    for stop in (3, 5):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_on(config, parts, train_data=mixture, callbacks=[Kill([stop])])
+    pretrain_on(config, parts, train_data=mixture)
+    assert_same_run(parts, whole, step=6)
+    assert metrics(parts) == metrics(whole)
+    lines = metrics(whole)
+    # The stages' end at step 3 is validated too.
+    validated = [line["step"] for line in lines if line["split"] == "validation"]
+    assert validated == [2, 3, 4, 6]
+    counts = [
+        [line[f"sequences/{path}"] for path in (corpus.train, corpus.validation)]
+        for line in lines
+        if line["split"] == "train"
+    ]
+    # Of 8 sequences a step of 8 tokens, then of 4 of 16.
+    assert [sum(count) for count in counts] == [16, 28, 36]
+    card = (whole / "preset" / "README.md").read_text()
+    assert "3 steps of 64 tokens, then 3 steps of 64 tokens, 384 in all" in card
+    assert f"training, 0.75 of the sequences, {corpus.train}" in card
+    with pytest.raises(UserError, match="with trainer.train_steps=6, not 8"):
+        changed = tiny(
+            data={"sequence_length_schedule": [0.5, 8], "scale_batch_size": True},
+            trainer={"train_steps": 8, "validation_interval": 2},
+        )
+        pretrain_on(changed, whole, train_data=mixture)
+    with pytest.raises(UserError, match="with --train_data=.*=0.75,.*=0.25 .*, not .*=0.5,"):
+        pretrain_on(config, whole, train_data=mixture.replace("=0.75", "=0.5"))
 
 
 @pytest.mark.slow
@@ -332,18 +386,24 @@ def test_replicas_share_the_batch(
     assert shapes == {name: v.shape for name, v in weights(finished.model_dir, 10).items()}
 
 
-@given(step=st.integers(0, 40), train_steps=st.integers(1, 40), interval=st.integers(1, 15))
-def test_what_is_left_is_cut_at_validations(step: int, train_steps: int, interval: int):
-    trainer = TrainerConfig()
-    trainer.override({"train_steps": train_steps, "validation_interval": interval})
+@given(
+    step=st.integers(0, 40),
+    train_steps=st.integers(1, 40),
+    interval=st.integers(1, 15),
+    switch=st.integers(0, 39),
+)
+def test_what_is_left_is_cut_at_validations_and_stages(
+    step: int, train_steps: int, interval: int, switch: int
+):
+    stage_ends = sorted({min(switch, train_steps), train_steps})
     ends = []
     at = step
-    for steps, epochs in module._segments(step, trainer):
+    for steps, epochs in module._segments(step, interval, stage_ends):
         assert steps > 0 and epochs > 0
         for _ in range(epochs):
             at += steps
             ends.append(at)
-    due = [end for end in range(step + 1, train_steps) if end % interval == 0]
+    due = [end for end in range(step + 1, train_steps) if end % interval == 0 or end in stage_ends]
     assert ends == due + [train_steps] * (step < train_steps)
 
 
@@ -367,13 +427,12 @@ def test_the_peak_is_that_of_the_device_or_as_configured(
     tiny, monkeypatch: pytest.MonkeyPatch, mirrored_strategy
 ):
     config = tiny()
-    flops, tokens = sum(pretraining_flops(config).values()), 4 * 16
-    assert module._peak_tokens_per_second(config, mirrored_strategy) is None
+    flops = sum(pretraining_flops(config).values())
+    assert module._peak_seconds(config, mirrored_strategy) is None
     monkeypatch.setattr(module, "peak_flops", lambda strategy, precision: 5.0 * flops)
-    assert module._peak_tokens_per_second(config, mirrored_strategy) == pytest.approx(5 * tokens)
-    config.runtime.peak_flops = 3.0 * flops
-    expected = 2 * 3 * tokens  # two devices
-    assert module._peak_tokens_per_second(config, mirrored_strategy) == pytest.approx(expected)
+    assert module._peak_seconds(config, mirrored_strategy)(10) == pytest.approx(10 / 5)
+    config.runtime.peak_flops = 3.0 * flops  # of each of two devices
+    assert module._peak_seconds(config, mirrored_strategy)(10) == pytest.approx(10 / 6)
 
 
 # What is wrong is said before anything is written.
@@ -454,10 +513,6 @@ def test_an_altered_shard_is_found_by_its_checksum(refused, corpus, tmp_path: Pa
     content[20] ^= 1
     shard.write_bytes(bytes(content))
     assert str(shard) in refused(train_data=str(tmp_path / "data"))
-
-
-def test_sequences_longer_than_configured_are_refused(refused, tiny):
-    assert "data.sequence_length=8" in refused(tiny(data={"sequence_length": 8}))
 
 
 def test_a_batch_that_does_not_divide_is_refused(refused, tiny):
