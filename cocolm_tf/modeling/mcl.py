@@ -253,7 +253,7 @@ class MCLPretrainer(TrainingStep):
         if not courses:
             return {}
         seed = self.sampling_seeds.next()
-        temperature = self.temperature(self.sampling_temperature)
+        temperature = self.temperature_now(self.sampling_temperature)
 
         def of_rows(
             logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor

@@ -198,7 +198,7 @@ class CocoLMPretrainer(TrainingStep):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The auxiliary model's cross entropy, best guess and sample at each masked position."""
         seed, numbers = self.sampling_seeds.next(), tf.range(tf.shape(labels)[0])
-        temperature = self.temperature(self.sampling_temperature)
+        temperature = self.temperature_now(self.sampling_temperature)
 
         def sample(logits: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor]:
             return (sample_tokens(logits, seed, numbers[0], temperature),)

@@ -127,7 +127,7 @@ class TrainingStep(keras.Model):
 
     # What a subclass may ask for.
 
-    def temperature(self, schedule: SamplingTemperature | None) -> tf.Tensor | float:
+    def temperature_now(self, schedule: SamplingTemperature | None) -> tf.Tensor | float:
         """That of the step that is taken; of a model that is not trained, that of the run's end."""
         if schedule is None:
             return 1.0
