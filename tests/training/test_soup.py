@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from tiny_presets import write_tiny_preset
 
+from cocolm_tf.analysis import soups
+from cocolm_tf.analysis.soups import held_out_score
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
 from cocolm_tf.training.soup import Score, average_presets
 
@@ -156,3 +159,40 @@ def test_another_vocabulary_is_refused(presets: list[str], tmp_path: Path):
     config.write_text(config.read_text().replace('"lowercase": false', '"lowercase": true'))
     complaint = refused([presets[0], str(other)], tmp_path / "soup")
     assert complaint == f"--preset={other} has another vocabulary than {presets[0]}."
+
+
+def test_held_out_losses_are_of_the_same_corruptions(finished, corpus, tmp_path: Path):
+    good, noisy = str(finished.model_dir / "preset"), tmp_path / "noisy"
+    shutil.copytree(good, noisy)
+    for part in (noisy, noisy / "auxiliary"):
+        backbone = read_backbone(str(part))
+        rng = np.random.default_rng(0)
+        for variable in backbone.trainable_variables:
+            variable.assign(variable.numpy() + rng.normal(0, 0.5, variable.shape))
+        backbone.save_weights(part / "model.weights.h5")
+    score = held_out_score([good, str(noisy)], corpus.validation, batches=4, batch_size=4)
+    losses = [score.of(good), score.of(str(noisy)), score.of(good)]
+    assert losses[0] == losses[2] < losses[1]
+    assert score.name == "50 copy loss + lm loss" and not score.higher_is_better
+    # The main model and its heads alone make the difference.
+    shutil.rmtree(noisy / "auxiliary")
+    assert score.of(str(noisy)) == pytest.approx(losses[1])
+
+
+def test_held_out_text_must_fit(finished, corpus, source: Path):
+    with pytest.raises(UserError, match="another vocabulary than the presets'"):
+        held_out_score([str(source)] * 2, corpus.validation, 4, 4)
+
+
+def test_a_fine_tuned_score_is_that_of_the_dev_set(monkeypatch: pytest.MonkeyPatch):
+    specs = []
+    scores = iter([{"score": 0.7}, {"diverged": True}])
+    monkeypatch.setattr(ClassificationRun, "check", lambda run: "RTE")
+    monkeypatch.setattr(
+        soups, "run_classification", lambda spec, *_: specs.append(spec) or next(scores)
+    )
+    score = soups.fine_tuned_score({"a": 1}, {"glue": {"task": "rte"}}, seed=3)
+    assert score.of("one") == 0.7 and score.higher_is_better
+    assert specs[0]["preset"] == "one" and specs[0]["seed"] == 3 and not specs[0]["save_preset"]
+    with pytest.raises(UserError, match="fine-tuning two on RTE diverged"):
+        score.of("two")
