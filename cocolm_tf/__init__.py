@@ -4,40 +4,29 @@ The public names load on first use, so that `import cocolm_tf` and the programs'
 wait for TensorFlow.
 """
 
-import importlib
 import os
-from typing import Any
+
+from cocolm_tf import lazy
 
 # Keras reads its backend when it is first imported.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "CocoLMBackbone": "cocolm_tf.modeling.backbone",
-    "CocoLMPretrainer": "cocolm_tf.modeling.pretrainer",
-    "CocoLMPromptClassifier": "cocolm_tf.finetuning.prompt_classifier",
-    "CocoLMPromptClassifierPreprocessor": "cocolm_tf.finetuning.prompt_classifier_preprocessor",
-    "CocoLMQuestionAnswerer": "cocolm_tf.finetuning.question_answerer",
-    "CocoLMQuestionAnswererPreprocessor": "cocolm_tf.finetuning.question_answerer_preprocessor",
-    "CocoLMTextClassifier": "cocolm_tf.finetuning.text_classifier",
-    "CocoLMTextClassifierPreprocessor": "cocolm_tf.finetuning.text_classifier_preprocessor",
-    "CocoLMTokenizer": "cocolm_tf.tokenization.tokenizer",
-    "UserError": "cocolm_tf.errors",
-    "losses": None,
-}
-
-__all__ = [*_HOMES, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
-    if home is None:
-        return importlib.import_module(f"{__name__}.{name}")
-    return getattr(importlib.import_module(home), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy.exports(
+    __name__,
+    {
+        "errors": ["UserError"],
+        "finetuning.prompt_classifier": ["CocoLMPromptClassifier"],
+        "finetuning.prompt_classifier_preprocessor": ["CocoLMPromptClassifierPreprocessor"],
+        "finetuning.question_answerer": ["CocoLMQuestionAnswerer"],
+        "finetuning.question_answerer_preprocessor": ["CocoLMQuestionAnswererPreprocessor"],
+        "finetuning.text_classifier": ["CocoLMTextClassifier"],
+        "finetuning.text_classifier_preprocessor": ["CocoLMTextClassifierPreprocessor"],
+        "losses": [],
+        "modeling.backbone": ["CocoLMBackbone"],
+        "modeling.pretrainer": ["CocoLMPretrainer"],
+        "tokenization.tokenizer": ["CocoLMTokenizer"],
+    },
+)
+__all__ += ["__version__"]

@@ -66,19 +66,7 @@ _TENSORFLOW_PARENT = re.compile(r"^(\S+) is not a directory")
 
 
 def refusal(error: BaseException) -> str | None:
-    """Puts into a line what the system, and not a defect, has refused: a file, a folder, room.
-
-    Args:
-        error: Python's, of whatever library, or TensorFlow's.
-
-    Returns:
-        The line, with what helps; None for any other error.
-
-    Example:
-    ```python
-    refusal(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/first/preset"))
-    ```
-    """
+    """Puts into a line what the system, and not a defect, has refused: a file, a folder, room."""
     tensorflow = sys.modules.get("tensorflow.python.framework.errors_impl")
     if isinstance(error, OSError) and error.errno in _ADVICE:
         # HDF5 tells the file in its text alone, of several lines.
@@ -102,13 +90,7 @@ def refusal(error: BaseException) -> str | None:
 
 
 def is_hdf5_refusal(error: BaseException) -> bool:
-    """Whether an error tells, in whatever class, that HDF5 was refused a file.
-
-    Example:
-    ```python
-    is_hdf5_refusal(RuntimeError("Can't decrement id ref count (errno = 28, ...)"))  # True
-    ```
-    """
+    """Whether an error tells, in whatever class, that HDF5 was refused a file."""
     found = re.search(r"errno = (\d+)", str(error))
     return found is not None and int(found[1]) in _ADVICE
 

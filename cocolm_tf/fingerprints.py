@@ -8,19 +8,7 @@ from cocolm_tf import files
 
 
 def fingerprint(preset: str) -> str:
-    """Hashes what a model that starts from a preset depends on.
-
-    Args:
-        preset: The folder.
-
-    Returns:
-        SHA-256 in hexadecimal, of the architecture, the weights and the vocabulary.
-
-    Example:
-    ```python
-    fingerprint("runs/first/preset")
-    ```
-    """
+    """SHA-256 of what a model that starts from a preset depends on: sizes, weights, vocabulary."""
     digest = hashlib.sha256()
     for name in _names(preset):
         digest.update(name.encode())
@@ -29,19 +17,7 @@ def fingerprint(preset: str) -> str:
 
 
 def content_fingerprints(paths: Iterable[str]) -> dict[str, str]:
-    """Hashes files.
-
-    Args:
-        paths: The files. One that does not exist is left out.
-
-    Returns:
-        SHA-256 in hexadecimal, by path.
-
-    Example:
-    ```python
-    content_fingerprints(["train.csv", "dev.csv"])
-    ```
-    """
+    """SHA-256 of files, by path; one that does not exist is left out."""
     return {path: _digest(path).hex() for path in paths if files.is_file(path)}
 
 

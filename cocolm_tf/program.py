@@ -19,22 +19,13 @@ RESTARTABLE = 75
 def run(
     main: Callable[..., str | None], operands: Sequence[str] = (), takes_more: bool = False
 ) -> None:
-    """Parses the flags, calls `main` and ends the process.
-
-    A mistake in the flags, a `UserError` or what the system refuses (see `errors.refusal`) becomes
-    one line on standard error and exit status 1, a `RestartableError` one and exit status 75, an
-    interruption status 130; any other exception is a defect of ours and keeps its traceback.
-
-    Args:
-        main: The job. What it returns, the path of what it wrote, is the program's last line.
-        operands: The names of the arguments that are no flags, which `main` gets.
-        takes_more: Whether there may be more of these, as after `--`.
-
-    Example:
-    ```python
-    program.run(lambda: "runs/first")
-    ```
-    """
+    """Parses the flags, calls `main` and ends the process."""
+    # What `main` returns, the path of what it wrote, is the program's last line; it gets the
+    # `operands`, the arguments that are no flags; `takes_more`: or more of them, as after `--`.
+    # A mistake in the flags, a `UserError` or what the system refuses (see `errors.refusal`)
+    # becomes one line on standard error and exit status 1, a `RestartableError` one and exit status
+    # 75, an interruption status 130; any other exception is a defect of ours and keeps its
+    # traceback.
 
     def guarded(arguments: list[str]) -> None:
         given = arguments[1:]

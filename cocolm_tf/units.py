@@ -4,20 +4,7 @@ _PREFIXES = ((21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3,
 
 
 def si(number: float, unit: str = "") -> str:
-    """Writes a number with three digits and an SI prefix.
-
-    Args:
-        number: float, 0 or more.
-        unit: its unit.
-
-    Returns:
-        Number, prefix and unit.
-
-    Example:
-    ```python
-    si(1.234e12, "FLOP"), si(12)  # ("1.23 TFLOP", "12")
-    ```
-    """
+    """Writes a number with three digits and an SI prefix: 1.234e12, "FLOP" as 1.23 TFLOP."""
     for exponent, prefix in _PREFIXES:
         # 999,999 is 1 M, not 1e+03 k.
         if float(f"{number:.3g}") >= 10**exponent:
@@ -26,20 +13,13 @@ def si(number: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Writes a time in the unit that suits it.
-
-    Args:
-        seconds: float, 0 or more.
-
-    Returns:
-        Three digits and milliseconds, seconds, minutes, hours or days.
-
-    Example:
-    ```python
-    duration(0.25), duration(86_400 * 12.3)  # ("250 ms", "12.3 days")
-    ```
-    """
+    """Writes seconds with three digits in the unit that suits them, from ms to days."""
     for unit, length in (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"
     return f"{1000 * seconds:.3g} ms"
+
+
+def gib(count: float) -> str:
+    """Writes bytes in GiB."""
+    return f"{count / 2**30:,.2f} GiB"

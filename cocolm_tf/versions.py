@@ -9,13 +9,7 @@ import cocolm_tf
 
 
 def own_versions() -> dict[str, str]:
-    """Looks up the versions of what every run computes with.
-
-    Example:
-    ```python
-    own_versions()  # {"cocolm_tf": "0.1.0", "tensorflow": "2.20.0", "keras": "3.15.1"}
-    ```
-    """
+    """Looks up the versions of what every run computes with."""
     # Of the modules: TensorFlow's distribution has other names too, as tensorflow-cpu.
     return {
         "cocolm_tf": cocolm_tf.__version__,
@@ -25,13 +19,7 @@ def own_versions() -> dict[str, str]:
 
 
 def installed_versions(*distributions: str) -> dict[str, str]:
-    """Looks up the versions of those distributions that are installed.
-
-    Example:
-    ```python
-    installed_versions("tensorflow", "torch")  # {"tensorflow": "2.20.0"}
-    ```
-    """
+    """Looks up the versions of those distributions that are installed."""
     versions = {}
     for name in distributions:
         try:
@@ -42,11 +30,5 @@ def installed_versions(*distributions: str) -> dict[str, str]:
 
 
 def versions_line(versions: dict[str, str]) -> str:
-    """Lists versions for reading.
-
-    Example:
-    ```python
-    versions_line({"tensorflow": "2.20.0", "keras": "3.15.1"})  # "tensorflow 2.20.0, keras 3.15.1"
-    ```
-    """
+    """Lists versions for reading."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())

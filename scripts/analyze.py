@@ -109,8 +109,7 @@ def main() -> str:
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.analysis.comparison import Findings, write_comparison
     from cocolm_tf.analysis.figures import PALETTE
-    from cocolm_tf.analysis.held_out import measure_run
-    from cocolm_tf.analysis.run_comparison import read_run
+    from cocolm_tf.analysis.runs import measure_run, read_run
     from cocolm_tf.analysis.scores import place_scores, read_scores
 
     if len(model_dirs) > len(PALETTE):
@@ -155,9 +154,7 @@ def _named(flag: str) -> dict[str, str]:
 
 def _read_files() -> dict[str, Any]:
     """What the user's files hold, by the flags that they were given with."""
-    from cocolm_tf.analysis.corrupted_texts import read_corrupted_texts
-    from cocolm_tf.analysis.minimal_pairs import read_minimal_pairs
-    from cocolm_tf.analysis.pairs import read_pairs
+    from cocolm_tf.analysis.inputs import read_corrupted_texts, read_minimal_pairs, read_pairs
 
     readers = {
         "pairs": read_pairs,
@@ -171,8 +168,9 @@ def _read_files() -> dict[str, Any]:
 
 
 def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
-    from cocolm_tf.analysis.encoder import SentenceEncoder
-    from cocolm_tf.analysis.sentence_space import describe_space, draw_texts
+    from cocolm_tf.analysis.inputs import draw_texts
+    from cocolm_tf.analysis.presets import SentenceEncoder
+    from cocolm_tf.analysis.sentence_space import describe_space
 
     texts = list(dict.fromkeys(pairs.first + pairs.second))[: FLAGS.texts]
     if FLAGS.corpus:
@@ -195,7 +193,7 @@ def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
 
 def _detections(presets: dict[str, str], texts: list) -> dict[str, Any]:
     from cocolm_tf.analysis.detection import detect, detect_in_texts
-    from cocolm_tf.analysis.pretrained import load_pretrained
+    from cocolm_tf.analysis.presets import load_pretrained
 
     detections: dict[str, Any] = {}
     for name, preset in presets.items() if FLAGS.data or texts else ():
@@ -217,7 +215,7 @@ def _detections(presets: dict[str, str], texts: list) -> dict[str, Any]:
 
 def _judgements(presets: dict[str, str], pairs: list) -> dict[str, dict[str, dict[str, float]]]:
     from cocolm_tf.analysis.minimal_pairs import accuracies, judge, judgements
-    from cocolm_tf.analysis.pretrained import load_pretrained
+    from cocolm_tf.analysis.presets import load_pretrained
 
     sentences = [pair.good for pair in pairs] + [pair.bad for pair in pairs]
     results = {}

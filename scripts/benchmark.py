@@ -60,7 +60,7 @@ def main() -> str:
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.training.benchmark import benchmark, format_report
+    from cocolm_tf.costs.step_benchmark import benchmark, format_report
     from cocolm_tf.training.config import load_config
 
     config = load_config(FLAGS.config_file, overrides)

@@ -45,7 +45,7 @@ def main() -> str:
     source = source_flags.source_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
-    from cocolm_tf.benchmarking.data import DataSizes, format_data, measure_data
+    from benchmarks.data import DataSizes, format_data, measure_data
 
     sizes = DataSizes(
         FLAGS.vocabulary_size, FLAGS.sequence_length, FLAGS.batch_size, FLAGS.num_batches

@@ -58,7 +58,8 @@ def main() -> str:
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.benchmarking.peers import compare, format_comparison
+    from benchmarks.peers import compare, format_comparison
+
     from cocolm_tf.training.config import load_config
 
     result = compare(

@@ -60,9 +60,9 @@ def main() -> str:
         raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
 
     # Imported once the flags are known: Model Garden's configurations import TensorFlow.
-    from cocolm_tf.training.accelerators import ACCELERATORS
+    from cocolm_tf.costs.accelerators import ACCELERATORS
+    from cocolm_tf.costs.estimation import estimate, format_report
     from cocolm_tf.training.config import load_config
-    from cocolm_tf.training.estimate import estimate, format_report
 
     result = estimate(
         load_config(FLAGS.config_file, FLAGS.params_override),

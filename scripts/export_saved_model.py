@@ -64,6 +64,12 @@ flags.DEFINE_integer(
     "correct, answer: the longest text or context; its end goes unread.",
     lower_bound=1,
 )
+flags.DEFINE_integer(
+    "max_bytes",
+    1 << 16,
+    "What is read of a text, in bytes; the rest goes unread. A request may have 64 times as much.",
+    lower_bound=64,
+)
 flags.DEFINE_bool("pairs", False, "classify: serving_default takes pairs of texts.")
 
 FLAGS = flags.FLAGS
@@ -87,6 +93,7 @@ def main() -> str:
         pooling=FLAGS.pooling,
         num_corrections=FLAGS.corrections,
         max_tokens=FLAGS.max_tokens,
+        max_bytes=FLAGS.max_bytes,
         min_probability=FLAGS.min_probability,
         pairs=FLAGS.pairs,
     )

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 # Seconds for what does not wait for TensorFlow, on a machine that may be busy.
 AT_ONCE = 60
 _PROFILE = "import time:"
-_IMPORTED_ONCE = ("tensorflow", "tensorflow_text", "keras_nlp")
+_IMPORTED_ONCE = ("tensorflow", "tensorflow_text", "keras_hub")
 
 
 class Program:

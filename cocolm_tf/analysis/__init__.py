@@ -1,1 +1,18 @@
-"""What a run has learned: its curves, its behavior on sentences, its report."""
+"""What presets and runs have learned: measures, detection, demonstration, curves, pages."""
+
+from cocolm_tf import lazy
+
+__getattr__, __dir__, __all__ = lazy.exports(
+    __name__,
+    {
+        "comparison": ["write_comparison"],
+        "demonstration": ["demonstrate"],
+        "detection": ["detect", "detect_in_texts"],
+        "minimal_pairs": ["judge"],
+        "presets": ["SentenceEncoder", "load_pretrained"],
+        "report": ["write_report"],
+        "runs": ["measure_run", "read_run"],
+        "scores": ["read_scores"],
+        "sentence_space": ["alignment", "describe_space", "uniformity"],
+    },
+)

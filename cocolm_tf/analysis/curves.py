@@ -1,36 +1,138 @@
-"""The curves of a run, drawn over its steps."""
+"""The curves of training: which metrics each plot shows, of one run or of several together."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from cocolm_tf.analysis.figures import BLUE, FAINT_INK, ORANGE, new_figure, styled
+from cocolm_tf.analysis.figures import (
+    BLUE,
+    FAINT_INK,
+    ORANGE,
+    PALETTE,
+    explain,
+    new_figure,
+    styled,
+)
+from cocolm_tf.analysis.glossary import MEANINGS, MEANINGS_OF_STEPS
 from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION, Metrics
-from cocolm_tf.analysis.plots import Plot, set_scale
+from cocolm_tf.analysis.runs import X_AXES, Run
+
+_PERCENT, _POWERS, _PREFIXES = "percent", "powers", "prefixes"
+# The lines of a plot's two curves, where colors are runs.
+_LINES = ("-", (0, (4, 1.6)))
 
 # A curve's label, color and last value.
 End = tuple[str, str, float]
 
 
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A figure to draw."""
+
+    name: str  # of its file
+    title: str  # what it shows
+    unit: str  # of the vertical axis
+    curves: dict[str, str]  # the metrics it shows, with what to call each; one or two
+    scale: str = ""  # `percent`, `powers` (logarithmic), `prefixes` (k, M) or nothing special
+    note: str = ""  # a sentence on what to look for
+
+
+def _of(name: str, unit: str, scale: str = "") -> Plot:
+    """A plot of one measure."""
+    title, _, note = (MEANINGS | MEANINGS_OF_STEPS)[name]
+    return Plot(name, title, unit, {name: title}, scale, note)
+
+
+PLOTS = (
+    _of("loss", "nats"),
+    _of("mlm_loss", "nats per masked token"),
+    _of("copy_loss", "nats per token"),
+    _of("lm_loss", "nats per masked token"),
+    _of("scl_loss", "nats per sequence"),
+    Plot(
+        "copy_accuracy",
+        "Copy head's accuracy",
+        "share of the tokens",
+        {"copy_accuracy_replaced": "replaced", "copy_accuracy_original": "original"},
+        _PERCENT,
+        "How many replaced tokens are flagged, and how many original ones are not: paper, "
+        "figure 8.",
+    ),
+    Plot(
+        "lm_accuracy",
+        "Corrective LM's accuracy",
+        "share of the masked tokens",
+        {"lm_accuracy_replaced": "replaced", "lm_accuracy_original": "original"},
+        _PERCENT,
+        "How often its best guess is the original token, where the input was replaced and where "
+        "it was not: paper, figure 8.",
+    ),
+    _of("mlm_accuracy", "share of the masked tokens", _PERCENT),
+    Plot(
+        "cosine",
+        "Cosine of sequence pairs",
+        "mean cosine",
+        {"positive_cosine": "positive", "negative_cosine": "negative"},
+        note="Two views of one text, and views of different texts: paper, figures 7a and 7b.",
+    ),
+    _of("learning_rate", "step size"),
+    _of("gradient_norm", "global norm", _POWERS),
+    Plot(
+        "throughput",
+        "Throughput",
+        "tokens per second",
+        {"tokens_per_second": "tokens per second"},
+        _PREFIXES,
+        "Tokens of the text, over all devices.",
+    ),
+)
+
+
+def plots_of(*runs: Metrics) -> list[Plot]:
+    """The plots that runs have something for: an objective without a task has none of its."""
+    logged = {
+        name for run in runs for lines in run.lines.values() for line in lines for name in line
+    }
+    plots = []
+    for plot in PLOTS:
+        curves = {name: label for name, label in plot.curves.items() if name in logged}
+        if curves:
+            plots.append(dataclasses.replace(plot, curves=curves))
+    return plots
+
+
+def set_scale(axes: Axes, plot: Plot, runs: Sequence[Metrics]) -> None:
+    """Gives the vertical axis the scale that a plot asks for."""
+    if plot.scale == _PERCENT:
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+        # All of the scale, unless nothing would be seen on it.
+        axes.set_ylim(0, 1.02 if axes.get_ylim()[1] > 0.4 else None)
+    elif plot.scale == _PREFIXES:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_ylim(0, None)
+    elif plot.scale == _POWERS and _all_positive(plot, runs):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _all_positive(plot: Plot, runs: Sequence[Metrics]) -> bool:
+    return all(
+        value > 0
+        for metrics in runs
+        for name in plot.curves
+        for value in metrics.series(TRAINING, name)[1]
+    )
+
+
 def draw(plot: Plot, metrics: Metrics) -> Figure:
-    """Draws one plot: training as a thin line, validation as a line with dots.
-
-    Args:
-        plot: what to draw.
-        metrics: of the run.
-
-    Returns:
-        The figure. Close it (`pyplot.close`) when it is saved.
-
-    Example:
-    ```python
-    draw(PLOTS[0], read_metrics("runs/first")).savefig("/tmp/loss.png")
-    ```
-    """
+    """Draws one plot: training as a thin line, validation as a line with dots."""
     with styled():
         figure, axes = new_figure(plot.title, "step", plot.unit)
         splits = [split for split in (TRAINING, VALIDATION) if _has(metrics, split, plot)]
@@ -110,3 +212,46 @@ def _explain_splits(axes: Axes) -> None:
         fontsize=8.5,
         labelcolor=FAINT_INK,
     )
+
+
+def draw_runs(plot: Plot, runs: Sequence[Run], x_axis: str = "steps") -> Figure:
+    """Draws one plot of several runs, a color each."""
+    # Validation is drawn, and training of a run that does not validate. A second curve of the plot
+    # is dashed.
+    if len(runs) > len(PALETTE):
+        raise ValueError(f"{len(runs)} runs are more than there are colors: {len(PALETTE)}.")
+    with styled():
+        figure, axes = new_figure(plot.title, X_AXES[x_axis], plot.unit)
+        drawn = {}
+        for run, color in zip(runs, PALETTE, strict=False):
+            for name, line in zip(plot.curves, _LINES, strict=False):
+                if _draw_curve(axes, run, name, x_axis, {"color": color, "linestyle": line}):
+                    drawn[run.name] = color
+        axes.margins(x=0.01)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        set_scale(axes, plot, [run.metrics for run in runs])
+        _explain_runs(figure, plot, drawn)
+    return figure
+
+
+def _draw_curve(axes: Axes, run: Run, name: str, x_axis: str, style: Mapping[str, object]) -> bool:
+    """Whether there was something to draw."""
+    for split in (VALIDATION, TRAINING):
+        places, values = run.series(split, name, x_axis)
+        if len(places):
+            marker = "." if len(places) == 1 else ""  # a line needs two points to be seen
+            axes.plot(places, values, linewidth=1.6, marker=marker, **style)
+            return True
+    return False
+
+
+def _explain_runs(figure: Figure, plot: Plot, colors: Mapping[str, str]) -> None:
+    """Colors are runs, below the plot; lines are curves, above it, where there are two."""
+    handles = [Line2D([], [], color=color, linewidth=2) for color in colors.values()]
+    explain(figure, handles, colors)
+    if len(plot.curves) > 1:
+        handles = [
+            Line2D([], [], color=FAINT_INK, linewidth=1.6, linestyle=line) for line in _LINES
+        ]
+        explain(figure, handles, plot.curves.values(), "upper right")

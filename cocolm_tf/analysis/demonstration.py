@@ -1,23 +1,18 @@
 """A trained model at work on a few sentences: what is masked, replaced, flagged and corrected."""
 
 import dataclasses
-import os
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf import files
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
-from cocolm_tf.training.build import build_pretrainer
-from cocolm_tf.training.config import load_config
-from cocolm_tf.training.preset import BACKBONE_FILENAME, load_preset
 
 SENTENCES = (
     "Returns a list of the names of all files in the given directory.",
@@ -26,7 +21,6 @@ SENTENCES = (
     "The teacher told the children that they would have to wait for the bus.",
     "After the war, most of the people in the town had no work and little money.",
 )
-
 # A sentence, the word of it that is wrong, and the right one.
 MISTAKES = (
     ("Returns a list of can in the given order.", "can", "values"),
@@ -35,7 +29,6 @@ MISTAKES = (
     ("This function is called at the end for every step.", "for", "of"),
     ("The first element of the list have the smallest value.", "have", "has"),
 )
-
 # What the verdicts of a `Token` mean.
 VERDICTS = {
     "corrected": "flagged, and the LM head's best guess is the original token",
@@ -44,35 +37,20 @@ VERDICTS = {
     "kept": "the auxiliary model put the original token back, and it is not flagged",
     "false alarm": "flagged, though it is the original token",
 }
-
 _FLAGGED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """What becomes of one token.
+    """What becomes of one token."""
 
-    Tokens are pieces of the vocabulary, "▁" where a word begins.
-
-    Args:
-        piece: as the main model reads it.
-        replaced: the probability, by the copy head, that it is not the original token.
-        guesses: the LM head's likeliest tokens with their probabilities, best first; empty where
-            nothing is to be said about the token, or the model has no LM head.
-        original: the token that belongs here; None where it is not known.
-        was_asked: whether it was masked, or is a mistake.
-
-    Example:
-    ```python
-    Token("▁cat", 0.9, (("▁dog", 0.7), ("▁cat", 0.2)), original="▁dog").verdict  # "corrected"
-    ```
-    """
-
-    piece: str
-    replaced: float
+    piece: str  # as the main model reads it
+    replaced: float  # the probability, by the copy head, that it is not the original token
+    # the LM head's likeliest tokens with their probabilities, best first; empty where nothing is to
+    # be said about the token, or the model has no LM head.
     guesses: tuple[tuple[str, float], ...] = ()
-    original: str | None = None
-    was_asked: bool = False
+    original: str | None = None  # the token that belongs here; None where it is not known
+    was_asked: bool = False  # whether it was masked, or is a mistake
 
     @property
     def is_flagged(self) -> bool:
@@ -99,21 +77,11 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """What a trained model does with sentences, each the tokens that the main model read.
+    """What a trained model does with sentences, each the tokens that the main model read."""
 
-    Args:
-        corrupted: sentences some of whose tokens were masked and replaced.
-        as_written: sentences as they came.
-
-    Example:
-    ```python
-    pretrainer, tokenizer = load_run("runs/first")
-    print(demonstrate(pretrainer, tokenizer).plain_text())
-    ```
-    """
-
+    # sentences some of whose tokens were masked and replaced.
     corrupted: tuple[tuple[Token, ...], ...]
-    as_written: tuple[tuple[Token, ...], ...]
+    as_written: tuple[tuple[Token, ...], ...]  # sentences as they came
 
     def plain_text(self) -> str:
         """Lays the demonstration out for a terminal."""
@@ -127,39 +95,6 @@ class Demonstration:
             lines += ["", *_wrapped("read", _read_text(sentence))]
             lines += [_line(token) for token in sentence if token.is_remarkable]
         return "\n".join(lines)
-
-
-def load_run(
-    model_dir: str, changes: Sequence[str] = ()
-) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
-    """Loads what a finished run has trained, to compute in float32.
-
-    Args:
-        model_dir: the run's folder, with its `config.yaml` and `preset/`.
-        changes: to the configuration, as `load_config` takes them.
-
-    Returns:
-        The pretrainer and its tokenizer.
-
-    Raises:
-        UserError: if the run has no configuration, or no preset yet.
-
-    Example:
-    ```python
-    pretrainer, tokenizer = load_run("runs/first")
-    ```
-    """
-    config_file = os.path.join(model_dir, "config.yaml")
-    if not files.is_file(config_file):
-        raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
-    preset = os.path.join(model_dir, "preset")
-    if not files.is_file(os.path.join(preset, BACKBONE_FILENAME)):
-        raise UserError(f"{model_dir} has no preset yet: it is written when the run ends.")
-    config = load_config(config_file, ["runtime.precision=float32", *changes])
-    pretrainer = build_pretrainer(config, mask_token_id=config.model.vocabulary_size - 1)
-    with files.local_copy(preset) as local:
-        load_preset(pretrainer, local)
-        return pretrainer, CocoLMTokenizer.from_preset(local)
 
 
 def demonstrate(
@@ -176,8 +111,8 @@ def demonstrate(
         tokenizer: their tokenizer.
         texts: sentences to read, both corrupted and as they are; none for `SENTENCES` and
             `MISTAKES`.
-        mask_fraction: float. The share of each sentence to mask; at least one token is.
-        seed: int. Decides the masks and the samples.
+        mask_fraction: The share of each sentence to mask; at least one token is.
+        seed: Decides the masks and the samples.
 
     Returns:
         The demonstration.
@@ -288,25 +223,13 @@ class _Models:
 
 
 def shown(piece: str) -> str:
-    """A piece of the vocabulary on its own: "##" where it continues a word.
-
-    Example:
-    ```python
-    shown("▁cat"), shown("s")  # ("cat", "##s")
-    ```
-    """
+    """A piece of the vocabulary on its own: "##" where it continues a word."""
     space, word = split_piece(piece)
     return (word or piece) if space else f"##{word}"
 
 
 def split_piece(piece: str) -> tuple[str, str]:
-    """The white space before a piece, and its text.
-
-    Example:
-    ```python
-    split_piece("▁cat"), split_piece("s")  # ((" ", "cat"), ("", "s"))
-    ```
-    """
+    """The white space before a piece, and its text."""
     starts_word = piece.startswith(WORD_START)
     return " " * starts_word, piece.removeprefix(WORD_START)
 

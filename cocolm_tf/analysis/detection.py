@@ -1,6 +1,7 @@
 """How well a preset finds replaced tokens and restores them, over many texts."""
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ import tensorflow as tf
 from sklearn import metrics
 from tqdm import tqdm
 
-from cocolm_tf.analysis.corrupted_texts import UNKNOWN, CorruptedText, align
+from cocolm_tf.analysis.inputs import CorruptedText
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
@@ -18,9 +19,6 @@ from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
-# What replaces masked tokens: the preset's auxiliary model, or chance.
-CORRUPTIONS = ("auxiliary", "random")
-
 # A token is flagged where it is likelier replaced than not.
 _FLAGGED = 0.5
 _CALIBRATION_BINS = 10
@@ -29,42 +27,25 @@ BANDS = ("frequent", "common", "rare")
 _BAND_ENDS = (100, 1000)
 # The rank of a token that the LM head was not asked about.
 _NOT_ASKED = -1
+# Stands for the original of a token that has none of its own.
+UNKNOWN = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """What the heads say of T tokens, some of which were replaced.
+    """What the heads say of T tokens, some of which were replaced."""
 
-    Args:
-        probabilities: [T] float32, that each token was replaced, by the copy head.
-        is_replaced: [T] bool, whether it was.
-        ranks: [T] int, how many tokens the LM head found likelier than the original one; -1 where
-            the token is the original one, or that is not known, or there is no LM head.
-        frequency_ranks: [T] int, how many tokens come more often than the original one, or than
-            the token itself where that is not known.
-
-    Example:
-    ```python
-    Detections(np.array([0.9, 0.1]), np.array([True, False]), np.array([0, -1]), np.array([3, 0]))
-    ```
-    """
-
-    probabilities: np.ndarray
-    is_replaced: np.ndarray
+    probabilities: np.ndarray  # [T] float32, that each token was replaced, by the copy head
+    is_replaced: np.ndarray  # [T] bool, whether it was
+    # [T] int, how many tokens the LM head found likelier than the original one; -1 where the token
+    # is the original one, or that is not known, or there is no LM head.
     ranks: np.ndarray
+    # [T] int, how many tokens come more often than the original one, or than the token itself where
+    # that is not known.
     frequency_ranks: np.ndarray
 
     def measures(self) -> dict[str, float]:
-        """Numbers by their names.
-
-        Returns:
-            `replaced_share`; `precision`, `recall` and `f1` of the flagged tokens;
-            `average_precision`, over all thresholds, of which chance has `replaced_share`;
-            `calibration_error`, the mean gap between what the copy head says and how often it is
-            right, over ten equal ranges of probabilities; `corrected_at_1` and `corrected_at_5`,
-            the share of replaced tokens whose originals are among the LM head's best. All of these
-            but three again by how frequent the original is: `recall_rare` and so on, see `BANDS`.
-        """
+        """Numbers by the names of `DETECTION_MEANINGS`, most by `BANDS` too, as `recall_rare`."""
         found = self._of_any() | {"calibration_error": self.calibration_error()}
         if self.is_replaced.any():
             found["average_precision"] = float(
@@ -136,13 +117,14 @@ def detect(
         pretrainer: the models of a preset, with a copy head.
         tokenizer: their tokenizer.
         data: folder or glob of shards, built with this vocabulary.
-        corruption: one of `CORRUPTIONS`: what replaces 15% of the tokens.
-        batches: int. Fewer if there are not as many.
-        batch_size: int. Sequences of each.
+        corruption: what fills in the 15% of the tokens that are masked, where it may put the
+            original ones back: the preset's `auxiliary` model, or `random` tokens.
+        batches: Fewer if there are not as many.
+        batch_size: Sequences of each.
         name: what to show beside the progress.
 
     Returns:
-        What was found, of all real tokens.
+        What was found, of all tokens that can be masked: `<s>`, `</s>` and padding are not judged.
 
     Raises:
         UserError: if the shards are of another vocabulary, or a model or head is missing.
@@ -187,11 +169,12 @@ def detect_in_texts(
         pretrainer: the models of a preset, with a copy head.
         tokenizer: their tokenizer.
         texts: at least one; what of them is longer than the model reads is cut off.
-        batch_size: int. Texts at a time.
+        batch_size: Texts at a time.
         name: what to show beside the progress.
 
     Returns:
-        What was found, of all tokens. Frequencies are those of the original texts.
+        What was found, of all tokens but `<s>` and `</s>`. Frequencies are those of the original
+        texts.
 
     Raises:
         UserError: if the preset has no copy head.
@@ -263,24 +246,27 @@ def _detect(
         own = tf.gather(logits, originals[:, tf.newaxis], batch_dims=1)
         return probabilities, tf.reduce_sum(tf.cast(logits > own, tf.int32), axis=-1)
 
+    special = SpecialTokens(mask=tokenizer.mask_token_id)
+    unmasked = [special.start, special.pad, special.end, special.mask]
     counts = np.zeros(tokenizer.vocabulary_size(), np.int64)
     found = []
     for batch in batches:
-        real, known = batch.padding_mask, batch.original != UNKNOWN
-        counts += np.bincount(batch.original[real & known], minlength=len(counts))
-        asked = np.argwhere(real & known & batch.is_replaced)
+        judged = batch.padding_mask & ~np.isin(batch.original, unmasked)
+        known = judged & (batch.original != UNKNOWN)
+        counts += np.bincount(batch.original[known], minlength=len(counts))
+        asked = np.argwhere(known & batch.is_replaced)
         ranks = np.full(batch.read.shape, _NOT_ASKED)
         probabilities, ranks[tuple(asked.T)] = (
             tensor.numpy()
             for tensor in ask(
                 batch.read.astype(np.int32),
-                real.astype(np.int32),
+                batch.padding_mask.astype(np.int32),
                 asked.astype(np.int32),
                 batch.original[tuple(asked.T)].astype(np.int32),
             )
         )
         stood = np.where(known, batch.original, batch.read)
-        found.append([x[real] for x in (probabilities, batch.is_replaced, ranks, stood)])
+        found.append([x[judged] for x in (probabilities, batch.is_replaced, ranks, stood)])
     probabilities, is_replaced, ranks, stood = map(np.concatenate, zip(*found, strict=True))
     # How many tokens come more often than each.
     frequency_ranks = np.searchsorted(np.sort(-counts), -counts)
@@ -300,3 +286,19 @@ def _corrupt(
         inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
         sampled = sample_tokens(pretrainer.auxiliary(inputs, positions=positions), seed)
     return place(original, positions, sampled, used)
+
+
+def align(original: Sequence[int], corrupted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the tokens of a corrupted text that do not stand in the original one."""
+    # By the longest common stretches (`difflib.SequenceMatcher`). Where as many tokens were put in
+    # as were taken out, each stands for its counterpart; where not, it is not known what each
+    # stands for. What was only left out leaves no token to find.
+    is_replaced = np.ones(len(corrupted), bool)
+    originals = np.full(len(corrupted), UNKNOWN)
+    matcher = difflib.SequenceMatcher(a=original, b=corrupted, autojunk=False)
+    for kind, start, end, begin, stop in matcher.get_opcodes():
+        if kind == "equal":
+            is_replaced[begin:stop] = False
+        if end - start == stop - begin:
+            originals[begin:stop] = original[start:end]
+    return is_replaced, originals

@@ -1,13 +1,17 @@
-"""How every figure looks, and how it is saved."""
+"""How every figure looks, and how it is saved or made part of a page."""
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")  # before pyplot, which otherwise looks for a screen
 
+from markupsafe import Markup
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -19,12 +23,27 @@ from cocolm_tf import files
 INK, FAINT_INK, GRID = "#24292f", "#6e7781", "#e4e7eb"
 BLUE, ORANGE = "#2f6db5", "#d4680f"
 GREEN, PURPLE, RED, TEAL = "#2a7f4f", "#7b52b9", "#b8324a", "#1c8391"
-# For what stands side by side, in this order.
+# For what stands side by side, in this order; where they begin again, what comes with them differs.
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL)
+_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
+_HATCHES = ("", "///", "...", "xxx", "---", "+++", "ooo", "***")
+DOTTED = (0, (2, 2))
 
+# What a page calls the colors, which differ between light and dark.
+COLOR_NAMES = {
+    INK: "ink",
+    FAINT_INK: "faint",
+    GRID: "line",
+    BLUE: "blue",
+    ORANGE: "orange",
+    GREEN: "green",
+    PURPLE: "purple",
+    RED: "red",
+    TEAL: "teal",
+}
+_REM_PER_INCH = 6.4
 # Inches of a column of a legend.
 _LEGEND_COLUMN = 1.7
-
 _STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -36,36 +55,30 @@ _STYLE = {
 }
 
 
+class Look(NamedTuple):
+    """How one of several things side by side is drawn: as a line or dots, or as bars."""
+
+    color: str
+    marker: str
+    hatch: str
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look of its own for each name: a color, and another shape where the colors begin again."""
+    shapes = itertools.cycle(zip(_SHAPES, _HATCHES, strict=True))
+    found = (Look(color, *shape) for shape in shapes for color in PALETTE)
+    return dict(zip(names, found, strict=False))
+
+
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Makes what is drawn within it look like all figures.
-
-    Example:
-    ```python
-    with styled():
-        figure, axes = new_figure("Total loss", "step", "nats")
-    ```
-    """
+    """Makes what is drawn within it look like all figures."""
     with plt.rc_context(_STYLE):
         yield
 
 
 def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """Begins a figure of one panel.
-
-    Args:
-        title: what it shows.
-        x_label: name and unit of the horizontal axis.
-        y_label: name and unit of the vertical axis.
-
-    Returns:
-        The figure, to be closed (`pyplot.close`) when it is saved, and its axes.
-
-    Example:
-    ```python
-    figure, axes = new_figure("Total loss", "step", "nats")
-    ```
-    """
+    """Begins a figure of one panel."""
     figure, axes = plt.subplots(figsize=(5.4, 3.3), layout="constrained")
     frame(axes, title, x_label, y_label)
     return figure, axes
@@ -74,23 +87,7 @@ def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 def new_panels(
     titles: Sequence[str], x_label: str, y_label: str, height: float = 2.9, share_y: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """Begins a figure of panels side by side, up to three in a row, on common axes.
-
-    Args:
-        titles: one for each panel.
-        x_label: name and unit of the horizontal axis.
-        y_label: name and unit of the vertical axis.
-        height: float. Inches of a row.
-        share_y: bool. Whether the vertical axis is a common one, too.
-
-    Returns:
-        The figure, to be closed (`pyplot.close`) when it is saved, and the panels' axes.
-
-    Example:
-    ```python
-    figure, panels = new_panels(["with SCL", "without SCL"], "cosine", "density")
-    ```
-    """
+    """Begins a figure of panels side by side, up to three in a row, on common axes."""
     columns = 2 if len(titles) == 4 else min(3, len(titles))
     rows = -(-len(titles) // columns)
     figure, grid = plt.subplots(
@@ -123,25 +120,15 @@ def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label)
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """Puts a legend below all panels, in as many columns as there is room for.
-
-    Args:
-        figure: with its panels.
-        handles: what to explain.
-        labels: what each is.
-
-    Example:
-    ```python
-    legend_below(figure, [Line2D([], [], color=BLUE)], ["COCO-LM"])
-    ```
-    """
-    columns = max(1, int(figure.get_figwidth() / _LEGEND_COLUMN))
+def explain(
+    figure: Figure, handles: Sequence[Artist], labels: Iterable[str], loc: str = "lower left"
+) -> None:
+    """Puts a legend outside of all panels, in as many columns as there is room for."""
     figure.legend(
         handles,
-        labels,
-        loc="outside lower left",
-        ncols=columns,
+        list(labels),
+        loc=f"outside {loc}",
+        ncols=max(1, int(figure.get_figwidth() / _LEGEND_COLUMN)),
         frameon=False,
         fontsize=8.5,
         handlelength=2.2,
@@ -150,19 +137,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str
 
 
 def save_figure(figure: Figure, output_dir: str, name: str, formats: Sequence[str]) -> None:
-    """Writes a figure, each file in one step.
-
-    Args:
-        figure: the figure.
-        output_dir: the folder, which exists.
-        name: of the files.
-        formats: `png`, `svg`.
-
-    Example:
-    ```python
-    save_figure(figure, "report", "loss", ["png", "svg"])
-    ```
-    """
+    """Writes a figure, each file in one step."""
     for kind in formats:
         image = io.BytesIO()
         # Without a date and with names that do not change, the same figure is the same file.
@@ -170,3 +145,24 @@ def save_figure(figure: Figure, output_dir: str, name: str, formats: Sequence[st
             metadata = {"Date": None} if kind == "svg" else None
             figure.savefig(image, format=kind, dpi=150, metadata=metadata)
         files.write_bytes(files.join(output_dir, f"{name}.{kind}"), image.getvalue())
+
+
+def inline_svg(figure: Figure, description: str) -> Markup:
+    """Draws a figure as part of a page, in the page's colors."""
+    file = io.StringIO()
+    # Text stays text, and each figure has names of its own for what it refers to.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    for color, name in COLOR_NAMES.items():
+        svg = svg.replace(color, f"var(--{name})")
+    # Only the first element's: the page decides the size.
+    element, rest = svg.split(">", 1)
+    element = re.sub(r' (?:width|height)="[^"]*"', "", element)
+    # Letters are as large in all figures, however wide these are, where the page has the room.
+    style = f"max-width: {_REM_PER_INCH * figure.get_figwidth():.1f}rem"
+    return Markup('{} role="img" aria-label="{}" style="{}">{}').format(
+        Markup(element), description, style, Markup(rest)
+    )

@@ -15,18 +15,9 @@ TRAINING, VALIDATION = "train", "validation"
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What a run has logged.
+    """What a run has logged."""
 
-    Args:
-        lines: from each split, `train` and `validation`, its lines in the order of their steps.
-
-    Example:
-    ```python
-    metrics = Metrics({"train": [{"step": 100, "loss": 9.0}], "validation": []})
-    metrics.series("train", "loss")  # ([100], [9.0])
-    ```
-    """
-
+    # from each split, `train` and `validation`, its lines in the order of their steps.
     lines: dict[str, list[dict[str, float]]]
 
     def series(self, split: str, name: str) -> tuple[list[int], list[float]]:
@@ -35,11 +26,7 @@ class Metrics:
         return [step for step, _ in found], [value for _, value in found]
 
     def final(self) -> tuple[str, dict[str, float]]:
-        """The last validation line, or the last training line of a run without validation.
-
-        Returns:
-            The split and the line.
-        """
+        """The last validation line, or the last training line of a run without validation."""
         split = VALIDATION if self.lines[VALIDATION] else TRAINING
         return split, self.lines[split][-1]
 
@@ -54,10 +41,7 @@ class Metrics:
         return max(times[-1] for split in self.lines if len(times := self.elapsed(split)))
 
     def elapsed(self, split: str) -> np.ndarray:
-        """When each line of a split was logged, in seconds since the run began.
-
-        The attempts of a resumed run are added up.
-        """
+        """When each line of a split was logged, in seconds since the run began."""
         logged = sorted((line for lines in self.lines.values() for line in lines), key=_order)
         total = before = 0.0
         times = {}
@@ -70,22 +54,7 @@ class Metrics:
 
 
 def read_metrics(model_dir: str) -> Metrics:
-    """Reads the log of a run, which may still be going on.
-
-    Args:
-        model_dir: the run's folder, with its `metrics.jsonl`.
-
-    Returns:
-        The metrics.
-
-    Raises:
-        UserError: if the folder has no log, or one without lines, or with a broken one.
-
-    Example:
-    ```python
-    steps, losses = read_metrics("runs/first").series("validation", "loss")
-    ```
-    """
+    """Reads the log of a run, which may still be going on."""
     path = os.path.join(model_dir, METRICS_FILENAME)
     if not files.is_file(path):
         raise UserError(

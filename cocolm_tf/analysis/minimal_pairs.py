@@ -1,6 +1,5 @@
 """Minimal pairs: does an untuned preset prefer the good one of two sentences much alike?"""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,90 +7,20 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from cocolm_tf.analysis.rows import read_rows
+from cocolm_tf.analysis.inputs import ALL, MinimalPair
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import place
 from cocolm_tf.modeling.masked_language_model import gather_positions
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
-from cocolm_tf.text_files import matching_files
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import Pretrainer
-
-_GOOD, _BAD = "sentence_good", "sentence_bad"
-# Where a pair's category stands; BLiMP's files have the second.
-_CATEGORIES = ("category", "linguistics_term", "UID")
-ALL = "all"
 
 _MASKED = "masked"
 _ROWS, _NUMBERS = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)
 
 
-@dataclasses.dataclass(frozen=True)
-class MinimalPair:
-    """A good sentence and a bad one.
-
-    Example:
-    ```python
-    MinimalPair("The cats sleep.", "The cats sleeps.", "agreement")
-    ```
-    """
-
-    good: str
-    bad: str
-    category: str
-
-
-def read_minimal_pairs(pattern: str, encoding: str | None = None) -> list[MinimalPair]:
-    """Reads rows with `sentence_good`, `sentence_bad` and, if any, a category.
-
-    Args:
-        pattern: as for `matching_files`, in BLiMP's format: JSON lines; or tab-separated.
-        encoding: of the files, see `text_lines`.
-
-    Returns:
-        The pairs, in the order of the files' names and their lines.
-
-    Raises:
-        UserError: naming the row that is no pair.
-
-    Example:
-    ```python
-    read_minimal_pairs("blimp/*.jsonl")
-    ```
-    """
-    pairs = []
-    for path in matching_files(pattern):
-        for _, row in read_rows(path, (_GOOD, _BAD), _CATEGORIES, encoding):
-            category = next((row[name] for name in _CATEGORIES if row[name]), "")
-            # A category of a user's own may be called as all of them together.
-            category = f"{ALL} (category)" if category == ALL else category or ALL
-            pairs.append(MinimalPair(row[_GOOD], row[_BAD], category))
-    return pairs
-
-
 def judgements(pretrainer: Pretrainer) -> dict[str, Callable]:
-    """The ways in which a preset can judge a sentence: those that its heads allow.
-
-    Args:
-        pretrainer: the models of a preset.
-
-    Returns:
-        From the name of each way, a function of `pretrainer`, token ids [B, S], lengths [B] and
-        places [B] that gives numbers [B], whose sum over a sentence's rows is its score; the
-        higher, the better:
-
-        - `masked`: the pseudo log likelihood, the sum over tokens of log p(token | the others) by
-          the LM head, with each token masked in turn (Salazar et al., ACL 2020): a row for each
-          token, masked at its place;
-        - `corrective`: the same sum where nothing is masked, by copy mechanism and LM head
-          together, as the model reads in pretraining: one row a sentence;
-        - `detection`: the sum of the log probabilities that each token is the original.
-
-    Example:
-    ```python
-    list(judgements(load_pretrained("runs/first/preset")[0]))
-    ```
-    """
+    """The ways in which a preset can judge a sentence: those that its heads allow."""
     ways = {}
     if pretrainer.lm_head or isinstance(pretrainer, MaskedLMPretrainer):
         ways[_MASKED] = _masked_scores
@@ -118,7 +47,7 @@ def judge(
         sentences: what to score.
         way: one of `judgements`.
         name: what to show beside the progress.
-        tokens_at_once: int. About how many tokens the model reads at a time.
+        tokens_at_once: About how many tokens the model reads at a time.
 
     Returns:
         [N] float64. Longer sentences score lower, as likelihoods do.
@@ -171,20 +100,7 @@ def judge(
 def accuracies(
     pairs: Sequence[MinimalPair], scores: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, dict[str, float]]:
-    """The share of the pairs whose good sentence scores higher; a tie counts half.
-
-    Args:
-        pairs: N of them.
-        scores: from each way, those of the good sentences, [N], and of the bad ones, [N].
-
-    Returns:
-        From each category, `all` first, from each way, the share.
-
-    Example:
-    ```python
-    accuracies([MinimalPair("a", "b", "x")], {"masked": (np.ones(1), np.zeros(1))})
-    ```
-    """
+    """The share of the pairs whose good sentence scores higher; a tie counts half."""
     categories = np.array([pair.category for pair in pairs])
     results = {}
     for category in [ALL, *sorted(set(categories) - {ALL})]:

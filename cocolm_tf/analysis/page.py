@@ -1,15 +1,24 @@
-"""A page of HTML that stands alone: its style, its tables, its figures; light and dark."""
+"""A page of HTML that stands alone, light and dark, and the folder that it is written to.
 
-import html
+What is no `Markup` is text: it is escaped where it is put into some.
+"""
+
+import csv
 import io
+import json
+import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib import resources
 
-import matplotlib
+from markupsafe import Markup
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from cocolm_tf import files
 from cocolm_tf.analysis.figures import (
     BLUE,
+    COLOR_NAMES,
     FAINT_INK,
     GREEN,
     GRID,
@@ -18,22 +27,13 @@ from cocolm_tf.analysis.figures import (
     PURPLE,
     RED,
     TEAL,
+    inline_svg,
+    save_figure,
 )
+from cocolm_tf.analysis.glossary import Meaning
+from cocolm_tf.errors import UserError
 
-_REM_PER_INCH = 6.4
-
-# What the page calls the colors of the figures, which differ between light and dark.
-_NAMES = {
-    INK: "ink",
-    FAINT_INK: "faint",
-    GRID: "line",
-    BLUE: "blue",
-    ORANGE: "orange",
-    GREEN: "green",
-    PURPLE: "purple",
-    RED: "red",
-    TEAL: "teal",
-}
+_STYLE = resources.files(__package__).joinpath("page.css")
 _DARK = {
     INK: "#e6e9ec",
     FAINT_INK: "#9aa4ae",
@@ -45,166 +45,119 @@ _DARK = {
     RED: "#f0828f",
     TEAL: "#56bfcc",
 }
-
-_STYLE = """
-:root { color-scheme: light dark; --back: #fff; --card: #f6f7f9; --flag: 214 104 15;
-  --good: #1a7f4b; --bad: #b3261e; LIGHT }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --back: #16191d; --card: #1e2227; --flag: 240 151 90; --good: #5cc48e; --bad: #f08a80;
-    DARK }
-}
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.5rem 4rem; background: var(--back);
-  color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-h1 { margin: 0 0 .2rem; font-size: 1.7rem; overflow-wrap: anywhere }
-h2 { margin: 3rem 0 .8rem; font-size: 1.25rem }
-h3 { margin: 2rem 0 .6rem; font-size: 1rem }
-p, ul { max-width: 48rem }
-nav a { color: var(--blue); margin-right: 1.2rem }
-dl { display: flex; flex-wrap: wrap; gap: .4rem 2.4rem; margin: 0 0 1rem }
-dt { color: var(--faint); font-size: .85rem }
-dd { margin: 0; font-weight: 600 }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .92rem }
-th { color: var(--faint); font-weight: 500; text-align: left }
-th, td { padding: .3rem 1.4rem .3rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: baseline }
-tr:last-child td { border-bottom: 0 }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-small, .label, figcaption { color: var(--faint) }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr));
-  gap: 2rem }
-figure { margin: 0 }
-.full { grid-column: 1 / -1 }
-figure svg { width: 100%; height: auto; display: block }
-figcaption { font-size: .85rem; line-height: 1.4 }
-.sentence { background: var(--card); border-radius: 8px; padding: .8rem 1.1rem; margin: 1rem 0 }
-.sentence p { margin: 0; max-width: none }
-.sentence .wide { margin-top: .6rem }
-.sentence th:nth-child(-n+2) { min-width: 8.5rem }
-.sentence th:nth-child(4) { min-width: 24rem }
-.label { display: inline-block; width: 5rem; font-size: .85rem }
-.token { border-radius: 3px; background: rgb(var(--flag) / calc(var(--p) * .55)) }
-.flagged { font-weight: 600; padding: 0 .15em }
-.asked { text-decoration: underline dotted; text-underline-offset: .25em }
-.mask { display: inline-block; width: 3em; border-bottom: 2px solid var(--faint) }
-.verdicts { list-style: none; padding: 0; font-size: .92rem }
-.corrected, .kept { color: var(--good) }
-.found { color: var(--orange) }
-.missed, .false-alarm { color: var(--bad) }
-pre { font-size: .85rem; overflow-x: auto; background: var(--card); padding: 1rem;
-  border-radius: 8px }
-summary { cursor: pointer }
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt }
-  nav { display: none }
-  h2, h3 { break-after: avoid }
-  figure, tr, .sentence { break-inside: avoid }
-  .wide { overflow: visible }
-  .figures { grid-template-columns: 1fr 1fr }
-}
-"""
+_PAGE = Markup(
+    "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>\n"
+    "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+    "<title>{title}</title><style>{style}</style></head>\n"
+    "<body><h1>{title}</h1><dl>{facts}</dl><nav>{links}</nav>\n{sections}\n</body></html>\n"
+)
 
 
-def page(title: str, headline: dict[str, str], sections: dict[str, str]) -> str:
-    """Puts a page together.
-
-    Args:
-        title: of the page, plain text.
-        headline: names and values to show under it, plain text.
-        sections: titles, plain text, and their contents, HTML.
-
-    Returns:
-        The page.
-
-    Example:
-    ```python
-    page("first", {"steps": "1,000"}, {"Results": table(["measure"], [["loss"]])})
-    ```
-    """
+def page(title: str, headline: Mapping[str, str], sections: Mapping[str, str]) -> Markup:
+    """Puts a page together: its title, names and values under it, and sections by their titles."""
     colors = {
-        "LIGHT": " ".join(f"--{name}: {color};" for color, name in _NAMES.items()),
-        "DARK": " ".join(f"--{name}: {_DARK[color]};" for color, name in _NAMES.items()),
+        "LIGHT": " ".join(f"--{name}: {color};" for color, name in COLOR_NAMES.items()),
+        "DARK": " ".join(f"--{name}: {_DARK[color]};" for color, name in COLOR_NAMES.items()),
     }
-    style = re.sub("LIGHT|DARK", lambda match: colors[match.group()], _STYLE)
-    title = html.escape(title)
-    facts = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
-        for name, value in headline.items()
+    _, _, style = _STYLE.read_text(encoding="utf-8").partition("*/")
+    return _PAGE.format(
+        title=title,
+        style=Markup(re.sub("LIGHT|DARK", lambda match: colors[match.group()], style)),
+        facts=each("<div><dt>{}</dt><dd>{}</dd></div>", headline.items()),
+        links=each("<a href='#s{}'>{}</a>", enumerate(sections)),
+        sections=each(
+            "<section id='s{}'><h2>{}</h2>\n{}</section>\n",
+            ((number, *section) for number, section in enumerate(sections.items())),
+        ),
     )
-    links, bodies = [], []
-    for number, (name, content) in enumerate(sections.items()):
-        links.append(f"<a href='#s{number}'>{html.escape(name)}</a>")
-        bodies.append(f"<section id='s{number}'><h2>{html.escape(name)}</h2>\n{content}</section>")
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            "<html lang='en'><head><meta charset='utf-8'>",
-            "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-            f"<title>{title}</title><style>{style}</style></head>",
-            f"<body><h1>{title}</h1><dl>{facts}</dl><nav>{''.join(links)}</nav>",
-            *bodies,
-            "</body></html>\n",
-        ]
-    )
+
+
+def each(form: str, values: Iterable[Sequence[object]]) -> Markup:
+    """HTML with values put into it, once for each of several."""
+    return Markup("").join(Markup(form).format(*of_one) for of_one in values)
 
 
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Collection[int] = ()
-) -> str:
-    """Lays out a table.
+) -> Markup:
+    """Lays out a table, whose `numeric` columns end at the right."""
 
-    Args:
-        header: of the columns, HTML.
-        rows: the cells, HTML.
-        numeric: the columns that are numbers, and so end at the right.
+    def line(tag: str, cells: Sequence[str]) -> Markup:
+        kinds = [Markup(" class='number'" if n in numeric else "") for n in range(len(cells))]
+        inside = each(f"<{tag}{{}}>{{}}</{tag}>", zip(kinds, cells, strict=True))
+        return Markup("<tr>{}</tr>").format(inside)
 
-    Returns:
-        HTML.
-
-    Example:
-    ```python
-    table(["measure", "value"], [["loss", "8.1"]], numeric=[1])
-    ```
-    """
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        kinds = (" class='number'" if column in numeric else "" for column in range(len(cells)))
-        inside = (f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
-        return f"<tr>{''.join(inside)}</tr>"
-
-    lines = [line("th", header), *(line("td", row) for row in rows)]
-    return f"<div class='wide'><table>{''.join(lines)}</table></div>"
+    lines = Markup("").join([line("th", header), *(line("td", row) for row in rows)])
+    return Markup("<div class='wide'><table>{}</table></div>").format(lines)
 
 
-def inline_svg(figure: Figure, description: str) -> str:
-    """Draws a figure as part of a page, in the page's colors.
+class OutputFolder:
+    """A folder for pages, figures and numbers; makes it, and gives what a page shows of each."""
 
-    Args:
-        figure: in the colors of `cocolm_tf.analysis.figures`.
-        description: for those who do not see it, plain text; different for each figure of a page.
+    def __init__(self, path: str) -> None:
+        try:
+            files.make_dirs(path)
+        except OSError as error:
+            raise UserError(f"--output_dir={path} is not a folder to write to.") from error
+        self._path = path
 
-    Returns:
-        An `<svg>` element.
+    def figure(
+        self,
+        name: str,
+        figure: Figure,
+        description: str,
+        note: str,
+        width: str = "full",
+        formats: Sequence[str] = ("png", "svg"),
+    ) -> Markup:
+        """Writes and closes a figure, `full` or `half` as wide as the page, with a note below."""
+        # A description is for those who do not see it, and no two of a page are the same.
+        save_figure(figure, self._path, name, formats)
+        svg = inline_svg(figure, description)
+        plt.close(figure)
+        form = Markup("<figure class='{}'>{}<figcaption>{}</figcaption></figure>")
+        return form.format(width, svg, note)
 
-    Example:
-    ```python
-    inline_svg(draw(PLOTS[0], read_metrics("runs/first")), "total loss over steps")
-    ```
-    """
-    file = io.StringIO()
-    # Text stays text, and each figure has names of its own for what it refers to.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": description}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for color, name in _NAMES.items():
-        svg = svg.replace(color, f"var(--{name})")
-    # Only the first element's: the page decides the size.
-    element, rest = svg.split(">", 1)
-    element = re.sub(r' (?:width|height)="[^"]*"', "", element)
-    # Letters are as large in all figures, however wide these are, where the page has the room.
-    style = f"max-width: {_REM_PER_INCH * figure.get_figwidth():.1f}rem"
-    label = html.escape(description)
-    return f'{element} role="img" aria-label="{label}" style="{style}">{rest}'
+    def measures(
+        self,
+        name: str,
+        measures: Mapping[str, Mapping[str, float]],
+        meanings: Mapping[str, Meaning],
+    ) -> Markup:
+        """Writes measures as CSV, a measure a row, a preset or run a column."""
+        keys = {key: None for of_one in measures.values() for key in of_one}
+        self.numbers(
+            name,
+            ("measure", *measures),
+            ((key, *(of_one.get(key, "") for of_one in measures.values())) for key in keys),
+        )
+        rows = [
+            [
+                label,
+                *(form.format(one[key]) if key in one else "" for one in measures.values()),
+                meaning,
+            ]
+            for key, (label, form, meaning) in meanings.items()
+            if key in keys
+        ]
+        header = ["measure", *measures, "what it means"]
+        return table(header, rows, numeric=range(1, len(measures) + 1))
+
+    def numbers(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Writes a table as CSV."""
+        file = io.StringIO(newline="")
+        # Python 3.11 quotes a carriage return only where it is part of the end of a line.
+        writer = csv.writer(file, lineterminator="\r\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        self.text(name, file.getvalue())
+
+    def json(self, name: str, value: object) -> None:
+        """Writes a value as JSON."""
+        self.text(name, json.dumps(value, indent=2))
+
+    def text(self, name: str, text: str) -> str:
+        """Writes a text, and returns the path of its file."""
+        path = os.path.join(self._path, name)
+        files.write_text(path, text)
+        return path

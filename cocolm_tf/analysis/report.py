@@ -1,36 +1,33 @@
 """The report of a run: one page of HTML that needs nothing else, and its plots as PNG files."""
 
-import html
 import os
 from collections.abc import Iterable, Sequence
 
 import keras
-from matplotlib import pyplot as plt
+from markupsafe import Markup, escape
 from tqdm import tqdm
 
 import cocolm_tf
 from cocolm_tf import files
-from cocolm_tf.analysis.curves import draw
+from cocolm_tf.analysis.curves import draw, plots_of
 from cocolm_tf.analysis.demonstration import (
     VERDICTS,
     Demonstration,
     Token,
     demonstrate,
-    load_run,
     shown,
     split_piece,
 )
-from cocolm_tf.analysis.figures import save_figure
-from cocolm_tf.analysis.meanings import MEANINGS
+from cocolm_tf.analysis.glossary import MEANINGS
 from cocolm_tf.analysis.metrics_log import VALIDATION, Metrics, read_metrics
-from cocolm_tf.analysis.page import inline_svg, page, table
-from cocolm_tf.analysis.plots import plots_of
+from cocolm_tf.analysis.page import OutputFolder, each, page, table
+from cocolm_tf.analysis.presets import load_run
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.preset import BACKBONE_FILENAME
 from cocolm_tf.training.stages import Total, tokens_per_step
 from cocolm_tf.units import si
@@ -49,7 +46,7 @@ def write_report(
         model_dir: the run's folder.
         output_dir: gets `index.html` and a PNG file for each plot.
         texts: sentences to demonstrate on; none for those at hand.
-        seed: int. Decides what the demonstration masks and samples.
+        seed: Decides what the demonstration masks and samples.
 
     Returns:
         The path of the page, and the demonstration.
@@ -75,23 +72,17 @@ def write_report(
         raise UserError(f"{model_dir} has no preset yet: it is written when the run ends.")
     else:
         pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
-    try:
-        files.make_dirs(output_dir)
-    except OSError as error:
-        raise UserError(f"--output_dir={output_dir} is not a folder to write to.") from error
-
+    output = OutputFolder(output_dir)
     configuration = files.read_text(config_file)
     sections = {}
     if demonstration:
         sections["Corruption and correction"] = _corrupted(demonstration)
         sections["Sentences as written"] = _as_written(demonstration)
     sections["Results"] = _results(metrics)
-    sections["Curves"] = _curves(metrics, output_dir)
+    sections["Curves"] = _curves(metrics, output)
     sections["Model and configuration"] = _models(config, pretrainer, configuration)
-    name = files.name(model_dir)
-    path = os.path.join(output_dir, REPORT_FILENAME)
-    files.write_text(path, page(name, _headline(config, metrics), sections))
-    return path, demonstration
+    written = page(files.name(model_dir), _headline(config, metrics), sections)
+    return output.text(REPORT_FILENAME, written), demonstration
 
 
 def _headline(config: PretrainingConfig, metrics: Metrics) -> dict[str, str]:
@@ -105,64 +96,66 @@ def _headline(config: PretrainingConfig, metrics: Metrics) -> dict[str, str]:
     }
 
 
-def _corrupted(demonstration: Demonstration) -> str:
-    verdicts = "".join(
-        f"<li><b class='{_css_class(verdict)}'>{verdict}</b>: {html.escape(meaning)}</li>"
-        for verdict, meaning in VERDICTS.items()
+def _corrupted(demonstration: Demonstration) -> Markup:
+    verdicts = each(
+        "<li><b class='{}'>{}</b>: {}</li>",
+        ((_css_class(verdict), verdict, meaning) for verdict, meaning in VERDICTS.items()),
     )
-    return (
+    return Markup(
         "<p>Some tokens are masked, and the auxiliary model puts in what it samples. The main "
         "model reads the result: the stronger a token is colored, the likelier its copy head "
         "finds it to be replaced; above 50% it is flagged. The LM head then says what stood "
-        f"there.</p><ul class='verdicts'>{verdicts}</ul>"
-        + "".join(_sentence(sentence, masked=True) for sentence in demonstration.corrupted)
-    )
+        "there.</p><ul class='verdicts'>{}</ul>{}"
+    ).format(verdicts, _sentences(demonstration.corrupted, masked=True))
 
 
-def _as_written(demonstration: Demonstration) -> str:
-    return (
+def _as_written(demonstration: Demonstration) -> Markup:
+    return Markup(
         "<p>The main model alone, on sentences that the auxiliary model has not touched. Where a "
-        "mistake was put in by hand, the token that belongs there is known.</p>"
-        + "".join(_sentence(sentence, masked=False) for sentence in demonstration.as_written)
-    )
+        "mistake was put in by hand, the token that belongs there is known.</p>{}"
+    ).format(_sentences(demonstration.as_written, masked=False))
 
 
-def _sentence(sentence: Sequence[Token], masked: bool) -> str:
-    rows = [_token_row(token) for token in sentence if token.is_remarkable]
+def _sentences(sentences: Sequence[Sequence[Token]], masked: bool) -> Markup:
     header = ("token", "original", "replaced?", "LM head's best guesses", "")
-    lines = []
-    if masked:
-        lines.append(("masked", "".join(map(_masked_span, sentence))))
-    lines.append(("read", "".join(map(_read_span, sentence))))
-    text = "".join(f"<p><span class='label'>{name}</span>{line}</p>" for name, line in lines)
-    return f"<div class='sentence'>{text}{table(header, rows) if rows else ''}</div>"
+    blocks = []
+    for sentence in sentences:
+        rows = [_token_row(token) for token in sentence if token.is_remarkable]
+        spans = {"masked": _masked_span, "read": _read_span} if masked else {"read": _read_span}
+        lines = each(
+            "<p><span class='label'>{}</span>{}</p>",
+            ((name, Markup("").join(map(span, sentence))) for name, span in spans.items()),
+        )
+        blocks.append((lines, table(header, rows) if rows else ""))
+    return each("<div class='sentence'>{}{}</div>", blocks)
 
 
-def _masked_span(token: Token) -> str:
+def _masked_span(token: Token) -> Markup:
     space, word = split_piece(token.original)
-    return f"{space}<span class='mask'></span>" if token.was_asked else space + html.escape(word)
+    return space + (Markup("<span class='mask'></span>") if token.was_asked else escape(word))
 
 
-def _read_span(token: Token) -> str:
+def _read_span(token: Token) -> Markup:
     space, word = split_piece(token.piece)
     kinds = " flagged" * token.is_flagged + " asked" * token.was_asked
-    return (
-        f"{space}<span class='token{kinds}' style='--p:{token.replaced:.3f}' "
-        f"title='replaced: {token.replaced:.1%}'>{html.escape(word)}</span>"
-    )
+    return Markup(
+        "{}<span class='token{}' style='--p:{:.3f}' title='replaced: {:.1%}'>{}</span>"
+    ).format(space, kinds, token.replaced, token.replaced, word)
 
 
 def _token_row(token: Token) -> list[str]:
     original = token.original if token.original != token.piece else None
-    guesses = ", ".join(
-        f"{html.escape(shown(piece))} <small>{share:.0%}</small>" for piece, share in token.guesses
+    guesses = Markup(", ").join(
+        Markup("{} <small>{:.0%}</small>").format(shown(piece), share)
+        for piece, share in token.guesses
     )
+    verdict = Markup("<b class='{}'>{}</b>").format(_css_class(token.verdict), token.verdict)
     return [
-        html.escape(shown(token.piece)),
-        html.escape(shown(original)) if original else "",
+        shown(token.piece),
+        shown(original) if original else "",
         f"{token.replaced:.0%}",
         guesses,
-        f"<b class='{_css_class(token.verdict)}'>{token.verdict}</b>" if token.verdict else "",
+        verdict if token.verdict else "",
     ]
 
 
@@ -170,7 +163,7 @@ def _css_class(verdict: str) -> str:
     return verdict.replace(" ", "-")
 
 
-def _results(metrics: Metrics) -> str:
+def _results(metrics: Metrics) -> Markup:
     split, line = metrics.final()
     source = (
         "The last validation" if split == VALIDATION else "Training, as there was no validation"
@@ -180,24 +173,26 @@ def _results(metrics: Metrics) -> str:
         for name, (label, form, meaning) in MEANINGS.items()
         if name in line
     ]
-    header = ("measure", "value", "what it means")
-    return f"<p>{source}, at step {line['step']:,}.</p>" + table(header, rows, numeric=[1])
+    results = table(("measure", "value", "what it means"), rows, numeric=[1])
+    return Markup("<p>{}, at step {:,}.</p>{}").format(source, line["step"], results)
 
 
-def _curves(metrics: Metrics, output_dir: str) -> str:
-    figures = []
-    for plot in tqdm(plots_of(metrics), desc="drawing", unit="plot"):
-        figure = draw(plot, metrics)
-        save_figure(figure, output_dir, plot.name, ("png",))
-        figures.append(
-            f"<figure>{inline_svg(figure, f'{plot.title} over the steps of training')}"
-            f"<figcaption>{html.escape(plot.note)}</figcaption></figure>"
+def _curves(metrics: Metrics, output: OutputFolder) -> Markup:
+    figures = [
+        output.figure(
+            plot.name,
+            draw(plot, metrics),
+            f"{plot.title} over the steps of training",
+            plot.note,
+            "half",
+            ["png"],
         )
-        plt.close(figure)
-    return f"<div class='figures'>{''.join(figures)}</div>"
+        for plot in tqdm(plots_of(metrics), desc="drawing", unit="plot")
+    ]
+    return Markup("<div class='figures'>{}</div>").format(Markup("").join(figures))
 
 
-def _models(config: PretrainingConfig, pretrainer: CocoLMPretrainer, configuration: str) -> str:
+def _models(config: PretrainingConfig, pretrainer: CocoLMPretrainer, configuration: str) -> Markup:
     main = pretrainer.backbone
     rows = [_model_row("main model", main, main.trainable_variables)]
     counted = {id(variable) for variable in main.trainable_variables}
@@ -209,12 +204,14 @@ def _models(config: PretrainingConfig, pretrainer: CocoLMPretrainer, configurati
     heads = [v for v in pretrainer.trainable_variables if id(v) not in counted]
     rows.append(["heads", "", "", "", "", f"{_count(heads):,}"])
     header = ("", "layers", "width", "heads", "feed-forward", "parameters")
-    flops = sum(pretraining_flops(config).values())
-    return (
-        table(header, rows, numeric=range(1, 6))
-        + "<p>The auxiliary model's parameters are those that it does not share with the main "
-        f"model. A training step takes {si(flops, 'FLOP')} in matrix products.</p>"
-        f"<details><summary>config.yaml</summary><pre>{html.escape(configuration)}</pre></details>"
+    return Markup(
+        "{}<p>The auxiliary model's parameters are those that it does not share with the main "
+        "model. A training step takes {} in matrix products.</p>"
+        "<details><summary>config.yaml</summary><pre>{}</pre></details>"
+    ).format(
+        table(header, rows, numeric=range(1, 6)),
+        si(sum(pretraining_flops(config).values()), "FLOP"),
+        configuration,
     )
 
 
@@ -230,11 +227,7 @@ def _count(variables: Iterable[keras.Variable]) -> int:
 
 
 def _duration(seconds: float) -> str:
-    """Two units are enough.
-
-    >>> _duration(3725)
-    '1 h 2 min'
-    """
+    """Two units are enough."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,13 +1,13 @@
-"""Scores of fine-tuned presets, from the results that the fine-tuning and suite programs write."""
+"""Scores of fine-tuned presets, and how they depend on what was varied (figures 3, 4 and 7)."""
 
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from cocolm_tf import files
-from cocolm_tf.analysis.run_comparison import Run, read_run
+from cocolm_tf.analysis.runs import Run, read_run
 from cocolm_tf.errors import UserError
 from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.training.preset import BACKBONE_FILENAME
@@ -17,37 +17,19 @@ RESULTS_FILENAME = "results.json"
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a preset scored on a task, in runs that differ in their seeds or splits.
+    """What a preset scored on a task, in runs that differ in their seeds or splits."""
 
-    Args:
-        model: what to call the preset.
-        task: with its part, as "MNLI matched", if it has several.
-        metric: of the values.
-        values: one of each run.
-        train_fraction: the share of the training rows that was learned from.
-        shots: int. How many examples of each class prompts learned from; 0 where it was no
-            learning by prompts.
-        from_scratch: whether the weights of the preset were left aside.
-        fingerprint: the preset's; empty where it is not known.
-        run: the run that the preset is from, where it is known.
-        step: int. Of that run, where the preset was taken.
-
-    Example:
-    ```python
-    Score("COCO-LM", "RTE", "accuracy", (0.61, 0.58, 0.6), train_fraction=0.1).mean
-    ```
-    """
-
-    model: str
-    task: str
-    metric: str
-    values: tuple[float, ...]
-    train_fraction: float = 1.0
+    model: str  # what to call the preset
+    task: str  # with its part, as "MNLI matched", if it has several
+    metric: str  # of the values
+    values: tuple[float, ...]  # one of each run
+    train_fraction: float = 1.0  # the share of the training rows that was learned from
+    # How many examples of each class prompts learned from; 0 where it was no learning by prompts.
     shots: int = 0
-    from_scratch: bool = False
-    fingerprint: str = ""
-    run: Run | None = None
-    step: int = 0
+    from_scratch: bool = False  # whether the weights of the preset were left aside
+    fingerprint: str = ""  # the preset's; empty where it is not known
+    run: Run | None = None  # the run that the preset is from, where it is known
+    step: int = 0  # Of that run, where the preset was taken
 
     @property
     def mean(self) -> float:
@@ -98,24 +80,9 @@ def read_scores(folder: str) -> list[Score]:
 def place_scores(
     scores: Iterable[Score], presets: Mapping[str, str], runs: Mapping[str, Run]
 ) -> list[Score]:
-    """Tells which of the presets and runs at hand scores belong to.
-
-    What is fine-tuned is known by its fingerprint, wherever it lies: a preset, the last one of a
-    run, or one that `export_checkpoints.py` took from it on the way.
-
-    Args:
-        scores: as read.
-        presets: folders, by the names to give their scores.
-        runs: by their folders.
-
-    Returns:
-        The scores, with the names and places of those that are known.
-
-    Example:
-    ```python
-    place_scores(read_scores("runs/glue"), {}, {"runs/first": read_run("COCO-LM", "runs/first")})
-    ```
-    """
+    """Tells which of the presets and runs at hand scores belong to."""
+    # What is fine-tuned is known by its fingerprint, wherever it lies: a preset, the last one of a
+    # run, or one that `export_checkpoints.py` took from it on the way.
     known = {fingerprint(folder): {"model": name} for name, folder in presets.items()}
     for folder, run in runs.items():
         for step, preset in _presets_of(folder, run):
@@ -180,3 +147,90 @@ def _name(preset: str) -> str:
     """What to call a preset that nobody named: its run's folder."""
     folder, name = os.path.split(files.absolute(preset))
     return os.path.basename(folder) if name == "preset" else name
+
+
+# Where scores stand, by tasks and then by what one line is of.
+Curves = dict[str, dict[str, list["Point"]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A score on a line: the mean, the least and the greatest of its runs."""
+
+    x: float
+    mean: float
+    low: float
+    high: float
+
+
+def pretraining_curves(scores: Iterable[Score], x_axis: str) -> Curves:
+    """Scores over how far pretraining was, with all training rows (paper, figure 3)."""
+    chosen = (score for score in _complete(scores) if score.run and not score.from_scratch)
+    curves = _curves(
+        chosen, lambda score: score.run.name, lambda score: score.run.at(score.step, x_axis)
+    )
+    # The other runs' points are what the lines are compared with.
+    return {task: curves[task] for task in _varied(curves)}
+
+
+def few_shot_curves(scores: Iterable[Score]) -> Curves:
+    """Scores over the share of the training rows (paper, figures 7c and 7d)."""
+    chosen = [score for score in scores if not score.shots]
+    return _varied(_curves(chosen, _model, lambda score: score.train_fraction))
+
+
+def prompt_curves(scores: Iterable[Score]) -> Curves:
+    """Scores of fine-tuning by prompts over the examples of each class (paper, table 4)."""
+    return _curves((score for score in scores if score.shots), _model, lambda score: score.shots)
+
+
+def crop_curves(scores: Iterable[Score]) -> Curves:
+    """Scores over the share of a text that its second view keeps (paper, figure 4)."""
+    chosen = [score for score in _complete(scores) if score.run and not score.from_scratch]
+    chosen = [score for score in chosen if score.step == score.run.config.trainer.train_steps]
+    names: dict[str, str] = {}
+    for score in chosen:
+        names.setdefault(_all_but_crop(score), score.run.name)
+    return _varied(
+        _curves(
+            chosen,
+            lambda score: names[_all_but_crop(score)],
+            lambda score: score.run.config.data.crop_fraction,
+        )
+    )
+
+
+def _complete(scores: Iterable[Score]) -> Iterable[Score]:
+    return (score for score in scores if score.train_fraction == 1 and not score.shots)
+
+
+def _model(score: Score) -> str:
+    return f"{score.model}, from scratch" if score.from_scratch else score.model
+
+
+def _all_but_crop(score: Score) -> str:
+    config = score.run.config.as_dict()
+    config["data"] = {k: v for k, v in config["data"].items() if k != "crop_fraction"}
+    return json.dumps(config, sort_keys=True)
+
+
+def _curves(
+    scores: Iterable[Score], name: Callable[[Score], str], place: Callable[[Score], float]
+) -> Curves:
+    curves: Curves = {}
+    for score in scores:
+        points = curves.setdefault(f"{score.task}, {score.metric}", {}).setdefault(name(score), [])
+        points.append(Point(place(score), score.mean, min(score.values), max(score.values)))
+    for lines in curves.values():
+        for points in lines.values():
+            points.sort(key=lambda point: point.x)
+    return curves
+
+
+def _varied(curves: Curves) -> Curves:
+    """Lines of several places, and the tasks that have any."""
+    kept = {
+        task: {name: line for name, line in lines.items() if len({point.x for point in line}) > 1}
+        for task, lines in curves.items()
+    }
+    return {task: lines for task, lines in kept.items() if lines}

@@ -1,57 +1,30 @@
-"""The space of a preset's sentence vectors: what it does with random and with similar pairs."""
+"""The space of a preset's sentence vectors: alignment, uniformity, anisotropy (section 5.2)."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy import stats
+from sklearn.manifold import TSNE
 
-from cocolm_tf.analysis.pairs import SentencePairs
-from cocolm_tf.analysis.similarity import (
-    alignment,
-    cosines,
-    explained_variance,
-    random_pairs,
-    rank_correlation,
-    uniformity,
-    whitened,
-)
-from cocolm_tf.data.sources import FileSource
-from cocolm_tf.errors import UserError
+from cocolm_tf.analysis.inputs import SentencePairs
 
 # The principal components whose shares are told.
 COMPONENTS = (1, 3, 10)
 
-# Lines of a corpus that texts are drawn from.
-_LINES = 200_000
-
 
 @dataclasses.dataclass(frozen=True)
 class SentenceSpace:
-    """Sentence vectors of one preset, and what they show.
+    """Sentence vectors of one preset, and what they show."""
 
-    Args:
-        random_cosines: [R] float64, of random pairs of texts.
-        similar_cosines: [N] float64, of the most similar pairs.
-        first: [N, H] float32, the vectors of their first sentences.
-        second: [N, H] float32, of their partners.
-        measures: numbers by their names: `similar_cosine` and `random_cosine`, the means;
-            `alignment` of the similar pairs and `uniformity` of the texts (Wang and Isola);
-            `variance_1`, ..., the share of the variance of the texts' vectors in so many
-            principal components; where the pairs have scores, `spearman` of all pairs' cosines
-            with them, and `spearman_whitened` after whitening.
-
-    Example:
-    ```python
-    space = describe_space(encoder.encode, read_pairs("STS-B/dev.tsv"), texts, seed=0)
-    space.measures["similar_cosine"]
-    ```
-    """
-
-    random_cosines: np.ndarray
-    similar_cosines: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
+    random_cosines: np.ndarray  # [R] float64, of random pairs of texts
+    similar_cosines: np.ndarray  # [N] float64, of the most similar pairs
+    first: np.ndarray  # [N, H] float32, the vectors of their first sentences
+    second: np.ndarray  # [N, H] float32, of their partners
+    # numbers by their names: `similar_cosine` and `random_cosine`, the means; `alignment` of the
+    # similar pairs and `uniformity` of the texts (Wang and Isola); `variance_1`, ..., the share of
+    # the variance of the texts' vectors in so many principal components; where the pairs have
+    # scores, `spearman` of all pairs' cosines with them, and `spearman_whitened` after whitening.
     measures: dict[str, float]
 
 
@@ -69,7 +42,7 @@ def describe_space(
         pairs: pairs of sentences; the most similar of them are the similar ones.
         texts: what random pairs are made of, at least two.
         num_random_pairs: int.
-        seed: int. Decides which texts are paired.
+        seed: Decides which texts are paired.
 
     Returns:
         The vectors and measures.
@@ -104,29 +77,112 @@ def describe_space(
     return SentenceSpace(random_cosines, similar_cosines, first[similar], second[similar], measures)
 
 
-def draw_texts(pattern: str, count: int, seed: int, encoding: str = "") -> list[str]:
-    """Draws lines of a corpus at random, from its first 200,000.
+def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The cosine of each pair of rows."""
+    return np.sum(unit_vectors(first) * unit_vectors(second), axis=1)
+
+
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Scales each row to length 1; zero vectors stay zero."""
+    vectors = np.asarray(vectors, np.float64)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def alignment(first: np.ndarray, second: np.ndarray) -> float:
+    """How near similar pairs are: the mean squared distance of their unit vectors.
+
+    0 where they are the same, 2 where they are orthogonal; 2 - 2 * the mean cosine.
 
     Args:
-        pattern: as `FileSource` has it.
-        count: int. How many; all, if there are fewer.
-        seed: int.
-        encoding: as `FileSource` has it.
+        first: [N, H] float.
+        second: [N, H] float, row by row similar to `first`.
 
     Returns:
-        Different lines, in random order.
+        The alignment, the lower the better.
 
-    Raises:
-        UserError: if there are no files, or fewer than two lines.
+    Source:
+        Wang and Isola, "Understanding contrastive representation learning through alignment and
+        uniformity on the hypersphere", ICML 2020, with alpha = 2.
 
     Example:
     ```python
-    draw_texts("corpus/*.txt", count=1000, seed=0)
+    alignment(np.eye(3), np.eye(3))  # 0.0
     ```
     """
-    lines = FileSource.find(pattern, one_document_per_line=True, encoding=encoding)
-    texts = list(dict.fromkeys(itertools.islice(lines, _LINES)))
-    if len(texts) < 2:
-        raise UserError(f"--corpus={pattern} has no two lines of text: there is nothing to pair.")
-    chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
-    return [texts[i] for i in chosen]
+    difference = unit_vectors(first) - unit_vectors(second)
+    return float(np.mean(np.sum(difference**2, axis=1)))
+
+
+def uniformity(vectors: np.ndarray) -> float:
+    """How evenly vectors spread over the sphere: log mean exp(-2 * squared distance) of all pairs.
+
+    0 where all are the same; -4 where all are orthogonal, which is nearly the least in high
+    dimensions.
+
+    Args:
+        vectors: [N, H] float, N at least 2.
+
+    Returns:
+        The uniformity of the unit vectors, the lower the more uniform.
+
+    Source:
+        Wang and Isola, ICML 2020, with t = 2.
+
+    Example:
+    ```python
+    uniformity(np.eye(8))  # -4.0
+    ```
+    """
+    units = unit_vectors(vectors)
+    # |x - y|^2 = |x|^2 + |y|^2 - 2xy, also of a zero vector.
+    squares = np.sum(units**2, axis=1)
+    distances = squares[:, np.newaxis] + squares - 2 * units @ units.T
+    rows, columns = np.triu_indices(len(units), k=1)
+    return float(np.log(np.mean(np.exp(-2 * distances[rows, columns]))))
+
+
+def explained_variance(vectors: np.ndarray, count: int) -> np.ndarray:
+    """The share of the variance in each of the first principal components: anisotropy."""
+    centered = np.asarray(vectors, np.float64) - np.mean(vectors, axis=0, dtype=np.float64)
+    variances = np.linalg.svd(centered, compute_uv=False) ** 2
+    total = variances.sum()
+    return (variances / total if total > 0 else variances)[:count]
+
+
+def random_pairs(count: int, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws pairs of different items."""
+    generator = np.random.default_rng(seed)
+    first = generator.integers(0, count, pairs)
+    # A step to another item, all the way round at most.
+    return first, (first + generator.integers(1, count, pairs)) % count
+
+
+def whitened(vectors: np.ndarray, fitted_on: np.ndarray) -> np.ndarray:
+    """Shifts and turns vectors so that those of a sample have mean 0 and covariance 1."""
+    # Directions in which the sample does not vary are dropped.
+    sample = np.asarray(fitted_on, np.float64)
+    mean = sample.mean(axis=0)
+    _, deviations, directions = np.linalg.svd(sample - mean, full_matrices=False)
+    deviations /= np.sqrt(len(sample))
+    varies = deviations > 1e-6 * deviations.max(initial=0)
+    return (vectors - mean) @ (directions[varies].T / deviations[varies])
+
+
+def rank_correlation(measured: np.ndarray, scores: np.ndarray) -> float:
+    """Spearman's correlation: whether two measures order things alike."""
+    if len(np.unique(measured)) < 2 or len(np.unique(scores)) < 2:
+        return 0.0
+    return float(stats.spearmanr(measured, scores).statistic)
+
+
+_PERPLEXITY = 30.0
+
+
+def map_sentences(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Places vectors in the plane by t-SNE, by their cosines."""
+    units = unit_vectors(vectors)
+    # Distances of unit vectors order as cosines do. The perplexity must be less than N.
+    perplexity = min(_PERPLEXITY, (len(units) - 1) / 3)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(units)
+    return (places - places.min(axis=0)) / (np.ptp(places, axis=0).max() or 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from cocolm_tf.analysis.pretrained import load_pretrained
+from cocolm_tf.analysis.presets import load_pretrained
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens

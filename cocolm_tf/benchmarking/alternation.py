@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from cocolm_tf.errors import UserError
@@ -75,13 +76,7 @@ class Timings:
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """The variables that give TensorFlow, PyTorch and `tokenizers` so many threads.
-
-    Example:
-    ```python
-    Contender("step", build, thread_environment(2))
-    ```
-    """
+    """The variables that give TensorFlow, PyTorch and `tokenizers` so many threads."""
     names = (
         "OMP_NUM_THREADS",
         "RAYON_NUM_THREADS",
@@ -105,11 +100,11 @@ def alternate(
 
     Args:
         contenders: what to time. All stay in memory until the end.
-        rounds: int. How often each is timed.
-        warmup_calls: int. How often each is called untimed, after its first call.
-        pause: float. Seconds between two turns, in which the threads of the one whose turn is
+        rounds: How often each is timed.
+        warmup_calls: How often each is called untimed, after its first call.
+        pause: Seconds between two turns, in which the threads of the one whose turn is
             over, which may spin for a while, go to sleep.
-        seed: int. Decides the orders.
+        seed: Decides the orders.
 
     Returns:
         The timings by the contenders' names.
@@ -145,6 +140,22 @@ def alternate(
                 turns[contender.name].append(workers[contender.name].turn())
                 progress.update()
         return {name: worker.timings(turns[name]) for name, worker in workers.items()}
+
+
+def spread_of_ratios(dividends: Sequence[float], divisors: Sequence[float]) -> dict[str, float]:
+    """Divides times round by round, and gives the median and quartiles of the ratios."""
+    ratios = np.asarray(dividends) / np.asarray(divisors)
+    names = ("first_quartile", "median", "third_quartile")
+    quartiles = np.percentile(ratios, [25, 50, 75])
+    return {name: float(value) for name, value in zip(names, quartiles, strict=True)}
+
+
+def describe_spread(spread: dict[str, float], digits: int = 3) -> str:
+    """Writes a median and its quartiles."""
+    low, middle, high = (
+        f"{spread[name]:.{digits}g}" for name in ("first_quartile", "median", "third_quartile")
+    )
+    return f"{middle} ({low} to {high})"
 
 
 class _Worker:

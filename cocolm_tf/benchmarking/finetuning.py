@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from cocolm_tf.benchmarking.alternation import Contender, alternate, thread_environment
-from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.benchmarking.alternation import (
+    Contender,
+    alternate,
+    describe_spread,
+    spread_of_ratios,
+    thread_environment,
+)
+from cocolm_tf.costs.step_benchmark import describe_device, summarize
 from cocolm_tf.finetuning.batches import describe_lengths, tokenized, training_batches
 from cocolm_tf.finetuning.classification import build_classifier
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.config import from_dict
 from cocolm_tf.finetuning.optimization import build_optimizer
-from cocolm_tf.training.benchmark import describe_device, summarize
 
 WAYS = {"full_width": 0, "as_they_come": 1, "bucketed": 8}
 """The numbers of groups of like lengths, see `training_batches`: none with padding to the longest
@@ -29,9 +34,9 @@ def measure_bucketing(
 
     Args:
         run: whose preset, data and configuration it takes.
-        rows: int. How many training examples an epoch has, drawn once for all.
-        rounds: int. How many epochs of each way to time, after one that is not.
-        threads: int. That each may use.
+        rows: How many training examples an epoch has, drawn once for all.
+        rounds: How many epochs of each way to time, after one that is not.
+        threads: That each may use.
 
     Returns:
         What JSON can hold: `device`, `precision`, `threads`, `rounds`, `batch_size`, `rows`,
@@ -80,19 +85,7 @@ def measure_bucketing(
 
 
 def format_bucketing(result: dict[str, Any]) -> str:
-    """Lays the result of `measure_bucketing` out for reading.
-
-    Args:
-        result: what `measure_bucketing` returned.
-
-    Returns:
-        A table.
-
-    Example:
-    ```python
-    print(format_bucketing(result))
-    ```
-    """
+    """Lays the result of `measure_bucketing` out for reading."""
     tokens = result["tokens"]
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
@@ -112,21 +105,7 @@ def format_bucketing(result: dict[str, Any]) -> str:
 def fine_tuning_epoch(
     run: ClassificationRun, rows: int, buckets: int
 ) -> Callable[[], dict[str, Any]]:
-    """Builds a classifier and its batches.
-
-    Args:
-        run: see `measure_bucketing`.
-        rows: int. How many training examples to draw.
-        buckets: int. See `training_batches`.
-
-    Returns:
-        A function that trains for one epoch and says what on: `rows` and `tokens`.
-
-    Example:
-    ```python
-    fine_tuning_epoch(run, rows=1024, buckets=8)()
-    ```
-    """
+    """Builds a classifier and its batches."""
     data, config = run.read(), from_dict(run.config, "the configuration")
     chosen = np.random.default_rng(run.seed).permutation(len(data.train))[:rows]
     train = data.train.select(chosen)

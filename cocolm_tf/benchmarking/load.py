@@ -13,22 +13,7 @@ import numpy as np
 def answer_clients(
     ask: Callable[[str], Any], texts: Sequence[str], clients: int, seconds: float
 ) -> dict[str, float]:
-    """Lets clients ask for a while, each the next question when the last one is answered.
-
-    Args:
-        ask: answers a text; called by several threads at once.
-        texts: what they ask, in turn.
-        clients: int. How many ask at the same time.
-        seconds: float. How long they begin new questions.
-
-    Returns:
-        `requests_per_second`, and of the time that a client waits `p50_ms`, `p95_ms`, `p99_ms`.
-
-    Example:
-    ```python
-    answer_clients(lambda text: len(text), ["A cat.", "A dog."], clients=4, seconds=0.1)
-    ```
-    """
+    """Lets clients ask for a while, each the next question when the last one is answered."""
     # Drawn by all clients in turn: `next` of a cycle is one step of the interpreter.
     questions = itertools.cycle(texts)
     waits: list[list[float]] = [[] for _ in range(clients)]
@@ -69,22 +54,7 @@ def answer_clients(
 def texts_of_mixed_lengths(
     words: Iterable[str], count: int, longest: int, seed: int = 0
 ) -> list[str]:
-    """Cuts a stream of words into texts, as many short ones as long ones on a logarithmic scale.
-
-    Args:
-        words: as many as needed; they repeat where they do not suffice.
-        count: int. How many texts.
-        longest: int. The most words of a text.
-        seed: int. Decides the lengths.
-
-    Returns:
-        The texts.
-
-    Example:
-    ```python
-    texts_of_mixed_lengths("the cat sat on the mat".split(), count=10, longest=5)
-    ```
-    """
+    """Cuts a stream of words into texts, as many short ones as long ones on a logarithmic scale."""
     stream = itertools.cycle(words)
     draw = random.Random(seed)
     lengths = (round(longest ** draw.random()) for _ in range(count))

@@ -5,12 +5,17 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cocolm_tf.benchmarking.alternation import Contender, alternate, thread_environment
-from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.benchmarking.alternation import (
+    Contender,
+    alternate,
+    describe_spread,
+    spread_of_ratios,
+    thread_environment,
+)
+from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.costs.step_benchmark import describe_device, prepare_step, random_batches, summarize
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.benchmark import describe_device, prepare_step, random_batches, summarize
 from cocolm_tf.training.config import PretrainingConfig, check_config
-from cocolm_tf.training.flops import pretraining_flops
 
 # What grows, and all that grows with it.
 AXES: dict[str, tuple[str, ...]] = {
@@ -39,9 +44,9 @@ def measure_scaling(
         config: the run.
         axes: which of `AXES` to follow.
         factors: by what each is multiplied, beside 1.
-        rounds: int. How many steps of each to time.
-        warmup_steps: int. Untimed ones before them, beside the first.
-        threads: int. That each may use.
+        rounds: How many steps of each to time.
+        warmup_steps: Untimed ones before them, beside the first.
+        threads: That each may use.
 
     Returns:
         What JSON can hold; times in seconds:
@@ -78,25 +83,7 @@ def measure_scaling(
 
 
 def scaled(config: PretrainingConfig, axis: str, factor: float) -> PretrainingConfig:
-    """Multiplies one of a configuration's sizes, and what goes with it.
-
-    Args:
-        config: the run.
-        axis: one of `AXES`.
-        factor: float.
-
-    Returns:
-        Another configuration.
-
-    Raises:
-        UserError: if the axis is unknown, a product is not a whole number, or the sizes do not go
-            together.
-
-    Example:
-    ```python
-    scaled(PretrainingConfig(), "model.hidden_dim", 0.5).model.num_heads  # 6
-    ```
-    """
+    """Multiplies one of a configuration's sizes, and what goes with it."""
     if axis not in AXES:
         raise UserError(f"--axes has {axis!r}, but there are only {', '.join(AXES)}.")
     variant = copy.deepcopy(config)
@@ -114,19 +101,7 @@ def scaled(config: PretrainingConfig, axis: str, factor: float) -> PretrainingCo
 
 
 def format_scaling(result: dict[str, Any]) -> str:
-    """Lays the result of `measure_scaling` out for reading.
-
-    Args:
-        result: what `measure_scaling` returned.
-
-    Returns:
-        A table.
-
-    Example:
-    ```python
-    print(format_scaling(result))
-    ```
-    """
+    """Lays the result of `measure_scaling` out for reading."""
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
         f"step        {result['precision']}, {result['rounds']} of each in turn: medians and "
@@ -145,19 +120,7 @@ def format_scaling(result: dict[str, Any]) -> str:
 
 
 def training_step(config: PretrainingConfig) -> Callable[[], float]:
-    """Builds a run's step on random tokens.
-
-    Args:
-        config: the run.
-
-    Returns:
-        A function that runs one step and returns the mean loss so far.
-
-    Example:
-    ```python
-    training_step(load_config("configs/pretrain/small.yaml"))()
-    ```
-    """
+    """Builds a run's step on random tokens."""
     _, step = prepare_step(config, random_batches(config))
     return lambda: float(step()["loss"])
 

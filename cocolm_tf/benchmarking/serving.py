@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.benchmarking.alternation import Contender, Timings, alternate, thread_environment
+from cocolm_tf.benchmarking.alternation import (
+    Contender,
+    Timings,
+    alternate,
+    describe_spread,
+    spread_of_ratios,
+    thread_environment,
+)
 from cocolm_tf.benchmarking.load import answer_clients
-from cocolm_tf.benchmarking.ratios import describe_spread, spread_of_ratios
+from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.errors import UserError
-from cocolm_tf.serving.batching import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
 from cocolm_tf.serving.export import Settings, export_preset
 from cocolm_tf.serving.preset import ServedPreset
-from cocolm_tf.training.benchmark import describe_device
+from cocolm_tf.serving.saved_model import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
 from cocolm_tf.versions import installed_versions, versions_line
 
 # The kinds of export, and the yardstick.
@@ -53,9 +59,9 @@ def compare_serving(
         names: which of `EXPORTS` and `ONNX` to measure.
         texts: what clients ask, in turn.
         clients: how many ask at the same time.
-        rounds: int. How often each is measured.
-        seconds: float. How long, with each number of clients.
-        threads: int. That TensorFlow and onnxruntime may use.
+        rounds: How often each is measured.
+        seconds: How long, with each number of clients.
+        threads: That TensorFlow and onnxruntime may use.
 
     Returns:
         What JSON can hold: `device`, `versions`, `threads`, `rounds`, `seconds`; `words`, the
@@ -113,19 +119,7 @@ def compare_serving(
 
 
 def format_serving(result: dict[str, Any]) -> str:
-    """Lays the result of `compare_serving` out for reading.
-
-    Args:
-        result: what `compare_serving` returned.
-
-    Returns:
-        A table for each signature.
-
-    Example:
-    ```python
-    print(format_serving(compare_serving(presets, ["float32"], texts, [1], 3, 2.0, 2)))
-    ```
-    """
+    """Lays the result of `compare_serving` out for reading."""
     words = result["words"]
     lines = [
         f"device      {result['device']}, {result['threads']} threads",

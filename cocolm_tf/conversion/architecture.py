@@ -5,13 +5,13 @@ from typing import Any
 
 from cocolm_tf import files
 from cocolm_tf.conversion.checkpoint import Checkpoint
-from cocolm_tf.conversion.json_files import read_json
 from cocolm_tf.conversion.layout import (
     AUXILIARY,
     POSITIONS,
     RELATIVE_POSITIONS,
     WORDS,
 )
+from cocolm_tf.conversion.tensor_files import read_json
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 
@@ -47,25 +47,7 @@ _ONLY = {"hidden_act": "gelu", "layer_norm_type": "post"}
 
 
 def read_configuration(folder: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Reads what sizes a checkpoint's model has.
-
-    Args:
-        folder: Where `config.json` is. A fairseq checkpoint may do without: its settings and the
-            shapes of its tensors say as much.
-        checkpoint: The tensors.
-
-    Returns:
-        The values of `config.json`, complete.
-
-    Raises:
-        UserError: If there is no `config.json`, or it lacks a value, or describes a model that
-            is not COCO-LM's.
-
-    Example:
-    ```python
-    read_configuration("released", Checkpoint(open_tensors("released/pytorch_model.bin")))
-    ```
-    """
+    """Reads what sizes a checkpoint's model has."""
     path = os.path.join(folder, FILENAME)
     given = read_json(path) if files.is_file(path) else None
     if checkpoint.is_fairseq:
@@ -103,21 +85,7 @@ def read_configuration(folder: str, checkpoint: Checkpoint) -> dict[str, Any]:
 def read_label_names(
     configuration: dict[str, Any], classes: int, notes: list[str]
 ) -> list[str] | None:
-    """Reads the names of a classifier's classes.
-
-    Args:
-        configuration: As `read_configuration` gives it.
-        classes: int. How many the head has.
-        notes: Gets a note if the names are not those of the head.
-
-    Returns:
-        The names in order; None where there are none, or they are Hugging Face's placeholders.
-
-    Example:
-    ```python
-    read_label_names({"id2label": {"0": "bad", "1": "good"}}, 2, [])  # ["bad", "good"]
-    ```
-    """
+    """Reads the names of a classifier's classes."""
     given = configuration.get("id2label")
     if not isinstance(given, dict):
         return None
@@ -130,19 +98,7 @@ def read_label_names(
 
 
 def backbone_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Turns a `config.json` into what `CocoLMBackbone` takes.
-
-    Args:
-        configuration: As `read_configuration` gives it.
-
-    Returns:
-        The arguments.
-
-    Example:
-    ```python
-    CocoLMBackbone(**backbone_arguments(configuration))
-    ```
-    """
+    """Turns a `config.json` into what `CocoLMBackbone` takes."""
     return {
         "vocabulary_size": configuration["vocab_size"],
         "num_layers": configuration["num_hidden_layers"],
@@ -159,20 +115,7 @@ def backbone_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def auxiliary_arguments(configuration: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """Says what `CocoLMBackbone` takes for the auxiliary model, by its tensors.
-
-    Args:
-        configuration: The main model's. Its `auxiliary` says what no shape does.
-        checkpoint: The tensors.
-
-    Returns:
-        The arguments.
-
-    Example:
-    ```python
-    CocoLMBackbone(**auxiliary_arguments(configuration, checkpoint))
-    ```
-    """
+    """Says what `CocoLMBackbone` takes for the auxiliary model, by its tensors."""
     given = configuration.get("auxiliary", {})
     relative = f"{AUXILIARY}{RELATIVE_POSITIONS}"
     bins = checkpoint.read(relative).shape[0] if relative in checkpoint else 0
@@ -192,24 +135,7 @@ def auxiliary_arguments(configuration: dict[str, Any], checkpoint: Checkpoint) -
 def configuration_of(
     backbone: CocoLMBackbone, auxiliary: CocoLMBackbone | None, need_pooler: bool
 ) -> dict[str, Any]:
-    """Writes an encoder's sizes as the released classes read them.
-
-    Args:
-        backbone: The main model.
-        auxiliary: The auxiliary model, if there is one.
-        need_pooler: Whether there is a projection of the sequence vector.
-
-    Returns:
-        The content of `config.json`.
-
-    Raises:
-        UserError: If the released classes cannot hold such a model.
-
-    Example:
-    ```python
-    configuration_of(backbone, None, need_pooler=True)["hidden_size"]
-    ```
-    """
+    """Writes an encoder's sizes as the released classes read them."""
     if backbone.embedding_dim != backbone.hidden_dim:
         raise UserError(
             f"the model's embeddings are {backbone.embedding_dim} wide and its hidden states "

@@ -41,18 +41,7 @@ _FAIRSEQ_TASK_HEADS = {"classifier.": ".out_proj.weight", "qa_outputs.": ".start
 
 
 class Checkpoint:
-    """The tensors of a checkpoint, by the names that the released classes give them.
-
-    Args:
-        file: The tensors as the file names them.
-
-    Example:
-    ```python
-    checkpoint = Checkpoint(open_tensors("released/pytorch_model.bin"))
-    checkpoint.take("embeddings.LayerNorm.weight", (768,))
-    checkpoint.unused()
-    ```
-    """
+    """The tensors of a checkpoint, by the names that the released classes give them."""
 
     def __init__(self, file: TensorFile) -> None:
         self.path = file.path
@@ -69,32 +58,14 @@ class Checkpoint:
         return self._find(name) is not None
 
     def layers(self, prefix: str = "") -> int:
-        """Counts an encoder's layers.
-
-        Args:
-            prefix: What stands before the encoder's names.
-
-        Returns:
-            How many there are, the first ones in a row.
-        """
+        """Counts an encoder's layers."""
         layers = 0
         while f"{prefix}encoder.layer.{layers}.output.LayerNorm.weight" in self:
             layers += 1
         return layers
 
     def without_padding(self, rows: int, vocabulary_size: int) -> int:
-        """Has `take` leave out the rows that only round a table's size up.
-
-        Args:
-            rows: int. The size of the table.
-            vocabulary_size: int. The size of the vocabulary, no more than that.
-
-        Returns:
-            The size that the model then has.
-
-        Raises:
-            UserError: If there are so many that the vocabulary must be another model's.
-        """
+        """Has `take` leave out the rows that only round a table's size up."""
         padding = rows - vocabulary_size
         if padding > _MAX_PADDING:
             raise UserError(
@@ -117,19 +88,7 @@ class Checkpoint:
         return self._file.read(key)
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads a tensor for good.
-
-        Args:
-            name: The name of the tensor.
-            shape: What shape the model wants it in. A table of positions may have more or fewer
-                rows: the released classes take the first or repeat it.
-
-        Returns:
-            The tensor.
-
-        Raises:
-            UserError: If the file does not have it, or in another shape, or not all finite.
-        """
+        """Reads a tensor for good."""
         tensor = self.read(name)
         if name.endswith(POSITIONS):
             tensor = self._positions(tensor, shape)
@@ -144,20 +103,11 @@ class Checkpoint:
         return tensor
 
     def use(self, name: str) -> None:
-        """Counts a tensor as used; see `take`.
-
-        Args:
-            name: The name of a tensor that the file has.
-        """
+        """Counts a tensor as used; see `take`."""
         self._used[self._find(name)] = name
 
     def explain(self, name: str, reason: str) -> None:
-        """Says why a tensor is not used.
-
-        Args:
-            name: The name of a tensor that the file has.
-            reason: Why not.
-        """
+        """Says why a tensor is not used."""
         self._reasons[self._find(name)] = reason
 
     def unused(self) -> dict[str, str]:
@@ -218,22 +168,7 @@ class Checkpoint:
 
 
 def find_weights(official: str) -> str:
-    """Finds the weights in a released folder.
-
-    Args:
-        official: The folder, or the file itself.
-
-    Returns:
-        The path of the file; one that is read without PyTorch is preferred.
-
-    Raises:
-        UserError: If there is none.
-
-    Example:
-    ```python
-    find_weights("released")  # "released/pytorch_model.bin"
-    ```
-    """
+    """Finds the weights in a released folder."""
     if files.is_file(official):
         return official
     if not files.is_dir(official):

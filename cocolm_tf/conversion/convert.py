@@ -14,7 +14,6 @@ from cocolm_tf.conversion.architecture import (
     read_label_names,
 )
 from cocolm_tf.conversion.checkpoint import Checkpoint, find_weights
-from cocolm_tf.conversion.json_files import write_json
 from cocolm_tf.conversion.layout import (
     AUXILIARY,
     HEADS,
@@ -24,13 +23,18 @@ from cocolm_tf.conversion.layout import (
     released_name,
     table_entries,
 )
-from cocolm_tf.conversion.parts import Head, read_auxiliary, read_heads, read_main
-from cocolm_tf.conversion.task_heads import (
+from cocolm_tf.conversion.parts import (
     TASK_HEADS,
+    Head,
     label_names_of,
+    read_auxiliary,
+    read_heads,
+    read_main,
     read_task_heads,
+    read_tokenizer,
     write_classifier,
     write_task_heads,
+    write_tokenizer,
 )
 from cocolm_tf.conversion.tensor_files import (
     FORMATS,
@@ -38,9 +42,9 @@ from cocolm_tf.conversion.tensor_files import (
     check_finite,
     has_pytorch,
     open_tensors,
+    write_json,
     write_tensors,
 )
-from cocolm_tf.conversion.vocabulary_files import read_tokenizer, write_tokenizer
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME

@@ -72,43 +72,20 @@ HEADS = {
 
 
 def released_name(name: str) -> str:
-    """The name of a tensor in a file that the released classes load.
-
-    Args:
-        name: The name of the tensor in its part of the model.
-
-    Returns:
-        The name in the file.
-
-    Example:
-    ```python
-    released_name("embeddings.LayerNorm.bias")  # "cocolm.embeddings.LayerNorm.bias"
-    ```
-    """
+    """The name of a tensor in a file that the released classes load."""
     return MAIN + name if name.startswith(_MAIN_MODEL) else name
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Variables of ours and the tensors of the released format that hold the same numbers.
+    """Variables of ours and the tensors of the released format that hold the same numbers."""
 
-    The rows of the tensors, one tensor after the other, are the rows of the variables, one variable
-    after the other.
-
-    Args:
-        names: The tensors' names.
-        variables: The variables.
-        transposed: Whether a tensor's rows are a variable's columns, as of a kernel. A kernel
-            of a single output may be a vector here; there it is a matrix of one row.
-
-    Example:
-    ```python
-    Entry(("dense.weight",), (layer.kernel,), transposed=True).tensors()
-    ```
-    """
-
-    names: tuple[str, ...]
-    variables: tuple[keras.Variable, ...]
+    # The rows of the tensors, one tensor after the other, are the rows of the variables, one
+    # variable after the other.
+    names: tuple[str, ...]  # The tensors' names
+    variables: tuple[keras.Variable, ...]  # The variables
+    # Whether a tensor's rows are a variable's columns, as of a kernel. A kernel of a single output
+    # may be a vector here; there it is a matrix of one row.
     transposed: bool = False
 
     @property
@@ -121,11 +98,7 @@ class Entry:
         return (rows // len(self.names), *shapes[0][1:])
 
     def assign(self, tensors: list[np.ndarray]) -> None:
-        """Gives the variables the numbers of the tensors.
-
-        Args:
-            tensors: The tensors, of the shape `shape` each, in the order of their names.
-        """
+        """Gives the variables the numbers of the tensors."""
         rows = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
         for variable, part in zip(self.variables, np.split(rows, len(self.variables)), strict=True):
             part = part.T if self.transposed else part
@@ -148,40 +121,13 @@ class Entry:
 
 
 def table_entries(backbone: CocoLMBackbone, prefix: str = "") -> Iterator[Entry]:
-    """Lists an encoder's word and position tables, which an auxiliary model may share.
-
-    Args:
-        backbone: The encoder.
-        prefix: What stands before the names of its tensors.
-
-    Yields:
-        The entries.
-
-    Example:
-    ```python
-    [entry.names for entry in table_entries(backbone)]
-    ```
-    """
+    """Lists an encoder's word and position tables, which an auxiliary model may share."""
     yield Entry((prefix + WORDS,), (backbone.token_embedding.embeddings,))
     yield Entry((prefix + POSITIONS,), (backbone.position_embedding.position_embeddings,))
 
 
 def encoder_entries(backbone: CocoLMBackbone, prefix: str = "") -> Iterator[Entry]:
-    """Lists an encoder's variables, without its tables.
-
-    Args:
-        backbone: The encoder.
-        prefix: What stands before the names of its tensors.
-
-    Yields:
-        The entries, in the order of the computation.
-
-    Example:
-    ```python
-    for entry in encoder_entries(backbone):
-        print(entry.names, entry.shape)
-    ```
-    """
+    """Lists an encoder's variables, without its tables."""
 
     def entry(name: str, *variables: keras.Variable, transposed: bool = False) -> Entry:
         return Entry((prefix + name,), variables, transposed)
@@ -211,19 +157,6 @@ def encoder_entries(backbone: CocoLMBackbone, prefix: str = "") -> Iterator[Entr
 
 
 def head_entries(head: str, variables: dict[str, keras.Variable]) -> Iterator[Entry]:
-    """Lists a head's variables.
-
-    Args:
-        head: One of `HEADS`.
-        variables: Its variables, by their names in `HEADS`.
-
-    Yields:
-        The entries.
-
-    Example:
-    ```python
-    list(head_entries("lm_head", {"bias": pretrainer.lm_head.bias}))
-    ```
-    """
+    """Lists a head's variables."""
     for name, released in HEADS[head].items():
         yield Entry(released, (variables[name],), transposed=name.endswith("kernel"))

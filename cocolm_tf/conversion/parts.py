@@ -1,11 +1,14 @@
-"""The parts of a model, filled from a released checkpoint."""
+"""The parts of a model: out of a released checkpoint, and in a preset."""
 
+import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
+from cocolm_tf import files
 from cocolm_tf.conversion.architecture import auxiliary_arguments, backbone_arguments
 from cocolm_tf.conversion.checkpoint import Checkpoint
 from cocolm_tf.conversion.layout import (
@@ -18,8 +21,18 @@ from cocolm_tf.conversion.layout import (
     head_entries,
     table_entries,
 )
+from cocolm_tf.conversion.tensor_files import open_tensors, read_json, write_json
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
 from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.tokenization.tokenizer import (
+    DICTIONARY_FILENAME,
+    MODEL_FILENAME,
+    CocoLMTokenizer,
+)
+from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME as RELEASED_MODEL_FILENAME
 
 # Written a second time by PyTorch, where one matrix serves several layers.
 _TIED_TO_WORDS = (
@@ -33,25 +46,14 @@ _COPY_BIAS = "binary_head.out_proj.bias"
 # The variables of a head, by their names in `layout.HEADS`.
 Head = dict[str, keras.Variable]
 
+TASK_HEADS = ("classifier", "question_answerer")
+TASK_HEADS_FILENAME = "task_heads.npz"
+_TASK_FILENAME = "task.json"
+_CONFIGURATION = "tokenizer_config.json"
+
 
 def read_main(configuration: dict[str, Any], checkpoint: Checkpoint) -> CocoLMBackbone:
-    """Builds the main model of a checkpoint.
-
-    Args:
-        configuration: As `read_configuration` gives it.
-        checkpoint: The tensors.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        UserError: If the sizes do not go together, or a tensor is missing or of another shape.
-
-    Example:
-    ```python
-    backbone = read_main(configuration, checkpoint)
-    ```
-    """
+    """Builds the main model of a checkpoint."""
     backbone = _build(backbone_arguments(configuration), checkpoint)
     _load(table_entries(backbone), checkpoint)
     _load(encoder_entries(backbone), checkpoint)
@@ -61,25 +63,7 @@ def read_main(configuration: dict[str, Any], checkpoint: Checkpoint) -> CocoLMBa
 def read_auxiliary(
     backbone: CocoLMBackbone, configuration: dict[str, Any], checkpoint: Checkpoint
 ) -> CocoLMBackbone | None:
-    """Builds the auxiliary model of a checkpoint.
-
-    Args:
-        backbone: The main model, whose word and position tables it shares, unless the checkpoint
-            has others for it.
-        configuration: As `read_configuration` gives it.
-        checkpoint: The tensors.
-
-    Returns:
-        The encoder, or None if there is none, or one of another kind.
-
-    Raises:
-        UserError: If a tensor is missing or of another shape.
-
-    Example:
-    ```python
-    auxiliary = read_auxiliary(backbone, configuration, checkpoint)
-    ```
-    """
+    """Builds the auxiliary model of a checkpoint."""
     if not checkpoint.layers(AUXILIARY):
         return None
     if f"{AUXILIARY}embed_linear.weight" in checkpoint:
@@ -108,25 +92,7 @@ def read_auxiliary(
 def read_heads(
     configuration: dict[str, Any], auxiliary: CocoLMBackbone | None, checkpoint: Checkpoint
 ) -> dict[str, Head]:
-    """Reads those heads that a checkpoint has.
-
-    Args:
-        configuration: As `read_configuration` gives it.
-        auxiliary: The auxiliary model, if there is one.
-        checkpoint: The tensors.
-
-    Returns:
-        The variables of each head, by the names of `layout.HEADS`.
-
-    Raises:
-        UserError: If a tensor is missing or of another shape, or an LM head is not tied to the
-            word embeddings.
-
-    Example:
-    ```python
-    heads = read_heads(configuration, None, checkpoint)
-    ```
-    """
+    """Reads those heads that a checkpoint has."""
     heads = {
         head: variables
         for head in HEADS
@@ -230,3 +196,116 @@ def _transform_shapes(inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
         "norm.gamma": (outputs,),
         "norm.beta": (outputs,),
     }
+
+
+def write_task_heads(directory: str, heads: dict[str, dict[str, keras.Variable]]) -> None:
+    """Writes the heads of tasks into a preset."""
+    arrays = {
+        f"{head}.{name}": np.asarray(variable)
+        for head, variables in heads.items()
+        for name, variable in variables.items()
+    }
+    if arrays:
+        np.savez(os.path.join(directory, TASK_HEADS_FILENAME), **arrays)
+
+
+def write_classifier(
+    directory: str,
+    backbone: CocoLMBackbone,
+    tokenizer: CocoLMTokenizer | None,
+    head: dict[str, keras.Variable],
+    label_names: list[str] | None,
+) -> None:
+    """Writes a preset of a classifier as fine-tuning would, which every program takes as such."""
+    inner, classes = head["output.kernel"].shape
+    preprocessor = None
+    if tokenizer is not None:
+        preprocessor = CocoLMTextClassifierPreprocessor(tokenizer, backbone.max_sequence_length)
+    classifier = CocoLMTextClassifier(
+        backbone, classes, preprocessor, label_names=label_names, hidden_dim=inner
+    )
+    classifier.pooled_dense.set_weights([head["dense.kernel"], head["dense.bias"]])
+    classifier.output_dense.set_weights([head["output.kernel"], head["output.bias"]])
+    classifier.save_to_preset(directory)
+
+
+def label_names_of(directory: str) -> list[str] | None:
+    """Reads the names of a preset's classes; None where it has none."""
+    path = os.path.join(directory, _TASK_FILENAME)
+    if not files.is_file(path):
+        return None
+    return json.loads(files.read_text(path)).get("config", {}).get("label_names")
+
+
+def read_task_heads(directory: str) -> dict[str, np.ndarray]:
+    """Reads the heads of tasks from a preset."""
+    path, heads = os.path.join(directory, TASK_HEADS_FILENAME), {}
+    if files.is_file(path):
+        file = open_tensors(path)
+        heads = {name: file.read(name) for name in file.names}
+    if files.is_file(os.path.join(directory, _TASK_FILENAME)):
+        heads |= {name: np.asarray(value) for name, value in _fine_tuned_head(directory).items()}
+    return heads
+
+
+def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
+    task = _read_task(directory)
+    if isinstance(task, CocoLMTextClassifier):
+        return {
+            "classifier.dense.kernel": task.pooled_dense.kernel,
+            "classifier.dense.bias": task.pooled_dense.bias,
+            "classifier.output.kernel": task.output_dense.kernel,
+            "classifier.output.bias": task.output_dense.bias,
+        }
+    return {
+        "question_answerer.output.kernel": task.answer_logits.kernel,
+        "question_answerer.output.bias": task.answer_logits.bias,
+    }
+
+
+def _read_task(directory: str) -> CocoLMTextClassifier | CocoLMQuestionAnswerer:
+    path = os.path.join(directory, _TASK_FILENAME)
+    try:
+        name = json.loads(files.read_text(path))["registered_name"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not describe a model.") from error
+    classes: dict[str, Any] = {
+        keras.saving.get_registered_name(one): one
+        for one in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
+    }
+    if name not in classes:
+        raise UserError(
+            f"{path} describes a {name}, which has no place in the released format: that has "
+            f"{' and '.join(classes)}."
+        )
+    # Tokenizing is not wanted, and a converted preset may have no tokenizer.
+    return classes[name].from_preset(directory, preprocessor=None)
+
+
+def read_tokenizer(folder: str, vocabulary_size: int) -> CocoLMTokenizer | None:
+    """Reads the tokenizer of a released checkpoint."""
+    paths = [os.path.join(folder, n) for n in (RELEASED_MODEL_FILENAME, DICTIONARY_FILENAME)]
+    if not any(map(files.is_file, paths)):
+        return None
+    for path in paths:
+        if not files.is_file(path):
+            raise UserError(f"{path} is missing: a vocabulary is two files.")
+    configuration = os.path.join(folder, _CONFIGURATION)
+    lowercase = False
+    if files.is_file(configuration):
+        lowercase = bool(read_json(configuration).get("do_lower_case", False))
+    tokenizer = CocoLMTokenizer(*paths, lowercase=lowercase)
+    if tokenizer.vocabulary_size() > vocabulary_size:
+        raise UserError(
+            f"{paths[1]} makes a vocabulary of {tokenizer.vocabulary_size()}, the model's has "
+            f"{vocabulary_size}."
+        )
+    return tokenizer
+
+
+def write_tokenizer(tokenizer: CocoLMTokenizer, folder: str) -> None:
+    """Writes a tokenizer into the folder of a released checkpoint."""
+    tokenizer.save_assets(folder)
+    released = os.path.join(folder, RELEASED_MODEL_FILENAME)
+    files.rename(os.path.join(folder, MODEL_FILENAME), released)
+    write_json(os.path.join(folder, _CONFIGURATION), {"do_lower_case": tokenizer.lowercase})

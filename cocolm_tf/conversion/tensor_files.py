@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from cocolm_tf import files
-from cocolm_tf.conversion.json_files import read_json
 from cocolm_tf.errors import UserError
 
 FORMATS = {"npz": "weights.npz", "safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
@@ -30,64 +29,25 @@ _INDEX = ".index.json"
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-    """The tensors of a file; each is read when it is asked for.
+    """The tensors of a file; each is read when it is asked for."""
 
-    Args:
-        path: The file.
-        names: What tensors it has.
-        read: Gives a tensor by its name.
-        settings: What a fairseq checkpoint says of the model beside its tensors, by name.
-
-    Example:
-    ```python
-    file = open_tensors("released/pytorch_model.bin")
-    file.read(file.names[0]).shape
-    ```
-    """
-
-    path: str
-    names: tuple[str, ...]
-    read: Callable[[str], np.ndarray]
+    path: str  # The file
+    names: tuple[str, ...]  # What tensors it has
+    read: Callable[[str], np.ndarray]  # Gives a tensor by its name
+    # What a fairseq checkpoint says of the model beside its tensors, by name.
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor to be written, made when its turn comes.
+    """A tensor to be written, made when its turn comes."""
 
-    Args:
-        shape: Its shape.
-        make: Gives its values, float32.
-
-    Example:
-    ```python
-    Tensor((2, 3), lambda: np.zeros((2, 3), np.float32))
-    ```
-    """
-
-    shape: tuple[int, ...]
-    make: Callable[[], np.ndarray]
+    shape: tuple[int, ...]  # Its shape
+    make: Callable[[], np.ndarray]  # Gives its values, float32
 
 
 def open_tensors(path: str) -> TensorFile:
-    """Opens a file of tensors for reading.
-
-    Args:
-        path: A `.npz`, `.safetensors`, `.bin` or `.pt` file, or the `.index.json` of several. A
-            `.pt` may be fairseq's: its tensors are then those of its model, its settings those it
-            was trained with.
-
-    Returns:
-        The tensors. Floating-point ones are read as float32, whatever the file holds them in.
-
-    Raises:
-        UserError: If there is no such file, it is none of these, or PyTorch is missing.
-
-    Example:
-    ```python
-    open_tensors("released/model.safetensors").names
-    ```
-    """
+    """Opens a file of tensors for reading."""
     if not files.is_file(path):
         raise UserError(f"{path} is not a file.")
     if path.endswith(_INDEX):
@@ -103,20 +63,7 @@ def open_tensors(path: str) -> TensorFile:
 
 
 def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a file of tensors, of which only one is in memory at a time.
-
-    Args:
-        path: The file; its suffix is one of `FORMATS`'.
-        tensors: The tensors by name.
-
-    Raises:
-        UserError: If it takes PyTorch, and PyTorch is missing.
-
-    Example:
-    ```python
-    write_tensors("out/weights.npz", {"bias": Tensor((3,), lambda: np.zeros(3, np.float32))})
-    ```
-    """
+    """Writes a file of tensors, of which only one is in memory at a time."""
     suffix = os.path.splitext(path)[1]
     if suffix == ".npz":
         _write_npz(path, tensors)
@@ -127,20 +74,7 @@ def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_finite(array: np.ndarray, name: str) -> None:
-    """Makes sure that weights are numbers: one that is not spoils whatever is computed from it.
-
-    Args:
-        array: The weights.
-        name: What and where they are, for the message.
-
-    Raises:
-        UserError: If one is NaN or infinite.
-
-    Example:
-    ```python
-    check_finite(np.zeros(3), "weights.npz: bias")
-    ```
-    """
+    """Makes sure that weights are numbers: one that is not spoils whatever is computed from it."""
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         count = int(array.size - np.isfinite(array).sum())
         raise UserError(
@@ -150,13 +84,7 @@ def check_finite(array: np.ndarray, name: str) -> None:
 
 
 def has_pytorch() -> bool:
-    """Whether PyTorch's files can be read and written here.
-
-    Example:
-    ```python
-    has_pytorch()
-    ```
-    """
+    """Whether PyTorch's files can be read and written here."""
     return importlib.util.find_spec("torch") is not None
 
 
@@ -300,3 +228,19 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
 def _line(error: Exception) -> str:
     """The first line of an error that someone else made for several."""
     return str(error).strip().split("\n")[0]
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Reads a JSON object."""
+    try:
+        content = json.loads(files.read_text(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object.")
+    return content
+
+
+def write_json(path: str, content: dict[str, Any]) -> None:
+    """Writes a JSON object."""
+    files.write_text(path, json.dumps(content, indent=2) + "\n")

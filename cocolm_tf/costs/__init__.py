@@ -1,1 +1,18 @@
-"""What a run costs: the program of its step, and what a device makes of it."""
+"""What a training run costs: counted from its configuration, read from its program, or measured."""
+
+from cocolm_tf import lazy
+
+__getattr__, __dir__, __all__ = lazy.exports(
+    __name__,
+    {
+        "accelerators": ["ACCELERATORS", "Accelerator"],
+        "compiled": ["compiled_costs"],
+        "estimation": ["estimate"],
+        "export": ["export_step"],
+        "flops": ["pretraining_flops"],
+        "memory": ["step_memory"],
+        "parameters": ["count_parameters"],
+        "step_benchmark": ["benchmark"],
+        "targets": ["compile_for"],
+    },
+)

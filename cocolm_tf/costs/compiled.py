@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.compiler.xla import xla_data_pb2
 from tensorflow.compiler.xla.service import hlo_pb2
 
-from cocolm_tf.training.accelerators import Accelerator
+from cocolm_tf.costs.accelerators import Accelerator
 
 # The shares of their peaks that the best kernels reach, and the time from one to the next.
 PRODUCT_SHARE = 0.8
@@ -30,21 +30,13 @@ _OTHER_SIZES = {"PRED": 1, "TOKEN": 0, "OPAQUE_TYPE": 0}
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What runs by itself on a device, not within a fusion.
+    """What runs by itself on a device, not within a fusion."""
 
-    Args:
-        instruction: of the optimized program.
-        name: the layer and operation that it comes from, as the model names them.
-        times: int. How often a step runs it; 1 in a loop whose length is not known.
-        moved: int. Bytes that it reads and writes in one run, each operand whole.
-        flops: int. Of its matrix products in one run, two for each multiplication.
-    """
-
-    instruction: hlo_pb2.HloInstructionProto
-    name: str
-    times: int
-    moved: int
-    flops: int
+    instruction: hlo_pb2.HloInstructionProto  # of the optimized program
+    name: str  # the layer and operation that it comes from, as the model names them
+    times: int  # How often a step runs it; 1 in a loop whose length is not known
+    moved: int  # Bytes that it reads and writes in one run, each operand whole
+    flops: int  # Of its matrix products in one run, two for each multiplication
 
 
 def compiled_costs(
@@ -84,19 +76,7 @@ def compiled_costs(
 
 
 def kernels_of(program: bytes) -> list[Kernel]:
-    """Lists the kernels of an optimized program.
-
-    Args:
-        program: a serialized `HloModuleProto`, as `run_step.py --optimized=FILE` writes it.
-
-    Returns:
-        The kernels that a step runs, one for each in the program.
-
-    Example:
-    ```python
-    len(kernels_of(pathlib.Path("base.hlo.pb").read_bytes()))
-    ```
-    """
+    """Lists the kernels of an optimized program."""
     module = hlo_pb2.HloModuleProto.FromString(program)
     computations = {computation.id: computation for computation in module.computations}
     found, waiting = [], [(module.entry_computation_id, 1)]
@@ -117,29 +97,11 @@ def kernels_of(program: bytes) -> list[Kernel]:
 
 
 def roofline(kernels: Iterable[Kernel], device: Accelerator, precision: str) -> dict[str, Any]:
-    """Finds the least time that kernels, one after the other, can take on a GPU.
-
-    Each takes as long as its products at `PRODUCT_SHARE` of the peak or its bytes at
-    `BANDWIDTH_SHARE` of the memory's bandwidth, whichever is longer, and `LAUNCH_SECONDS`. What
-    devices send one another is not in it, and that something stays in a cache from one kernel to
-    the next neither.
-
-    Args:
-        kernels: of the program.
-        device: whose peaks to take.
-        precision: of the run, as in `Accelerator.peak_flops`.
-
-    Returns:
-        `kernels` that a step runs, `collectives` among them, `flops` and `bytes_accessed`;
-        `least_seconds`; `products_seconds`, `memory_seconds` and `launches_seconds`: what each
-        kind alone would take, which add up to more, as products and memory overlap in a kernel.
-
-    Example:
-    ```python
-    kernels = kernels_of(pathlib.Path("base.hlo.pb").read_bytes())
-    roofline(kernels, ACCELERATORS["h100"], "mixed_bfloat16")["least_seconds"]
-    ```
-    """
+    """Finds the least time that kernels, one after the other, can take on a GPU."""
+    # Each takes as long as its products at `PRODUCT_SHARE` of the peak or its bytes at
+    # `BANDWIDTH_SHARE` of the memory's bandwidth, whichever is longer, and `LAUNCH_SECONDS`. What
+    # devices send one another is not in it, and that something stays in a cache from one kernel to
+    # the next neither.
     kernels = list(kernels)
     return {
         "kernels": sum(kernel.times for kernel in kernels),
@@ -165,24 +127,7 @@ def heaviest_groups(
     precision: str,
     measured: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Adds up the kernels that do the same in different layers, the heaviest first.
-
-    Args:
-        kernels: of the program.
-        device: whose peaks to take.
-        precision: of the run.
-        measured: the seconds of a step that each kernel takes, by the name of its instruction, as
-            `run_step.py --profile=FILE` writes them.
-
-    Returns:
-        For each group, `name`, `shape` of its first kernel's result, `kernels`, `least_seconds`,
-        `bytes_accessed`, `flops`, and `measured_seconds` if these are given.
-
-    Example:
-    ```python
-    heaviest_groups(kernels, ACCELERATORS["h100"], "mixed_bfloat16")[0]["name"]
-    ```
-    """
+    """Adds up the kernels that do the same in different layers, the heaviest first."""
     groups: dict[str, dict[str, Any]] = {}
     for kernel in kernels:
         kind = "product" if kernel.flops else kernel.instruction.opcode

@@ -14,6 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf import files
+from cocolm_tf.costs.accelerators import ACCELERATORS
+from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.costs.step_benchmark import prepare_step, random_batches
 from cocolm_tf.data.manifest import resolve_shards
 from cocolm_tf.data.pipeline import cut
 from cocolm_tf.data.shards import compression, parse
@@ -22,13 +25,10 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.fusion import compiling_for
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.training.accelerators import ACCELERATORS
-from cocolm_tf.training.benchmark import prepare_step, random_batches
 from cocolm_tf.training.build import build_pretrainer, build_views
 from cocolm_tf.training.callbacks import METRICS_FILENAME
 from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig, save_config
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.preset import save_preset
 from cocolm_tf.training.pretraining import matching_vocabulary
 
@@ -192,24 +192,7 @@ def stablehlo(
 
 
 def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int, int]:
-    """Writes the sequences of shards as one array, which `run_step.py --train` reads.
-
-    Args:
-        train_data: folder or glob of the shards.
-        sequence_length: S, the length to pad to; what is longer is cut, see `cut`.
-        path: the `.npy` file to write.
-
-    Returns:
-        [N, S], the shape of the array, whose ids are uint16, or int32 where these do not suffice.
-
-    Raises:
-        UserError: if there are no shards.
-
-    Example:
-    ```python
-    export_tokens("data/train", 128, "tokens.npy")
-    ```
-    """
+    """Writes the sequences of shards as one array, which `run_step.py --train` reads."""
     paths, manifest = resolve_shards(train_data)
     special = SpecialTokens(mask=-1)
     records = tf.data.TFRecordDataset(paths, compression(paths[0])).batch(4096)
@@ -224,26 +207,7 @@ def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int
 
 
 def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) -> str:
-    """Makes the preset of what `run_step.py --train` trained.
-
-    Args:
-        program: the exported step, with its configuration.
-        weights: what `run_step.py --weights` was given: the parts are `{weights}-*.npz`, and the
-            log is `{weights}.jsonl`.
-        vocabulary: folder of the vocabulary that the tokens are of.
-        model_dir: RUN. Gets `config.yaml`, `metrics.jsonl` and `preset/`, as of a run here.
-
-    Returns:
-        The path of the preset.
-
-    Raises:
-        UserError: if something does not exist, or does not fit the rest.
-
-    Example:
-    ```python
-    import_weights("small.step", "trained/small", "vocabulary", "runs/small")
-    ```
-    """
+    """Makes the preset of what `run_step.py --train` trained."""
     with zipfile.ZipFile(program) as archive:
         description = json.loads(archive.read("step.json"))
     config = PretrainingConfig()

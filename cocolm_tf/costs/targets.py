@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cocolm_tf.costs.accelerators import ACCELERATORS
 from cocolm_tf.costs.compiled import Kernel, heaviest_groups, kernels_of, roofline
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.accelerators import ACCELERATORS
-from cocolm_tf.units import duration, si
+from cocolm_tf.units import duration, gib, si
 
 GPUS = ("h100", "h200", "a100")
 TPUS = ("v4", "v5e", "v5p", "v6e")
@@ -41,7 +41,7 @@ def compile_for(
         runner: the path of `scripts/run_step.py`, which the process runs.
         python: the interpreter of the environment; see `targets_python`.
         optimized: where to keep what XLA made of the program, for a GPU.
-        replicas: int. Devices to compile for, 0 for as many as the program is for.
+        replicas: Devices to compile for, 0 for as many as the program is for.
         options: of XLA, each `NAME=VALUE`.
 
     Returns:
@@ -88,28 +88,7 @@ def compile_for(
 def compare_with_measured(
     program: str, target: str, optimized: str, measured: dict[str, float]
 ) -> dict[str, Any]:
-    """Sets what each group of kernels took on a device beside the least that it could take.
-
-    Args:
-        program: the file that `export_step` wrote.
-        target: the device, one of `GPUS`.
-        optimized: what `run_step.py --optimized=FILE` wrote on it, and
-        measured: what `run_step.py --profile=FILE` did in the same run: the seconds of a step that
-            each kernel takes.
-
-    Returns:
-        Of what `compile_for` returns, all that the kernels tell; `groups` have `measured_seconds`
-        and are ordered by them; `measured_seconds`, of all kernels.
-
-    Raises:
-        UserError: if the kernels have other names than those that were measured.
-
-    Example:
-    ```python
-    measured = json.loads(pathlib.Path("base.json").read_text())
-    compare_with_measured("base.step", "h100", "base.hlo.pb", measured)["measured_seconds"]
-    ```
-    """
+    """Sets what each group of kernels took on a device beside the least that it could take."""
     kernels = kernels_of(Path(optimized).read_bytes())
     if not any(kernel.instruction.name in measured for kernel in kernels):
         raise UserError(f"{optimized} has none of the kernels that were measured.")
@@ -148,23 +127,7 @@ def _at_most(told: dict[str, Any], target: str, seconds: float) -> dict[str, Any
 
 
 def targets_python(given: str = "") -> str:
-    """Finds the interpreter of an environment with the compilers.
-
-    Args:
-        given: its path, if it is known. Otherwise it is what the environment variable
-            `COCOLM_TARGETS_PYTHON` says, or that of `.venv-targets`, which `make targets` makes.
-
-    Returns:
-        The path.
-
-    Raises:
-        UserError: if there is none. It says how to make one.
-
-    Example:
-    ```python
-    targets_python()  # ".venv-targets/bin/python"
-    ```
-    """
+    """Finds the interpreter of an environment with the compilers."""
     path = given or os.environ.get(VARIABLE) or f"{ENVIRONMENT}/bin/python"
     if not os.access(path, os.X_OK):
         raise UserError(
@@ -176,33 +139,20 @@ def targets_python(given: str = "") -> str:
 
 
 def format_report(result: dict[str, Any], rows: int = 0) -> str:
-    """Lays out what a program is on a device.
-
-    Args:
-        result: what `compile_for` returns.
-        rows: int. Groups of kernels to list.
-
-    Returns:
-        Several lines.
-
-    Example:
-    ```python
-    print(format_report(compile_for("base.step", "h100", "scripts/run_step.py"), rows=20))
-    ```
-    """
+    """Lays out what a program is on a device."""
     replicas = f", {result['replicas']} of them" if result.get("replicas", 1) > 1 else ""
     lines = [("device", ACCELERATORS[result["target"]].title + replicas)]
     if "compile_seconds" in result:
         lines += [
             ("compiled in", duration(result["compile_seconds"])),
             ("program", si(result["program_bytes"], "B") + " of StableHLO"),
-            ("memory", _gib(result["argument_bytes"] + result["temporary_bytes"])),
-            ("  arguments", _gib(result["argument_bytes"])),
-            ("  temporaries", _gib(result["temporary_bytes"])),
+            ("memory", gib(result["argument_bytes"] + result["temporary_bytes"])),
+            ("  arguments", gib(result["argument_bytes"])),
+            ("  temporaries", gib(result["temporary_bytes"])),
         ]
     lines += [
         ("products", si(result["flops"], "FLOP")),
-        ("read and written", _gib(result["bytes_accessed"])),
+        ("read and written", gib(result["bytes_accessed"])),
     ]
     if "kernels" in result:
         lines.append(("kernels", f"{result['kernels']:,}"))
@@ -230,9 +180,5 @@ def _group_row(group: dict[str, Any]) -> str:
     times = [group[key] for key in ("measured_seconds", "least_seconds") if key in group]
     milliseconds = "".join(f"{seconds * 1e3:9.3f} ms" for seconds in times)
     shape = group["shape"] if len(group["shape"]) < 60 else group["shape"][:57] + "..."
-    numbers = f"{group['kernels']:9,}{_gib(group['bytes_accessed']):>12}"
+    numbers = f"{group['kernels']:9,}{gib(group['bytes_accessed']):>12}"
     return f"{milliseconds}{numbers}  {group['name']} {shape}"
-
-
-def _gib(count: float) -> str:
-    return f"{count / 2**30:,.2f} GiB"

@@ -1,8 +1,8 @@
 """The builder of datasets and the counter of words as pipelines of Apache Beam.
 
-The functions of a chunk are those of `build` and `tokenization.words`, and so are their results:
-which runner there is, and with how many workers, changes not one byte of a dataset. What takes the
-place of the processes of one machine and of their files is Beam's own shuffle.
+The functions of a chunk are those of `build` and `tokenization.word_counts`, and so are their
+results: which runner there is, and with how many workers, changes not one byte of a dataset. What
+takes the place of the processes of one machine and of their files is Beam's own shuffle.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from cocolm_tf.data.shards import write_shard
 from cocolm_tf.data.shuffle import Run, merged_examples
 from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.words import CUT, count_words
+from cocolm_tf.tokenization.word_counts import CUT, count_words
 
 try:
     import apache_beam as beam

@@ -1,10 +1,10 @@
 """Builds a dataset: tokenizes documents, packs them, shuffles the sequences, writes shards.
 
 The text is read in chunks, and what a chunk gives depends on its text, its number and the recipe
-alone (`packing`). Processes handle the chunks in any order (`workers`); each chunk's sequences are
-kept in a file until all are there, and then merged into shards in their random order (`shuffle`).
-So the number of workers changes how long a build takes and not one byte of what it writes, and a
-build that was ended goes on with the chunks that are not done.
+alone (`packing`). Processes handle the chunks in any order (`processes`); each chunk's sequences
+are kept in a file until all are there, and then merged into shards in their random order
+(`shuffle`). So the number of workers changes how long a build takes and not one byte of what it
+writes, and a build that was ended goes on with the chunks that are not done.
 """
 
 import contextlib
@@ -40,10 +40,10 @@ from cocolm_tf.data.packing import (
     shards_of,
     text_size,
 )
+from cocolm_tf.data.processes import PartRead, Workers
 from cocolm_tf.data.shards import COUNTS, TEMPORARY_SUFFIX, Shard, is_shard, shard_name, write_shard
 from cocolm_tf.data.shuffle import Run, Runs, merged_examples
 from cocolm_tf.data.sources import Source
-from cocolm_tf.data.workers import PartRead, Workers
 from cocolm_tf.errors import UserError
 
 MIN_SEQUENCE_LENGTH = 8

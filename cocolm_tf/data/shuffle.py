@@ -23,8 +23,8 @@ import numpy as np
 
 from cocolm_tf import files
 from cocolm_tf.data.packing import NO_SHARD, Part, Record
+from cocolm_tf.data.processes import PartRead, Workers
 from cocolm_tf.data.shards import COUNTS, TEMPORARY_SUFFIX
-from cocolm_tf.data.workers import PartRead, Workers
 from cocolm_tf.errors import UserError
 
 _SUFFIX = ".run"

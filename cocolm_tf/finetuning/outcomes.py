@@ -5,11 +5,11 @@ import os
 import time
 from typing import Any
 
-import keras_nlp
+import keras_hub
 
+from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.files import new_folder
 from cocolm_tf.finetuning.best_epoch import BestEpoch
-from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.model_card import Facts, write_model_card
 from cocolm_tf.versions import own_versions
 
@@ -19,7 +19,7 @@ DIVERGED = {"diverged": True, "headline": "diverged"}
 """The results of a run whose outputs never were finite."""
 
 
-def describe_run(model: keras_nlp.models.Task, best: BestEpoch, started: float) -> dict[str, Any]:
+def describe_run(model: keras_hub.models.Task, best: BestEpoch, started: float) -> dict[str, Any]:
     """Says what there is to say of any run.
 
     Args:
@@ -45,7 +45,7 @@ def describe_run(model: keras_nlp.models.Task, best: BestEpoch, started: float) 
     }
 
 
-def save_model(model: keras_nlp.models.Task, facts: Facts, folder: str) -> None:
+def save_model(model: keras_hub.models.Task, facts: Facts, folder: str) -> None:
     """Saves a model as a preset with its model card.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
-import keras_nlp
+import keras_hub
 import tensorflow as tf
 
 from cocolm_tf.finetuning.presets import language_model_bias, local_preset
@@ -75,7 +75,7 @@ class LabelWordHead(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMPromptClassifier(raw_text_task(keras_nlp.models.Task)):
+class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
     """Classifies texts as LM-BFF does (Gao et al., 2021; paper, section 5.3).
 
     A template makes each text a sentence with a word left out, and the pretrained language

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import keras_nlp
+import keras_hub
 import tensorflow as tf
 from keras_hub.src.utils.tensor_utils import preprocessing_function
 
@@ -25,7 +25,7 @@ _SEPARATOR = "\x1f"
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMPromptClassifierPreprocessor(keras_nlp.models.Preprocessor):
+class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
     """Fills templates: `<s> prompt </s>`, then `demonstration </s>` for every class.
 
     The prompt has `<mask>` where the label word belongs; a demonstration is an example of its

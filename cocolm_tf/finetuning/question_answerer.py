@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
-import keras_nlp
+import keras_hub
 import tensorflow as tf
 
 from cocolm_tf.finetuning.answers import collect_answers
@@ -36,7 +36,7 @@ _NEVER = -1e4
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMQuestionAnswerer(raw_text_task(keras_nlp.models.Task)):
+class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
     """Answers questions with parts of their contexts; `fit()` fine-tunes it on raw strings.
 
     The head is that of the released models: one dense layer, from each token's hidden state to

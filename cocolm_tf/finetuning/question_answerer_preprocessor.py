@@ -3,7 +3,7 @@
 from typing import Any
 
 import keras
-import keras_nlp
+import keras_hub
 import tensorflow as tf
 
 from cocolm_tf.finetuning.windows import NUM_SPECIAL_TOKENS, Windows, make_windows
@@ -18,7 +18,7 @@ MAX_QUESTION_LENGTH = 64
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMQuestionAnswererPreprocessor(keras_nlp.models.Preprocessor):
+class CocoLMQuestionAnswererPreprocessor(keras_hub.models.Preprocessor):
     """Tokenizes questions and contexts, and cuts long contexts into overlapping windows.
 
     A batch of B questions becomes W >= B rows `<s> question </s> </s> context </s>`.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import keras_nlp
+import keras_hub
 import tensorflow as tf
 
 from cocolm_tf.finetuning.padding import trimmed
@@ -20,7 +20,7 @@ from cocolm_tf.training.optimization import AdamW
 
 
 def check_row_length(
-    preprocessor: keras_nlp.models.Preprocessor | None, backbone: keras_nlp.models.Backbone
+    preprocessor: keras_hub.models.Preprocessor | None, backbone: keras_hub.models.Backbone
 ) -> None:
     """Makes sure that rows are no longer than a model can read.
 
@@ -44,7 +44,7 @@ def check_row_length(
         )
 
 
-def raw_text_task(base: type[keras_nlp.models.Task]) -> type[keras_nlp.models.Task]:
+def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Task]:
     """Derives a KerasHub task that preprocesses, traces and saves no more than it needs.
 
     Keras rewrites the bases of a functional model's class, which fails where one is a mixin: so
@@ -59,7 +59,7 @@ def raw_text_task(base: type[keras_nlp.models.Task]) -> type[keras_nlp.models.Ta
 
     Example:
     ```python
-    class Rater(raw_text_task(keras_nlp.models.TextClassifier)):
+    class Rater(raw_text_task(keras_hub.models.TextClassifier)):
         trim_padding = True
     ```
     """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
-import keras_nlp
+import keras_hub
 
 from cocolm_tf.data.examples import Examples
 from cocolm_tf.finetuning.batches import tokenized, training_batches
@@ -25,7 +25,7 @@ _BATCH_SIZE = 32
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMTextClassifier(raw_text_task(keras_nlp.models.TextClassifier)):
+class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
     """Classifies texts or pairs of texts; `fit()` fine-tunes it on raw strings.
 
     The head is that of the released models, on the hidden state of `<s>`: dropout, dense, GELU,

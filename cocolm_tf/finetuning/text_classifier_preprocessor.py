@@ -3,7 +3,7 @@
 from typing import Any
 
 import keras
-import keras_nlp
+import keras_hub
 import tensorflow as tf
 from keras_hub.src.utils.tensor_utils import preprocessing_function
 
@@ -13,7 +13,7 @@ from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMTextClassifierPreprocessor(keras_nlp.models.TextClassifierPreprocessor):
+class CocoLMTextClassifierPreprocessor(keras_hub.models.TextClassifierPreprocessor):
     """Tokenizes texts and lays them out as `<s> A </s>` or `<s> A </s> </s> B </s>`.
 
     What is too long is cut at its end; of a pair it is the longer text that is cut, as

@@ -84,8 +84,27 @@ def make_windows(
     )
     ```
     """
-    questions = tokenizer.tokenize(questions)[:, :max_question_length]
-    context = tokenizer.tokenize_with_offsets(contexts)
+    return lay_out_windows(
+        tokenizer.tokenize(questions),
+        tokenizer.tokenize_with_offsets(contexts),
+        answers,
+        sequence_length=sequence_length,
+        stride=stride,
+        max_question_length=max_question_length,
+    )
+
+
+def lay_out_windows(
+    questions: tf.RaggedTensor,
+    context: TokenOffsets,
+    answers: tf.Tensor,
+    *,
+    sequence_length: int,
+    stride: int,
+    max_question_length: int,
+) -> Windows:
+    """Does what `make_windows` does with the tokens of questions, `[B, (N)]`, and contexts."""
+    questions = questions[:, :max_question_length]
     before = questions.row_lengths() + NUM_SPECIAL_TOKENS - 1
     room = sequence_length - before - 1
     lengths = context.ids.row_lengths()

@@ -4,10 +4,12 @@ They compute in float32 whatever the precision of their inputs, and return float
 what each row adds to them.
 """
 
-from cocolm_tf.losses.copy import copy_loss
-from cocolm_tf.losses.corrective_lm import copy_or_label_cross_entropy, corrective_lm_loss
+from cocolm_tf.losses.corrective_lm import (
+    copy_loss,
+    copy_or_label_cross_entropy,
+    corrective_lm_loss,
+)
 from cocolm_tf.losses.masked_lm import label_cross_entropy, masked_lm_loss
-from cocolm_tf.losses.replicas import global_share
 from cocolm_tf.losses.sequence_contrastive import contrastive_cosines, sequence_contrastive_loss
 from cocolm_tf.losses.weighted import weighted_mean
 
@@ -16,7 +18,6 @@ __all__ = [
     "copy_loss",
     "copy_or_label_cross_entropy",
     "corrective_lm_loss",
-    "global_share",
     "label_cross_entropy",
     "masked_lm_loss",
     "sequence_contrastive_loss",

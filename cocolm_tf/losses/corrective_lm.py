@@ -1,9 +1,35 @@
-"""Corrective language modeling: the main model restores what the auxiliary one replaced."""
+"""Corrective language modeling: the copy loss (replaced token detection) and the LM loss."""
 
 import tensorflow as tf
 
 from cocolm_tf.losses.masked_lm import label_cross_entropy
 from cocolm_tf.losses.weighted import weighted_mean
+
+
+def copy_loss(copy_logits: tf.Tensor, is_original: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Binary cross entropy of "this token is the original one" (paper, equation 2).
+
+    Args:
+        copy_logits: `[B, S]` float16, bfloat16 or float32; a positive one says "original".
+        is_original: `[B, S]` bool or 0/1 numbers, true where the corrupted sequence has the
+            original token, also where that token was sampled.
+        mask: `[B, S]` float or bool, true at the real tokens, false at the padding.
+
+    Returns:
+        float32 scalar, the mean over the real tokens in nats.
+
+    Raises:
+        ValueError: If the shapes do not match.
+
+    Example:
+    ```python
+    copy_loss(tf.zeros([1, 2]), tf.constant([[True, False]]), tf.ones([1, 2]))  # log(2)
+    ```
+    """
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(
+        labels=tf.cast(is_original, tf.float32), logits=tf.cast(copy_logits, tf.float32)
+    )
+    return weighted_mean(losses, mask)
 
 
 def corrective_lm_loss(
@@ -65,28 +91,7 @@ def copy_or_label_cross_entropy(
     weights: tf.Tensor,
     stop_gradient: bool = True,
 ) -> tf.Tensor:
-    """Gives each row's term of `corrective_lm_loss` with the copy mechanism.
-
-    Args:
-        lm_logits: `[N, V]`, and the rest as there.
-        copy_logits: `[N]`.
-        input_ids: `[N]`.
-        labels: `[N]`. Where the weight is 0 it may be any number.
-        weights: `[N]`.
-        stop_gradient: bool.
-
-    Returns:
-        `[N]` float32, in nats. It is not yet weighted.
-
-    Raises:
-        ValueError: If the shapes do not match.
-
-    Example:
-    ```python
-    ids = tf.constant([3, 7])
-    copy_or_label_cross_entropy(tf.zeros([2, 8]), tf.zeros([2]), ids, ids, tf.ones([2]))
-    ```
-    """
+    """Gives each row's term of `corrective_lm_loss` with the copy mechanism."""
     log_p_lm = -label_cross_entropy(lm_logits, labels, weights)
     copy_logits = tf.cast(copy_logits, tf.float32)
     copy_logits.shape.assert_is_compatible_with(log_p_lm.shape)

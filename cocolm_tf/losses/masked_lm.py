@@ -31,24 +31,7 @@ def masked_lm_loss(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> 
 
 
 def label_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Gives `-log softmax(logits)[label]` of each row.
-
-    Args:
-        logits: `[N, V]` float16, bfloat16 or float32.
-        labels: `[N]` int32. Where the weight is 0 it may be any number, such as -1.
-        weights: `[N]` float or bool.
-
-    Returns:
-        `[N]` float32, in nats. It is not yet weighted.
-
-    Raises:
-        ValueError: If the shapes of `logits` and `labels` do not match.
-
-    Example:
-    ```python
-    label_cross_entropy(tf.zeros([2, 8]), tf.constant([3, -1]), tf.constant([1.0, 0.0]))
-    ```
-    """
+    """Gives `-log softmax(logits)[label]` of each row."""
     logits, labels = tf.convert_to_tensor(logits), tf.cast(labels, tf.int32)
     labels.shape.assert_is_compatible_with(logits.shape[:1])
     # Looking up a label outside the vocabulary fails (CPU) or gives 0 (GPU).
@@ -68,19 +51,7 @@ def label_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
 
 @fused
 def log_normalizers(logits: tf.Tensor) -> tf.Tensor:
-    """Gives the logarithm of each row's sum of exponentials: `log softmax` is what remains.
-
-    Args:
-        logits: `[N, V]` float16, bfloat16 or float32. Summed in float32.
-
-    Returns:
-        `[N]` float32.
-
-    Example:
-    ```python
-    log_normalizers(tf.zeros([2, 8]))  # log(8), twice
-    ```
-    """
+    """Gives the logarithm of each row's sum of exponentials: `log softmax` is what remains."""
     logits = tf.cast(logits, tf.float32)
     largest = row_max(logits)
     return tf.squeeze(largest + tf.math.log(row_sum(tf.exp(logits - largest))), -1)

@@ -5,7 +5,7 @@ import os
 from typing import Any, Self
 
 import keras
-import keras_nlp
+import keras_hub
 import tensorflow as tf
 
 from cocolm_tf import files
@@ -20,7 +20,7 @@ from cocolm_tf.modeling.transformer import (
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMBackbone(keras_nlp.models.Backbone):
+class CocoLMBackbone(keras_hub.models.Backbone):
     """COCO-LM's Transformer encoder (paper, sections 3.3 and 4).
 
     BERT's architecture with learned absolute positions, LayerNorm after each residual sum, exact
@@ -108,14 +108,14 @@ class CocoLMBackbone(keras_nlp.models.Backbone):
 
         # === Layers ===
         if embeddings_of is None:
-            token_embedding = keras_nlp.layers.ReversibleEmbedding(
+            token_embedding = keras_hub.layers.ReversibleEmbedding(
                 vocabulary_size,
                 embedding_dim,
                 embeddings_initializer=initializer(),
                 dtype=dtype,
                 name="token_embedding",
             )
-            position_embedding = keras_nlp.layers.PositionEmbedding(
+            position_embedding = keras_hub.layers.PositionEmbedding(
                 max_sequence_length,
                 initializer=initializer(),
                 dtype=dtype,

@@ -2,9 +2,11 @@
 
 DIR is what scripts/export_saved_model.py wrote: the folder of all versions, or of one. Without
 --signature it is asked what the first of its signatures answers. With --page instead of --text, a
-web page on this machine asks while you type.
+web page on this machine asks while you type. With --input=texts.jsonl --output=results.jsonl it is
+asked about all lines of a file: JSON strings, or objects with the signature's inputs.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -20,7 +22,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_enum(
     "signature",
     None,
-    ["embed", "correct", "classify", "answer"],
+    ["embed", "correct", "classify", "classify_pairs", "answer"],
     "What to ask, instead of the export's default.",
 )
 flags.DEFINE_float(
@@ -36,6 +38,12 @@ flags.DEFINE_enum(
 flags.DEFINE_bool("page", False, "Serve a web page, until Ctrl-C.")
 flags.DEFINE_integer("port", 8080, "page: where on this machine.", lower_bound=0, upper_bound=65535)
 
+flags.DEFINE_string("input", None, "A file of JSON lines to ask about, instead of --text.")
+flags.DEFINE_string("output", None, "input: where the answers go. It is resumed if it was ended.")
+flags.DEFINE_integer(
+    "batch_size", 32, "input: lines asked about together.", lower_bound=1, upper_bound=64
+)
+
 FLAGS = flags.FLAGS
 
 
@@ -43,12 +51,19 @@ def main(directory: str) -> str:
     """Asks, and lays the answer out; or lets a page do it."""
     if FLAGS.page:
         return _serve_page(directory)
-    if not FLAGS.text:
-        raise UserError("there is nothing to ask: give a --text, or --page.")
-    for name in ("second", "context"):
-        given = len(FLAGS[name].value)
-        if given and given != len(FLAGS.text):
-            raise UserError(f"--{name} is given {given} times, but --text {len(FLAGS.text)}.")
+    if FLAGS.input or FLAGS.output:
+        return _answer_file(directory)
+    # A terminal may lack a character, and an argument may be no UTF-8.
+    sys.stdout.reconfigure(errors="replace")
+    text, second, context = (
+        [os.fsencode(value).decode("utf-8", "replace") for value in values]
+        for values in (FLAGS.text, FLAGS.second, FLAGS.context)
+    )
+    if not text:
+        raise UserError("there is nothing to ask: give a --text, --input or --page.")
+    for name, values in (("second", second), ("context", context)):
+        if values and len(values) != len(text):
+            raise UserError(f"--{name} is given {len(values)} times, but --text {len(text)}.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.serving.client import Export
@@ -58,19 +73,31 @@ def main(directory: str) -> str:
     signature = FLAGS.signature or export.default
     kind = signature.removesuffix("_pairs")
     if kind == "answer":
-        if not FLAGS.context:
+        if not context:
             raise UserError("answer needs a --context for each --text, which is a question.")
-        inputs = {"questions": FLAGS.text, "contexts": FLAGS.context}
-    elif kind == "classify" and FLAGS.second:
+        inputs = {"questions": text, "contexts": context}
+    elif kind == "classify" and second:
         signature = "classify_pairs"
-        inputs = {"first": FLAGS.text, "second": FLAGS.second}
+        inputs = {"first": text, "second": second}
     elif signature == "classify_pairs":
         raise UserError("this model classifies pairs: give a --second for each --text.")
     else:
-        inputs = {"texts": FLAGS.text}
+        inputs = {"texts": text}
     color = sys.stdout.isatty() if FLAGS.color == "auto" else FLAGS.color == "always"
     printer = Printer(color, FLAGS.threshold)
-    return getattr(printer, kind)(FLAGS.text, export(signature, **inputs))
+    return getattr(printer, kind)(text, export(signature, **inputs))
+
+
+def _answer_file(directory: str) -> str:
+    if not (FLAGS.input and FLAGS.output) or FLAGS.text:
+        raise UserError("--input and --output go together, and without --text.")
+    from cocolm_tf.serving.batch import answer_file
+    from cocolm_tf.serving.client import Export
+
+    export = Export(directory)
+    signature = FLAGS.signature or export.default
+    answer_file(export, signature, FLAGS.input, FLAGS.output, FLAGS.batch_size)
+    return FLAGS.output
 
 
 def _serve_page(directory: str) -> str:

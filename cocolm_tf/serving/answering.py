@@ -6,17 +6,10 @@ import tensorflow as tf
 
 from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.spans import best_spans
-from cocolm_tf.finetuning.windows import Windows, make_windows
-from cocolm_tf.serving.encoder import Encoder
-from cocolm_tf.serving.loops import concatenated
-from cocolm_tf.serving.signature import (
-    TOKEN_IDS,
-    Signature,
-    Tensors,
-    ids_request,
-    rows_of_ids,
-)
-from cocolm_tf.tokenization.normalization import valid_utf8
+from cocolm_tf.finetuning.windows import Windows, lay_out_windows
+from cocolm_tf.serving.encoder import Encoder, concatenated
+from cocolm_tf.serving.signature import MAX_BYTES, TOKEN_IDS, Reader, Signature, Tensors
+from cocolm_tf.tokenization.offsets import TokenOffsets
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 # The logit of a token that is none.
@@ -36,6 +29,7 @@ class Answerer:
         answerer: the fine-tuned model.
         max_tokens: int. What of a context is longer goes unread. Up to here, contexts longer than
             the model are read in overlapping windows, as in fine-tuning.
+        max_bytes: int. What of a question or context is longer goes unread too.
 
     Example:
     ```python
@@ -52,9 +46,10 @@ class Answerer:
         tokenizer: CocoLMTokenizer,
         answerer: CocoLMQuestionAnswerer,
         max_tokens: int,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._encoder = encoder
-        self._tokenizer = tokenizer.graph_module()
+        self.reader = Reader(tokenizer, encoder.model.max_sequence_length, max_bytes)
         self._answerer = answerer
         self._max_tokens = max_tokens
 
@@ -78,13 +73,15 @@ class Answerer:
             - `truncated` [B] bool: whether the question or the context was too long, and its end
               went unread.
         """
-        preprocessor, graph = self._answerer.preprocessor, self._tokenizer
-        contexts, is_truncated = self._readable(valid_utf8(contexts))
-        num_question_tokens = graph.tokenize(questions).row_lengths()
-        windows = make_windows(
-            graph,
-            questions,
-            contexts,
+        preprocessor, graph = self._answerer.preprocessor, self.reader.graph
+        (questions, contexts), is_cut = self.reader.texts(questions, contexts)
+        question_ids = graph.tokenize(questions)
+        tokens = graph.tokenize_with_offsets(contexts)
+        is_truncated = is_cut | (tokens.ids.row_lengths() > self._max_tokens)
+        is_truncated |= question_ids.row_lengths() > preprocessor.max_question_length
+        windows = lay_out_windows(
+            question_ids,
+            TokenOffsets(*(part[:, : self._max_tokens] for part in tokens)),
             tf.zeros([tf.size(questions), 2], tf.int32),
             sequence_length=preprocessor.sequence_length,
             stride=preprocessor.stride,
@@ -124,7 +121,7 @@ class Answerer:
             "scores": scores,
             "no_answer_scores": no_answer,
             "answerable": is_answered,
-            "truncated": is_truncated | (num_question_tokens > preprocessor.max_question_length),
+            "truncated": is_truncated,
         }
 
     def answer_ids(self, token_ids: tf.Tensor) -> Tensors:
@@ -139,25 +136,9 @@ class Answerer:
               the token; of `<s>`, that there is none. -10000 for what is padding or cut off;
             - `truncated` [B] bool.
         """
-        model = self._encoder.model
-        rows, is_truncated = rows_of_ids(
-            token_ids, model.max_sequence_length, model.vocabulary_size
-        )
+        rows, is_truncated = self.reader.rows_of_ids(token_ids)
         start, end = self._logits(rows, tf.shape(token_ids)[1])
         return {"start_logits": start, "end_logits": end, "truncated": is_truncated}
-
-    def _readable(self, contexts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Contexts cut after `max_tokens` tokens, and whether that was needed."""
-        tokens = self._tokenizer.tokenize_with_offsets(contexts)
-        is_truncated = tokens.ids.row_lengths() > self._max_tokens
-        ends = tf.reduce_max(tokens.ends[:, : self._max_tokens], axis=1)
-        cut = tf.strings.substr(
-            contexts,
-            tf.zeros_like(ends),
-            tf.where(is_truncated, ends, 0),
-            unit="UTF8_CHAR",
-        )
-        return tf.where(is_truncated, cut, contexts), is_truncated
 
     def _logits(self, rows: tf.RaggedTensor, width: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
         """[B, width] each."""
@@ -194,28 +175,24 @@ class Answerer:
         return dict(zip(("starts", "ends", "scores", "no_answer_scores"), found, strict=True))
 
 
-def answering_signatures(
-    answerer: Answerer, tokenizer: CocoLMTokenizer, limit: int
-) -> dict[str, Signature]:
+def answering_signatures(answerer: Answerer) -> dict[str, Signature]:
     """Makes `answer` and, for callers who tokenize, `answer_ids`.
 
     Args:
         answerer: its methods of these names document inputs and outputs.
-        tokenizer: the model's.
-        limit: int. The longest sequence that the model takes.
 
     Returns:
         The signatures by name.
 
     Example:
     ```python
-    answering_signatures(answerer, tokenizer, 512)["answer"]
+    answering_signatures(answerer)["answer"]
     ```
     """
     inputs = tuple(tf.TensorSpec([None], tf.string, name) for name in ("questions", "contexts"))
     return {
         "answer": Signature(answerer.answer, inputs, _question_request),
-        "answer_ids": Signature(answerer.answer_ids, (TOKEN_IDS,), ids_request(tokenizer, limit)),
+        "answer_ids": Signature(answerer.answer_ids, (TOKEN_IDS,), answerer.reader.ids_request),
     }
 
 

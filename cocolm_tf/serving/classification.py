@@ -6,16 +6,15 @@ import tensorflow as tf
 
 from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.serving.encoder import Encoder
-from cocolm_tf.serving.packing import pack_rows
 from cocolm_tf.serving.signature import (
     CLASSIFY,
+    MAX_BYTES,
     REGRESS,
     TEXTS,
     TOKEN_IDS,
+    Reader,
     Signature,
     Tensors,
-    ids_request,
-    rows_of_ids,
     text_request,
 )
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -37,6 +36,7 @@ class Classifier:
         encoder: of the classifier's backbone.
         tokenizer: its tokenizer.
         classifier: the fine-tuned model.
+        max_bytes: int. What of a text is longer goes unread.
 
     Example:
     ```python
@@ -48,12 +48,15 @@ class Classifier:
     """
 
     def __init__(
-        self, encoder: Encoder, tokenizer: CocoLMTokenizer, classifier: CocoLMTextClassifier
+        self,
+        encoder: Encoder,
+        tokenizer: CocoLMTokenizer,
+        classifier: CocoLMTextClassifier,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._encoder = encoder
-        self._tokenize = tokenizer.graph_module().tokenize
         self._classifier = classifier
-        self._limit = classifier.preprocessor.sequence_length
+        self.reader = Reader(tokenizer, classifier.preprocessor.sequence_length, max_bytes)
         names = classifier.label_names or [str(number) for number in range(classifier.num_classes)]
         self._names = tf.constant(names)
         self.is_regression = classifier.num_classes == 1
@@ -64,7 +67,7 @@ class Classifier:
         Args:
             texts: [B] string.
         """
-        return self._classify_rows(*pack_rows(self._tokenize(texts), limit=self._limit))
+        return self._classify_rows(*self.reader.rows(texts))
 
     def classify_pairs(self, first: tf.Tensor, second: tf.Tensor) -> Tensors:
         """Classifies pairs of texts.
@@ -73,8 +76,7 @@ class Classifier:
             first: [B] string.
             second: [B] string.
         """
-        rows = pack_rows(self._tokenize(first), self._tokenize(second), limit=self._limit)
-        return self._classify_rows(*rows)
+        return self._classify_rows(*self.reader.rows(first, second))
 
     def classify_ids(self, token_ids: tf.Tensor) -> Tensors:
         """Classifies tokens, for callers who tokenize.
@@ -82,8 +84,7 @@ class Classifier:
         Args:
             token_ids: [B, S] int32, special tokens included, padded with `<pad>`.
         """
-        size = self._encoder.model.vocabulary_size
-        return self._classify_rows(*rows_of_ids(token_ids, self._limit, size))
+        return self._classify_rows(*self.reader.rows_of_ids(token_ids))
 
     def classify_examples(self, inputs: tf.Tensor) -> Tensors:
         """Classifies or rates what TensorFlow Serving's Classify and Regress send.
@@ -102,13 +103,8 @@ class Classifier:
         first, second = (
             tf.strings.reduce_join(texts[name][:, :1], axis=1) for name in ("first", "second")
         )
-        rows = pack_rows(
-            self._tokenize(first),
-            self._tokenize(second),
-            texts["second"].row_lengths() > 0,
-            limit=self._limit,
-        )
-        found = self._classify_rows(*rows)
+        is_pair = texts["second"].row_lengths() > 0
+        found = self._classify_rows(*self.reader.rows(first, second, is_pair))
         if self.is_regression:
             return {"outputs": found["values"]}
         return {"classes": found["labels"], "scores": found["probabilities"]}
@@ -128,22 +124,18 @@ class Classifier:
         }
 
 
-def classification_signatures(
-    classifier: Classifier, tokenizer: CocoLMTokenizer, limit: int
-) -> dict[str, Signature]:
+def classification_signatures(classifier: Classifier) -> dict[str, Signature]:
     """Makes `classify` and its variants for pairs, for tokens, and for Classify or Regress.
 
     Args:
         classifier: its methods of these names document inputs and outputs.
-        tokenizer: the model's.
-        limit: int. The longest sequence that the model takes.
 
     Returns:
         The signatures by name.
 
     Example:
     ```python
-    classification_signatures(classifier, tokenizer, 512)["classify_pairs"]
+    classification_signatures(classifier)["classify_pairs"]
     ```
     """
     pair = tuple(tf.TensorSpec([None], tf.string, name) for name in ("first", "second"))
@@ -153,7 +145,7 @@ def classification_signatures(
         "classify": Signature(classifier.classify, (TEXTS,), text_request),
         "classify_pairs": Signature(classifier.classify_pairs, pair, _pair_request),
         "classify_ids": Signature(
-            classifier.classify_ids, (TOKEN_IDS,), ids_request(tokenizer, limit)
+            classifier.classify_ids, (TOKEN_IDS,), classifier.reader.ids_request
         ),
         "classify_examples": Signature(
             classifier.classify_examples, (inputs,), _example_request, method

@@ -16,6 +16,7 @@ SAVED_MODEL_FILENAME = "saved_model.pb"
 TEXT_INPUTS = {
     "embed": ("texts",),
     "correct": ("texts",),
+    "correct_tsv": ("texts",),
     "classify": ("texts",),
     "classify_pairs": ("first", "second"),
     "answer": ("questions", "contexts"),

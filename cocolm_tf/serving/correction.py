@@ -6,29 +6,30 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection
-from cocolm_tf.serving.encoder import Encoder
-from cocolm_tf.serving.loops import concatenated
-from cocolm_tf.serving.packing import pack_rows
+from cocolm_tf.serving.encoder import Encoder, concatenated
 from cocolm_tf.serving.signature import (
+    LONGEST_TEXTS_OF_REQUEST,
+    MAX_BYTES,
     TEXTS,
     TOKEN_IDS,
+    Reader,
     Signature,
     Tensors,
-    ids_request,
-    rows_of_ids,
     text_request,
 )
-from cocolm_tf.serving.windows import overlapping_windows
 from cocolm_tf.serving.words import corrections, probability_of_not_belonging, whole_words
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
-from cocolm_tf.tokenization.normalization import PUNCTUATION, valid_utf8
+from cocolm_tf.tokenization.normalization import PUNCTUATION
 from cocolm_tf.tokenization.offsets import TokenOffsets
+from cocolm_tf.tokenization.segment_packing import pack_ragged
 from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 NUM_CORRECTIONS = 5
 # The longest text, in tokens: some pages.
 MAX_TOKENS = 4096
+# A word of more tokens is judged and gets no corrections: it is a number, a key or an address.
+MAX_TOKENS_TO_CORRECT = 32
 
 # Rows as wide as the vocabulary that are there at once.
 _LM_ROWS_AT_ONCE = 256
@@ -51,7 +52,7 @@ class Candidates(NamedTuple):
 
 
 class Corrector:
-    """The functions of the signatures `correct` and `correct_ids`.
+    """The functions of the signatures `correct`, `correct_tsv` and `correct_ids`.
 
     Args:
         encoder: the main model.
@@ -63,6 +64,7 @@ class Corrector:
             model are read in windows that overlap by a quarter.
         min_probability: float. Words that belong more surely than that get no corrections, which
             saves their part of the LM head's time.
+        max_bytes: int. What of a text is longer goes unread too.
 
     Example:
     ```python
@@ -82,9 +84,10 @@ class Corrector:
         num_corrections: int = NUM_CORRECTIONS,
         max_tokens: int = MAX_TOKENS,
         min_probability: float = 0.0,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._encoder = encoder
-        self._tokenizer = tokenizer.graph_module()
+        self.reader = Reader(tokenizer, encoder.model.max_sequence_length, max_bytes)
         self._copy_head = copy_head
         self._lm_head = lm_head
         self._num_corrections = num_corrections
@@ -118,10 +121,54 @@ class Corrector:
               `probabilities`: see `cocolm_tf.serving.words`;
             - `num_words` [B] int32: where a row of the others ends;
             - `truncated` [B] bool: whether the text was too long, and its end went unread.
+
+        Raises:
+            tf.errors.InvalidArgumentError: when called, if the rows of a large batch would be as
+                wide as one long text; `correct_tsv` has no such rows.
         """
-        texts = valid_utf8(texts)
-        tokens = self._tokenizer.tokenize_with_offsets(texts)
-        tokens, is_truncated = _within(tokens, self._max_tokens)
+        by_text, is_truncated = self._judged(texts)
+        counts = by_text["words"].row_lengths()
+        most = LONGEST_TEXTS_OF_REQUEST * self._max_tokens
+        num_cells = tf.size(counts, tf.int64) * tf.reduce_max(tf.concat([counts, [0]], 0))
+        message = f"texts times words of the longest may be {most} at most: ask for texts of "
+        message += "similar length together, or correct_tsv; here they are"
+        check = tf.debugging.Assert(num_cells <= most, [message, num_cells])
+        with tf.control_dependencies([check] if check is not None else []):
+            dense = {name: ragged.to_tensor() for name, ragged in by_text.items()}
+        return dense | {"num_words": tf.cast(counts, tf.int32), "truncated": is_truncated}
+
+    def correct_tsv(self, texts: tf.Tensor) -> Tensors:
+        """Judges the words of texts as `correct` does, and gives each text one string.
+
+        No row is wider than its own text asks for, in whatever batch it was computed.
+
+        Args:
+            texts: [B] string. UTF-8; invalid bytes count as U+FFFD.
+
+        Returns:
+            - `tsv` [B] string: a line for each word, joined by line feeds. Its fields, joined by
+              tabs, are the word's start, its end, the probability that it does not belong, the
+              word, and then each correction and its probability;
+            - `truncated` [B] bool.
+        """
+        by_text, is_truncated = self._judged(texts)
+        flat = {name: ragged.flat_values for name, ragged in by_text.items()}
+        options, shares = flat["corrections"], flat["correction_probabilities"]
+        is_given = tf.concat([tf.fill([tf.shape(options)[0], 1], True), options != ""], axis=1)
+        fields = tf.strings.join([options, _shown(shares)], "\t")
+        word = [tf.strings.as_string(flat[name]) for name in ("starts", "ends")]
+        word = tf.strings.join([*word, _shown(flat["probabilities"]), flat["words"]], "\t")
+        fields = tf.ragged.boolean_mask(tf.concat([word[:, tf.newaxis], fields], axis=1), is_given)
+        lines = tf.strings.reduce_join(fields, axis=1, separator="\t")
+        lines = by_text["words"].with_flat_values(lines)
+        tsv = tf.strings.reduce_join(lines, axis=1, separator="\n")
+        return {"tsv": tsv, "truncated": is_truncated}
+
+    def _judged(self, texts: tf.Tensor) -> tuple[dict[str, tf.RaggedTensor], tf.Tensor]:
+        """What `correct` gives, [B, (W), ...] each, and whether the texts were too long."""
+        (texts,), is_cut = self.reader.texts(texts)
+        tokens = self.reader.graph.tokenize_with_offsets(texts)
+        tokens, is_truncated = _whole_words(tokens, self._max_tokens, is_cut)
         states = self._states(tokens.ids)
         rows = tokens.ids.value_rowids()
         ids, starts, ends, _ = (part.flat_values for part in tokens)
@@ -132,10 +179,12 @@ class Corrector:
         word_starts = tf.math.unsorted_segment_min(starts, word_of, num_words)
         word_ends = tf.math.unsorted_segment_max(ends, word_of, num_words)
         word_rows = tf.boolean_mask(rows, is_beginning)
+        word_lengths = tf.math.bincount(word_of, minlength=num_words)
 
         copy_logits = tf.cast(self._copy_head(states), tf.float32)
         probabilities = probability_of_not_belonging(copy_logits, word_of, num_words)
         is_suspicious = probabilities >= self._min_probability
+        is_suspicious &= word_lengths <= MAX_TOKENS_TO_CORRECT
         suspicious = tf.where(is_suspicious)
         wanted = tf.where(tf.gather(is_suspicious, word_of))[:, 0]
         characters = _Characters(texts)
@@ -152,7 +201,7 @@ class Corrector:
 
         # A word of a lone "▁" has no characters.
         is_word = word_ends > word_starts
-        by_text = {
+        by_word = {
             "words": characters.between(word_rows, word_starts, word_ends, is_word),
             "starts": word_starts,
             "ends": word_ends,
@@ -162,13 +211,13 @@ class Corrector:
         }
         num_texts = tf.size(texts, tf.int64)
         word_rows = tf.boolean_mask(word_rows, is_word)
-        dense = {}
-        for name, values in by_text.items():
-            values = tf.boolean_mask(values, is_word)
-            ragged = tf.RaggedTensor.from_value_rowids(values, word_rows, num_texts)
-            dense[name] = ragged.to_tensor()
-        counts = tf.math.bincount(tf.cast(word_rows, tf.int32), minlength=tf.size(texts))
-        return dense | {"num_words": counts, "truncated": is_truncated}
+        by_text = {
+            name: tf.RaggedTensor.from_value_rowids(
+                tf.boolean_mask(values, is_word), word_rows, num_texts
+            )
+            for name, values in by_word.items()
+        }
+        return by_text, is_truncated
 
     def correct_ids(self, token_ids: tf.Tensor) -> Tensors:
         """Judges tokens, for callers who tokenize.
@@ -185,8 +234,7 @@ class Corrector:
             - `correction_probabilities` [B, S, K] float32;
             - `truncated` [B] bool.
         """
-        model = self._encoder.model
-        ids, is_truncated = rows_of_ids(token_ids, model.max_sequence_length, model.vocabulary_size)
+        ids, is_truncated = self.reader.rows_of_ids(token_ids)
         states = self._encoder.states(ids).flat_values
         copy_logits = tf.cast(self._copy_head(states), tf.float32)
         kinds = tf.fill(tf.shape(ids.flat_values), _ANY)
@@ -207,12 +255,10 @@ class Corrector:
 
     def _states(self, ids: tf.RaggedTensor) -> tf.Tensor:
         """The hidden states of the tokens of all texts, one after the other: [T, H]."""
-        limit = self._encoder.model.max_sequence_length
-        room = limit - 2  # beside `<s>` and `</s>`
+        room = self.reader.limit - 2  # beside `<s>` and `</s>`
         windows = overlapping_windows(ids.row_lengths(), room, overlap=room // 4)
         read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
-        rows, _ = pack_rows(read, limit=limit)
-        states = self._encoder.states(rows)
+        states = self._encoder.states(pack_ragged(read, sequence_length=self.reader.limit))
         first = states.row_starts() + 1 + windows.first_wanted
         wanted = tf.ragged.range(first, first + windows.num_wanted).flat_values
         return tf.gather(states.flat_values, wanted)
@@ -269,30 +315,81 @@ class Corrector:
         return Candidates(*concatenated(candidates_of_part, parts, outputs))
 
 
-def correction_signatures(
-    corrector: Corrector, tokenizer: CocoLMTokenizer, limit: int
-) -> dict[str, Signature]:
-    """Makes `correct` and, for callers who tokenize, `correct_ids`.
+def correction_signatures(corrector: Corrector) -> dict[str, Signature]:
+    """Makes `correct`, `correct_tsv` and, for callers who tokenize, `correct_ids`.
 
     Args:
         corrector: its methods of these names document inputs and outputs.
-        tokenizer: the model's.
-        limit: int. The longest sequence that the model takes.
 
     Returns:
         The signatures by name.
 
     Example:
     ```python
-    correction_signatures(corrector, tokenizer, 512)["correct"]
+    correction_signatures(corrector)["correct"]
     ```
     """
     return {
         "correct": Signature(corrector.correct, (TEXTS,), text_request),
-        "correct_ids": Signature(
-            corrector.correct_ids, (TOKEN_IDS,), ids_request(tokenizer, limit)
-        ),
+        "correct_tsv": Signature(corrector.correct_tsv, (TEXTS,), text_request),
+        "correct_ids": Signature(corrector.correct_ids, (TOKEN_IDS,), corrector.reader.ids_request),
     }
+
+
+class Windows(NamedTuple):
+    """Which tokens are read together.
+
+    Attributes:
+        tokens: [W, (N)] int64, the numbers of the tokens in each window, counted through all
+            texts.
+        first_wanted: [W] int64, the first token of a window whose result is wanted, counted from
+            the window's beginning.
+        num_wanted: [W] int64, how many are wanted. Together they are every token once, in order.
+    """
+
+    tokens: tf.RaggedTensor
+    first_wanted: tf.Tensor
+    num_wanted: tf.Tensor
+
+
+def overlapping_windows(lengths: tf.Tensor, room: int, overlap: int) -> Windows:
+    """Cuts texts into windows, and takes each token from the one where it has the most context.
+
+    Windows begin `room - overlap` tokens after each other, but the last one of a text is as full
+    as the others and ends where the text does. The results of what two windows share are taken
+    half from either.
+
+    Args:
+        lengths: [B] int64, of the texts.
+        room: int. The length of a window.
+        overlap: int. What two windows share, less than `room`.
+
+    Returns:
+        The windows: one of a text that fits into it, an empty text's too.
+
+    Example:
+    ```python
+    overlapping_windows(tf.constant([3, 10], tf.int64), room=6, overlap=2)  # windows 3, 6 and 6
+    ```
+    """
+    counts = 1 + tf.maximum(-(-(lengths - room) // (room - overlap)), 0)
+    texts = tf.repeat(tf.range(tf.size(counts)), counts)
+    number = tf.ragged.range(counts).flat_values
+    length = tf.gather(lengths, texts)
+    start = tf.minimum(number * (room - overlap), tf.maximum(length - room, 0))
+    end = tf.minimum(start + room, length)
+
+    is_first, is_last = number == 0, number == tf.gather(counts, texts) - 1
+    previous_end = tf.roll(end, 1, axis=0)
+    next_start = tf.roll(start, -1, axis=0)
+    from_token = tf.where(is_first, tf.zeros_like(start), (previous_end + start) // 2)
+    to_token = tf.where(is_last, length, (end + next_start) // 2)
+    offset = tf.gather(tf.cumsum(lengths, exclusive=True), texts)
+    return Windows(
+        tokens=tf.ragged.range(offset + start, offset + end),
+        first_wanted=from_token - start,
+        num_wanted=to_token - from_token,
+    )
 
 
 class _Characters:
@@ -347,16 +444,25 @@ def _begins_word(tokens: TokenOffsets) -> tf.Tensor:
     return tf.concat([tf.ones_like(words[:1], tf.bool), is_new], 0)
 
 
-def _within(tokens: TokenOffsets, limit: int) -> tuple[TokenOffsets, tf.Tensor]:
-    """The words that are whole within the first `limit` tokens, and [B] whether that is not all."""
+def _whole_words(
+    tokens: TokenOffsets, limit: int, is_cut: tf.Tensor
+) -> tuple[TokenOffsets, tf.Tensor]:
+    """The words that are whole within the first `limit` tokens, and [B] whether that is not all.
+
+    Of texts that are cut, [B], the last word may not be whole.
+    """
     lengths = tokens.ids.row_lengths()
-    position = tf.ragged.range(lengths).flat_values
-    is_cut = _begins_word(tokens) & (position <= limit)
-    last_cut = tf.math.unsorted_segment_max(
-        tf.where(is_cut, position, 0), tokens.ids.value_rowids(), tokens.ids.nrows()
+    limits = tf.where(is_cut, tf.minimum(lengths - 1, limit), limit)
+    position = tf.ragged.range(lengths)
+    is_end = _begins_word(tokens) & (position <= limits[:, tf.newaxis]).flat_values
+    last_end = tf.math.unsorted_segment_max(
+        tf.where(is_end, position.flat_values, 0), position.value_rowids(), tokens.ids.nrows()
     )
-    is_truncated = lengths > limit
-    kept = tf.where(is_truncated, last_cut, lengths)
-    columns = tf.ragged.range(lengths)
-    is_kept = columns < kept[:, tf.newaxis]
+    is_truncated = is_cut | (lengths > limit)
+    kept = tf.where(is_truncated, last_end, lengths)
+    is_kept = position < kept[:, tf.newaxis]
     return TokenOffsets(*(tf.ragged.boolean_mask(part, is_kept) for part in tokens)), is_truncated
+
+
+def _shown(probabilities: tf.Tensor) -> tf.Tensor:
+    return tf.strings.as_string(probabilities, precision=4)

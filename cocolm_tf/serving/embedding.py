@@ -4,14 +4,13 @@ import tensorflow as tf
 
 from cocolm_tf.modeling.heads import Transform
 from cocolm_tf.serving.encoder import Encoder
-from cocolm_tf.serving.packing import pack_rows
 from cocolm_tf.serving.signature import (
+    MAX_BYTES,
     TEXTS,
     TOKEN_IDS,
+    Reader,
     Signature,
     Tensors,
-    ids_request,
-    rows_of_ids,
     text_request,
 )
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -24,6 +23,7 @@ def embedding_signatures(
     tokenizer: CocoLMTokenizer,
     pooling: str = "cls",
     projection: Transform | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> dict[str, Signature]:
     """Makes `embed` and, for callers who tokenize, `embed_ids`.
 
@@ -38,6 +38,7 @@ def embedding_signatures(
             tokens' hidden states. `"projection"`: `<s>` after the projection that the contrastive
             loss was computed on.
         projection: the pretrained one; for `"projection"` alone.
+        max_bytes: int. What of a text is longer goes unread.
 
     Returns:
         The signatures by name.
@@ -47,8 +48,7 @@ def embedding_signatures(
     embedding_signatures(Encoder(backbone), tokenizer)["embed"].function(tf.constant(["A cat."]))
     ```
     """
-    limit = encoder.model.max_sequence_length
-    graph = tokenizer.graph_module()
+    reader = Reader(tokenizer, encoder.model.max_sequence_length, max_bytes)
 
     def embeddings(ids: tf.RaggedTensor) -> tf.Tensor:
         if pooling == "mean":
@@ -60,14 +60,14 @@ def embedding_signatures(
         return tf.math.l2_normalize(vectors, axis=-1)
 
     def embed(texts: tf.Tensor) -> Tensors:
-        rows, is_truncated = pack_rows(graph.tokenize(texts), limit=limit)
+        rows, is_truncated = reader.rows(texts)
         return {"embeddings": embeddings(rows), "truncated": is_truncated}
 
     def embed_ids(token_ids: tf.Tensor) -> Tensors:
-        rows, is_truncated = rows_of_ids(token_ids, limit, encoder.model.vocabulary_size)
+        rows, is_truncated = reader.rows_of_ids(token_ids)
         return {"embeddings": embeddings(rows), "truncated": is_truncated}
 
     return {
         "embed": Signature(embed, (TEXTS,), text_request),
-        "embed_ids": Signature(embed_ids, (TOKEN_IDS,), ids_request(tokenizer, limit)),
+        "embed_ids": Signature(embed_ids, (TOKEN_IDS,), reader.ids_request),
     }

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.serving.answering import Answerer, answering_signatures
-from cocolm_tf.serving.batching import BATCHING_FILENAME, batching_parameters
 from cocolm_tf.serving.classification import Classifier, classification_signatures
 from cocolm_tf.serving.client import SAVED_MODEL_FILENAME
 from cocolm_tf.serving.correction import (
@@ -20,9 +19,14 @@ from cocolm_tf.serving.embedding import embedding_signatures
 from cocolm_tf.serving.encoder import BUCKETS, Encoder
 from cocolm_tf.serving.inference import InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
-from cocolm_tf.serving.saved_model import write_saved_model
-from cocolm_tf.serving.signature import Signature
-from cocolm_tf.serving.warmup import warmup_texts, write_warmup_requests
+from cocolm_tf.serving.saved_model import (
+    BATCHING_FILENAME,
+    batching_parameters,
+    warmup_texts,
+    write_saved_model,
+    write_warmup_requests,
+)
+from cocolm_tf.serving.signature import MAX_BYTES, Signature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Settings:
         pooling: one of `POOLINGS`: what `embed` makes a vector of.
         num_corrections: int. How many corrections `correct` gives for each word.
         max_tokens: int. The longest text that `correct` reads, and context that `answer` does.
+        max_bytes: int. What is read of a text in bytes, by any signature.
         min_probability: float. Words that belong more surely get no corrections.
         pairs: bool. Whether `serving_default` of `classify` takes pairs of texts.
 
@@ -51,6 +56,7 @@ class Settings:
     pooling: str = "cls"
     num_corrections: int = NUM_CORRECTIONS
     max_tokens: int = MAX_TOKENS
+    max_bytes: int = MAX_BYTES
     min_probability: float = 0.0
     pairs: bool = False
 
@@ -143,7 +149,9 @@ def next_version(output_dir: str) -> int:
 
 def _embed(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
     projection = parts.projection if settings.pooling == "projection" else None
-    return embedding_signatures(encoder, parts.tokenizer, settings.pooling, projection)
+    return embedding_signatures(
+        encoder, parts.tokenizer, settings.pooling, projection, settings.max_bytes
+    )
 
 
 def _correct(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
@@ -155,19 +163,21 @@ def _correct(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[
         settings.num_corrections,
         settings.max_tokens,
         settings.min_probability,
+        settings.max_bytes,
     )
-    return correction_signatures(corrector, parts.tokenizer, parts.backbone.max_sequence_length)
+    return correction_signatures(corrector)
 
 
 def _classify(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
-    classifier = Classifier(encoder, parts.tokenizer, parts.classifier)
-    limit = parts.classifier.preprocessor.sequence_length
-    return classification_signatures(classifier, parts.tokenizer, limit)
+    classifier = Classifier(encoder, parts.tokenizer, parts.classifier, settings.max_bytes)
+    return classification_signatures(classifier)
 
 
 def _answer(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
-    answerer = Answerer(encoder, parts.tokenizer, parts.answerer, settings.max_tokens)
-    return answering_signatures(answerer, parts.tokenizer, parts.backbone.max_sequence_length)
+    answerer = Answerer(
+        encoder, parts.tokenizer, parts.answerer, settings.max_tokens, settings.max_bytes
+    )
+    return answering_signatures(answerer)
 
 
 SIGNATURES = {"embed": _embed, "correct": _correct, "classify": _classify, "answer": _answer}

@@ -3,6 +3,11 @@
 import http.server
 import importlib.resources
 import json
+import select
+import socket
+import sys
+import threading
+import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +19,10 @@ _MAX_BYTES = 1 << 20
 _HEADERS = {
     # The page is one file, and asks nobody but its own server.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; connect-src 'self'; img-src data:",
+    "script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    # And no other page shows it within itself, for its user to click there.
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
@@ -50,6 +58,8 @@ class PageServer(http.server.ThreadingHTTPServer):
                 export, question["first"], question["second"]
             ),
         }
+        # One question at a time; those that are taken back while they wait cost nothing.
+        self.computing = threading.Lock()
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
@@ -59,6 +69,11 @@ class PageServer(http.server.ThreadingHTTPServer):
     def address(self) -> str:
         """What to type into a browser."""
         return f"http://localhost:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tells of defects; a browser that hangs up is none."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -96,7 +111,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send_error(404, "there is no such question")
             return
         try:
-            answer = self.server.answers[self.path](json.loads(body))
+            question = json.loads(body)
+            with self.server.computing:
+                if self._is_taken_back():
+                    self.close_connection = True
+                    return
+                answer = self.server.answers[self.path](question)
         except (ValueError, KeyError, TypeError, UserError) as error:
             self._send_error(400, f"{type(error).__name__}: {error}")
         else:
@@ -104,8 +124,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _is_local(self) -> bool:
         """Whether the browser asked for this machine, and not for a name that leads to it."""
-        host = self.headers.get("Host", "").rpartition(":")[0]
+        try:
+            host = urllib.parse.urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        except ValueError:
+            return False
         return host in ("localhost", "127.0.0.1")
+
+    def _is_taken_back(self) -> bool:
+        """Whether the browser has hung up, which it does when its user has typed on."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        return bool(readable) and self.connection.recv(1, socket.MSG_PEEK) == b""
 
     def _send_error(self, status: int, reason: str) -> None:
         self._send(status, "application/json", json.dumps({"error": reason}).encode())
@@ -143,5 +171,6 @@ def _correct(export: Export, text: str) -> dict[str, Any]:
 
 
 def _similarity(export: Export, first: str, second: str) -> dict[str, Any]:
-    one, other = export("embed", texts=[first, second])["embeddings"]
-    return {"cosine": float(one @ other)}
+    found = export("embed", texts=[first, second])
+    one, other = found["embeddings"]
+    return {"cosine": float(one @ other), "truncated": bool(found["truncated"].any())}

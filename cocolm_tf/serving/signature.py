@@ -1,18 +1,27 @@
-"""What a SavedModel can be asked: a function of named tensors, and requests to warm it up with."""
+"""What a SavedModel can be asked: functions of named tensors, and how they read a request."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from cocolm_tf.serving.packing import pack_rows
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID, START_TOKEN_ID, UNKNOWN_TOKEN_ID
+from cocolm_tf.tokenization.normalization import valid_utf8
+from cocolm_tf.tokenization.segment_packing import pack_ragged
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 Tensors = dict[str, tf.Tensor]
 
 # TensorFlow Serving's names of its interfaces.
 PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{x}" for x in ("predict", "classify", "regress"))
+
+# What is read of a text: some 20 pages of English.
+MAX_BYTES = 1 << 16
+# A request may have as much as this many of the longest texts; that is more than a batch of
+# TensorFlow Serving's has, so that no request is refused for what it was batched with.
+LONGEST_TEXTS_OF_REQUEST = 64
+# What a text counts at least: an empty one has its special tokens and its row of the result.
+_LEAST_BYTES = 16
 
 TEXTS = tf.TensorSpec([None], tf.string, "texts")
 TOKEN_IDS = tf.TensorSpec([None, None], tf.int32, "token_ids")
@@ -50,42 +59,126 @@ def text_request(texts: Sequence[str]) -> Tensors:
     return {"texts": tf.constant(texts, tf.string)}
 
 
-def ids_request(tokenizer: CocoLMTokenizer, limit: int) -> Callable[[Sequence[str]], Tensors]:
-    """The requests of a signature that takes `token_ids` of at most `limit` tokens."""
-
-    def request(texts: Sequence[str]) -> Tensors:
-        rows, _ = pack_rows(tokenizer.graph_module().tokenize(tf.constant(texts)), limit=limit)
-        return {"token_ids": rows.to_tensor(PAD_TOKEN_ID)}
-
-    return request
-
-
-def rows_of_ids(
-    token_ids: tf.Tensor, limit: int, vocabulary_size: int
-) -> tuple[tf.RaggedTensor, tf.Tensor]:
-    """Reads the ids of a caller who tokenizes.
+class Reader:
+    """Reads requests, none of which may cost more than its length, or more than a bound.
 
     Args:
-        token_ids: [B, S] int32, special tokens included. Rows are filled up with `<pad>`; or with
-            `<s>`, which is what TensorFlow Serving does to a batch of several requests: it repeats
-            the first element.
-        limit: int. The longest row that the model takes.
-        vocabulary_size: int. Ids that are none count as `<unk>`.
-
-    Returns:
-        [B, (N)] int32, the rows, of one token at least. And [B] bool: whether they were longer
-        than `limit` and have been cut.
+        tokenizer: the model's.
+        limit: int. The longest row, in tokens, that the model takes.
+        max_bytes: int. What of a text goes beyond is not read.
 
     Example:
     ```python
-    rows_of_ids(tf.constant([[0, 5, 2, 1], [0, 2, 1, 1]]), 512, 1000)  # lengths 3 and 2
+    rows, is_truncated = Reader(tokenizer, 512).rows(tf.constant(["The cat sat."]))
     ```
     """
-    is_id = (token_ids >= 0) & (token_ids < vocabulary_size)
-    token_ids = tf.where(is_id, token_ids, UNKNOWN_TOKEN_ID)
-    token_ids = tf.pad(token_ids, [[0, 0], [0, 1]], constant_values=PAD_TOKEN_ID)
-    is_filling = (token_ids == PAD_TOKEN_ID) | (token_ids == START_TOKEN_ID)
-    count = tf.range(1, tf.shape(token_ids)[1] + 1)
-    lengths = tf.reduce_max(tf.where(is_filling, 1, count), axis=1)
-    rows = tf.RaggedTensor.from_tensor(token_ids, lengths)
-    return rows[:, :limit], lengths > limit
+
+    def __init__(self, tokenizer: CocoLMTokenizer, limit: int, max_bytes: int = MAX_BYTES) -> None:
+        self.limit = limit
+        self.graph = tokenizer.graph_module()
+        self._max_bytes = max_bytes
+        self._vocabulary_size = tokenizer.vocabulary_size()
+
+    def texts(self, *columns: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Makes valid UTF-8 of what is read of texts.
+
+        Args:
+            *columns: [B] string each.
+
+        Returns:
+            The columns, cut between two characters where they are longer than `max_bytes`; and
+            [B] bool, whether one of the row's texts has been.
+
+        Raises:
+            tf.errors.InvalidArgumentError: when called, if there is too much of it in all.
+        """
+        lengths = [tf.strings.length(texts) for texts in columns]
+        read = [tf.clip_by_value(x, _LEAST_BYTES, self._max_bytes) for x in lengths]
+        columns = self._bounded(tf.add_n([tf.reduce_sum(x) for x in read]), *columns)
+        texts = [valid_utf8(self._cut(x, n)) for x, n in zip(columns, lengths, strict=True)]
+        return texts, tf.reduce_any([x > self._max_bytes for x in lengths], axis=0)
+
+    def rows(
+        self,
+        first: tf.Tensor,
+        second: tf.Tensor | None = None,
+        is_pair: tf.Tensor | None = None,
+    ) -> tuple[tf.RaggedTensor, tf.Tensor]:
+        """Makes the rows that the model takes.
+
+        Args:
+            first: [B] string.
+            second: [B] string, the second texts of pairs; None for single texts.
+            is_pair: [B] bool, whether each row has a second text; None for all.
+
+        Returns:
+            [B, (N)] int32, special tokens included, no row longer than `limit`; and [B] bool,
+            whether the end of a text is missing.
+        """
+        if second is None:
+            (first,), is_cut = self.texts(first)
+            first = self.graph.tokenize(first)
+            whole = first.row_lengths() + 2
+        else:
+            (first, second), is_cut = self.texts(first, second)
+            first, second = self.graph.tokenize(first), self.graph.tokenize(second)
+            whole = first.row_lengths() + second.row_lengths() + 4
+            if is_pair is not None:
+                whole = tf.where(is_pair, whole, first.row_lengths() + 2)
+        rows = pack_ragged(first, second, is_pair, sequence_length=self.limit)
+        return rows, is_cut | (whole > self.limit)
+
+    def rows_of_ids(self, token_ids: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor]:
+        """Reads the ids of a caller who tokenizes.
+
+        Args:
+            token_ids: [B, S] int32, special tokens included. Rows are filled up with `<pad>`; or
+                with `<s>`, which is what TensorFlow Serving does to a batch of several requests:
+                it repeats the first element. Ids that are none count as `<unk>`.
+
+        Returns:
+            [B, (N)] int32, the rows, of one token at least. And [B] bool: whether they were longer
+            than `limit` and have been cut.
+
+        Raises:
+            tf.errors.InvalidArgumentError: when called, if there is too much of it in all.
+        """
+        rows, width = tf.unstack(tf.shape(token_ids))
+        num_bytes = rows * tf.maximum(token_ids.dtype.size * width, _LEAST_BYTES)
+        (token_ids,) = self._bounded(num_bytes, token_ids)
+        is_id = (token_ids >= 0) & (token_ids < self._vocabulary_size)
+        token_ids = tf.where(is_id, token_ids, UNKNOWN_TOKEN_ID)
+        token_ids = tf.pad(token_ids, [[0, 0], [0, 1]], constant_values=PAD_TOKEN_ID)
+        is_filling = (token_ids == PAD_TOKEN_ID) | (token_ids == START_TOKEN_ID)
+        count = tf.range(1, tf.shape(token_ids)[1] + 1)
+        lengths = tf.reduce_max(tf.where(is_filling, 1, count), axis=1)
+        rows = tf.RaggedTensor.from_tensor(
+            token_ids[:, : self.limit], tf.minimum(lengths, self.limit)
+        )
+        return rows, lengths > self.limit
+
+    def ids_request(self, texts: Sequence[str]) -> Tensors:
+        """The request of a signature that takes `token_ids`."""
+        rows, _ = self.rows(tf.constant(texts))
+        return {"token_ids": rows.to_tensor(PAD_TOKEN_ID)}
+
+    def _bounded(self, num_bytes: tf.Tensor, *inputs: tf.Tensor) -> list[tf.Tensor]:
+        bound = LONGEST_TEXTS_OF_REQUEST * self._max_bytes
+        message = f"a request may have {bound} bytes of text or ids, of each text at most "
+        message += f"{self._max_bytes} and at least {_LEAST_BYTES} of them counted; this one has"
+        check = tf.debugging.Assert(num_bytes <= bound, [message, num_bytes])
+        # None of the work begins before.
+        with tf.control_dependencies([check] if check is not None else []):
+            return [tf.identity(x) for x in inputs]
+
+    def _cut(self, texts: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        """At most `max_bytes` of each text, with no character cut in two."""
+        is_long = lengths > self._max_bytes
+        # The bytes up to the first that goes: a character begins at one of them, if they are any.
+        places = tf.where(is_long, self._max_bytes - 3, 0)
+        tail = tf.strings.substr(texts, places, tf.fill(tf.shape(places), 4))
+        tail = tf.io.decode_raw(tail, tf.uint8, fixed_length=4)
+        is_beginning = (tail[:, ::-1] & 0xC0) != 0x80
+        back = tf.argmax(tf.cast(is_beginning, tf.int32), axis=1, output_type=tf.int32)
+        kept = tf.where(is_long, self._max_bytes - back, lengths)
+        return tf.strings.substr(texts, tf.zeros_like(kept), kept)

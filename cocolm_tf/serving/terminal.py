@@ -51,7 +51,9 @@ class Printer:
             Some lines.
         """
         vectors = outputs["embeddings"]
-        lines = [f"{self._bold(f'[{row}]')} {text}" for row, text in enumerate(texts)]
+        lines = []
+        for row, text in enumerate(texts):
+            lines += [f"{self._bold(f'[{row}]')} {text}", *self._truncated(outputs, row)]
         if len(texts) == 1:
             numbers = " ".join(f"{x:.4f}" for x in vectors[0, :8])
             return "\n".join([*lines, f"{vectors.shape[1]} dimensions: {numbers} ..."])
@@ -70,14 +72,15 @@ class Printer:
         Returns:
             Some lines.
         """
-        if "values" in outputs:
-            rows = zip(texts, outputs["values"], strict=True)
-            return "\n".join(f"{self._bold(f'{value:8.3f}')}  {text}" for text, value in rows)
         blocks = []
-        for text, names, probabilities in zip(
-            texts, outputs["labels"], outputs["probabilities"], strict=True
-        ):
-            lines = [text]
+        if "values" in outputs:
+            for row, (text, value) in enumerate(zip(texts, outputs["values"], strict=True)):
+                line = f"{self._bold(f'{value:8.3f}')}  {text}"
+                blocks.append("\n".join([line, *self._truncated(outputs, row)]))
+            return "\n".join(blocks)
+        for row, text in enumerate(texts):
+            names, probabilities = outputs["labels"][row], outputs["probabilities"][row]
+            lines = [text, *self._truncated(outputs, row)]
             for index in np.argsort(-probabilities):
                 bar = "█" * round(_BAR * float(probabilities[index]))
                 name = names[index].decode("utf-8", "replace")
@@ -102,10 +105,9 @@ class Printer:
             place = f"characters {outputs['starts'][row]} to {outputs['ends'][row]}"
             is_answered = outputs["answerable"][row]
             verdict = self._green(answer) if is_answered else self._dim(f"none, or {answer}")
-            blocks.append(
-                f"{text}\n  {verdict}\n  "
-                + self._dim(f"score {score:.2f}, of no answer {no_answer:.2f}, {place}")
-            )
+            scores = f"  score {score:.2f}, of no answer {no_answer:.2f}, {place}"
+            lines = [text, f"  {verdict}", self._dim(scores), *self._truncated(outputs, row)]
+            blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
 
     def _corrected(self, text: str, outputs: Outputs, row: int) -> str:
@@ -130,11 +132,17 @@ class Printer:
             )
             notes.append(f"  {probability:4.0%} {self._red(word)} → {options}")
         lines = ["".join([*marked, text[end:]]), *notes]
+        if outputs["num_words"][row] == 0:
+            is_cut = outputs["truncated"][row]
+            told = "The first word is too long to be read." if is_cut else "There is no word."
+            return "\n".join([*lines, self._dim(f"  {told}")])
         if not notes:
             lines.append(self._dim("  Every word belongs."))
-        if outputs["truncated"][row]:
-            lines.append(self._dim("  The text is too long: its end was not read."))
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._truncated(outputs, row)])
+
+    def _truncated(self, outputs: Outputs, row: int) -> list[str]:
+        told = "  The text is too long: its end was not read."
+        return [self._dim(told)] if outputs["truncated"][row] else []
 
     def _bold(self, text: str) -> str:
         return self._styled(text, _BOLD)

@@ -1,1 +1,7 @@
 """Suites: rows of a table that differ in what their models were pretrained by, as the paper's."""
+
+from cocolm_tf import lazy
+
+__getattr__, __dir__, __all__ = lazy.exports(
+    __name__, {"definition": ["Row", "Suite", "load_suite"], "runner": ["run_suite"]}
+)

@@ -1,13 +1,12 @@
 """What a suite is: the rows of a table, each by what it changes of a configuration they share.
 
 rows:
-  coco_lm:                                   # the name of its folder
+  coco_lm:                                   # the name of its folder; it changes nothing
     title: COCO-LM                           # what tables call it
-    changes: ../ablations/coco_lm.yaml       # by its path from this file; or several
   converged_auxiliary:
     title: w. converged auxiliary
     group: Training signal
-    changes: ../ablations/converged_auxiliary.yaml
+    changes: ../ablations/converged_auxiliary.yaml  # by its path from this file; or several
     auxiliary_of: coco_lm                    # the row above that its auxiliary model is from
   shallow:
     changes: [{model: {num_layers: 3}}]      # or values in place
@@ -160,23 +159,7 @@ def _change(where: str, path: str, change: Any) -> str:
 
 
 def row_overrides(suite: Suite, flags: Sequence[str]) -> dict[str, list[str]]:
-    """Sorts further changes by the rows that they are for.
-
-    Args:
-        suite: The suite.
-        flags: Each `ROW:OVERRIDE`, the override as `--params_override` takes it.
-
-    Returns:
-        The overrides of each row that has some.
-
-    Raises:
-        UserError: If a flag names no row that is pretrained.
-
-    Example:
-    ```python
-    row_overrides(suite, ["electra_auxiliary:auxiliary.hidden_dim=64"])
-    ```
-    """
+    """Sorts further changes by the rows that they are for."""
     pretrained = [row.name for row in suite.rows if not row.random_weights_of]
     found: dict[str, list[str]] = {}
     for flag in flags:

@@ -5,10 +5,10 @@ from typing import Any
 
 import keras
 
-from cocolm_tf.analysis.held_out import measure_run
+from cocolm_tf.analysis.runs import measure_run
+from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.finetuning.classification import run_classification
 from cocolm_tf.finetuning.jobs import Reporter, serve
-from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.checkpoints import steps_taken
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy
@@ -18,28 +18,7 @@ from cocolm_tf.versions import own_versions
 
 
 def run_row_job(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str, Any]:
-    """Does a job of a suite.
-
-    Args:
-        spec: `{"finetuning": a ClassificationRun as a dict}` or `{"pretraining": {...}}` with the
-            `config` as a dict, `train_data`, `validation_data` and `vocabulary`.
-        folder: the job's. A pretraining goes on with what is in its folder `run`.
-        reporter: is told.
-
-    Returns:
-        What JSON can hold: of a fine-tuning, as `run_classification`; of a pretraining the path of
-        its `preset`, its `parameters`, `device` and `versions`, and, if there is validation data,
-        what `measure_run` finds on it.
-
-    Raises:
-        UserError: if something given is not what it should be.
-        RestartableError: if it is told to stop; a pretraining goes on from there.
-
-    Example:
-    ```python
-    run_row_job({"finetuning": dataclasses.asdict(run)}, "runs/rtd_only/rte/seed_0", Reporter())
-    ```
-    """
+    """Does a job of a suite."""
     ((kind, arguments),) = spec.items()
     if kind == "finetuning":
         return run_classification(arguments, folder, reporter)

@@ -30,20 +30,10 @@ _MODEL_SIZES = (
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How much each row reads; the configuration's `trainer.train_steps` where neither is given.
+    """How much each row reads; the configuration's `trainer.train_steps` where neither is given."""
 
-    Args:
-        train_steps: int. 0 if `tokens` or the configuration says.
-        tokens: int. Padding included; the last step is a whole one.
-
-    Example:
-    ```python
-    Budget(tokens=4_000_000)
-    ```
-    """
-
-    train_steps: int = 0
-    tokens: int = 0
+    train_steps: int = 0  # 0 if `tokens` or the configuration says
+    tokens: int = 0  # Padding included; the last step is a whole one
 
     def overrides(self, config: PretrainingConfig) -> list[str]:
         """What it changes of a configuration."""
@@ -58,34 +48,16 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task that every row is fine-tuned on.
+    """A task that every row is fine-tuned on."""
 
-    Args:
-        name: As `finetune_glue.py --task` takes it, and of its folder.
-        title: What tables call it.
-        data: See `ClassificationRun`.
-        config: Of every run.
-
-    Example:
-    ```python
-    Task("rte", "RTE", {"glue": {"task": "rte"}}, FinetuningConfig())
-    ```
-    """
-
-    name: str
-    title: str
-    data: dict[str, dict[str, Any]]
-    config: FinetuningConfig
+    name: str  # As `finetune_glue.py --task` takes it, and of its folder
+    title: str  # What tables call it
+    data: dict[str, dict[str, Any]]  # See `ClassificationRun`
+    config: FinetuningConfig  # Of every run
 
 
 class Run(NamedTuple):
-    """One run of a suite: the pretraining of a row, or its fine-tuning on a task with a seed.
-
-    Example:
-    ```python
-    Run(row, task=None, seed=0)  # its pretraining
-    ```
-    """
+    """One run of a suite: the pretraining of a row, or its fine-tuning on a task with a seed."""
 
     row: Row
     task: Task | None
@@ -94,24 +66,13 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All runs of a suite.
+    """All runs of a suite."""
 
-    Args:
-        suite: Whose.
-        configs: From the name of each row that is pretrained, its configuration.
-        tasks: In the order of the table's columns.
-        seeds: int. How many fine-tunings of each row and task.
-
-    Example:
-    ```python
-    Plan(suite, pretraining_configs(suite, "configs/pretrain/small.yaml", "runs/table3"), (), 0)
-    ```
-    """
-
-    suite: Suite
+    suite: Suite  # Whose
+    # From the name of each row that is pretrained, its configuration.
     configs: Mapping[str, PretrainingConfig]
-    tasks: Sequence[Task]
-    seeds: int
+    tasks: Sequence[Task]  # In the order of the table's columns
+    seeds: int  # How many fine-tunings of each row and task
 
     def runs(self) -> list[Run]:
         """All of them in their order: pretrainings, then fine-tunings by seeds, tasks and rows."""
@@ -134,28 +95,7 @@ def pretraining_configs(
     of_rows: Mapping[str, Sequence[str]] | None = None,
     budget: Budget | None = None,
 ) -> dict[str, PretrainingConfig]:
-    """Puts the rows over the configuration that they share.
-
-    Args:
-        suite: The rows.
-        config_file: The configuration that they share.
-        output_dir: OUT of `run_suite`.
-        overrides: What is changed of it for all rows, before what a row changes.
-        of_rows: What is changed further for some rows, by their names.
-        budget: How much each reads.
-
-    Returns:
-        The configuration of each row that is pretrained, by its name.
-
-    Raises:
-        UserError: If a configuration is wrong, or a row cannot take the auxiliary model that it is
-            to take.
-
-    Example:
-    ```python
-    pretraining_configs(load_suite("table3", "configs/suites"), "configs/pretrain/small.yaml", "o")
-    ```
-    """
+    """Puts the rows over the configuration that they share."""
     configs: dict[str, PretrainingConfig] = {}
     for row in suite.rows:
         if row.random_weights_of:
@@ -182,28 +122,7 @@ def glue_tasks(
     overrides: Sequence[str] = (),
     finetuning_configs: str = "",
 ) -> list[Task]:
-    """Reads what the rows are to be fine-tuned on, and how.
-
-    Args:
-        names: Of tasks of GLUE.
-        data_dir: See `read_glue`.
-        configs: Of the rows.
-        config_file: Of the fine-tunings; empty for the one that suits the first row's size.
-        overrides: What is changed of it.
-        finetuning_configs: The folder of those to choose from.
-
-    Returns:
-        The tasks.
-
-    Raises:
-        UserError: If there is no such task, its data is not what it should be, or the rows are too
-            long for a model.
-
-    Example:
-    ```python
-    glue_tasks(["rte"], "glue_data", configs, "configs/finetune/small.yaml")
-    ```
-    """
+    """Reads what the rows are to be fine-tuned on, and how."""
     tasks = []
     for name in names:
         if name not in GLUE_TASKS:

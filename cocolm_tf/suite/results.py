@@ -1,15 +1,22 @@
-"""What a suite's runs say together: medians and spreads over seeds, and what the rows cost."""
+"""What came out of a suite: its results, the page of tables, the curves of its pretrainings."""
 
+import os
+import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cocolm_tf.analysis.comparison import Findings, write_comparison
+from cocolm_tf.analysis.figures import PALETTE
+from cocolm_tf.analysis.glossary import MEANINGS
 from cocolm_tf.analysis.metrics_log import TRAINING, read_metrics
+from cocolm_tf.analysis.runs import read_run
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.finetuning.results import summarize, summarize_runs
+from cocolm_tf.finetuning.results_page import markdown_table
 from cocolm_tf.suite.definition import Row
-from cocolm_tf.suite.plan import Plan
+from cocolm_tf.suite.plan import Plan, run_folder
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.stages import Total, tokens_per_step
 
 # What there is of one row and task: from each seed the results of `run_classification`.
@@ -17,21 +24,7 @@ Seeds = Mapping[int, Mapping[str, Any]]
 
 
 def pretraining_cost(config: PretrainingConfig, model_dir: str) -> dict[str, Any]:
-    """Reckons what a finished pretraining took.
-
-    Args:
-        config: What was run.
-        model_dir: Its folder.
-
-    Returns:
-        `steps`, `tokens` (padding included), `tokens_per_second` (the median of what was logged),
-        `flops` (the model's, of all steps), and `minutes` (validation and all sittings included).
-
-    Example:
-    ```python
-    pretraining_cost(config, "runs/table3/pretraining/rtd_only/run")["tokens_per_second"]
-    ```
-    """
+    """Reckons what a finished pretraining took."""
     metrics, steps = read_metrics(model_dir), config.trainer.train_steps
     _, rates = metrics.series(TRAINING, "tokens_per_second")
     return {
@@ -48,22 +41,7 @@ def suite_results(
     pretrained: Mapping[str, Mapping[str, Any]],
     finetuned: Mapping[tuple[str, str], Seeds],
 ) -> dict[str, Any]:
-    """Puts together what there is.
-
-    Args:
-        plan: The suite.
-        pretrained: From the name of a row what its job and `pretraining_cost` returned.
-        finetuned: From the names of a row and a task what its jobs returned, by their seeds.
-
-    Returns:
-        What JSON can hold: the `rows` in their order, each with its `pretraining`, its
-        `finetuning` by tasks and its `average`.
-
-    Example:
-    ```python
-    suite_results(plan, {}, {})["rows"][0]["title"]
-    ```
-    """
+    """Puts together what there is."""
     return {
         "suite": plan.suite.name,
         "seeds": plan.seeds,
@@ -119,3 +97,172 @@ def _averages(of_tasks: Mapping[str, Seeds]) -> dict[str, Any] | None:
         if None not in scores:
             averages.append(statistics.fmean(scores))
     return summarize(averages) if averages else None
+
+
+_MISSING = "—"
+# Of what held-out text is measured by, what tells rows apart.
+_HELD_OUT = (
+    "mlm_loss",
+    "mlm_accuracy",
+    "replacement_rate",
+    "copy_accuracy_replaced",
+    "copy_accuracy_original",
+    "lm_accuracy_replaced",
+    "lm_accuracy_original",
+    "positive_cosine",
+    "negative_cosine",
+)
+
+
+def suite_page(results: Mapping[str, Any]) -> str:
+    """Lays a suite's results out as Markdown."""
+    rows = results["rows"]
+    sections = [f"# {results['suite']}"]
+    if results["tasks"]:
+        sections.append(
+            f"Dev sets, medians over seeds ({results['seeds']} where all is done, see below), "
+            "times 100: Matthews correlation for CoLA, Spearman's for STS-B, accuracy for the "
+            "rest. AVG is the mean over the tasks, with the matched set for MNLI."
+        )
+        sections.append(_scores(results))
+        sections.append(
+            "How they spread over seeds: lowest to highest, and how many there are. AVG: mean and "
+            "standard deviation of each seed's average. Differences within these mean little."
+        )
+        sections.append(_spreads(results))
+    if any(_held_out(row) for row in rows):
+        sections.append(
+            "What pretraining came to, on held-out text. Cosines of a row without contrastive "
+            "learning are those of its vectors as they are."
+        )
+        sections.append(_measures(rows))
+    sections.append(
+        "What it cost. FLOPs are the model's, of matrix products; tokens a second are the median "
+        "of what was logged, and like the minutes they depend on what else the machine did."
+    )
+    sections.append(_costs(rows))
+    return "\n\n".join(sections) + "\n"
+
+
+def _scores(results: Mapping[str, Any]) -> str:
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        average = row["average"]
+        return [
+            *(_score(row["finetuning"].get(task["name"])) for task in results["tasks"]),
+            _MISSING if average is None else f"{100 * average:.1f}",
+        ]
+
+    return _table(results["rows"], [*(task["title"] for task in results["tasks"]), "AVG"], cells)
+
+
+def _score(found: Mapping[str, Any] | None) -> str:
+    if not found or "score" not in found:
+        return "diverged" if found and found["diverged"] else _MISSING
+    metric = found["metric"]
+    return "/".join(f"{100 * metrics[metric]['median']:.1f}" for metrics in found["dev"].values())
+
+
+def _spreads(results: Mapping[str, Any]) -> str:
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        averages, average = row["averages"], _MISSING
+        if averages:
+            count = len(averages["values"])
+            average = f"{100 * averages['mean']:.1f} ± {100 * averages['std']:.1f} ({count})"
+        return [
+            *(_spread(row["finetuning"].get(task["name"])) for task in results["tasks"]),
+            average,
+        ]
+
+    return _table(results["rows"], [*(task["title"] for task in results["tasks"]), "AVG"], cells)
+
+
+def _spread(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return _MISSING
+    parts = []
+    if "score" in found:
+        score = found["score"]
+        parts.append(
+            f"{100 * score['min']:.1f} to {100 * score['max']:.1f} ({len(score['values'])})"
+        )
+    if found["diverged"]:
+        parts.append(f"{found['diverged']} diverged")
+    return ", ".join(parts)
+
+
+def _measures(rows: Sequence[Mapping[str, Any]]) -> str:
+    shown = [name for name in _HELD_OUT if any(name in _held_out(row) for row in rows)]
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        found = _held_out(row)
+        return [
+            MEANINGS[name][1].format(found[name]) if name in found else _MISSING for name in shown
+        ]
+
+    return _table(
+        [row for row in rows if _held_out(row)], [MEANINGS[name][0] for name in shown], cells
+    )
+
+
+def _held_out(row: Mapping[str, Any]) -> Mapping[str, float]:
+    return (row["pretraining"] or {}).get("held_out", {})
+
+
+def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
+    header = ["Params", "Steps", "Tokens", "Tokens/s", "FLOPs", "Minutes", "Fine-tuning minutes"]
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        cost, found = row["pretraining"], row["finetuning"].values()
+        minutes = sum(one.get("minutes", 0.0) for one in found)
+        finetuning = f"{minutes:.1f}" if minutes else _MISSING
+        if not cost:
+            return [*[_MISSING] * 6, finetuning]
+        rate = cost["tokens_per_second"]
+        return [
+            f"{cost['parameters'] / 1e6:.3g}M",
+            f"{cost['steps']:,}",
+            f"{cost['tokens']:,}",
+            _MISSING if rate is None else f"{rate:,.0f}",
+            f"{cost['flops']:.3g}",
+            f"{cost['minutes']:.1f}",
+            finetuning,
+        ]
+
+    return _table(rows, header, cells)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], header: Sequence[str], cells: Any) -> str:
+    """A row each, with its group where a new one begins."""
+    has_groups = any(row["group"] for row in rows)
+    lines, before = [], None
+    for row in rows:
+        group = row["group"] if row["group"] != before else ""
+        before = row["group"]
+        lines.append([*([group] if has_groups else []), row["title"], *cells(row)])
+    return markdown_table([*(["Group"] if has_groups else []), "Method", *header], lines)
+
+
+CURVES_DIRECTORY = "curves"
+
+
+def write_curves(plan: Plan, output_dir: str) -> list[str]:
+    """Draws what the rows logged while they were pretrained, over the tokens that they read."""
+    pages = []
+    for name, rows in _groups(plan):
+        runs = [read_run(row.title, run_folder(output_dir, row.name)) for row in rows]
+        folder = os.path.join(output_dir, CURVES_DIRECTORY, name)
+        pages.append(write_comparison(folder, Findings(runs=runs), "tokens"))
+    return pages
+
+
+def _groups(plan: Plan) -> Iterator[tuple[str, list[Row]]]:
+    """The rows that are drawn together, as many as there are colors, and their folder's name."""
+    first, *others = (row for row in plan.suite.rows if row.name in plan.configs)
+    groups: dict[str, list[Row]] = {}
+    for row in others:
+        groups.setdefault(row.group, []).append(row)
+    for group, rows in (groups or {first.group: []}).items():
+        for start in range(0, max(1, len(rows)), len(PALETTE) - 1):
+            part = [first, *rows[start : start + len(PALETTE) - 1]]
+            number = f"_{1 + start // (len(PALETTE) - 1)}" if len(rows) >= len(PALETTE) else ""
+            yield re.sub(r"\W+", "_", group.lower() or "all") + number, part

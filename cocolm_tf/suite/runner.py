@@ -19,11 +19,9 @@ from cocolm_tf.data.pipeline import absolute_datasets
 from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
-from cocolm_tf.suite.curves import write_curves
 from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan, Run, preset_folder, pretraining_folder, run_folder
-from cocolm_tf.suite.results import pretraining_cost, suite_results
-from cocolm_tf.suite.table import suite_page
+from cocolm_tf.suite.results import pretraining_cost, suite_page, suite_results, write_curves
 from cocolm_tf.training.identity import dataset_fingerprint
 from cocolm_tf.training.preemption import StopSignal
 
@@ -35,22 +33,11 @@ _RESULTS_FILENAME, _TABLE_FILENAME = "results.json", "results.md"
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingInputs:
-    """What every row reads.
+    """What every row reads."""
 
-    Args:
-        train_data: Folder or glob of shards, or several with weights.
-        vocabulary: Folder of the vocabulary that they were built with.
-        validation_data: Folder or glob of shards held out, or nothing.
-
-    Example:
-    ```python
-    PretrainingInputs("data/train", "vocabulary", "data/validation")
-    ```
-    """
-
-    train_data: str
-    vocabulary: str
-    validation_data: str = ""
+    train_data: str  # Folder or glob of shards, or several with weights
+    vocabulary: str  # Folder of the vocabulary that they were built with
+    validation_data: str = ""  # Folder or glob of shards held out, or nothing
 
 
 def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes: int = 1) -> str:
@@ -64,7 +51,7 @@ def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes:
         plan: What to run.
         inputs: What to pretrain on.
         output_dir: OUT, see above.
-        processes: int. How many runs to do at a time. They share the cores and the GPUs.
+        processes: How many runs to do at a time. They share the cores and the GPUs.
 
     Returns:
         The path of the table.

@@ -85,9 +85,11 @@ def segment_with_offsets(
 ) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
     """Cuts words into pieces, and says which characters of its word each piece stands for.
 
+    Time and memory are linear in the bytes of the words, however long one of them is.
+
     Args:
         segmenter: SentencePiece.
-        words: `[W]` string, without spaces.
+        words: `[W]` string, valid UTF-8, without spaces.
 
     Returns:
         The pieces, `[W, (P)]` string; and for all of them one after the other, `[sum of P]` int32
@@ -99,16 +101,27 @@ def segment_with_offsets(
     ```
     """
     pieces, starts, ends = segmenter.tokenize_with_offsets(words)
-    words_of_pieces = tf.gather(words, pieces.value_rowids())
-    starts, ends = starts.flat_values, ends.flat_values  # in bytes
-    length = tf.strings.length(words_of_pieces, unit="UTF8_CHAR")
-    cut = _cut_characters(segmenter, words, pieces, ends)
-    blank = _leading_blanks(segmenter, words_of_pieces, pieces, starts, ends)
-    starts = _num_characters(words_of_pieces, starts) + blank
-    ends = tf.minimum(_num_characters(words_of_pieces, ends) + cut, length)
+    rows = pieces.value_rowids()
+    num_bytes = tf.cast(tf.strings.length(words), starts.dtype)
+    first_bytes = tf.cumsum(num_bytes, exclusive=True)
+    # Of all words one after the other: how many characters begin before each byte, and which.
+    joined = tf.strings.reduce_join(words)
+    is_first_byte = (tf.io.decode_raw(joined, tf.uint8) & 0xC0) != 0x80
+    num_before = tf.concat([[0], tf.cumsum(tf.cast(is_first_byte, tf.int32))], 0)
+    characters = tf.strings.unicode_decode(joined, "UTF-8")
+
+    word_starts = tf.gather(tf.gather(num_before, first_bytes), rows)
+    word_ends = tf.gather(tf.gather(num_before, first_bytes + num_bytes), rows)
+    first_bytes = tf.gather(first_bytes, rows)
+    starts = tf.gather(num_before, first_bytes + starts.flat_values)
+    ends = tf.gather(num_before, first_bytes + ends.flat_values)
+    cut = _cut_characters(segmenter, words, pieces, characters, starts, ends)
+    blank = _leading_blanks(segmenter, pieces, characters, starts, ends)
+    starts, ends = starts + blank, tf.minimum(ends + cut, word_ends)
     if segmenter.byte_pieces:
         ends = _ends_of_bytes(segmenter, pieces.flat_values, ends)
-    return pieces, tf.where(segmenter.content(pieces.flat_values) == "", ends, starts), ends
+    starts = tf.where(segmenter.content(pieces.flat_values) == "", ends, starts)
+    return pieces, starts - word_starts, ends - word_starts
 
 
 def to_text_offsets(
@@ -139,28 +152,32 @@ def to_text_offsets(
 
 
 def _cut_characters(
-    segmenter: Segmenter, words: tf.Tensor, pieces: tf.RaggedTensor, ends: tf.Tensor
+    segmenter: Segmenter,
+    words: tf.Tensor,
+    pieces: tf.RaggedTensor,
+    characters: tf.Tensor,
+    starts: tf.Tensor,
+    ends: tf.Tensor,
 ) -> tf.Tensor:
     """Counts the character that a piece has only a part of: `[sum of P]` int32, 0 or 1.
 
     SentencePiece's offsets give a character that it writes as several, or in bytes, to the last
-    piece with a part of it. The other pieces show by saying more than the text that they and those
-    before them are said to cover; of bytes, the last one of a character does.
+    piece with a part of it. Up to there, a word's pieces say more than the text that they are said
+    to cover.
     """
     rows = pieces.value_rowids()
     contents = segmenter.content(pieces.flat_values)
     written = tf.strings.reduce_join(pieces.with_flat_values(contents), axis=-1)
     is_byte = segmenter.is_byte(pieces.flat_values)
     changed = tf.where(tf.gather(written != words, rows) | is_byte)[:, 0]
-    lengths = tf.concat([[0], tf.cumsum(tf.strings.length(contents))], 0)
-    lengths_until = lengths[1:] - tf.gather(lengths, tf.gather(pieces.row_starts(), rows))
-    rows = tf.gather(rows, changed)
-    said = _prefix(tf.gather(written, rows), tf.gather(lengths_until, changed))
-    covered = _prefix(tf.gather(words, rows), tf.gather(ends, changed))
-    is_cut = said != _written(segmenter, covered)
-    return tf.scatter_nd(
-        changed[:, tf.newaxis], tf.cast(is_cut, tf.int32), tf.shape(ends, tf.int64)
-    )
+    covered = tf.ragged.range(tf.gather(starts, changed), tf.gather(ends, changed))
+    covered = tf.ragged.map_flat_values(tf.gather, characters, covered)
+    said = tf.strings.length(tf.gather(contents, changed))
+    excess = said - tf.strings.length(_written(segmenter, covered))
+    excess = tf.scatter_nd(changed[:, tf.newaxis], excess, tf.shape(ends, tf.int64))
+    total = tf.concat([[0], tf.cumsum(excess)], 0)
+    total_before_word = tf.gather(total, tf.gather(pieces.row_starts(), rows))
+    return tf.cast(total[1:] > total_before_word, tf.int32)
 
 
 def _ends_of_bytes(segmenter: Segmenter, pieces: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
@@ -173,8 +190,8 @@ def _ends_of_bytes(segmenter: Segmenter, pieces: tf.Tensor, ends: tf.Tensor) -> 
 
 def _leading_blanks(
     segmenter: Segmenter,
-    words_of_pieces: tf.Tensor,
     pieces: tf.RaggedTensor,
+    characters: tf.Tensor,
     starts: tf.Tensor,
     ends: tf.Tensor,
 ) -> tf.Tensor:
@@ -186,28 +203,18 @@ def _leading_blanks(
     is_first = tf.range(tf.size(starts, tf.int64)) == first
     is_marked = tf.strings.regex_full_match(pieces.flat_values, f"{WORD_START}(?s:.*)")
     marked = tf.where(is_marked & ~is_first)[:, 0]
-    starts = tf.gather(starts, marked)
-    covered = tf.strings.substr(
-        tf.gather(words_of_pieces, marked), starts, tf.gather(ends, marked) - starts
-    )
-    characters = tf.strings.unicode_split(covered, "UTF-8")
-    is_blank = tf.cast(_written(segmenter, characters.flat_values) == "", tf.int32)
-    is_leading = tf.math.cumprod(characters.with_flat_values(is_blank).to_tensor(0), axis=1)
-    return tf.scatter_nd(
-        marked[:, tf.newaxis], tf.reduce_sum(is_leading, 1), tf.shape(ends, tf.int64)
-    )
+    starts, marked_ends = tf.gather(starts, marked), tf.gather(ends, marked)
+    covered = tf.ragged.range(starts, marked_ends)
+    distinct, index = tf.unique(tf.gather(characters, covered.flat_values))
+    is_blank = tf.gather(_written(segmenter, distinct[:, tf.newaxis]) == "", index)
+    own = tf.where(is_blank, tf.gather(marked_ends, covered.value_rowids()), covered.flat_values)
+    first_own = tf.math.unsorted_segment_min(own, covered.value_rowids(), tf.size(marked))
+    leading = tf.minimum(first_own, marked_ends) - starts
+    return tf.scatter_nd(marked[:, tf.newaxis], leading, tf.shape(ends, tf.int64))
 
 
-def _written(segmenter: Segmenter, texts: tf.Tensor) -> tf.Tensor:
+def _written(segmenter: Segmenter, characters: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
     """What the pieces of texts say, spaces aside: the texts as SentencePiece normalizes them."""
-    pieces = segmenter.tokenize(texts)
+    pieces = segmenter.tokenize(tf.strings.unicode_encode(characters, "UTF-8"))
     contents = segmenter.content(pieces.flat_values)
     return tf.strings.reduce_join(pieces.with_flat_values(contents), axis=-1)
-
-
-def _prefix(texts: tf.Tensor, num_bytes: tf.Tensor) -> tf.Tensor:
-    return tf.strings.substr(texts, tf.zeros_like(num_bytes), num_bytes)
-
-
-def _num_characters(texts: tf.Tensor, num_bytes: tf.Tensor) -> tf.Tensor:
-    return tf.strings.length(_prefix(texts, num_bytes), unit="UTF8_CHAR")

@@ -36,6 +36,25 @@ def pack_segments(
     ```
     """
     first, is_batched = to_ragged(first)
+    second = second if second is None else to_ragged(second)[0]
+    packed = pack_ragged(first, second, sequence_length=sequence_length)
+    token_ids = packed.to_tensor(PAD_TOKEN_ID, shape=[None, sequence_length])
+    padding_mask = tf.sequence_mask(packed.row_lengths(), sequence_length)
+    features = {"token_ids": token_ids, "padding_mask": padding_mask}
+    return features if is_batched else {name: x[0] for name, x in features.items()}
+
+
+def pack_ragged(
+    first: tf.RaggedTensor,
+    second: tf.RaggedTensor | None = None,
+    is_pair: tf.Tensor | None = None,
+    *,
+    sequence_length: int,
+) -> tf.RaggedTensor:
+    """Lays out rows as `pack_segments` does, without padding.
+
+    `is_pair`, `[B]` bool, says which rows have a second text; None for all, if there is `second`.
+    """
     num_texts, num_special_tokens = (1, 2) if second is None else (2, 4)
     budget = sequence_length - num_special_tokens
     if budget < num_texts:
@@ -45,19 +64,19 @@ def pack_segments(
         )
     start, end = (tf.fill([first.nrows(), 1], id) for id in (START_TOKEN_ID, END_TOKEN_ID))
     if second is None:
-        packed = tf.concat([start, first[:, :budget], end], axis=1)
-    else:
-        second, _ = to_ragged(second)
-        # Half of the room is sure; what the other text leaves of its own half comes on top.
-        half = budget // 2
-        limits = tf.maximum(budget - second.row_lengths(), budget - half)
-        second_limits = tf.maximum(budget - first.row_lengths(), half)
-        first, second = _truncated(first, limits), _truncated(second, second_limits)
-        packed = tf.concat([start, first, end, end, second, end], axis=1)
-    token_ids = packed.to_tensor(PAD_TOKEN_ID, shape=[None, sequence_length])
-    padding_mask = tf.sequence_mask(packed.row_lengths(), sequence_length)
-    features = {"token_ids": token_ids, "padding_mask": padding_mask}
-    return features if is_batched else {name: x[0] for name, x in features.items()}
+        return tf.concat([start, first[:, :budget], end], axis=1)
+    # Half of the room is sure; what the other text leaves of its own half comes on top.
+    half = budget // 2
+    limits = tf.maximum(budget - second.row_lengths(), budget - half)
+    second_limits = tf.maximum(budget - first.row_lengths(), half)
+    ends = tf.ones_like(first.row_lengths())
+    if is_pair is not None:
+        ends = tf.cast(is_pair, tf.int64)
+        limits = tf.where(is_pair, limits, sequence_length - 2)
+        second_limits = tf.where(is_pair, second_limits, 0)
+    between = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(ends)], END_TOKEN_ID), ends)
+    first, second = _truncated(first, limits), _truncated(second, second_limits)
+    return tf.concat([start, first, end, between, second, between], axis=1)
 
 
 def to_ragged(ids: Ids) -> tuple[tf.RaggedTensor, bool]:

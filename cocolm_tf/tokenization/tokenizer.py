@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
-import keras_nlp
+import keras_hub
 import sentencepiece
 import tensorflow as tf
 from keras_hub.src.utils.preset_utils import KerasPresetLoader
@@ -39,7 +39,7 @@ ASSETS_FOLDER = os.path.join("assets", "tokenizer")
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMTokenizer(keras_nlp.tokenizers.SentencePieceTokenizer):
+class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
     """Turns raw text into the ids that COCO-LM models take, in a TensorFlow graph.
 
     Texts are prepared as for the released models (see `normalization.normalize`), segmented by

@@ -26,7 +26,7 @@ from cocolm_tf.tokenization.tokenizer import (
     CocoLMTokenizer,
 )
 from cocolm_tf.tokenization.tokenizer import MODEL_FILENAME as PRESET_MODEL_FILENAME
-from cocolm_tf.tokenization.words import CUT, RESERVED, Parts, count_corpus
+from cocolm_tf.tokenization.word_counts import CUT, RESERVED, Parts, count_corpus
 
 MODEL_FILENAME = "sp.model"
 # SentencePiece's rules for the characters of a word. "nmt" means that control characters and odd

@@ -32,9 +32,10 @@ class MetricsLog(keras.callbacks.Callback):
 
     A training line holds the means over the steps since the line before it, of either split, so
     the model's metrics start anew with each. A line is an object with `step`, `split` (`train` or
-    `validation`), `seconds` since the program started and the metrics by their names, null where
-    they are not finite. Training lines also have `tokens_per_second` and, where the devices' peak
-    is known, `mfu`: model FLOPs utilization, the share of the peak that the model's FLOPs reach.
+    `validation`), `seconds` that the run took so far, attempts that ended early included, and the
+    metrics by their names, null where they are not finite. Training lines also have
+    `tokens_per_second` and, where the devices' peak is known, `mfu`: model FLOPs utilization, the
+    share of the peak that the model's FLOPs reach.
 
     Args:
         directory: the run's folder; None, where another worker writes, leaves the metrics' starting
@@ -65,9 +66,12 @@ class MetricsLog(keras.callbacks.Callback):
         super().__init__()
         self._path = os.path.join(directory, METRICS_FILENAME) if directory else ""
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
+        # The clock goes on from the last line: what a preemption undid was spent all the same.
+        lines = read_lines(self._path) if directory else []
+        spent = lines[-1].get("seconds", 0.0) if lines else 0.0
         if directory:
-            if files.is_file(self._path):
-                kept = [line for line in read_lines(self._path) if line["step"] <= first_step]
+            if lines:
+                kept = [line for line in lines if line["step"] <= first_step]
                 text = "".join(json.dumps(line) + "\n" for line in kept)
                 files.write_text(self._path, text)
             for split in ("train", "validation"):
@@ -76,7 +80,8 @@ class MetricsLog(keras.callbacks.Callback):
                 )
         self._interval = interval
         self._tokens, self._peak_seconds, self._counts = tokens, peak_seconds, counts
-        self._start = self._lap = time.monotonic()
+        self._lap = time.monotonic()
+        self._start = self._lap - spent
         self._lap_step = first_step
 
     def has(self, step: int, split: str) -> bool:

@@ -17,24 +17,7 @@ PRESETS_DIRECTORY = "presets"
 def save_checkpoint_presets(
     model_dir: str, vocabulary: str = "", steps: Sequence[int] = ()
 ) -> Iterator[str]:
-    """Makes presets of checkpoints, which `trainer.keep_checkpoint_interval` has a run keep.
-
-    Args:
-        model_dir: the run's folder. Gets `presets/step_5000` and so on.
-        vocabulary: folder of the vocabulary; by default that of the run's preset.
-        steps: which checkpoints; none for all that there are.
-
-    Yields:
-        The path of each preset, when it is written.
-
-    Raises:
-        UserError: if the run or one of the checkpoints is missing, or there is no vocabulary.
-
-    Example:
-    ```python
-    list(save_checkpoint_presets("runs/first"))  # ["runs/first/presets/step_5000"]
-    ```
-    """
+    """Makes presets of checkpoints, which `trainer.keep_checkpoint_interval` has a run keep."""
     config_file = os.path.join(model_dir, "config.yaml")
     if not files.is_file(config_file):
         raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")

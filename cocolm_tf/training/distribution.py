@@ -95,16 +95,7 @@ def make_strategy(
 
 
 def per_replica_batch(batch_size: int, micro_batches: int, strategy: tf.distribute.Strategy) -> int:
-    """One replica's share of the global batch.
-
-    Raises:
-        UserError: if the batch cannot be shared out evenly.
-
-    Example:
-    ```python
-    per_replica_batch(2048, micro_batches=4, strategy=make_strategy("one_device"))
-    ```
-    """
+    """One replica's share of the global batch."""
     replicas = strategy.num_replicas_in_sync
     if batch_size < 1 or batch_size % (replicas * micro_batches):
         raise UserError(
@@ -115,25 +106,9 @@ def per_replica_batch(batch_size: int, micro_batches: int, strategy: tf.distribu
 
 
 def compiles_step(wanted: bool | None, strategy: tf.distribute.Strategy) -> bool:
-    """Whether XLA compiles the whole step.
-
-    Args:
-        wanted: `runtime.jit_compile`; None to decide by the devices: on the GPUs of one host it
-            does. On a CPU the compiled step is the slower one, several hosts cannot talk to each
-            other in one, and on a TPU the strategy compiles.
-        strategy: the devices.
-
-    Returns:
-        Whether to give `jit_compile` to `TrainingStep.compile`.
-
-    Raises:
-        UserError: if it is wanted for replicas that are not the GPUs of one host.
-
-    Example:
-    ```python
-    compiles_step(None, make_strategy("one_device"))
-    ```
-    """
+    """Whether XLA compiles the whole step: `runtime.jit_compile`, None to decide by the devices."""
+    # By itself, on the GPUs of one host: on a CPU the compiled step is the slower one, several
+    # hosts cannot talk to each other in one, and on a TPU the strategy compiles.
     possible = compiles_communication(strategy)
     if wanted and not possible:
         raise UserError(
@@ -177,10 +152,8 @@ def _find_workers() -> tf.distribute.Strategy:
 
 
 def _check_tf_config(text: str) -> tuple[str, list[str]]:
-    """Gives the address of this worker, and those of the others.
-
-    What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides.
-    """
+    """Gives the address of this worker, and those of the others."""
+    # What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides.
     needed = f"--distribution_strategy=multi_worker_mirrored: {_TF_CONFIG}"
     try:
         config = json.loads(text)
@@ -229,10 +202,8 @@ def _addresses(found: Any) -> list[str]:
 
 
 def _meet_workers(address: str, others: list[str], seconds: float) -> None:
-    """Returns when every other worker has been there.
-
-    TensorFlow would wait for ever for one that never comes, and hear no signal meanwhile.
-    """
+    """Returns when every other worker has been there."""
+    # TensorFlow would wait for ever for one that never comes, and hear no signal meanwhile.
     deadline = time.monotonic() + seconds
     # Until TensorFlow's own server is there, this is what the others find.
     with StopSignal(), _listener(address, backlog=16 + 2 * len(others)):

@@ -24,114 +24,50 @@ _CITATION = """\
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a model scored.
+    """What a model scored."""
 
-    Args:
-        task: A task of the Hub, as `text-classification`.
-        dataset: The dataset and its part, as `RTE (dev)`.
-        metric: The name of the metric.
-        value: The score.
-
-    Example:
-    ```python
-    Result("text-classification", "RTE (dev)", "accuracy", 0.61)
-    ```
-    """
-
-    task: str
-    dataset: str
-    metric: str
-    value: float
+    task: str  # A task of the Hub, as `text-classification`
+    dataset: str  # The dataset and its part, as `RTE (dev)`
+    metric: str  # The name of the metric
+    value: float  # The score
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a model. What is left out is said to be unknown.
+    """What is known of a model. What is left out is said to be unknown."""
 
-    Args:
-        name: Of the model.
-        description: What it is, in a sentence or two.
-        model_type: Its architecture, with sizes.
-        pipeline_tag: The task of the Hub that it does, as `text-classification`.
-        base_model: What it was fine-tuned from: for people, as it may be a folder.
-        languages: Codes of the languages of its data, as `en`.
-        license: An identifier of the Hub, as `mit`.
-        developers: Who made it.
-        datasets: The names of the datasets that it learned from.
-        direct_use: What it is for.
-        limitations: What it is not for, and where it is known to fail.
-        usage: Python that loads and calls it.
-        training_data: What it learned from, as Markdown.
-        settings: The settings it was trained with, by name.
-        speed: How long the training took, and how fast it went.
-        evaluation_data: What it was measured on.
-        results: What it scored.
-        hardware: What it was trained on.
-        hours: For how long.
-        software: The versions of what trained it.
-
-    Example:
-    ```python
-    Facts("reviews", description="Tells good reviews from bad ones.", languages=("en",))
-    ```
-    """
-
-    name: str
-    description: str = ""
-    model_type: str = ""
-    pipeline_tag: str = ""
-    base_model: str = ""
-    languages: Sequence[str] = ()
-    license: str = ""
-    developers: str = ""
-    datasets: Sequence[str] = ()
-    direct_use: str = ""
-    limitations: str = ""
-    usage: str = ""
-    training_data: str = ""
+    name: str  # Of the model
+    description: str = ""  # What it is, in a sentence or two
+    model_type: str = ""  # Its architecture, with sizes
+    pipeline_tag: str = ""  # The task of the Hub that it does, as `text-classification`
+    base_model: str = ""  # What it was fine-tuned from: for people, as it may be a folder
+    languages: Sequence[str] = ()  # Codes of the languages of its data, as `en`
+    license: str = ""  # An identifier of the Hub, as `mit`
+    developers: str = ""  # Who made it
+    datasets: Sequence[str] = ()  # The names of the datasets that it learned from
+    direct_use: str = ""  # What it is for
+    limitations: str = ""  # What it is not for, and where it is known to fail
+    usage: str = ""  # Python that loads and calls it
+    training_data: str = ""  # What it learned from, as Markdown
+    # The settings it was trained with, by name.
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    speed: str = ""
-    evaluation_data: str = ""
-    results: Sequence[Result] = ()
-    hardware: str = ""
-    hours: float | None = None
-    software: str = ""
+    speed: str = ""  # How long the training took, and how fast it went
+    evaluation_data: str = ""  # What it was measured on
+    results: Sequence[Result] = ()  # What it scored
+    hardware: str = ""  # What it was trained on
+    hours: float | None = None  # For how long
+    software: str = ""  # The versions of what trained it
 
 
 def write_model_card(directory: str, facts: Facts) -> str:
-    """Writes a preset's model card.
-
-    Args:
-        directory: The preset, which exists.
-        facts: What is known.
-
-    Returns:
-        The path of the card.
-
-    Example:
-    ```python
-    write_model_card("runs/reviews", Facts("reviews", license="apache-2.0"))
-    ```
-    """
+    """Writes a preset's model card."""
     path = os.path.join(directory, MODEL_CARD_FILENAME)
     files.write_text(path, model_card(facts))
     return path
 
 
 def model_card(facts: Facts) -> str:
-    """Lays a model card out: YAML metadata, then Markdown.
-
-    Args:
-        facts: What is known.
-
-    Returns:
-        The text, with the sections of the Hub's template.
-
-    Example:
-    ```python
-    print(model_card(Facts("reviews")))
-    ```
-    """
+    """Lays a model card out: YAML metadata, then Markdown."""
     metadata = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
     hours = "" if facts.hours is None else f"{facts.hours:.2g}"
     sections = [

@@ -10,21 +10,11 @@ from cocolm_tf.errors import RestartableError
 
 
 class StopSignal:
-    """Looks out for SIGTERM while it is entered.
+    """Looks out for SIGTERM while it is entered."""
 
-    Where there is nothing to save, the signal ends the program at once. Inside `deferred()` it is
-    noted in `received` only, for whoever can stop without a loss. Python sees no signal outside
-    its main thread; there this does nothing.
-
-    Example:
-    ```python
-    with StopSignal() as stop:
-        prepare()
-        with stop.deferred():
-            while not stop.received:
-                take_a_step()
-    ```
-    """
+    # Where there is nothing to save, the signal ends the program at once. Inside `deferred()` it is
+    # noted in `received` only, for whoever can stop without a loss. Python sees no signal outside
+    # its main thread; there this does nothing.
 
     def __init__(self) -> None:
         self.received = False

@@ -11,6 +11,9 @@ import keras
 import tensorflow as tf
 
 from cocolm_tf import files
+from cocolm_tf.costs.accelerators import device_type, peak_flops
+from cocolm_tf.costs.energy import power_limit
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData, pieces
 from cocolm_tf.data.reading import read_errors_told
@@ -18,7 +21,6 @@ from cocolm_tf.data.views import word_starts
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.accelerators import device_type, peak_flops
 from cocolm_tf.training.build import (
     Pretrainer,
     build_pretrainer,
@@ -40,8 +42,6 @@ from cocolm_tf.training.callbacks import (
 from cocolm_tf.training.checkpoints import Checkpoints, checkpoint_steps, steps_taken
 from cocolm_tf.training.config import PretrainingConfig, save_config
 from cocolm_tf.training.distribution import per_replica_batch
-from cocolm_tf.training.energy import power_limit
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.identity import History, Input, Stretch, stretch_of
 from cocolm_tf.training.preemption import StopSignal
 from cocolm_tf.training.preset import load_frozen_auxiliary, load_preset, save_preset

@@ -8,13 +8,13 @@ from typing import Any
 import tensorflow as tf
 
 from cocolm_tf import files
+from cocolm_tf.costs.energy import energy_text
+from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.training.benchmark import describe_device
 from cocolm_tf.training.build import Pretrainer
 from cocolm_tf.training.callbacks import METRICS_FILENAME, read_lines
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.energy import energy_text
 from cocolm_tf.training.identity import History, flat
 from cocolm_tf.training.model_card import Facts, Result
 from cocolm_tf.training.stages import Total, stages, tokens_per_step

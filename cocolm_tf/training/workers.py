@@ -22,23 +22,10 @@ _LOST = (
 
 
 class Workers:
-    """The processes that share a run. Under most strategies there is one.
+    """The processes that share a run. Under most strategies there is one."""
 
-    What takes an agreement is called by all workers, in the same order: each waits for the others.
-
-    Args:
-        strategy: the devices.
-
-    Attributes:
-        count: int. How many workers there are.
-        index: int. Which of them this is. Number 0 is the chief, who alone writes files.
-
-    Example:
-    ```python
-    workers = Workers(make_strategy("one_device"))
-    workers.is_chief  # True
-    ```
-    """
+    # What takes an agreement is called by all workers, in the same order: each waits for the
+    # others.
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self._strategy = strategy
@@ -64,12 +51,7 @@ class Workers:
         return float(self._sum(np.float32(value))) if self.count > 1 else value
 
     def from_chief(self, values: list[np.ndarray]) -> list[np.ndarray]:
-        """Gives every worker the chief's arrays, to the bit.
-
-        Args:
-            values: of the same shapes and dtypes, of 4 or 8 bytes, on every worker; what they
-                hold matters on the chief only.
-        """
+        """Gives every worker the chief's arrays, to the bit."""
         if self.count == 1:
             return values
         received = []
@@ -84,11 +66,7 @@ class Workers:
 
     @contextlib.contextmanager
     def loss_told(self) -> Iterator[None]:
-        """Tells the loss of a worker from a defect.
-
-        Raises:
-            RestartableError: in place of what TensorFlow says of it.
-        """
+        """Tells the loss of a worker from a defect."""
         try:
             yield
         except _LOST as error:

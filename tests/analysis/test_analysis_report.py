@@ -5,7 +5,7 @@ import pytest
 
 from cocolm_tf import files
 from cocolm_tf.analysis import report
-from cocolm_tf.analysis.plots import PLOTS
+from cocolm_tf.analysis.curves import PLOTS
 from cocolm_tf.analysis.report import write_report
 from cocolm_tf.errors import UserError
 

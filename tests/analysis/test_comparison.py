@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cocolm_tf.analysis import sections
+from cocolm_tf.analysis import comparison
 from cocolm_tf.analysis.comparison import Findings, write_comparison
 from cocolm_tf.analysis.detection import Detections
-from cocolm_tf.analysis.output import OutputFolder
-from cocolm_tf.analysis.run_comparison import read_run
+from cocolm_tf.analysis.page import OutputFolder
+from cocolm_tf.analysis.runs import read_run
 from cocolm_tf.analysis.scores import Score
 from cocolm_tf.analysis.sentence_space import SentenceSpace
 from cocolm_tf.data.tables import read_table
@@ -93,6 +93,9 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     assert results["spaces"]["<first>"] == space.measures
     assert results["held_out"] == held_out
     assert results["detection"]["texts"]["<first>"] == found.measures()
+    assert results["calibration"]["texts"]["<first>"] == [list(one) for one in found.calibration()]
+    calibration = rows(output / "calibration_texts.csv")
+    assert [row["tokens"] for row in calibration] == ["1"] * 4 and calibration[-1]["said"] == "0.9"
     assert results["minimal_pairs"] == minimal_pairs
     assert rows(output / "minimal_pairs.csv")[1]["<first>, masked"] == "0.75"
     assert results["runs"]["two"]["step"] == 40
@@ -105,7 +108,7 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
 
 
 def test_only_what_was_given_is_shown(model_dir: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(sections, "plots_of", lambda *runs: [])
+    monkeypatch.setattr(comparison, "plots_of", lambda *runs: [])
     path = write_comparison(str(tmp_path / "out"), Findings(runs=[read_run("one", str(model_dir))]))
     written = Path(path).read_text(encoding="utf-8")
     assert "Training" in written and "Sentence vectors" not in written

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.curves import draw
+from cocolm_tf.analysis.curves import PLOTS, Plot, draw, plots_of
 from cocolm_tf.analysis.figures import BLUE, ORANGE
 from cocolm_tf.analysis.metrics_log import Metrics, read_metrics
-from cocolm_tf.analysis.plots import PLOTS, Plot, plots_of
 
 PAIR = Plot("pair", "A pair", "share", {"a": "first", "b": "second"})
 

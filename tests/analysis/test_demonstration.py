@@ -6,14 +6,8 @@ import pytest
 import tensorflow as tf
 
 from cocolm_tf.analysis import demonstration
-from cocolm_tf.analysis.demonstration import (
-    VERDICTS,
-    Demonstration,
-    Token,
-    demonstrate,
-    load_run,
-    shown,
-)
+from cocolm_tf.analysis.demonstration import VERDICTS, Demonstration, Token, demonstrate, shown
+from cocolm_tf.analysis.presets import load_run
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer

@@ -7,11 +7,10 @@ import pytest
 import tensorflow as tf
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.bands import draw_bands
-from cocolm_tf.analysis.calibration import draw_calibration
-from cocolm_tf.analysis.corrupted_texts import CorruptedText
+from cocolm_tf.analysis.charts import draw_bands, draw_calibration
 from cocolm_tf.analysis.detection import Detections, detect, detect_in_texts
-from cocolm_tf.analysis.pretrained import load_pretrained
+from cocolm_tf.analysis.inputs import CorruptedText
+from cocolm_tf.analysis.presets import load_pretrained
 from cocolm_tf.data.build import build_shards
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
@@ -87,10 +86,11 @@ def data(preset: Path, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("corruption", ["auxiliary", "random"])
-def test_every_real_token_is_judged(preset: Path, data: str, corruption: str):
+def test_every_token_that_can_be_masked_is_judged(preset: Path, data: str, corruption: str):
     loaded = load_pretrained(str(preset))
     found = detect(*loaded, data, corruption, batches=2, batch_size=3)
-    assert len(found.probabilities) == len(found.is_replaced) <= 2 * 3 * 24
+    # All 24 positions are filled, <s> and </s> among them.
+    assert len(found.probabilities) == len(found.is_replaced) <= 2 * 3 * 22
     assert np.all((found.probabilities >= 0) & (found.probabilities <= 1))
     # About 15% are masked, and most of these get another token.
     assert 0.02 < found.is_replaced.mean() < 0.3
@@ -133,15 +133,15 @@ def test_texts_are_read_as_by_a_loop(preset: Path):
         ids = [0, *tokenizer(text.corrupted).numpy().tolist(), 2]
         row = tf.constant([ids])
         hidden = pretrainer.backbone({"token_ids": row, "padding_mask": tf.ones_like(row)})
-        said += (1 / (1 + np.exp(pretrainer.copy_head(hidden)[0].numpy()))).tolist()
+        said += (1 / (1 + np.exp(pretrainer.copy_head(hidden)[0].numpy()))).tolist()[1:-1]
         ranks.append(pretrainer.lm_head(hidden[0]).numpy())
     assert found.probabilities == pytest.approx(said, abs=1e-5)
-    sat, third = tokenizer("sat").numpy()[0], 3  # after <s>, the, cat
-    length = len(tokenizer(texts[0].corrupted)) + 2
+    sat, third = tokenizer("sat").numpy()[0], 2  # after the, cat
+    length = len(tokenizer(texts[0].corrupted))
     # The word put in for another one, and one that was only put in.
     assert found.is_replaced.sum() == 2
     assert found.is_replaced[third] and found.is_replaced[length:].sum() == 1
-    logits = ranks[0][third]
+    logits = ranks[0][third + 1]  # after <s>
     assert found.ranks[third] == (logits > logits[sat]).sum()
     assert (found.ranks >= 0).sum() == 1
 
@@ -149,7 +149,7 @@ def test_texts_are_read_as_by_a_loop(preset: Path):
 def test_a_long_text_is_read_as_far_as_it_goes(preset: Path):
     text = CorruptedText("the cat sat on a mat " * 9, "the cat sat on a dog " * 9)
     found = detect_in_texts(*load_pretrained(str(preset)), [text])
-    assert len(found.probabilities) == 24
+    assert len(found.probabilities) == 22
     assert found.is_replaced.sum() == 3
 
 
@@ -159,6 +159,8 @@ def test_the_diagram_shows_each_range():
         _, curve = axes.lines
         assert curve.get_xdata() == pytest.approx([0.05, 0.25, 0.75, 0.95])
         assert curve.get_ydata() == pytest.approx([0, 1, 0.5, 1])
+        # Of two, one, two tokens and one: by their areas.
+        assert axes.collections[0].get_sizes() == pytest.approx([160, 80, 160, 80])
     plt.close(figure)
 
 

@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.figures import PALETTE, new_figure, new_panels, save_figure, styled
+from cocolm_tf.analysis.figures import (
+    PALETTE,
+    looks,
+    new_figure,
+    new_panels,
+    save_figure,
+    styled,
+)
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 1), (4, 2), (5, 2), (7, 3)])
@@ -37,5 +44,10 @@ def test_the_same_figure_is_the_same_file(tmp_path: Path):
     assert written[0] == written[1]
 
 
-def test_no_two_colors_are_the_same():
+def test_no_two_of_many_look_the_same():
     assert len(set(PALETTE)) == len(PALETTE) == 6
+    names = [f"preset {number}" for number in range(20)]
+    found = looks(names)
+    assert list(found) == names and [look.color for look in found.values()][:6] == list(PALETTE)
+    assert len({(look.color, look.marker) for look in found.values()}) == 20
+    assert len({(look.color, look.hatch) for look in found.values()}) == 20

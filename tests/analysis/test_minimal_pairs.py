@@ -9,15 +9,10 @@ import tensorflow as tf
 from matplotlib import pyplot as plt
 from tiny_presets import write_tiny_preset
 
-from cocolm_tf.analysis.judgement_chart import draw_judgements
-from cocolm_tf.analysis.minimal_pairs import (
-    MinimalPair,
-    accuracies,
-    judge,
-    judgements,
-    read_minimal_pairs,
-)
-from cocolm_tf.analysis.pretrained import load_pretrained
+from cocolm_tf.analysis.charts import draw_judgements
+from cocolm_tf.analysis.inputs import MinimalPair, read_minimal_pairs
+from cocolm_tf.analysis.minimal_pairs import accuracies, judge, judgements
+from cocolm_tf.analysis.presets import load_pretrained
 from cocolm_tf.errors import UserError
 
 SENTENCES = ["the cat sat", "a dog ran to its house when it was cold", "on a mat outside", "it"]

@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.curves import draw
-from cocolm_tf.analysis.figures import BLUE, FAINT_INK, GRID, INK, ORANGE
+from cocolm_tf.analysis.curves import PLOTS, draw
+from cocolm_tf.analysis.figures import BLUE, FAINT_INK, GRID, INK, ORANGE, inline_svg
 from cocolm_tf.analysis.metrics_log import Metrics
-from cocolm_tf.analysis.page import inline_svg, page, table
-from cocolm_tf.analysis.plots import PLOTS
+from cocolm_tf.analysis.page import page, table
 
 
 @pytest.fixture(scope="module")

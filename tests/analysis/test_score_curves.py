@@ -4,19 +4,16 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.run_comparison import Run, read_run
-from cocolm_tf.analysis.score_curves import (
+from cocolm_tf.analysis.charts import draw_scores, from_zero, in_percent, in_powers
+from cocolm_tf.analysis.runs import Run, read_run
+from cocolm_tf.analysis.scores import (
     Point,
+    Score,
     crop_curves,
-    draw_crops,
-    draw_few_shot,
-    draw_pretraining,
-    draw_prompts,
     few_shot_curves,
     pretraining_curves,
     prompt_curves,
 )
-from cocolm_tf.analysis.scores import Score
 from cocolm_tf.training.config import PretrainingConfig
 
 SCORE = Score("COCO-LM", "RTE", "accuracy", (0.5, 0.75, 0.625))
@@ -87,13 +84,8 @@ def test_crops_join_runs_that_are_alike_in_everything_else(run: Run):
 
 def test_error_bars_mark_the_least_and_the_greatest():
     curves = {"RTE, accuracy": {"one": [Point(1, 0.6, 0.5, 0.65), Point(2, 0.7, 0.7, 0.7)]}}
-    figures = [
-        draw_pretraining(curves, "steps"),
-        draw_few_shot(curves),
-        draw_prompts(curves),
-        draw_crops(curves),
-    ]
-    for figure in figures:
+    for set_places in (from_zero, in_powers("{:g}".format), in_percent):
+        figure = draw_scores(curves, "step", set_places)
         figure.canvas.draw()
         (axes,) = figure.axes
         line, _, (bars,) = axes.containers[0].lines

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cocolm_tf.analysis.run_comparison import read_run
+from cocolm_tf.analysis.runs import read_run
 from cocolm_tf.analysis.scores import Score, place_scores, read_scores
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.results import summarize

@@ -1,11 +1,19 @@
+"""The measures against plain loops and closed forms, of vectors that are known."""
+
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
+from scipy import stats
 
-from cocolm_tf.analysis.pairs import SentencePairs
-from cocolm_tf.analysis.sentence_space import describe_space, draw_texts
-from cocolm_tf.analysis.similarity import alignment, uniformity
+from cocolm_tf.analysis import sentence_space as similarity
+from cocolm_tf.analysis.charts import MARKED_PAIRS, draw_map
+from cocolm_tf.analysis.inputs import SentencePairs, draw_texts
+from cocolm_tf.analysis.sentence_space import alignment, describe_space, map_sentences, uniformity
 from cocolm_tf.errors import UserError
 
 # Their vectors: each sentence's is in the direction of its first word.
@@ -47,3 +55,122 @@ def test_a_corpus_with_nothing_to_pair_is_named(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one\n\n")
     with pytest.raises(UserError, match="has no two lines of text"):
         draw_texts(str(tmp_path / "a.txt"), 2, seed=0)
+
+
+@pytest.fixture
+def vectors() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=[20, 6])
+
+
+def test_cosines_are_those_of_a_loop(vectors: np.ndarray):
+    other = vectors[::-1] * 3
+    expected = [
+        float(a @ b) / (math.sqrt(a @ a) * math.sqrt(b @ b))
+        for a, b in zip(vectors, other, strict=True)
+    ]
+    assert similarity.cosines(vectors, other) == pytest.approx(expected)
+
+
+def test_a_zero_vector_is_like_nothing():
+    assert similarity.cosines(np.zeros([1, 3]), np.ones([1, 3])) == pytest.approx([0.0])
+
+
+def test_alignment_follows_from_the_mean_cosine(vectors: np.ndarray):
+    other = np.roll(vectors, 1, axis=0)
+    mean = similarity.cosines(vectors, other).mean()
+    assert similarity.alignment(vectors, other) == pytest.approx(2 - 2 * mean)
+    assert similarity.alignment(vectors, 5 * vectors) == pytest.approx(0)
+
+
+def test_uniformity_is_that_of_a_loop(vectors: np.ndarray):
+    units = [vector / np.linalg.norm(vector) for vector in vectors]
+    terms = [
+        math.exp(-2 * float(np.sum((a - b) ** 2)))
+        for number, a in enumerate(units)
+        for b in units[number + 1 :]
+    ]
+    assert similarity.uniformity(vectors) == pytest.approx(math.log(np.mean(terms)))
+
+
+def test_uniformity_of_extremes():
+    assert similarity.uniformity(np.eye(7)) == pytest.approx(-4)
+    assert similarity.uniformity(np.ones([5, 3])) == pytest.approx(0)
+
+
+def test_variance_is_that_of_the_covariance(vectors: np.ndarray):
+    values = np.sort(np.linalg.eigvalsh(np.cov(vectors.T)))[::-1]
+    shares = similarity.explained_variance(vectors, 4)
+    assert shares == pytest.approx(values[:4] / values.sum())
+    assert similarity.explained_variance(vectors, 100).sum() == pytest.approx(1)
+    assert similarity.explained_variance(np.ones([4, 3]), 2).tolist() == [0, 0]
+
+
+@given(count=st.integers(2, 50), seed=st.integers(0, 1000))
+def test_random_pairs_are_of_different_items(count: int, seed: int):
+    first, second = similarity.random_pairs(count, 200, seed)
+    assert np.all(first != second)
+    assert np.all((first >= 0) & (first < count) & (second >= 0) & (second < count))
+
+
+def test_random_pairs_are_uniform():
+    first, second = similarity.random_pairs(4, 12_000, seed=0)
+    counts = np.bincount(4 * first + second, minlength=16).reshape(4, 4)
+    assert np.all(np.diag(counts) == 0)
+    assert counts[~np.eye(4, dtype=bool)] == pytest.approx(1000, rel=0.15)
+
+
+def test_whitening_leaves_no_direction_preferred(vectors: np.ndarray):
+    mixed = vectors @ np.random.default_rng(1).normal(size=[6, 6]) + 5
+    white = similarity.whitened(mixed, mixed)
+    assert white.mean(axis=0) == pytest.approx(np.zeros(6), abs=1e-9)
+    assert white.T @ white / len(white) == pytest.approx(np.eye(6), abs=1e-9)
+
+
+def test_whitening_drops_what_does_not_vary(vectors: np.ndarray):
+    flat = np.concatenate([vectors, np.ones([20, 2])], axis=1)
+    assert similarity.whitened(flat, flat).shape == (20, 6)
+    assert similarity.whitened(np.ones([3, 2]), np.ones([3, 2])).shape == (3, 0)
+
+
+def test_rank_correlation_is_scipy_s(vectors: np.ndarray):
+    a, b = vectors[:, 0], vectors[:, 1]
+    assert similarity.rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert similarity.rank_correlation(a, np.exp(3 * a)) == pytest.approx(1)
+    assert similarity.rank_correlation(a, np.zeros(20)) == 0
+
+
+def test_partners_lie_near_each_other():
+    generator = np.random.default_rng(0)
+    first = generator.normal(size=[40, 8])
+    # Lengths do not matter, directions do.
+    second = (first + 0.02 * generator.normal(size=[40, 8])) * generator.uniform(0.5, 2, [40, 1])
+    places = map_sentences(np.concatenate([first, second]))
+    assert places.shape == (80, 2)
+    assert places.min() == pytest.approx(0) and places.max() == pytest.approx(1)
+    apart = np.linalg.norm(places[:40, np.newaxis] - places[np.newaxis, 40:], axis=-1)
+    assert np.mean(np.diag(apart) <= apart.min(axis=1) + 1e-9) > 0.9
+
+
+def test_few_sentences_have_a_map_too():
+    assert np.all(np.isfinite(map_sentences(np.eye(4))))
+
+
+@pytest.mark.parametrize("pairs", [2, 60])
+def test_the_same_pairs_are_marked_in_every_panel(pairs: int):
+    generator = np.random.default_rng(0)
+    places = {name: generator.uniform(size=[2 * pairs, 2]) for name in ("first", "second")}
+    figure = draw_map(places)
+    marked = []
+    for axes, of_model in zip(figure.axes, places.values(), strict=True):
+        assert len(axes.lines) == min(MARKED_PAIRS, pairs)
+        ends = [np.transpose(line.get_data()) for line in axes.lines]
+        marked.append([int(np.flatnonzero((of_model == end[0]).all(axis=1))[0]) for end in ends])
+        for pair, end in zip(marked[-1], ends, strict=True):
+            assert np.array_equal(end[1], of_model[pair + pairs])
+    assert marked[0] == marked[1]
+    styles = {
+        (axes_marks.get_facecolor().tobytes(), axes_marks.get_paths()[0].vertices.tobytes())
+        for axes_marks in figure.axes[0].collections[1:]
+    }
+    assert len(styles) == min(MARKED_PAIRS, pairs)  # no two are marked alike
+    plt.close(figure)

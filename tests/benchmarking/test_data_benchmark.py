@@ -5,9 +5,9 @@ import random
 from pathlib import Path
 
 import pytest
+from benchmarks import data as module
+from benchmarks import data_contenders
 
-from cocolm_tf.benchmarking import data as module
-from cocolm_tf.benchmarking import data_contenders
 from cocolm_tf.benchmarking.alternation import Contender, Timings
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.errors import UserError

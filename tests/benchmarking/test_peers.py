@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import tf_keras
+from benchmarks import model_garden
+from benchmarks import peers as module
 
-from cocolm_tf.benchmarking import model_garden
-from cocolm_tf.benchmarking import peers as module
 from cocolm_tf.benchmarking.alternation import Contender, Timings
+from cocolm_tf.costs.step_benchmark import random_batches
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.benchmark import random_batches
 from cocolm_tf.training.config import PretrainingConfig
 
 Batches = list[dict[str, np.ndarray]]
@@ -74,7 +74,7 @@ def test_hugging_faces_step_trains_electra(
 ):
     for package in ("torch", "transformers"):
         pytest.importorskip(package)
-    from cocolm_tf.benchmarking import hugging_face
+    from benchmarks import hugging_face
 
     tiny.override({"runtime": {"precision": precision}})
     check_that_it_learns(hugging_face.electra_step(tiny, batches, attention), tiny)

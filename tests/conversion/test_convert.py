@@ -11,9 +11,8 @@ import sentencepiece
 from cocolm_tf import files
 from cocolm_tf.conversion.architecture import read_label_names
 from cocolm_tf.conversion.convert import convert_to_official, convert_to_preset
-from cocolm_tf.conversion.task_heads import TASK_HEADS_FILENAME
+from cocolm_tf.conversion.parts import TASK_HEADS_FILENAME, write_tokenizer
 from cocolm_tf.conversion.tensor_files import Tensor, open_tensors, write_tensors
-from cocolm_tf.conversion.vocabulary_files import write_tokenizer
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cocolm_tf.conversion.convert import convert_to_preset
-from cocolm_tf.conversion.task_heads import TASK_HEADS_FILENAME
+from cocolm_tf.conversion.parts import TASK_HEADS_FILENAME
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.preset import HEADS_FILENAME

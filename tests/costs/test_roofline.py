@@ -7,8 +7,8 @@ from tensorflow.compiler.xla import xla_data_pb2
 from tensorflow.compiler.xla.service import hlo_pb2
 
 from cocolm_tf.costs import compiled
+from cocolm_tf.costs.accelerators import Accelerator
 from cocolm_tf.costs.compiled import heaviest_groups, kernels_of, roofline
-from cocolm_tf.training.accelerators import Accelerator
 
 # Its products run at 1 GFLOP/s and its memory at 1 MB/s, after the shares that kernels reach.
 DEVICE = Accelerator(

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from cocolm_tf.costs import targets
+from cocolm_tf.costs.accelerators import ACCELERATORS
 from cocolm_tf.costs.compiled import kernels_of
 from cocolm_tf.costs.export import write_program
 from cocolm_tf.costs.targets import (
@@ -14,7 +15,6 @@ from cocolm_tf.costs.targets import (
     targets_python,
 )
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.accelerators import ACCELERATORS
 
 # What run_step.py says of a program on a TPU, whose compiler counts for itself.
 TOLD = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from data_stand_ins import WordTokenizer, some_documents
 
-from cocolm_tf.data import build, packing, workers
+from cocolm_tf.data import build, packing, processes
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.tokenization import vocabulary
 
@@ -43,7 +43,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a chunk of a few documents."""
     chunks = functools.partial(packing.chunks, size=300)
     monkeypatch.setattr(build, "chunks", chunks)
-    monkeypatch.setattr(workers, "chunks", chunks)
+    monkeypatch.setattr(processes, "chunks", chunks)
 
 
 @pytest.fixture

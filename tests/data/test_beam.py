@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cocolm_tf.data import packing, workers
+from cocolm_tf.data import packing, processes
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.words import count_corpus
+from cocolm_tf.tokenization.word_counts import count_corpus
 
 pytest.importorskip("apache_beam", reason="runs pipelines: pip install 'cocolm-tf[beam]'")
 
@@ -32,7 +32,7 @@ FOUR_THREADS = ["--direct_num_workers=4", "--direct_running_mode=multi_threading
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None) -> FileSource:
     """Files of several chunks each, in which some documents are twice and some lines are bad."""
-    monkeypatch.setattr(beam, "chunks", workers.chunks)
+    monkeypatch.setattr(beam, "chunks", processes.chunks)
     monkeypatch.setattr(packing, "_SMALL_BYTES", 1)
     generator = random.Random(0)
     words = [f"word{number}" for number in range(50)]

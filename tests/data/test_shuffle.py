@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from cocolm_tf.data import shuffle
 from cocolm_tf.data.packing import NO_SHARD, Part, Record
+from cocolm_tf.data.processes import PartRead, Workers
 from cocolm_tf.data.shuffle import Run, Runs, merged_examples
-from cocolm_tf.data.workers import PartRead, Workers
 from cocolm_tf.errors import UserError
 
 RECORDS = st.lists(

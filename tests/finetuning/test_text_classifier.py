@@ -2,7 +2,7 @@ import random
 from pathlib import Path
 
 import keras
-import keras_nlp
+import keras_hub
 import numpy as np
 import pandas
 import pytest
@@ -140,7 +140,7 @@ numpy.save({str(tmp_path / "found.npy")!r}, classifier.predict({TEXTS!r}, verbos
 
 
 def test_the_preset_is_kerashubs(fine_tuned):
-    classifier = keras_nlp.models.TextClassifier.from_preset(fine_tuned)
+    classifier = keras_hub.models.TextClassifier.from_preset(fine_tuned)
     assert isinstance(classifier, CocoLMTextClassifier)
     assert classifier.label_names == ["bad", "good"]
     assert classifier.dropout == 0.0
@@ -203,7 +203,7 @@ def test_what_learned_in_mixed_precision_loads_at_any(tiny_preset, tmp_path):
     model.fit(TEXTS, LABELS, verbose=0)
     saved, logits = str(tmp_path / "preset"), model.predict(TEXTS, verbose=0)
     model.save_to_preset(saved)
-    for cls in (CocoLMTextClassifier, keras_nlp.models.TextClassifier):
+    for cls in (CocoLMTextClassifier, keras_hub.models.TextClassifier):
         loaded = cls.from_preset(saved)
         assert loaded.backbone.compute_dtype == "float32"
         np.testing.assert_allclose(loaded.predict(TEXTS, verbose=0), logits, atol=0.05)

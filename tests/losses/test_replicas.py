@@ -6,12 +6,7 @@ import pytest
 import tensorflow as tf
 from programs import run_python
 
-from cocolm_tf.losses import (
-    contrastive_cosines,
-    global_share,
-    masked_lm_loss,
-    sequence_contrastive_loss,
-)
+from cocolm_tf.losses import contrastive_cosines, masked_lm_loss, sequence_contrastive_loss
 from cocolm_tf.losses.replicas import gather_over_replicas, sum_over_replicas
 
 two_and_four_replicas = pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
@@ -88,7 +83,9 @@ def test_summed_gradients_of_a_shared_weight_equal_one_device(mirrored_strategy,
     def objective(kernel, first, second, labels, weights, replicas):
         contrastive = sequence_contrastive_loss(first @ kernel, second @ kernel)
         masked_lm = masked_lm_loss(first @ kernel, labels, weights)
-        return contrastive / replicas + global_share(weights) * masked_lm
+        local = tf.reduce_sum(weights)
+        share = tf.math.divide_no_nan(local, sum_over_replicas(local))
+        return contrastive / replicas + share * masked_lm
 
     def loss_and_gradient(kernel, *batch, replicas=1):
         with tf.GradientTape() as tape:
@@ -121,27 +118,6 @@ def test_cosines_are_those_of_the_global_batch(mirrored_strategy, views):
         np.testing.assert_allclose(cosines, expected, atol=1e-5)
 
 
-@two_and_four_replicas
-def test_shares_add_up_to_one(mirrored_strategy):
-    weights = np.float32([3, 0, 0, 0, 1, 1, 2, 1])
-    shares = [float(share) for (share,) in run(mirrored_strategy, global_share, weights)]
-    sums = [part.sum() for part in np.split(weights, len(shares))]
-    np.testing.assert_allclose(shares, np.array(sums) / 8)
-
-
-def test_shares_without_any_weight_are_zero(mirrored_strategy):
-    shares = run(mirrored_strategy, global_share, np.zeros([4], np.float32))
-    assert [float(share) for (share,) in shares] == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("weights", "share"), [([0.5, 0.0], 1), ([True, False], 1), ([0.0, 0.0], 0)]
-)
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_share_of_a_lone_replica(weights, share, jit_compile):
-    assert tf.function(global_share, jit_compile=jit_compile)(tf.constant(weights)) == share
-
-
 def test_gather_is_in_replica_order(mirrored_strategy):
     batch = np.arange(6, dtype=np.float32).reshape(6, 1)
     for (gathered,) in run(mirrored_strategy, gather_over_replicas, batch):
@@ -167,7 +143,7 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
-from cocolm_tf.losses import global_share, sequence_contrastive_loss
+from cocolm_tf.losses import sequence_contrastive_loss
 
 strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(4)])
 
@@ -178,7 +154,7 @@ def step(rows):
         with tf.GradientTape() as tape:
             tape.watch(rows)
             loss = sequence_contrastive_loss(rows, rows) / 4
-        return 4 * loss, tape.gradient(loss, rows), global_share(tf.ones([2]))
+        return 4 * loss, tape.gradient(loss, rows)
 
     return strategy.run(replica_step, [rows])
 
@@ -187,13 +163,12 @@ corner = tf.eye(8, 9) + tf.eye(9)[8]
 rows = strategy.experimental_distribute_values_from_function(
     lambda context: corner[2 * context.replica_id_in_sync_group :][:2]
 )
-losses, gradients, shares = map(strategy.experimental_local_results, step(rows))
+losses, gradients = map(strategy.experimental_local_results, step(rows))
 with tf.GradientTape() as tape:
     tape.watch(corner)
     expected = sequence_contrastive_loss(corner, corner)
-for loss, share in zip(losses, shares):
+for loss in losses:
     tf.debugging.assert_near(loss, expected)
-    tf.debugging.assert_near(share, 0.25)
 tf.debugging.assert_near(tf.concat(gradients, 0), tape.gradient(expected, corner), atol=1e-6)
 """
 

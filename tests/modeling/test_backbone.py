@@ -1,5 +1,5 @@
 import keras
-import keras_nlp
+import keras_hub
 import modeling_reference as reference
 import numpy as np
 import pytest
@@ -203,7 +203,7 @@ def test_config_rebuilds_the_architecture():
 def test_a_preset_loads_at_any_precision(tmp_path):
     backbone, inputs = make_random(dtype="mixed_bfloat16"), make_inputs()
     backbone.save_to_preset(str(tmp_path))
-    for cls in (CocoLMBackbone, keras_nlp.models.Backbone):
+    for cls in (CocoLMBackbone, keras_hub.models.Backbone):
         assert cls.from_preset(str(tmp_path)).compute_dtype == "float32"
     again = CocoLMBackbone.from_preset(str(tmp_path), dtype="mixed_bfloat16")
     np.testing.assert_array_equal(

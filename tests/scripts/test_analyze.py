@@ -5,7 +5,7 @@ import pytest
 from programs import Program
 from tiny_presets import write_tiny_preset
 
-from cocolm_tf.analysis.run_comparison import X_AXES
+from cocolm_tf.analysis.runs import X_AXES
 
 analyze = Program("analyze.py")
 LINE = '{"step": %d, "split": "%s", "seconds": %d, "loss": 9.0, "positive_cosine": 0.5}\n'
@@ -72,7 +72,7 @@ def test_a_preset_is_looked_at_with_the_user_s_files(tmp_path: Path):
     assert figures >= {"cosines", "map", "calibration_texts", "frequency_texts", "minimal_pairs"}
     assert "scores_over_fractions" in figures
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results) == {"spaces", "detection", "minimal_pairs", "scores"}
+    assert set(results) == {"spaces", "detection", "calibration", "minimal_pairs", "scores"}
     assert set(results["minimal_pairs"]["mine"]["all"]) == {"masked", "corrective", "detection"}
 
     (tmp_path / "mistakes.tsv").write_text("original\tcorrupted\na cat\n")

@@ -66,7 +66,7 @@ def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
 
 
 def test_help_names_every_contender():
-    from cocolm_tf.benchmarking.peers import OURS, PEERS
+    from benchmarks.peers import OURS, PEERS
 
     told = benchmark_peers.help()
     for name in (*OURS, *PEERS):

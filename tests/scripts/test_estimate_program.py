@@ -3,7 +3,7 @@ import json
 import pytest
 from programs import ROOT, Program
 
-from cocolm_tf.training.accelerators import ACCELERATORS
+from cocolm_tf.costs.accelerators import ACCELERATORS
 
 estimate = Program("estimate.py")
 BASE = f"--config_file={ROOT / 'configs' / 'pretrain' / 'base.yaml'}"

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -33,8 +34,19 @@ def test_versions_are_written_and_asked(preset: str, tmp_path: Path):
     done = client(str(version), f"--text={TEXT}", f"--text={TEXT}", "--signature=embed")
     assert done.returncode == 0, done.stderr
     assert "1.000" in done.stdout and "\x1b" not in done.stdout
+    # A byte of an argument that is no UTF-8, as Python hands it over.
+    done = client(str(version), "--text=caf\udce9", "--threshold=0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[caf\ufffd]")
+    texts, words = tmp_path / "texts.jsonl", tmp_path / "words.jsonl"
+    texts.write_text(f"{json.dumps(TEXT)}\n" * 3)
+    done = client(str(version), f"--input={texts}", f"--output={words}", "--batch_size=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(words)
+    (line,) = set(words.read_text().splitlines())
+    assert json.loads(line)["words"] == TEXT.split()
     *_, said = client.mistakes(str(version), f"--text={TEXT}", "--signature=classify")
-    assert "has no signature 'classify', but embed, correct." in said
+    assert "has no signature 'classify', but embed, correct, correct_tsv." in said
 
 
 @pytest.mark.parametrize(
@@ -79,7 +91,8 @@ def test_a_preset_without_what_is_asked_for_leaves_nothing(
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        ([], "there is nothing to ask: give a --text, or --page."),
+        ([], "there is nothing to ask: give a --text, --input or --page."),
+        (["--input=texts.jsonl"], "--input and --output go together, and without --text."),
         (["--text=a", "--text=b", "--context=c"], "--context is given 1 times, but --text 2."),
     ],
     ids=str,

@@ -13,7 +13,7 @@ run_suite = Program("run_suite.py", timeout=2400)
 # Of each kind of row one: as it is, with overrides of its own, after another.
 FEW = f"""
 rows:
-  coco_lm: {{title: COCO-LM, changes: {ROOT}/configs/ablations/coco_lm.yaml}}
+  coco_lm: {{title: COCO-LM}}
   electra_auxiliary:
     title: w. ELECTRA's auxiliary
     group: Network setting

@@ -55,6 +55,30 @@ def random_texts(count: int, seed: int) -> list[bytes]:
     return [_random_text(rng) for _ in range(count)]
 
 
+def long_texts(count: int, seed: int) -> list[bytes]:
+    """Texts of up to 200,000 bytes, of few long words: letters, keys, accents, joiners, nothing."""
+    rng = random.Random(seed)
+    alphabets = [[chr(_character(rng)) for _ in range(5)] for _ in range(20)] + [
+        ["a"],
+        list("abcXYZ0189+/"),
+        ["e\u0301", "a\u0300\u0301\u0302"],
+        ["\U0001f468\u200d", "\U0001f469", "\u200d"],
+        list("０１９，（"),
+        list("½ﬃ™"),
+        ["a\u200bb"],
+        ["\x00"],
+        ["שלום", "مرحبا"],
+        ["''", "``", "."],
+    ]
+    texts = []
+    for _ in range(count):
+        size = 2 ** rng.uniform(8, 17.6)
+        units = rng.choice(alphabets)
+        text = "".join(rng.choices(units, k=int(size / len("".join(units).encode()) * len(units))))
+        texts.append(rng.choice([b"", b"The cat ", b"\xff"]) + text.encode())
+    return texts
+
+
 def mutated_texts(count: int, seed: int) -> list[bytes]:
     """Sentences after some accidents: bytes lost, doubled, turned around, hit or put in."""
     rng = random.Random(seed)

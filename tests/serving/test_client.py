@@ -27,9 +27,9 @@ def test_what_is_no_export_is_named(tmp_path: Path):
 
 
 def test_it_says_what_it_can_be_asked(export: Export):
-    assert export.signatures == ["embed", "correct"]
+    assert export.signatures == ["embed", "correct", "correct_tsv"]
     assert export.default == "correct"
-    with pytest.raises(UserError, match="no signature 'answer', but embed, correct"):
+    with pytest.raises(UserError, match="no signature 'answer', but embed, correct, correct_tsv"):
         export("answer", texts=["a"])
 
 

@@ -25,6 +25,7 @@ class Graphs(NamedTuple):
     """The signatures' functions."""
 
     correct: Callable[..., dict[str, tf.Tensor]]
+    correct_tsv: Callable[..., dict[str, tf.Tensor]]
     correct_ids: Callable[..., dict[str, tf.Tensor]]
 
 
@@ -37,7 +38,7 @@ def make_corrector(parts: ServedPreset, **changes) -> Graphs:
         parts.lm_head,
         **arguments,
     )
-    signatures = correction_signatures(corrector, parts.tokenizer, 24)
+    signatures = correction_signatures(corrector)
     return Graphs(*(signatures[name].concrete() for name in Graphs._fields))
 
 
@@ -267,3 +268,44 @@ def test_words_written_in_bytes_stay_text(parts_in_bytes: SimpleNamespace):
     assert all("日本" in option for option in found[1])
     # A byte is neither put in nor taken out.
     assert not any("<0x" in option or "\ufffd" in option for row in found for option in row)
+
+
+def test_tsv_says_the_same_and_no_row_is_wider_than_its_text(corrector: Graphs):
+    texts = tf.constant([*TEXTS, *ODD_TEXTS, "the cat " * 100])
+    outputs = {name: x.numpy() for name, x in corrector.correct(texts).items()}
+    found = corrector.correct_tsv(texts)
+    np.testing.assert_array_equal(found["truncated"], outputs["truncated"])
+    for row, tsv in enumerate(found["tsv"].numpy()):
+        lines = [line.split("\t") for line in tsv.decode().splitlines()]
+        assert len(lines) == outputs["num_words"][row]
+        for index, (start, end, probability, word, *options) in enumerate(lines):
+            at = (row, index)
+            assert (int(start), int(end)) == (outputs["starts"][at], outputs["ends"][at])
+            assert float(probability) == pytest.approx(outputs["probabilities"][at], abs=1e-4)
+            assert word == outputs["words"][at].decode()
+            expected = [x.decode() for x in outputs["corrections"][at] if x]
+            assert options[::2] == expected
+            shares = outputs["correction_probabilities"][at][: len(expected)]
+            np.testing.assert_allclose(np.float64(options[1::2]), shares, atol=1e-4)
+
+
+def test_words_of_very_many_tokens_get_no_corrections(corrector: Graphs):
+    outputs = corrector.correct(tf.constant(["the " + "x" * 90 + " cat"]))
+    is_corrected = (outputs["corrections"][0, :, 0] != "").numpy()
+    assert is_corrected.tolist() == [True, False, True]
+    assert np.all(outputs["probabilities"] > 0)
+
+
+def test_a_batch_as_wide_as_its_longest_text_is_refused(parts: ServedPreset):
+    corrector = make_corrector(parts, max_tokens=20)
+    texts = tf.constant(["a b c d e f g h"] + ["a"] * 200)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="or correct_tsv"):
+        corrector.correct(texts)
+    assert len(corrector.correct_tsv(texts)["tsv"]) == 201
+
+
+def test_of_a_text_cut_after_its_bytes_the_last_word_is_not_judged(parts: ServedPreset):
+    corrector = make_corrector(parts, max_bytes=10)
+    outputs = corrector.correct(tf.constant(["the cat cats", "the cat"]))
+    assert outputs["truncated"].numpy().tolist() == [True, False]
+    assert outputs["num_words"].numpy().tolist() == [2, 2]

@@ -6,10 +6,9 @@ import pytest
 
 from cocolm_tf import UserError, files
 from cocolm_tf.serving import export as export_module
-from cocolm_tf.serving.batching import BATCHING_FILENAME, MAX_BATCH_SIZE
 from cocolm_tf.serving.client import Export, find_version
 from cocolm_tf.serving.export import export_preset, next_version
-from cocolm_tf.serving.warmup import WARMUP_FILENAME
+from cocolm_tf.serving.saved_model import BATCHING_FILENAME, MAX_BATCH_SIZE, WARMUP_FILENAME
 from cocolm_tf.training.preset import HEADS_FILENAME
 
 

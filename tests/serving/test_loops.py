@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.serving.loops import concatenated
+from cocolm_tf.serving.encoder import concatenated
 
 OUTPUTS = (tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 2], tf.string))
 

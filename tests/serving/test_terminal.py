@@ -17,6 +17,12 @@ def correct_outputs(truncated: bool = False) -> dict[str, np.ndarray]:
     }
 
 
+def read(**outputs: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs of texts that were read to their end."""
+    (first, *_) = outputs.values()
+    return outputs | {"truncated": np.zeros(len(first), bool)}
+
+
 def test_suspicious_words_are_marked_and_corrected():
     lines = Printer(color=False).correct([TEXT], correct_outputs()).splitlines()
     assert lines[0] == "The cat [sit] [on] it."
@@ -31,6 +37,14 @@ def test_suspicious_words_are_marked_and_corrected():
     assert "not read" in Printer(color=False).correct([TEXT], correct_outputs(truncated=True))
 
 
+def test_a_text_without_words_has_none_that_belong():
+    outputs = correct_outputs() | {"num_words": np.array([0])}
+    assert Printer(color=False).correct(["\x01"], outputs).endswith("There is no word.")
+    outputs["truncated"] = np.array([True])
+    told = Printer(color=False).correct(["x" * 99999], outputs).splitlines()[-1]
+    assert told.strip() == "The first word is too long to be read."
+
+
 def test_colors_only_where_they_are_seen():
     colored = Printer(color=True).correct([TEXT], correct_outputs())
     assert "\x1b[31m" in colored and "[sit]" not in colored
@@ -39,23 +53,20 @@ def test_colors_only_where_they_are_seen():
 
 def test_vectors_are_compared():
     vectors = np.float32([[1.0, 0.0], [0.6, 0.8]])
-    lines = Printer(color=False).embed(["a", "b"], {"embeddings": vectors}).splitlines()
-    assert lines[0] == "[0] a"
+    lines = Printer(color=False).embed(["a", "b"], read(embeddings=vectors)).splitlines()
+    assert lines[:2] == ["[0] a", "[1] b"]
     assert lines[-1].split() == ["[1]", "0.600", "1.000"]
-    alone = Printer(color=False).embed(["a"], {"embeddings": vectors[1:]})
+    alone = Printer(color=False).embed(["a"], read(embeddings=vectors[1:]))
     assert "2 dimensions: 0.6000 0.8000" in alone
 
 
 def test_the_most_probable_class_is_first():
-    outputs = {
-        "labels": np.array([[b"bad", b"good"]]),
-        "probabilities": np.array([[0.25, 0.75]]),
-    }
+    outputs = read(labels=np.array([[b"bad", b"good"]]), probabilities=np.array([[0.25, 0.75]]))
     text, first, second = Printer(color=False).classify(["Fine."], outputs).splitlines()
     assert text == "Fine."
     assert "75.0%" in first and first.endswith("good")
     assert "25.0%" in second and second.endswith("bad")
-    rated = Printer(color=False).classify(["Fine."], {"values": np.array([4.25])})
+    rated = Printer(color=False).classify(["Fine."], read(values=np.array([4.25])))
     assert rated.split() == ["4.250", "Fine."]
 
 
@@ -67,8 +78,24 @@ def test_an_answer_that_is_none_says_so():
         "scores": np.array([5.0, 1.0]),
         "no_answer_scores": np.array([1.0, 4.0]),
         "answerable": np.array([True, False]),
+        "truncated": np.array([False, True]),
     }
     there, not_there = Printer(color=False).answer(["Who?", "Where?"], outputs).split("\n\n")
     assert there.splitlines()[1].strip() == "The cat"
     assert "none, or mat" in not_there
     assert "characters 10 to 13" in not_there
+    assert "not read" in not_there and "not read" not in there
+
+
+def test_all_tell_what_was_not_read():
+    cut = np.array([True])
+    printer = Printer(color=False)
+    vectors, labels = np.float32([[1.0, 0.0]]), np.array([[b"good"]])
+    for told in (
+        printer.embed(["a"], {"embeddings": vectors, "truncated": cut}),
+        printer.classify(["a"], {"values": np.array([1.0]), "truncated": cut}),
+        printer.classify(
+            ["a"], {"labels": labels, "probabilities": np.array([[1.0]]), "truncated": cut}
+        ),
+    ):
+        assert told.count("The text is too long: its end was not read.") == 1

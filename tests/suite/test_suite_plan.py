@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 from suite_inputs import FINETUNING, NARROW, TINY
 
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import UserError
 from cocolm_tf.suite.definition import Row, Suite, load_suite
 from cocolm_tf.suite.plan import Budget, Plan, Task, glue_tasks, pretraining_configs
-from cocolm_tf.training.flops import pretraining_flops
 
 SUITES = str(Path(__file__).parents[2] / "configs" / "suites")
 

@@ -4,13 +4,12 @@ from pathlib import Path
 import pytest
 from suite_inputs import TINY
 
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.suite.definition import Row, Suite
 from cocolm_tf.suite.plan import Plan, Task
-from cocolm_tf.suite.results import pretraining_cost, suite_results
-from cocolm_tf.suite.table import suite_page
+from cocolm_tf.suite.results import pretraining_cost, suite_page, suite_results
 from cocolm_tf.training.config import load_config
-from cocolm_tf.training.flops import pretraining_flops
 
 PLAN = Plan(
     Suite("mine", (Row("a", "A"), Row("b", "B", "Group"), Row("c", "C", "Group"))),

@@ -9,7 +9,7 @@ import pytest
 
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization import vocabulary, words
+from cocolm_tf.tokenization import vocabulary, word_counts
 from cocolm_tf.tokenization.dictionary import Dictionary
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary, train_vocabulary
@@ -80,7 +80,7 @@ def test_batches_do_not_change_it(
     corpus: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(words, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 100)
     monkeypatch.setattr(vocabulary, "_WORDS_AT_A_TIME", 10)
     again = train_vocabulary(iter(corpus), 150, tmp_path / "new", character_coverage=1.0)
     assert again.fingerprint() == tokenizer.fingerprint()
@@ -168,7 +168,7 @@ def test_every_part_of_a_corpus_without_spaces_counts(
     tmp_path: pathlib.Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     """Although all its words differ, and there is room for few of them."""
-    monkeypatch.setattr(words, "_BATCH_CHARACTERS", 3_000)
+    monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 3_000)
     first, last = ([chinese(1_500, seed) for seed in range(s, s + 20)] for s in (0, 20))
     last = [text.replace("我们", "他们").replace("中国", "日本") for text in last]
     texts = ["the cat sat on the mat", *first, *last]

@@ -117,6 +117,21 @@ def test_validation_time_is_not_training_time(tmp_path: Path, clock):
     assert training["tokens_per_second"] == 100 / 10, "one step since the validation"
 
 
+def test_the_clock_of_a_resumed_run_goes_on(tmp_path: Path, clock):
+    """From the last line, also from one that the resumed run goes back behind."""
+    model = Model()
+    log = log_of(tmp_path, model)
+    for _ in range(4):
+        clock.now += 5
+        train(model, log, 1)
+    clock.now += 1000  # it was killed, and not running
+    resumed = Model(2)
+    log = log_of(tmp_path, resumed)
+    clock.now += 3
+    train(resumed, log, 2)
+    assert [(line["step"], line["seconds"]) for line in lines(tmp_path)] == [(2, 10.0), (4, 23.0)]
+
+
 def test_validation_has_no_metrics_of_training(tmp_path: Path):
     model = Model(7)
     log_of(tmp_path, model).on_test_end(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.training.benchmark import random_batches
+from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.costs.step_benchmark import random_batches
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
-from cocolm_tf.training.flops import pretraining_flops
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OF_OTHER_KINDS = {"finetune", "suites"}
@@ -34,7 +34,6 @@ NARROW = "auxiliary.hidden_dim=8,auxiliary.num_heads=1,auxiliary.intermediate_di
 ALL = {"main", "auxiliary", "masked_lm_head", "copy_head", "lm_head", "projection"}
 # Each row's losses, and the parts that are there and trained.
 EXPECTED = {
-    "coco_lm": ({"mlm", "copy", "lm", "scl"}, ALL),
     "rtd_only": ({"mlm", "copy"}, ALL - {"lm_head", "projection"}),
     "clm_only": ({"mlm", "copy", "lm"}, ALL - {"projection"}),
     "scl_rtd": ({"mlm", "copy", "scl"}, ALL - {"lm_head"}),
@@ -49,9 +48,7 @@ EXPECTED = {
     "all_token_lm_only": ({"mlm", "lm", "scl"}, ALL),
     "clm_without_copy": ({"mlm", "copy", "lm", "scl"}, ALL),
     "clm_without_stop_gradient": ({"mlm", "copy", "lm", "scl"}, ALL),
-    **dict.fromkeys(
-        ("crop_100", "crop_90", "crop_80", "crop_70"), ({"mlm", "copy", "lm", "scl"}, ALL)
-    ),
+    **dict.fromkeys(("crop_100", "crop_80", "crop_70"), ({"mlm", "copy", "lm", "scl"}, ALL)),
     "roberta": ({"mlm"}, {"main", "main_masked_lm_head"}),
     "electra": ({"mlm", "copy"}, ALL - {"lm_head", "projection"}),
 }
@@ -169,7 +166,7 @@ def flops(row: str) -> dict[str, int]:
 
 
 def test_a_row_pays_for_nothing_that_it_does_without():
-    whole = flops("ablations/coco_lm")
+    whole = flops("pretrain/base")
     for row, absent in {
         "ablations/rtd_only": {"lm_head", "main_crop", "scl_head"},
         "ablations/clm_only": {"main_crop", "scl_head"},
@@ -185,8 +182,8 @@ def test_a_row_pays_for_nothing_that_it_does_without():
         whole["auxiliary"] + whole["mlm_head"]
     )
     assert flops("baselines/roberta")["main"] <= whole["main_corrupted"]
-    crops = [flops(f"ablations/crop_{percent}")["main_crop"] for percent in (70, 80, 90, 100)]
-    assert crops == sorted(crops) and crops[2] == whole["main_crop"]
+    crops = [flops(f"ablations/crop_{percent}")["main_crop"] for percent in (70, 80, 100)]
+    assert crops[0] < crops[1] < whole["main_crop"] < crops[2]
 
 
 @pytest.mark.parametrize(("size", "billions"), [("base", 0.13), ("xl", 1.6), ("xxl", 5.4)])

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocolm_tf import files
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.training import pretraining as module
 from cocolm_tf.training.callbacks import METRICS_FILENAME, ProgressBar
 from cocolm_tf.training.config import load_config
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.identity import History, Input, stretch_of
 from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
 

@@ -3,14 +3,14 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_sizes import tiny
+from tiny_configs import tiny
 
+from cocolm_tf.costs.estimation import estimate, format_report
+from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.costs.memory import step_memory
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import check_config
-from cocolm_tf.training.estimate import estimate, format_report
-from cocolm_tf.training.flops import pretraining_flops
 from cocolm_tf.training.identity import History, Stretch, flat
-from cocolm_tf.training.memory import step_memory
 from cocolm_tf.training.stages import Total, stage_at, stages, tokens_per_step
 
 

@@ -1,0 +1,95 @@
+"""No text costs more than its length: twice the text, at most two and a half times the work.
+
+Work is counted, not timed: the bytes that all operations of a signature put out, run one by one.
+"""
+
+import base64
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import op_callbacks
+
+from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.serving.answering import Answerer
+from cocolm_tf.serving.classification import Classifier
+from cocolm_tf.serving.correction import Corrector
+from cocolm_tf.serving.embedding import embedding_signatures
+from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+
+SIZE = 6000
+MOST = 2.5
+
+TEXTS = {
+    "words": "the cat sat " * SIZE,
+    "base64": base64.b64encode(np.random.default_rng(0).bytes(SIZE)).decode(),
+    "full-width": "０１２３４５６７８９，" * SIZE,
+    "several for one": "½" * SIZE,
+    "spaces to SentencePiece alone": "a\u200bb" * SIZE,
+    "unknown": "日本" * SIZE,
+    "control": "\x01" * SIZE,
+}
+
+
+@contextmanager
+def counted_work() -> Iterator[Callable[[], int]]:
+    total = 0
+
+    def count(op_type: Any, inputs: Any, attrs: Any, outputs: Any, *rest: Any) -> None:
+        nonlocal total
+        for tensor in outputs:
+            if tensor.dtype == tf.string:
+                total += sum(map(len, tensor.numpy().ravel())) if tensor.shape.rank else 0
+            if tensor.dtype not in (tf.resource, tf.variant):
+                total += tensor.dtype.size * int(np.prod(tensor.shape))
+
+    tf.config.run_functions_eagerly(True)
+    op_callbacks.add_op_callback(count)
+    try:
+        yield lambda: total
+    finally:
+        op_callbacks.remove_op_callback(count)
+        tf.config.run_functions_eagerly(False)
+
+
+def growth(ask: Callable[[tf.Tensor], Any], text: str) -> float:
+    works = []
+    for size in (len(text) // 2, len(text)):
+        with counted_work() as work:
+            ask(tf.constant([text[:size]]))
+        works.append(work())
+    assert works[0] > len(text) // 2
+    return works[1] / works[0]
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_tokens_and_their_places(tokenizer: CocoLMTokenizer, kind: str):
+    ask = tokenizer.graph_module().tokenize_with_offsets
+    assert growth(ask, TEXTS[kind][:SIZE]) <= MOST
+
+
+@pytest.mark.slow
+def test_signatures(
+    parts: ServedPreset, classifier: CocoLMTextClassifier, answerer: CocoLMQuestionAnswerer
+):
+    encoder, tokenizer = Encoder(InferenceEncoder(parts.backbone)), parts.tokenizer
+    corrector = Corrector(encoder, tokenizer, parts.copy_head, parts.lm_head, 3, max_tokens=60)
+    answer = Answerer(encoder, tokenizer, answerer, max_tokens=60).answer
+    few = tf.constant(["The cat"])
+    text = "".join(part[:SIZE] for part in TEXTS.values())
+    for ask in (
+        embedding_signatures(encoder, tokenizer)["embed"].function,
+        functools.partial(Classifier(encoder, tokenizer, classifier).classify_pairs, few),
+        corrector.correct,
+        corrector.correct_tsv,
+        functools.partial(answer, few),
+    ):
+        assert growth(ask, text) <= MOST
