@@ -59,6 +59,8 @@ class CocoLMPretrainer(TrainingStep):
             instead of the masked positions.
         use_copy: bool. Whether the LM loss has the copy mechanism.
         stop_gradient: bool. Whether the LM loss leaves the copy probability alone.
+        copy_head_zeros: bool. Whether w_copy starts at zero, where each token is as likely to be
+            replaced as not.
         temperature: float. Of the contrastive loss.
         projection: bool. Whether the sequence vectors pass a dense layer, GELU and LayerNorm
             before they are compared. The paper does not mention it, the released models have it.
@@ -98,6 +100,7 @@ class CocoLMPretrainer(TrainingStep):
         all_token_lm: bool = False,
         use_copy: bool = True,
         stop_gradient: bool = True,
+        copy_head_zeros: bool = False,
         temperature: float = 1.0,
         projection: bool = True,
         scl_over_micro_batches: bool = False,
@@ -119,7 +122,8 @@ class CocoLMPretrainer(TrainingStep):
         self.sampling_seeds = keras.random.SeedGenerator(seed)
         self.copy_head = self.lm_head = self.projection = None
         if copy_weight or (lm_weight and use_copy):
-            self.copy_head = self._built(CopyHead, backbone.initializer_range, name="copy_head")
+            stddev = 0.0 if copy_head_zeros else backbone.initializer_range
+            self.copy_head = self._built(CopyHead, stddev, name="copy_head")
         if lm_weight:
             self.lm_head = self._built(TiedProjection, backbone.token_embedding, name="lm_head")
         if scl_weight and projection:

@@ -79,6 +79,8 @@ class ObjectiveConfig(hyperparams.Config):
     all_token_lm: bool = False
     use_copy: bool = True
     stop_gradient: bool = True
+    # Whether the copy head starts at zero.
+    copy_head_zeros: bool = False
     temperature: float = 1.0
     projection: bool = True
     # Whether a batch in trainer.micro_batches parts is contrasted as a whole: a forward pass more.

@@ -304,6 +304,15 @@ def test_tasks_of_weight_zero_are_not_built():
     assert heads == {id(rtd.copy_head.kernel)}
 
 
+def test_the_copy_head_may_start_at_zero():
+    main = make_backbone(num_layers=1)
+    zeros, normal = (
+        CocoLMPretrainer(main, None, MASK, copy_head_zeros=option).copy_head.kernel.numpy()
+        for option in (True, False)
+    )
+    assert not zeros.any() and normal.any()
+
+
 def test_shared_tables_are_held_once():
     pretrainer = make_pretrainer()
     identities = [id(v) for v in pretrainer.trainable_variables]
