@@ -24,86 +24,27 @@ _BASE = "base"
 
 
 def parse_file(path: str) -> Any:
-    """Reads a YAML file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Plain values; an empty dict for an empty file.
-
-    Raises:
-        UserError: if there is no such file, or it is not YAML.
-
-    Example:
-    ```python
-    parse_file("configs/pretrain/small.yaml")["model"]["hidden_dim"]  # 256
-    ```
-    """
+    """Reads a YAML file."""
     if not files.is_file(path):
         raise UserError(f"--config_file={path} does not exist.")
     return _parse(path, path)
 
 
 def apply_file(config: hyperparams.Config, path: str) -> None:
-    """Changes a configuration by a YAML file.
-
-    Args:
-        config: the configuration.
-        path: the file. Its key `base` names another, by its path from the file, whose values hold
-            where the file has none of its own.
-
-    Raises:
-        UserError: if there is no such file, it is not YAML, or as `override`.
-
-    Example:
-    ```python
-    apply_file(config, "configs/pretrain/small.yaml")
-    ```
-    """
+    """Changes a configuration by a YAML file, and by those that its `base` names before it."""
     for file, values in _with_bases(path):
         override(config, values, file)
 
 
 def override(config: hyperparams.Config, values: Any, name: str) -> None:
-    """Changes some values of a configuration: `Config.override`, with mistakes by their full keys.
-
-    Args:
-        config: the configuration.
-        values: nested dicts of the changes.
-        name: where they come from, for the message.
-
-    Raises:
-        UserError: naming the key that does not exist or whose value has the wrong type.
-
-    Example:
-    ```python
-    override(config, {"optimizer": {"learning_rate": 1e-4}}, "the program")
-    ```
-    """
+    """Changes some values: `Config.override`, with mistakes by their full keys."""
     _override(config, values, name, prefix="")
 
 
 def apply_overrides(config: hyperparams.Config, overrides: str | Sequence[str]) -> list[str]:
-    """Changes some values of a configuration by what `--params_override` takes.
-
-    Args:
-        config: the configuration.
-        overrides: `a.b=1,c.d=x`, YAML or JSON text, a YAML file, or a list of these. Of a file
-            with a `base` only its own values are taken: what it changes is put over this
-            configuration instead.
-
-    Returns:
-        The flags, for messages.
-
-    Raises:
-        UserError: as `override`.
-
-    Example:
-    ```python
-    apply_overrides(config, "optimizer.learning_rate=1e-4")
-    ```
-    """
+    """Changes some values by what `--params_override` takes, and returns the flags for messages."""
+    # `a.b=1,c.d=x`, YAML or JSON text, a YAML file, or a list of these. Of a file with a `base`
+    # only its own values are taken: what it changes is put over this configuration instead.
     names = []
     for one in [overrides] if isinstance(overrides, str) else overrides:
         if one:
@@ -116,30 +57,12 @@ def apply_overrides(config: hyperparams.Config, overrides: str | Sequence[str]) 
 
 
 def check_types(config: hyperparams.Config, name: str) -> None:
-    """Checks that every value has the type of its field.
-
-    Raises:
-        UserError: naming the first key that has not.
-
-    Example:
-    ```python
-    check_types(PretrainingConfig(), "the defaults")
-    ```
-    """
+    """Refuses a value that has not the type of its field, by its key."""
     _check_types(config, name, prefix="")
 
 
 def check_ranges(config: hyperparams.Config, name: str, ranges: Ranges) -> None:
-    """Checks that numbers are in their ranges.
-
-    Raises:
-        UserError: naming the first key that is not.
-
-    Example:
-    ```python
-    check_ranges(config, "the file", [(lambda value: value > 0, "more than 0", ["data.length"])])
-    ```
-    """
+    """Refuses a number that is not in its range, by its key."""
     for is_right, wanted, keys in ranges:
         for key in keys:
             section, field = key.split(".")
@@ -149,28 +72,13 @@ def check_ranges(config: hyperparams.Config, name: str, ranges: Ranges) -> None:
 
 
 def check_choice(name: str, key: str, value: str, allowed: Sequence[str]) -> None:
-    """Checks that a value is one of several.
-
-    Raises:
-        UserError: naming the key if it is not.
-
-    Example:
-    ```python
-    check_choice("the file", "runtime.precision", "float32", ("float32", "mixed_bfloat16"))
-    ```
-    """
+    """Refuses a value that is none of several, by its key."""
     if value not in allowed:
         raise UserError(f"{name}: {key} is one of {', '.join(allowed)}, not {value!r}.")
 
 
 def save_config(config: hyperparams.Config, path: str) -> None:
-    """Writes a configuration as YAML.
-
-    Example:
-    ```python
-    save_config(PretrainingConfig(), "/tmp/config.yaml")
-    ```
-    """
+    """Writes a configuration as YAML."""
     files.write_text(path, yaml.safe_dump(config.as_dict(), sort_keys=False))
 
 

@@ -48,20 +48,10 @@ _PATHS = ("auxiliary.preset",)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Input:
-    """A dataset, vocabulary or preset that a run takes: the same one wherever it lies.
+    """A dataset, vocabulary or preset that a run takes: the same one wherever it lies."""
 
-    Args:
-        path: As it was given, for people.
-        fingerprint: Of its content.
-
-    Example:
-    ```python
-    Input("data/train", "9f86d081884c7d65")
-    ```
-    """
-
-    path: str
-    fingerprint: str
+    path: str  # As it was given, for people
+    fingerprint: str  # Of its content
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Input) and self.fingerprint == other.fingerprint
@@ -72,22 +62,11 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """What held from a step on.
+    """What held from a step on."""
 
-    Args:
-        step: int. The steps that were done before.
-        settings: The configuration by its full keys, and `replicas`.
-        inputs: By the flags that name them.
-
-    Example:
-    ```python
-    Stretch(0, {"optimizer.learning_rate": 5e-4}, {"--train_data": Input("data", "9f86d081")})
-    ```
-    """
-
-    step: int
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, Input]
+    step: int  # The steps that were done before
+    settings: Mapping[str, Any]  # The configuration by its full keys, and `replicas`
+    inputs: Mapping[str, Input]  # By the flags that name them
 
     def changes_from(self, before: "Stretch") -> dict[str, tuple[Any, Any]]:
         """What is not as it was, by key: the old value and the new one."""
@@ -112,27 +91,7 @@ def stretch_of(
     init_preset: str = "",
     replicas: int = 1,
 ) -> Stretch:
-    """Describes a run as it is asked for.
-
-    Args:
-        config: The configuration.
-        train_data: Folder or glob of shards, or several with weights.
-        vocabulary: The vocabulary, by the tokenizer's fingerprint.
-        validation_data: Folder or glob of shards, or nothing.
-        init_preset: The preset that it starts from, or nothing.
-        replicas: int. The number of devices.
-
-    Returns:
-        The stretch from step 0 on.
-
-    Raises:
-        UserError: If there are no such shards.
-
-    Example:
-    ```python
-    stretch_of(config, "data/train", Input("vocabulary", tokenizer.fingerprint()))
-    ```
-    """
+    """Describes a run as it is asked for."""
     return Stretch(
         0,
         flat(config.as_dict()) | {"replicas": replicas},
@@ -147,23 +106,7 @@ def stretch_of(
 
 
 def dataset_fingerprint(datasets: str) -> str:
-    """Hashes what the manifests say of the content of datasets; nothing for no dataset.
-
-    Args:
-        datasets: Folder or glob of shards, several with weights (see `parse_mixture`), or nothing.
-            Of several, their weights and their order count.
-
-    Returns:
-        SHA-256 in hexadecimal, or nothing.
-
-    Raises:
-        UserError: If there are no such shards.
-
-    Example:
-    ```python
-    dataset_fingerprint("data/train")
-    ```
-    """
+    """SHA-256 of what manifests say of datasets, their weights and order; nothing for none."""
     if not datasets:
         return ""
     contents = []
@@ -176,20 +119,7 @@ def dataset_fingerprint(datasets: str) -> str:
 
 
 class History:
-    """What a run has been through.
-
-    Args:
-        model_dir: The run's folder.
-        stretches: In their order; none of a new run.
-
-    Example:
-    ```python
-    history = History.read("runs/first")
-    for change in history.go_on(stretch, step=1000):
-        print(change)
-    history.save()
-    ```
-    """
+    """What a run has been through."""
 
     def __init__(self, model_dir: str, stretches: Sequence[Stretch] = ()) -> None:
         self.model_dir = model_dir
@@ -197,14 +127,7 @@ class History:
 
     @classmethod
     def read(cls, model_dir: str) -> "History":
-        """Reads what is recorded in a model directory.
-
-        Args:
-            model_dir: The run's folder, which need not exist.
-
-        Raises:
-            UserError: If the record is damaged.
-        """
+        """Reads what is recorded in a model directory."""
         path = os.path.join(model_dir, HISTORY_FILENAME)
         config_file = os.path.join(model_dir, "config.yaml")
         if not files.is_file(path):
@@ -229,18 +152,7 @@ class History:
         return cls(model_dir, stretches)
 
     def check(self, now: Stretch, step: int) -> dict[str, tuple[Any, Any]]:
-        """Compares what a run is asked to be with what it is.
-
-        Args:
-            now: What it is asked to be.
-            step: int. Where it stands.
-
-        Returns:
-            What changes and may, by key: the old value and the new one.
-
-        Raises:
-            UserError: Naming all that must not change, with both values.
-        """
+        """What changes and may, old and new by key; refuses by name all that must not change."""
         before = self._before(step)
         if not before or not step:
             return {}
@@ -266,18 +178,7 @@ class History:
         return changes
 
     def go_on(self, now: Stretch, step: int) -> list[str]:
-        """Records what holds from a step on.
-
-        Args:
-            now: What the run is asked to be.
-            step: int. Where it stands: what was recorded for later steps never came to be.
-
-        Returns:
-            What changes, a line each.
-
-        Raises:
-            UserError: As `check`.
-        """
+        """Records what holds from a step on, in place of what was later; returns the changes."""
         changes = self.check(now, step)
         if not step or not self.stretches:
             self.stretches = [dataclasses.replace(now, step=0)]
@@ -297,14 +198,7 @@ class History:
         files.write_text(path, json.dumps({"stretches": records}, indent=2) + "\n")
 
     def lines(self, steps: int) -> Iterator[str]:
-        """Tells the stretches one by one.
-
-        Args:
-            steps: int. How many were done in all.
-
-        Yields:
-            The steps of each, and what changed with it.
-        """
+        """Tells the stretches one by one."""
         ends = [stretch.step for stretch in self.stretches[1:]] + [steps]
         before = None
         for stretch, end in zip(self.stretches, ends, strict=True):
@@ -319,13 +213,7 @@ class History:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, by their full keys.
-
-    Example:
-    ```python
-    flat({"model": {"dropout": 0.1}})  # {"model.dropout": 0.1}
-    ```
-    """
+    """Nested dicts as one, by their full keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, Mapping)

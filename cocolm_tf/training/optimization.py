@@ -9,19 +9,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
 class LinearWarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly from 0 to a peak, then falls linearly to an end.
-
-    Args:
-        peak: float. The highest learning rate.
-        warmup_steps: int. Steps until the peak.
-        total_steps: int. Steps until the end; the rate stays there afterwards.
-        end: float. The last learning rate.
-
-    Example:
-    ```python
-    LinearWarmupDecay(peak=5e-4, warmup_steps=10_000, total_steps=125_000)(10_000)  # 5e-4
-    ```
-    """
+    """Rises linearly from 0 to a peak, then falls linearly to an end."""
 
     def __init__(self, peak: float, warmup_steps: int, total_steps: int, end: float = 0.0) -> None:
         super().__init__()
@@ -53,33 +41,21 @@ class LinearWarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
 class AdamW(keras.optimizers.AdamW):
-    """Keras's AdamW, updating each variable in one pass and able to leave a step out.
+    """Keras's AdamW, updating each variable in one pass and able to leave a step out."""
 
-    Loss scaling and gradient clipping multiply all gradients by one number, and a step with
-    non-finite gradients is left out by every replica: `apply_scaled` takes that number, 0 for a
-    step to leave out, and needs neither a copy of the gradients nor a branch, which distribution
-    strategies and XLA dislike.
-
-    The arguments are those of `keras.optimizers.AdamW`, `amsgrad`, averaging and accumulation
-    excepted; `exclude_from_weight_decay` and `apply`, which `fit()` calls, work as there.
-
-    Example:
-    ```python
-    optimizer = AdamW(LinearWarmupDecay(5e-4, 10_000, 125_000), weight_decay=0.01)
-    ```
-    """
+    # Loss scaling and gradient clipping multiply all gradients by one number, and a step whose
+    # gradients are not finite is left out by every replica: `apply_scaled` takes that number, 0 for
+    # a step to leave out, and needs neither a copy of the gradients nor a branch, which
+    # distribution strategies and XLA dislike.
+    # The arguments are those of `keras.optimizers.AdamW`, `amsgrad`, averaging and accumulation
+    # excepted; `exclude_from_weight_decay` and `apply`, which `fit()` calls, work as there.
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._rate_factors: dict[str, float] = {}
 
     def scale_learning_rate(self, variables: Sequence[keras.Variable], factor: float) -> None:
-        """Lets some variables learn, and decay, at a rate of their own.
-
-        Args:
-            variables: those it is for.
-            factor: float. What their learning rate is multiplied by.
-        """
+        """Lets some variables learn, and decay, at a rate of their own."""
         self._rate_factors |= {self._var_key(variable): factor for variable in variables}
 
     def slots(self, variable: keras.Variable) -> dict[str, keras.Variable]:
@@ -92,12 +68,7 @@ class AdamW(keras.optimizers.AdamW):
         grads: Sequence[tf.Tensor | tf.IndexedSlices | None],
         trainable_variables: Sequence[keras.Variable] | None = None,
     ) -> None:
-        """Updates variables; Keras calls it in `fit()`.
-
-        Args:
-            grads: of one replica. Those of embeddings may be sparse.
-            trainable_variables: in the order of the gradients.
-        """
+        """Updates variables; Keras calls it in `fit()`."""
         # Of a row that occurs several times, Keras would square each part of its gradient.
         dense = [None if one is None else tf.convert_to_tensor(one) for one in grads]
         super().apply(dense, trainable_variables)
@@ -122,14 +93,7 @@ class AdamW(keras.optimizers.AdamW):
     def apply_scaled(
         self, gradients: list[tf.Tensor], variables: list[keras.Variable], scale: tf.Tensor
     ) -> None:
-        """Updates the variables by `scale * gradients`, in replica context.
-
-        Args:
-            gradients: dense, summed over replicas already.
-            variables: those that the optimizer was built with, in the order of the gradients.
-            scale: float32 scalar. 0 leaves variables and moments as they are, whatever the
-                gradients hold; the step is counted all the same.
-        """
+        """Updates the variables by `scale * gradients`, in replica context."""
         slots = [
             [slot[self._get_variable_index(variable)].value for variable in variables]
             for slot in (self._momentums, self._velocities)

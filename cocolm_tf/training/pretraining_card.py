@@ -55,25 +55,7 @@ def pretraining_facts(
     history: History,
     watts: float | None = None,
 ) -> Facts:
-    """Gathers what a finished run knows of itself.
-
-    Args:
-        config: the run.
-        pretrainer: the models, with their strategy.
-        manifests: those of the data, by what it was for, as `training`.
-        history: what it has been through, and where its metrics are.
-        watts: float. The power that the devices of all hosts are limited to; None for not known.
-
-    Returns:
-        The facts of its model card.
-
-    Example:
-    ```python
-    history = History.read("runs/first")
-    facts = pretraining_facts(config, pretrainer, {"training": manifest}, history)
-    write_model_card("runs/first/preset", facts)
-    ```
-    """
+    """Gathers what a finished run knows of itself."""
     model_dir = history.model_dir
     lines = read_lines(os.path.join(model_dir, METRICS_FILENAME))
     total = Total(config, tokens_per_step)
@@ -113,13 +95,7 @@ def pretraining_facts(
 
 
 def describe_encoder(backbone: CocoLMBackbone) -> str:
-    """Describes an encoder by its sizes.
-
-    Example:
-    ```python
-    describe_encoder(backbone)  # "Transformer encoder of 12 layers, ..."
-    ```
-    """
+    """Describes an encoder by its sizes."""
     relative = backbone.relative_position_bins
     positions = f"{relative} relative position bins" if relative else "no relative positions"
     return (
