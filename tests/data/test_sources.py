@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,19 @@ def test_a_document_without_an_end_is_cut_at_white_space(
     assert max(map(len, found)) <= 64 and found[-1] == "the end"
     if not one_document_per_line:
         assert min(map(len, found[:-2])) > 48
+
+
+def test_a_line_without_an_end_takes_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 1 << 18)
+    (tmp_path / "a.txt").write_text("and so on " * 1_600_000)
+    tracemalloc.start()
+    found = sum(len(document) + 1 for document in FileSource.find(f"{tmp_path}/a.txt"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == 16_000_000
+    assert peak < 10_000_000
 
 
 def test_a_text_in_json_without_an_end_is_cut_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
