@@ -52,18 +52,22 @@ def column_texts(path: str, kind: str, column: str, records: BadRecords) -> Iter
     import pyarrow
 
     with _opened(path, kind, records) as table:
-        if table is None:
-            return
-        _check_column(path, table, column)
-        for values in _batches(path, kind, table, column, records):
-            for value in values.cast(pyarrow.large_binary()).to_pylist():
-                records.read += 1
-                try:
-                    text = value.decode() if value else ""
-                except UnicodeDecodeError:
-                    records.add(f"{path}: row {records.read} of {column!r} is not UTF-8")
-                    text = value.decode("utf-8", "replace")
-                yield text
+        values = iter(())
+        if table is not None:
+            _check_column(path, table, column)
+            batches = _batches(path, kind, table, column, records)
+            values = (
+                v for batch in batches for v in batch.cast(pyarrow.large_binary()).to_pylist()
+            )
+        for value in values:
+            records.read += 1
+            try:
+                text = value.decode() if value else ""
+            except UnicodeDecodeError:
+                records.add(f"{path}: row {records.read} of {column!r} is not UTF-8")
+                text = value.decode("utf-8", "replace")
+            yield text
+    records.finish()
 
 
 def check_column(path: str, kind: str, column: str, records: BadRecords) -> None:

@@ -157,7 +157,6 @@ class FileSource(Source):
         else:
             for text in self._texts(part, head, records):
                 yield from _documents_of(text)
-            records.finish()
         if counts is not None:
             counts["bad_records"] += records.bad
 
@@ -386,6 +385,7 @@ def _wet_texts(path: str, records: BadRecords) -> Iterator[str]:
             yield text
     except error_type as error:
         records.lose_rest(f"{path} is damaged: {' '.join(str(error).split())}")
+    records.finish()
 
 
 def _import_warcio(path: str) -> tuple[Any, type[Exception]]:

@@ -14,6 +14,7 @@ import pyarrow
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc, parquet
@@ -135,6 +136,15 @@ def test_bad_jsonl_lines_may_be_let_pass(tmp_path: Path):
     assert counts == {"bad_records": 3}
     with pytest.raises(UserError, match=r"a.jsonl:98 is not UTF-8.* 3 of 100 lines are bad"):
         list(FileSource.find(str(path), jsonl_field="text", max_bad_share=0.02))
+
+
+def test_a_warning_of_bad_records_comes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\nno\n')
+    list(FileSource.find(f"{tmp_path}/a.jsonl", jsonl_field="text", max_bad_share=0.5))
+    (warning,) = warnings
+    assert "a.jsonl:2 is not JSON" in warning and "1 of 2 lines are bad" in warning
 
 
 def test_a_torn_file_gives_what_comes_before_the_damage(tmp_path: Path):
