@@ -242,7 +242,10 @@ def test_a_wrong_override_is_named(write, override: str, complaint: str):
         ("data.masking=sentence", "data.masking is one of token, word, span, not 'sentence'"),
         ("data.span_words=0.5", "data.span_words must be at least 1"),
         ("data.short_fraction=1.5", "data.short_fraction must be in [0, 1], not 1.5"),
-        ("objective.name=mcl,data.masking=word", "data.masking=word does not go with objective.name=mcl"),
+        (
+            "objective.name=mcl,data.masking=word",
+            "data.masking=word does not go with objective.name=mcl",
+        ),
         ("data.mask_fraction=0", "data.mask_fraction must be in (0, 1], not 0"),
         ("data.crop_fraction=1.1", "data.crop_fraction must be in (0, 1], not 1.1"),
         ("trainer.steps_per_loop=0", "trainer.steps_per_loop must be at least 1"),
