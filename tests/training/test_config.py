@@ -241,7 +241,7 @@ def test_a_wrong_override_is_named(write, override: str, complaint: str):
         ("data.sequence_length=513", "data.sequence_length=513 .* model.max_sequence_length=512"),
         ("data.masking=sentence", "data.masking is one of token, word, span, not 'sentence'"),
         ("data.span_words=0.5", "data.span_words must be at least 1"),
-        ("data.short_fraction=1.5", r"data.short_fraction must be in \[0, 1\]"),
+        ("data.short_fraction=1.5", r"data.short_fraction must be in [0, 1]"),
         ("objective.name=mcl,data.masking=word", "data.masking=word does not go with .*mcl"),
         ("data.mask_fraction=0", "data.mask_fraction must be in (0, 1], not 0"),
         ("data.crop_fraction=1.1", "data.crop_fraction must be in (0, 1], not 1.1"),
