@@ -75,7 +75,7 @@ quickstart: $(REPORT)/index.html
 	@echo "The report: $(CURDIR)/$(REPORT)/index.html"
 	@echo "The model on a sentence of yours:"
 	@echo "  $(VENV)/bin/python scripts/report.py --model_dir=$(MODEL) --output_dir=$(REPORT) \\"
-	@echo "    --text='If the file do not exist, an error is raised.'"
+	@echo "    --text='The film was directed by a young directed from Canada.'"
 
 $(VOCABULARY)/tokenizer.json: | $(VENV)/.installed
 	@echo "1/4 A vocabulary from the docstrings of Python and of its packages"

@@ -3,11 +3,11 @@
     convert_vocabulary.py --vocabulary=VOCAB --tokenizer_json=tokenizer.json
     convert_vocabulary.py --vocabulary=VOCAB --tokenizer_json=tokenizer.json --reverse
 
-The first writes the file: BPE merges, and the preparation of texts, with the same ids. With
+The first writes the file: the preparation of texts and BPE merges, with the same ids. With
 --reverse the folder is written: of a tokenizer.json with a BPE model over characters in which words
-begin with "\u2581", as SentencePiece has them, and with all merges that make a piece. The merges
-stay; texts are prepared as for the released models: plain quotes and dashes, punctuation split off
-the words. What cannot be the same is told.
+begin with "\u2581", as SentencePiece has them. Words get the same pieces; texts are prepared as for
+the released models: plain quotes and dashes, punctuation split off the words. What cannot be the
+same is told.
 """
 
 import json

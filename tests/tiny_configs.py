@@ -39,6 +39,12 @@ VARIANTS = (
         "objective": {"copy_weight": 0.0, "use_copy": False},
     },
     {"objective": {"copy_weight": 0.0, "lm_weight": 0.0}, "auxiliary": {"num_layers": 1}},
+    {"objective": {"name": "mcl"}, "mcl": {"swap_fraction": 0.3}},
+    {
+        "objective": {"name": "mcl"},
+        "auxiliary": {"sampling": "zero_dropout"},
+        "mcl": {"slm_weight": 0.0, "re_slm_weight": 0.0, "re_rtd_weight": 0.0, "shared_head": True},
+    },
 )
 
 

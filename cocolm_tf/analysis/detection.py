@@ -16,7 +16,6 @@ from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
-from cocolm_tf.modeling.masked_language_model import gather_positions
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -278,16 +277,15 @@ def _corrupt(
     pretrainer: CocoLMPretrainer, batch: dict[str, tf.Tensor], corruption: str, seed: tf.Tensor
 ) -> tf.Tensor:
     original, positions = batch["token_ids"], batch["masked_positions"]
-    labels = gather_positions(original, positions)
+    used = batch["masked_weights"]
     if corruption == "random":
-        size, vocabulary_size = tf.shape(labels), pretrainer.backbone.vocabulary_size
+        size, vocabulary_size = tf.size(positions)[tf.newaxis], pretrainer.backbone.vocabulary_size
         sampled = random_tokens(size, vocabulary_size, seed)
     else:
-        masked = place(original, positions, pretrainer.mask_token_id)
+        masked = place(original, positions, pretrainer.mask_token_id, used)
         inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
         sampled = sample_tokens(pretrainer.auxiliary(inputs, positions=positions), seed)
-    is_used = tf.reshape(batch["masked_weights"], [-1]) > 0
-    return place(original, positions, tf.where(is_used, sampled, labels))
+    return place(original, positions, sampled, used)
 
 
 def align(original: Sequence[int], corrupted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

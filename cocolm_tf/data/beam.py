@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cocolm_tf import files
 from cocolm_tf.data.build import Plan
@@ -27,20 +27,16 @@ from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.word_counts import CUT, count_words
 
-try:
+# An extra, which the functions import themselves.
+if TYPE_CHECKING:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
-except ImportError as error:
-    raise UserError(
-        "--runner needs Apache Beam for all but local: pip install 'cocolm-tf[beam]'."
-    ) from error
 
 # How much of a shard is sorted in memory at once.
 _SORTED_BYTES = 1 << 28
 _RESULT = "beam-result.json"
 _USER_ERROR = re.compile(r"UserError: (.*?)(?: \[while running '|$)", re.MULTILINE)
 
-Counts = Counter[tuple[int, int, str]]
 Chunk = tuple[tuple[int, int], list[str]]  # The numbers of its part and its own; its documents.
 
 
@@ -151,6 +147,8 @@ def _dataset(
     pipeline: "beam.Pipeline", source: Source, plan: Plan, paths: dict[tuple[int, int], str]
 ) -> list["beam.PCollection"]:
     """From parts to shards; the collections of what is to be known of them."""
+    import apache_beam as beam
+
     read = (
         pipeline
         | "Parts" >> beam.Create(plan.parts)
@@ -186,6 +184,8 @@ def _words(
     pipeline: "beam.Pipeline", source: Source, lowercase: bool, max_distinct_words: int
 ) -> list["beam.PCollection"]:
     """From parts to the counts of words and of all characters."""
+    import apache_beam as beam
+
     counted = (
         pipeline
         | "Parts" >> beam.Create(parts_of(source))
@@ -217,6 +217,8 @@ def _run(
     runner: str, options: "PipelineOptions", build: Callable[..., Any], path: str
 ) -> list[tuple[str, Any, Any]]:
     """Runs a pipeline to its end; returns what its collections hold, by way of a file."""
+    import apache_beam as beam
+
     try:
         with beam.Pipeline(runner, options) as pipeline:
             (
@@ -240,6 +242,12 @@ def _run(
 
 def _options(runner: str, given: Sequence[str], source: Source, *paths: str) -> "PipelineOptions":
     """Parses Beam's options, which Beam itself takes even if it does not know them."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError(
+            f"--runner={runner} needs Apache Beam: pip install 'cocolm-tf[beam]'."
+        ) from error
     if runner == "DataflowRunner":
         names = source.parts if "input" in source.describe() else ()
         for path in (*paths, *names):
@@ -261,11 +269,14 @@ def _options(runner: str, given: Sequence[str], source: Source, *paths: str) -> 
 
 
 def _read(part: Part, source: Source) -> Iterator[Any]:
+    """The chunks of a part, and what was wrong with it."""
+    from apache_beam.pvalue import TaggedOutput
+
     counts: Counter[str] = Counter()
     for number, documents in enumerate(chunks(part.documents(source, counts))):
         yield (part.number, number), documents
     for name, count in counts.items():
-        yield beam.pvalue.TaggedOutput("counts", ((*NO_SHARD, name), count))
+        yield TaggedOutput("counts", ((*NO_SHARD, name), count))
 
 
 def _keys(chunk: Chunk, deduplication: Deduplication) -> list[tuple[int, int]]:
@@ -287,7 +298,9 @@ def _with_nothing_dropped(chunk: Chunk) -> tuple[tuple[int, int], dict[str, list
 def _packed(
     group: tuple[tuple[int, int], dict[str, Iterable[Any]]], recipe: Recipe
 ) -> Iterator[Any]:
-    """The sequences of a chunk, as one run for each shard."""
+    """The sequences of a chunk, as one run for each shard, and its counts."""
+    from apache_beam.pvalue import TaggedOutput
+
     (part, number), found = group
     (documents,) = found["chunk"]
     dropped = {numbers_of(place)[2] for place in found["places"]}
@@ -295,7 +308,7 @@ def _packed(
     for place_of_run, run in itertools.groupby(records, lambda record: record[:2]):
         yield place_of_run, [record[2:] for record in run]
     for count in counts.items():
-        yield beam.pvalue.TaggedOutput("counts", count)
+        yield TaggedOutput("counts", count)
 
 
 def _written(

@@ -430,8 +430,9 @@ class _Tokenizer:
 
 def _load(vocabulary_dir: str, fingerprint: str = "") -> _Tokenizer:
     """The vocabulary of a folder, and with a fingerprint the one that is loaded already."""
-    if fingerprint in _tokenizers:
-        return _tokenizers[fingerprint]
+    # Threads share it, and one may be about to load the same.
+    if (loaded := _tokenizers.get(fingerprint)) is not None:
+        return loaded
     tokenizer = _Tokenizer(vocabulary_dir)
     if fingerprint and tokenizer.fingerprint != fingerprint:
         raise UserError(f"the vocabulary {vocabulary_dir} has changed since the build began.")

@@ -121,9 +121,10 @@ def serialize(token_ids: list[int]) -> bytes:
     parse([serialize([0, 7, 2])], sequence_length=5)  # [[0, 7, 2, 1, 1]]
     ```
     """
-    feature = tf.train.Feature(int64_list=tf.train.Int64List(value=token_ids))
-    features = tf.train.Features(feature={"token_ids": feature})
-    return tf.train.Example(features=features).SerializeToString()
+    example = tf.train.Example()
+    # In place: made from the inside out, the messages are copied, and it takes twice as long.
+    example.features.feature["token_ids"].int64_list.value.extend(token_ids)
+    return example.SerializeToString()
 
 
 def parse(serialized: tf.Tensor, sequence_length: int, pad_token_id: int = 1) -> tf.Tensor:

@@ -144,8 +144,9 @@ def source_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> sources.So
         for name, owner in _OWNERS.items()
         if owner == source and flag_values[name].value is not None
     }
-    finder = sources.TfdsSource if source == "tfds" else sources.FileSource
-    return finder.find(flag_values[source].value, **options)
+    if source == "tfds":
+        return sources.TfdsSource.find(flag_values.tfds, **options)
+    return sources.FileSource.find(flag_values.input, **({"max_bad_share": 0.0} | options))
 
 
 def define_cleaning_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:

@@ -104,7 +104,8 @@ class FileSource(Source):
             that is a document's text.
         text_column: The column of a Parquet or Arrow file that has the documents.
         encoding: Of text files without a byte order mark, as Python names it; `""` for UTF-8.
-        max_bad_share: float. The share of a file's records that may be bad, see `BadRecords`.
+        max_bad_share: The share of a file's records that may be bad, see `BadRecords`; None for
+            none, where there is no such flag.
 
     Example:
     ```python
@@ -120,7 +121,7 @@ class FileSource(Source):
     jsonl_field: str | None = None
     text_column: str = "text"
     encoding: str = ""
-    max_bad_share: float = 0.0
+    max_bad_share: float | None = None
 
     @classmethod
     def find(cls, pattern: str, **options: Any) -> "FileSource":

@@ -12,7 +12,11 @@ from cocolm_tf import files
 from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.relative_position import AttentionBias
 from cocolm_tf.modeling.residual_norm import ResidualNorm
-from cocolm_tf.modeling.transformer import TransformerBlock, what_to_rematerialize
+from cocolm_tf.modeling.transformer import (
+    TransformerBlock,
+    residual_scale,
+    what_to_rematerialize,
+)
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -43,6 +47,9 @@ class CocoLMBackbone(keras_hub.models.Backbone):
         layer_norm_epsilon: float.
         initializer_range: float. Standard deviation of the normal distribution that every matrix
             starts from. 0.02 suits a width of 768; narrow models learn sooner from more.
+        residual_init: what the matrices that write to the residual sum, attention's output and
+            the feed-forward network's, start with: "none", the same; "layer", divided by
+            sqrt(2 l) in layer l, counted from 1; "total", by sqrt(2 `num_layers`) in each.
         rematerialize: "none", "attention" or "block", what is computed again in the backward pass
             to save memory; see `TransformerBlock`. True and False are the last and the first.
         attention: which kernel computes attention, "xla" or "cudnn"; see
@@ -85,6 +92,7 @@ class CocoLMBackbone(keras_hub.models.Backbone):
         embedding_dim: int | None = None,
         layer_norm_epsilon: float = 1e-5,
         initializer_range: float = 0.02,
+        residual_init: str = "none",
         rematerialize: str | bool = "none",
         attention: str = "xla",
         dtype: Any = None,
@@ -148,6 +156,7 @@ class CocoLMBackbone(keras_hub.models.Backbone):
                 initializer_range,
                 rematerialize,
                 attention,
+                residual_scale(residual_init, i + 1, num_layers),
                 dtype=dtype,
                 name=f"transformer_block_{i}",
             )
@@ -205,6 +214,7 @@ class CocoLMBackbone(keras_hub.models.Backbone):
         self.embedding_dim = embedding_dim
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
+        self.residual_init = residual_init
         self.rematerialize = what_to_rematerialize(rematerialize)
 
     def states_at(
@@ -245,6 +255,7 @@ class CocoLMBackbone(keras_hub.models.Backbone):
             "embedding_dim": self.embedding_dim,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "initializer_range": self.initializer_range,
+            "residual_init": self.residual_init,
             "rematerialize": self.rematerialize,
         }
 

@@ -68,7 +68,7 @@ class MaskedLMPretrainer(TrainingStep):
     def compute(self, batch: Batch, training: bool) -> tuple[dict[str, tf.Tensor], Measures]:
         """The loss of section 3.1, and the accuracy."""
         original, positions = batch["token_ids"], batch["masked_positions"]
-        masked = place(original, positions, self.mask_token_id)
+        masked = place(original, positions, self.mask_token_id, batch["masked_weights"])
         inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
         labels = gather_positions(original, positions)
         weights = tf.reshape(batch["masked_weights"], [-1])

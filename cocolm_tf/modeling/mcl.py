@@ -21,7 +21,7 @@ from cocolm_tf.modeling.masked_language_model import (
     judge_labels,
 )
 from cocolm_tf.modeling.measures import Measures, share
-from cocolm_tf.modeling.sampling import SAMPLING_MODES
+from cocolm_tf.modeling.sampling import SAMPLING_MODES, SamplingTemperature
 from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
 
 # The courses by the tasks of the discriminator, which detects replaced, swapped and inserted
@@ -71,6 +71,7 @@ class MCLPretrainer(TrainingStep):
         auxiliary: `MaskedLanguageModel`, the generator.
         mask_token_id: int. The token that hides another from the generator.
         sampling: which pass of the generator is sampled from; see `CocoLMPretrainer`.
+        sampling_temperature: what its logits are divided by before; None for 1.
         mlm_weight: float. Factor of masked language modeling's loss.
         slm_weight: float. Factor of swapped language modeling's.
         rtd_weight: float. Factor of replaced token detection's.
@@ -119,6 +120,7 @@ class MCLPretrainer(TrainingStep):
         auxiliary: MaskedLanguageModel,
         mask_token_id: int,
         sampling: str = "eval",
+        sampling_temperature: SamplingTemperature | None = None,
         mlm_weight: float = 1.0,
         slm_weight: float = 1.0,
         rtd_weight: float = 50.0,
@@ -167,6 +169,7 @@ class MCLPretrainer(TrainingStep):
 
         self.mask_token_id = mask_token_id
         self.sampling = sampling
+        self.sampling_temperature = sampling_temperature
         self.revise_all_tokens = revise_all_tokens
         self.re_slm_masked = re_slm_masked
         self.logit_chunk_rows = logit_chunk_rows
@@ -197,19 +200,20 @@ class MCLPretrainer(TrainingStep):
         original, is_real = batch["token_ids"], batch["padding_mask"]
         courses = {}
         if "mlm" in self.tasks or "rtd" in self.tasks:
-            slots = batch["masked_positions"], batch["masked_weights"]
-            masked = _with_tokens(original, *slots, self.mask_token_id)
-            courses["rtd"] = Course(masked, original, is_real, *slots)
+            positions, weights = batch["masked_positions"], batch["masked_weights"]
+            masked = place(original, positions, self.mask_token_id, weights)
+            courses["rtd"] = Course(masked, original, is_real, positions, weights)
         if "slm" in self.tasks or "std" in self.tasks:
-            slots = batch["swapped_positions"], batch["swapped_weights"]
-            swapped = _with_tokens(original, *slots, tf.reshape(batch["swapped_tokens"], [-1]))
-            courses["std"] = Course(swapped, original, is_real, *slots)
+            positions, weights = batch["swapped_positions"], batch["swapped_weights"]
+            tokens = tf.reshape(batch["swapped_tokens"], [-1])
+            swapped = place(original, positions, tokens, weights)
+            courses["std"] = Course(swapped, original, is_real, positions, weights)
         if "itd" in self.tasks:
-            slots = batch["inserted_positions"], batch["inserted_weights"]
-            inserted = batch["inserted_token_ids"]
+            positions, weights = batch["inserted_positions"], batch["inserted_weights"]
+            inserted, is_real = batch["inserted_token_ids"], batch["inserted_padding_mask"]
             # No token was there, so that none is the original one.
-            nothing = _with_tokens(inserted, *slots, -1)
-            courses["itd"] = Course(inserted, nothing, batch["inserted_padding_mask"], *slots)
+            nothing = place(inserted, positions, -1, weights)
+            courses["itd"] = Course(inserted, nothing, is_real, positions, weights)
         return courses
 
     def _fill(
@@ -237,7 +241,7 @@ class MCLPretrainer(TrainingStep):
             right = tf.equal(guesses, _labels(courses[name]))
             measures[f"{task}_accuracy"] = share(right, weights)
         filled = {
-            name: _with_tokens(course.original, course.positions, course.weights, samples[name])
+            name: place(course.original, course.positions, samples[name], course.weights)
             for name, course in sampled.items()
         }
         return losses, measures, filled
@@ -249,12 +253,15 @@ class MCLPretrainer(TrainingStep):
         if not courses:
             return {}
         seed = self.sampling_seeds.next()
+        temperature = self.temperature_now(self.sampling_temperature)
 
         def of_rows(
             logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor
         ) -> tuple[tf.Tensor, ...]:
             judged = judge_labels(logits, labels, weights) if judge else ()
-            return *judged, *((sample_tokens(logits, seed, numbers[0]),) if sample else ())
+            if not sample:
+                return judged
+            return *judged, sample_tokens(logits, seed, numbers[0], temperature)
 
         stacked = Course(*(_stack(tensors) for tensors in zip(*courses.values(), strict=True)))
         inputs = {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real}
@@ -382,14 +389,6 @@ def _labels(course: Course) -> tf.Tensor:
     return gather_positions(course.original, course.positions)
 
 
-def _with_tokens(
-    token_ids: tf.Tensor, positions: tf.Tensor, weights: tf.Tensor, tokens: tf.Tensor | int
-) -> tf.Tensor:
-    """Writes tokens to the used positions; the others keep what they have."""
-    kept = gather_positions(token_ids, positions)
-    return place(token_ids, positions, tf.where(tf.reshape(weights, [-1]) > 0, tokens, kept))
-
-
 def _lines(course: Course, filled: tf.Tensor) -> Lines:
     """What the discriminator reads where the generator has filled in. Tokens are compared."""
     return Lines(filled, tf.equal(filled, course.original), course.is_real)
@@ -397,7 +396,7 @@ def _lines(course: Course, filled: tf.Tensor) -> Lines:
 
 def _is_chosen(course: Course) -> tf.Tensor:
     nowhere = tf.zeros_like(course.original)
-    return _with_tokens(nowhere, course.positions, course.weights, 1) > 0
+    return place(nowhere, course.positions, 1, course.weights) > 0
 
 
 def _kinds(logits: tf.Tensor, lines: Lines) -> dict[str, tf.Tensor]:

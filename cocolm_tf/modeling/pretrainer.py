@@ -30,7 +30,7 @@ from cocolm_tf.modeling.measures import (
     corrective_lm_measures,
     masked_lm_measures,
 )
-from cocolm_tf.modeling.sampling import SAMPLING_MODES
+from cocolm_tf.modeling.sampling import SAMPLING_MODES, SamplingTemperature
 from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
 
 
@@ -51,6 +51,7 @@ class CocoLMPretrainer(TrainingStep):
         sampling: which pass of the auxiliary model is sampled from. `"eval"`: a second one
             without dropout (the paper's). `"train"`: the one that learns. `"zero_dropout"`: the
             one that learns, of an auxiliary model without dropout (METRO's; one pass serves both).
+        sampling_temperature: what its logits are divided by before; None for 1.
         copy_weight: float. Factor of the copy loss, lambda_copy in the paper.
         lm_weight: float. Factor of the LM loss.
         scl_weight: float. Factor of the contrastive loss.
@@ -58,6 +59,8 @@ class CocoLMPretrainer(TrainingStep):
             instead of the masked positions.
         use_copy: bool. Whether the LM loss has the copy mechanism.
         stop_gradient: bool. Whether the LM loss leaves the copy probability alone.
+        copy_head_zeros: bool. Whether w_copy starts at zero, where each token is as likely to be
+            replaced as not.
         temperature: float. Of the contrastive loss.
         projection: bool. Whether the sequence vectors pass a dense layer, GELU and LayerNorm
             before they are compared. The paper does not mention it, the released models have it.
@@ -90,12 +93,14 @@ class CocoLMPretrainer(TrainingStep):
         auxiliary: MaskedLanguageModel | None,
         mask_token_id: int,
         sampling: str = "eval",
+        sampling_temperature: SamplingTemperature | None = None,
         copy_weight: float = 50.0,
         lm_weight: float = 1.0,
         scl_weight: float = 1.0,
         all_token_lm: bool = False,
         use_copy: bool = True,
         stop_gradient: bool = True,
+        copy_head_zeros: bool = False,
         temperature: float = 1.0,
         projection: bool = True,
         scl_over_micro_batches: bool = False,
@@ -117,7 +122,8 @@ class CocoLMPretrainer(TrainingStep):
         self.sampling_seeds = keras.random.SeedGenerator(seed)
         self.copy_head = self.lm_head = self.projection = None
         if copy_weight or (lm_weight and use_copy):
-            self.copy_head = self._built(CopyHead, backbone.initializer_range, name="copy_head")
+            stddev = 0.0 if copy_head_zeros else backbone.initializer_range
+            self.copy_head = self._built(CopyHead, stddev, name="copy_head")
         if lm_weight:
             self.lm_head = self._built(TiedProjection, backbone.token_embedding, name="lm_head")
         if scl_weight and projection:
@@ -132,6 +138,7 @@ class CocoLMPretrainer(TrainingStep):
 
         self.mask_token_id = mask_token_id
         self.sampling = sampling
+        self.sampling_temperature = sampling_temperature
         self.all_token_lm = all_token_lm
         self.use_copy = use_copy
         self.stop_gradient = stop_gradient
@@ -171,21 +178,19 @@ class CocoLMPretrainer(TrainingStep):
     def _corrupt(self, batch: Batch, training: bool) -> tuple[tf.Tensor, Losses, Measures]:
         """Equation 1: the auxiliary model learns what [MASK] hides, and replaces it."""
         original, positions = batch["token_ids"], batch["masked_positions"]
-        weights = tf.reshape(batch["masked_weights"], [-1])
+        used, weights = batch["masked_weights"], tf.reshape(batch["masked_weights"], [-1])
         labels = gather_positions(original, positions)
         losses, measures = {}, {}
         if self.auxiliary is None:
             size, vocabulary_size = tf.shape(labels), self.backbone.vocabulary_size
             sampled = random_tokens(size, vocabulary_size, self.sampling_seeds.next())
         else:
-            masked = place(original, positions, self.mask_token_id)
+            masked = place(original, positions, self.mask_token_id, used)
             inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
             errors, guesses, sampled = self._guess(inputs, positions, labels, weights, training)
             losses["mlm_loss"] = weighted_mean(errors, weights)
             measures = masked_lm_measures(guesses, labels, weights)
-        # Unused positions keep their token.
-        replacements = tf.where(weights > 0, sampled, labels)
-        return place(original, positions, replacements), losses, measures
+        return place(original, positions, sampled, used), losses, measures
 
     def _guess(
         self,
@@ -197,9 +202,10 @@ class CocoLMPretrainer(TrainingStep):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The auxiliary model's cross entropy, best guess and sample at each masked position."""
         seed, numbers = self.sampling_seeds.next(), tf.range(tf.shape(labels)[0])
+        temperature = self.temperature_now(self.sampling_temperature)
 
         def sample(logits: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor]:
-            return (sample_tokens(logits, seed, numbers[0]),)
+            return (sample_tokens(logits, seed, numbers[0], temperature),)
 
         def judge_and_sample(
             logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor

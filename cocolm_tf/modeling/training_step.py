@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from cocolm_tf.losses.replicas import compiles_communication, sum_over_replicas
 from cocolm_tf.modeling.measures import Measures
+from cocolm_tf.modeling.sampling import SamplingTemperature
 
 Batch = dict[str, tf.Tensor]
 Losses = dict[str, tf.Tensor]
@@ -123,6 +124,14 @@ class TrainingStep(keras.Model):
     def meter_names(self) -> list[str]:
         """The names of all losses and measures that `compute` returns."""
         raise NotImplementedError
+
+    # What a subclass may ask for.
+
+    def temperature_now(self, schedule: SamplingTemperature | None) -> tf.Tensor | float:
+        """That of the step that is taken; of a model that is not trained, that of the run's end."""
+        if schedule is None:
+            return 1.0
+        return schedule.at(self.optimizer.iterations if self.compiled else schedule.steps)
 
     # What Keras calls.
 

@@ -12,6 +12,19 @@ from cocolm_tf.modeling.gelu import exact_gelu
 from cocolm_tf.modeling.residual_norm import ResidualNorm
 
 REMATERIALIZE = ("none", "attention", "block")
+RESIDUAL_INITS = ("none", "layer", "total")
+
+
+def residual_scale(init: str, layer: int, num_layers: int) -> float:
+    """By what the matrices of a layer that write to the residual sum start smaller; from layer 1.
+
+    Raises:
+        ValueError: if `init` is none of `RESIDUAL_INITS`.
+    """
+    if init not in RESIDUAL_INITS:
+        raise ValueError(f"residual_init is one of {', '.join(RESIDUAL_INITS)}, not {init!r}.")
+    sums = {"none": 1, "layer": 2 * layer, "total": 2 * num_layers}
+    return sums[init] ** -0.5
 
 
 def what_to_rematerialize(value: str | bool) -> str:
@@ -42,6 +55,8 @@ class TransformerBlock(keras.layers.Layer):
             softmax more), or the block (least memory, about a third more time). True and
             False are the last and the first.
         attention: which kernel computes attention; see `cocolm_tf.modeling.attention`.
+        residual_scale: float. What `initializer_range` is multiplied by for the two matrices whose
+            products are added to the input.
 
     Call arguments:
         x: [B, S, H].
@@ -71,6 +86,7 @@ class TransformerBlock(keras.layers.Layer):
         initializer_range: float = 0.02,
         rematerialize: str | bool = "none",
         attention: str = "xla",
+        residual_scale: float = 1.0,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
@@ -79,6 +95,7 @@ class TransformerBlock(keras.layers.Layer):
         self.intermediate_dim = intermediate_dim
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
+        self.residual_scale = residual_scale
         self.rematerialize = what_to_rematerialize(rematerialize)
         self.dropout = Dropout(dropout, seed_generator, dtype=self.dtype_policy, name="dropout")
 
@@ -91,10 +108,11 @@ class TransformerBlock(keras.layers.Layer):
         self.query = self._dense("query", width, width)
         self.key = self._dense("key", width, width)
         self.value = self._dense("value", width, width)
-        self.attention_output = self._dense("attention_output", width, width)
+        scale = self.residual_scale
+        self.attention_output = self._dense("attention_output", width, width, scale)
         self.attention_norm = self._norm("attention_norm", width)
         self.intermediate = self._dense("intermediate", width, self.intermediate_dim)
-        self.output_dense = self._dense("output_dense", self.intermediate_dim, width)
+        self.output_dense = self._dense("output_dense", self.intermediate_dim, width, scale)
         self.output_norm = self._norm("output_norm", width)
 
     def call(
@@ -171,8 +189,8 @@ class TransformerBlock(keras.layers.Layer):
         x = tf.reshape(x, [batch, -1, len(layers), self.num_heads, head_dim])
         return tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
 
-    def _dense(self, name: str, inputs: int, units: int) -> keras.layers.Dense:
-        initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
+    def _dense(self, name: str, inputs: int, units: int, scale: float = 1.0) -> keras.layers.Dense:
+        initializer = keras.initializers.RandomNormal(stddev=scale * self.initializer_range)
         layer = keras.layers.Dense(
             units, kernel_initializer=initializer, dtype=self.dtype_policy, name=name
         )

@@ -71,7 +71,7 @@ class Corrector:
     preset = ServedPreset("runs/first/preset")
     encoder = Encoder(InferenceEncoder(preset.backbone))
     corrector = Corrector(encoder, preset.tokenizer, preset.copy_head, preset.lm_head)
-    corrector.correct(tf.constant(["If the file do not exist, an error is raised."]))
+    corrector.correct(tf.constant(["The film was directed by a young directed from Canada."]))
     ```
     """
 
@@ -128,7 +128,7 @@ class Corrector:
         """
         by_text, is_truncated = self._judged(texts)
         counts = by_text["words"].row_lengths()
-        most = LONGEST_TEXTS_OF_REQUEST * self._max_tokens
+        most = LONGEST_TEXTS_OF_REQUEST * max(self._max_tokens, MAX_TOKENS)
         num_cells = tf.size(counts, tf.int64) * tf.reduce_max(tf.concat([counts, [0]], 0))
         message = f"texts times words of the longest may be {most} at most: ask for texts of "
         message += "similar length together, or correct_tsv; here they are"

@@ -163,10 +163,9 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> tuple[_Json, list[str]]:
 def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
     """Makes a tokenizer of a `tokenizer.json`.
 
-    It takes BPE models over characters whose merges are SentencePiece's, which joins whatever two
-    pieces make a third, the pieces in one order: those that `to_hugging_face` wrote, and those
-    that were converted from SentencePiece models. Pieces stay what they are; texts are prepared
-    as for the released models.
+    It takes BPE models over characters with "▁" where words begin, as `to_hugging_face` wrote them,
+    as they are converted from SentencePiece models, and as the trainer of `tokenizers` makes them
+    with `Metaspace`. Words get the same pieces; texts are prepared as for the released models.
 
     Args:
         content: What `json.load` read.
@@ -215,6 +214,12 @@ def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
         )
     is_exact, rule, charsmap, lowercase = _rule(normalizers)
     notes = []
+    if spaces := {piece for piece in pieces if len(piece.split()) != 1 or piece != piece.strip()}:
+        notes.append(f"{len(spaces)} pieces with white space are left out: words have none")
+        pieces = {piece: id for piece, id in pieces.items() if piece not in spaces}
+        merges = [
+            merge for merge in merges if "".join(merge) in pieces and spaces.isdisjoint(merge)
+        ]
     ours = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
     if not is_exact or splitters != [ours]:
         notes.append("texts are now prepared as for the released models: see --help")
@@ -410,13 +415,16 @@ def _proto(
     if byte_fallback and len(bytes_) != 256:
         raise UserError(f"it has byte_fallback, and pieces for {len(bytes_)} of the 256 bytes.")
     normal = {piece: id for piece, id in pieces.items() if piece not in set(bytes_)}
+    ranks = {merge: number for number, merge in enumerate(merges)}
     for piece in normal:
-        ways = list(_ways(piece, normal))
-        if len(piece) > 1 and len(ways) != listed[piece]:
-            made = f"{len(ways)} ways, and {listed[piece]} of them are among its merges"
+        # SentencePiece merges whatever makes a piece. Other ways than the listed ones never come
+        # up if the listed ones make the piece: what is inside it does not depend on what is around.
+        ways = sum(1 for _ in _ways(piece, normal))
+        if len(piece) > 1 and ways != listed[piece] and _merged(piece, ranks) != [piece]:
             raise UserError(
-                f"its piece {piece!r} can be made of two others in {made}: SentencePiece merges "
-                "whatever makes a piece."
+                f"its piece {piece!r} can be made of two others in {ways} ways, not all of them "
+                f"among its merges, and these make {' '.join(_merged(piece, ranks))!r} of it: "
+                "SentencePiece merges whatever makes a piece."
             )
     model = sentencepiece_model_pb2.ModelProto()
     model.trainer_spec.model_type = model.trainer_spec.BPE
@@ -435,3 +443,15 @@ def _proto(
     for number, piece in enumerate([*merged, *single]):
         model.pieces.add(piece=piece, score=-number, type=_Piece.NORMAL)
     return model.SerializeToString()
+
+
+def _merged(text: str, ranks: dict[tuple[str, ...], int]) -> list[str]:
+    """Merges the characters of a text as `tokenizers` does."""
+    parts = list(text)
+    while len(parts) > 1:
+        pairs = zip(parts, parts[1:], strict=False)
+        rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairs))
+        if rank == len(ranks):
+            break
+        parts[at : at + 2] = ["".join(parts[at : at + 2])]
+    return parts

@@ -138,7 +138,7 @@ def learn_vocabulary(
     """Learns a vocabulary from words that have been counted, and writes it to a folder.
 
     Args:
-        counts: The words, as `words.count_words` counts them, in any order.
+        counts: The words, as `word_counts.count_words` counts them, in any order.
         forgotten: How often each character occurs in words that are left out of `counts`, so that
             what is told of the vocabulary's coverage is told of them too.
         vocabulary_size, output_dir, lowercase, character_coverage, byte_fallback, split_digits,

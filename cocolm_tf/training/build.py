@@ -14,6 +14,7 @@ from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.mcl import MCLPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.modeling.sampling import SamplingTemperature
 from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig
 from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
@@ -58,7 +59,8 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     if name == "masked_lm":
         model = MaskedLanguageModel(main, name="masked_language_model")
         return MaskedLMPretrainer(model, mask_token_id, **runtime)
-    models = main, _build_auxiliary(config, main), mask_token_id, config.auxiliary.sampling
+    models = main, _build_auxiliary(config, main), mask_token_id
+    runtime |= _sampling(config)
     if name == "mcl":
         courses = config.mcl.as_dict()
         courses = {key: value for key, value in courses.items() if key not in _OF_VIEWS}
@@ -97,6 +99,15 @@ def build_views(
     keys = ("mask_fraction", "crop_fraction", "masking", "span_words", "short_fraction")
     options = {key: getattr(data, key) for key in keys}
     return Views(special, word_starts=word_starts, **options)
+
+
+def _sampling(config: PretrainingConfig) -> dict[str, str | SamplingTemperature | None]:
+    auxiliary, temperature = config.auxiliary, None
+    if auxiliary.temperature != 1:
+        temperature = SamplingTemperature(
+            auxiliary.temperature, auxiliary.temperature_decay, config.trainer.train_steps
+        )
+    return {"sampling": auxiliary.sampling, "sampling_temperature": temperature}
 
 
 def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedLanguageModel | None:

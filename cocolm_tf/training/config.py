@@ -13,7 +13,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
-from cocolm_tf.modeling.transformer import REMATERIALIZE, what_to_rematerialize
+from cocolm_tf.modeling.transformer import REMATERIALIZE, RESIDUAL_INITS, what_to_rematerialize
 from cocolm_tf.training import config_file
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -37,6 +37,9 @@ class ModelConfig(hyperparams.Config):
     # Not the paper's: see `CocoLMBackbone`. Helps small models on small budgets.
     neighbor_bias: float = 0.0
     initializer_range: float = 0.02
+    # What the matrices that write to the residual sum start with, in both models: none, the same;
+    # layer, divided by sqrt(2 * the layer's number); total, by sqrt(2 * num_layers).
+    residual_init: str = "none"
     # What is computed again in the backward pass instead of being kept: none, attention (tensors of
     # every two positions) or block; true and false are the last and the first.
     rematerialize: bool | str = "none"
@@ -57,6 +60,10 @@ class AuxiliaryConfig(hyperparams.Config):
     intermediate_dim: int = 0
     # Which pass is sampled from; see `CocoLMPretrainer`. zero_dropout also takes its dropout away.
     sampling: str = "eval"
+    # What the logits are divided by before samples are drawn falls from this to 1, what exceeds 1
+    # by 1/e in each temperature_decay of the run; see `SamplingTemperature`.
+    temperature: float = 1.0
+    temperature_decay: float = 0.1
 
 
 @dataclasses.dataclass
@@ -72,6 +79,8 @@ class ObjectiveConfig(hyperparams.Config):
     all_token_lm: bool = False
     use_copy: bool = True
     stop_gradient: bool = True
+    # Whether the copy head starts at zero.
+    copy_head_zeros: bool = False
     temperature: float = 1.0
     projection: bool = True
     # Whether a batch in trainer.micro_batches parts is contrasted as a whole: a forward pass more.
@@ -255,6 +264,8 @@ _RANGES: config_file.Ranges = (
         (
             "model.initializer_range",
             "objective.temperature",
+            "auxiliary.temperature",
+            "auxiliary.temperature_decay",
             "optimizer.learning_rate",
             "optimizer.epsilon",
         ),
@@ -335,6 +346,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     for key, value, allowed in (
         ("runtime.precision", config.runtime.precision, PRECISIONS),
         ("model.rematerialize", config.model.rematerialize, REMATERIALIZE),
+        ("model.residual_init", config.model.residual_init, RESIDUAL_INITS),
         ("runtime.attention", config.runtime.attention, ATTENTION_KERNELS),
         ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
         ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),

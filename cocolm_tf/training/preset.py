@@ -10,6 +10,7 @@ preset/
 """
 
 import os
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -32,7 +33,7 @@ HEADS_FILENAME = "pretraining_heads.npz"
 AUXILIARY_DIRECTORY = "auxiliary"
 
 # What two models must have in common for one to take the other's weights.
-_ARCHITECTURE = (
+ARCHITECTURE = (
     "vocabulary_size",
     "num_layers",
     "num_heads",
@@ -65,8 +66,21 @@ def save_preset(
     ```
     """
     auxiliary = pretrainer.auxiliary and pretrainer.auxiliary.backbone
+    heads = head_variables(pretrainer)
+    write_preset(directory, pretrainer.backbone, auxiliary, heads, tokenizer, facts)
+
+
+def write_preset(
+    directory: str,
+    backbone: CocoLMBackbone,
+    auxiliary: CocoLMBackbone | None,
+    heads: Mapping[str, keras.Variable | np.ndarray],
+    tokenizer: CocoLMTokenizer,
+    facts: Facts | None = None,
+) -> None:
+    """Writes a whole preset, in one step."""
     with files.new_folder(directory, overwrite=True, last=BACKBONE_FILENAME) as unfinished:
-        write_models(unfinished, pretrainer.backbone, auxiliary, head_variables(pretrainer))
+        write_models(unfinished, backbone, auxiliary, heads)
         tokenizer.save_to_preset(unfinished)
         if facts:
             write_model_card(unfinished, facts)
@@ -76,7 +90,7 @@ def write_models(
     directory: str,
     backbone: CocoLMBackbone,
     auxiliary: CocoLMBackbone | None,
-    heads: dict[str, keras.Variable],
+    heads: Mapping[str, keras.Variable | np.ndarray],
 ) -> None:
     """Writes the models of a preset.
 
@@ -278,7 +292,7 @@ def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[st
 def _check_architecture(backbone: CocoLMBackbone, directory: str, section: str) -> None:
     saved = read_backbone(directory, load_weights=False).get_config()
     wanted = backbone.get_config()
-    for key in _ARCHITECTURE:
+    for key in ARCHITECTURE:
         if saved[key] != wanted[key]:
             raise UserError(
                 f"{directory} has {key}={saved[key]}, the configuration's {section} has "

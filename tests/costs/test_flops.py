@@ -98,6 +98,12 @@ def test_an_encoder_takes_the_products_of_its_graph(embedding_dim: int | None):
         },
         {"auxiliary": {"replacements": "frozen", "num_layers": 2}},
         {"objective": {"name": "masked_lm"}},
+        {"objective": {"name": "mcl"}, "mcl": {"insert_fraction": 0.3}},
+        {
+            "objective": {"name": "mcl"},
+            "auxiliary": {"sampling": "zero_dropout"},
+            "mcl": {"slm_weight": 0.0, "re_slm_weight": 0.0, "re_rtd_weight": 0.0},
+        },
     ],
     ids=str,
 )

@@ -1,23 +1,26 @@
 """The pipelines on Beam's DirectRunner, against what the processes of one machine make."""
 
+import importlib.util
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
-from cocolm_tf.data import packing, processes
+from cocolm_tf import files
+from cocolm_tf.data import beam, packing, processes
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.word_counts import count_corpus
 
-pytest.importorskip("apache_beam", reason="runs pipelines: pip install 'cocolm-tf[beam]'")
-
-from cocolm_tf.data import beam
-
+needs_beam = pytest.mark.skipif(
+    importlib.util.find_spec("apache_beam") is None,
+    reason="runs pipelines: pip install 'cocolm-tf[beam]'",
+)
 ARGUMENTS = {
     "vocabulary_dir": "vocabulary",
     "sequence_length": 16,
@@ -49,12 +52,14 @@ def local(corpus: FileSource, tmp_path: Path, make_dataset) -> Manifest:
     return make_dataset(corpus, output_dir=str(tmp_path / "local"), **ARGUMENTS)
 
 
-@pytest.mark.parametrize("options", [[], FOUR_THREADS])
+@needs_beam
+@pytest.mark.parametrize("options", [[], FOUR_THREADS], ids=["here", "on a store"])
 def test_a_pipeline_builds_the_same_bytes(
     corpus: FileSource, local: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options
 ):
+    """With one worker, and with four that write to a store."""
     monkeypatch.setattr(beam, "_SORTED_BYTES", 500)  # So that a shard is sorted in parts.
-    output_dir = str(tmp_path / "beam")
+    output_dir = "ram://beam/data" if options else str(tmp_path / "beam")
     built = beam.build_with_beam(
         corpus, output_dir=output_dir, runner="DirectRunner", options=options, **ARGUMENTS
     )
@@ -64,14 +69,15 @@ def test_a_pipeline_builds_the_same_bytes(
     assert built.cleaning["bad_records"] == 3 and built.cleaning["duplicates"] > 20
     built.verify()
     held_out = [
-        Manifest.load(os.path.join(manifest.directory, "..", "validation"))
+        Manifest.load(manifest.directory.removesuffix("train") + "validation")
         for manifest in (built, local)
     ]
     assert held_out[0].shards == held_out[1].shards
-    assert sorted(os.listdir(output_dir)) == ["train", "validation"]
-    assert len(os.listdir(built.directory)) == 4  # Three shards and the manifest.
+    assert files.list_dir(output_dir) == ["train", "validation"]
+    assert len(files.list_dir(built.directory)) == 4  # Three shards and the manifest.
 
 
+@needs_beam
 def test_words_are_counted_as_on_one_machine(corpus: FileSource, tmp_path: Path):
     def counted(most: int) -> tuple:
         arguments = ("DirectRunner", FOUR_THREADS)
@@ -90,6 +96,7 @@ def test_words_are_counted_as_on_one_machine(corpus: FileSource, tmp_path: Path)
     )
 
 
+@needs_beam
 def test_what_fails_in_a_worker_is_one_line_and_leaves_nothing(
     corpus: FileSource, tmp_path: Path, make_dataset
 ):
@@ -107,6 +114,7 @@ def test_what_fails_in_a_worker_is_one_line_and_leaves_nothing(
         assert not (tmp_path / "beam").exists()
 
 
+@needs_beam
 @pytest.mark.parametrize(
     ("runner", "options", "complaint"),
     [
@@ -123,6 +131,7 @@ def test_what_beam_cannot_do_is_told_first(
         )
 
 
+@needs_beam
 def test_too_many_shards_are_told(corpus: FileSource, tmp_path: Path, make_dataset):
     with pytest.raises(UserError, match="do not fill the 500 shards of"):
         beam.build_with_beam(
@@ -132,3 +141,11 @@ def test_too_many_shards_are_told(corpus: FileSource, tmp_path: Path, make_datas
             **(ARGUMENTS | {"num_shards": 500, "validation_fraction": 0.0}),
         )
     assert not (tmp_path / "beam").exists()
+
+
+def test_a_missing_beam_is_told(
+    corpus: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    with pytest.raises(UserError, match=r"SparkRunner needs Apache Beam: pip install .*\[beam\]"):
+        beam.count_words_with_beam(corpus, True, 10, str(tmp_path / "new"), "SparkRunner")

@@ -107,6 +107,31 @@ def test_other_than_prose_is_dropped(text: str):
     assert docstrings.prose_paragraphs(text) == []
 
 
+def test_packages_are_the_standard_library_and_those_that_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In folders where one is within the other, as in a virtual environment they are not."""
+    names = ["a.py", "z/a.py", "site-packages/b/a.py", "site-packages/b/tests/b.py"]
+    for name in [*names, "site-packages/c.py", "site-packages/c-1.0/METADATA"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    site = str(tmp_path / "site-packages")
+    paths = {"purelib": site, "platlib": site}
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: paths.get(name, str(tmp_path)))
+    modules = {
+        package: [
+            str(Path(path).relative_to(tmp_path)) for path in docstrings.package_modules(package)
+        ]
+        for package in docstrings.installed_packages()
+    }
+    assert modules == {
+        "the standard library": ["a.py", "z/a.py"],
+        "b": ["site-packages/b/a.py"],
+        "c": ["site-packages/c.py"],
+    }
+    assert len(list(docstrings.installed_modules())) == 4
+
+
 def test_the_standard_library_has_prose():
     modules = list(itertools.islice(docstrings.installed_modules(), 50))
     assert all(Path(path).is_relative_to(sysconfig.get_path("stdlib")) for path in modules)

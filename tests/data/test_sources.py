@@ -227,8 +227,10 @@ def test_damage_within_a_column_of_text(tmp_path: Path, write: Callable):
     # Within the text of a row, bytes that are not UTF-8: the row stays.
     place = content.index(texts[50][:100].encode())
     path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
-    with pytest.raises(UserError, match="row 51 of 'text' is not UTF-8.*--max_bad_share lets"):
+    with pytest.raises(UserError, match="row 51 of 'text' is not UTF-8.$"):
         list(FileSource.find(str(path)))
+    with pytest.raises(UserError, match="not UTF-8. --max_bad_share lets a few bad rows pass.$"):
+        list(FileSource.find(str(path), max_bad_share=0.0))
     found = list(FileSource.find(str(path), max_bad_share=0.005))
     texts[50] = "\ufffd" + texts[50][1:]
     assert found == texts
@@ -323,18 +325,20 @@ def test_a_wet_file_without_its_reader(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def tiny_tfds(tmp_path: Path) -> str:
-    """The folder of a prepared dataset `tiny`, with three examples."""
+    """The folder of a prepared dataset `tiny`, with three and two examples in two files."""
     folder = tmp_path / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
     features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": tf.int64})
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name="tiny", split="train", filetype_suffix="tfrecord"
     )
-    with tf.io.TFRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1))) as file:
-        for label, text in enumerate(["one\n\ntwo", "", "three"]):
-            file.write(features.serialize_example({"text": text, "label": label}))
+    for index, texts in enumerate([["one\n\ntwo", "", "three"], ["four", b"f\xefve"]]):
+        path = str(template.sharded_filepath(shard_index=index, num_shards=2))
+        with tf.io.TFRecordWriter(path) as file:
+            for text in texts:
+                file.write(features.serialize_example({"text": text, "label": index}))
     split = tfds.core.SplitInfo(
-        name="train", shard_lengths=[3], num_bytes=0, filename_template=template
+        name="train", shard_lengths=[3, 2], num_bytes=0, filename_template=template
     )
     tfds.folder_dataset.write_metadata(
         data_dir=str(folder), features=features, split_infos=[split], filename_template=template
@@ -343,8 +347,15 @@ def tiny_tfds(tmp_path: Path) -> str:
 
 
 def test_tfds_documents(tiny_tfds: str):
-    assert list(TfdsSource.find("tiny", data_dir=tiny_tfds)) == ["one\ntwo", "three"]
-    assert list(TfdsSource.find("tiny", split="train[2:]", data_dir=tiny_tfds)) == ["three"]
+    source = TfdsSource.find("tiny", data_dir=tiny_tfds)
+    assert source.parts == ("train[0:3]", "train[3:5]")
+    assert list(pickle.loads(pickle.dumps(source))) == ["one\ntwo", "three", "four", "f\ufffdve"]
+    counts = Counter()
+    assert list(source.documents("train[3:5]", counts)) == ["four", "f\ufffdve"]
+    assert counts == {"bad_records": 1}
+    source = TfdsSource.find("tiny", split="train[40%:80%]+train[:1]", data_dir=tiny_tfds)
+    assert source.parts == ("train[2:3]", "train[3:4]", "train[0:1]")
+    assert list(source) == ["three", "four", "one\ntwo"]
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,10 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def masked_lm_loss(model, batch) -> float:
     masked = batch["token_ids"].copy()
-    np.put_along_axis(masked, batch["masked_positions"], 59, axis=1)
-    inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
     labels = np.take_along_axis(batch["token_ids"], batch["masked_positions"], axis=1)
+    hidden = np.where(batch["masked_weights"] > 0, 59, labels)
+    np.put_along_axis(masked, batch["masked_positions"], hidden, axis=1)
+    inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
     logits = masked_lm_logits(model, inputs, batch["masked_positions"])
     return mean(cross_entropy(logits, labels), batch["masked_weights"])
 

@@ -260,3 +260,25 @@ def test_parameters_are_the_papers(sizes, millions):
 def test_refuses_tables_of_another_size(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         make_backbone(embeddings_of=make_backbone(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("residual_init", "scales"),
+    [("none", [1, 1, 1]), ("layer", [2**-0.5, 4**-0.5, 6**-0.5]), ("total", [6**-0.5] * 3)],
+)
+def test_what_writes_to_the_residual_sum_starts_scaled(residual_init: str, scales: list[float]):
+    # Wide enough for a standard deviation to be one.
+    backbone = make_backbone(
+        num_layers=3, hidden_dim=64, intermediate_dim=64, residual_init=residual_init
+    )
+    for block, scale in zip(backbone.blocks, scales, strict=True):
+        for layer in (block.attention_output, block.output_dense):
+            assert np.std(layer.kernel) == pytest.approx(0.02 * scale, rel=0.06)
+        for layer in (block.query, block.key, block.value, block.intermediate):
+            assert np.std(layer.kernel) == pytest.approx(0.02, rel=0.06)
+    assert backbone.get_config()["residual_init"] == residual_init
+
+
+def test_refuses_an_unknown_residual_init():
+    with pytest.raises(ValueError, match="residual_init is one of none, layer, total, not 'deep'"):
+        make_backbone(residual_init="deep")

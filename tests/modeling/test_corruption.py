@@ -26,6 +26,17 @@ def test_place_writes_where_it_is_told_and_nowhere_else(sequences, length, slots
     np.testing.assert_array_equal(placed, expected)
 
 
+def test_place_leaves_positions_that_are_not_used():
+    """Also where they stand for the same token as others."""
+    placed = place(
+        tf.constant([[5, 6, 7], [8, 9, 10]]),
+        tf.constant([[1, 2], [0, 0]]),
+        59,
+        tf.constant([[0.0, 1.0], [0.0, 0.0]]),
+    )
+    np.testing.assert_array_equal(placed, [[5, 6, 59], [8, 9, 10]])
+
+
 def test_place_takes_one_token_for_all_positions():
     placed = place(tf.constant([[5, 6, 7], [8, 9, 10]]), tf.constant([[1, 2], [2, 0]]), 59)
     np.testing.assert_array_equal(placed, [[5, 59, 59], [59, 9, 59]])
@@ -55,6 +66,16 @@ def test_samples_follow_the_softmax(row, dtype):
     assert counts[~likely].sum() == 0
     expected = expected[likely] * draws / expected[likely].sum()
     assert scipy.stats.chisquare(counts[likely], expected).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_temperature_divides_the_logits(temperature: float):
+    logits, draws = LOGITS[1], 20_000
+    rows = tf.tile(tf.constant(logits)[tf.newaxis], [draws, 1])
+    sampled = sample_tokens(rows, tf.constant([5, 17]), temperature=temperature)
+    expected = draws * tf.nn.softmax(tf.constant(logits, tf.float64) / temperature).numpy()
+    counts = np.bincount(sampled, minlength=6)
+    assert scipy.stats.chisquare(counts, expected).pvalue > 1e-4
 
 
 def test_rows_are_sampled_apart():

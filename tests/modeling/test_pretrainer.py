@@ -16,6 +16,7 @@ from modeling_models import (
 
 from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.modeling.sampling import SamplingTemperature
 
 
 @pytest.fixture
@@ -154,11 +155,14 @@ def test_only_used_masked_positions_change(auxiliary, corrupted):
     assert not changed[used == 0].any()
 
 
-def test_the_auxiliary_reads_masks_at_all_slots(corrupted):
+def test_the_auxiliary_reads_masks_at_used_positions_alone(corrupted):
     batch = make_batch()
     make_pretrainer().compute(tensors(batch), training=True)
     expected = batch["token_ids"].copy()
-    np.put_along_axis(expected, batch["masked_positions"], MASK, axis=1)
+    used = batch["masked_weights"] > 0
+    for row in range(len(expected)):
+        expected[row, batch["masked_positions"][row][used[row]]] = MASK
+    assert (expected == MASK).sum() == used.sum() == 6
     np.testing.assert_array_equal(corrupted[0], expected)
 
 
@@ -189,6 +193,27 @@ def test_samples_differ_from_step_to_step(corrupted):
     first = corrupted[-1].numpy()
     pretrainer.compute(batch, training=True)
     assert (corrupted[-1].numpy() != first).any()
+
+
+def test_the_temperature_follows_the_step(monkeypatch):
+    """In one trace: it is a tensor. After the run, and without one, it is that of the end."""
+    schedule = SamplingTemperature(start=3.0, decay=0.5, steps=4)
+    pretrainer = make_pretrainer(sampling_temperature=schedule, num_layers=1)
+    used = []
+
+    def sample(logits, seed, first_row, temperature):
+        tf.py_function(lambda value: used.append(float(value)), [temperature], [])
+        return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+    monkeypatch.setattr(pretrainer_module, "sample_tokens", sample)
+    pretrainer.compute(tensors(make_batch()), training=True)
+    pretrainer.compile(keras.optimizers.SGD(0.0))
+    run = pretrainer.make_train_function()
+    batches = iter(tf.data.Dataset.from_tensors(make_batch()).repeat())
+    for _ in range(3):
+        run(batches)
+    expected = [1 + 2 * np.exp(-share / 0.5) for share in (1, 0, 0.25, 0.5)]
+    assert used == pytest.approx(expected)
 
 
 def test_refuses_zero_dropout_of_an_auxiliary_with_dropout():
@@ -277,6 +302,15 @@ def test_tasks_of_weight_zero_are_not_built():
     rtd = make_pretrainer(lm_weight=0.0, scl_weight=0.0)
     heads = own(rtd, rtd.backbone, rtd.auxiliary)
     assert heads == {id(rtd.copy_head.kernel)}
+
+
+def test_the_copy_head_may_start_at_zero():
+    main = make_backbone(num_layers=1)
+    zeros, normal = (
+        CocoLMPretrainer(main, None, MASK, copy_head_zeros=option).copy_head.kernel.numpy()
+        for option in (True, False)
+    )
+    assert not zeros.any() and normal.any()
 
 
 def test_shared_tables_are_held_once():

@@ -139,5 +139,5 @@ def test_all_is_on_a_store(store: "gs_store.Store", tmp_path: Path):
     load += "print(Export(sys.argv[1]).default)"
     assert run_python(load, f"{BUCKET}/export").strip() == "classify"
     assert not list((tmp_path / "here").iterdir())
-    left = [path.name for path in (tmp_path / "temporary").iterdir()]
-    assert len(left) <= 1, left  # of the process that was killed
+    # Of the process that was killed, one may be left. TensorFlow leaves files of its own.
+    assert len(list((tmp_path / "temporary").glob("cocolm_tf*"))) <= 1

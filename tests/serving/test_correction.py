@@ -12,6 +12,7 @@ import tensorflow as tf
 from serving_texts import ODD_TEXTS, WORDS
 
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.serving import correction
 from cocolm_tf.serving.correction import Corrector, correction_signatures
 from cocolm_tf.serving.encoder import Encoder
 from cocolm_tf.serving.inference import InferenceEncoder
@@ -296,7 +297,10 @@ def test_words_of_very_many_tokens_get_no_corrections(corrector: Graphs):
     assert np.all(outputs["probabilities"] > 0)
 
 
-def test_a_batch_as_wide_as_its_longest_text_is_refused(parts: ServedPreset):
+def test_a_batch_as_wide_as_its_longest_text_is_refused(
+    parts: ServedPreset, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(correction, "MAX_TOKENS", 20)
     corrector = make_corrector(parts, max_tokens=20)
     texts = tf.constant(["a b c d e f g h"] + ["a"] * 200)
     with pytest.raises(tf.errors.InvalidArgumentError, match="or correct_tsv"):

@@ -1,15 +1,19 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from cocolm_tf import UserError, files
 from cocolm_tf.serving import export as export_module
-from cocolm_tf.serving.client import Export, find_version
+from cocolm_tf.serving.client import TEXT_INPUTS, Export, find_version
 from cocolm_tf.serving.export import export_preset, next_version
 from cocolm_tf.serving.saved_model import BATCHING_FILENAME, MAX_BATCH_SIZE, WARMUP_FILENAME
 from cocolm_tf.training.preset import HEADS_FILENAME
+
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "serving"
 
 
 def test_a_version_has_all_that_a_server_looks_for(exported: Path):
@@ -18,6 +22,26 @@ def test_a_version_has_all_that_a_server_looks_for(exported: Path):
         assert (exported / "1" / name).exists()
     parameters = (exported / "1" / BATCHING_FILENAME).read_text()
     assert f"max_batch_size {{ value: {MAX_BATCH_SIZE} }}" in parameters
+    # The threads are all models', and read from the server's own file.
+    assert "num_batch_threads" not in parameters
+    assert "num_batch_threads" in (DEPLOYMENT / "batching.config").read_text()
+
+
+def test_the_compose_file_is_pinned_and_of_this_machine_alone():
+    (service,) = yaml.safe_load((DEPLOYMENT / "compose.yaml").read_text())["services"].values()
+    assert re.fullmatch(r"tensorflow/serving:\d+\.\d+\.\d+", service["image"])
+    assert service["ports"] and all(port.startswith("127.0.0.1:") for port in service["ports"])
+    for volume in service["volumes"][1:]:
+        assert (DEPLOYMENT / volume.split(":")[0]).is_file()
+
+
+def test_the_description_of_rest_has_every_signature(export: Export):
+    schemas = yaml.safe_load((DEPLOYMENT / "openapi.yaml").read_text())["components"]["schemas"]
+    described = set(schemas["Signature"]["enum"])
+    assert set(TEXT_INPUTS) < described
+    assert set(sum(TEXT_INPUTS.values(), ())) < set(schemas["Inputs"]["properties"])
+    for name in ("correct", "correct_tsv", "embed"):
+        assert set(export(name, texts=["a"])) <= set(schemas["Answer"]["properties"])
 
 
 def test_an_export_may_lie_on_a_store(preset: Path, tmp_path: Path, to_store):

@@ -132,18 +132,26 @@ def test_no_other_page_may_show_this_one(server: PageServer):
 def test_a_question_that_is_taken_back_is_not_computed(
     server: PageServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    asked = []
+    asked, judged = [], []
+    is_taken_back = page._Handler._is_taken_back
+
+    def judge(handler: page._Handler) -> bool:
+        judged.append(is_taken_back(handler))
+        return judged[-1]
+
+    monkeypatch.setattr(page._Handler, "_is_taken_back", judge)
     monkeypatch.setitem(server.answers, "/correct", lambda question: asked.append(question) or {})
     body = b'{"text": "a"}'
     head = "POST /correct HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with server.computing:
-        before = threading.active_count()
-        with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
-            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            while threading.active_count() == before:
-                time.sleep(0.01)
-    while threading.active_count() > before:
+    with (
+        server.computing,
+        socket.create_connection(("127.0.0.1", server.server_port)) as connection,
+    ):
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    deadline = time.monotonic() + 60
+    while not judged and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert judged == [True]
     assert asked == []
     assert ask(server, "POST", "/correct", {"text": "b"}) == (200, {})
     assert asked == [{"text": "b"}]

@@ -16,16 +16,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.data.course_views import CourseViews
 from cocolm_tf.data.pipeline import Dataset, PretrainingData
 from cocolm_tf.data.shards import serialize
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
+from cocolm_tf.modeling import mcl
 from cocolm_tf.modeling import pretrainer as pretrainer_module
-from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
+from cocolm_tf.training.build import build_pretrainer, build_views, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy
 
 BATCH, LENGTH, MASK = 8, 12, 59
+SPECIAL = SpecialTokens(mask=MASK)
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SAMPLING_MODES = ("eval", "train", "zero_dropout")
@@ -40,6 +42,7 @@ class Case(NamedTuple):
     sampling: str = "eval"
     steps: int = 4
     exact: bool = False
+    objective: str = "coco_lm"
 
     @property
     def name(self) -> str:
@@ -87,6 +90,7 @@ def config_of(case: Case) -> PretrainingConfig:
             | positions
             | {"vocabulary_size": 60, "max_sequence_length": LENGTH, "dropout": dropout},
             "auxiliary": {"num_layers": 1, "sampling": case.sampling},
+            "objective": {"name": case.objective},
             "data": {"sequence_length": LENGTH},
             # So large that no weight moves by the sign of a gradient that is all rounding error.
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "epsilon": 1e-3},
@@ -101,7 +105,7 @@ def config_of(case: Case) -> PretrainingConfig:
     return config
 
 
-def batches(steps: int) -> dict[str, np.ndarray]:
+def batches(steps: int, objective: str = "coco_lm") -> dict[str, np.ndarray]:
     """Global batches, one after the other, whose sequences have 0 to 3 masked tokens."""
     rng = np.random.default_rng(0)
     rows = steps * BATCH
@@ -112,15 +116,17 @@ def batches(steps: int) -> dict[str, np.ndarray]:
     positions = [np.sort(rng.choice(np.arange(1, LENGTH // 2), 3, False)) for _ in range(rows)]
     # The first of two replicas, and of four, has fewer of them than the others.
     masked = rng.integers(0, 4, (rows, 1)) * (np.arange(rows)[:, np.newaxis] % BATCH > 1)
-    crop = np.concatenate([token_ids[:, :1], token_ids[:, 2:-1]], axis=1)
-    return {
-        "token_ids": token_ids,
-        "padding_mask": real,
+    masks = {
         "masked_positions": np.stack(positions).astype(np.int32),
         "masked_weights": (np.arange(3) < masked).astype(np.float32),
-        "crop_token_ids": crop,
-        "crop_padding_mask": crop != 1,
     }
+    if objective == "mcl":
+        make_views = CourseViews(SPECIAL, 0.25, 0.2, 0.15)
+        views = make_views(tf.constant(token_ids), tf.constant([0, 1]))
+        return {name: np.asarray(value) for name, value in views.items()} | masks
+    crop = np.concatenate([token_ids[:, :1], token_ids[:, 2:-1]], axis=1)
+    crops = {"crop_token_ids": crop, "crop_padding_mask": crop != 1}
+    return {"token_ids": token_ids, "padding_mask": real} | masks | crops
 
 
 def write_shards(folder: Path) -> None:
@@ -132,9 +138,9 @@ def write_shards(folder: Path) -> None:
                 writer.write(serialize(row[row != 1].tolist()))
 
 
-def validation_batches(folder: Path) -> tf.data.Dataset:
+def validation_batches(folder: Path, config: PretrainingConfig) -> tf.data.Dataset:
     paths = [str(path) for path in sorted(folder.glob("*.tfrecord"))]
-    views = Views(SpecialTokens(mask=MASK))
+    views = build_views(config, MASK)
     data = PretrainingData([Dataset("shards", paths, [11, 18], LENGTH)], LENGTH, views)
     return data.validation_batches(BATCH)
 
@@ -159,9 +165,8 @@ def train(strategy: tf.distribute.Strategy, case: Case, shards: Path) -> dict[st
 
     def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
         size = BATCH // context.num_replicas_in_sync
-        parts = tf.data.Dataset.from_tensor_slices(batches(case.steps)).batch(
-            size, drop_remainder=True
-        )
+        parts = tf.data.Dataset.from_tensor_slices(batches(case.steps, case.objective))
+        parts = parts.batch(size, drop_remainder=True)
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
         groups = parts.batch(replicas, drop_remainder=True)
         return groups.shard(context.num_input_pipelines, context.input_pipeline_id).unbatch()
@@ -175,7 +180,8 @@ def train(strategy: tf.distribute.Strategy, case: Case, shards: Path) -> dict[st
             self.model.reset_metrics()
 
     sample = likeliest if case.exact else pretrainer_module.sample_tokens
-    with mock.patch.object(pretrainer_module, "sample_tokens", sample):
+    objective = mcl if case.objective == "mcl" else pretrainer_module
+    with mock.patch.object(objective, "sample_tokens", sample):
         pretrainer.fit(
             strategy.distribute_datasets_from_function(of_host),
             steps_per_epoch=case.steps,
@@ -184,7 +190,9 @@ def train(strategy: tf.distribute.Strategy, case: Case, shards: Path) -> dict[st
             verbose=0,
         )
         if case.exact:
-            measured = pretrainer.evaluate(validation_batches(shards), return_dict=True, verbose=0)
+            measured = pretrainer.evaluate(
+                validation_batches(shards, config), return_dict=True, verbose=0
+            )
             found["validation"] = [float(measured[name]) for name in found["names"]]
     return {name: np.array(values) for name, values in found.items()}
 

@@ -235,14 +235,18 @@ def test_a_wrong_override_is_named(write, override: str, complaint: str):
         ("auxiliary.replacements=frozen", "replacements=frozen and auxiliary.preset go together"),
         ("auxiliary.preset=runs/a", "replacements=frozen and auxiliary.preset go together"),
         ("objective.name=bert", "objective.name is one of coco_lm, masked_lm, mcl, not 'bert'"),
+        ("model.residual_init=deep", "model.residual_init is one of none, layer, total"),
         ("runtime.precision=float8", "runtime.precision is one of float32, .* not 'float8'"),
         ("runtime.seed=-1", "runtime.seed must be"),
         ("runtime.seed=2147483648", "runtime.seed must be"),
         ("data.sequence_length=513", "data.sequence_length=513 .* model.max_sequence_length=512"),
         ("data.masking=sentence", "data.masking is one of token, word, span, not 'sentence'"),
         ("data.span_words=0.5", "data.span_words must be at least 1"),
-        ("data.short_fraction=1.5", r"data.short_fraction must be in [0, 1]"),
-        ("objective.name=mcl,data.masking=word", "data.masking=word does not go with .*mcl"),
+        ("data.short_fraction=1.5", "data.short_fraction must be in [0, 1], not 1.5"),
+        (
+            "objective.name=mcl,data.masking=word",
+            "data.masking=word does not go with objective.name=mcl",
+        ),
         ("data.mask_fraction=0", "data.mask_fraction must be in (0, 1], not 0"),
         ("data.crop_fraction=1.1", "data.crop_fraction must be in (0, 1], not 1.1"),
         ("trainer.steps_per_loop=0", "trainer.steps_per_loop must be at least 1"),
@@ -269,6 +273,24 @@ def test_a_wrong_override_is_named(write, override: str, complaint: str):
         (
             "objective.copy_weight=0,objective.lm_weight=0,objective.scl_weight=0",
             "objective gives the main model nothing to learn",
+        ),
+        ("mcl.re_rtd_weight=-1", "mcl.re_rtd_weight must be 0 or more, not -1"),
+        ("mcl.swap_fraction=0", "mcl.swap_fraction must be in (0, 1], not 0"),
+        (
+            "objective.name=mcl,auxiliary.replacements=random",
+            "auxiliary.replacements=random does not go with objective.name=mcl",
+        ),
+        (
+            "objective.name=mcl,mcl.mlm_weight=0,mcl.slm_weight=0",
+            "mcl gives the generator nothing to learn: set mcl.mlm_weight",
+        ),
+        (
+            "{objective: {name: mcl}, mcl: {rtd_weight: 0, std_weight: 0, itd_weight: 0}}",
+            "mcl gives the main model nothing to learn: set mcl.rtd_weight",
+        ),
+        (
+            "objective.name=mcl,mcl.std_weight=0",
+            "mcl.re_slm_weight needs mcl.std_weight",
         ),
     ],
 )

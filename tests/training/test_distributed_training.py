@@ -16,6 +16,7 @@ from distribution_cases import Case, Place, matrix, pairs_of, train
 from cocolm_tf.training.distribution import make_strategy
 
 EXACT = Case(steps=20, exact=True)
+COURSES = EXACT._replace(objective="mcl")
 LEARNING = Case(precision="mixed_bfloat16", steps=20)
 FEW, OTHERS = matrix()
 
@@ -82,7 +83,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def workers(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
     """What two workers made of the cases that every run of the tests has, one after the other."""
-    cases = [EXACT, *on("workers", FEW)]
+    cases = [EXACT, COURSES, *on("workers", FEW)]
     return run_workers(cases, shards, tmp_path_factory.mktemp("workers"))
 
 
@@ -129,6 +130,30 @@ def test_replicas_take_the_steps_of_one_device(
 def test_workers_take_the_steps_of_one_device(workers, one_device: Results):
     for worker in workers:
         assert_same_steps(worker[EXACT.name], one_device)
+
+
+@pytest.fixture(scope="module")
+def courses_on_one_device(shards: Path) -> Results:
+    return train(make_strategy("one_device"), COURSES, shards)
+
+
+def test_replicas_take_the_courses_of_one_device(
+    mirrored_strategy: tf.distribute.Strategy, courses_on_one_device: Results, shards: Path
+):
+    """Also where each has other numbers of tokens to correct."""
+    assert_same_steps(train(mirrored_strategy, COURSES, shards), courses_on_one_device)
+
+
+def test_workers_take_the_courses_of_one_device(workers, courses_on_one_device: Results):
+    for worker in workers:
+        assert_same_steps(worker[COURSES.name], courses_on_one_device)
+
+
+def test_replicas_take_courses_in_micro_batches(
+    mirrored_strategy: tf.distribute.Strategy, shards: Path
+):
+    case = COURSES._replace(micro_batches=2, steps=4)
+    assert np.isfinite(train(mirrored_strategy, case, shards)["metrics"]).all()
 
 
 def assert_learns(found: Results) -> None:

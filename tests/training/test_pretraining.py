@@ -100,6 +100,16 @@ def test_an_untrained_model_knows_nothing(finished):
     assert 0.05 < first["replacement_rate"] < 0.2
 
 
+class KilledError(Exception):
+    """What ends a run in the place of a signal."""
+
+
+class KilledAtStep7(ProgressBar):
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == 7:
+            raise KilledError
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
@@ -111,16 +121,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
         names = ("train", "validation", "vocabulary")
         train, validation, vocabulary = (to_store(getattr(corpus, name)) for name in names)
         given = {"train_data": train, "validation_data": validation, "vocabulary": vocabulary}
-
-    class KilledError(Exception):
-        pass
-
-    class Bar(ProgressBar):
-        def on_train_batch_end(self, batch, logs=None):
-            if int(self.model.optimizer.iterations) == 7:
-                raise KilledError
-
-    monkeypatch.setattr(module, "ProgressBar", Bar)
+    monkeypatch.setattr(module, "ProgressBar", KilledAtStep7)
     with pytest.raises(KilledError):
         pretrain_on(finished.config, model_dir, **given)
     assert not files.exists(f"{model_dir}/preset")
@@ -209,6 +210,31 @@ def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_
     main = read_backbone(str(tmp_path / "preset")).token_embedding.embeddings
     assert (np.asarray(main) != np.asarray(backbones[0].token_embedding.embeddings)).any()
     assert {line["mlm_loss"] > 0 for line in metrics(tmp_path)} == {True}
+
+
+@pytest.mark.slow
+def test_mcl_takes_its_courses_and_goes_on_after_an_interruption(
+    tiny, pretrain_on, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny(objective={"name": "mcl"}, trainer={"train_steps": 8})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    pretrain_on(config, whole)
+    monkeypatch.setattr(module, "ProgressBar", KilledAtStep7)
+    with pytest.raises(KilledError):
+        pretrain_on(config, cut)
+    monkeypatch.undo()
+    pretrain_on(config, cut)
+    assert_same_run(cut, whole, step=8)
+    lines = metrics(whole)
+    assert metrics(cut) == lines
+    assert {"re_std_loss", "itd_accuracy_replaced", "rtd_pos4"} <= lines[-1].keys()
+    # What is fine-tuned, what generated, and the heads of all three courses.
+    preset = whole / "preset"
+    assert read_backbone(str(preset)).num_layers == config.model.num_layers
+    assert read_backbone(str(preset / "auxiliary")).num_layers == 1
+    heads = np.load(preset / HEADS_FILENAME)
+    assert {"copy_head.kernel", "swap_head.kernel", "insert_head.kernel"} <= set(heads)
+    assert "pretrained by MCL" in (preset / "README.md").read_text()
 
 
 @pytest.mark.slow

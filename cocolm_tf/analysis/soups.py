@@ -1,0 +1,129 @@
+"""How the presets that a soup is made of are measured, and the soup beside them."""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from cocolm_tf.analysis.presets import load_pretrained
+from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.views import Views
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.classification import run_classification
+from cocolm_tf.finetuning.classification_run import ClassificationRun
+from cocolm_tf.finetuning.jobs import Reporter
+from cocolm_tf.training.soup import Score
+
+# Of the corrective language modeling loss (paper, section 3.3), and masked language modeling's.
+_WEIGHTS = {"copy_loss": 50.0, "lm_loss": 1.0}
+_MASKED_LM = {"mlm_loss": 1.0}
+
+
+class _Quiet(Reporter):
+    """What a fine-tuning tells of is read by nobody here."""
+
+    def _send(self, event: dict[str, Any]) -> None:
+        pass
+
+
+def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: int) -> Score:
+    """Compares presets by their loss on held-out text, each on the same corruptions of it.
+
+    It is 50 times the copy loss plus the LM loss, as far as presets have the heads; or the masked
+    LM loss of presets that were trained by it alone. What fills in the masks for all of them is
+    the auxiliary model of the first.
+
+    Args:
+        presets: folders; the heads that all of them have are measured.
+        data: folder or glob of shards, built with their vocabulary.
+        batches: int. How many to measure on; fewer if there are not as many.
+        batch_size: int. Sequences of each.
+
+    Raises:
+        UserError: if the shards are of another vocabulary, or there is no loss to measure.
+
+    Example:
+    ```python
+    held_out_score(["runs/a/preset", "runs/b/preset"], "data/validation", 20, 32)
+    ```
+    """
+    first, tokenizer = load_pretrained(presets[0])
+    names = set(_WEIGHTS | _MASKED_LM)
+    for preset in presets:
+        pretrainer, _ = load_pretrained(preset)
+        losses = _MASKED_LM if hasattr(pretrainer, "model") else _WEIGHTS
+        names &= losses.keys() & pretrainer.coefficients.keys()
+    if not names:
+        raise UserError("--data: not all presets have a copy head, an LM head or a masked LM head.")
+    manifest = Manifest.load(data)
+    if manifest.vocabulary_fingerprint != tokenizer.fingerprint():
+        raise UserError(
+            f"--data={data} was built with another vocabulary than the presets': build it with "
+            f"--vocabulary={presets[0]}."
+        )
+    if manifest.sequence_length > first.backbone.max_sequence_length:
+        raise UserError(
+            f"--data={data} has sequences of {manifest.sequence_length} tokens, more than the "
+            f"{first.backbone.max_sequence_length} that the presets read."
+        )
+    views = Views(SpecialTokens(mask=tokenizer.mask_token_id))
+    opened = PretrainingData.open(data, manifest.sequence_length, views)
+    size = min(batch_size, manifest.counts["sequences"])
+
+    factors = _WEIGHTS | _MASKED_LM
+
+    def loss(preset: str) -> float:
+        pretrainer, _ = load_pretrained(preset)
+        if first.auxiliary is not None:
+            pretrainer.auxiliary = first.auxiliary
+
+        @tf.function(autograph=False)
+        def measure(batch: dict[str, tf.Tensor]) -> list[tuple[tf.Tensor, tf.Tensor]]:
+            losses, _ = pretrainer.compute(batch, training=False)
+            weights = pretrainer.loss_weights(batch)
+            return [(losses[name] * weights[name], weights[name]) for name in sorted(names)]
+
+        sums = [[0.0, 0.0] for _ in names]
+        for batch in opened.validation_batches(size, batches):
+            for total, found in zip(sums, measure(batch), strict=True):
+                total[0] += float(found[0])
+                total[1] += float(found[1])
+        return sum(
+            factors[name] * total / weight
+            for name, (total, weight) in zip(sorted(names), sums, strict=True)
+        )
+
+    title = " + ".join(name.replace("_", " ") for name in sorted(names))
+    return Score(title.replace("copy loss", "50 copy loss"), f"held-out text {data}", loss)
+
+
+def fine_tuned_score(config: dict[str, Any], data: dict[str, Any], seed: int = 0) -> Score:
+    """Compares presets by what they score on a task's dev set, once fine-tuned on it.
+
+    Args:
+        config: of the fine-tuning, as `FinetuningConfig.as_dict` has it.
+        data: of the task; see `ClassificationRun`.
+        seed: int. Of every fine-tuning.
+
+    Example:
+    ```python
+    fine_tuned_score(config.as_dict(), {"glue": {"task": "rte"}})
+    ```
+    """
+    name = ClassificationRun(preset="", config=config, data=data).check()
+
+    def score(preset: str) -> float:
+        run = ClassificationRun(
+            preset=preset, config=config, data=data, seed=seed, save_preset=False
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            results = run_classification(dataclasses.asdict(run), folder, _Quiet())
+        if results.get("diverged"):
+            raise UserError(f"fine-tuning {preset} on {name} diverged.")
+        return results["score"]
+
+    return Score(f"{name} (dev)", f"{name}, dev set, seed {seed}", score, higher_is_better=True)
