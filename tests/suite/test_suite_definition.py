@@ -95,7 +95,9 @@ def test_what_is_wrong_in_a_suite_is_told_with_its_place(tmp_path: Path, text: s
 
 
 def test_a_suite_that_is_not_there_is_told_with_those_that_are():
-    with pytest.raises(UserError, match="one of baselines, figure4, mcl, table3, tasks or a YAML"):
+    with pytest.raises(
+        UserError, match="one of baselines, fast_electra, figure4, mcl, table3, tasks or"
+    ):
         load_suite("table4", SUITES)
 
 

@@ -43,6 +43,22 @@ def test_rows_differ_in_what_they_name_alone(tiny: str):
     assert differences("random_replacements") == {"auxiliary.replacements": "random"}
 
 
+def test_suites_of_other_methods_are_of_them(tiny: str):
+    courses = configs_of(load_suite("mcl", SUITES), tiny)
+    assert {config.objective.name for config in courses.values()} == {"mcl"}
+    costs = [sum(pretraining_flops(config).values()) for config in courses.values()]
+    assert min(costs) == costs[0] and max(costs) == costs[-1]
+    rows = configs_of(load_suite("fast_electra", SUITES), tiny)
+    found = {
+        name: (row.auxiliary.replacements, row.auxiliary.temperature) for name, row in rows.items()
+    }
+    assert found == {
+        "coco_lm": ("auxiliary", 1.0),
+        "converged_auxiliary": ("frozen", 1.0),
+        "converged_auxiliary_temperature": ("frozen", 2.0),
+    }
+
+
 def test_a_file_that_is_put_over_another_needs_it_before_it(tiny: str):
     electra = configs_of(load_suite("baselines", SUITES), tiny)["electra"]
     assert (electra.auxiliary.num_layers, electra.auxiliary.hidden_dim) == (12, 256)

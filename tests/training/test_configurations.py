@@ -204,3 +204,33 @@ def test_metro_is_zero_dropout_and_language_modeling_without_copy_beside_rtd():
     assert config.model.rematerialize == "block"
     assert (config.model.residual_init, config.model.initializer_range) == ("layer", 0.02)
     assert "auxiliary_sampling" not in pretraining_flops(config)
+
+
+RTD, STD, ITD = {"mlm", "rtd"}, {"slm", "std"}, {"itd"}
+RE_RTD, RE_STD = {"re_mlm", "re_rtd"}, {"re_slm", "re_std"}
+COURSES = {
+    "rtd_only": RTD,
+    "swapped": RTD | STD,
+    "inserted": RTD | ITD,
+    "self_supervision": RTD | STD | ITD,
+    "re_rtd": RTD | STD | ITD | RE_RTD,
+    "re_std": RTD | STD | ITD | RE_STD,
+    "mcl": RTD | STD | ITD | RE_RTD | RE_STD,
+}
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_an_ablation_of_mcl_takes_the_courses_that_it_names(name: str):
+    path = str(CONFIGS / "mcl" / f"{name}.yaml")
+    for config in (load_config(path), load_config(str(CONFIGS / "pretrain" / "small.yaml"), path)):
+        assert config.objective.name == "mcl"
+        weights = config.mcl.as_dict()
+        tasks = {key for key in weights if key.endswith("_weight") and weights[key]}
+        assert tasks == {f"{task}_weight" for task in COURSES[name]}
+
+
+def test_mcl_tiny_is_base_in_a_quarter_of_its_batch():
+    base, tiny_ = (load_config(str(CONFIGS / "mcl" / f"{name}.yaml")) for name in ("base", "tiny"))
+    assert base.trainer.batch_size == 4 * tiny_.trainer.batch_size
+    tiny_.trainer.batch_size = base.trainer.batch_size
+    assert tiny_.as_dict() == base.as_dict()
