@@ -9,6 +9,7 @@ Face's tokenizers make the ids. See docs/serving.md.
 
 import json
 import os
+import sys
 
 from absl import flags
 
@@ -73,11 +74,15 @@ def main() -> str:
             name: onnx_model.with_precision(models[name](), FLAGS.precision)
             for name in dict.fromkeys(FLAGS.signature)
         }
-        tokenizer = json.dumps(to_hugging_face(parts.tokenizer), ensure_ascii=False)
+        content, notes = to_hugging_face(parts.tokenizer)
     with files.new_folder(FLAGS.output_dir, FLAGS.overwrite, last="tokenizer.json") as folder:
         for name, model in made.items():
             onnx.save(model, os.path.join(folder, f"{name}.onnx"))
-        files.write_text(os.path.join(folder, "tokenizer.json"), tokenizer)
+        files.write_text(
+            os.path.join(folder, "tokenizer.json"), json.dumps(content, ensure_ascii=False)
+        )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     return FLAGS.output_dir
 
 

@@ -24,10 +24,11 @@ from gcp_storage_emulator.storage import Storage
 HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 # What a request is for, by its method and path.
 _KINDS = {
-    "read": r"GET /[^/]+/(?P<name>[^?]+)",
     "stat": r"GET /storage/v1/b/[^/]+/o/(?P<name>[^?]+).*",
     "list": r"GET /storage/v1/b/[^/]+/o\?.*",
     "look at the bucket": r"GET /storage/v1/b/[^/]+",
+    "read": r"GET /[^/]+/(?P<name>[^?]+)",
+    "mark a folder": r"POST /upload/.*uploadType=media&name=(?P<name>[^&]+).*",
     "begin a write": r"POST /upload/.*[?&]name=(?P<name>[^&]+).*",
     "write": r"PUT /upload/.*[?&]name=(?P<name>[^&]+).*",
     "rename": r"POST /storage/v1/b/[^/]+/o/(?P<name>[^/]+)/rewriteTo/.*",

@@ -150,7 +150,8 @@ class FileSource(Source):
         """Reads a file."""
         records = BadRecords(part, self.max_bad_share)
         head = first_bytes(part)
-        if self.jsonl_field is None and not columnar_format(head) and not _is_warc(head):
+        is_text = not columnar_format(head) and not _is_warc(head)
+        if is_text and self.jsonl_field is None:
             lines = text_lines(part, self.encoding, records, longest=LONGEST_DOCUMENT)
             yield from _documents_in(lines, self.one_document_per_line)
         else:
@@ -181,18 +182,25 @@ class FileSource(Source):
             check_column(path, kind, self.text_column, records)
         elif _is_warc(head):
             _import_warcio(path)
-        elif not has_mark(head):
-            refuse_what_is_no_text(path, head, self.encoding)
+        else:
+            if not has_mark(head):
+                refuse_what_is_no_text(path, head, self.encoding)
+            fields = _json_fields(head)
+            if fields and self.jsonl_field is None and not self.one_document_per_line:
+                raise UserError(
+                    f"{path} looks like JSON lines: name the field of the text with --jsonl_field, "
+                    f"it has {', '.join(fields)}; --one_document_per_line takes it as it is."
+                )
 
     def _texts(self, path: str, head: bytes, records: BadRecords) -> Iterator[str]:
         """What a file has one after the other, for one document each."""
-        if self.jsonl_field is not None:
-            return self._json_texts(path, records)
         if kind := columnar_format(head):
             records.unit = "rows"
             return column_texts(path, kind, self.text_column, records)
-        records.unit = "pages"
-        return _wet_texts(path, records)
+        if _is_warc(head):
+            records.unit = "pages"
+            return _wet_texts(path, records)
+        return self._json_texts(path, records)
 
     def _json_texts(self, path: str, records: BadRecords) -> Iterator[str]:
         number, within = 1, False
@@ -406,6 +414,16 @@ def _json_field(line: str, field: str, where: str) -> str:
     if not isinstance(row[field], str):
         raise ValueError(f"{where}: field {field!r} is not a string")
     return without_surrogates(row[field])
+
+
+def _json_fields(head: bytes) -> list[str]:
+    """The fields of a file's first line that are text, if that is a line of JSON."""
+    try:
+        row = json.loads(head.split(b"\n", 1)[0])
+    except (ValueError, RecursionError):
+        return []
+    row = row if isinstance(row, dict) else {}
+    return sorted(name for name, value in row.items() if isinstance(value, str))
 
 
 def _sub_splits(builder: Any, split: str) -> Iterator[str]:

@@ -177,7 +177,7 @@ class _SuiteRun:
 
     def _pretraining_job(self, row: Row) -> Job:
         inputs = {
-            name: absolute_datasets(path) if path else ""
+            name: path and (absolute_datasets if name == "train_data" else files.absolute)(path)
             for name, path in dataclasses.asdict(self._inputs).items()
         }
         return Job(

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,28 @@ def test_a_bad_jsonl_line_is_named(tmp_path: Path, line: str, complaint: str):
         list(FileSource.find(str(tmp_path / "a.jsonl"), jsonl_field="text"))
 
 
+def test_json_lines_are_not_taken_for_text(tmp_path: Path):
+    path = tmp_path / "a.jsonl.gz"
+    line = '{"text": "one", "title": "", "id": 3}'
+    path.write_bytes(gzip.compress(f"{line}\n{line}".encode()))
+    with pytest.raises(
+        UserError, match="looks like JSON lines: .*--jsonl_field, it has text, titl"
+    ):
+        FileSource.find(str(path))
+    assert list(FileSource.find(str(path), one_document_per_line=True)) == [line] * 2
+    assert list(FileSource.find(str(path), jsonl_field="text")) == ["one"] * 2
+    for text in ("{a text in braces}\n", "[1]\n", '"quoted"', "7\n\n", "{}\nno fields"):
+        (tmp_path / "a.txt").write_text(text)
+        assert list(FileSource.find(str(tmp_path / "a.txt")))
+
+
+def test_each_file_is_what_its_first_bytes_say(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"body": "one"}')
+    (tmp_path / "b.parquet").write_bytes(written(write_parquet, text=pyarrow.array(TEXTS)))
+    source = FileSource.find(f"{tmp_path}/*", jsonl_field="body")
+    assert list(source) == ["one", *["one\ntwo", "drei, vier, fünf"] * 50]
+
+
 def test_bad_jsonl_lines_may_be_let_pass(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' * 97 + b'{"text": "caf\xe9"}\nno\n{"text": 3}')
@@ -146,6 +169,19 @@ def test_a_document_without_an_end_is_cut_at_white_space(
     assert max(map(len, found)) <= 64 and found[-1] == "the end"
     if not one_document_per_line:
         assert min(map(len, found[:-2])) > 48
+
+
+def test_a_line_without_an_end_takes_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 1 << 18)
+    (tmp_path / "a.txt").write_text("and so on " * 1_600_000)
+    tracemalloc.start()
+    found = sum(len(document) + 1 for document in FileSource.find(f"{tmp_path}/a.txt"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == 16_000_000
+    assert peak < 10_000_000
 
 
 def test_a_text_in_json_without_an_end_is_cut_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
