@@ -33,7 +33,7 @@ PROGRAMS = {
         ["--suite=tasks", "--config_file={text}", "--train_data={folder}", "--vocabulary={folder}"],
     ),
     "report.py": ("--output_dir", ["--model_dir={folder}"]),
-    "average_presets.py": ("--output_dir", ["--preset={folder}", "--preset={text}"]),
+    "average_presets.py": ("--output_dir", ["--preset={folder}/a", "--preset={folder}/b"]),
     "analyze.py": ("--output_dir", ["--scores={folder}"]),
 }
 # The folders that cannot be written, and what is said of them. Nobody may write to /proc.
