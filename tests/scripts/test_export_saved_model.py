@@ -37,7 +37,7 @@ def test_versions_are_written_and_asked(preset: str, tmp_path: Path):
     # A byte of an argument that is no UTF-8, as Python hands it over.
     done = client(str(version), "--text=caf\udce9", "--threshold=0")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[caf\ufffd]")
+    assert done.stdout.startswith("[caf]\ufffd")
     texts, words = tmp_path / "texts.jsonl", tmp_path / "words.jsonl"
     texts.write_text(f"{json.dumps(TEXT)}\n" * 3)
     done = client(str(version), f"--input={texts}", f"--output={words}", "--batch_size=2")
