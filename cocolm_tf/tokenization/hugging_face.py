@@ -275,8 +275,6 @@ def _characters(spec: Any) -> list[_Json]:
         steps += [{"type": "Precompiled", "precompiled_charsmap": charsmap}]
     return [
         *steps,
-        # SentencePiece takes its mark for the space that it stands for.
-        _replace("▁", " "),
         _replace(" {2,}", " "),
         {"type": "Strip", "strip_left": True, "strip_right": True},
     ]
