@@ -71,7 +71,9 @@ def test_ids_of_lines_are_equal(both: tuple[CocoLMTokenizer, Any], corpus):
 
 @given(odd_texts())
 def test_ids_are_equal(both: tuple[CocoLMTokenizer, Any], text: str):
+    """But where a text has SentencePiece's own mark: see docs/vocabularies.md."""
     ours, theirs = both
+    text = text.replace("▁", "")
     expected = ours(text).numpy().tolist()
     assert theirs.encode(text, add_special_tokens=False).ids == expected
 
