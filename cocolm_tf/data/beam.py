@@ -149,14 +149,7 @@ def _dataset(
     """From parts to shards; the collections of what is to be known of them."""
     import apache_beam as beam
 
-    read = (
-        pipeline
-        | "Parts" >> beam.Create(plan.parts)
-        | "SpreadParts" >> beam.Reshuffle()
-        | "Read" >> beam.FlatMap(_read, source).with_outputs("counts", main="chunks")
-    )
-    # Each chunk of a file may go on elsewhere.
-    of_chunks = read.chunks | "SpreadChunks" >> beam.Reshuffle()
+    of_chunks, read_counts = _chunks_of(pipeline, plan.parts, source)
     if plan.deduplication is None:
         grouped = of_chunks | "Whole" >> beam.Map(_with_nothing_dropped)
     else:
@@ -171,7 +164,7 @@ def _dataset(
         "counts", main="runs"
     )
     counts = (
-        (read.counts, packed.counts)
+        (read_counts, packed.counts)
         | "AllCounts" >> beam.Flatten()
         | "Sum" >> beam.CombinePerKey(sum)
         | "TellCounts" >> beam.MapTuple(lambda name, count: ("count", name, count))
@@ -186,17 +179,9 @@ def _words(
     """From parts to the counts of words and of all characters."""
     import apache_beam as beam
 
-    counted = (
-        pipeline
-        | "Parts" >> beam.Create(parts_of(source))
-        | "SpreadParts" >> beam.Reshuffle()
-        | "Read" >> beam.FlatMap(_read, source).with_outputs("counts", main="chunks")
-    ).chunks
+    of_chunks, _ = _chunks_of(pipeline, parts_of(source), source)
     words = (
-        counted
-        | "SpreadChunks" >> beam.Reshuffle()
-        | "Count" >> beam.FlatMap(_counted, lowercase)
-        | "Sum" >> beam.CombinePerKey(sum)
+        of_chunks | "Count" >> beam.FlatMap(_counted, lowercase) | "Sum" >> beam.CombinePerKey(sum)
     )
     characters = (
         words
@@ -211,6 +196,21 @@ def _words(
         | "TellWords" >> beam.MapTuple(lambda name, count: ("word", name, count))
     )
     return [most, characters]
+
+
+def _chunks_of(
+    pipeline: "beam.Pipeline", parts: Sequence[Part], source: Source
+) -> tuple["beam.PCollection", "beam.PCollection"]:
+    """The chunks of all parts, each of which may go on elsewhere; and the sources' counts."""
+    import apache_beam as beam
+
+    read = (
+        pipeline
+        | "Parts" >> beam.Create(parts)
+        | "SpreadParts" >> beam.Reshuffle()
+        | "Read" >> beam.FlatMap(_read, source).with_outputs("counts", main="chunks")
+    )
+    return read.chunks | "SpreadChunks" >> beam.Reshuffle(), read.counts
 
 
 def _run(
