@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cocolm_tf.data import docstrings
@@ -44,7 +44,9 @@ LONGEST_DOCUMENT = 1 << 21
 # A line of JSON can only be parsed as a whole.
 _LONGEST_JSON = 1 << 26
 _FILES_AT_ONCE = 16
-_WARC = re.compile(rb"WARC/1\.\d\r\n")
+_WARC_HEAD = re.compile(rb"WARC/1\.\d\r\n")
+# Beside the names that `columnar_format` gives.
+_WARC = "warc"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class FileSource(Source):
         encoding: Of text files without a byte order mark, as Python names it; `""` for UTF-8.
         max_bad_share: The share of a file's records that may be bad, see `BadRecords`; None for
             none, where there is no such flag.
+        kinds: What `find` has seen that the files are which are no text.
 
     Example:
     ```python
@@ -122,6 +125,7 @@ class FileSource(Source):
     text_column: str = "text"
     encoding: str = ""
     max_bad_share: float | None = None
+    kinds: dict[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def find(cls, pattern: str, **options: Any) -> "FileSource":
@@ -143,19 +147,18 @@ class FileSource(Source):
         check_encoding(source.encoding)
         # Each is a request and an answer, if the files are on a store.
         with ThreadPoolExecutor(_FILES_AT_ONCE) as executor:
-            list(executor.map(source._check, paths))
-        return source
+            kinds = zip(paths, executor.map(source._check, paths), strict=True)
+            return replace(source, kinds={path: kind for path, kind in kinds if kind})
 
     def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
         """Reads a file."""
         records = BadRecords(part, self.max_bad_share)
-        head = first_bytes(part)
-        is_text = not columnar_format(head) and not _is_warc(head)
-        if is_text and self.jsonl_field is None:
+        kind = self.kinds.get(part, "")
+        if not kind and self.jsonl_field is None:
             lines = text_lines(part, self.encoding, records, longest=LONGEST_DOCUMENT)
             yield from _documents_in(lines, self.one_document_per_line)
         else:
-            for text in self._texts(part, head, records):
+            for text in self._texts(part, kind, records):
                 yield from _documents_of(text)
         if counts is not None:
             counts["bad_records"] += records.bad
@@ -173,14 +176,15 @@ class FileSource(Source):
             described["max_bad_share"] = self.max_bad_share
         return described
 
-    def _check(self, path: str) -> None:
-        """Refuses a file that is none of what can be read, before anything is."""
+    def _check(self, path: str) -> str:
+        """Tells what a file is, empty for text; refuses one that is none of what can be read."""
         head = first_bytes(path)
-        if kind := columnar_format(head):
+        kind = _WARC if _WARC_HEAD.match(head) else columnar_format(head)
+        if kind == _WARC:
+            _import_warcio(path)
+        elif kind:
             records = BadRecords(path, self.max_bad_share, "rows")
             check_column(path, kind, self.text_column, records)
-        elif _is_warc(head):
-            _import_warcio(path)
         else:
             if not has_mark(head):
                 refuse_what_is_no_text(path, head, self.encoding)
@@ -190,15 +194,16 @@ class FileSource(Source):
                     f"{path} looks like JSON lines: name the field of the text with --jsonl_field, "
                     f"it has {', '.join(fields)}; --one_document_per_line takes it as it is."
                 )
+        return kind
 
-    def _texts(self, path: str, head: bytes, records: BadRecords) -> Iterator[str]:
+    def _texts(self, path: str, kind: str, records: BadRecords) -> Iterator[str]:
         """What a file has one after the other, for one document each."""
-        if kind := columnar_format(head):
-            records.unit = "rows"
-            return column_texts(path, kind, self.text_column, records)
-        if _is_warc(head):
+        if kind == _WARC:
             records.unit = "pages"
             return _wet_texts(path, records)
+        if kind:
+            records.unit = "rows"
+            return column_texts(path, kind, self.text_column, records)
         return self._json_texts(path, records)
 
     def _json_texts(self, path: str, records: BadRecords) -> Iterator[str]:
@@ -358,10 +363,6 @@ def _documents_of(text: str) -> Iterator[str]:
         return
     cut = (part for line in lines for part in cut_at_space(line, LONGEST_DOCUMENT))
     yield from _documents_in(cut, one_document_per_line=False)
-
-
-def _is_warc(head: bytes) -> bool:
-    return _WARC.match(head) is not None
 
 
 def _wet_texts(path: str, records: BadRecords) -> Iterator[str]:
