@@ -327,8 +327,7 @@ def new_folder(
     # Locally it lies beside `path` and is renamed, where the file system has that. Elsewhere its
     # files are copied: `last` of what is replaced goes first, that of the new comes last.
     path = absolute(path)
-    if not overwrite and list_dir(path):
-        raise UserError(f"{path} is not empty; give another folder, or --overwrite to replace it.")
+    _check_empty(path, overwrite)
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="cocolm_tf.") as folder:
             yield folder
@@ -359,8 +358,7 @@ def new_folder(
 def check_output_folder(path: StrPath, overwrite: bool = False, flag: str = "") -> None:
     """As `check_writable`, and that nothing is in it that is not to be replaced."""
     check_writable(path, flag)
-    if not overwrite and list_dir(path):
-        raise UserError(f"{path} is not empty; give another folder, or --overwrite to replace it.")
+    _check_empty(path, overwrite)
 
 
 def check_writable(path: StrPath, flag: str = "") -> None:
@@ -399,6 +397,12 @@ def made_folders(path: str, keep: bool = True) -> Iterator[None]:
             for folder in missing:
                 with contextlib.suppress(OSError):  # It holds something, or never came to be.
                     os.rmdir(folder)
+
+
+def _check_empty(path: StrPath, overwrite: bool) -> None:
+    """Refuses a folder that holds something, unless that may be replaced."""
+    if not overwrite and list_dir(path):
+        raise UserError(f"{path} is not empty; give another folder, or --overwrite to replace it.")
 
 
 def _missing(path: str) -> list[str]:
