@@ -312,6 +312,7 @@ def local_copy(path: StrPath, names: Iterable[str] | None = None) -> Iterator[st
         else:
             os.mkdir(target)
             for one in names:
+                os.makedirs(os.path.dirname(join(target, one)), exist_ok=True)
                 copy(join(path, one), join(target, one))
         try:
             yield target

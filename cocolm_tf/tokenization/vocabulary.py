@@ -1,14 +1,12 @@
 """Learning a vocabulary from a corpus, and loading one from its folder."""
 
 import collections
-import contextlib
 import io
 import itertools
 import json
 import os
 import re
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 
@@ -207,11 +205,10 @@ def load_vocabulary(directory: str | os.PathLike[str]) -> CocoLMTokenizer:
     files.check_scheme(directory)
     if not files.is_dir(directory):
         raise UserError(f"vocabulary {directory} is not a folder.")
-    with _local_vocabulary(directory) as folder:
-        try:
-            return _load_local(folder)
-        except UserError as error:
-            raise UserError(str(error).replace(folder, directory)) from error
+    names = [CONFIG_FILENAME, *_FILES, *_FILES.values()]
+    present = [name for name in names if files.is_file(files.join(directory, name))]
+    with files.local_copy(directory, present) as folder:
+        return _load_local(folder)
 
 
 def _load_local(directory: str) -> CocoLMTokenizer:
@@ -227,21 +224,6 @@ def _load_local(directory: str) -> CocoLMTokenizer:
                 f"{DICTIONARY_FILENAME}."
             )
     return CocoLMTokenizer(*paths)
-
-
-@contextlib.contextmanager
-def _local_vocabulary(directory: str) -> Iterator[str]:
-    """Gives the folder, or if it is remote a copy of what a vocabulary may consist of."""
-    if not files.is_remote(directory):
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix="cocolm_tf.") as folder:
-        os.makedirs(os.path.join(folder, ASSETS_FOLDER))
-        for name in (CONFIG_FILENAME, *_FILES, *_FILES.values()):
-            path = files.join(directory, name)
-            if files.is_file(path):
-                files.copy(path, os.path.join(folder, name))
-        yield folder
 
 
 def _check_one_vocabulary(directory: str) -> None:
