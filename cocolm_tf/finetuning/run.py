@@ -113,7 +113,8 @@ def run_task(
             "versions": own_versions(),
         }
         if task.save_preset:
-            results |= prepared.artifacts(folder)
+            left = prepared.artifacts(folder)
+            results |= left | {"headline": left.get("headline", results["headline"])}
             results["seconds"] = training.seconds
             save_model(prepared, results, folder)
     if until:
