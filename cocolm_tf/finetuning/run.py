@@ -130,7 +130,11 @@ def strategy_scope(name: str, tpu: str) -> contextlib.AbstractContextManager[Any
 
 def compile_settings(config: FinetuningConfig) -> dict[str, Any]:
     """What `compile()` gets of a configuration."""
-    return {"jit_compile": bool(config.runtime.jit_compile)}
+    return {
+        "jit_compile": config.runtime.jit_compile,
+        "micro_batches": config.trainer.micro_batches,
+        "steps_per_execution": config.trainer.steps_per_execution,
+    }
 
 
 class Course(NamedTuple):

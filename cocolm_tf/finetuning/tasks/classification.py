@@ -15,10 +15,9 @@ from cocolm_tf.data.glue import glue_files, read_glue
 from cocolm_tf.data.table_task import read_table_task
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import (
-    PREDICTION_BATCH,
     Tokens,
     describe_lengths,
-    prediction_batches,
+    predict_rows,
     tokenized,
     training_batches,
 )
@@ -176,9 +175,8 @@ class PreparedClassification(Prepared):
             self._config.trainer.batch_size,
             self._task.seed,
             self._config.data.length_buckets,
+            None if self._weights is None else self._weights[self._train.labels],
         )
-        if self._weights is not None:
-            batches = weighted(batches, self._weights)
         return batches, steps, len(self._train)
 
     def compile_arguments(self) -> dict[str, Any]:
@@ -233,10 +231,7 @@ class PreparedClassification(Prepared):
 
     def _outputs(self, part: str) -> np.ndarray:
         """[N, classes], in the order of the part's examples."""
-        batches, order = prediction_batches(self._tokens[part], PREDICTION_BATCH)
-        outputs = np.empty([len(self._tokens[part]), self.model.num_classes], np.float32)
-        outputs[order] = self.model.predict(batches, verbose=0)
-        return outputs * self._scale + self._mean
+        return predict_rows(self.model, self._tokens[part]) * self._scale + self._mean
 
     def _rescale(self) -> None:
         """Has the model itself predict numbers as they are, for whoever loads it."""
@@ -282,17 +277,6 @@ def weights_of_classes(
         if not (np.isfinite(weights).all() and (weights >= 0).all() and (counts @ weights) > 0):
             raise UserError(f"--class_weights={text}: weights are numbers, 0 or more, not all 0.")
     return (weights * counts.sum() / (counts @ weights)).astype(np.float32)
-
-
-def weighted(batches: tf.data.Dataset, weights: np.ndarray) -> tf.data.Dataset:
-    """Has the examples of each class count as their class does."""
-    of_classes = tf.constant(weights)
-
-    def weigh(x: Any, y: tf.Tensor, weight: tf.Tensor | None = None) -> tuple[Any, Any, Any]:
-        own = tf.gather(of_classes, y)
-        return x, y, own if weight is None else own * weight
-
-    return batches.map(weigh)
 
 
 def smoothed_loss(smoothing: float, data: TaskData) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from cocolm_tf.finetuning.tasks.classification import (
     ClassificationTask,
     build_classifier,
     smoothed_loss,
-    weighted,
     weights_of_classes,
 )
 
@@ -202,9 +201,7 @@ def test_classes_count_as_they_are_told(text, weights):
     assert (found is None) == (weights is None)
     if weights:
         np.testing.assert_allclose(found, weights, rtol=1e-6)
-        batches = tf.data.Dataset.from_tensors(({"a": [[1]] * 4}, DATA.train.labels))
-        (_, _, counted) = next(iter(weighted(batches, found)))
-        assert float(tf.reduce_mean(counted)) == pytest.approx(1)
+        assert found[DATA.train.labels].mean() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("text", ["c=2", "a", "a=x", "a=-1", "a=0,b=c=0"])
