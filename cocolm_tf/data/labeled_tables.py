@@ -49,7 +49,7 @@ def labeled_examples(
     bad_rows = list(table.bad_rows)
     if parse_label is None:
         bad_rows += [(line, "is blank, and not a row to predict") for line in table.blank_lines]
-    texts, labels = [], []
+    texts, labels, rows = [], [], []
     for line, row in zip(table.lines, table.rows, strict=True):
         empty = [text for text in row[:num_texts] if not text.strip()]
         if empty and not allow_empty:
@@ -62,6 +62,7 @@ def labeled_examples(
                 bad_rows.append((line, str(error)))
                 continue
         texts.append(row[:num_texts])
+        rows.append(line)
     bad_rows.sort()
     total = len(texts) + len(bad_rows)
     if len(bad_rows) > max_bad_share * total or not texts:
@@ -76,6 +77,7 @@ def labeled_examples(
         np.array(labels, np.float32 if is_regression else np.int32) if labels else None,
         table.path,
         _told(bad_rows),
+        np.array(rows),
     )
 
 
