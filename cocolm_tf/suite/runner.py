@@ -11,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from cocolm_tf import files
@@ -40,7 +41,13 @@ class PretrainingInputs:
     validation_data: str = ""  # Folder or glob of shards held out, or nothing
 
 
-def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes: int = 1) -> str:
+def run_suite(
+    plan: Plan,
+    inputs: PretrainingInputs,
+    output_dir: str,
+    processes: int = 1,
+    options: Mapping[str, str] | None = None,
+) -> str:
     """Runs a suite, or goes on where an earlier call with the same folder was ended.
 
     All rows are pretrained first, in their order. With the first seed all of them are fine-tuned on
@@ -52,6 +59,8 @@ def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes:
         inputs: What to pretrain on.
         output_dir: OUT, see above.
         processes: How many runs to do at a time. They share the cores and the GPUs.
+        options: On which devices each run is computed, `distribution_strategy` and `tpu` as
+            `make_strategy` takes them; one device where they say nothing.
 
     Returns:
         The path of the table.
@@ -66,7 +75,7 @@ def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes:
     run_suite(plan, PretrainingInputs("data/train", "vocabulary"), "runs/table3", processes=2)
     ```
     """
-    suite_run = _SuiteRun(plan, inputs, output_dir)
+    suite_run = _SuiteRun(plan, inputs, output_dir, options or {})
     suite_run.look()
     with StopSignal(), JobRunner(_MODULE, processes, len(plan.runs())) as runner:
         suite_run.do(runner, processes)
@@ -77,8 +86,15 @@ def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes:
 class _SuiteRun:
     """The jobs of a suite, and what came out of those that are done."""
 
-    def __init__(self, plan: Plan, inputs: PretrainingInputs, output_dir: str) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        inputs: PretrainingInputs,
+        output_dir: str,
+        options: Mapping[str, str],
+    ) -> None:
         self._plan, self._inputs, self._output_dir = plan, inputs, output_dir
+        self._options = options
         self._contents = {
             task.name: content_fingerprints(glue_files(**task.data["glue"])) for task in plan.tasks
         }
@@ -171,6 +187,7 @@ class _SuiteRun:
                 ).spec()
             },
             f"{run.row.title}, {run.task.title}, seed {run.seed}",
+            options=self._options,
         )
 
     def _pretraining_job(self, row: Row) -> Job:
@@ -189,4 +206,5 @@ class _SuiteRun:
             },
             row.title,
             goes_on=True,
+            options=self._options,
         )
