@@ -119,7 +119,6 @@ def run(arrays: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
         "first_seconds": first,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "all_cpu_seconds": [cpu for _, cpu in timed],
         "examples_per_second": rows / seconds,
     }
 

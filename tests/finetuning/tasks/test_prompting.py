@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cocolm_tf import CocoLMPromptClassifier
 from cocolm_tf.data.few_shot import few_shot_split
@@ -145,7 +146,12 @@ def test_every_epoch_has_every_example_and_other_demonstrations(make):
     train, _ = few_shot_split(data, task.shots, task.seed)
     classifier = build_prompt_classifier(task, config, data, train)
     batches = prompt_batches(classifier, train, batch_size=5, seed=0).take(8)
-    rows = [tuple(ids) for x, _ in batches for ids in np.array(x["token_ids"]).tolist()]
+    rows = [
+        tuple(ids)
+        for x, _, weights in batches
+        for ids in np.array(x["token_ids"])[weights.numpy() > 0].tolist()
+    ]
+    assert {spec.shape[0] for spec in tf.nest.flatten(batches.element_spec)} == {5}
     first, second = rows[:16], rows[16:]
     mask = classifier.mask_token_id
 
