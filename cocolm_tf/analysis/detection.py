@@ -10,10 +10,10 @@ from sklearn import metrics
 from tqdm import tqdm
 
 from cocolm_tf.analysis.inputs import CorruptedText
+from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -139,8 +139,8 @@ def detect(
     manifest = Manifest.load(data)
     if manifest.vocabulary_fingerprint != tokenizer.fingerprint():
         raise UserError(f"--data={data} was built with another vocabulary than the preset's.")
-    views = Views(SpecialTokens(mask=tokenizer.mask_token_id))
-    opened = PretrainingData.open(data, manifest.sequence_length, views)
+    augmentation = Augmentation(SpecialTokens(mask=tokenizer.mask_token_id))
+    opened = PretrainingData.open(data, manifest.sequence_length, augmentation)
     held_out = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     corrupt = tf.function(
         lambda batch, seed: _corrupt(pretrainer, batch, corruption, seed), autograph=False

@@ -8,7 +8,7 @@ import dataclasses
 
 from official.modeling import hyperparams
 
-from cocolm_tf.data.views import MASKINGS
+from cocolm_tf.data.augmentation import MASKINGS
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets

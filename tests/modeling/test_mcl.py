@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modeling_models import MASK, PAD, make_auxiliary, make_backbone, randomize, tensors, weights_of
 
-from cocolm_tf.data.course_views import CourseViews
+from cocolm_tf.data.mcl_augmentation import MCLAugmentation
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.modeling import mcl
 from cocolm_tf.modeling.mcl import Course, Lines, MCLPretrainer
@@ -47,9 +47,9 @@ def make_batch(sequences: int = 6, length: int = 14, seed: int = 0) -> dict[str,
     real = np.arange(length) < np.resize([length, 9, 4, 12], sequences)[:, np.newaxis]
     token_ids[:, 0] = 0
     token_ids = np.where(real, token_ids, PAD)
-    make_views = CourseViews(SpecialTokens(mask=MASK), 0.3, 0.4, 0.2)
-    views = make_views(tf.constant(token_ids), tf.constant([seed, 7]))
-    return {name: value.numpy() for name, value in views.items()}
+    augment = MCLAugmentation(SpecialTokens(mask=MASK), 0.3, 0.4, 0.2)
+    batch = augment(tf.constant(token_ids), tf.constant([seed, 7]))
+    return {name: value.numpy() for name, value in batch.items()}
 
 
 class Watched:
