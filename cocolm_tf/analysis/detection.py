@@ -15,7 +15,7 @@ from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
+from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -282,10 +282,10 @@ def _corrupt(
         size, vocabulary_size = tf.size(positions)[tf.newaxis], pretrainer.backbone.vocabulary_size
         sampled = random_tokens(size, vocabulary_size, seed)
     else:
-        masked = place(original, positions, pretrainer.mask_token_id, used)
+        masked = replace_tokens(original, positions, pretrainer.mask_token_id, used)
         inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
         sampled = sample_tokens(pretrainer.auxiliary(inputs, positions=positions), seed)
-    return place(original, positions, sampled, used)
+    return replace_tokens(original, positions, sampled, used)
 
 
 def align(original: Sequence[int], corrupted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
