@@ -1,4 +1,4 @@
-"""A released checkpoint as it is read: which tensor it holds under which name, and what is left."""
+"""A released checkpoint being read: its tensors by name, and which of them were used."""
 
 import os
 import re
@@ -58,7 +58,7 @@ class Checkpoint:
         return self._find(name) is not None
 
     def layers(self, prefix: str = "") -> int:
-        """Counts an encoder's layers."""
+        """The number of an encoder's layers."""
         layers = 0
         while f"{prefix}encoder.layer.{layers}.output.LayerNorm.weight" in self:
             layers += 1
@@ -88,7 +88,7 @@ class Checkpoint:
         return self._file.read(key)
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads a tensor for good."""
+        """Reads a tensor and counts it as used."""
         tensor = self.read(name)
         if name.endswith(POSITIONS):
             tensor = self._positions(tensor, shape)
@@ -107,7 +107,7 @@ class Checkpoint:
         self._used[self._find(name)] = name
 
     def explain(self, name: str, reason: str) -> None:
-        """Says why a tensor is not used."""
+        """Notes why a tensor is not used."""
         self._reasons[self._find(name)] = reason
 
     def unused(self) -> dict[str, str]:
@@ -117,14 +117,14 @@ class Checkpoint:
 
     @property
     def used(self) -> dict[str, str]:
-        """What was taken: the released classes' name of each tensor, by the file's."""
+        """The released classes' name of each tensor that was taken, by the file's."""
         return dict(self._used)
 
     def _find(self, name: str) -> str | None:
         return next((key for key in self._spellings(name) if key in self._names), None)
 
     def _spellings(self, name: str) -> list[str]:
-        """How a file may name a tensor, the likeliest first."""
+        """The names that a file may have for a tensor, the likeliest first."""
         return self._fairseq_spellings(name) if self.is_fairseq else [released_name(name), name]
 
     def _fairseq_spellings(self, name: str) -> list[str]:
