@@ -1,4 +1,4 @@
-"""The step on a device that is not there, by the compilers of an environment of their own."""
+"""Compiles an exported step for a device that is not there, by JAX in an environment of its own."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def compile_for(
 def compare_with_measured(
     program: str, target: str, optimized: str, measured: dict[str, float]
 ) -> dict[str, Any]:
-    """Sets what each group of kernels took on a device beside the least that it could take."""
+    """Compares the time of each group of kernels on a device with the least that it could take."""
     kernels = kernels_of(Path(optimized).read_bytes())
     if not any(kernel.instruction.name in measured for kernel in kernels):
         raise UserError(f"{optimized} has none of the kernels that were measured.")
@@ -97,7 +97,7 @@ def compare_with_measured(
 
 
 def read_description(program: str) -> dict[str, Any]:
-    """Reads what `export_step` says of its program."""
+    """The description that `export_step` wrote of its program."""
     with zipfile.ZipFile(program) as archive:
         return json.loads(archive.read("step.json"))
 
@@ -127,7 +127,7 @@ def _at_most(told: dict[str, Any], target: str, seconds: float) -> dict[str, Any
 
 
 def targets_python(given: str = "") -> str:
-    """Finds the interpreter of an environment with the compilers."""
+    """The interpreter of an environment with the compilers."""
     path = given or os.environ.get(VARIABLE) or f"{ENVIRONMENT}/bin/python"
     if not os.access(path, os.X_OK):
         raise UserError(
@@ -139,7 +139,7 @@ def targets_python(given: str = "") -> str:
 
 
 def format_report(result: dict[str, Any], rows: int = 0) -> str:
-    """Lays out what a program is on a device."""
+    """Formats the costs of a program on a device."""
     replicas = f", {result['replicas']} of them" if result.get("replicas", 1) > 1 else ""
     lines = [("device", ACCELERATORS[result["target"]].title + replicas)]
     if "compile_seconds" in result:
