@@ -30,7 +30,7 @@ from cocolm_tf.analysis.figures import (
     new_panels,
     styled,
 )
-from cocolm_tf.analysis.glossary import BAND_NAMES, DETECTION_MEANINGS
+from cocolm_tf.analysis.glossary import DETECTION_METRICS, FREQUENCY_TITLES
 from cocolm_tf.analysis.scores import Curves, Point
 
 # The kinds of pairs, and their colors.
@@ -48,8 +48,8 @@ MARKED_PAIRS = len(_SHAPES) * 2
 
 # Square points of the largest dot of a reliability diagram, and of the least that can be seen.
 _LARGEST_DOT, _LEAST_DOT = 160.0, 4.0
-_BAND_MEASURES = ("recall", "corrected_at_1", "corrected_at_5")
-# Of the room between two bands, what their bars take.
+_FREQUENCY_METRICS = ("recall", "corrected_at_1", "corrected_at_5")
+# Of the room between two frequencies, what their bars take.
 _FILLED = 0.8
 # Inches of a category of minimal pairs, and of all around them.
 _LINE, _AROUND = 0.26, 1.3
@@ -111,7 +111,7 @@ def draw_map(places: Mapping[str, np.ndarray], seed: int = 0) -> Figure:
 
 
 def draw_calibration(detections: Mapping[str, Detections]) -> Figure:
-    """Draws what the copy head says against what is so, a panel a preset."""
+    """Draws the copy head's reliability diagram, a panel a preset."""
     with styled():
         figure, panels = new_panels(list(detections), "said to be replaced", "replaced", height=3.4)
         for axes, found in zip(panels, detections.values(), strict=True):
@@ -129,22 +129,27 @@ def draw_calibration(detections: Mapping[str, Detections]) -> Figure:
     return figure
 
 
-def draw_bands(measures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+def draw_by_frequency(measures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     """Draws detection by the frequency of the original token, bars of a color for each preset."""
     width = _FILLED / len(measures)
-    titles = {"recall": "Found"} | {key: DETECTION_MEANINGS[key][0] for key in _BAND_MEASURES[1:]}
+    titles = {"recall": "Found"} | {
+        key: DETECTION_METRICS[key][0] for key in _FREQUENCY_METRICS[1:]
+    }
     styles = looks(measures)
     with styled():
         figure, panels = new_panels(
             list(titles.values()), "original token, by its frequency", "share of replaced tokens"
         )
         for axes, key in zip(panels, titles, strict=True):
-            for number, (name, bands) in enumerate(measures.items()):
-                heights = [bands.get(band, {}).get(key, np.nan) for band in BAND_NAMES]
+            for number, (name, by_frequency) in enumerate(measures.items()):
+                heights = [
+                    by_frequency.get(frequency, {}).get(key, np.nan)
+                    for frequency in FREQUENCY_TITLES
+                ]
                 shift = (number + 0.5) * width - _FILLED / 2
                 places = np.arange(len(heights)) + shift
                 axes.bar(places, heights, width * 0.92, **_filled(styles[name]))
-            axes.set_xticks(range(len(BAND_NAMES)), BAND_NAMES.values(), fontsize=8.5)
+            axes.set_xticks(range(len(FREQUENCY_TITLES)), FREQUENCY_TITLES.values(), fontsize=8.5)
             axes.tick_params(bottom=False)
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panels[0].set_ylim(0, None)
@@ -157,7 +162,7 @@ def _filled(look: Look) -> dict[str, object]:
 
 
 def draw_judgements(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Draws the shares of minimal pairs judged right: a panel a way, a line a category."""
+    """Draws the accuracy on minimal pairs: a panel for each way to judge, a line a category."""
     categories = list(next(iter(results.values())))
     ways = list(dict.fromkeys(way for of in results.values() for way in of[categories[0]]))
     heights, styles = range(len(categories)), looks(results)
@@ -205,21 +210,21 @@ def draw_scores(
 
 
 def _draw_line(axes: Axes, points: Sequence[Point], style: Mapping[str, object]) -> None:
-    """Means, and bars from the least to the greatest."""
+    """Draws means, and bars from the least to the greatest."""
     spread = [[p.mean - p.low for p in points], [p.high - p.mean for p in points]]
     places, means = [p.x for p in points], [p.mean for p in points]
     axes.errorbar(places, means, yerr=spread, elinewidth=0.9, capsize=2.5, **style)
 
 
 def from_zero(axes: Axes, places: list[float]) -> None:
-    """A horizontal axis of amounts."""
+    """Sets a linear horizontal axis from zero."""
     axes.set_xlim(0, 1.05 * max(places) or None)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def in_powers(form: Callable[[float], str]) -> Callable[[Axes, list[float]], None]:
-    """A logarithmic horizontal axis that names the places there are."""
+    """Sets a logarithmic horizontal axis with ticks at the given places."""
 
     def set_places(axes: Axes, places: list[float]) -> None:
         axes.set_xscale("log")
@@ -232,7 +237,7 @@ def in_powers(form: Callable[[float], str]) -> Callable[[Axes, list[float]], Non
 
 
 def in_percent(axes: Axes, places: list[float]) -> None:
-    """A horizontal axis of shares that names the places there are."""
+    """Sets a horizontal axis of percentages with ticks at the given places."""
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlim(places[0] - 0.03, places[-1] + 0.03)

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is saved or made part of a page."""
+"""The common style of figures, and their files."""
 
 import contextlib
 import io
@@ -56,7 +56,7 @@ _STYLE = {
 
 
 class Look(NamedTuple):
-    """How one of several things side by side is drawn: as a line or dots, or as bars."""
+    """The style of one series: of a line or dots, or of bars."""
 
     color: str
     marker: str
@@ -64,7 +64,7 @@ class Look(NamedTuple):
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look of its own for each name: a color, and another shape where the colors begin again."""
+    """A style for each name: a color, and another shape where the colors begin again."""
     shapes = itertools.cycle(zip(_SHAPES, _HATCHES, strict=True))
     found = (Look(color, *shape) for shape in shapes for color in PALETTE)
     return dict(zip(names, found, strict=False))
@@ -72,13 +72,13 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Makes what is drawn within it look like all figures."""
+    """Applies the common style to what is drawn within."""
     with plt.rc_context(_STYLE):
         yield
 
 
 def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """Begins a figure of one panel."""
+    """Makes a figure of one panel."""
     figure, axes = plt.subplots(figsize=(5.4, 3.3), layout="constrained")
     frame(axes, title, x_label, y_label)
     return figure, axes
@@ -87,7 +87,7 @@ def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 def new_panels(
     titles: Sequence[str], x_label: str, y_label: str, height: float = 2.9, share_y: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """Begins a figure of panels side by side, up to three in a row, on common axes."""
+    """Makes a figure of panels side by side, up to three in a row, on common axes."""
     columns = 2 if len(titles) == 4 else min(3, len(titles))
     rows = -(-len(titles) // columns)
     figure, grid = plt.subplots(
@@ -111,7 +111,7 @@ def new_panels(
 
 
 def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Gives axes their title, names and grid."""
+    """Sets the title, labels and grid of axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -137,7 +137,7 @@ def explain(
 
 
 def save_figure(figure: Figure, output_dir: str, name: str, formats: Sequence[str]) -> None:
-    """Writes a figure, each file in one step."""
+    """Writes a figure, each file atomically."""
     for kind in formats:
         image = io.BytesIO()
         # Without a date and with names that do not change, the same figure is the same file.

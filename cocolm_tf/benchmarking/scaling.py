@@ -1,4 +1,4 @@
-"""How a step's cost grows with its sizes, beside how its FLOPs grow."""
+"""How a step's time grows with its sizes, compared with its FLOPs."""
 
 import copy
 import functools
@@ -83,7 +83,7 @@ def measure_scaling(
 
 
 def scaled(config: PretrainingConfig, axis: str, factor: float) -> PretrainingConfig:
-    """Multiplies one of a configuration's sizes, and what goes with it."""
+    """Multiplies one of a configuration's sizes, and those that follow from it."""
     if axis not in AXES:
         raise UserError(f"--axes has {axis!r}, but there are only {', '.join(AXES)}.")
     variant = copy.deepcopy(config)
@@ -101,7 +101,7 @@ def scaled(config: PretrainingConfig, axis: str, factor: float) -> PretrainingCo
 
 
 def format_scaling(result: dict[str, Any]) -> str:
-    """Lays the result of `measure_scaling` out for reading."""
+    """Formats the result of `measure_scaling` for a terminal."""
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
         f"step        {result['precision']}, {result['rounds']} of each in turn: medians and "

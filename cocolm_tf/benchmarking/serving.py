@@ -1,4 +1,4 @@
-"""Exports under load: how many requests they answer and how long clients wait, beside ONNX."""
+"""Exports under load: throughput, and the latency that clients see, beside ONNX."""
 
 import functools
 import importlib.util
@@ -119,7 +119,7 @@ def compare_serving(
 
 
 def format_serving(result: dict[str, Any]) -> str:
-    """Lays the result of `compare_serving` out for reading."""
+    """Formats the result of `compare_serving` for a terminal."""
     words = result["words"]
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
@@ -238,7 +238,7 @@ def _onnx(path: str, preset: str, length: int, threads: int) -> Function:
 
 
 def _batched(function: Function, threads: int) -> Function:
-    """Answers requests that come at the same time together, as TensorFlow Serving does."""
+    """Batches simultaneous requests, as TensorFlow Serving does."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def ask(texts: tf.Tensor) -> tf.Tensor:
