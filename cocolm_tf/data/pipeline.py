@@ -102,8 +102,8 @@ class PretrainingData:
             paths, manifest = resolve_shards(pattern)
             if not manifest.is_shuffled:
                 print(
-                    f"{pattern} was built by a version that did not shuffle: batches of neighboring "
-                    "text teach less. Build it again.",
+                    f"{pattern} was built by a version that did not shuffle: batches of "
+                    "neighboring text teach less. Build it again.",
                     file=sys.stderr,
                 )
             counts = {shard.file: shard.sequences for shard in manifest.shards}

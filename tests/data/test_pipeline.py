@@ -1,8 +1,8 @@
 """Batches as a function of the shards, the seed and their number."""
 
-import json
 import collections
 import itertools
+import json
 from pathlib import Path
 
 import keras
