@@ -73,6 +73,11 @@ class Manifest:
         return counts["tokens"] / (counts["sequences"] * self.sequence_length)
 
     @property
+    def is_shuffled(self) -> bool:
+        """Whether neighbors in a shard are of different texts; earlier versions kept the order."""
+        return "break" in self.parameters
+
+    @property
     def paths(self) -> list[str]:
         """The paths of the shards, in the order of their numbers."""
         return [os.path.join(self.directory, shard.file) for shard in self.shards]

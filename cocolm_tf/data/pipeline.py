@@ -100,6 +100,12 @@ class PretrainingData:
         opened = []
         for pattern, weight in parse_mixture(datasets):
             paths, manifest = resolve_shards(pattern)
+            if not manifest.is_shuffled:
+                print(
+                    f"{pattern} was built by a version that did not shuffle: batches of "
+                    "neighboring text teach less. Build it again.",
+                    file=sys.stderr,
+                )
             counts = {shard.file: shard.sequences for shard in manifest.shards}
             records = [counts[os.path.basename(path)] for path in paths]
             if vocabulary is not None:

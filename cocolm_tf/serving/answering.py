@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.spans import best_spans
-from cocolm_tf.finetuning.windows import Windows, lay_out_windows
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.models.spans import best_spans
+from cocolm_tf.finetuning.models.windows import Windows, lay_out_windows
 from cocolm_tf.serving.encoder import Encoder, concatenated
 from cocolm_tf.serving.signature import MAX_BYTES, TOKEN_IDS, Reader, Signature, Tensors
 from cocolm_tf.tokenization.offsets import TokenOffsets

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import json
 from pathlib import Path
 
 import keras
@@ -465,3 +466,14 @@ def test_pieces_take_the_places_that_short_records_leave(tmp_path: Path):
     assert all(len(set(row) - {0, 1, 2}) for row in visited)
     tokens = {token for row in visited for token in row if token > 2}
     assert len(tokens) == 18 * 16 + 3 * 4
+
+
+def test_shards_that_were_never_shuffled_are_warned_of(dataset: Manifest, capsys):
+    opened(dataset)
+    assert capsys.readouterr().err == ""
+    path = Path(dataset.directory, "manifest.json")
+    manifest = json.loads(path.read_text())
+    del manifest["parameters"]["break"]
+    path.write_text(json.dumps(manifest))
+    opened(dataset)
+    assert "was built by a version that did not shuffle" in capsys.readouterr().err
