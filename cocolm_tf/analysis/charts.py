@@ -37,9 +37,9 @@ from cocolm_tf.analysis.scores import Curves, Point
 RANDOM, SIMILAR = "random pairs", "similar pairs"
 _COLORS = {RANDOM: BLUE, SIMILAR: ORANGE}
 _BINS = 40
-# The narrowest stretch of cosines that is shown: no difference is to be made out of nothing.
+# The narrowest range of cosines to show, so as not to exaggerate differences.
 _NARROWEST = 0.2
-# The percentage of them that may lie outside at either end.
+# The percentage of cosines that may be outside at either end.
 _OUTLIERS = 0.5
 
 # How many pairs a map marks, each by a shape and a color.
@@ -49,16 +49,16 @@ MARKED_PAIRS = len(_SHAPES) * 2
 # Square points of the largest dot of a reliability diagram, and of the least that can be seen.
 _LARGEST_DOT, _LEAST_DOT = 160.0, 4.0
 _FREQUENCY_METRICS = ("recall", "corrected_at_1", "corrected_at_5")
-# Of the room between two frequencies, what their bars take.
+# The share of a group's width that its bars take.
 _FILLED = 0.8
-# Inches of a category of minimal pairs, and of all around them.
+# Inches of height of a category of minimal pairs, and of the margins.
 _LINE, _AROUND = 0.26, 1.3
 
 
 def draw_distributions(cosines: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Draws the cosines of `RANDOM` and `SIMILAR` pairs, a panel a model (figures 1 and 5)."""
     groups = [values for kinds in cosines.values() for values in kinds.values()]
-    # What is far from all others would leave these no room.
+    # Outliers would leave the others no room.
     low = min(np.percentile(values, _OUTLIERS) for values in groups)
     high = max(np.percentile(values, 100 - _OUTLIERS) for values in groups)
     margin = max(0.03 * (high - low), (_NARROWEST - (high - low)) / 2)
@@ -101,7 +101,7 @@ def draw_map(places: Mapping[str, np.ndarray], seed: int = 0) -> Figure:
                 ends = of_model[[pair, pair + count]].T
                 axes.plot(*ends, color=color, linewidth=0.8, alpha=0.6)
                 axes.scatter(*ends, s=42, color=color, marker=shape, linewidths=0, zorder=3)
-            # Places on the map mean nothing by themselves.
+            # Coordinates of t-SNE have no meaning of their own.
             axes.grid(visible=False)
             axes.spines[["left", "bottom"]].set_visible(False)
             axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)

@@ -38,7 +38,7 @@ from cocolm_tf.analysis.scores import (
 from cocolm_tf.analysis.sentence_space import SentenceSpace, map_sentences
 
 PAGE_FILENAME, RESULTS_FILENAME = "index.html", "results.json"
-# How tokens were replaced that were to be detected.
+# The kinds of corruption, by name.
 _CORRUPTIONS = {
     "auxiliary": "15% of the tokens masked, and filled in by the preset's auxiliary model",
     "random": "15% of the tokens masked, and filled in at random",

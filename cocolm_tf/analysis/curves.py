@@ -110,7 +110,7 @@ def set_scale(axes: Axes, plot: Plot, runs: Sequence[Metrics]) -> None:
     """Sets the vertical axis's scale of a plot."""
     if plot.scale == _PERCENT:
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-        # All of the scale, unless nothing would be seen on it.
+        # The full scale, unless the curves would be flat on it.
         axes.set_ylim(0, 1.02 if axes.get_ylim()[1] > 0.4 else None)
     elif plot.scale == _PREFIXES:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -157,7 +157,7 @@ def _draw_curves(axes: Axes, plot: Plot, metrics: Metrics) -> list[End]:
         few = "." if len(training[0]) == 1 else ""  # a line needs two points to be seen
         width, alpha = prominence
         axes.plot(*training, color=color, linewidth=width, alpha=alpha, marker=few)
-        # Many validations would make dots into a band.
+        # Dots of many validations would merge.
         every = max(1, len(validation[0]) // 20)
         axes.plot(
             *validation, color=color, linewidth=1.8, marker="o", markersize=3.5, markevery=every

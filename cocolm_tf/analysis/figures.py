@@ -23,13 +23,13 @@ from cocolm_tf import files
 INK, FAINT_INK, GRID = "#24292f", "#6e7781", "#e4e7eb"
 BLUE, ORANGE = "#2f6db5", "#d4680f"
 GREEN, PURPLE, RED, TEAL = "#2a7f4f", "#7b52b9", "#b8324a", "#1c8391"
-# For what stands side by side, in this order; where they begin again, what comes with them differs.
+# The colors of series, in order; where they repeat, shapes differ.
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL)
 _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 _HATCHES = ("", "///", "...", "xxx", "---", "+++", "ooo", "***")
 DOTTED = (0, (2, 2))
 
-# What a page calls the colors, which differ between light and dark.
+# A page's CSS variables for the colors, which differ between light and dark.
 COLOR_NAMES = {
     INK: "ink",
     FAINT_INK: "faint",

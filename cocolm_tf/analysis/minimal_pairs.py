@@ -74,7 +74,7 @@ def judge(
         autograph=False,
     )
     lengths = np.array([len(row) for row in ids])
-    # Alike in length, so that little is padding.
+    # Sorted by length, for little padding.
     sentence_of = np.argsort(lengths, kind="stable")
     places = np.zeros_like(lengths)
     if way == _MASKED:

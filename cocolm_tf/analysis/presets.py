@@ -52,7 +52,7 @@ def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer
         try:
             return _load(local, precision)
         except (ValueError, TypeError, KeyError, OSError) as error:
-            if refusal(error):  # the system's, which is not the preset's fault
+            if refusal(error):  # refused by the system, not a fault of the preset
                 raise
             raise UserError(
                 f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
@@ -138,7 +138,7 @@ class SentenceEncoder:
         """The vectors of sentences, [N, H] float32; too long ones are truncated."""
         limit = self.backbone.max_sequence_length
         ids = [ids[: limit - 2] for ids in self.tokenizer(list(texts))]
-        # Alike in length, so that little is padding.
+        # Sorted by length, for little padding.
         order = np.argsort([len(row) for row in ids], kind="stable")
         vectors = np.zeros([len(ids), self.backbone.hidden_dim], np.float32)
         for start in tqdm(range(0, len(ids), batch_size), desc=name or "encoding", unit="batch"):

@@ -20,7 +20,7 @@ from cocolm_tf.training.build import build_augmentation
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.stages import Total, tokens_per_step
 
-# What runs are compared by, and the name of that axis.
+# The horizontal axes for curves of runs, and their titles.
 X_AXES = {"steps": "step", "tokens": "tokens read", "flops": "model FLOPs", "hours": "hours"}
 
 
@@ -144,5 +144,5 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
     return {name: float(mean.result()) for name, mean in means.items()}
 
 
-# No further weights come with these.
+# The [CLS] vectors as they are: these changes need no weights that a preset may lack.
 _CONTRAST_VECTORS_AS_THEY_ARE = ["objective.scl_weight=1", "objective.projection=false"]

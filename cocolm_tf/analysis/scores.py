@@ -149,7 +149,7 @@ def _name(preset: str) -> str:
     return os.path.basename(folder) if name == "preset" else name
 
 
-# Where scores stand, by tasks and then by what one line is of.
+# Points by task, and then by line.
 Curves = dict[str, dict[str, list["Point"]]]
 
 

@@ -9,7 +9,7 @@ from sklearn.manifold import TSNE
 
 from cocolm_tf.analysis.inputs import SentencePairs
 
-# The principal components whose shares are told.
+# The principal components whose shares of the variance are reported.
 COMPONENTS = (1, 3, 10)
 
 
@@ -154,7 +154,7 @@ def random_pairs(count: int, pairs: int, seed: int) -> tuple[np.ndarray, np.ndar
     """Samples pairs of different items."""
     generator = np.random.default_rng(seed)
     first = generator.integers(0, count, pairs)
-    # A step to another item, all the way round at most.
+    # An offset to another item, modulo their number.
     return first, (first + generator.integers(1, count, pairs)) % count
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cocolm_tf.errors import UserError
 
-# What a worker process times, and how long it has waited.
+# The state of a worker process: the function that it times, and its CPU time while it waited.
 _worker = types.SimpleNamespace()
 
 
@@ -208,7 +208,7 @@ def _set_up_process(environment: dict[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    # Nothing else would end a worker whose calling process was killed.
+    # Without this, a worker would outlive a calling process that was killed.
     multiprocessing.parent_process().join()
     os._exit(1)
 

@@ -17,7 +17,7 @@ from cocolm_tf.costs.step_benchmark import describe_device, prepare_step, random
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig, check_config
 
-# What grows, and all that grows with it.
+# The axes: the size that is scaled, and those that follow from it.
 AXES: dict[str, tuple[str, ...]] = {
     "trainer.batch_size": ("trainer.batch_size",),
     "data.sequence_length": ("data.sequence_length", "model.max_sequence_length"),
@@ -68,7 +68,7 @@ def measure_scaling(
     ```
     """
     factors = sorted({1.0, *factors})
-    # Before anything is measured: an impossible size shall not end a run that is half done.
+    # Checked before anything is measured.
     variants = {axis: [scaled(config, axis, factor) for factor in factors] for axis in axes}
     return {
         "device": describe_device(),

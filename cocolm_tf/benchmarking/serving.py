@@ -26,7 +26,7 @@ from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.serving.saved_model import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
 from cocolm_tf.versions import installed_versions, versions_line
 
-# The kinds of export, and the yardstick.
+# The kinds of export, and of the ONNX models to compare with.
 EXPORTS = {
     "float32": Settings(),
     "bfloat16": Settings(precision="bfloat16"),
@@ -150,7 +150,7 @@ def _export_of(preset: str, signature: str, folder: str, kind: str) -> Callable[
 
 
 def _onnx_of(preset: str, signature: str, folder: str) -> Callable[[int], Function]:
-    # Imported where it is asked for: the exports are measured without it too.
+    # An extra, which the exports do not need.
     import onnx
 
     from cocolm_tf.conversion.onnx_model import classification_model, embedding_model
@@ -166,7 +166,7 @@ def _onnx_of(preset: str, signature: str, folder: str) -> Callable[[int], Functi
     return functools.partial(_onnx, path, preset, length)
 
 
-# The contender's side.
+# --- In the contender's process ---
 
 
 def _measured(
@@ -181,7 +181,7 @@ def _measured(
     function = make_function(threads)
     if is_batched:
         function = _batched(function, threads)
-    # Each length has been seen before the clients come.
+    # Every length has been traced before the clients start.
     for text in sorted(texts, key=len):
         function(tf.constant([text]))
 

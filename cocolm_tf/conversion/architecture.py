@@ -19,7 +19,7 @@ FILENAME = "config.json"
 
 _INTERMEDIATE = "encoder.layer.0.intermediate.dense.bias"
 
-# What the released classes take where config.json is silent.
+# The released classes' defaults for what config.json omits.
 _DEFAULTS = {
     "hidden_act": "gelu",
     "layer_norm_type": "post",
@@ -42,7 +42,7 @@ _WHOLE_NUMBERS = (
     "max_rel_pos",
 )
 _NUMBERS = ("hidden_dropout_prob", "layer_norm_eps", "initializer_range")
-# What alone of it our model computes.
+# The only values of these settings that our model supports.
 _ONLY = {"hidden_act": "gelu", "layer_norm_type": "post"}
 
 

@@ -10,10 +10,10 @@ from cocolm_tf.conversion.layout import AUXILIARY, POSITIONS, WORDS, released_na
 from cocolm_tf.conversion.tensor_files import TensorFile, check_finite
 from cocolm_tf.errors import UserError
 
-# fairseq counts positions from the id of the padding token on, and the first is one more.
+# fairseq numbers positions from the padding token's id on, and the first is one more.
 _FAIRSEQ_POSITION_OFFSET = 2
 
-# What has a row for every word, and up to which multiple tables are rounded up.
+# Tensors with a row for every token, and the most rows that pad them to a round number.
 _OF_VOCABULARY = (WORDS, "lm_head.bias")
 _MAX_PADDING = 1024
 

@@ -23,7 +23,7 @@ POOLINGS = ("cls", "mean")
 PRECISIONS = ("float32", "float16", "int8")
 
 _EXCLUDED = np.float32(-1e9)
-# The logit of a token that is none.
+# The logit of padding.
 _NEVER = np.float32(-1e4)
 
 
@@ -35,7 +35,7 @@ def embedding_model(backbone: CocoLMBackbone, pooling: str = "cls") -> onnx.Mode
     if pooling == "cls":
         vectors = graph.first(states)
     else:
-        # The length of the sum is that of the mean, but for a factor that goes.
+        # The sum instead of the mean: normalizing removes the factor.
         is_real = graph.add("Unsqueeze", graph.is_real(), graph.array(np.int64([2])))
         real = graph.add("Mul", states, is_real)
         vectors = graph.add("ReduceSum", real, graph.array(np.int64([1])), keepdims=0)
@@ -119,7 +119,7 @@ def with_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     if precision == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        # Beyond what float16 holds, and the sums that it would lose, float32 stays.
+        # What exceeds float16's range, and sums that it would round, stay float32.
         stays = ["LayerNormalization", "Softmax", "ReduceL2", "Div", "TopK", "Where"]
         return convert_float_to_float16(model, keep_io_types=True, op_block_list=stays)
     if precision == "int8":

@@ -36,7 +36,7 @@ from cocolm_tf.tokenization.tokenizer import (
 )
 from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME as RELEASED_MODEL_FILENAME
 
-# Written a second time by PyTorch, where one matrix serves several layers.
+# Duplicates in PyTorch's files, where one matrix serves several layers.
 _TIED_TO_WORDS = (
     "lm_head.weight",
     "lm_head.decoder.weight",

@@ -20,7 +20,7 @@ BANDWIDTH_SHARE = 0.85
 LAUNCH_SECONDS = 2.5e-6
 
 _CALLS = ("call", "while", "conditional", "async-start")
-# What names or regroups values, or waits for them, without touching them.
+# Instructions that name, regroup or await values, without moving them.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 _ENDS = ("async-update", "async-done", "copy-done", "all-reduce-done", "all-gather-done")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

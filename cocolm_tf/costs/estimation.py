@@ -155,7 +155,7 @@ def estimate(
     }
 
 
-# What is done with activations, and whether that is to rematerialize them.
+# The plans for activations, and whether each rematerializes them.
 WAYS = {"kept": False, "rematerialized": True}
 
 

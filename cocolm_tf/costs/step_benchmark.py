@@ -78,7 +78,7 @@ def benchmark(
     pretrainer, step = prepare_step(config, batches)
     if count_compiled and not pretrainer.compile_step:
         raise UserError("only a compiled step can be counted: set runtime.jit_compile=true.")
-    # The machine's speed changes with what else it does: look at it on both sides of the steps.
+    # The machine's speed changes with its load: measure it before and after the steps.
     rate_before = matmul_rate(pretrainer.compute_dtype)
     _forget_peak_memory()
     try:
@@ -140,7 +140,7 @@ def prepare_step(
 
     def step() -> dict[str, tf.Tensor]:
         result = function(iterator)
-        # Its value is there only once the device has done all that was asked of it before.
+        # Its value is available only once the device has done all earlier work.
         float(result["gradient_norm"])
         return result
 

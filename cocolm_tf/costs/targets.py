@@ -17,7 +17,7 @@ from cocolm_tf.units import duration, gib, si
 GPUS = ("h100", "h200", "a100")
 TPUS = ("v4", "v5e", "v5p", "v6e")
 TARGETS = (*GPUS, *TPUS)
-# Where `make targets` puts the environment, and how another is named.
+# The environment of `make targets`, and the variable that names another.
 ENVIRONMENT = ".venv-targets"
 VARIABLE = "COCOLM_TARGETS_PYTHON"
 

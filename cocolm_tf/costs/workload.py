@@ -70,7 +70,7 @@ def _course_passes(config: PretrainingConfig, main: EncoderPass) -> dict[str, En
     mcl, generator = config.mcl, _auxiliary_pass(config, main)
     learned = [mcl.mlm_weight > 0, mcl.slm_weight > 0, False]
     sampled = [mcl.rtd_weight > 0, mcl.std_weight > 0, mcl.itd_weight > 0]
-    # Else what learns is sampled from in passing.
+    # Otherwise the pass that learns is sampled from.
     if not (config.auxiliary.sampling == "eval" and config.model.dropout):
         drawn = [one and not learns for one, learns in zip(sampled, learned, strict=True)]
     else:

@@ -27,12 +27,12 @@ from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.word_counts import CUT, count_words
 
-# An extra, which the functions import themselves.
+# Beam is an extra, which the functions import themselves.
 if TYPE_CHECKING:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-# How much of a shard is sorted in memory at once.
+# The bytes of a shard that are sorted in memory at once.
 _SORTED_BYTES = 1 << 28
 _RESULT = "beam-result.json"
 _USER_ERROR = re.compile(r"UserError: (.*?)(?: \[while running '|$)", re.MULTILINE)
@@ -190,7 +190,7 @@ def _run(
         # Beam adds to it which of its steps it was.
         raise UserError(_USER_ERROR.search(f"UserError: {error}")[1]) from error
     except RuntimeError as error:
-        # What fails in a worker is there in words alone.
+        # Of a failure in a worker there is only the text.
         if found := _USER_ERROR.findall(str(error)):
             raise UserError(found[-1]) from error
         raise
@@ -223,7 +223,7 @@ def _options(runner: str, given: Sequence[str], source: Source, *paths: str) -> 
     return options
 
 
-# --- What the workers do ---
+# --- In the workers ---
 
 
 def _read(part: Part, source: Source) -> Iterator[Any]:

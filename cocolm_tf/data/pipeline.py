@@ -23,13 +23,13 @@ from cocolm_tf.data.shards import parse
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 
-# Sequences among which the share of each dataset is as near to its weight as can be.
+# The block of sequences within which each dataset has its share, rounded up or down.
 MIXING_BLOCK = 1024
-# So many that the one of the largest weight has a sequence left in every block.
+# With more, the dataset of the largest weight could be left without a sequence in a block.
 _MOST_DATASETS = 32
-# Parts of 1 that weights are counted in.
+# The unit of normalized weights is 1 / _WHOLE: integers, so that sums are exact.
 _WHOLE = 10**8
-# Any number: what makes every validation's order, whatever the run's seed.
+# The seed of validation's order, whatever the run's: an arbitrary constant.
 _VALIDATION_ORDER = 0
 _WEIGHTED = re.compile(r"(.+)=(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)")
 
@@ -154,7 +154,7 @@ class PretrainingData:
             batches = tf.data.Dataset.choose_from_datasets(
                 [windows.unbatch() for windows in sequences], chosen, stop_on_empty_dataset=True
             ).batch(batch_size, drop_remainder=True)
-        # Told that there is no end, several hosts do not ask each other for it at every batch.
+        # Without an infinite cardinality, several hosts would agree on the end at every batch.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         return self._augmented(
             batches.apply(endless).enumerate(start), batch_size, pipelines, pipeline
@@ -203,7 +203,7 @@ class PretrainingData:
         # Without a cardinality, Keras would run one step too many to find the end, and with
         # `validation_steps` instead it would not begin at the first batch every time.
         batches = batches.apply(tf.data.experimental.assert_cardinality(count))
-        # Several hosts share each batch out: to share the files out would change the batches.
+        # Several hosts split each batch: splitting the files would change the batches.
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
@@ -257,7 +257,7 @@ class PretrainingData:
             token_ids = tf.gather(token_ids, chosen[tf.cast(skip, tf.int32) :])
             return tf.ensure_shape(token_ids, [None, length])
 
-        # Made in the background: no batch waits for a window.
+        # Windows are prepared in the background, so that no batch waits for one.
         return order.windows(start, endless).map(shuffled).prefetch(2)
 
     def _augmented(

@@ -23,10 +23,10 @@ from cocolm_tf.data.packing import Part, chunks
 from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
 
-# What is done with a chunk: called with a part, the chunk's number in it, and its documents.
+# Called with a part, the number of a chunk in it, and the chunk's documents.
 ChunkFunction = Callable[[Part, int, Sequence[str]], Any]
 
-# How many tasks wait per process.
+# Queued tasks per process.
 _WAITING = 2
 
 
@@ -94,7 +94,7 @@ class Workers:
             return
         tasks = iter(tasks)
         task = next(tasks, None)
-        # Of those from here, and of those that readers have handed on.
+        # Tasks from here, and tasks that readers have put into the queue.
         under_way = handed_on = 0
         while task is not None or under_way or handed_on:
             while task is not None and _offer(self._queue, task):
@@ -192,7 +192,7 @@ def _picklable(error: Exception) -> Exception:
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception as problem:  # Whatever its class may raise: it tells the error all the same.
+    except Exception as problem:  # Pickling runs code of the error's class.
         return RuntimeError(f"{error!r}, which cannot be pickled: {problem!r}")
     return error
 
@@ -205,9 +205,9 @@ def _set_up_process() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    # Nothing else would end a worker whose calling process was killed.
+    # Without this, a worker would outlive a calling process that was killed.
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # Slow to import, and only these processes are for it.
+    # Slow to import, and only the workers need it.
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)

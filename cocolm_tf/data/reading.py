@@ -24,12 +24,12 @@ SHARDS_AT_ONCE = 8
 CHUNK = 128
 WINDOW = 64
 ATTEMPTS = 6
-# Before the second attempt; each wait is twice the one before.
+# The wait before the second attempt; each is twice the one before.
 FIRST_WAIT_SECONDS = 1.0
 
 _ENDLESS = 2**62
 _TOO_FEW = " has too few records"
-# What a store or a network says when it may well answer later.
+# Errors of a store or a network that may be transient.
 _PASSING = (
     tf.errors.AbortedError,
     tf.errors.DeadlineExceededError,
@@ -145,7 +145,7 @@ class ReadingOrder(NamedTuple):
     def _chunks(self, path: tf.Tensor, count: tf.Tensor, skip: tf.Tensor) -> tf.data.Dataset:
         """The records of a shard from `skip` to `count`; each file is opened once."""
         records = tf.data.TFRecordDataset(path, compression(self.paths[0])).skip(skip)
-        # Reached only if there are too few: a compressed file that was cut off ends in silence.
+        # Reached only if there are too few: a truncated compressed file ends without an error.
         missing = tf.data.Dataset.from_tensors(path).map(_too_few_records)
         return records.concatenate(missing).take(count - skip).batch(CHUNK)
 
@@ -227,6 +227,6 @@ def _examine(path: str, error: tf.errors.OpError) -> None:
 
 def _reason(error: Exception) -> str:
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    # TensorFlow puts the function and the operation that failed around it.
+    # TensorFlow adds the names of the function and the operation that failed.
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", " ".join(text.split()))
     return text.strip().rstrip(".")

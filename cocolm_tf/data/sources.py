@@ -45,7 +45,7 @@ LONGEST_DOCUMENT = 1 << 21
 _LONGEST_JSON = 1 << 26
 _FILES_AT_ONCE = 16
 _WARC_HEAD = re.compile(rb"WARC/1\.\d\r\n")
-# Beside the names that `columnar_format` gives.
+# A format beside those of `columnar_format`.
 _WARC = "warc"
 
 
@@ -140,7 +140,7 @@ class FileSource(Source):
         paths = matching_files(pattern, saved_dataset_files)
         source = cls(tuple(paths), pattern, **options)
         check_encoding(source.encoding)
-        # Each is a request and an answer, if the files are on a store.
+        # In parallel, as each is a round trip where the files are on a store.
         with ThreadPoolExecutor(_FILES_AT_ONCE) as executor:
             kinds = zip(paths, executor.map(source._check, paths), strict=True)
             return replace(source, kinds={path: kind for path, kind in kinds if kind})

@@ -65,7 +65,7 @@ def attention(
         attended = tf.matmul(saved[1], value)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # What is dropped is decided again, in either case: a mask would be written and read.
+            # The mask is computed again in either case, as a stored one would be written and read.
             again = _after(upstream, query, key, seed)
             products, dropped, normalizers = forward(*again) if recompute else saved
             slope = _logits_gradient(

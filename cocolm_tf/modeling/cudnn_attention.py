@@ -135,7 +135,7 @@ def _call(
         Tout=[spec.dtype for spec in results],
         Sout=[spec.shape for spec in results],
         platforms=["CUDA"],
-        # A program for a GPU may be made where there is none.
+        # A program for a GPU may be compiled on a machine without one.
         disabled_checks=[xla.call_module_disable_check_platform()],
     )
 

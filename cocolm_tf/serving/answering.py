@@ -12,11 +12,11 @@ from cocolm_tf.serving.signature import MAX_BYTES, TOKEN_IDS, Reader, Signature,
 from cocolm_tf.tokenization.offsets import TokenOffsets
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
-# The logit of a token that is none.
+# The logit of padding.
 _NEVER = -1e4
-# How far below no answer the answer from a context without a single token scores.
+# The score of an answer from a context without tokens, relative to no answer's.
 _NOTHING_TO_CHOOSE = 1e6
-# Windows whose spans are compared at once.
+# Windows that are searched for spans at once.
 _WINDOWS_AT_ONCE = 32
 
 
@@ -77,7 +77,7 @@ class Answerer:
         by_question = tf.RaggedTensor.from_value_rowids(
             scores, tf.cast(windows.rows, tf.int64), num_questions
         )
-        # A column more, since a batch without questions has none to take the best of.
+        # One more column, since a batch without questions has none to take the maximum of.
         of_windows = tf.pad(
             by_question.to_tensor(-float("inf")), [[0, 0], [0, 1]], constant_values=-float("inf")
         )

@@ -54,7 +54,7 @@ def character_offsets(texts: tf.Tensor, lowercase: bool) -> tuple[tf.Tensor, tf.
         origins = tf.repeat(origins, tf.gather(tf.strings.length(lowered, unit="UTF8_CHAR"), index))
         texts = lower(texts)
         characters = tf.strings.unicode_decode(texts, "UTF-8")
-    # What `normalize` does at first, with as many characters as before: the second of two quotes
+    # The first steps of `normalize`, with as many characters as before: the second of two quotes
     # that become one is made a space.
     texts = tf.strings.regex_replace(texts, QUOTE_PAIRS, '" ')
     texts = tf.strings.regex_replace(texts, f"[{OTHER_SPACE}]", " ")

@@ -31,7 +31,7 @@ MODEL_FILENAME = "sp.model"
 # spaces go too, "cf" that upper and lower case become one.
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 
-# Where the vocabulary of a preset is, and what that of a released checkpoint is called.
+# The files of a vocabulary in a released checkpoint, and in a preset.
 _FILES = {
     MODEL_FILENAME: os.path.join(ASSETS_FOLDER, PRESET_MODEL_FILENAME),
     DICTIONARY_FILENAME: os.path.join(ASSETS_FOLDER, DICTIONARY_FILENAME),
@@ -39,9 +39,9 @@ _FILES = {
 # SentencePiece counts its own unknown piece; ours is among the special tokens.
 _NOT_IN_SENTENCEPIECE = NUM_SPECIAL_TOKENS - 1
 _MIN_CHARACTER_COVERAGE = 0.98
-# How much less than asked a vocabulary may cover until that is worth a warning.
+# The shortfall of coverage from which on there is a warning.
 _COVERAGE_TOLERANCE = 0.001
-# How many parts of a corpus a sample comes from at a time.
+# The parts of a corpus that are sampled in parallel.
 _PARTS_AT_A_TIME = 64
 _WORDS_AT_A_TIME = 100_000
 
