@@ -214,7 +214,7 @@ def write_bytes(path: StrPath, content: bytes) -> None:
     if is_remote(path):
         # A store shows an object only when it is complete.
         with _gfile(path) as gfile:
-            _make_way(path)
+            _remove_before_write(path)
             with gfile.GFile(path, "wb") as file:
                 file.write(content)
         return
@@ -236,7 +236,7 @@ def copy(source: StrPath, target: StrPath) -> None:
         return
     check_scheme(target)
     with _gfile(source) as gfile:
-        _make_way(target)
+        _remove_before_write(target)
         gfile.copy(source, target, overwrite=True)
 
 
@@ -451,7 +451,7 @@ def _gfile(path: StrPath) -> Iterator[Any]:
         raise OSError(number, reason or os.strerror(number), os.fspath(path)) from error
 
 
-def _make_way(path: str) -> None:
+def _remove_before_write(path: str) -> None:
     """Removes a file of `ram://`, which unlike all others appends instead of overwriting."""
     if path.startswith("ram://") and is_file(path):
         remove(path)

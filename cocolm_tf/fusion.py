@@ -25,13 +25,13 @@ _LANES, _WIDEST_FOLD = 32, 1024
 _TILE = 16
 
 # A stack: the kind of device that `compiling_for` compiles for.
-_elsewhere: list[str] = []
+_kinds_compiled_for: list[str] = []
 
 
 def device_kind() -> str:
     """The kind of device, of `DEVICE_KINDS`, that functions traced now are compiled for."""
-    if _elsewhere:
-        return _elsewhere[-1]
+    if _kinds_compiled_for:
+        return _kinds_compiled_for[-1]
     if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
         return "TPU"
     return "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
@@ -40,11 +40,11 @@ def device_kind() -> str:
 @contextlib.contextmanager
 def compiling_for(kind: str) -> Iterator[None]:
     """Compiles functions traced inside for a kind of device that need not be in this machine."""
-    _elsewhere.append(kind)
+    _kinds_compiled_for.append(kind)
     try:
         yield
     finally:
-        _elsewhere.pop()
+        _kinds_compiled_for.pop()
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,15 +45,15 @@ def run(
             print("interrupted", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
-            told = refusal(error)
-            if told is None:
+            message = refusal(error)
+            if message is None:
                 raise
-            _fail(told)
+            _fail(message)
         if written:
             print(written)
 
     logging.set_verbosity(logging.WARNING)
-    sys.unraisablehook = _tell_unraisable
+    sys.unraisablehook = _report_unraisable
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -67,7 +67,7 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         sys.exit(0)
 
 
-def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     # While its files are closed, HDF5 repeats the error that has ended the program.
     if unraisable.exc_value is None or not is_hdf5_refusal(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)

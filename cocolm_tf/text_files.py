@@ -293,7 +293,7 @@ class _Decoder:
         if mark:
             self._codec = _MARKS[mark]
         else:
-            refuse_what_is_no_text(self._path, head, self._encoding)
+            check_is_text(self._path, head, self._encoding)
         if not mark and codecs.lookup(self._codec).name in ("utf-16", "utf-32"):
             raise UserError(
                 f"{self._path} has no byte order mark: say --encoding={self._codec}-le or "
@@ -357,7 +357,7 @@ class _Decoder:
         return UserError(f"{self._complaint}. {self._advice}.")
 
 
-def refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None:
+def check_is_text(path: str, head: bytes, encoding: str | None) -> None:
     """Raises UserError with a file's format unless its first bytes are text in that encoding."""
     is_utf8 = _is_utf8(head)
     if not looks_like_text(head):
@@ -407,7 +407,7 @@ def _wide_encoding(head: bytes) -> str:
     return ""
 
 
-def has_mark(head: bytes) -> bool:
+def has_byte_order_mark(head: bytes) -> bool:
     """Whether a file begins with a byte order mark."""
     return head.startswith(tuple(_MARKS))
 

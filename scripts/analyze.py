@@ -168,13 +168,13 @@ def _read_files() -> dict[str, Any]:
 
 
 def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
-    from cocolm_tf.analysis.inputs import draw_texts
+    from cocolm_tf.analysis.inputs import sample_texts
     from cocolm_tf.analysis.presets import SentenceEncoder
     from cocolm_tf.analysis.sentence_space import describe_space
 
     texts = list(dict.fromkeys(pairs.first + pairs.second))[: FLAGS.texts]
     if FLAGS.corpus:
-        texts = draw_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed, FLAGS.encoding)
+        texts = sample_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed, FLAGS.encoding)
     if len(texts) < 2:
         raise UserError(f"--pairs={FLAGS.pairs} has no two different sentences: give --corpus.")
     spaces = {}

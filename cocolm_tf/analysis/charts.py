@@ -24,11 +24,11 @@ from cocolm_tf.analysis.figures import (
     GRID,
     ORANGE,
     PALETTE,
-    Look,
-    explain,
-    looks,
+    Style,
+    add_legend,
     new_panels,
     styled,
+    styles_of,
 )
 from cocolm_tf.analysis.glossary import DETECTION_METRICS, FREQUENCY_TITLES
 from cocolm_tf.analysis.scores import Curves, Point
@@ -72,7 +72,7 @@ def draw_distributions(cosines: Mapping[str, Mapping[str, np.ndarray]]) -> Figur
         panels[0].set_xlim(low, high)
         panels[0].set_ylim(0, None)
         handles = [Line2D([], [], color=color, linewidth=1.6) for color in _COLORS.values()]
-        explain(figure, handles, _COLORS, "upper right")
+        add_legend(figure, handles, _COLORS, "upper right")
     return figure
 
 
@@ -135,7 +135,7 @@ def draw_by_frequency(measures: Mapping[str, Mapping[str, Mapping[str, float]]])
     titles = {"recall": "Found"} | {
         key: DETECTION_METRICS[key][0] for key in _FREQUENCY_METRICS[1:]
     }
-    styles = looks(measures)
+    styles = styles_of(measures)
     with styled():
         figure, panels = new_panels(
             list(titles.values()), "original token, by its frequency", "share of replaced tokens"
@@ -153,19 +153,19 @@ def draw_by_frequency(measures: Mapping[str, Mapping[str, Mapping[str, float]]])
             axes.tick_params(bottom=False)
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panels[0].set_ylim(0, None)
-        explain(figure, [Patch(**_filled(look)) for look in styles.values()], styles)
+        add_legend(figure, [Patch(**_filled(style)) for style in styles.values()], styles)
     return figure
 
 
-def _filled(look: Look) -> dict[str, object]:
-    return {"facecolor": look.color, "hatch": look.hatch, "edgecolor": GRID, "linewidth": 0}
+def _filled(style: Style) -> dict[str, object]:
+    return {"facecolor": style.color, "hatch": style.hatch, "edgecolor": GRID, "linewidth": 0}
 
 
 def draw_judgements(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     """Draws the accuracy on minimal pairs: a panel for each way to judge, a line a category."""
     categories = list(next(iter(results.values())))
     ways = list(dict.fromkeys(way for of in results.values() for way in of[categories[0]]))
-    heights, styles = range(len(categories)), looks(results)
+    heights, styles = range(len(categories)), styles_of(results)
     with styled():
         figure, panels = new_panels(
             ways, "pairs judged right", "", height=_AROUND + _LINE * len(categories)
@@ -181,10 +181,10 @@ def draw_judgements(results: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         panels[0].set_ylim(len(categories) - 0.5, -0.5)
         panels[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         handles = [
-            Line2D([], [], color=look.color, marker=look.marker, linestyle="", markersize=6)
-            for look in styles.values()
+            Line2D([], [], color=style.color, marker=style.marker, linestyle="", markersize=6)
+            for style in styles.values()
         ]
-        explain(figure, handles, styles)
+        add_legend(figure, handles, styles)
     return figure
 
 
@@ -194,8 +194,8 @@ def draw_scores(
     """Draws scores over what was varied, a panel a task; `set_places` makes the horizontal axis."""
     names = list(dict.fromkeys(name for lines in curves.values() for name in lines))
     styles = {
-        name: {"color": look.color, "marker": look.marker, "linewidth": 1.4, "markersize": 4.5}
-        for name, look in looks(names).items()
+        name: {"color": style.color, "marker": style.marker, "linewidth": 1.4, "markersize": 4.5}
+        for name, style in styles_of(names).items()
     }
     with styled():
         figure, panels = new_panels(list(curves), x_label, "score", height=3.1, share_y=False)
@@ -205,7 +205,7 @@ def draw_scores(
             axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         places = sorted({p.x for lines in curves.values() for line in lines.values() for p in line})
         set_places(panels[0], places)
-        explain(figure, [Line2D([], [], **style) for style in styles.values()], styles)
+        add_legend(figure, [Line2D([], [], **style) for style in styles.values()], styles)
     return figure
 
 
@@ -216,14 +216,14 @@ def _draw_line(axes: Axes, points: Sequence[Point], style: Mapping[str, object])
     axes.errorbar(places, means, yerr=spread, elinewidth=0.9, capsize=2.5, **style)
 
 
-def from_zero(axes: Axes, places: list[float]) -> None:
+def linear_axis(axes: Axes, places: list[float]) -> None:
     """Sets a linear horizontal axis from zero."""
     axes.set_xlim(0, 1.05 * max(places) or None)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def in_powers(form: Callable[[float], str]) -> Callable[[Axes, list[float]], None]:
+def log_axis(form: Callable[[float], str]) -> Callable[[Axes, list[float]], None]:
     """Sets a logarithmic horizontal axis with ticks at the given places."""
 
     def set_places(axes: Axes, places: list[float]) -> None:
@@ -236,7 +236,7 @@ def in_powers(form: Callable[[float], str]) -> Callable[[Axes, list[float]], Non
     return set_places
 
 
-def in_percent(axes: Axes, places: list[float]) -> None:
+def percent_axis(axes: Axes, places: list[float]) -> None:
     """Sets a horizontal axis of percentages with ticks at the given places."""
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -14,7 +14,7 @@ from cocolm_tf.analysis.figures import (
     FAINT_INK,
     ORANGE,
     PALETTE,
-    explain,
+    add_legend,
     new_figure,
     styled,
 )
@@ -144,7 +144,7 @@ def draw(plot: Plot, metrics: Metrics) -> Figure:
         if len(plot.curves) > 1:
             _label_ends(axes, ends)
         if len(splits) > 1:
-            _explain_splits(axes)
+            _label_splits(axes)
     return figure
 
 
@@ -194,7 +194,7 @@ def _label_ends(axes: Axes, ends: Sequence[End], gap: float = 0.08) -> None:
         )
 
 
-def _explain_splits(axes: Axes) -> None:
+def _label_splits(axes: Axes) -> None:
     """Explains the splits on the line of the horizontal axis's name, where there is room."""
     lines = [
         Line2D([], [], color=FAINT_INK, linewidth=0.9, alpha=0.7),
@@ -231,7 +231,7 @@ def draw_runs(plot: Plot, runs: Sequence[Run], x_axis: str = "steps") -> Figure:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         set_scale(axes, plot, [run.metrics for run in runs])
-        _explain_runs(figure, plot, drawn)
+        _add_run_legend(figure, plot, drawn)
     return figure
 
 
@@ -246,12 +246,12 @@ def _draw_curve(axes: Axes, run: Run, name: str, x_axis: str, style: Mapping[str
     return False
 
 
-def _explain_runs(figure: Figure, plot: Plot, colors: Mapping[str, str]) -> None:
+def _add_run_legend(figure: Figure, plot: Plot, colors: Mapping[str, str]) -> None:
     """Adds legends: runs by color, below the plot; curves by line style, above it, if several."""
     handles = [Line2D([], [], color=color, linewidth=2) for color in colors.values()]
-    explain(figure, handles, colors)
+    add_legend(figure, handles, colors)
     if len(plot.curves) > 1:
         handles = [
             Line2D([], [], color=FAINT_INK, linewidth=1.6, linestyle=line) for line in _LINES
         ]
-        explain(figure, handles, plot.curves.values(), "upper right")
+        add_legend(figure, handles, plot.curves.values(), "upper right")

@@ -55,7 +55,7 @@ _STYLE = {
 }
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """The style of one series: of a line or dots, or of bars."""
 
     color: str
@@ -63,10 +63,10 @@ class Look(NamedTuple):
     hatch: str
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
     """A style for each name: a color, and another shape where the colors begin again."""
     shapes = itertools.cycle(zip(_SHAPES, _HATCHES, strict=True))
-    found = (Look(color, *shape) for shape in shapes for color in PALETTE)
+    found = (Style(color, *shape) for shape in shapes for color in PALETTE)
     return dict(zip(names, found, strict=False))
 
 
@@ -80,7 +80,7 @@ def styled() -> Iterator[None]:
 def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """Makes a figure of one panel."""
     figure, axes = plt.subplots(figsize=(5.4, 3.3), layout="constrained")
-    frame(axes, title, x_label, y_label)
+    set_labels(axes, title, x_label, y_label)
     return figure, axes
 
 
@@ -104,13 +104,13 @@ def new_panels(
         axes.remove()
     for number, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         is_first, is_lowest = number % columns == 0, number + columns >= len(titles)
-        frame(axes, title, x_label if is_lowest else "", y_label if is_first else "")
+        set_labels(axes, title, x_label if is_lowest else "", y_label if is_first else "")
         # What has nothing below it has no neighbor to share its labels with.
         axes.tick_params(labelbottom=is_lowest)
     return figure, panels[: len(titles)]
 
 
-def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+def set_labels(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Sets the title, labels and grid of axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -120,7 +120,7 @@ def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label)
 
 
-def explain(
+def add_legend(
     figure: Figure, handles: Sequence[Artist], labels: Iterable[str], loc: str = "lower left"
 ) -> None:
     """Puts a legend outside of all panels, in as many columns as there is room for."""

@@ -23,7 +23,7 @@ _WEIGHTS = {"copy_loss": 50.0, "lm_loss": 1.0}
 _MASKED_LM = {"mlm_loss": 1.0}
 
 
-class _Quiet(Reporter):
+class _NullReporter(Reporter):
     """A reporter that discards the messages of fine-tuning."""
 
     def _send(self, event: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def fine_tuned_score(config: dict[str, Any], data: dict[str, Any], seed: int = 0
             preset=preset, config=config, data=data, seed=seed, save_preset=False
         )
         with tempfile.TemporaryDirectory() as folder:
-            results = run_classification(dataclasses.asdict(run), folder, _Quiet())
+            results = run_classification(dataclasses.asdict(run), folder, _NullReporter())
         if results.get("diverged"):
             raise UserError(f"fine-tuning {preset} on {name} diverged.")
         return results["score"]

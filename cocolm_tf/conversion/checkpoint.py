@@ -84,7 +84,7 @@ class Checkpoint:
         """Reads a tensor without counting it as used; see `take`."""
         key = self._find(name)
         if key is None:
-            raise UserError(f"{self.path}: {self._spellings(name)[0]} is missing.")
+            raise UserError(f"{self.path}: {self._candidate_names(name)[0]} is missing.")
         return self._file.read(key)
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -121,13 +121,13 @@ class Checkpoint:
         return dict(self._used)
 
     def _find(self, name: str) -> str | None:
-        return next((key for key in self._spellings(name) if key in self._names), None)
+        return next((key for key in self._candidate_names(name) if key in self._names), None)
 
-    def _spellings(self, name: str) -> list[str]:
+    def _candidate_names(self, name: str) -> list[str]:
         """The names that a file may have for a tensor, the likeliest first."""
-        return self._fairseq_spellings(name) if self.is_fairseq else [released_name(name), name]
+        return self._fairseq_names(name) if self.is_fairseq else [released_name(name), name]
 
-    def _fairseq_spellings(self, name: str) -> list[str]:
+    def _fairseq_names(self, name: str) -> list[str]:
         for head, mark in _FAIRSEQ_TASK_HEADS.items():
             if name.startswith(head):
                 return [f"{self._fairseq_task_head(mark)}.{name.removeprefix(head)}"]

@@ -24,7 +24,7 @@ PRECISIONS = ("float32", "float16", "int8")
 
 _EXCLUDED = np.float32(-1e9)
 # The logit of padding.
-_NEVER = np.float32(-1e4)
+_PADDING_LOGIT = np.float32(-1e4)
 
 
 def embedding_model(backbone: CocoLMBackbone, pooling: str = "cls") -> onnx.ModelProto:
@@ -103,7 +103,7 @@ def answering_model(answerer: CocoLMQuestionAnswerer) -> onnx.ModelProto:
     # `end_logits` [B, S] float32; of `<s>`, that there is no answer. -10000 at padding.
     graph = _Graph()
     logits = graph.dense(graph.states(answerer.backbone), answerer.answer_logits)
-    is_padding, never = graph.is_padding(), graph.array(_NEVER)
+    is_padding, never = graph.is_padding(), graph.array(_PADDING_LOGIT)
     outputs = {}
     for place, name in enumerate(("start_logits", "end_logits")):
         values = graph.add("Gather", logits, graph.array(np.int64(place)), axis=2)

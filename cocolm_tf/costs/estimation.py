@@ -114,11 +114,11 @@ def estimate(
         "parameters": total,
         "parameters_by_part": parameters,
         "tokens_per_step": tokens,
-        "tokens_per_run": _over(run, tokens_per_step),
+        "tokens_per_run": _total(run, tokens_per_step),
         "flops_per_step": step,
         "flops_by_part": flops,
         "flops_per_token": step / tokens,
-        "flops_per_run": _over(run, lambda stage: sum(pretraining_flops(stage).values())),
+        "flops_per_run": _total(run, lambda stage: sum(pretraining_flops(stage).values())),
         "rematerialization_flops": rematerialization_flops(config),
         "memory": {
             name: max(
@@ -192,11 +192,11 @@ def plan(
         "contrasted": heads_of(cut).contrast * config.trainer.batch_size // contrasted_parts(cut),
         "memory": memory,
         "step_seconds": seconds(cut),
-        "run_seconds": _over(run, seconds),
+        "run_seconds": _total(run, seconds),
     }
 
 
-def _over(run: Sequence[Stage], of_step: Callable[[PretrainingConfig], float]) -> float:
+def _total(run: Sequence[Stage], of_step: Callable[[PretrainingConfig], float]) -> float:
     """Sums a quantity of each stage's step over all steps."""
     return sum((stage.end - stage.begin) * of_step(stage.config) for stage in run)
 
@@ -228,7 +228,7 @@ def of_compiled(
     return {
         "share_of_peak": compiled["share_of_peak_at_most"],
         "step_seconds": seconds(run[-1].config),
-        "run_seconds": _over(run, seconds),
+        "run_seconds": _total(run, seconds),
         "sequences": compiled["sequences"],
         "memory": compiled["argument_bytes"] + compiled["temporary_bytes"],
         "estimated_memory": sum(step_memory(one, 1, compiled["rematerialize"]).values()),

@@ -78,11 +78,11 @@ def compile_for(
         result = json.loads(done.stdout.splitlines()[-1])
         if target in GPUS:
             return result | _of_kernels(program, target, kernels_of(kept.read_bytes()))
-    device, told = ACCELERATORS[target], read_description(program)
-    products = result["flops"] / device.peak_flops(told["precision"])
+    device, description = ACCELERATORS[target], read_description(program)
+    products = result["flops"] / device.peak_flops(description["precision"])
     memory = result["bytes_accessed"] / device.memory_bandwidth
     parts = {"products_seconds": products, "memory_seconds": memory}
-    return result | parts | _at_most(told, target, max(products, memory))
+    return result | parts | _at_most(description, target, max(products, memory))
 
 
 def compare_with_measured(
@@ -105,24 +105,24 @@ def read_description(program: str) -> dict[str, Any]:
 def _of_kernels(
     program: str, target: str, kernels: list[Kernel], measured: dict[str, float] | None = None
 ) -> dict[str, Any]:
-    told, device = read_description(program), ACCELERATORS[target]
-    found = roofline(kernels, device, told["precision"])
-    found["groups"] = heaviest_groups(kernels, device, told["precision"], measured)
-    return found | _at_most(told, target, found["least_seconds"])
+    description, device = read_description(program), ACCELERATORS[target]
+    found = roofline(kernels, device, description["precision"])
+    found["groups"] = heaviest_groups(kernels, device, description["precision"], measured)
+    return found | _at_most(description, target, found["least_seconds"])
 
 
-def _at_most(told: dict[str, Any], target: str, seconds: float) -> dict[str, Any]:
-    flops = told["flops"] / told["replicas"] / seconds
-    config = told["config"]
-    parts = told["replicas"] * config["trainer"]["micro_batches"]
+def _at_most(description: dict[str, Any], target: str, seconds: float) -> dict[str, Any]:
+    flops = description["flops"] / description["replicas"] / seconds
+    config = description["config"]
+    parts = description["replicas"] * config["trainer"]["micro_batches"]
     return {
-        "precision": told["precision"],
-        "sequences": told["batch_size"] // parts,
+        "precision": description["precision"],
+        "sequences": description["batch_size"] // parts,
         "rematerialize": config["model"]["rematerialize"] in (True, "block"),
-        "model_flops": told["flops"] / parts,
+        "model_flops": description["flops"] / parts,
         "least_seconds": seconds,
-        "tokens_per_second_at_most": told["tokens"] / seconds,
-        "share_of_peak_at_most": flops / ACCELERATORS[target].peak_flops(told["precision"]),
+        "tokens_per_second_at_most": description["tokens"] / seconds,
+        "share_of_peak_at_most": flops / ACCELERATORS[target].peak_flops(description["precision"]),
     }
 
 

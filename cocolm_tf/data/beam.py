@@ -67,7 +67,7 @@ def build_with_beam(
         )
         counts = Counter({tuple(name): count for kind, name, count in result if kind == "count"})
         plan.check_filled(counts)
-        written = {tuple(name): tuple(told) for kind, name, told in result if kind == "shard"}
+        written = {tuple(name): tuple(shard) for kind, name, shard in result if kind == "shard"}
         return plan.finish(written, counts)
 
 
@@ -127,7 +127,9 @@ def _dataset(
         | "Sum" >> beam.CombinePerKey(sum)
         | "TellCounts" >> beam.MapTuple(lambda name, count: ("count", name, count))
     )
-    written = packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written, paths)
+    written = (
+        packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written_shard, paths)
+    )
     return [counts, written]
 
 
@@ -269,7 +271,7 @@ def _packed(
         yield TaggedOutput("counts", count)
 
 
-def _written(
+def _written_shard(
     group: tuple[tuple[int, int], Iterable[list[tuple[int, bytes]]]],
     paths: dict[tuple[int, int], str],
 ) -> tuple[str, tuple[int, int], tuple[int, str]]:

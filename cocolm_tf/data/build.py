@@ -509,14 +509,14 @@ def _check_room(spill_dir: str, parts: Sequence[Part]) -> None:
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
-    told = (
+    message = (
         f"{text / 1e6:,.0f} MB of input take about {_BYTES_KEPT * text / 1e6:,.0f} MB in "
         f"{spill_dir}, and {free / 1e6:,.0f} MB are free there"
     )
     if free < _FEWEST_BYTES_KEPT * text:
-        raise UserError(f"{told}: make room, or give another --spill_dir.")
+        raise UserError(f"{message}: make room, or give another --spill_dir.")
     if free < _BYTES_KEPT * text:
-        tqdm.write(f"warning: {told}.", file=sys.stderr)
+        tqdm.write(f"warning: {message}.", file=sys.stderr)
 
 
 # --- What is there already ---
@@ -536,7 +536,7 @@ def _spill_folder(output_dir: str, spill_dir: str | None) -> str:
 
 def _report_kept_chunks(runs: Runs) -> None:
     if len(runs) and runs.is_resumable:
-        print(f"what is done is kept: the same command goes on from {runs.folder}", file=sys.stderr)
+        print(f"what is done is kept: the same command resumes from {runs.folder}", file=sys.stderr)
 
 
 def _folders(output_dir: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ from cocolm_tf.errors import UserError
 ChunkFunction = Callable[[Part, int, Sequence[str]], Any]
 
 # Queued tasks per process.
-_WAITING = 2
+_QUEUED_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Workers:
         self._source = source
         # A fork of a process in which TensorFlow has started hangs.
         context = multiprocessing.get_context("spawn")
-        self._queue = context.Queue(_WAITING * number) if number else None
+        self._queue = context.Queue(_QUEUED_PER_WORKER * number) if number else None
         self._processes, self._connections = [], []
         for _ in range(number):
             receiver, sender = context.Pipe(duplex=False)
@@ -97,7 +97,7 @@ class Workers:
         # Tasks from here, and tasks that readers have put into the queue.
         under_way = handed_on = 0
         while task is not None or under_way or handed_on:
-            while task is not None and _offer(self._queue, task):
+            while task is not None and _try_put(self._queue, task):
                 under_way += 1
                 task = next(tasks, None)
             for connection in wait([receiver for receiver, _ in self._connections]):
@@ -165,7 +165,7 @@ def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | Non
     _set_up_process()
 
     def hand_on(call: _Call) -> bool:
-        if has_room := _offer(tasks, call):
+        if has_room := _try_put(tasks, call):
             sender.send(_Message(handed_on=1))
         return has_room
 
@@ -179,7 +179,7 @@ def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | Non
         sender.send(_Message(error=_picklable(error)))
 
 
-def _offer(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
+def _try_put(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
     try:
         tasks.put_nowait(task)
     except queue.Full:

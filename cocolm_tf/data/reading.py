@@ -30,7 +30,7 @@ FIRST_WAIT_SECONDS = 1.0
 _ENDLESS = 2**62
 _TOO_FEW = " has too few records"
 # Errors of a store or a network that may be transient.
-_PASSING = (
+_TRANSIENT = (
     tf.errors.AbortedError,
     tf.errors.DeadlineExceededError,
     tf.errors.InternalError,
@@ -173,10 +173,10 @@ def explain_read_errors(shards: Callable[[], Iterable[str]]) -> Iterator[None]:
         if not named and not isinstance(error, tf.errors.DataLossError):
             raise
         for path in named or shards():
-            _examine(path, error)
+            _diagnose(path, error)
         raise RestartableError(
             f"{named[0] if named else 'a shard'} could not be read ({_reason(error)}), but can be "
-            "now: start again with the same flags to go on from the last checkpoint."
+            "now: start again with the same flags to resume from the last checkpoint."
         ) from error
 
 
@@ -201,14 +201,14 @@ def _too_few_records(path: tf.Tensor) -> tf.Tensor:
         return tf.identity(path)
 
 
-def _examine(path: str, error: tf.errors.OpError) -> None:
+def _diagnose(path: str, error: tf.errors.OpError) -> None:
     """Raises what is wrong with a shard, if anything is by now."""
     try:
         records, whole = readable_records(path)
-    except _PASSING as again:
+    except _TRANSIENT as again:
         raise RestartableError(
             f"{path} cannot be read at present ({_reason(again)}): start again with the same flags "
-            "to go on from the last checkpoint."
+            "to resume from the last checkpoint."
         ) from error
     except tf.errors.OpError as again:
         raise UserError(f"{path} cannot be read: {_reason(again)}.") from error

@@ -28,12 +28,12 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import (
     BadRecords,
     check_encoding,
+    check_is_text,
     cut_at_space,
     first_bytes,
-    has_mark,
+    has_byte_order_mark,
     matching_files,
     open_binary,
-    refuse_what_is_no_text,
     text_lines,
     without_surrogates,
 )
@@ -179,8 +179,8 @@ class FileSource(Source):
             records = BadRecords(path, self.max_bad_share, "rows")
             check_column(path, kind, self.text_column, records)
         else:
-            if not has_mark(head):
-                refuse_what_is_no_text(path, head, self.encoding)
+            if not has_byte_order_mark(head):
+                check_is_text(path, head, self.encoding)
             fields = _json_fields(head)
             if fields and self.jsonl_field is None and not self.one_document_per_line:
                 raise UserError(

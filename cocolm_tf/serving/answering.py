@@ -13,9 +13,9 @@ from cocolm_tf.tokenization.offsets import TokenOffsets
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 # The logit of padding.
-_NEVER = -1e4
+_PADDING_LOGIT = -1e4
 # The score of an answer from a context without tokens, relative to no answer's.
-_NOTHING_TO_CHOOSE = 1e6
+_NO_TOKENS_PENALTY = 1e6
 # Windows that are searched for spans at once.
 _WINDOWS_AT_ONCE = 32
 
@@ -91,7 +91,7 @@ class Answerer:
         starts, ends = (
             tf.where(is_found, tf.gather(spans[name], best), 0) for name in ("starts", "ends")
         )
-        scores = tf.where(is_found, scores, no_answer - _NOTHING_TO_CHOOSE)
+        scores = tf.where(is_found, scores, no_answer - _NO_TOKENS_PENALTY)
         threshold = self._answerer.null_threshold
         is_answered = is_found
         if threshold is not None:
@@ -126,7 +126,9 @@ class Answerer:
         """Start and end logits, [B, width] each."""
         states = self._encoder.states(rows)
         logits = tf.cast(self._answerer.answer_logits(states.flat_values), tf.float32)
-        dense = rows.with_flat_values(logits).to_tensor(_NEVER, shape=tf.stack([-1, width, 2]))
+        dense = rows.with_flat_values(logits).to_tensor(
+            _PADDING_LOGIT, shape=tf.stack([-1, width, 2])
+        )
         start, end = tf.unstack(dense, axis=-1)
         return start, end
 
