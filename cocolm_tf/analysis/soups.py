@@ -1,6 +1,5 @@
 """The scores by which presets are chosen for a soup and compared with it."""
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,9 @@ from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.classification import run_classification
-from cocolm_tf.finetuning.classification_run import ClassificationRun
-from cocolm_tf.finetuning.jobs import Reporter
+from cocolm_tf.finetuning.run import run_task
+from cocolm_tf.finetuning.tasks.classification import ClassificationTask
+from cocolm_tf.jobs import Reporter
 from cocolm_tf.training.soup import Score
 
 # Of the corrective language modeling loss (paper, section 3.3), and masked language modeling's.
@@ -87,14 +86,14 @@ def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: 
 
 def fine_tuned_score(config: dict[str, Any], data: dict[str, Any], seed: int = 0) -> Score:
     """A score by the dev set of a task, after fine-tuning on it."""
-    name = ClassificationRun(preset="", config=config, data=data).check()
+    name = ClassificationTask(preset="", config=config, data=data).check()
 
     def score(preset: str) -> float:
-        run = ClassificationRun(
+        task = ClassificationTask(
             preset=preset, config=config, data=data, seed=seed, save_preset=False
         )
         with tempfile.TemporaryDirectory() as folder:
-            results = run_classification(dataclasses.asdict(run), folder, _NullReporter())
+            results = run_task(task.spec(), folder, _NullReporter())
         if results.get("diverged"):
             raise UserError(f"fine-tuning {preset} on {name} diverged.")
         return results["score"]
