@@ -75,9 +75,9 @@ class Checkpoints:
         step = steps_taken(self._model)
         if step == self._saved_step:
             return
-        ruined = [name for name, variable in self._state.items() if not _is_finite(variable)]
-        if ruined:
-            raise self.hopeless(f"{len(ruined)} of the run's variables are not finite")
+        bad = [name for name, variable in self._state.items() if not _is_finite(variable)]
+        if bad:
+            raise self.hopeless(f"{len(bad)} of the run's variables are not finite")
         self._saved_step = step
         values = {name: variable.numpy() for name, variable in self._metrics.items()}
         if self._workers.is_chief:
@@ -93,7 +93,7 @@ class Checkpoints:
         sound = [one for one in steps if one < updated]
         if self._workers.is_chief and sound != steps:
             self._set_aside([one for one in steps if one >= updated])
-        then = f"goes on from its last sound checkpoint, of step {sound[-1]}" if sound else ""
+        then = f"resumes from its last sound checkpoint, of step {sound[-1]}" if sound else ""
         return UserError(
             f"{why} at step {step}: lower optimizer.learning_rate, lengthen "
             "optimizer.warmup_steps, or train in another runtime.precision, and start again with "
@@ -240,12 +240,12 @@ class Checkpoints:
             "of another shape or type is": others,
         }
         if any(differences.values()):
-            told = "; ".join(
+            text = "; ".join(
                 f"{what} {_some(names)}" for what, names in differences.items() if names
             )
             run = os.path.dirname(self._directory)
             raise UserError(
-                f"{path} does not fit this configuration: {told}. Give another --model_dir, or "
+                f"{path} does not fit this configuration: {text}. Give another --model_dir, or "
                 f"the configuration in {os.path.join(run, 'config.yaml')}."
             )
 

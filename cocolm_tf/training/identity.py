@@ -209,14 +209,14 @@ class History:
         if self.branched_from:
             refused.pop("trainer.decay_from", None)
         if refused:
-            told = ", ".join(f"{key}={old}, not {new}" for key, (old, new) in refused.items())
+            text = ", ".join(f"{key}={old}, not {new}" for key, (old, new) in refused.items())
             if self.branched_from:
                 raise UserError(
-                    f"trainer.decay_from={self.branched_from} is of a run with {told}: a decay "
+                    f"trainer.decay_from={self.branched_from} is of a run with {text}: a decay "
                     "continues that run, so give what it was begun with."
                 )
             raise UserError(
-                f"--model_dir={self.model_dir} stands at step {step} of a run with {told}: "
+                f"--model_dir={self.model_dir} stands at step {step} of a run with {text}: "
                 "give what it was begun with to go on, or another --model_dir for another run, "
                 f"which --init_preset={os.path.join(self.model_dir, 'preset')} starts from its "
                 "weights."
@@ -244,13 +244,13 @@ class History:
         files.write_text(path, json.dumps({"stretches": records}, indent=2) + "\n")
 
     def lines(self, steps: int) -> Iterator[str]:
-        """Tells the stretches one by one."""
+        """Describes the stretches, one a line."""
         ends = [stretch.step for stretch in self.stretches[1:]] + [steps]
         before = None
         for stretch, end in zip(self.stretches, ends, strict=True):
             changes = stretch.changes_from(before) if before else {}
-            told = "; ".join(_change(key, values) for key, values in changes.items())
-            yield f"steps {stretch.step + 1:,} to {end:,}" + (f": {told}" if told else "")
+            text = "; ".join(_change(key, values) for key, values in changes.items())
+            yield f"steps {stretch.step + 1:,} to {end:,}" + (f": {text}" if text else "")
             before = stretch
 
     def _before(self, step: int) -> Stretch | None:
