@@ -53,7 +53,8 @@ def train(
         callback.set_model(pretrainer)
 
     def validate() -> None:
-        if batches := feed.validation(step - 1):
+        batches = feed.validation(step - 1)
+        if batches is not None:
             found = pretrainer.evaluate(
                 batches, callbacks=[in_validation, *callbacks], verbose=0, return_dict=True
             )

@@ -81,6 +81,7 @@ def run(tiny, tmp_path: Path):
         raises: str = "",
         check: Callable[[], None] = lambda: None,
         profile_steps: Sequence[int] = (),
+        is_chief: bool = True,
         data: dict | None = None,
         **trainer: int,
     ) -> Model:
@@ -101,7 +102,7 @@ def run(tiny, tmp_path: Path):
             sequences_by_dataset=lambda: None,
         )
         workers = types.SimpleNamespace(
-            is_chief=True,
+            is_chief=is_chief,
             any=lambda flag: bool(flag),
             wait_for_all=lambda: model.note("all workers"),
         )
@@ -242,6 +243,27 @@ def test_the_first_skipped_update_is_reported_once_and_soon(run, reported: list[
 
     run(log_interval=4, at_batch=skip_unseen)
     assert reported == [4]
+
+
+def test_a_worker_that_does_not_write_does_all_else_alike(run, tmp_path: Path, capsys):
+    """Sums over the workers are of the same steps, and what needs all of them is met by all."""
+    intervals = {"log_interval": 4, "validation_interval": 6, "checkpoint_interval": 3}
+    model = run(folder=tmp_path / "other", is_chief=False, skipped=[0, 1], **intervals)
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().err
+    assert model.events == run(skipped=[0, 1], **intervals).events
+
+
+def test_every_call_of_the_compiled_function_may_be_profiled(run, monkeypatch):
+    calls = []
+
+    class Profile(module.Profile):
+        def record(self, first: int, last: int):
+            calls.append((first, last))
+            return super().record(first, last)
+
+    monkeypatch.setattr(module, "Profile", Profile)
+    run(profile_steps=(99, 100), steps_per_loop=4, data={"sequence_length_schedule": [0.5, 8]})
+    assert calls == [(1, 4), (5, 8), (9, 12)]
 
 
 def test_a_finished_run_only_saves(run, tmp_path: Path):
