@@ -26,7 +26,11 @@ class WithholdingOptimizer(Protocol):
     """An optimizer that can leave a step out on every device alike, without a branch."""
 
     def apply_scaled(
-        self, gradients: list[tf.Tensor], variables: list[keras.Variable], scale: tf.Tensor
+        self,
+        gradients: list[tf.Tensor],
+        variables: list[keras.Variable],
+        scale: tf.Tensor,
+        replica: tf.Tensor | int = 0,
     ) -> None:
         """Updates by `scale * gradients`; not at all where `scale` is 0."""
 
@@ -384,7 +388,7 @@ class TrainingStep(keras.Model):
             tf.math.multiply_no_nan(norm, tf.cast(finite, norm.dtype)), tf.cast(finite, norm.dtype)
         )
         if isinstance(self.optimizer, WithholdingOptimizer):
-            self.optimizer.apply_scaled(gradients, self.trainable_variables, scale)
+            self.optimizer.apply_scaled(gradients, self.trainable_variables, scale, replica)
         else:
             # Keras's own optimizers add up over replicas what is the whole sum on each already.
             scale /= self.distribute_strategy.num_replicas_in_sync

@@ -17,7 +17,7 @@ from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.modeling.sampling import SamplingTemperature
 from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig
 from cocolm_tf.training.distribution import compiles_step
-from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
+from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay, ShardedAdamW
 
 Pretrainer = CocoLMPretrainer | MaskedLMPretrainer | MCLPretrainer
 
@@ -148,7 +148,9 @@ def build_optimizer(config: OptimizerConfig, train_steps: int, pretrainer: Pretr
     schedule = LinearWarmupDecay(
         config.learning_rate, config.warmup_steps, train_steps, config.end_learning_rate
     )
-    optimizer = AdamW(
+    several = pretrainer.distribute_strategy.num_replicas_in_sync > 1
+    kind = ShardedAdamW if config.sharded and several else AdamW
+    optimizer = kind(
         schedule,
         weight_decay=config.weight_decay,
         beta_1=config.beta_1,

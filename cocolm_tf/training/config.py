@@ -149,6 +149,8 @@ class OptimizerConfig(hyperparams.Config):
     decay_embeddings: bool = True
     # Bound on the gradients' global norm; 0 for none.
     clip_norm: float = 2.0
+    # Whether each replica keeps its share of the moments instead of all of them (ZeRO stage 1).
+    sharded: bool = False
 
 
 @dataclasses.dataclass

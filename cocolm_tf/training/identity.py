@@ -33,6 +33,7 @@ _MAY_CHANGE = (
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
+    "optimizer.sharded",
     "trainer.",
     "runtime.",
     "--validation_data",
