@@ -13,6 +13,7 @@ from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.relative_position import AttentionBias
 from cocolm_tf.modeling.residual_norm import ResidualNorm
 from cocolm_tf.modeling.transformer import (
+    SHARED_EMBEDDINGS,
     TransformerBlock,
     residual_scale,
     what_to_rematerialize,
@@ -57,6 +58,8 @@ class CocoLMBackbone(keras_hub.models.Backbone):
         dtype: dtype or policy of the computation, as in Keras.
         embeddings_of: another `CocoLMBackbone` whose word and position tables this one shares, or
             None. Not part of the configuration: a shared table is saved with its owner.
+        shared: what it shares of that one: "token", its word table alone; "token_position", both
+            tables; "token_position_norm", the LayerNorm on their sum, too.
 
     Call arguments:
         inputs: dict of `token_ids` [B, S] int32 and `padding_mask` [B, S], non-zero at real
@@ -97,6 +100,7 @@ class CocoLMBackbone(keras_hub.models.Backbone):
         attention: str = "xla",
         dtype: Any = None,
         embeddings_of: Self | None = None,
+        shared: str = "token_position",
         **kwargs: Any,
     ) -> None:
         embedding_dim = embedding_dim or hidden_dim
@@ -105,6 +109,9 @@ class CocoLMBackbone(keras_hub.models.Backbone):
 
         def initializer() -> keras.initializers.Initializer:
             return keras.initializers.RandomNormal(stddev=initializer_range)
+
+        if shared not in SHARED_EMBEDDINGS:
+            raise ValueError(f"shared is one of {', '.join(SHARED_EMBEDDINGS)}, not {shared!r}.")
 
         # === Layers ===
         if embeddings_of is None:
@@ -115,12 +122,6 @@ class CocoLMBackbone(keras_hub.models.Backbone):
                 dtype=dtype,
                 name="token_embedding",
             )
-            position_embedding = keras_hub.layers.PositionEmbedding(
-                max_sequence_length,
-                initializer=initializer(),
-                dtype=dtype,
-                name="position_embedding",
-            )
         else:
             for name, size in (
                 ("vocabulary_size", vocabulary_size),
@@ -129,11 +130,22 @@ class CocoLMBackbone(keras_hub.models.Backbone):
                 if size != getattr(embeddings_of, name):
                     raise ValueError(f"{name}={size} is not that of the model that embeds.")
             token_embedding = embeddings_of.token_embedding
-            position_embedding = embeddings_of.position_embedding
             embedding_dim = token_embedding.output_dim
-        embeddings_norm = ResidualNorm(
-            epsilon=layer_norm_epsilon, dtype=dtype, name="embeddings_norm"
-        )
+        if embeddings_of is None or shared == "token":
+            position_embedding = keras_hub.layers.PositionEmbedding(
+                max_sequence_length,
+                initializer=initializer(),
+                dtype=dtype,
+                name="position_embedding",
+            )
+        else:
+            position_embedding = embeddings_of.position_embedding
+        if embeddings_of is None or shared != "token_position_norm":
+            embeddings_norm = ResidualNorm(
+                epsilon=layer_norm_epsilon, dtype=dtype, name="embeddings_norm"
+            )
+        else:
+            embeddings_norm = embeddings_of.get_layer("embeddings_norm")
         embeddings_dropout = Dropout(
             dropout, seed_generator, dtype=dtype, name="embeddings_dropout"
         )

@@ -59,8 +59,11 @@ class CocoLMPretrainer(TrainingStep):
             instead of the masked positions.
         use_copy: bool. Whether the LM loss has the copy mechanism.
         stop_gradient: bool. Whether the LM loss leaves the copy probability alone.
+        weighted_lm: bool. Whether the LM loss at each position is multiplied by the probability,
+            which it leaves alone, that the copy head gives its token to be a replacement.
         copy_head_zeros: bool. Whether w_copy starts at zero, where each token is as likely to be
             replaced as not.
+        copy_head_bias: bool. Whether the copy head has a bias.
         temperature: float. Of the contrastive loss.
         projection: bool. Whether the sequence vectors pass a dense layer, GELU and LayerNorm
             before they are compared. The paper does not mention it, the released models have it.
@@ -100,7 +103,9 @@ class CocoLMPretrainer(TrainingStep):
         all_token_lm: bool = False,
         use_copy: bool = True,
         stop_gradient: bool = True,
+        weighted_lm: bool = False,
         copy_head_zeros: bool = False,
+        copy_head_bias: bool = False,
         temperature: float = 1.0,
         projection: bool = True,
         scl_over_micro_batches: bool = False,
@@ -123,7 +128,9 @@ class CocoLMPretrainer(TrainingStep):
         self.copy_head = self.lm_head = self.projection = None
         if copy_weight or (lm_weight and use_copy):
             stddev = 0.0 if copy_head_zeros else backbone.initializer_range
-            self.copy_head = self._built(CopyHead, stddev, name="copy_head")
+            self.copy_head = self._built(CopyHead, stddev, copy_head_bias, name="copy_head")
+        elif weighted_lm:
+            raise ValueError("weighted_lm=True weighs by the copy head, which nothing trains.")
         if lm_weight:
             self.lm_head = self._built(TiedProjection, backbone.token_embedding, name="lm_head")
         if scl_weight and projection:
@@ -142,6 +149,7 @@ class CocoLMPretrainer(TrainingStep):
         self.all_token_lm = all_token_lm
         self.use_copy = use_copy
         self.stop_gradient = stop_gradient
+        self.weighted_lm = weighted_lm
         self.temperature = temperature
         self.logit_chunk_rows = logit_chunk_rows
         # Equation 4.
@@ -237,10 +245,14 @@ class CocoLMPretrainer(TrainingStep):
                 self._lm_rows(x, batch) for x in (hidden, corrupted, original)
             )
             judge, rows = judge_labels, [original, weights]
+            if self.copy_head:
+                copy_logits = self._lm_rows(copy_logits, batch)
             if self.use_copy:
                 judge = self._judge_copy_or_label
-                rows += [corrupted, self._lm_rows(copy_logits, batch)]
+                rows += [corrupted, copy_logits]
             errors, guesses = self.lm_head.map_logits(judge, hidden, rows, self.logit_chunk_rows)
+            if self.weighted_lm:
+                errors *= tf.stop_gradient(tf.sigmoid(-tf.cast(copy_logits, tf.float32)))
             losses["lm_loss"] = weighted_mean(errors, weights)
             measures |= corrective_lm_measures(guesses, corrupted, original, weights)
         return losses, measures

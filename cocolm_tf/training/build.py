@@ -121,7 +121,9 @@ def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedL
         sizes["dropout"] = 0.0
     frozen = auxiliary.replacements == "frozen"
     # A model that does not learn cannot share tables with one that does.
-    tables = {"embedding_dim": main.embedding_dim} if frozen else {"embeddings_of": main}
+    tables = {"embedding_dim": main.embedding_dim}
+    if not frozen:
+        tables = {"embeddings_of": main, "shared": auxiliary.shared}
     computed = {"attention": config.runtime.attention, "dtype": config.runtime.precision}
     backbone = CocoLMBackbone(**sizes, **tables, **computed, name="auxiliary")
     model = MaskedLanguageModel(backbone, name="auxiliary_model")

@@ -13,7 +13,12 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
-from cocolm_tf.modeling.transformer import REMATERIALIZE, RESIDUAL_INITS, what_to_rematerialize
+from cocolm_tf.modeling.transformer import (
+    REMATERIALIZE,
+    RESIDUAL_INITS,
+    SHARED_EMBEDDINGS,
+    what_to_rematerialize,
+)
 from cocolm_tf.training import config_file
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -58,6 +63,9 @@ class AuxiliaryConfig(hyperparams.Config):
     num_heads: int = 0
     hidden_dim: int = 0
     intermediate_dim: int = 0
+    # What it shares with the main model where it learns: token, the word table; token_position, the
+    # position table, too; token_position_norm, also LayerNorm on both.
+    shared: str = "token_position"
     # Which pass is sampled from; see `CocoLMPretrainer`. zero_dropout also takes its dropout away.
     sampling: str = "eval"
     # What the logits are divided by before samples are drawn falls from this to 1, what exceeds 1
@@ -79,8 +87,11 @@ class ObjectiveConfig(hyperparams.Config):
     all_token_lm: bool = False
     use_copy: bool = True
     stop_gradient: bool = True
-    # Whether the copy head starts at zero.
+    # Whether the LM loss of a position is weighted by the copy head's probability of replacement.
+    weighted_lm: bool = False
+    # Whether the copy head starts at zero, and whether it has a bias.
     copy_head_zeros: bool = False
+    copy_head_bias: bool = False
     temperature: float = 1.0
     projection: bool = True
     # Whether a batch in trainer.micro_batches parts is contrasted as a whole: a forward pass more.
@@ -352,6 +363,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
         ("runtime.attention", config.runtime.attention, ATTENTION_KERNELS),
         ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
         ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),
+        ("auxiliary.shared", config.auxiliary.shared, SHARED_EMBEDDINGS),
         ("objective.name", config.objective.name, OBJECTIVES),
         ("data.masking", config.data.masking, MASKINGS),
     ):
@@ -388,6 +400,11 @@ def check_config(config: PretrainingConfig, name: str) -> None:
         _check_courses(config, name)
     elif not (objective.copy_weight or objective.lm_weight or objective.scl_weight):
         raise UserError(f"{name}: objective gives the main model nothing to learn.")
+    elif objective.weighted_lm and not (objective.copy_weight or objective.use_copy):
+        raise UserError(
+            f"{name}: objective.weighted_lm=true weighs by the copy head, which nothing trains: "
+            "set objective.copy_weight."
+        )
 
 
 def save_config(config: PretrainingConfig, path: str) -> None:

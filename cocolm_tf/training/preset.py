@@ -192,6 +192,8 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     for name in ("copy_head", "swap_head", "insert_head"):
         if head := getattr(pretrainer, name, None):
             variables[f"{name}.kernel"] = head.kernel
+            if head.bias is not None:
+                variables[f"{name}.bias"] = head.bias
     if pretrainer.lm_head:
         variables["lm_head.bias"] = pretrainer.lm_head.bias
     if pretrainer.projection:
@@ -199,6 +201,20 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     if pretrainer.auxiliary is not None:
         variables |= _masked_lm_variables(pretrainer.auxiliary, "masked_lm_head")
     return variables
+
+
+def saved_heads(directory: str) -> set[str]:
+    """The names of the weights of heads that a preset has.
+
+    Example:
+    ```python
+    "copy_head.bias" in saved_heads("runs/first/preset")
+    ```
+    """
+    if not files.is_file(os.path.join(directory, HEADS_FILENAME)):
+        return set()
+    with files.local_copy(directory, [HEADS_FILENAME]) as local:
+        return set(np.load(os.path.join(local, HEADS_FILENAME)).files)
 
 
 def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
@@ -274,6 +290,9 @@ def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[st
     """Loads weights of heads by their names, and returns the names that the preset lacks."""
     heads = os.path.join(directory, HEADS_FILENAME)
     saved = np.load(heads) if files.is_file(heads) else {}
+    unbiased = "copy_head.kernel" in variables and "copy_head.bias" not in variables
+    if unbiased and "copy_head.bias" in saved:
+        raise UserError(f"{heads} has a copy_head.bias: set objective.copy_head_bias=true.")
     missing = []
     for name, variable in variables.items():
         if name not in saved:
