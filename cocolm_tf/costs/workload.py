@@ -43,7 +43,7 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
     if config.objective.scl_weight:
         crop = 1 + round((length - 1) * config.data.crop_fraction)
         passes["main_crop"] = dataclasses.replace(main, length=crop, wanted=1)
-    if auxiliary.replacements != "random":
+    if auxiliary.replacements not in ("random", "stored"):
         learning = _auxiliary_pass(config, main)
         frozen = auxiliary.replacements == "frozen"
         if not frozen:

@@ -46,7 +46,8 @@ class CocoLMPretrainer(TrainingStep):
     Args:
         backbone: The main model.
         auxiliary: The auxiliary model; where its `trainable` is False by now, it samples but does
-            not learn. None replaces masked tokens at random.
+            not learn. None takes the batch's `replacements` [B, M] int32, or where it has none
+            replaces masked tokens at random.
         mask_token_id: The token that hides another from the auxiliary model.
         sampling: Which forward pass of the auxiliary model is sampled from. `"eval"`: a second one
             without dropout (the paper's). `"train"`: the one that learns. `"zero_dropout"`: the
@@ -189,7 +190,9 @@ class CocoLMPretrainer(TrainingStep):
         used, weights = batch["masked_weights"], tf.reshape(batch["masked_weights"], [-1])
         labels = gather_positions(original, positions)
         losses, measures = {}, {}
-        if self.auxiliary is None:
+        if self.auxiliary is None and "replacements" in batch:
+            sampled = tf.reshape(batch["replacements"], [-1])
+        elif self.auxiliary is None:
             size, vocabulary_size = tf.shape(labels), self.backbone.vocabulary_size
             sampled = random_tokens(size, vocabulary_size, self.sampling_seeds.next())
         else:

@@ -22,7 +22,7 @@ from cocolm_tf.modeling.transformer import (
 from cocolm_tf.training import config_file
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-REPLACEMENTS = ("auxiliary", "frozen", "random")
+REPLACEMENTS = ("auxiliary", "frozen", "random", "stored")
 OBJECTIVES = ("coco_lm", "masked_lm", "mcl")
 
 
@@ -55,7 +55,8 @@ class AuxiliaryConfig(hyperparams.Config):
     """The auxiliary model. A size of 0 is the main model's."""
 
     # auxiliary: it learns and masked tokens are replaced by its samples. frozen: it is that of
-    # `preset`, and does not learn. random: there is none.
+    # `preset`, and does not learn. random: there is none. stored: there is none, either, but the
+    # data has its samples, which precompute_replacements.py drew with `frozen`.
     replacements: str = "auxiliary"
     # A finished run's. The frozen model keeps the word and position tables that it had there.
     preset: str = ""
@@ -370,7 +371,8 @@ def check_config(config: PretrainingConfig, name: str) -> None:
         config_file.check_choice(name, key, value, allowed)
     if config.runtime.attention == "cudnn" and config.runtime.precision == "float32":
         raise UserError(f"{name}: runtime.attention=cudnn needs a runtime.precision that is mixed.")
-    if (config.auxiliary.replacements == "frozen") != bool(config.auxiliary.preset):
+    replacements, preset = config.auxiliary.replacements, config.auxiliary.preset
+    if replacements != "stored" and (replacements == "frozen") != bool(preset):
         raise UserError(
             f"{name}: auxiliary.replacements=frozen and auxiliary.preset go together: the frozen "
             "auxiliary model is that of a finished run's preset."
@@ -396,6 +398,16 @@ def check_config(config: PretrainingConfig, name: str) -> None:
             f"trainer.train_steps={trainer.train_steps}."
         )
     objective = config.objective
+    if replacements == "stored" and objective.name != "coco_lm":
+        raise UserError(
+            f"{name}: auxiliary.replacements=stored does not go with objective.name="
+            f"{objective.name}: it must be coco_lm."
+        )
+    if replacements == "stored" and config.data.sequence_length_schedule:
+        raise UserError(
+            f"{name}: auxiliary.replacements=stored has sequences of one length, without a "
+            "data.sequence_length_schedule."
+        )
     if objective.name == "mcl":
         _check_courses(config, name)
     elif not (objective.copy_weight or objective.lm_weight or objective.scl_weight):

@@ -22,7 +22,6 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import Transform
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
-from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import Pretrainer
 from cocolm_tf.training.model_card import Facts, write_model_card
@@ -150,12 +149,12 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
         return missing + _load_heads(head_variables(pretrainer), local)
 
 
-def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
-    """Gives a pretrainer the auxiliary model of another run, to sample from (paper, table 3).
+def load_frozen_auxiliary(auxiliary: MaskedLanguageModel, directory: str) -> None:
+    """Loads the auxiliary model of another run, to sample from (paper, table 3).
 
     Args:
-        pretrainer: the models, the auxiliary one with tables of its own.
-        directory: the other run's preset.
+        auxiliary: The model, with tables of its own.
+        directory: The other run's preset.
 
     Raises:
         UserError: if there is no such preset, or it is without auxiliary model, or that is of
@@ -163,16 +162,16 @@ def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
 
     Example:
     ```python
-    load_frozen_auxiliary(pretrainer, "runs/first/preset")
+    load_frozen_auxiliary(pretrainer.auxiliary, "runs/first/preset")
     ```
     """
     if not files.is_dir(os.path.join(directory, AUXILIARY_DIRECTORY)):
         raise UserError(f"auxiliary.preset={directory} has no {AUXILIARY_DIRECTORY}/ in it.")
     with files.local_copy(directory) as local:
-        auxiliary = os.path.join(local, AUXILIARY_DIRECTORY)
-        _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
-        _load_weights(pretrainer.auxiliary.backbone, auxiliary)
-        missing = _load_heads(_masked_lm_variables(pretrainer.auxiliary, "masked_lm_head"), local)
+        saved = os.path.join(local, AUXILIARY_DIRECTORY)
+        _check_architecture(auxiliary.backbone, saved, "auxiliary")
+        _load_weights(auxiliary.backbone, saved)
+        missing = _load_heads(_masked_lm_variables(auxiliary, "masked_lm_head"), local)
     if missing:
         raise UserError(f"auxiliary.preset={directory} lacks {', '.join(missing)}.")
 
