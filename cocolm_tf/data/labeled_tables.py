@@ -46,6 +46,28 @@ def labeled_examples(
     labeled_examples(table, 1, label_parser(["bad", "good"]))
     ```
     """
+    texts, labels, left_out = checked_rows(
+        table, num_texts, parse_label, max_bad_share, allow_empty
+    )
+    first, *second = map(list, zip(*texts, strict=True))
+    is_regression = bool(labels) and isinstance(labels[0], float)
+    return Examples(
+        first,
+        second[0] if second else None,
+        np.array(labels, np.float32 if is_regression else np.int32) if labels else None,
+        table.path,
+        left_out,
+    )
+
+
+def checked_rows(
+    table: Table,
+    num_texts: int,
+    parse_label: Callable[[str], int | float] | None,
+    max_bad_share: float = 0.0,
+    allow_empty: bool = False,
+) -> tuple[list[tuple[str, ...]], list[int | float], list[str]]:
+    """Texts, labels and what is left out, see `labeled_examples`; of any number of texts."""
     bad_rows = list(table.bad_rows)
     if parse_label is None:
         bad_rows += [(line, "is blank, and not a row to predict") for line in table.blank_lines]
@@ -68,15 +90,7 @@ def labeled_examples(
         line, reason = bad_rows[0]
         more = f"; {len(bad_rows)} of {total} rows are bad" if len(bad_rows) > 1 else ""
         raise UserError(f"{table.path}:{line} {reason}{more}.")
-    first, *second = map(list, zip(*texts, strict=True))
-    is_regression = bool(labels) and isinstance(labels[0], float)
-    return Examples(
-        first,
-        second[0] if second else None,
-        np.array(labels, np.float32 if is_regression else np.int32) if labels else None,
-        table.path,
-        _told(bad_rows),
-    )
+    return texts, labels, _told(bad_rows)
 
 
 def label_parser(values: Sequence[str]) -> Callable[[str], int]:
