@@ -27,15 +27,18 @@ _EXCLUDED = np.float32(-1e9)
 _NEVER = np.float32(-1e4)
 
 
-def embedding_model(backbone: CocoLMBackbone, pooling: str = "cls") -> onnx.ModelProto:
+def embedding_model(
+    backbone: CocoLMBackbone, pooling: str = "cls", dimension: int = 0
+) -> onnx.ModelProto:
     """Makes the model of `embed`: a vector of unit length for each text.
 
     Args:
         backbone: whose weights are copied.
         pooling: `"cls"`, the hidden state of `<s>`, or `"mean"`, that of all tokens.
+        dimension: int, D. How many leading numbers of a vector are kept; 0 for all.
 
     Returns:
-        A model from `token_ids` [B, S] int64 to `embeddings` [B, H] float32.
+        A model from `token_ids` [B, S] int64 to `embeddings` [B, D] float32.
 
     Example:
     ```python
@@ -51,8 +54,11 @@ def embedding_model(backbone: CocoLMBackbone, pooling: str = "cls") -> onnx.Mode
         is_real = graph.add("Unsqueeze", graph.is_real(), graph.array(np.int64([2])))
         real = graph.add("Mul", states, is_real)
         vectors = graph.add("ReduceSum", real, graph.array(np.int64([1])), keepdims=0)
+    dimension = dimension or backbone.hidden_dim
+    ends = (graph.array(np.int64([one])) for one in (0, dimension, 1))
+    vectors = graph.add("Slice", vectors, *ends)
     length = graph.add("ReduceL2", vectors, graph.array(np.int64([1])), keepdims=1)
-    width = ["batch", backbone.hidden_dim]
+    width = ["batch", dimension]
     return graph.model(embeddings=(graph.add("Div", vectors, length), width))
 
 

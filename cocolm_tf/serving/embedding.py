@@ -24,10 +24,11 @@ def embedding_signatures(
     pooling: str = "cls",
     projection: Transform | None = None,
     max_bytes: int = MAX_BYTES,
+    dimension: int = 0,
 ) -> dict[str, Signature]:
     """Makes `embed` and, for callers who tokenize, `embed_ids`.
 
-    Both give `embeddings` [B, H] float32, vectors of unit length, and `truncated` [B] bool, true
+    Both give `embeddings` [B, D] float32, vectors of unit length, and `truncated` [B] bool, true
     where a text was longer than the model and its end went unread.
 
     Args:
@@ -39,6 +40,7 @@ def embedding_signatures(
             loss was computed on.
         projection: the pretrained one; for `"projection"` alone.
         max_bytes: int. What of a text is longer goes unread.
+        dimension: int, D. How many leading numbers of a vector are kept; 0 for all.
 
     Returns:
         The signatures by name.
@@ -57,6 +59,8 @@ def embedding_signatures(
             vectors = encoder.first_states(ids)
         if pooling == "projection":
             vectors = tf.cast(projection(vectors), tf.float32)
+        if dimension:
+            vectors = vectors[:, :dimension]
         return tf.math.l2_normalize(vectors, axis=-1)
 
     def embed(texts: tf.Tensor) -> Tensors:

@@ -37,7 +37,10 @@ class Settings:
         precision: one of `PRECISIONS`, what the matrices are stored and multiplied in.
         int8: bool. Whether the matrices are stored in 8 bits.
         buckets: lengths in tokens at which texts are encoded apart from shorter ones.
-        pooling: one of `POOLINGS`: what `embed` makes a vector of.
+        pooling: one of `POOLINGS`: what `embed` makes a vector of; `""` for what the preset's
+            embedder was trained with, and `"cls"` where there is none.
+        dimension: int. How many numbers a vector has; 0 for as many as the embedder was trained
+            with.
         num_corrections: int. How many corrections `correct` gives for each word.
         max_tokens: int. The longest text that `correct` reads, and context that `answer` does.
         max_bytes: int. What is read of a text in bytes, by any signature.
@@ -53,7 +56,8 @@ class Settings:
     precision: str = "float32"
     int8: bool = False
     buckets: tuple[int, ...] = BUCKETS
-    pooling: str = "cls"
+    pooling: str = ""
+    dimension: int = 0
     num_corrections: int = NUM_CORRECTIONS
     max_tokens: int = MAX_TOKENS
     max_bytes: int = MAX_BYTES
@@ -148,9 +152,10 @@ def next_version(output_dir: str) -> int:
 
 
 def _embed(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
-    projection = parts.projection if settings.pooling == "projection" else None
+    pooling, dimension = parts.embedding(settings.pooling, settings.dimension)
+    projection = parts.projection if pooling == "projection" else None
     return embedding_signatures(
-        encoder, parts.tokenizer, settings.pooling, projection, settings.max_bytes
+        encoder, parts.tokenizer, pooling, projection, settings.max_bytes, dimension
     )
 
 

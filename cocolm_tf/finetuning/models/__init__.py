@@ -1,0 +1,1 @@
+"""The models of fine-tuning: Keras classes, each with its preprocessor."""
