@@ -45,8 +45,8 @@ flags.DEFINE_enum(
     "",
     ["", "cls", "mean", "projection"],
     "embed: what becomes the vector: the hidden state of <s>, the mean of all, or <s> after the "
-    "projection of the contrastive loss. By default what the preset's embedder was trained with, or "
-    "cls.",
+    "projection of the contrastive loss. By default what the preset's embedder was trained with, "
+    "or cls.",
 )
 flags.DEFINE_integer(
     "dimension",
