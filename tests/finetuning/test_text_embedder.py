@@ -88,17 +88,17 @@ def test_the_loss_of_cosines(embedder):
 
 
 def test_learns_which_texts_belong_together(tiny_preset):
-    embedder = make(tiny_preset, dimensions=[8, 4])
+    embedder = make(tiny_preset, dimensions=[16, 8])
     embedder.optimizer.learning_rate = 5e-3
-    embedder.fit((FIRST, SECOND, THIRD), batch_size=12, epochs=40, verbose=0)
+    embedder.fit((FIRST, SECOND, THIRD), batch_size=12, epochs=60, verbose=0)
     first, second = (embedder.predict(column, verbose=0) for column in (FIRST, SECOND))
-    for width in (8, 4):
+    for width in (16, 8):
         cut = [
             one[:, :width] / np.linalg.norm(one[:, :width], axis=1, keepdims=True)
             for one in (first, second)
         ]
         found = embedder.similarity(*cut).argmax(axis=1)
-        assert (found == np.arange(12)).mean() > 0.8
+        assert (found == np.arange(12)).mean() > 0.7
 
 
 def test_learns_cosines(tiny_preset):
