@@ -1,1 +1,1 @@
-"""The models of fine-tuning: Keras classes, each with its preprocessor."""
+"""Pretrained encoders with a task's head, each with its preprocessor: `fit()` takes raw text."""

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.finetuning.batches import Tokens, bucket_boundaries
-from cocolm_tf.finetuning.padding import WIDTH_STEP
+from cocolm_tf.finetuning.models.raw_text import WIDTH_STEP
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 
 

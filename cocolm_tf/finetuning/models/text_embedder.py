@@ -14,9 +14,15 @@ from keras_hub.src.utils.tensor_utils import preprocessing_function
 from cocolm_tf.data.examples import Examples
 from cocolm_tf.finetuning.batches import tokenized
 from cocolm_tf.finetuning.models.pair_batches import pair_batches
+from cocolm_tf.finetuning.models.raw_text import (
+    Columns,
+    check_row_length,
+    check_weights,
+    finite_numbers,
+    raw_text_task,
+    text_columns,
+)
 from cocolm_tf.finetuning.presets import local_preset
-from cocolm_tf.finetuning.raw_inputs import Columns, check_weights, finite_numbers, text_columns
-from cocolm_tf.finetuning.raw_text_task import check_row_length, raw_text_task
 from cocolm_tf.losses.embedding import cosine_regression_loss, in_batch_negatives_loss
 from cocolm_tf.losses.replicas import sum_over_replicas
 from cocolm_tf.modeling.backbone import CocoLMBackbone
