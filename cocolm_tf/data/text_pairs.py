@@ -183,6 +183,11 @@ def read_retrieval(folder: str, part: str = "test") -> Retrieval:
     return Retrieval(documents, asked, relevance, folder)
 
 
+def retrieval_files(folder: str, part: str) -> list[str]:
+    """The paths of the files that `read_retrieval` reads."""
+    return [_path(folder, name) for name in ("corpus", "queries", files.join("qrels", part))]
+
+
 def retrieval_of_pairs(pairs: TextPairs) -> Retrieval:
     """The search for each first text's second texts among those of all pairs."""
     documents = {text: str(number) for number, text in enumerate(dict.fromkeys(pairs.columns[1]))}
@@ -201,6 +206,14 @@ def retrieval_of_pairs(pairs: TextPairs) -> Retrieval:
 
 
 def _table(folder: str, name: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
+    table = read_table(_path(folder, name), columns, optional=optional)
+    if table.bad_rows:
+        line, reason = table.bad_rows[0]
+        raise UserError(f"{table.path}:{line} {reason}.")
+    return table
+
+
+def _path(folder: str, name: str) -> str:
     endings = [kind + suffix for kind in FORMATS for suffix in ("", *COMPRESSED_SUFFIXES)]
     found = [path for end in endings if files.is_file(path := files.join(folder, name + end))]
     if len(found) != 1:
@@ -208,11 +221,7 @@ def _table(folder: str, name: str, columns: Sequence[str], optional: Sequence[st
         raise UserError(
             f"{folder} has {shown} of {name}{{{','.join(FORMATS)}}}: it needs one of them."
         )
-    table = read_table(found[0], columns, optional=optional)
-    if table.bad_rows:
-        line, reason = table.bad_rows[0]
-        raise UserError(f"{table.path}:{line} {reason}.")
-    return table
+    return found[0]
 
 
 def _texts(table: Table) -> dict[str, str]:

@@ -76,7 +76,8 @@ def results_page(experiments: Sequence[dict[str, Any]]) -> str:
     if tuned:
         sections.append(
             "Every task by itself, all times 100 but for errors of numbers. What guessing scores, "
-            "beside it: always the commonest class of the training rows, their mean, or no answer."
+            "beside it: always the commonest class of the training rows, their mean, or no answer; "
+            "of vectors, what the encoder scores before it is fine-tuned."
             "\n\n" + _details(tuned)
         )
     if prompted:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 RANKS = (1, 10, 100)
+RETRIEVAL_METRICS = ("ndcg@10", *(f"recall@{rank}" for rank in RANKS), "mrr@10")
 # How many scores are there at a time.
 _SCORES_AT_ONCE = 1 << 24
 
