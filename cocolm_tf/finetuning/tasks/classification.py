@@ -13,10 +13,9 @@ from cocolm_tf.data.examples import Examples, TaskData, stratified
 from cocolm_tf.data.glue import glue_files, read_glue
 from cocolm_tf.data.table_task import read_table_task
 from cocolm_tf.finetuning.batches import (
-    PREDICTION_BATCH,
     Tokens,
     describe_lengths,
-    prediction_batches,
+    predict_rows,
     tokenized,
     training_batches,
 )
@@ -180,10 +179,7 @@ class PreparedClassification(Prepared):
 
     def _outputs(self, part: str) -> np.ndarray:
         """[N, classes], in the order of the part's examples."""
-        batches, order = prediction_batches(self._tokens[part], PREDICTION_BATCH)
-        outputs = np.empty([len(self._tokens[part]), self.model.num_classes], np.float32)
-        outputs[order] = self.model.predict(batches, verbose=0)
-        return outputs
+        return predict_rows(self.model, self._tokens[part])
 
 
 def build_classifier(task: Task, config: FinetuningConfig, data: TaskData) -> CocoLMTextClassifier:

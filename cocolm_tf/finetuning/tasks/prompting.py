@@ -13,10 +13,10 @@ from cocolm_tf.data.few_shot import classes_of, few_shot_split
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import (
-    PREDICTION_BATCH,
     Tokens,
     parts_of,
-    prediction_batches,
+    predict_rows,
+    trimmed,
     without_padding,
 )
 from cocolm_tf.finetuning.config import FinetuningConfig
@@ -276,16 +276,25 @@ def prompt_batches(
     """
     texts = [tf.constant(column) for column in zip(*_texts(train), strict=True)]
     labels = tf.constant(train.labels)
+    count, steps = len(train), -(-len(train) // batch_size)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         place = tf.stack([tf.constant(seed, tf.int64), number])
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(train)), place)
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), place)
+        # Rows of weight 0 fill the last batch.
+        order = tf.concat([order, tf.fill([steps * batch_size - count], order[-1])], axis=0)
+        weights = tf.cast(tf.range(steps * batch_size) < count, tf.float32)
 
-        def fill(rows: tf.Tensor) -> Any:
+        def fill(rows: tf.Tensor, weights: tf.Tensor) -> Any:
             x = tuple(tf.gather(column, rows) for column in texts)
-            return classifier.preprocessor(x=x, y=tf.gather(labels, rows), draw=number)
+            features, y = classifier.preprocessor(x=x, y=tf.gather(labels, rows), draw=number)
+            features = trimmed(features)
+            # Keras adds up the batches of several replicas, and booleans have no sum.
+            features["padding_mask"] = tf.cast(features["padding_mask"], tf.int32)
+            return features, y, weights
 
-        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(fill)
+        rows = tf.data.Dataset.from_tensor_slices((order, weights))
+        return rows.batch(batch_size, drop_remainder=True).map(fill)
 
     return tf.data.Dataset.counter().flat_map(epoch).prefetch(2)
 
@@ -329,11 +338,7 @@ def mean_outputs(classifier: CocoLMPromptClassifier, tokens: Sequence[Tokens]) -
     mean_outputs(classifier, [prompt_tokens(classifier, examples, draw) for draw in range(16)])
     ```
     """
-    total = np.zeros([len(tokens[0]), classifier.output_shape[-1]], np.float64)
-    for one in tokens:
-        batches, order = prediction_batches(one, PREDICTION_BATCH)
-        total[order] += classifier.predict(batches, verbose=0)
-    return total / len(tokens)
+    return np.mean([predict_rows(classifier, one) for one in tokens], axis=0, dtype=np.float64)
 
 
 def _texts(examples: Examples) -> list[list[str]]:

@@ -29,7 +29,6 @@ from cocolm_tf.finetuning.models.question_answerer import (
     CocoLMQuestionAnswerer,
     CocoLMQuestionAnswererPreprocessor,
 )
-from cocolm_tf.finetuning.models.spans import Spans
 from cocolm_tf.finetuning.models.window_rows import (
     WindowRows,
     learning_batches,
@@ -232,7 +231,7 @@ class PreparedQuestionAnswering(Prepared):
 
     def _answered(self) -> tuple[list[Prediction], dict[str, float]]:
         """Answers the dev set, with the threshold that is best for it, and scores the answers."""
-        spans = Spans(**self.model.predict(self._reading, verbose=0))
+        spans = self.model.spans_of(self._reading, len(self._questions), verbose=0)
         contexts = [question.context for question in self._dev]
         predictions = collect_answers(contexts, self._questions, spans, None, self.model.n_best)
         if not np.isfinite([prediction.null_odds for prediction in predictions]).all():
