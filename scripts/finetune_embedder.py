@@ -13,6 +13,11 @@ from cocolm_tf.finetuning.flags import define_run_flags, run_from_flags
 flags.DEFINE_string(
     "train_file", None, "Table to learn from: .tsv, .csv or .jsonl, with named columns."
 )
+flags.DEFINE_string(
+    "name",
+    "",
+    "What the task is called in results, and its folder. By default as the table to learn from.",
+)
 flags.DEFINE_string("first_column", None, "Column of the first texts, as queries.")
 flags.DEFINE_string("second_column", None, "Column of the second texts, as documents.")
 flags.DEFINE_multi_string(
@@ -82,7 +87,7 @@ ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
-    name = table_name(FLAGS.train_file)
+    name = FLAGS.name or table_name(FLAGS.train_file)
     if FLAGS.score_column and FLAGS.negative_column:
         raise UserError("--negative_column goes without --score_column.")
     data = {

@@ -46,7 +46,7 @@ def labeled_examples(
     labeled_examples(table, 1, label_parser(["bad", "good"]))
     ```
     """
-    texts, labels, left_out = checked_rows(
+    texts, labels, rows, left_out = checked_rows(
         table, num_texts, parse_label, max_bad_share, allow_empty
     )
     first, *second = map(list, zip(*texts, strict=True))
@@ -57,6 +57,7 @@ def labeled_examples(
         np.array(labels, np.float32 if is_regression else np.int32) if labels else None,
         table.path,
         left_out,
+        rows,
     )
 
 
@@ -66,12 +67,12 @@ def checked_rows(
     parse_label: Callable[[str], int | float] | None,
     max_bad_share: float = 0.0,
     allow_empty: bool = False,
-) -> tuple[list[tuple[str, ...]], list[int | float], list[str]]:
-    """Texts, labels and what is left out, see `labeled_examples`; of any number of texts."""
+) -> tuple[list[tuple[str, ...]], list[int | float], np.ndarray, list[str]]:
+    """Texts, labels, lines and what is left out, see `labeled_examples`; any number of texts."""
     bad_rows = list(table.bad_rows)
     if parse_label is None:
         bad_rows += [(line, "is blank, and not a row to predict") for line in table.blank_lines]
-    texts, labels = [], []
+    texts, labels, rows = [], [], []
     for line, row in zip(table.lines, table.rows, strict=True):
         empty = [text for text in row[:num_texts] if not text.strip()]
         if empty and not allow_empty:
@@ -84,13 +85,14 @@ def checked_rows(
                 bad_rows.append((line, str(error)))
                 continue
         texts.append(row[:num_texts])
+        rows.append(line)
     bad_rows.sort()
     total = len(texts) + len(bad_rows)
     if len(bad_rows) > max_bad_share * total or not texts:
         line, reason = bad_rows[0]
         more = f"; {len(bad_rows)} of {total} rows are bad" if len(bad_rows) > 1 else ""
         raise UserError(f"{table.path}:{line} {reason}{more}.")
-    return texts, labels, _told(bad_rows)
+    return texts, labels, np.array(rows), _told(bad_rows)
 
 
 def label_parser(values: Sequence[str]) -> Callable[[str], int]:

@@ -109,7 +109,7 @@ def read_pairs(
     names = [*columns, *filter(None, [score_column])]
     table = read_table(path, names, encoding=encoding, delimiter=delimiter)
     parse = number_parser((low, high)) if score_column else None
-    texts, scores, left_out = checked_rows(table, len(columns), parse, max_bad_share)
+    texts, scores, _, left_out = checked_rows(table, len(columns), parse, max_bad_share)
     return TextPairs(
         tuple(map(list, zip(*texts, strict=True))),
         np.float32((np.array(scores) - low) / (high - low)) if score_column else None,

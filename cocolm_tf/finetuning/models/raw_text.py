@@ -419,14 +419,8 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 if class_weight:
                     factors = [class_weight.get(int(label), 1.0) for label in labels]
                     weights = np.float32(factors) * (1 if weights is None else weights)
-                # Python's generator is what seeds the weights too.
-                x, steps = training_batches(
-                    self.tokens_of(columns),
-                    labels,
-                    self._batch_size(batch_size),
-                    random.randrange(2**31),
-                    8 if self.trim_padding else 0,
-                    weights,
+                x, steps = self._learning_batches(
+                    columns, labels, self._batch_size(batch_size), weights
                 )
                 y = batch_size = None
                 kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
@@ -540,6 +534,19 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             check_weights(weights, rows)
             weights = None if weights is None else np.asarray(weights, np.float32)
             return self.checked_labels(y, rows), weights
+
+        def _learning_batches(
+            self, columns: Columns, labels: Any, batch_size: int, weights: Any
+        ) -> tuple[tf.data.Dataset, int]:
+            """Endless batches of texts, shuffled, and how many of them an epoch has."""
+            return training_batches(
+                self.tokens_of(columns),
+                labels,
+                batch_size,
+                random.randrange(2**31),  # Python's generator is what seeds the weights too.
+                8 if self.trim_padding else 0,
+                weights,
+            )
 
         def _measuring_batches(
             self, columns: Columns, y: Any, weights: Any, batch_size: int | None
@@ -712,7 +719,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
         def _accumulate(self, batch: Any, total: tf.Tensor, replica: Any) -> list[tf.Tensor]:
             """`_gradients` of the micro-batches, one after the other, added up."""
             count = self._micro_batches
-            parts = tf.nest.map_structure(lambda x: _cut(x, count), batch)
+            parts = tf.nest.map_structure(lambda x: cut(x, count), batch)
 
             def add(number: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
                 part = tf.nest.map_structure(lambda x: x[number], parts)
@@ -894,7 +901,8 @@ def _count(x: Any, weights: tf.Tensor | None) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(tf.not_equal(weights, 0), tf.float32))
 
 
-def _cut(x: tf.Tensor, parts: int) -> tf.Tensor:
+def cut(x: tf.Tensor, parts: int) -> tf.Tensor:
+    """Cuts [B, ...] into parts, [parts, B / parts, ...]."""
     rest = x.shape[1:] if x.shape[1:].is_fully_defined() else tf.shape(x)[1:]
     return tf.reshape(x, tf.concat([[parts, -1], rest], 0))
 

@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 from keras_hub.src.utils.tensor_utils import preprocessing_function
 
-from cocolm_tf.data.examples import Examples
-from cocolm_tf.finetuning.batches import tokenized
 from cocolm_tf.finetuning.models.pair_batches import pair_batches
 from cocolm_tf.finetuning.models.raw_text import (
+    BATCH_SIZE,
     Columns,
+    check_dataset,
     check_row_length,
-    check_weights,
+    cut,
     finite_numbers,
     raw_text_task,
     text_columns,
@@ -31,7 +31,9 @@ from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 POOLING_MODES = ("cls", "mean")
 
-_BATCH_SIZE = 32
+PairFeatures = dict[str, dict[str, tf.Tensor]]
+"""`token_ids` and `padding_mask` of `queries`, [B, S], and of `documents`, [B, 1 + K, T]."""
+
 # Of a polynomial modulo 2^64 that tells texts apart; any odd number does.
 _HASH_BASE = 0x9E3779B97F4A7C15
 
@@ -47,13 +49,16 @@ class CocoLMTextEmbedderPreprocessor(keras_hub.models.TextEmbedderPreprocessor):
         **kwargs: As for `keras.layers.Layer`.
 
     Call arguments:
-        x: A text or a batch of texts. Strings or a string tensor.
+        x: A text or a batch of texts, or a tuple of this alone. Strings or a string tensor.
         y: Labels, passed through.
         sample_weight: Weights of the labels, passed through.
 
     Returns:
         A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S] bool, [S] for a single text;
         in a tuple with `y` and `sample_weight` where these are given.
+
+    Raises:
+        ValueError: If there are several texts to a row.
 
     Example:
     ```python
@@ -76,6 +81,10 @@ class CocoLMTextEmbedderPreprocessor(keras_hub.models.TextEmbedderPreprocessor):
 
     def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Turns texts into the model's input."""
+        if isinstance(x, tuple):
+            if len(x) > 1:
+                raise ValueError(f"a row is a text, not {len(x)} texts.")
+            (x,) = x
         return self._pack(as_string_tensor(x), y, sample_weight)
 
     @preprocessing_function
@@ -178,48 +187,29 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         self.temperature = temperature
         self.trim_padding = trim_padding
 
-    def compile(
-        self,
-        optimizer: Any = "auto",
-        *,
-        micro_batches: int = 1,
-        jit_compile: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def compile(self, optimizer: Any = "auto", **kwargs: Any) -> None:
         """Readies the model for `fit()`, whose loss follows from what it is given.
 
         Args:
             optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
                 of 2e-5, or what Keras takes.
-            micro_batches: int. Each batch is encoded in this many parts, and still compared as a
-                whole: the memory of a small batch, the negatives of a large one, for one more
-                forward pass (GradCache: Gao et al., 2021).
-            jit_compile: As in Keras, but off unless asked for: each width of a batch would be
-                compiled anew.
-            **kwargs: As for `keras.Model.compile`; no loss and no metrics.
+            **kwargs: `micro_batches`, in how many parts a batch is encoded, which is still compared
+                as a whole: the memory of a small batch, the negatives of a large one, for one more
+                forward pass (GradCache: Gao et al., 2021); `jit_compile`, whether XLA compiles the
+                whole step, by default where there is a GPU; and what else `keras.Model.compile`
+                takes, but no loss and no metrics.
 
         Raises:
             ValueError: If there is a loss or a metric, which know nothing of other rows.
         """
         if given := [name for name in ("loss", "metrics") if kwargs.pop(name, None)]:
             raise ValueError(f"{given[0]} is not to be given: it follows from what `fit()` gets.")
-        if micro_batches < 1:
-            raise ValueError(f"micro_batches={micro_batches} must be at least 1.")
-        self.micro_batches = micro_batches
         if optimizer == "auto":
             optimizer = self.default_optimizer()
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        super().compile(optimizer=optimizer, **kwargs)
 
     def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        *,
-        sample_weight: Any = None,
-        validation_split: float = 0.0,
-        shuffle: bool = True,
-        **kwargs: Any,
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
     ) -> Any:
         """Fine-tunes the model.
 
@@ -232,10 +222,9 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
                 `(x, y)` or `(x,)`.
             y: [N], the cosines of the first two, from -1 to 1; None where they belong together.
             batch_size: int. 32 where it is None. More rows are more negatives.
-            sample_weight: [N], weights of the rows. One of weight 0 is not even a negative.
-            validation_split: As for `keras.Model.fit`.
-            shuffle: Whether every epoch has another order.
-            **kwargs: As for `keras.Model.fit`; `validation_data` is `(x, y)`, or `(x,)`.
+            **kwargs: `sample_weight` [N], where a row of weight 0 is not even a negative;
+                `validation_data`, which is `(x, y)` or `(x,)`; and what else `keras.Model.fit`
+                takes.
 
         Returns:
             Keras's `History`.
@@ -244,34 +233,9 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
             ValueError: Saying which text or label is wrong.
         """
         columns = self._columns(x)
-        if columns is None or validation_split or not shuffle:
-            return super().fit(
-                x,
-                y,
-                batch_size,
-                sample_weight=sample_weight,
-                validation_split=validation_split,
-                shuffle=shuffle,
-                **kwargs,
-            )
-        rows, batch_size = len(columns[0]), batch_size or _BATCH_SIZE
-        if len(columns) < 2:
+        if columns is not None and len(columns) < 2:
             raise ValueError("texts alone teach nothing: give pairs, (first, second).")
-        if batch_size % self.micro_batches:
-            raise ValueError(
-                f"batch_size={batch_size} cannot be cut into micro_batches={self.micro_batches}."
-            )
-        check_weights(sample_weight, rows)
-        # Python's generator is what seeds the weights too.
-        batches, steps = pair_batches(
-            [tokenized(self.preprocessor, Examples(column)) for column in columns],
-            self.checked_labels(y, rows),
-            batch_size,
-            seed=random.randrange(2**31),
-            buckets=8 if self.trim_padding else 0,
-            weights=sample_weight,
-        )
-        return super().fit(batches, **{"steps_per_epoch": steps, **kwargs, "shuffle": False})
+        return super().fit(x, y, batch_size, **kwargs)
 
     def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> np.ndarray:
         """Embeds texts.
@@ -282,7 +246,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
             **kwargs: As for `keras.Model.predict`.
 
         Returns:
-            [N, D] float32, vectors of unit length.
+            [N, D] float32, vectors of unit length, in the order of `x`.
 
         Raises:
             ValueError: Saying which text is wrong.
@@ -340,7 +304,14 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         with local_preset(preset) as local:
             return super().from_preset(local, load_weights, **kwargs)
 
-    # What Keras and `raw_text_task` call.
+    # What `raw_text_task` calls.
+
+    def checked(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any]:
+        """Texts and cosines as KerasHub takes them; a dataset may have no labels."""
+        if isinstance(x, tf.data.Dataset):
+            check_dataset(x, None, has_labels=False)
+            return x, y
+        return super().checked(x, y, sample_weight)
 
     def checked_labels(self, y: Any, rows: int) -> np.ndarray | None:
         """Cosines as the loss takes them; a `ValueError` says what is wrong."""
@@ -355,6 +326,26 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
             raise ValueError(f"columns of {[*map(len, columns)]} texts: each row has one of all.")
         return columns
 
+    def _learning_batches(
+        self, columns: Columns, labels: Any, batch_size: int, weights: Any
+    ) -> tuple[tf.data.Dataset, int]:
+        seed = random.randrange(2**31)  # Python's generator is what seeds the weights too.
+        return self._pair_batches(columns, labels, batch_size, seed, weights)
+
+    def _measuring_batches(
+        self, columns: Columns, y: Any, weights: Any, batch_size: int | None
+    ) -> tf.data.Dataset:
+        labels, weights = self._labels(columns, y, weights)
+        batch_size = min(batch_size or BATCH_SIZE, len(columns[0]))
+        return self._pair_batches(columns, labels, batch_size, None, weights)[0]
+
+    def _pair_batches(
+        self, columns: Columns, labels: Any, batch_size: int, seed: int | None, weights: Any
+    ) -> tuple[tf.data.Dataset, int]:
+        tokens = [self.tokens_of((column,)) for column in columns]
+        buckets = 8 if self.trim_padding else 0
+        return pair_batches(tokens, labels, batch_size, seed, buckets, weights)
+
     def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Turns a batch of texts, or of pairs and hard negatives, into tokens."""
         if self.preprocessor is None or not isinstance(x, tuple):
@@ -368,82 +359,86 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         x = {"queries": self._features(first), "documents": documents}
         return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
+    def _features(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        return super().preprocess_samples(texts)
+
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         # Built it is. Keras, to be sure, would call the model with pairs.
         pass
 
-    def _features(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
-        return super().preprocess_samples(texts)
+    # How a step works.
 
-    @tf.autograph.experimental.do_not_convert
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One update. Runs in replica context."""
-        x, y, weights = _unpacked(data)
+    def _train(self, batch: Any, replica: tf.Tensor | int) -> None:
+        x, y, weights = _unpacked(batch)
+
+        def encode(part: PairFeatures, number: tf.Tensor | int) -> list[tf.Tensor]:
+            with self._seeded(replica, number):
+                return self._vectors(part, training=True)
 
         def objective(vectors: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-            loss, share = self._loss(vectors, x, y, weights)
+            loss, share = self._pair_loss(vectors, x, y, weights)
             return self.optimizer.scale_loss(loss * share), loss
 
         loss, gradients = cached_gradients(
-            lambda part: self._vectors(part, training=True),
+            encode,
             objective,
             x,
             self._signature(x),
             [variable.value for variable in self.trainable_variables],
-            self.micro_batches,
-            self.backbone.seed_generator,
+            self._micro_batches,
         )
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         self._loss_tracker.update_state(loss, tf.reduce_sum(weights))
-        return self.get_metrics_result()
+        self._update(sum_over_replicas(gradients))
 
-    @tf.autograph.experimental.do_not_convert
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """The loss of a batch. Runs in replica context."""
-        x, y, weights = _unpacked(data)
-        loss, _ = self._loss(self._vectors(x, training=False), x, y, weights)
+    def _test(self, batch: Any, replica: tf.Tensor | int) -> None:
+        x, y, weights = _unpacked(batch)
+        loss, _ = self._pair_loss(self._vectors(x, training=False), x, y, weights)
         self._loss_tracker.update_state(loss, tf.reduce_sum(weights))
-        return self.get_metrics_result()
 
-    def _vectors(self, x: dict[str, dict[str, tf.Tensor]], training: bool) -> list[tf.Tensor]:
+    def _vectors(self, x: PairFeatures, training: bool) -> list[tf.Tensor]:
         """The vectors [B, H] of queries and [B, 1 + K, H] of documents, of any length."""
         documents, width = x["documents"], self.backbone.hidden_dim
         per_row = documents["token_ids"].shape[1]
         flat = {
-            name: tf.reshape(feature, [-1, tf.shape(feature)[-1]])
+            name: tf.reshape(feature, [-1, feature.shape[2] or tf.shape(feature)[2]])
             for name, feature in documents.items()
         }
         found = self._pooled(flat, training)
         return [self._pooled(x["queries"], training), tf.reshape(found, [-1, per_row, width])]
 
-    def _signature(self, x: dict[str, dict[str, tf.Tensor]]) -> list[tf.TensorSpec]:
+    def _signature(self, x: PairFeatures) -> list[tf.TensorSpec]:
         """What `_vectors` gives of a micro-batch."""
         rows, per_row, _ = x["documents"]["token_ids"].shape
-        rows, width = rows and rows // self.micro_batches, self.backbone.hidden_dim
+        rows, width = rows and rows // self._micro_batches, self.backbone.hidden_dim
         return [tf.TensorSpec([rows, width]), tf.TensorSpec([rows, per_row, width])]
 
     def _pooled(self, features: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         if self.pooling_mode == "cls":
-            first = tf.zeros([tf.shape(features["token_ids"])[0], 1], tf.int32)
+            token_ids = features["token_ids"]
+            first = tf.zeros([token_ids.shape[0] or tf.shape(token_ids)[0], 1], tf.int32)
             # The last layer is computed for these alone.
             pooled = self.backbone.states_at(features, first, training=training)[:, 0]
         else:
             pooled = _mean(self.backbone(features, training=training), features["padding_mask"])
         return tf.cast(pooled, tf.float32)
 
-    def _loss(
+    def _pair_loss(
         self,
         vectors: list[tf.Tensor],
-        x: dict[str, dict[str, tf.Tensor]],
+        x: PairFeatures,
         y: tf.Tensor | None,
         weights: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss, and the factor that makes it this replica's share of the whole batch's."""
         queries, documents = vectors
         if y is None:
-            keys = _keys(documents=x["documents"])
             loss = in_batch_negatives_loss(
-                queries, documents, self.temperature, weights, keys, self.dimensions
+                queries,
+                documents,
+                self.temperature,
+                weights,
+                _keys(**x["documents"]),
+                self.dimensions,
             )
             return loss, tf.constant(1 / self.distribute_strategy.num_replicas_in_sync)
         loss = cosine_regression_loss(queries, documents[:, 0], y, weights, self.dimensions)
@@ -452,13 +447,12 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
 
 
 def cached_gradients(
-    encode: Callable[[Any], list[tf.Tensor]],
+    encode: Callable[[Any, tf.Tensor | int], list[tf.Tensor]],
     objective: Callable[[list[tf.Tensor]], tuple[tf.Tensor, tf.Tensor]],
     batch: Any,
     signature: list[tf.TensorSpec],
     variables: list[tf.Variable],
     micro_batches: int,
-    seed_generator: keras.random.SeedGenerator,
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Gradients of what compares a batch's rows, in the memory of a part of them.
 
@@ -466,32 +460,27 @@ def cached_gradients(
     backward pass begins with those (GradCache: Gao et al., 2021).
 
     Args:
-        encode: Gives the vectors, each [rows, ...], of a batch or a part.
+        encode: Gives the vectors, each [rows, ...], of a part and its number: the same, whenever it
+            is asked for.
         objective: Gives what to differentiate, of all vectors, and what else of it is wanted.
         batch: A structure of tensors [B, ...].
         signature: Of the vectors of a part.
         variables: What to differentiate by.
         micro_batches: int. How many parts; with 1 nothing is computed twice.
-        seed_generator: Whose seeds `encode` draws: both times the same.
 
     Returns:
         What else is wanted of the objective, and the gradients.
     """
+    zero = tf.UnconnectedGradients.ZERO
     if micro_batches == 1:
         with tf.GradientTape() as tape:
-            value, wanted = objective(encode(batch))
-        gradients = tape.gradient(
-            value, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        return wanted, gradients
-    parts = tf.nest.map_structure(
-        lambda x: tf.reshape(x, tf.concat([[micro_batches, -1], tf.shape(x)[1:]], 0)), batch
-    )
-    seeds = tf.stack([seed_generator.next() for _ in range(micro_batches)])
+            value, wanted = objective(encode(batch, 0))
+        gradients = tape.gradient(value, variables, unconnected_gradients=zero)
+        return wanted, [tf.convert_to_tensor(gradient) for gradient in gradients]
+    parts = tf.nest.map_structure(lambda x: cut(x, micro_batches), batch)
 
     def vectors_of(number: tf.Tensor) -> list[tf.Tensor]:
-        with keras.StatelessScope(state_mapping=[(seed_generator.state, seeds[number])]):
-            return encode(tf.nest.map_structure(lambda x: x[number], parts))
+        return encode(tf.nest.map_structure(lambda x: x[number], parts), number)
 
     vectors = tf.map_fn(
         vectors_of,
@@ -499,11 +488,11 @@ def cached_gradients(
         parallel_iterations=1,
         fn_output_signature=signature,
     )
-    rows = [tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0)) for x in vectors]
+    rows = [tf.reshape(x, [-1, *x.shape[2:]]) for x in vectors]
     with tf.GradientTape() as tape:
         tape.watch(rows)
         value, wanted = objective(rows)
-    slopes = tape.gradient(value, rows)
+    slopes = tape.gradient(value, rows, unconnected_gradients=zero)
     slopes = [tf.reshape(slope, tf.shape(x)) for slope, x in zip(slopes, vectors, strict=True)]
 
     def add(number: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -513,7 +502,7 @@ def cached_gradients(
             found,
             variables,
             output_gradients=[slope[number] for slope in slopes],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            unconnected_gradients=zero,
         )
         return number + 1, [one + two for one, two in zip(sums, gradients, strict=True)]
 
@@ -533,10 +522,10 @@ def _mean(states: Any, padding_mask: Any) -> Any:
     return total / keras.ops.maximum(keras.ops.sum(mask, axis=1), 1.0)
 
 
-def _keys(documents: dict[str, tf.Tensor]) -> tf.Tensor:
+def _keys(token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
     """A number for each document, the same for the same tokens, whatever the padding is."""
-    token_ids = tf.cast(documents["token_ids"] + 1, tf.int64)
-    real = tf.cast(documents["padding_mask"], tf.int64)
+    token_ids = tf.cast(token_ids + 1, tf.int64)
+    real = tf.cast(padding_mask, tf.int64)
     base = tf.constant(_HASH_BASE - 2**64, tf.int64)
     powers = tf.math.cumprod(tf.fill([tf.shape(token_ids)[-1]], base))
     return tf.reduce_sum(token_ids * real * powers, axis=-1)

@@ -20,10 +20,9 @@ from cocolm_tf.data.text_pairs import (
 )
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import (
-    PREDICTION_BATCH,
     Tokens,
     describe_lengths,
-    prediction_batches,
+    predict_rows,
     tokenized,
 )
 from cocolm_tf.finetuning.config import FinetuningConfig
@@ -216,10 +215,6 @@ class PreparedEmbedding(Prepared):
         )
         return batches, steps, len(self._train)
 
-    def compile_arguments(self) -> dict[str, Any]:
-        """What `compile()` gets beside the optimizer."""
-        return {"micro_batches": self._config.trainer.micro_batches}
-
     def measure(self) -> Scores:
         """Correlations with the scores of pairs, and what searches find, by part and dimensions."""
         scores: dict[str, dict[str, float]] = {}
@@ -280,9 +275,7 @@ class PreparedEmbedding(Prepared):
 
     def _vectors(self, part: str) -> np.ndarray:
         """[N, D], of the part's different texts."""
-        batches, order = prediction_batches(self._dev_tokens[part], PREDICTION_BATCH)
-        vectors = np.empty([len(order), self.model.dimensions[0]], np.float32)
-        vectors[order] = self.model.predict(batches, verbose=0)[: len(order)]
+        vectors = predict_rows(self.model, self._dev_tokens[part])
         if not np.isfinite(vectors).all():
             raise FloatingPointError
         return vectors

@@ -23,12 +23,14 @@ from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.encoder import encoder_of, row_length
 from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
 from cocolm_tf.finetuning.models.prompt_classifier import CocoLMPromptClassifier, Template
+from cocolm_tf.finetuning.predictions import leave_predictions, probabilities
 from cocolm_tf.finetuning.tasks.classification import (
     TextTask,
     classes_line,
     describe_data,
     evaluation_lines,
     facts_of_texts,
+    smoothed_loss,
     usage,
 )
 from cocolm_tf.finetuning.tasks.task import (
@@ -175,19 +177,31 @@ class PreparedPrompting(Prepared):
         batches = prompt_batches(self.model, self._train, size, self._task.seed)
         return batches, -(-len(self._train) // size), len(self._train)
 
+    def compile_arguments(self) -> dict[str, Any]:
+        """The loss, where it is not the model's own."""
+        return smoothed_loss(self._config.trainer.label_smoothing, self._data)
+
     def measure(self) -> Scores:
         """The metrics of the few examples to choose by."""
-        return {_FEW: self._scores(self._few, self._few_tokens)}
+        outputs = self._outputs(self._few_tokens)
+        return {_FEW: evaluate(self._metrics, self._few.labels, predicted(outputs))}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
         """Measures the whole dev sets, which were not looked at before."""
-        data = self._data
+        data = dataclasses.replace(self._data, test={})
+        outputs = {
+            part: self._outputs(self._tokens_of(examples)) for part, examples in data.dev.items()
+        }
         test = {
-            part: self._scores(examples, self._tokens_of(examples))
+            part: evaluate(self._metrics, examples.labels, predicted(outputs[part]))
             for part, examples in data.dev.items()
         }
+        first = next(iter(test.values()))[self.metric]
+        shares = {part: probabilities(of_part) for part, of_part in outputs.items()}
         return {
+            "headline": f"{self.metric} {first:.4f} on the dev set",
             "test": test,
+            "assessment": leave_predictions(folder, shares, data),
             "baseline": {
                 part: evaluate(
                     self._metrics, examples.labels, guesses(data.train.labels, len(examples))
@@ -222,11 +236,11 @@ class PreparedPrompting(Prepared):
         draws = prompt.draws if prompt.demonstrations != "none" else 1
         return [prompt_tokens(self.model, examples, draw) for draw in range(draws)]
 
-    def _scores(self, examples: Examples, tokens: Sequence[Tokens]) -> dict[str, float]:
+    def _outputs(self, tokens: Sequence[Tokens]) -> np.ndarray:
         outputs = mean_outputs(self.model, tokens)
         if not np.isfinite(outputs).all():
             raise FloatingPointError
-        return evaluate(self._metrics, examples.labels, predicted(outputs))
+        return outputs
 
 
 def build_prompt_classifier(

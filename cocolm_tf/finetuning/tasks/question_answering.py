@@ -129,6 +129,8 @@ class PreparedQuestionAnswering(Prepared):
 
     def __init__(self, task: QuestionAnsweringTask, config: FinetuningConfig) -> None:
         self._task, self._config = task, config
+        if config.trainer.label_smoothing:
+            raise UserError("trainer.label_smoothing is for classes, and questions have none.")
         train, self._dev = task.read("train"), task.read("dev")
         if task.train_fraction < 1:
             answerable = np.int32([question.is_answerable for question in train])

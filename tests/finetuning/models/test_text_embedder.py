@@ -14,6 +14,7 @@ from cocolm_tf.finetuning.batches import tokenized
 from cocolm_tf.finetuning.models.pair_batches import pair_batches
 from cocolm_tf.finetuning.models.text_embedder import cached_gradients
 from cocolm_tf.losses import cosine_regression_loss, in_batch_negatives_loss
+from cocolm_tf.modeling.dropout import dropout
 from cocolm_tf.training.optimization import AdamW
 
 FIRST, SECOND, THIRD = ([text for text, _ in opinions(12, seed=seed)] for seed in (5, 6, 7))
@@ -143,21 +144,20 @@ def test_cached_gradients_are_those_of_the_large_batch(tiny_preset, cosines, jit
 
 
 def test_both_passes_of_cached_gradients_drop_the_same():
-    generator = keras.random.SeedGenerator(3)
     kernel = tf.Variable(np.random.default_rng(0).normal(size=[4, 3]), dtype=tf.float32)
     batch = tf.constant(np.random.default_rng(1).normal(size=[6, 4]), tf.float32)
 
-    def encode(rows):
-        return [keras.random.dropout(rows @ kernel, 0.5, seed=generator)]
+    def encode(rows, number):
+        return [dropout(rows @ kernel, 0.5, tf.stack([number, 7]))]
 
     def objective(vectors):
         similarities = tf.matmul(vectors[0], vectors[0], transpose_b=True)
         return tf.reduce_sum(tf.sin(similarities)), vectors[0]
 
     vectors, (gradient,) = cached_gradients(
-        encode, objective, batch, [tf.TensorSpec([2, 3])], [kernel], 3, generator
+        encode, objective, batch, [tf.TensorSpec([2, 3])], [kernel], 3
     )
-    # A row is zero where it was dropped: with the same drops, this is the gradient.
+    # An element is zero where it was dropped: with the same drops, this is the gradient.
     kept = tf.cast(vectors != 0, tf.float32) * 2
     assert 0 < float(tf.reduce_mean(kept)) < 2
     with tf.GradientTape() as tape:
@@ -283,3 +283,10 @@ def test_row_weights_of_pair_batches(preprocessor):
     batches, steps = pair_batches(columns, None, 5, seed=0, weights=weights)
     found = np.concatenate([one.numpy() for _, _, one in batches.take(steps)])
     assert sorted(found[found > 0]) == [*weights] and len(found) == 15
+
+
+def test_pairs_to_measure_on_are_one_epoch(preprocessor):
+    columns = [tokenized(preprocessor, Examples(FIRST))] * 2
+    batches, steps = pair_batches(columns, None, 5, seed=None, weights=np.arange(1, 13))
+    found = np.concatenate([one.numpy() for _, _, one in batches])
+    assert sorted(found[found > 0]) == [*range(1, 13)] and len(found) == 5 * steps == 15
