@@ -28,6 +28,7 @@ from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifier,
     CocoLMTextClassifierPreprocessor,
 )
+from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import (
     DICTIONARY_FILENAME,
@@ -249,6 +250,8 @@ def read_task_heads(directory: str) -> dict[str, np.ndarray]:
 
 def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
     task = _read_task(directory)
+    if isinstance(task, CocoLMTextEmbedder):
+        return {}  # An embedder is its encoder.
     if isinstance(task, CocoLMTextClassifier):
         return {
             "classifier.dense.kernel": task.pooled_dense.kernel,
@@ -262,7 +265,9 @@ def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
     }
 
 
-def _read_task(directory: str) -> CocoLMTextClassifier | CocoLMQuestionAnswerer:
+def _read_task(
+    directory: str,
+) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | CocoLMTextEmbedder:
     path = os.path.join(directory, _TASK_FILENAME)
     try:
         name = json.loads(files.read_text(path))["registered_name"]
@@ -270,7 +275,7 @@ def _read_task(directory: str) -> CocoLMTextClassifier | CocoLMQuestionAnswerer:
         raise UserError(f"{path} does not describe a model.") from error
     classes: dict[str, Any] = {
         keras.saving.get_registered_name(one): one
-        for one in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
+        for one in (CocoLMTextClassifier, CocoLMQuestionAnswerer, CocoLMTextEmbedder)
     }
     if name not in classes:
         raise UserError(

@@ -11,6 +11,7 @@ from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
 from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
@@ -55,6 +56,22 @@ class ServedPreset:
         """The fine-tuned question answerer."""
         return self._task_of(CocoLMQuestionAnswerer, "question_answerer", "finetune_squad.py")
 
+    def embedding(self, pooling: str = "", dimension: int = 0) -> tuple[str, int]:
+        """How vectors are made: pooling, and how many numbers are kept, 0 for all.
+
+        What is left open, `""` or 0, is as the preset's embedder was trained, or `"cls"` and all.
+        """
+        width = self.backbone.hidden_dim
+        if dimension > width:
+            raise UserError(f"--dimension={dimension} is more than the {width} of a vector.")
+        embedder = self._task if isinstance(self._task, CocoLMTextEmbedder) else None
+        if embedder is None or pooling not in ("", embedder.pooling_mode):
+            return pooling or "cls", dimension
+        if dimension and dimension not in embedder.dimensions:
+            trained = ", ".join(map(str, embedder.dimensions))
+            raise UserError(f"--dimension={dimension}: the vectors were trained at {trained}.")
+        return embedder.pooling_mode, dimension or embedder.dimensions[0]
+
     @property
     def copy_head(self) -> CopyHead:
         """The head for whether a token is the original."""
@@ -90,14 +107,16 @@ class ServedPreset:
         return self._task
 
     @functools.cached_property
-    def _task(self) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | None:
+    def _task(
+        self,
+    ) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | CocoLMTextEmbedder | None:
         """The fine-tuned model with its head; None if the preset is only pretrained."""
         path = os.path.join(self.directory, _TASK_FILENAME)
         if not files.is_file(path):
             return None
         kinds = {
             keras.saving.get_registered_name(kind): kind
-            for kind in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
+            for kind in (CocoLMTextClassifier, CocoLMQuestionAnswerer, CocoLMTextEmbedder)
         }
         try:
             name = json.loads(files.read_text(path))["registered_name"]
