@@ -163,7 +163,7 @@ def test_replicas_and_hosts_share_the_steps(config, corpus, drawn: Path, pipelin
             own = slice(step * replicas, (step + 1) * replicas)
             found = np.concatenate([part for host in parts for part in host[own]])
             np.testing.assert_array_equal(found, whole[start + step])
-    paths = data.paths_from(size, 4 * replicas, pipelines)
+    paths = data.paths_from(4 * 4 // pipelines, pipelines)
     assert [Path(path).name[5:10] for path in paths] == ["00001", "00000"]
 
 
@@ -258,7 +258,7 @@ def test_an_ended_draw_goes_on(config, corpus, draw, drawn: Path, tmp_path, monk
         (lambda config: setattr(config.auxiliary, "replacements", "auxiliary"), "set auxiliary."),
         (
             lambda config: setattr(config.data, "sequence_length_schedule", [0.5, 8]),
-            "for sequences of one length",
+            "for batches of one shape",
         ),
     ],
 )
