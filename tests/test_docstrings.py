@@ -13,7 +13,6 @@ PACKAGE = Path(cocolm_tf.__file__).parent
 # Where internal names still have more.
 NOT_YET = (
     "finetuning/",
-    "jobs",
     "suite/",
     "training/",
     *(f"data/{name}" for name in ("examples", "few_shot", "glue", "labeled_tables", "squad")),

@@ -188,5 +188,5 @@ class _SuiteRun:
                 }
             },
             row.title,
-            goes_on=True,
+            resumes=True,
         )
