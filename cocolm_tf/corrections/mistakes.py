@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from cocolm_tf import files
 from cocolm_tf.corrections.texts import Edit, MarkedText
 from cocolm_tf.errors import UserError
 
@@ -93,10 +94,11 @@ def codespell_dictionary() -> Dictionary:
             "installed: pip install 'cocolm-tf[corrections]'."
         ) from error
     folder = os.path.join(os.path.dirname(codespell_lib.__file__), "data")
-    with open(os.path.join(folder, "dictionary.txt"), encoding="utf-8") as file:
-        spelling = parse_codespell(file)
-    with open(os.path.join(folder, "dictionary_rare.txt"), encoding="utf-8") as file:
-        return Dictionary(spelling, parse_codespell(file))
+    spelling, confusion = (
+        parse_codespell(files.read_text(os.path.join(folder, name)).splitlines())
+        for name in ("dictionary.txt", "dictionary_rare.txt")
+    )
+    return Dictionary(spelling, confusion)
 
 
 def parse_codespell(lines: Iterable[str]) -> dict[str, list[str]]:
@@ -321,3 +323,10 @@ def frequent_words(texts: Iterable[str], least: int = 3) -> set[str]:
     """The words that occur so often in texts, in lower case."""
     counts = collections.Counter(word.lower() for text in texts for word in _WORD.findall(text))
     return {word for word, count in counts.items() if count >= least}
+
+
+def spread(found: Sequence[str], count: int) -> list[str]:
+    """So many of a sequence's items, at equal distances; all where there are fewer."""
+    return (
+        [found[len(found) * i // count] for i in range(count)] if count < len(found) else [*found]
+    )
