@@ -86,7 +86,7 @@ def _texts(kind: str) -> list:
     from cocolm_tf.data.sources import FileSource
 
     dictionary = mistakes.codespell_dictionary().part(held_out=True)
-    source = FileSource.find(FLAGS.made_in, encoding=FLAGS.encoding)
+    source = FileSource.find(FLAGS.made_in, encoding=FLAGS.encoding or "")
     found = list(mistakes.passages(source, FLAGS.passage_words))
     if not found:
         raise UserError(f"--made_in={FLAGS.made_in} has no sentences.")

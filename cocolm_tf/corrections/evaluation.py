@@ -1,6 +1,5 @@
 """A preset's corrections of texts with known mistakes, and their scores."""
 
-import collections
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -158,8 +157,8 @@ def evaluate(
         `precision`, `recall`, `f0.5`, `average_precision` and `precision_at_recall_0.5`;
         `correction` with `accuracy_at_1` and `accuracy_at_5`, shares of the wrong words; `edits`
         with `precision`, `recall` and `f0.5` of place and correction together; `by_kind`, from
-        each kind of mistake to its `count`, the `flagged` share of its wrong words and the
-        `corrected` share of its edits; `gleu` and `gleu_of_uncorrected`.
+        each kind of mistake to its `count`, the `flagged` share of its wrong words and their
+        `accuracy_at_1`, and the `corrected` share of its edits; `gleu` and `gleu_of_uncorrected`.
 
     Raises:
         ValueError: if there is no mistake to choose a threshold by, or to score.
@@ -188,9 +187,7 @@ def evaluate(
     ]
     corrected = [apply_edits(text, edits) for text, edits in zip(sources, made, strict=True)]
     flagged = words.probabilities[words.is_wrong] >= threshold
-    there, told = collections.Counter(words.kinds), collections.Counter()
-    for kind, is_flagged in zip(words.kinds, flagged, strict=True):
-        told[kind] += bool(is_flagged)
+    of_kind = {kind: np.array([one == kind for one in words.kinds]) for kind in by_kind}
     return {
         "texts": len(texts),
         "words": len(words.is_wrong),
@@ -213,7 +210,9 @@ def evaluate(
         "by_kind": {
             kind: {
                 "count": count,
-                "flagged": told[kind] / there[kind] if there[kind] else None,
+                # What is missing has no word of its own.
+                "flagged": _mean(flagged[of_kind[kind]]),
+                "accuracy_at_1": _mean(words.ranks[of_kind[kind]] == 0),
                 "corrected": hits / count,
             }
             for kind, (hits, count) in by_kind.items()
@@ -221,6 +220,10 @@ def evaluate(
         "gleu": scores.gleu(sources, corrected, references),
         "gleu_of_uncorrected": scores.gleu(sources, sources, references),
     }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def _named(found: dict[str, float]) -> dict[str, float]:
@@ -246,11 +249,12 @@ def report(found: dict[str, object]) -> str:
         f"{'GLEU (of the texts as they are)':34}{found['gleu']:.4f} "
         f"({found['gleu_of_uncorrected']:.4f})",
         "",
-        f"{'kind of mistake':22}    count flagged corrected",
+        f"{'kind of mistake':22}    count flagged  right 1st corrected",
     ]
     for kind, x in sorted(found["by_kind"].items(), key=lambda item: -item[1]["count"]):
-        flagged = "      -" if x["flagged"] is None else f"{x['flagged']:7.3f}"
-        lines.append(f"{kind:22}{x['count']:9}{flagged:>8}{x['corrected']:10.3f}")
+        of_words = [x["flagged"], x["accuracy_at_1"]]
+        flagged, first = ("-" if value is None else f"{value:.3f}" for value in of_words)
+        lines.append(f"{kind:22}{x['count']:9}{flagged:>8}{first:>11}{x['corrected']:10.3f}")
     return "\n".join(lines)
 
 

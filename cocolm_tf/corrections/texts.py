@@ -104,9 +104,8 @@ def edit_of_words(
 
 def _join(left: str, right: str) -> bool:
     """Whether two texts would make one word where they meet."""
-    return len(words_of(left[-1:] + right[:1])) == 1 and bool(
-        left[-1:].strip() and right[:1].strip()
-    )
+    meeting = left[-1:] + right[:1]
+    return len(meeting.strip()) == 2 and len(words_of(meeting)) == 1
 
 
 def differences(text: str, corrected: str) -> tuple[Edit, ...]:
