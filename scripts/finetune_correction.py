@@ -34,10 +34,9 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "train_file",
     "",
-    "Texts and their corrected forms, instead of a source: a table (.tsv, .csv, .jsonl), or an M2 "
-    "file (.m2).",
+    "Texts and their corrected forms, instead of a source: a table (.tsv, .csv, .jsonl) with the "
+    "columns --text_column, by default text, and --corrected_column; or an M2 file (.m2).",
 )
-flags.DEFINE_string("text_column", "text", "--train_file: the column of the texts.")
 flags.DEFINE_string("corrected_column", "corrected", "--train_file: what they should be.")
 
 FLAGS = flags.FLAGS
@@ -77,7 +76,7 @@ def _texts(sequence_length: int) -> tuple:
         if FLAGS.train_file.endswith(".m2"):
             found = texts.read_m2(FLAGS.train_file, FLAGS.encoding)
         else:
-            columns = FLAGS.text_column, FLAGS.corrected_column
+            columns = FLAGS.text_column or "text", FLAGS.corrected_column
             found = texts.read_table_of_corrections(FLAGS.train_file, *columns, FLAGS.encoding)
         return found, None, f"{files.name(FLAGS.train_file)}, {len(found):,} texts"
     source = source_from_flags()
