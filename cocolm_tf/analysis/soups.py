@@ -8,10 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from cocolm_tf.analysis.presets import load_pretrained
+from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.classification import run_classification
 from cocolm_tf.finetuning.classification_run import ClassificationRun
@@ -70,8 +70,8 @@ def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: 
             f"--data={data} has sequences of {manifest.sequence_length} tokens, more than the "
             f"{first.backbone.max_sequence_length} that the presets read."
         )
-    views = Views(SpecialTokens(mask=tokenizer.mask_token_id))
-    opened = PretrainingData.open(data, manifest.sequence_length, views)
+    augmentation = Augmentation(SpecialTokens(mask=tokenizer.mask_token_id))
+    opened = PretrainingData.open(data, manifest.sequence_length, augmentation)
     size = min(batch_size, manifest.counts["sequences"])
 
     factors = _WEIGHTS | _MASKED_LM

@@ -4,8 +4,8 @@ from typing import Any
 
 from cocolm_tf.data.examples import TaskData
 from cocolm_tf.finetuning.classification_run import ClassificationRun
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.prompt_run import PromptRun
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.results import Scores
 from cocolm_tf.finetuning.run import Run
 from cocolm_tf.finetuning.squad_run import SquadRun

@@ -24,12 +24,14 @@ from cocolm_tf.finetuning.data_report import data_lines, describe_data
 from cocolm_tf.finetuning.encoder import encoder_of, row_length
 from cocolm_tf.finetuning.jobs import Reporter, serve
 from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
+from cocolm_tf.finetuning.models.text_classifier import (
+    CocoLMTextClassifier,
+    CocoLMTextClassifierPreprocessor,
+)
 from cocolm_tf.finetuning.optimization import build_optimizer
 from cocolm_tf.finetuning.outcomes import DIVERGED, describe_run, save_model
 from cocolm_tf.finetuning.predictions import write_predictions
 from cocolm_tf.finetuning.results import Scores
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
-from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
 
 PREDICTIONS_DIRECTORY = "predictions"
 

@@ -8,7 +8,7 @@ from official.modeling import hyperparams
 
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.templates import Template
+from cocolm_tf.finetuning.models.prompt_classifier import Template
 from cocolm_tf.training import config_file
 from cocolm_tf.training.config import PRECISIONS
 

@@ -24,9 +24,9 @@ from cocolm_tf.finetuning.config import OptimizerConfig
 from cocolm_tf.finetuning.encoder import load_encoder, row_length
 from cocolm_tf.finetuning.jobs import Reporter, serve
 from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
+from cocolm_tf.finetuning.models.prompt_classifier import CocoLMPromptClassifier
 from cocolm_tf.finetuning.optimization import build_optimizer
 from cocolm_tf.finetuning.outcomes import DIVERGED, describe_run, save_model
-from cocolm_tf.finetuning.prompt_classifier import CocoLMPromptClassifier
 from cocolm_tf.finetuning.prompt_config import PromptConfig
 from cocolm_tf.finetuning.prompt_run import PromptRun
 from cocolm_tf.finetuning.results import Scores

@@ -13,26 +13,26 @@ from cocolm_tf import files
 from cocolm_tf.data.examples import stratified
 from cocolm_tf.data.squad import Question
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.answers import Prediction
 from cocolm_tf.finetuning.batches import PREDICTION_BATCH
 from cocolm_tf.finetuning.best_epoch import BestEpoch
 from cocolm_tf.finetuning.cards import answerer_facts
 from cocolm_tf.finetuning.config import FinetuningConfig, from_dict
 from cocolm_tf.finetuning.encoder import encoder_of, row_length
 from cocolm_tf.finetuning.jobs import Reporter, serve
-from cocolm_tf.finetuning.optimization import build_optimizer
-from cocolm_tf.finetuning.outcomes import DIVERGED, describe_run, save_model
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.question_answerer_preprocessor import (
+from cocolm_tf.finetuning.models.answers import Prediction
+from cocolm_tf.finetuning.models.question_answerer import (
     SEQUENCE_LENGTH,
+    CocoLMQuestionAnswerer,
     CocoLMQuestionAnswererPreprocessor,
 )
+from cocolm_tf.finetuning.models.window_rows import learning_batches
+from cocolm_tf.finetuning.optimization import build_optimizer
+from cocolm_tf.finetuning.outcomes import DIVERGED, describe_run, save_model
 from cocolm_tf.finetuning.results import Scores
 from cocolm_tf.finetuning.squad_data import question_lines, question_rows
 from cocolm_tf.finetuning.squad_files import write_squad_files
 from cocolm_tf.finetuning.squad_run import SquadRun
 from cocolm_tf.finetuning.squad_scores import choose_null_threshold, score_answers
-from cocolm_tf.finetuning.window_rows import learning_batches
 
 
 def run_squad(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import numpy as np
 
 from cocolm_tf.data.squad import Question
 from cocolm_tf.finetuning.batches import describe_lengths
-from cocolm_tf.finetuning.question_answerer_preprocessor import (
+from cocolm_tf.finetuning.models.question_answerer import (
     CocoLMQuestionAnswererPreprocessor,
 )
-from cocolm_tf.finetuning.window_rows import WindowRows, window_rows
+from cocolm_tf.finetuning.models.window_rows import WindowRows, window_rows
 
 
 def question_rows(

@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 
 from cocolm_tf.data.squad import Question
-from cocolm_tf.finetuning.answers import Prediction, probabilities
 from cocolm_tf.finetuning.jobs import write_json
+from cocolm_tf.finetuning.models.answers import Prediction, probabilities
 
 PREDICTIONS_FILENAME = "predictions.json"
 NULL_ODDS_FILENAME = "null_odds.json"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from official.nlp.tools import squad_evaluate_v2_0
 
 from cocolm_tf.data.squad import Question, to_official
-from cocolm_tf.finetuning.answers import Prediction
+from cocolm_tf.finetuning.models.answers import Prediction
 
 
 def score_answers(questions: Sequence[Question], answers: Mapping[str, str]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import pytest
 from official.nlp.tools import squad_evaluate_v2_0
 
 from cocolm_tf.data.squad import Answer, Question, to_official
-from cocolm_tf.finetuning.answers import Candidate, Prediction
+from cocolm_tf.finetuning.models.answers import Candidate, Prediction
 from cocolm_tf.finetuning.squad_files import write_squad_files
 from cocolm_tf.finetuning.squad_scores import choose_null_threshold, score_answers
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cocolm_tf.finetuning.spans import Spans
+from cocolm_tf.finetuning.models.spans import Spans
 
 # What stands for the best of no candidates, as of an empty context: no logits come near.
 _NO_CANDIDATE = -1e6

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from cocolm_tf.finetuning.windows import NOWHERE
+from cocolm_tf.finetuning.models.windows import NOWHERE
 
 
 class Spans(NamedTuple):

@@ -5,8 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cocolm_tf.finetuning.answers import Candidate, Prediction, collect_answers, probabilities
-from cocolm_tf.finetuning.spans import Spans, best_spans
+from cocolm_tf.finetuning.models.answers import (
+    Candidate,
+    Prediction,
+    collect_answers,
+    probabilities,
+)
+from cocolm_tf.finetuning.models.spans import Spans, best_spans
 
 LOGITS = st.integers(-3, 3).map(float)
 NOTHING = -math.inf

@@ -2,7 +2,7 @@ import pytest
 import tensorflow as tf
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.templates import Part, Template, changed
+from cocolm_tf.finetuning.models.prompt_classifier import Part, Template, changed
 
 
 def test_the_parts_of_a_template():

@@ -9,10 +9,10 @@ from programs import run_python
 from tiny_presets import BAD, CONTEXT_WORDS, GOOD
 
 from cocolm_tf import CocoLMBackbone, CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.question_answerer_preprocessor import (
+from cocolm_tf.finetuning.models.question_answerer import (
     CocoLMQuestionAnswererPreprocessor,
 )
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 
 OPINIONS = (*GOOD, *BAD)
 

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_presets import CONTEXT_WORDS
 
-from cocolm_tf.finetuning.question_answerer_preprocessor import (
+from cocolm_tf.finetuning.models.question_answerer import (
     CocoLMQuestionAnswererPreprocessor,
 )
-from cocolm_tf.finetuning.window_rows import learning_batches, reading_batches, window_rows
-from cocolm_tf.finetuning.windows import NUM_SPECIAL_TOKENS, check_window_sizes
+from cocolm_tf.finetuning.models.window_rows import learning_batches, reading_batches, window_rows
+from cocolm_tf.finetuning.models.windows import NUM_SPECIAL_TOKENS, check_window_sizes
 
 LONG = CONTEXT_WORDS
 WORDS = LONG.split()

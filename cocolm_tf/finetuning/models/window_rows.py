@@ -4,14 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import keras_hub
 import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.finetuning.batches import Tokens, training_batches
-from cocolm_tf.finetuning.question_answerer_preprocessor import (
-    CocoLMQuestionAnswererPreprocessor,
-)
-from cocolm_tf.finetuning.windows import NOWHERE
+from cocolm_tf.finetuning.models.windows import NOWHERE
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
@@ -63,7 +61,7 @@ class WindowRows:
 
 
 def window_rows(
-    preprocessor: CocoLMQuestionAnswererPreprocessor,
+    preprocessor: keras_hub.models.Preprocessor,
     questions: Sequence[str],
     contexts: Sequence[str],
     answers: Any = None,

@@ -9,8 +9,8 @@ from tiny_presets import opinions, write_tiny_preset
 
 from cocolm_tf import CocoLMBackbone, CocoLMPromptClassifier
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.models.prompt_classifier import BoundedCrossentropy
 from cocolm_tf.finetuning.presets import language_model_bias
-from cocolm_tf.finetuning.prompt_classifier import BoundedCrossentropy
 
 PROMPT = {"template": "{first} It was {mask} .", "label_words": ["bad", "good"]}
 TEXTS, LABELS = map(list, zip(*opinions(12, seed=5), strict=True))
