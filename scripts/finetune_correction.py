@@ -78,7 +78,7 @@ def _texts(sequence_length: int) -> tuple:
         else:
             columns = FLAGS.text_column or "text", FLAGS.corrected_column
             found = texts.read_table_of_corrections(FLAGS.train_file, *columns, FLAGS.encoding)
-        return found, None, f"{files.name(FLAGS.train_file)}, {len(found):,} texts"
+        return found, None, files.name(FLAGS.train_file)
     source = source_from_flags()
     dictionary = mistakes.codespell_dictionary().part(held_out=False)
     passages = mistakes.passages(source, int(sequence_length * WORDS_PER_TOKEN))

@@ -200,6 +200,9 @@ class MistakeMaker:
             "ending": self._other_ending,
         }
 
+    def __repr__(self) -> str:
+        return f"MistakeMaker(rate={self._rate}, weights={self._weights})"
+
     def __call__(self, text: str, seed: int | str) -> MarkedText:
         """Makes mistakes in a text.
 

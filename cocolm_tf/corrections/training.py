@@ -9,6 +9,7 @@ one's; where the right one has fewer, the rest should be nothing, which the LM h
 learn only that they do not belong; and what is missing has no token that could learn it.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from cocolm_tf.corrections.mistakes import MistakeMaker
 from cocolm_tf.corrections.texts import MarkedText
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.presets import backbone_config
+from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.measures import Measures
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -33,11 +35,11 @@ from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import compile_pretrainer
 from cocolm_tf.training.checkpoints import Checkpoints
 from cocolm_tf.training.config import PretrainingConfig, save_config
-from cocolm_tf.training.distribution import make_strategy
+from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.identity import flat
 from cocolm_tf.training.model_card import Facts
 from cocolm_tf.training.preemption import StopSignal
-from cocolm_tf.training.preset import load_preset, save_preset
+from cocolm_tf.training.preset import ARCHITECTURE, load_preset, save_preset
 from cocolm_tf.training.pretraining import _train as train
 from cocolm_tf.training.stages import stages
 from cocolm_tf.training.workers import Workers
@@ -78,6 +80,13 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the examples."""
+        digest = hashlib.sha256(f"{self._seed} {self._maker}".encode())
+        for text in self._texts:
+            digest.update(f"{text}\n".encode("utf-8", "replace"))
+        return digest.hexdigest()
 
     def __getitem__(self, number: int) -> MarkedText:
         epoch, place = divmod(number, len(self._texts))
@@ -207,9 +216,11 @@ class _Feed:
 
     held_out = None
 
-    def __init__(self, config: PretrainingConfig, examples: Examples, rows: Rows) -> None:
+    def __init__(
+        self, config: PretrainingConfig, examples: Examples, rows: Rows, batch_size: int
+    ) -> None:
         self.stages = stages(config)
-        self._size, self._examples, self._rows = config.trainer.batch_size, examples, rows
+        self._size, self._examples, self._rows = batch_size, examples, rows
 
     def training(self, step: int) -> tf.data.Dataset:
         """The batches from a step on."""
@@ -250,8 +261,7 @@ def finetune_correction(
         examples: what to learn from.
         output_dir: gets `config.yaml`, `metrics.jsonl`, `checkpoints/` and, at the end, `preset/`,
             which has the main model, its tokenizer and its heads.
-        source: what the examples are, for the model card; it must be the same for a run that goes
-            on.
+        source: what the examples are, for the model card.
 
     Returns:
         The path of the preset.
@@ -272,9 +282,13 @@ def finetune_correction(
             "objective.copy_weight and objective.lm_weight must be more than 0: one head finds "
             "what is wrong, the other what is right."
         )
-    config.model.override({k: v for k, v in sizes.items() if k in _OF_PRESET})
-    _check_same_run(output_dir, config, tokenizer, source)
+    if config.data.sequence_length_schedule:
+        raise UserError("data.sequence_length_schedule: rows of corrections have one length.")
+    of_preset = {key: sizes[key] for key in ARCHITECTURE if hasattr(config.model, key)}
+    config.model.override(of_preset)
+    _check_same_run(output_dir, config, preset, examples)
     strategy = make_strategy("one_device")
+    size = per_replica_batch(config.trainer.batch_size, config.trainer.micro_batches, strategy)
     workers, stop = Workers(strategy), StopSignal()
     with stop:
         with strategy.scope():
@@ -285,24 +299,12 @@ def finetune_correction(
         checkpoints.restore()
         slots = max(1, round(config.data.sequence_length * config.data.mask_fraction))
         rows = Rows(tokenizer, config.data.sequence_length, slots)
-        feed = _Feed(config, examples, rows)
+        feed = _Feed(config, examples, rows, size)
         with stop.deferred():
             train(trainer, config, output_dir, feed, checkpoints, workers, stop, (), ())
     written = os.path.join(output_dir, "preset")
     save_preset(trainer, tokenizer, written, _facts(config, preset, source, len(examples)))
     return written
-
-
-_OF_PRESET = (
-    "vocabulary_size",
-    "num_layers",
-    "num_heads",
-    "hidden_dim",
-    "intermediate_dim",
-    "max_sequence_length",
-    "relative_position_bins",
-    "relative_position_max_distance",
-)
 
 
 def _build(config: PretrainingConfig, preset: str, tokenizer: CocoLMTokenizer) -> CorrectionTrainer:
@@ -331,12 +333,12 @@ def _build(config: PretrainingConfig, preset: str, tokenizer: CocoLMTokenizer) -
 
 
 def _check_same_run(
-    output_dir: str, config: PretrainingConfig, tokenizer: CocoLMTokenizer, source: str
+    output_dir: str, config: PretrainingConfig, preset: str, examples: Examples
 ) -> None:
     """Refuses to go on with a run that learned from something else, by the first difference."""
     now = {
-        "the vocabulary": tokenizer.fingerprint(),
-        "the texts": source,
+        "--preset": fingerprint(preset),
+        "the texts": examples.fingerprint(),
         "runtime.seed": config.runtime.seed,
         "trainer.batch_size": config.trainer.batch_size,
         "data.sequence_length": config.data.sequence_length,

@@ -67,10 +67,10 @@ def test_a_preset_learns_from_a_table_and_is_scored(inputs: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_another_run_is_not_gone_on_with(inputs: Path, tmp_path: Path):
-    (tmp_path / "run.json").write_text(json.dumps({"the vocabulary": "another"}))
+    (tmp_path / "run.json").write_text(json.dumps({"--preset": "another"}))
     short = "--params_override=data.sequence_length=16"
     *_, said = finetune_correction.mistakes(*flags(inputs, tmp_path), short)
-    assert said.startswith(f"error: --output_dir={tmp_path} has a run with the vocabulary=another")
+    assert said.startswith(f"error: --output_dir={tmp_path} has a run with --preset=another")
 
 
 @pytest.mark.parametrize(
