@@ -14,14 +14,13 @@ from cocolm_tf.analysis.glossary import MEANINGS
 from cocolm_tf.analysis.metrics_log import TRAINING, read_metrics
 from cocolm_tf.analysis.runs import read_run
 from cocolm_tf.costs.flops import pretraining_flops
-from cocolm_tf.finetuning.results import summarize, summarize_runs
-from cocolm_tf.finetuning.results_page import markdown_table
+from cocolm_tf.finetuning.report import markdown_table, summarize, summarize_runs
 from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan, run_folder
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.stages import Total, tokens_per_step
 
-# What there is of one row and task: from each seed the results of `run_classification`.
+# What there is of one row and task: from each seed the results of `run_task`.
 Seeds = Mapping[int, Mapping[str, Any]]
 
 

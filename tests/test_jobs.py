@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from cocolm_tf.errors import RestartableError, UserError
-from cocolm_tf.finetuning.jobs import Job, JobRunner
+from cocolm_tf.jobs import Job, JobRunner
 
 # What a job's module is like. A job may wait for the company of others that have begun too.
 MODULE = """
 import os, sys, time
 from cocolm_tf.errors import RestartableError, UserError
-from cocolm_tf.finetuning.jobs import serve
+from cocolm_tf.jobs import serve
 
 def begun(folder):
     with open(os.path.join(os.path.dirname(folder), "begun")) as file:
@@ -47,7 +47,7 @@ def do(spec, folder, reporter):
         reporter.progress(0.6, "waiting")
     return {
         "square": spec["number"] ** 2,
-        "slot": sys.argv[2:],
+        "slot": sys.argv[2:4],
         "company": begun(folder),
         "headline": "done well",
     }
@@ -206,13 +206,13 @@ def test_a_job_that_was_never_done_may_become_another(make):
 
 def test_a_process_ends_when_nobody_listens(make, tmp_path: Path):
     program = textwrap.dedent(f"""
-        from cocolm_tf.finetuning.jobs import Job, JobRunner
+        from cocolm_tf.jobs import Job, JobRunner
         spec = {{"name": "a", "number": 1, "seconds": 60}}
         job = Job({str(tmp_path / "runs" / "a")!r}, spec, "a")
         with JobRunner("jobs_module", 1, 1) as jobs:
             jobs.run_all([job])
     """)
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
     parent = subprocess.Popen([sys.executable, "-c", program], env=environment)
     deadline = time.monotonic() + 60

@@ -5,9 +5,14 @@ import pytest
 
 from cocolm_tf import files
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.jobs import write_json
-from cocolm_tf.finetuning.results import summarize, summarize_runs, write_results
-from cocolm_tf.finetuning.results_page import markdown_table, results_page
+from cocolm_tf.finetuning.report import (
+    markdown_table,
+    results_page,
+    summarize,
+    summarize_runs,
+    write_results,
+)
+from cocolm_tf.jobs import write_json
 
 TASKS = {
     "MNLI": 88.5,

@@ -1,31 +1,66 @@
-"""Results as Markdown: tables to put beside the paper's."""
+"""What several runs say together: one JSON file, and tables to put beside the paper's."""
 
+import json
+import os
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from cocolm_tf import files
 from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.jobs import RESULTS_FILENAME, write_json
+
+TABLE_FILENAME = "results.md"
 
 # The columns of the paper's Table 1.
 _PAPER_COLUMNS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "RTE", "MRPC", "STS-B")
+_PAPER_METRICS = {"CoLA": "matthews", "STS-B": "spearman"}
 _GLUE_TITLES = {task.title for task in GLUE_TASKS.values()}
 _MISSING = "—"
+# In units of the labels, and not shares.
+_NOT_SHARES = ("mae", "rmse")
+
+
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """Sums one number or more up; `std` is that of the population."""
+    return {
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.pstdev(values),
+        "min": min(values),
+        "max": max(values),
+        "values": list(values),
+    }
+
+
+def summarize_runs(
+    runs: Sequence[Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Sums up the metrics of each set over runs that differ in their seeds, by `summarize`."""
+    return {
+        part: {metric: summarize([run[part][metric] for run in runs]) for metric in metrics}
+        for part, metrics in runs[0].items()
+    }
+
+
+def write_results(output_dir: str) -> str:
+    """Gathers the results of all experiments in a folder; returns the path of the table."""
+    experiments = []
+    for name in files.list_dir(output_dir):
+        path = os.path.join(output_dir, name, RESULTS_FILENAME)
+        if files.is_file(path):
+            experiments.append(json.loads(files.read_text(path)))
+    write_json({"experiments": experiments}, os.path.join(output_dir, RESULTS_FILENAME))
+    path = os.path.join(output_dir, TABLE_FILENAME)
+    files.write_text(path, results_page(experiments))
+    return path
 
 
 def results_page(experiments: Sequence[dict[str, Any]]) -> str:
-    """Lays results out as Markdown.
+    """Lays what the `results.json` of experiments hold out as Markdown.
 
-    Args:
-        experiments: What the `results.json` of experiments hold.
-
-    Returns:
-        For GLUE a table like the paper's Table 1, a row for each way of starting; for all tasks
-        a table of what each was and how its runs spread; for prompts one like the paper's Table 4.
-
-    Example:
-    ```python
-    print(results_page([experiment]))
-    ```
+    For GLUE it has a table like the paper's Table 1, a row for each way of starting; for all tasks
+    a table of what each was and how its runs spread; for prompts one like the paper's Table 4.
     """
     prompted = [experiment for experiment in experiments if "shots" in experiment]
     tuned = [experiment for experiment in experiments if "shots" not in experiment]
@@ -40,8 +75,9 @@ def results_page(experiments: Sequence[dict[str, Any]]) -> str:
         )
     if tuned:
         sections.append(
-            "Every task by itself, all times 100. What guessing scores, beside it: always the "
-            "commonest class of the training rows, their mean, or no answer.\n\n" + _details(tuned)
+            "Every task by itself, all times 100 but for errors of numbers. What guessing scores, "
+            "beside it: always the commonest class of the training rows, their mean, or no answer."
+            "\n\n" + _details(tuned)
         )
     if prompted:
         sections.append(
@@ -86,14 +122,16 @@ def _details(experiments: Sequence[dict[str, Any]]) -> str:
             f"{config['trainer']['epochs']}"
         )
         for name, metric, summary, guess in _scores(experiment, experiment["dev"]):
+            spread = ("median", "min", "max", "mean", "std")
+            diverged = len(experiment.get("diverged", ()))
             lines.append(
                 [
                     name,
                     _model_name(experiment),
                     metric,
-                    *(_percent(summary[key]) for key in ("median", "min", "max", "mean", "std")),
+                    *(_shown(metric, summary[key]) for key in spread),
                     guess,
-                    str(len(summary["values"])),
+                    str(len(summary["values"])) + (f", {diverged} diverged" if diverged else ""),
                     f"{experiment['train_rows']:,}",
                     settings,
                     f"{experiment['examples_per_second']:.1f}",
@@ -113,9 +151,9 @@ def _prompts(experiments: Sequence[dict[str, Any]]) -> str:
                     name,
                     experiment["model"],
                     metric,
-                    f"{_percent(summary['mean'])} ({_percent(summary['std'])})",
-                    _percent(summary["min"]),
-                    _percent(summary["max"]),
+                    f"{_shown(metric, summary['mean'])} ({_shown(metric, summary['std'])})",
+                    _shown(metric, summary["min"]),
+                    _shown(metric, summary["max"]),
                     guess,
                     str(len(summary["values"])),
                     str(experiment["shots"]),
@@ -133,7 +171,12 @@ def _scores(
     for part, metrics in parts.items():
         name = experiment["task"] if part == "dev" else f"{experiment['task']} {part}"
         for metric, summary in metrics.items():
-            yield name, metric, summary, _percent(experiment["baseline"][part][metric])
+            guess = experiment.get("baseline", {}).get(part, {}).get(metric)
+            yield name, metric, summary, _MISSING if guess is None else _shown(metric, guess)
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.3g}" if metric in _NOT_SHARES else _percent(value)
 
 
 def _percent(share: float) -> str:
@@ -156,18 +199,13 @@ def _cell(experiment: dict[str, Any] | None) -> str:
 
 
 def _medians(experiment: dict[str, Any]) -> list[float]:
-    metric = experiment["metric"]
+    # The paper's, whatever the best epoch was chosen by.
+    metric = _PAPER_METRICS.get(experiment["task"], "accuracy")
     return [metrics[metric]["median"] for metrics in experiment["dev"].values()]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lays out a table.
-
-    Example:
-    ```python
-    markdown_table(["task", "score"], [["RTE", "61.2"]])
-    ```
-    """
+    """Lays out a table in Markdown."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -6,7 +6,7 @@ A job has a folder:
     log.txt        what the process said
     results.json   what came out, written last: with it, the job is done
 
-and a process, `python -m MODULE FOLDER SLOT SLOTS`, whose module calls `serve`.
+and a process, `python -m MODULE FOLDER SLOT SLOTS OPTIONS`, whose module calls `serve`.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -34,6 +34,11 @@ RESULTS_FILENAME = "results.json"
 
 # Where a spec has the fingerprints of the files that the job reads, by their paths.
 CONTENT_KEY = "content_fingerprints"
+# Where results say how far a job was taken, if not to its end.
+UNTIL_KEY = "until"
+
+# The option that says over which devices a job is spread.
+STRATEGY_OPTION = "distribution_strategy"
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 
@@ -46,8 +51,14 @@ class Job:
         folder: Its own.
         spec: What to do: anything that JSON can hold. A folder stands for one `spec`.
         label: What it is called, for people.
-        goes_on: Whether it makes use of what an earlier process left in the folder. Otherwise a
-            job that was ended halfway begins in an empty one.
+        goes_on: Whether it makes use of all that an earlier process left in the folder. Otherwise
+            a job that was ended halfway begins in one that is empty but for `keeps`.
+        keeps: The names of the files and folders in it by which a job that was ended halfway is
+            resumed.
+        until: How far to take it, in units of its own; 0 for to its end. The results of a job that
+            was taken less far are those of a part of it.
+        options: What its process gets beside the spec and what changes nothing of the outcome, as
+            the devices: keyword arguments of what `serve` calls.
 
     Example:
     ```python
@@ -59,9 +70,12 @@ class Job:
     spec: dict[str, Any]
     label: str
     goes_on: bool = False
+    keeps: Sequence[str] = ()
+    until: int = 0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def results(self) -> dict[str, Any] | None:
-        """What came out, or None if the job is not done.
+        """What came out, or None if the job is not done as far as is wanted.
 
         What another job left that `diverged` is in nobody's way: other settings are the way out.
 
@@ -80,7 +94,8 @@ class Job:
                 f"{self.folder} was made with {_difference(before, now)}: give another "
                 "--output_dir, or remove that folder to do it again."
             )
-        return results
+        reached = results.get(UNTIL_KEY, 0)
+        return results if not reached or 0 < self.until <= reached else None
 
 
 class JobRunner:
@@ -96,7 +111,7 @@ class JobRunner:
 
     Example:
     ```python
-    with JobRunner("cocolm_tf.finetuning.classification", at_once=2, total=5) as runner:
+    with JobRunner("cocolm_tf.finetuning.run", at_once=2, total=5) as runner:
         results = runner.run_all(jobs)
     ```
     """
@@ -197,10 +212,10 @@ class JobRunner:
                 self._bar.write(text, file=sys.stderr)
 
     def _prepare(self, job: Job) -> None:
+        # First what would make the rest look done.
+        files.remove(os.path.join(job.folder, RESULTS_FILENAME))
         if not job.goes_on:
-            # First what would make the rest look done.
-            files.remove(os.path.join(job.folder, RESULTS_FILENAME))
-            files.remove_tree(job.folder)
+            _clear(job)
         folder = files.absolute(job.folder)
         with self._lock:
             while folder and not files.is_dir(folder):
@@ -219,7 +234,9 @@ class JobRunner:
 
     def _wait_for(self, job: Job, slot: int) -> None:
         log_path = os.path.join(job.folder, LOG_FILENAME)
-        command = [sys.executable, "-m", self._module, job.folder, str(slot), str(self._at_once)]
+        options = json.dumps({**job.options, **({UNTIL_KEY: job.until} if job.until else {})})
+        place = [str(slot), str(self._at_once), options]
+        command = [sys.executable, "-m", self._module, job.folder, *place]
         with files.open_append(log_path) as log:
             with self._lock:
                 if self._closed:
@@ -236,7 +253,8 @@ class JobRunner:
                 self._processes.discard(process)
         if process.returncode == 0:
             return
-        if (mistake or self._closed) and not job.goes_on:
+        is_resumed = job.goes_on or (not mistake and _kept(job))
+        if (mistake or self._closed) and not is_resumed:
             self._discard(job)
         if self._closed:
             raise concurrent.futures.CancelledError
@@ -308,25 +326,26 @@ class Reporter:
         print(json.dumps(event), flush=True)
 
 
-def serve(do: Callable[[dict[str, Any], str, Reporter], dict[str, Any]]) -> None:
+def serve(do: Callable[..., dict[str, Any]]) -> None:
     """Does the job that the command line names: what a job's module calls as a program.
 
     Args:
-        do: Gets the spec, the folder and a reporter; returns the results, for JSON. Their
-            `headline`, if any, is told.
+        do: Gets the spec, the folder and a reporter, and by keyword `until` if the job has one and
+            its options; returns the results, for JSON. Their `headline`, if any, is told.
 
     Example:
     ```python
     if __name__ == "__main__":
-        serve(run_classification)
+        serve(run_task)
     ```
     """
-    folder, slot, slots = sys.argv[1:]
-    _take_share(int(slot), int(slots))
+    folder, slot, slots, text = sys.argv[1:]
+    options = json.loads(text)
+    _take_share(int(slot), int(slots), options.get(STRATEGY_OPTION, "one_device"))
     spec = _read_json(os.path.join(folder, SPEC_FILENAME))
     reporter = Reporter()
     try:
-        results = do(spec, folder, reporter)
+        results = do(spec, folder, reporter, **options)
         write_json(results, os.path.join(folder, RESULTS_FILENAME))
     except UserError as error:
         reporter.mistake(str(error))
@@ -377,7 +396,18 @@ def refuse_another(job: Job) -> None:
         )
 
 
-def _take_share(slot: int, slots: int) -> None:
+def leave_devices() -> None:
+    """Keeps this process, whose jobs want all of their memory, off the GPUs.
+
+    To be called before TensorFlow is asked for anything, as for a dataset.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.set_visible_devices([], "GPU")
+
+
+def _take_share(slot: int, slots: int, strategy: str) -> None:
     """Leaves the other processes their cores and their GPUs."""
     tf = sys.modules.get("tensorflow")
     if tf is None:
@@ -386,14 +416,30 @@ def _take_share(slot: int, slots: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(max(1, available_cpus() // slots))
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        gpu = gpus[slot % len(gpus)]
-        tf.config.set_visible_devices([gpu], "GPU")
-        tf.config.experimental.set_memory_growth(gpu, True)
+        share = gpus[slot::slots] or [gpus[slot % len(gpus)]]
+        share = share[:1] if strategy == "one_device" else share
+        tf.config.set_visible_devices(share, "GPU")
+        for gpu in share:
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _clear(job: Job) -> None:
+    """Removes what is in a job's folder, but for what it is resumed by."""
+    kept = _kept(job)
+    if not kept:
+        files.remove_tree(job.folder)
+    for name in set(files.list_dir(job.folder)) - set(kept):
+        path = os.path.join(job.folder, name)
+        (files.remove_tree if files.is_dir(path) else files.remove)(path)
+
+
+def _kept(job: Job) -> list[str]:
+    return [name for name in job.keeps if files.exists(os.path.join(job.folder, name))]
 
 
 def _environment() -> dict[str, str]:
     # The process finds this package where this one has found it.
-    root = os.path.dirname(os.path.dirname(os.path.dirname(files.absolute(__file__))))
+    root = os.path.dirname(os.path.dirname(files.absolute(__file__)))
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
     return os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
