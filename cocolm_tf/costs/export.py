@@ -26,9 +26,9 @@ from cocolm_tf.fusion import compiling_for
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.training.build import build_augmentation, build_pretrainer
-from cocolm_tf.training.callbacks import METRICS_FILENAME
 from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig, save_config
+from cocolm_tf.training.monitoring import METRICS_FILENAME
 from cocolm_tf.training.preset import save_preset
 from cocolm_tf.training.pretraining import matching_vocabulary
 
@@ -108,6 +108,11 @@ def export_step(
     groups = (pretrainer.variables, pretrainer.optimizer.variables, pretrainer.metrics_variables)
     variables = [(one.path, one.value) for group in groups for one in group]
     variables += [(name, getattr(pretrainer, name)) for name in ("skipped_at", "skipped_norms")]
+    learned = pretrainer.trainable_variables[: len(pretrainer.averages)]
+    variables += [
+        (f"average/{one.path}", average)
+        for one, average in zip(learned, pretrainer.averages, strict=True)
+    ]
     variables = _told_apart(variables)
     names = {id(variable.handle): name for name, variable in variables}
     with compiling_for(kind):

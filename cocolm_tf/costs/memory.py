@@ -38,6 +38,7 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
     Returns:
         Bytes from the name of each part:
         `weights`, 4P, and those of a frozen auxiliary model; `optimizer`, the two moments, 8P;
+        `averages`, 4P, where there is a moving average of the weights;
         `gradients`, 4P, and as much again for their sums over micro-batches, if there are several;
         `copied_weights`: see `copied_weight_bytes`;
         `activations`: those of all encoder passes and heads: `pass_activations`,
@@ -59,7 +60,8 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
         for one in encoder_passes(config).values()
         if one.trained
     )
-    return {
+    averages = {"averages": _FLOAT32 * parameters} if config.trainer.ema_decay else {}
+    return averages | {
         "weights": _FLOAT32 * (parameters + count_frozen_parameters(config)),
         "optimizer": 2 * _FLOAT32 * parameters,
         "gradients": (1 if micro_batches == 1 else 2) * _FLOAT32 * parameters,

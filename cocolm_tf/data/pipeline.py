@@ -122,18 +122,25 @@ class PretrainingData:
         return cls(opened, sequence_length, augmentation, seed)
 
     def training_batches(
-        self, batch_size: int, start: int = 0, pipelines: int = 1, pipeline: int = 0
+        self,
+        batch_size: int,
+        start: int = 0,
+        pipelines: int = 1,
+        pipeline: int = 0,
+        first_sequence: int | None = None,
     ) -> tf.data.Dataset:
         """An endless dataset of batches, shuffled and masked anew in every epoch.
 
         Batch number n is a function of the shards, the seed, S, `batch_size`, `pipelines`,
-        `pipeline` and n alone.
+        `pipeline`, the number of its first sequence and n alone.
 
         Args:
             batch_size: B, of one replica.
             start: The number of the first batch: how many batches the run has had before.
             pipelines: How many hosts read; each reads its own share of the shards.
             pipeline: Which of them this is.
+            first_sequence: How many sequences this host has had before, where batches were of
+                several sizes; None for `start * batch_size`.
 
         Returns:
             A dataset of the batches that `CocoLMPretrainer` takes, all of the same static shapes.
@@ -142,7 +149,9 @@ class PretrainingData:
             UserError: If there are fewer shards than hosts.
         """
         mixture = self._mixture(pipeline)
-        begins = mixture.counts(start * batch_size)
+        if first_sequence is None:
+            first_sequence = start * batch_size
+        begins = mixture.counts(first_sequence)
         sequences = [
             self._sequences(self._order(dataset, pipelines, pipeline), begin, dataset)
             for dataset, begin in zip(self.datasets, begins, strict=True)
@@ -150,7 +159,7 @@ class PretrainingData:
         if len(sequences) == 1:
             batches = sequences[0].rebatch(batch_size, drop_remainder=True)
         else:
-            chosen = mixture.choices(start * batch_size)
+            chosen = mixture.choices(first_sequence)
             batches = tf.data.Dataset.choose_from_datasets(
                 [windows.unbatch() for windows in sequences], chosen, stop_on_empty_dataset=True
             ).batch(batch_size, drop_remainder=True)
@@ -160,12 +169,10 @@ class PretrainingData:
             batches.apply(endless).enumerate(start), batch_size, pipelines, pipeline
         )
 
-    def sequences_by_dataset(
-        self, batch_size: int, batches: int, pipelines: int = 1
-    ) -> dict[str, int]:
-        """Counts the sequences of each dataset in the first `batches` of every host, by pattern."""
+    def sequences_by_dataset(self, sequences: int, pipelines: int = 1) -> dict[str, int]:
+        """How many of the first sequences of each host are of each dataset, by their patterns."""
         counts = np.sum(
-            [self._mixture(host).counts(batches * batch_size) for host in range(pipelines)], axis=0
+            [self._mixture(host).counts(sequences) for host in range(pipelines)], axis=0
         )
         return {one.pattern: int(n) for one, n in zip(self.datasets, counts, strict=True)}
 
@@ -210,11 +217,9 @@ class PretrainingData:
         )
         return self._augmented(batches.enumerate(), batch_size, 1, 0).with_options(options)
 
-    def paths_from(
-        self, batch_size: int, batch: int, pipelines: int = 1, pipeline: int = 0
-    ) -> list[str]:
-        """This host's shards, beginning with those that batch number `batch` is read from."""
-        begins = self._mixture(pipeline).counts(batch * batch_size)
+    def paths_from(self, sequence: int, pipelines: int = 1, pipeline: int = 0) -> list[str]:
+        """This host's shards, those first that a sequence is read from."""
+        begins = self._mixture(pipeline).counts(sequence)
         return [
             path
             for dataset, begin in zip(self.datasets, begins, strict=True)
