@@ -1,11 +1,11 @@
 """Fine-tunes a preset to correct texts: which words do not belong, and what they should be.
 
-    finetune_correction.py --preset=runs/first/preset --input='corpus/*.txt' --output_dir=OUT
-    finetune_correction.py --preset=runs/first/preset --train_file=essays.tsv --output_dir=OUT
+    finetune_correction.py --preset=runs/first/preset --input='corpus/*.txt' --model_dir=RUN
+    finetune_correction.py --preset=runs/first/preset --train_file=essays.tsv --model_dir=RUN
 
 It learns from mistakes that are made in good text (--input, --tfds or --docstrings) while it
 trains, or from people's own: tables of texts and their corrected forms, or M2 files. Writes
-OUT/preset, for export_saved_model.py --signature=correct. Started again with the same flags, it
+RUN/preset, for export_saved_model.py --signature=correct. Started again with the same flags, it
 resumes. See docs/corrections.md.
 """
 
@@ -19,7 +19,7 @@ from cocolm_tf.data.source_flags import define_source_flags
 from cocolm_tf.errors import UserError
 
 flags.DEFINE_string("preset", None, "Folder that pretraining wrote.", required=True)
-flags.DEFINE_string("output_dir", None, "Folder of the run.", required=True)
+flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
 flags.DEFINE_string("config_file", "", "YAML file; by default configs/finetune/correction.yaml.")
 flags.DEFINE_multi_string(
     "params_override", [], "Changes of the configuration, as trainer.train_steps=1000. Repeatable."
@@ -49,7 +49,7 @@ def main() -> str:
     files.check_scheme(FLAGS.preset, "--preset")
     if not files.is_dir(FLAGS.preset):
         raise UserError(f"--preset={FLAGS.preset} is not a folder.")
-    files.check_writable(FLAGS.output_dir, "--output_dir")
+    files.check_writable(FLAGS.model_dir, "--model_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.training.config import load_config
@@ -62,7 +62,7 @@ def main() -> str:
 
     examples = Examples(texts, maker, config.runtime.seed)
     with files.local_copy(FLAGS.preset) as local:
-        return finetune_correction(config, local, examples, FLAGS.output_dir, source)
+        return finetune_correction(config, local, examples, FLAGS.model_dir, source)
 
 
 def _texts(sequence_length: int) -> tuple:

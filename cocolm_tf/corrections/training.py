@@ -37,12 +37,11 @@ from cocolm_tf.training.checkpoints import Checkpoints
 from cocolm_tf.training.config import PretrainingConfig, save_config
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.identity import flat
+from cocolm_tf.training.loop import train
 from cocolm_tf.training.model_card import Facts
-from cocolm_tf.training.preemption import StopSignal
 from cocolm_tf.training.preset import ARCHITECTURE, load_preset, save_preset
-from cocolm_tf.training.pretraining import _train as train
 from cocolm_tf.training.stages import stages
-from cocolm_tf.training.workers import Workers
+from cocolm_tf.training.workers import StopSignal, Workers
 
 _RUN_FILENAME = "run.json"
 
@@ -214,8 +213,6 @@ def aligned(wrong: np.ndarray, right: np.ndarray) -> np.ndarray | None:
 class _Feed:
     """The batches of a run, as the loop of pretraining takes them."""
 
-    held_out = None
-
     def __init__(
         self, config: PretrainingConfig, examples: Examples, rows: Rows, batch_size: int
     ) -> None:
@@ -240,7 +237,7 @@ class _Feed:
     def validation(self, step: int) -> None:
         """Nothing: `scripts/evaluate_corrections.py` scores what comes out."""
 
-    def counts(self) -> None:
+    def sequences_by_dataset(self) -> None:
         """Of one dataset there is nothing to count."""
 
 
@@ -248,7 +245,7 @@ def finetune_correction(
     config: PretrainingConfig,
     preset: str,
     examples: Examples,
-    output_dir: str,
+    model_dir: str,
     source: str = "",
 ) -> str:
     """Fine-tunes a preset on corrections, or resumes where an earlier call stopped.
@@ -259,7 +256,7 @@ def finetune_correction(
             from. The model is the preset's, but for `model.dropout`.
         preset: a local folder, with its heads or without.
         examples: what to learn from.
-        output_dir: gets `config.yaml`, `metrics.jsonl`, `checkpoints/` and, at the end, `preset/`,
+        model_dir: gets `config.yaml`, `metrics.jsonl`, `checkpoints/` and, at the end, `preset/`,
             which has the main model, its tokenizer and its heads.
         source: what the examples are, for the model card.
 
@@ -267,7 +264,7 @@ def finetune_correction(
         The path of the preset.
 
     Raises:
-        UserError: if the preset is none, or the run in `output_dir` is another.
+        UserError: if the preset is none, or the run in `model_dir` is another.
         RestartableError: if SIGTERM ends the run; called again, it goes on.
     """
     tokenizer = load_vocabulary(preset)
@@ -286,23 +283,23 @@ def finetune_correction(
         raise UserError("data.sequence_length_schedule: rows of corrections have one length.")
     of_preset = {key: sizes[key] for key in ARCHITECTURE if hasattr(config.model, key)}
     config.model.override(of_preset)
-    _check_same_run(output_dir, config, preset, examples)
+    _check_same_run(model_dir, config, preset, examples)
     strategy = make_strategy("one_device")
     size = per_replica_batch(config.trainer.batch_size, config.trainer.micro_batches, strategy)
     workers, stop = Workers(strategy), StopSignal()
     with stop:
         with strategy.scope():
             trainer = _build(config, preset, tokenizer)
-        save_config(config, os.path.join(output_dir, "config.yaml"))
-        folder = os.path.join(output_dir, "checkpoints")
+        save_config(config, os.path.join(model_dir, "config.yaml"))
+        folder = os.path.join(model_dir, "checkpoints")
         checkpoints = Checkpoints(folder, trainer, config.trainer.max_checkpoints, 0, workers)
         checkpoints.restore()
         slots = max(1, round(config.data.sequence_length * config.data.mask_fraction))
         rows = Rows(tokenizer, config.data.sequence_length, slots)
         feed = _Feed(config, examples, rows, size)
         with stop.deferred():
-            train(trainer, config, output_dir, feed, checkpoints, workers, stop, (), ())
-    written = os.path.join(output_dir, "preset")
+            train(trainer, config, model_dir, feed, checkpoints, workers, stop)
+    written = os.path.join(model_dir, "preset")
     save_preset(trainer, tokenizer, written, _facts(config, preset, source, len(examples)))
     return written
 
@@ -333,7 +330,7 @@ def _build(config: PretrainingConfig, preset: str, tokenizer: CocoLMTokenizer) -
 
 
 def _check_same_run(
-    output_dir: str, config: PretrainingConfig, preset: str, examples: Examples
+    model_dir: str, config: PretrainingConfig, preset: str, examples: Examples
 ) -> None:
     """Refuses to go on with a run that learned from something else, by the first difference."""
     now = {
@@ -343,17 +340,17 @@ def _check_same_run(
         "trainer.batch_size": config.trainer.batch_size,
         "data.sequence_length": config.data.sequence_length,
     }
-    path = os.path.join(output_dir, _RUN_FILENAME)
+    path = os.path.join(model_dir, _RUN_FILENAME)
     if files.is_file(path):
         before = json.loads(files.read_text(path))
         for key, value in now.items():
             if before.get(key) != value:
                 raise UserError(
-                    f"--output_dir={output_dir} has a run with {key}={before.get(key)}, not "
-                    f"{value}: give what it was begun with to go on, or another --output_dir."
+                    f"--model_dir={model_dir} has a run with {key}={before.get(key)}, not "
+                    f"{value}: give what it was begun with to go on, or another --model_dir."
                 )
     else:
-        files.make_dirs(output_dir)
+        files.make_dirs(model_dir)
         files.write_text(path, json.dumps(now, indent=2) + "\n")
 
 

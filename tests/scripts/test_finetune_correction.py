@@ -32,11 +32,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def flags(inputs: Path, output_dir: Path) -> list[str]:
+def flags(inputs: Path, model_dir: Path) -> list[str]:
     return [
         f"--preset={inputs}/preset",
         f"--train_file={inputs}/essays.jsonl",
-        f"--output_dir={output_dir}",
+        f"--model_dir={model_dir}",
     ]
 
 
@@ -70,7 +70,7 @@ def test_another_run_is_not_gone_on_with(inputs: Path, tmp_path: Path):
     (tmp_path / "run.json").write_text(json.dumps({"--preset": "another"}))
     short = "--params_override=data.sequence_length=16"
     *_, said = finetune_correction.mistakes(*flags(inputs, tmp_path), short)
-    assert said.startswith(f"error: --output_dir={tmp_path} has a run with --preset=another")
+    assert said.startswith(f"error: --model_dir={tmp_path} has a run with --preset=another")
 
 
 @pytest.mark.parametrize(
