@@ -18,7 +18,7 @@ from cocolm_tf.serving.signature import (
     text_request,
 )
 from cocolm_tf.serving.words import corrections, probability_of_not_belonging, whole_words
-from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
+from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID, UNKNOWN_TOKEN_ID
 from cocolm_tf.tokenization.normalization import PUNCTUATION
 from cocolm_tf.tokenization.offsets import TokenOffsets
 from cocolm_tf.tokenization.segment_packing import pack_ragged
@@ -30,6 +30,9 @@ NUM_CORRECTIONS = 5
 MAX_TOKENS = 4096
 # A word of more tokens is judged and gets no corrections: it is a number, a key or an address.
 MAX_TOKENS_TO_CORRECT = 32
+# What the LM head says of a token that should be nothing: of a correction that has fewer tokens, or
+# of a word that should go. Only fine-tuning on corrections teaches it.
+NOTHING_ID = PAD_TOKEN_ID
 
 # Rows as wide as the vocabulary that are there at once.
 _LM_ROWS_AT_ONCE = 256
@@ -95,7 +98,8 @@ class Corrector:
         self._min_probability = min_probability
         # One more spells the word itself, and some spell the same.
         self._width = min(2 * num_corrections + 1, len(tokenizer.get_vocabulary()))
-        self._contents = tokenizer.graph_module().contents
+        contents = tokenizer.graph_module().contents
+        self._contents = tf.tensor_scatter_nd_update(contents, [[NOTHING_ID]], [""])
         self._is_byte = tf.constant(_is_byte(tokenizer))
         self._allowed = _allowed_replacements(tokenizer)
 
@@ -116,7 +120,8 @@ class Corrector:
               last, as Python indexes a string;
             - `probabilities` [B, W] float32: that the word does not belong;
             - `corrections` [B, W, K] string: what it may have been, the most probable first, as
-              the vocabulary spells it; "" where there are fewer;
+              the vocabulary spells it; "" where the word should go, which models say that were
+              fine-tuned on corrections, and, with a probability of 0, where there are fewer;
             - `correction_probabilities` [B, W, K] float32, whose sum is at most the word's in
               `probabilities`: see `cocolm_tf.serving.words`;
             - `num_words` [B] int32: where a row of the others ends;
@@ -154,7 +159,7 @@ class Corrector:
         by_text, is_truncated = self._judged(texts)
         flat = {name: ragged.flat_values for name, ragged in by_text.items()}
         options, shares = flat["corrections"], flat["correction_probabilities"]
-        is_given = tf.concat([tf.fill([tf.shape(options)[0], 1], True), options != ""], axis=1)
+        is_given = tf.concat([tf.fill([tf.shape(options)[0], 1], True), shares > 0], axis=1)
         fields = tf.strings.join([options, _shown(shares)], "\t")
         word = [tf.strings.as_string(flat[name]) for name in ("starts", "ends")]
         word = tf.strings.join([*word, _shown(flat["probabilities"]), flat["words"]], "\t")
@@ -231,6 +236,7 @@ class Corrector:
 
             - `probabilities` [B, S] float32: that the token is not the original;
             - `correction_ids` [B, S, K] int32: what it may have been, the most probable first;
+              `<pad>` for nothing;
             - `correction_probabilities` [B, S, K] float32;
             - `truncated` [B] bool.
         """
@@ -410,7 +416,10 @@ class _Characters:
 
 
 def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
-    """[4, V] bool: which pieces begin a word, continue it, may stand anywhere at all, or never."""
+    """[4, V] bool: which pieces begin a word, continue it, may stand anywhere at all, or never.
+
+    Where any may stand, nothing may.
+    """
     pieces = tokenizer.get_vocabulary()
     is_ordinary = np.ones(len(pieces), bool)
     is_ordinary[tokenizer.special_token_ids] = False
@@ -427,9 +436,12 @@ def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
         _BEGINNING: ((starts_word & has_content) | (is_punctuation & is_alone)) & is_character,
         _CONTINUATION: ~starts_word & is_character,
         _ANY: is_ordinary,
-        _NONE: np.zeros_like(is_ordinary),
     }
-    return tf.constant(np.stack([kinds[kind] & is_ordinary for kind in sorted(kinds)]))
+    allowed = np.zeros([_NONE + 1, len(pieces)], bool)
+    for kind, is_of_kind in kinds.items():
+        allowed[kind] = is_of_kind & is_ordinary
+        allowed[kind, NOTHING_ID] = True
+    return tf.constant(allowed)
 
 
 def _is_byte(tokenizer: CocoLMTokenizer) -> np.ndarray:

@@ -162,7 +162,7 @@ def _correct(export: Export, text: str) -> dict[str, Any]:
                     found["correction_probabilities"][index],
                     strict=True,
                 )
-                if correction
+                if probability > 0
             ],
         }
         for index in range(found["num_words"])

@@ -126,9 +126,9 @@ class Printer:
                 strict=True,
             )
             options = ", ".join(
-                f"{self._green(option.decode('utf-8', 'replace'))} {share:.0%}"
+                f"{self._green(option.decode('utf-8', 'replace') or '(nothing)')} {share:.0%}"
                 for option, share in found
-                if option
+                if share > 0
             )
             notes.append(f"  {probability:4.0%} {self._red(word)} → {options}")
         lines = ["".join([*marked, text[end:]]), *notes]

@@ -15,8 +15,12 @@ So for a word of the tokens x_1 ... x_n,
 
 The second sums to one over all words of n tokens, the word itself included, which has at least the
 first: what all of its corrections have together is at most the probability that it does not
-belong. A word with another number of tokens is none that the model could have been shown: the
-corruption that it learned from replaces token by token.
+belong.
+
+The corruption of pretraining replaces token by token, so that the original of a word has as many
+tokens as the word. A model that was fine-tuned on people's mistakes (`cocolm_tf.corrections`) has
+also learned that a token should be nothing: the original may have fewer tokens then, and where it
+has none, the word should go. It never has more.
 """
 
 import tensorflow as tf
@@ -121,8 +125,9 @@ def corrections(
         count: int. How many to find.
 
     Returns:
-        [W, count] each: the corrections, best first, and their probabilities; "" and 0 where
-        there are fewer. Token sequences that spell the same word count together.
+        [W, count] each: the corrections, best first, and their probabilities; "" says that the
+        word should go, and is followed by 0 where there are fewer. Token sequences that spell the
+        same word count together.
 
     Example:
     ```python
@@ -135,7 +140,7 @@ def corrections(
         tf.argmax(tf.cast(is_same, tf.int32), axis=2, output_type=tf.int32),
         tf.range(tf.shape(spelled)[1]),
     )
-    is_other = (spelled != own[:, tf.newaxis]) & (spelled != "")
+    is_other = spelled != own[:, tf.newaxis]
     probabilities = tf.where(is_first & is_other, tf.minimum(together, 1.0), 0.0)
     best, index = tf.math.top_k(probabilities, count)
     return tf.where(best > 0, tf.gather(spelled, index, batch_dims=1), ""), best

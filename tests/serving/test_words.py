@@ -105,3 +105,12 @@ def test_fewer_candidates_than_asked_for():
     found, shares = corrections(spelled, scores, tf.constant(["own"]), count=2)
     assert found.numpy().tolist() == [[b"other", b""]]
     np.testing.assert_allclose(shares, [[0.1, 0.0]], rtol=1e-6)
+
+
+def test_a_word_may_be_nothing():
+    contents = tf.constant([["re", "receive"], ["cie", ""], ["the", ""]])
+    log_probabilities = tf.math.log([[0.1, 0.9], [0.2, 0.8], [0.4, 0.6]])
+    spelled, scores = whole_words(contents, log_probabilities, tf.constant([2, 1], tf.int64), 4)
+    found, shares = corrections(spelled, scores, tf.constant(["recie", "the"]), count=2)
+    assert found.numpy().tolist() == [[b"receive", b"receivecie"], [b"", b""]]
+    np.testing.assert_allclose(shares, [[0.72, 0.18], [0.6, 0.0]], rtol=1e-5)

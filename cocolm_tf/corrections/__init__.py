@@ -1,0 +1,1 @@
+"""Corrections: texts with mistakes, made or people's own; learning from them; scores."""
