@@ -18,7 +18,6 @@ NOT_YET = (
     *(f"data/{name}" for name in ("examples", "few_shot", "glue", "labeled_tables", "squad")),
     "data/table",
     "modeling/training_step",
-    *(f"serving/{name}" for name in ("correction", "page", "terminal", "words")),
 )
 MODULES = [
     path
