@@ -45,18 +45,15 @@ class Judgment:
 
 
 def judge(preset: str, texts: Sequence[str], batch_size: int = 16) -> list[Judgment]:
-    """Asks a preset's `correct` about texts.
+    """The answers of a preset's `correct` for texts.
 
     Args:
-        preset: a local folder, with a copy head and an LM head.
-        texts: any number.
-        batch_size: texts at a time.
-
-    Returns:
-        Of each text, what the signature answers.
+        preset: A local folder, with a copy head and an LM head.
+        texts: Any number.
+        batch_size: Texts at a time.
 
     Raises:
-        UserError: if the preset lacks a head.
+        UserError: If the preset lacks a head.
     """
     parts = ServedPreset(preset)
     encoder = Encoder(InferenceEncoder(parts.backbone))
@@ -89,7 +86,7 @@ def _judgment(row: dict[str, np.ndarray]) -> Judgment:
 
 
 def _capitalized(correction: str, word: str) -> str:
-    """A correction with a capital where the word has one, as of vocabularies without capitals."""
+    """A correction with a capital where the word has one, for uncased vocabularies."""
     if correction.islower() and word[:1].isupper():
         return correction.upper() if len(word) > 1 and word.isupper() else correction.capitalize()
     return correction
@@ -231,7 +228,7 @@ def _named(found: dict[str, float]) -> dict[str, float]:
 
 
 def report(found: dict[str, object]) -> str:
-    """The scores as a table for people."""
+    """Formats the scores as a table."""
     detected, corrected, edits = (found[name] for name in ("detection", "correction", "edits"))
     lines = [
         f"{found['texts']} texts, {found['words']} words, {found['wrong_words']} of them wrong; "
@@ -259,7 +256,7 @@ def report(found: dict[str, object]) -> str:
 
 
 def as_json(found: dict[str, object]) -> str:
-    """The scores as one line of JSON, rounded to what they are worth."""
+    """Formats the scores as one line of JSON, rounded to significant digits."""
     return json.dumps(_rounded(found))
 
 

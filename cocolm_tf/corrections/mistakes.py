@@ -1,4 +1,4 @@
-"""Mistakes as people make them, put into good text: by a dictionary of misspellings and by rule."""
+"""Synthetic mistakes, as people make them: by a dictionary of misspellings and by rule."""
 
 import collections
 import dataclasses
@@ -61,7 +61,7 @@ class Dictionary:
     confusion: Mapping[str, Sequence[str]]  # what is another word
 
     def part(self, held_out: bool) -> "Dictionary":
-        """The tenth that is for held-out text, or what is for learning from."""
+        """The tenth that is for held-out text, or the rest, for training."""
         # By the wrong form, so that no misspelling is in both.
         return Dictionary(
             {
@@ -84,7 +84,7 @@ def codespell_dictionary() -> Dictionary:
         Those of single words of letters, in lower case.
 
     Raises:
-        UserError: if the package is not installed.
+        UserError: If the package is not installed.
     """
     try:
         import codespell_lib
@@ -102,11 +102,9 @@ def codespell_dictionary() -> Dictionary:
 
 
 def parse_codespell(lines: Iterable[str]) -> dict[str, list[str]]:
-    """Turns lines `wrong->right, right,` of a dictionary around: wrong forms by the right word.
-
-    Behind several right words or a comma there may be a reason why codespell does not put one in
-    by itself; it is no word.
-    """
+    """Inverts lines `wrong->right, right,` of a dictionary: wrong forms by the right word."""
+    # After several right words or a comma there may be a reason why codespell does not apply one
+    # itself; it is no word.
     by_right = collections.defaultdict(list)
     for line in lines:
         wrong, arrow, rest = line.strip().lower().partition("->")
@@ -122,22 +120,10 @@ def parse_codespell(lines: Iterable[str]) -> dict[str, list[str]]:
 def passages(
     documents: Iterable[str], longest: int, shortest: int = 4, limit: int = 0
 ) -> Iterator[str]:
-    """Cuts documents into passages of whole sentences, none longer than so many words.
-
-    Args:
-        documents: their paragraphs a line each.
-        longest: of a passage, in words; a longer sentence is one of its own.
-        shortest: shorter passages are left out.
-        limit: how many to give at most; 0 for all.
-
-    Returns:
-        The passages, in order.
-
-    Example:
-    ```python
-    list(passages(["It is here. It was there. It ran."], longest=6))  # two
-    ```
-    """
+    """Cuts documents into passages of whole sentences, of `shortest` to `longest` words."""
+    # Documents have a paragraph a line. A sentence of more than `longest` words is a passage of its
+    # own; shorter passages than `shortest` are left out. `limit` is their largest number, 0 for
+    # all.
     count = 0
     for document in documents:
         for text in _passages_of(document, longest):
@@ -166,11 +152,10 @@ class MistakeMaker:
     """Puts mistakes into texts.
 
     Args:
-        dictionary: of misspellings and confusions.
-        words: the words of good text, with their numbers or not: what endings may make of a word,
-            and no slip.
-        rate: how many of a text's words are mistaken, on average.
-        weights: how often a mistake is of each kind, as `WEIGHTS` has them.
+        dictionary: Misspellings and confusions.
+        words: The words of good text: what endings may produce, and slips may not.
+        rate: The mean share of a text's words that are mistaken.
+        weights: The relative frequency of each kind of mistake, as in `WEIGHTS`.
 
     Example:
     ```python
@@ -204,15 +189,7 @@ class MistakeMaker:
         return f"MistakeMaker(rate={self._rate}, weights={self._weights})"
 
     def __call__(self, text: str, seed: int | str) -> MarkedText:
-        """Makes mistakes in a text.
-
-        Args:
-            text: a good text.
-            seed: decides which. The same text and seed make the same mistakes.
-
-        Returns:
-            The text with its mistakes; each is an edit whose kind is one of `WEIGHTS`.
-        """
+        """Makes mistakes in a text, the same for the same seed; each is an edit with a kind."""
         draw = random.Random(seed)
         spans = [found.span() for found in _WORD.finditer(text)]
         free = set(range(len(spans)))
@@ -262,7 +239,7 @@ class MistakeMaker:
         return _drawn(self._others[kind].get(word, ()), draw)
 
     def _slip(self, word: str, draw: random.Random) -> str:
-        """A slip of the fingers that makes no other word, in a word of some length."""
+        """A typing slip that makes no other word, in a word of some length."""
         if len(word) < 4 or not word.isalpha():
             return ""
         place = draw.randrange(1, len(word) - 1)
@@ -295,7 +272,7 @@ def _neighboring_key(letter: str, draw: random.Random) -> str:
 
 
 def _sets(table: str) -> dict[str, list[str]]:
-    """From sets of words that are taken for each other: of each word, the others."""
+    """For each word of sets of confusable words, the others."""
     others = collections.defaultdict(list)
     for group in table.split("|"):
         words = group.split()
@@ -305,7 +282,7 @@ def _sets(table: str) -> dict[str, list[str]]:
 
 
 def _like(word: str, other: str) -> str:
-    """Another word, capitalized as a word is."""
+    """Another word with a word's capitalization."""
     if len(word) > 1 and word.isupper():
         return other.upper()
     return other[:1].upper() + other[1:] if word[:1].isupper() else other
@@ -323,13 +300,13 @@ def _with_changes(text: str, changes: Sequence[tuple[int, int, str, str]]) -> Ma
 
 
 def frequent_words(texts: Iterable[str], least: int = 3) -> set[str]:
-    """The words that occur so often in texts, in lower case."""
+    """The frequent words of texts, in lower case."""
     counts = collections.Counter(word.lower() for text in texts for word in _WORD.findall(text))
     return {word for word, count in counts.items() if count >= least}
 
 
 def spread(found: Sequence[str], count: int) -> list[str]:
-    """So many of a sequence's items, at equal distances; all where there are fewer."""
+    """At most so many of a sequence's items, equally spaced."""
     return (
         [found[len(found) * i // count] for i in range(count)] if count < len(found) else [*found]
     )

@@ -1,4 +1,8 @@
-"""How good corrections are: pure functions of words, edits and texts."""
+"""Metrics of corrections: pure functions of words, edits and texts.
+
+Of W words, `probabilities` [W] are that each does not belong, and `is_wrong` [W] bool is whether it
+does not. `beta` is how many times as much as precision recall counts.
+"""
 
 import collections
 import math
@@ -17,22 +21,7 @@ _ORDER = 4
 def precision_recall_f(
     true_positives: int, false_positives: int, false_negatives: int, beta: float = BETA
 ) -> dict[str, float]:
-    """Precision, recall and F, as ERRANT counts them: without positives, precision is 1.
-
-    Args:
-        true_positives: what was rightly found.
-        false_positives: what was found and is not there.
-        false_negatives: what is there and was not found.
-        beta: how many times as much as precision recall counts.
-
-    Returns:
-        `precision`, `recall` and `f`.
-
-    Example:
-    ```python
-    precision_recall_f(1, 1, 3)  # 0.5, 0.25, 0.4166
-    ```
-    """
+    """`precision`, `recall` and `f` as ERRANT counts them: without positives, precision is 1."""
     found, there = true_positives + false_positives, true_positives + false_negatives
     precision = true_positives / found if found else 1.0
     recall = true_positives / there if there else 1.0
@@ -44,43 +33,14 @@ def precision_recall_f(
 def detection(
     probabilities: np.ndarray, is_wrong: np.ndarray, threshold: float, beta: float = BETA
 ) -> dict[str, float]:
-    """Precision, recall and F of the words that are at least as suspicious as a threshold.
-
-    Args:
-        probabilities: [W], that each word does not belong.
-        is_wrong: [W] bool, whether it does not.
-        threshold: from which probability on a word is flagged.
-        beta: see `precision_recall_f`.
-
-    Returns:
-        `precision`, `recall` and `f`.
-
-    Example:
-    ```python
-    detection(np.array([0.9, 0.2]), np.array([True, True]), threshold=0.5)
-    ```
-    """
+    """`precision`, `recall` and `f` of the words at least as suspicious as a threshold."""
     flagged = probabilities >= threshold
     counts = (flagged & is_wrong, flagged & ~is_wrong, ~flagged & is_wrong)
     return precision_recall_f(*(int(one.sum()) for one in counts), beta)
 
 
 def best_threshold(probabilities: np.ndarray, is_wrong: np.ndarray, beta: float = BETA) -> float:
-    """The threshold with the highest F.
-
-    Args:
-        probabilities: [W], that each word does not belong.
-        is_wrong: [W] bool, at least one true.
-        beta: see `precision_recall_f`.
-
-    Returns:
-        One of the probabilities.
-
-    Example:
-    ```python
-    best_threshold(np.array([0.9, 0.4, 0.2]), np.array([True, True, False]))  # 0.4
-    ```
-    """
+    """The threshold with the highest F, one of the probabilities; one word at least is wrong."""
     precision, recall, thresholds = metrics.precision_recall_curve(is_wrong, probabilities)
     weighted = beta**2 * precision + recall
     f = (1 + beta**2) * precision * recall / np.where(weighted > 0, weighted, 1.0)
@@ -88,21 +48,7 @@ def best_threshold(probabilities: np.ndarray, is_wrong: np.ndarray, beta: float 
 
 
 def precision_at_recall(probabilities: np.ndarray, is_wrong: np.ndarray, recall: float) -> float:
-    """The highest precision of any threshold that finds so large a share of the wrong words.
-
-    Args:
-        probabilities: [W], that each word does not belong.
-        is_wrong: [W] bool, at least one true.
-        recall: that is to be reached.
-
-    Returns:
-        The precision.
-
-    Example:
-    ```python
-    precision_at_recall(np.array([0.9, 0.4, 0.2]), np.array([True, False, True]), 0.5)  # 1.0
-    ```
-    """
+    """The highest precision of any threshold with at least this recall."""
     precisions, recalls, _ = metrics.precision_recall_curve(is_wrong, probabilities)
     return float(precisions[recalls >= recall].max())
 
@@ -110,24 +56,11 @@ def precision_at_recall(probabilities: np.ndarray, is_wrong: np.ndarray, recall:
 def edit_counts(
     texts: Iterable[tuple[str, Sequence[Edit], Sequence[Sequence[Edit]]]], beta: float = BETA
 ) -> tuple[collections.Counter[str], dict[str, tuple[int, int]]]:
-    """Compares edits with those of annotators, as ERRANT does: the same place and correction.
-
-    Of several annotators of a text, the one counts with whom the F of all texts so far is highest.
-
-    Args:
-        texts: of each, the text, the edits that were made, and each annotator's.
-        beta: see `precision_recall_f`.
-
-    Returns:
-        The numbers of `true_positives`, `false_positives` and `false_negatives`; and of each kind
-        of an annotator's edit, how many of its edits were made, and how many there are.
-
-    Example:
-    ```python
-    made, wanted = [Edit(3, 5, "goes")], [Edit(3, 5, "goes", "R:VERB:SVA")]
-    edit_counts([("He go", made, [wanted])])
-    ```
-    """
+    """Counts edits against annotators', as ERRANT does: the same place and correction."""
+    # Of each text, its edits and those of each annotator. Of several annotators the one counts with
+    # whom the F of all texts so far is highest. Returns the numbers of `true_positives`,
+    # `false_positives` and `false_negatives`; and of each kind of an annotator's edit, how many
+    # were made, and how many there are.
     totals = collections.Counter(true_positives=0, false_positives=0, false_negatives=0)
     found, there = collections.Counter(), collections.Counter()
     for text, made, references in texts:
@@ -170,12 +103,12 @@ def gleu(
     of the same name, which knows no source.
 
     Args:
-        sources: the texts with their mistakes.
-        hypotheses: as they were corrected.
-        references: of each text, what annotators make of it, one at least.
-        draws: where a text has several references, how many times one of each is drawn; the score
+        sources: The texts with their mistakes.
+        hypotheses: Their corrections.
+        references: Of each text, the corrections of annotators, one at least.
+        draws: Where a text has several references, how many times one of each is drawn; the score
             is the mean.
-        seed: decides what is drawn.
+        seed: Decides what is drawn.
 
     Returns:
         From 0 to 1; 1 where every hypothesis is its reference.

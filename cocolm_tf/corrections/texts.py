@@ -1,4 +1,4 @@
-"""Texts with mistakes and what they should be: edits, read from tables and from M2 files."""
+"""Texts with mistakes and their corrections: edits, read from tables and from M2 files."""
 
 import dataclasses
 import difflib
@@ -21,7 +21,7 @@ _NO_EDIT = "noop"
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """A stretch of a text and what should stand there."""
+    """A stretch of a text and its correction."""
 
     start: int  # the first character, as Python indexes a string
     end: int  # the one after the last
@@ -29,7 +29,7 @@ class Edit:
     kind: str = ""  # what kind of mistake it is
 
     def of(self, text: str) -> tuple[int, int, str]:
-        """What makes two edits of a text the same: without white space around, and the kind."""
+        """What makes two edits of a text equal: without white space around, and the kind."""
         covered = text[self.start : self.end]
         start = self.start + len(covered) - len(covered.lstrip())
         end = self.end - len(covered) + len(covered.rstrip())
@@ -49,12 +49,12 @@ class MarkedText:
         return self.references[0]
 
     def corrected(self, annotator: int = 0) -> str:
-        """The text as an annotator wants it."""
+        """The text as an annotator corrects it."""
         return apply_edits(self.text, self.references[annotator])
 
 
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
-    """Makes the changes, which do not overlap and go from left to right."""
+    """Applies edits, which do not overlap and go from left to right."""
     parts, end = [], 0
     for edit in edits:
         parts += [text[end : edit.start], edit.correction]
@@ -68,7 +68,7 @@ def words_of(text: str) -> list[str]:
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Where the words and signs of a text stand."""
+    """The places of the words and signs of a text."""
     return _spans(_WORD, text)
 
 
@@ -84,7 +84,7 @@ def edit_of_words(
     correction: str,
     kind: str,
 ) -> Edit:
-    """The edit that puts a correction in the place of the words from `first` to before `last`."""
+    """The edit that replaces the words from `first` to before `last` by a correction."""
     # What is missing comes behind the word before it, and a word that goes takes a space with it.
     if first == last:
         start = end = words[first - 1][1] if first else 0
@@ -109,7 +109,7 @@ def _join(left: str, right: str) -> bool:
 
 
 def differences(text: str, corrected: str) -> tuple[Edit, ...]:
-    """The edits that make one text of another, word by word where as many replace as many."""
+    """The edits between two texts, word by word where as many replace as many."""
     words, right = word_spans(text), word_spans(corrected)
     matcher = difflib.SequenceMatcher(
         a=[text[slice(*span)] for span in words],
@@ -133,21 +133,9 @@ def differences(text: str, corrected: str) -> tuple[Edit, ...]:
 
 
 def single_words(text: str, edit: Edit) -> list[tuple[int, int, str | None]]:
-    """The words that an edit changes, each with what it should be.
-
-    Args:
-        text: the text.
-        edit: one of its edits.
-
-    Returns:
-        The first character, the one after the last, and the right word: "" for none, and None
-        where the edit makes another number of words of several, so that none has its own.
-
-    Example:
-    ```python
-    single_words("He go too", Edit(3, 9, "goes to"))  # [(3, 5, "goes"), (6, 9, "to")]
-    ```
-    """
+    """The words that an edit changes: first character, the one after the last, right word."""
+    # The right word is "" for none, and None where the edit turns several words into another number
+    # of them, so that none has its own.
     start, end, correction = edit.of(text)
     words = [(start + a, start + b) for a, b in _spans(_UNSPACED, text[start:end])]
     right = correction.split() or [""] * len(words)
@@ -161,20 +149,7 @@ def single_words(text: str, edit: Edit) -> list[tuple[int, int, str | None]]:
 def read_table_of_corrections(
     path: str, text_column: str, corrected_column: str, encoding: str | None = None
 ) -> list[MarkedText]:
-    """Reads texts and their corrected forms from two columns of a table.
-
-    Args:
-        path: TSV, CSV or JSON lines; a TSV file by default.
-        text_column: the texts with their mistakes.
-        corrected_column: what they should be.
-        encoding: of the file; None for UTF-8.
-
-    Returns:
-        The texts in the order of the rows.
-
-    Raises:
-        UserError: if the file or a row cannot be read, or a text is empty.
-    """
+    """Reads texts and their corrections from two columns of TSV, CSV or JSON lines."""
     columns = text_column, corrected_column
     table = read_table(path, columns, encoding=encoding, default_format=".tsv")
     for line, reason in table.bad_rows:
@@ -189,22 +164,11 @@ def read_table_of_corrections(
 
 
 def read_m2(path: str, encoding: str | None = None) -> list[MarkedText]:
-    """Reads an M2 file, as ERRANT and the shared tasks of grammatical error correction write them.
-
-    A block has `S` and the text's tokens, then a line for each edit, `A first last|||type|||
-    correction|||REQUIRED|||-NONE-|||annotator`; blank lines part the blocks.
-
-    Args:
-        path: the file.
-        encoding: of the file; None for UTF-8.
-
-    Returns:
-        The texts, their tokens joined by spaces; an annotator without edits in a block where
-        others have some found it right only where the block says so (`noop`).
-
-    Raises:
-        UserError: naming the line that is none of these.
-    """
+    """Reads an M2 file, as ERRANT and the shared tasks of grammatical error correction write it."""
+    # A block has `S` and the text's tokens, then a line for each edit, `A first last|||type|||
+    # correction|||REQUIRED|||-NONE-|||annotator`; blank lines separate the blocks. An annotator
+    # without edits in a block where others have some found it right only where the block says so
+    # (`noop`).
     texts, tokens, by_annotator = [], None, {}
 
     def finish() -> None:

@@ -1,12 +1,12 @@
 """Fine-tuning on corrections: the objective of pretraining, with given mistakes.
 
 The main model reads a text with its mistakes and learns, token by token, which do not belong (copy
-head) and what should stand there (LM head). The auxiliary model's place is taken by people's
-mistakes, or by such as they make. These change the number of tokens, which replacements never do: a
+head) and what should stand there (LM head). Instead of the auxiliary model, people make the
+mistakes, or a `MistakeMaker`. These change the number of tokens, which replacements never do: a
 misspelling has more of them than its word. So a wrong word's tokens are aligned with the right
-one's; where the right one has fewer, the rest should be nothing, which the LM head says by `<pad>`
-(`serving.correction.NOTHING_ID`). Where it has more, or one word should be several, the tokens
-learn only that they do not belong; and what is missing has no token that could learn it.
+one's; where the right one has fewer, the rest should be nothing, for which the LM head predicts
+`<pad>` (`serving.correction.NOTHING_ID`). Where it has more, or one word should be several, the
+tokens learn only that they do not belong; and what is missing has no token that could learn it.
 """
 
 import hashlib
@@ -47,12 +47,11 @@ _RUN_FILENAME = "run.json"
 
 
 class CorrectionTrainer(CocoLMPretrainer):
-    """`CocoLMPretrainer` whose replaced tokens are given, and which contrasts nothing.
+    """`CocoLMPretrainer` with given replacements and without contrastive learning."""
 
-    A batch is a dict of `wrong_token_ids` [B, S] int32, what is read; `token_ids` [B, S] int32,
-    what should stand in the place of each; `padding_mask` [B, S] bool; and where the LM head
-    learns, `masked_positions` [B, M] int32 and `masked_weights` [B, M] float32.
-    """
+    # A batch is a dict of `wrong_token_ids` [B, S] int32, the input; `token_ids` [B, S] int32, what
+    # should stand in the place of each; `padding_mask` [B, S] bool; and where the LM head learns,
+    # `masked_positions` [B, M] int32 and `masked_weights` [B, M] float32.
 
     def __init__(self, backbone: CocoLMBackbone, mask_token_id: int, **options: object) -> None:
         super().__init__(backbone, None, mask_token_id, scl_weight=0.0, **options)
@@ -62,14 +61,10 @@ class CorrectionTrainer(CocoLMPretrainer):
 
 
 class Examples:
-    """Texts with mistakes by number, without end: each epoch in another order.
+    """Texts with mistakes by number, without end: each epoch in another order."""
 
-    Args:
-        texts: with their mistakes; or good ones, for `maker` to make mistakes in, other ones in
-            each epoch.
-        maker: of mistakes; None for texts that have theirs.
-        seed: decides order and mistakes.
-    """
+    # `texts` have their mistakes; or they are good ones, in which `maker` makes mistakes, other
+    # ones in each epoch. `seed` decides order and mistakes.
 
     def __init__(
         self, texts: Sequence[MarkedText | str], maker: MistakeMaker | None = None, seed: int = 0
@@ -97,19 +92,10 @@ class Examples:
 
 
 class Rows:
-    """Makes batches of texts with mistakes.
+    """Makes batches of texts with mistakes."""
 
-    Args:
-        tokenizer: of the model.
-        sequence_length: S, what is longer is cut.
-        lm_slots: M, the most tokens of a row that the LM head learns from.
-
-    Example:
-    ```python
-    rows = Rows(tokenizer, sequence_length=128, lm_slots=32)
-    rows([MarkedText("He go home.", ((Edit(3, 5, "goes"),),))])["token_ids"]
-    ```
-    """
+    # Rows are cut to `sequence_length` S; `lm_slots` is M, the most tokens of a row that the LM
+    # head learns from.
 
     def __init__(self, tokenizer: CocoLMTokenizer, sequence_length: int, lm_slots: int) -> None:
         self._tokenize = tokenizer.graph_module().tokenize_with_offsets
@@ -145,7 +131,7 @@ class Rows:
         }
 
     def _targets(self, marked: MarkedText, wrong: "_Row", right: "_Row") -> np.ndarray:
-        """[T] what should stand in the place of each token of a text."""
+        """The target of each token of a text, [T]."""
         targets, shift = wrong[0].copy(), 0
         for edit in marked.edits:
             start, end, correction = edit.of(marked.text)
@@ -181,23 +167,9 @@ def _words_between(row: _Row, start: int, end: int) -> list[np.ndarray]:
 
 
 def aligned(wrong: np.ndarray, right: np.ndarray) -> np.ndarray | None:
-    """What should stand in the place of each token of a wrong word.
-
-    The tokens that both words begin and end with stay; those between are the right word's, in
-    order, and then nothing.
-
-    Args:
-        wrong: [N] int, the wrong word's tokens.
-        right: [K] int, the right word's; none where the word should go.
-
-    Returns:
-        [N] int; None where the right word has more tokens.
-
-    Example:
-    ```python
-    aligned(np.array([5, 6, 7, 8]), np.array([5, 9, 8]))  # [5, 9, NOTHING_ID, 8]
-    ```
-    """
+    """The target of each of a wrong word's N tokens, [N]; None if the right word has more."""
+    # The tokens that both words begin and end with stay; those between are the right word's, in
+    # order, and then `NOTHING_ID`.
     if len(right) > len(wrong):
         return None
     same = wrong[: len(right)] == right
@@ -235,10 +207,10 @@ class _Feed:
         return tf.data.Dataset.from_generator(batches, output_signature=shapes).prefetch(4)
 
     def validation(self, step: int) -> None:
-        """Nothing: `scripts/evaluate_corrections.py` scores what comes out."""
+        """No batches: `scripts/evaluate_corrections.py` scores the results."""
 
     def sequences_by_dataset(self) -> None:
-        """Of one dataset there is nothing to count."""
+        """Counts nothing, as there is one dataset."""
 
 
 def finetune_correction(
@@ -251,21 +223,21 @@ def finetune_correction(
     """Fine-tunes a preset on corrections, or resumes where an earlier call stopped.
 
     Args:
-        config: of `objective`, `data`, `optimizer`, `trainer` and `runtime`, what pretraining takes
+        config: Of `objective`, `data`, `optimizer`, `trainer` and `runtime`, what pretraining takes
             from them; `data.mask_fraction` is the largest share of a row that the LM head learns
             from. The model is the preset's, but for `model.dropout`.
-        preset: a local folder, with its heads or without.
-        examples: what to learn from.
-        model_dir: gets `config.yaml`, `metrics.jsonl`, `checkpoints/` and, at the end, `preset/`,
+        preset: A local folder, with its heads or without.
+        examples: What to learn from.
+        model_dir: Gets `config.yaml`, `metrics.jsonl`, `checkpoints/` and, at the end, `preset/`,
             which has the main model, its tokenizer and its heads.
-        source: what the examples are, for the model card.
+        source: What the examples are, for the model card.
 
     Returns:
         The path of the preset.
 
     Raises:
-        UserError: if the preset is none, or the run in `model_dir` is another.
-        RestartableError: if SIGTERM ends the run; called again, it goes on.
+        UserError: If the preset is none, or the run in `model_dir` is another.
+        RestartableError: If SIGTERM ends the run; called again, it resumes.
     """
     tokenizer = load_vocabulary(preset)
     sizes = backbone_config(preset)
@@ -332,7 +304,7 @@ def _build(config: PretrainingConfig, preset: str, tokenizer: CocoLMTokenizer) -
 def _check_same_run(
     model_dir: str, config: PretrainingConfig, preset: str, examples: Examples
 ) -> None:
-    """Refuses to go on with a run that learned from something else, by the first difference."""
+    """Refuses to resume a run that learned from something else, by the first difference."""
     now = {
         "--preset": fingerprint(preset),
         "the texts": examples.fingerprint(),
