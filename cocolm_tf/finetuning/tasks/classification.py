@@ -2,9 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -12,11 +13,11 @@ from cocolm_tf import files
 from cocolm_tf.data.examples import Examples, TaskData, stratified
 from cocolm_tf.data.glue import glue_files, read_glue
 from cocolm_tf.data.table_task import read_table_task
+from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import (
-    PREDICTION_BATCH,
     Tokens,
     describe_lengths,
-    prediction_batches,
+    predict_rows,
     tokenized,
     training_batches,
 )
@@ -27,7 +28,12 @@ from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifier,
     CocoLMTextClassifierPreprocessor,
 )
-from cocolm_tf.finetuning.predictions import write_predictions
+from cocolm_tf.finetuning.predictions import (
+    OUTPUTS_DIRECTORY,
+    leave_predictions,
+    probabilities,
+    read_outputs,
+)
 from cocolm_tf.finetuning.tasks.task import (
     Prepared,
     Scores,
@@ -39,8 +45,6 @@ from cocolm_tf.finetuning.tasks.task import (
     shared_facts,
 )
 from cocolm_tf.training.model_card import Facts
-
-PREDICTIONS_DIRECTORY = "predictions"
 
 _READERS = {"glue": read_glue, "table": read_table_task}
 _TABLES = ("train_file", "dev_file", "test_file")
@@ -85,8 +89,15 @@ class TextTask(Task):
         return data.name
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassificationTask(TextTask):
-    """A run of a text classifier; see `TextTask`.
+    """A run of a text classifier.
+
+    Args:
+        class_weights: How much an example of each class counts: `balanced`, all classes alike
+            whatever their numbers, or `NAME=WEIGHT,...`, 1 for those that are not named; empty for
+            all examples alike.
+        **kwargs: As for `TextTask`.
 
     Example:
     ```python
@@ -97,6 +108,30 @@ class ClassificationTask(TextTask):
     """
 
     family: ClassVar[str] = "classification"
+
+    class_weights: str = ""
+
+    def check(self) -> str:
+        """Reads the data, so that a mistake in it is told before any process starts."""
+        data = self.read()
+        metrics_of(data, self.metric)
+        weights_of_classes(self.class_weights, data)
+        return data.name
+
+    def ensemble(self, runs: Sequence[str], folder: str) -> dict[str, Any]:
+        """Takes the mean of the probabilities, or of the numbers, that several runs predict."""
+        data = self.read()
+        names = metrics_of(data, self.metric)
+        shares = {}
+        for part in (*data.dev, *data.test):
+            paths = [os.path.join(run, OUTPUTS_DIRECTORY, f"{part}.csv") for run in runs]
+            shares[part] = np.mean([read_outputs(path, data.label_names) for path in paths], axis=0)
+        assessment = leave_predictions(folder, shares, data)
+        dev = {
+            part: evaluate(names, examples.labels, predicted(shares[part]))
+            for part, examples in data.dev.items()
+        }
+        return {"dev": dev, "assessment": assessment}
 
     def prepare(self, config: FinetuningConfig) -> "PreparedClassification":
         """Reads the data and builds the model."""
@@ -114,6 +149,12 @@ class PreparedClassification(Prepared):
         if task.train_fraction < 1:
             drawn = stratified(data.train.labels, task.train_fraction, task.seed)
             self._train = data.train.select(drawn)
+        # The numbers of a regression are learned as deviations from their mean.
+        self._mean, self._scale = 0.0, 1.0
+        if data.label_names is None:
+            labels = self._train.labels
+            self._mean, self._scale = float(labels.mean()), float(labels.std()) or 1.0
+        self._weights = weights_of_classes(task.class_weights, data, self._train.labels)
         self.model = build_classifier(task, config, data)
         self._tokens = {
             name: tokenized(self.model.preprocessor, part)
@@ -125,28 +166,38 @@ class PreparedClassification(Prepared):
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
         """The batches to learn from."""
+        labels = self._train.labels
+        if self._data.label_names is None:
+            labels = (labels - self._mean) / self._scale
         batches, steps = training_batches(
             self._tokens["train"],
-            self._train.labels,
+            labels,
             self._config.trainer.batch_size,
             self._task.seed,
             self._config.data.length_buckets,
+            None if self._weights is None else self._weights[self._train.labels],
         )
         return batches, steps, len(self._train)
+
+    def compile_arguments(self) -> dict[str, Any]:
+        """The loss, where it is not the model's own."""
+        return smoothed_loss(self._config.trainer.label_smoothing, self._data)
 
     def measure(self) -> Scores:
         """The metrics of each dev set."""
         return {part: self._scores(part, examples) for part, examples in self._data.dev.items()}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
-        """Predicts the test sets."""
+        """Predicts the dev and the test sets, see `leave_predictions`."""
         data, train = self._data, self._train.labels
+        if data.label_names is None:
+            self._rescale()
         for part, examples in data.test.items():
             self._tokens[part] = tokenized(self.model.preprocessor, examples)
             self.report[part]["tokens"] = describe_lengths(self._tokens[part])
-            path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{part}.tsv")
-            write_predictions(path, self._outputs(part), data)
+        shares = {part: probabilities(self._outputs(part)) for part in (*data.dev, *data.test)}
         return {
+            "assessment": leave_predictions(folder, shares, data),
             "baseline": {
                 part: evaluate(self._metrics, examples.labels, guesses(train, len(examples)))
                 for part, examples in data.dev.items()
@@ -180,10 +231,68 @@ class PreparedClassification(Prepared):
 
     def _outputs(self, part: str) -> np.ndarray:
         """[N, classes], in the order of the part's examples."""
-        batches, order = prediction_batches(self._tokens[part], PREDICTION_BATCH)
-        outputs = np.empty([len(self._tokens[part]), self.model.num_classes], np.float32)
-        outputs[order] = self.model.predict(batches, verbose=0)
-        return outputs
+        return predict_rows(self.model, self._tokens[part]) * self._scale + self._mean
+
+    def _rescale(self) -> None:
+        """Has the model itself predict numbers as they are, for whoever loads it."""
+        kernel, bias = self.model.output_dense.get_weights()
+        self.model.output_dense.set_weights([kernel * self._scale, bias * self._scale + self._mean])
+        self._mean, self._scale = 0.0, 1.0
+
+
+def weights_of_classes(
+    text: str, data: TaskData, train_labels: np.ndarray | None = None
+) -> np.ndarray | None:
+    """How much an example of each class counts, by 1 on average over the training rows.
+
+    Args:
+        text: As of `ClassificationTask`.
+        data: The task.
+        train_labels: [N], of the rows that are learned from; None for all.
+
+    Returns:
+        [classes] float32; None for all alike.
+    """
+    if not text:
+        return None
+    if data.label_names is None:
+        raise UserError("--class_weights: a regression has no classes.")
+    labels = data.train.labels if train_labels is None else train_labels
+    counts = np.bincount(labels, minlength=data.num_classes)
+    weights = np.ones(data.num_classes)
+    if text == "balanced":
+        weights = 1 / np.maximum(counts, 1)
+    else:
+        for part in text.split(","):
+            name, _, weight = part.rpartition("=")
+            if name not in data.label_names:
+                raise UserError(
+                    f"--class_weights: {part!r} is none of balanced or CLASS=WEIGHT, where the "
+                    f"class is one of {', '.join(data.label_names[:20])}."
+                )
+            try:
+                weights[list(data.label_names).index(name)] = float(weight)
+            except ValueError:
+                weights[list(data.label_names).index(name)] = np.nan
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and (counts @ weights) > 0):
+            raise UserError(f"--class_weights={text}: weights are numbers, 0 or more, not all 0.")
+    return (weights * counts.sum() / (counts @ weights)).astype(np.float32)
+
+
+def smoothed_loss(smoothing: float, data: TaskData) -> dict[str, Any]:
+    """What `compile()` gets for labels that are not quite sure; nothing for those that are."""
+    if not smoothing:
+        return {}
+    if data.label_names is None:
+        raise UserError("trainer.label_smoothing: a regression has no classes.")
+
+    def loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        wanted = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), data.num_classes)
+        return keras.losses.categorical_crossentropy(
+            wanted, logits, from_logits=True, label_smoothing=smoothing
+        )
+
+    return {"loss": loss}
 
 
 def build_classifier(task: Task, config: FinetuningConfig, data: TaskData) -> CocoLMTextClassifier:
