@@ -275,7 +275,7 @@ def gather_bytes(config: PretrainingConfig, devices: int) -> float:
 
 
 def update_bytes(parameters: int, shares: int = 1) -> float:
-    """Counts the bytes that AdamW moves to and from memory, once a step."""
+    """The bytes that AdamW moves to and from memory, once a step."""
     # It reads weights, gradients and both moments, and writes all but the gradients: 7 * 4P, or a
     # device's share of that. What is gathered then is read and written as a whole: 2 * 4P.
     gathered = 2 if shares > 1 else 0

@@ -54,15 +54,10 @@ def parse_replaced(records: tf.Tensor, length: int, slots: int, pad: int) -> dic
 
 @dataclasses.dataclass(frozen=True)
 class ReplacedData(PretrainingData):
-    """A dataset with replacements, read in its own order.
+    """A dataset with stored replacements, read in its own order."""
 
-    Args:
-        batch_size: Sequences of a step, over all replicas.
-        slots: M, masked positions of a sequence at most.
-    """
-
-    batch_size: int = 0
-    slots: int = 0
+    batch_size: int = 0  # sequences of a step, over all replicas
+    slots: int = 0  # the most masked positions of a sequence: M
 
     @classmethod
     def open(
@@ -74,11 +69,7 @@ class ReplacedData(PretrainingData):
         vocabulary: Vocabulary | None = None,
         checksums: bool = True,
     ) -> "ReplacedData":
-        """Finds the shards of a dataset and verifies them; see `PretrainingData.open`.
-
-        Raises:
-            UserError: If there are none, they fail verification, or do not fit the configuration.
-        """
+        """Finds and verifies shards as `PretrainingData.open`; they fit the configuration."""
         paths, manifest = resolve_shards(dataset)
         facts = manifest.replacements
         if facts is None:
@@ -131,13 +122,12 @@ class ReplacedData(PretrainingData):
         pipeline: int = 0,
         first_sequence: int | None = None,
     ) -> tf.data.Dataset:
-        """See `PretrainingData.training_batches`; after the last step the first one follows.
-
-        All batches are of one size, so that `start` says what `first_sequence` does.
-        """
+        """As `PretrainingData.training_batches`; after the last step the first one follows."""
+        # All batches are of one size, so that `start` says what `first_sequence` does.
         replicas = self.batch_size // batch_size // pipelines
-        begin = start // replicas * self.batch_size
-        records = self._records(begin).concatenate(self._records().repeat())
+        if first_sequence is None:
+            first_sequence = start * batch_size
+        records = self._records(first_sequence * pipelines).concatenate(self._records().repeat())
         # A step is shared out among the hosts, and a host's share among its replicas.
         of_host = records.batch(batch_size * replicas, drop_remainder=True)
         batches = of_host.shard(pipelines, pipeline).rebatch(batch_size, drop_remainder=True)
@@ -160,7 +150,7 @@ class ReplacedData(PretrainingData):
         return self._augmented(batches.enumerate(), batch_size, 1, 0).with_options(options)
 
     def paths_from(self, sequence: int, pipelines: int = 1, pipeline: int = 0) -> list[str]:
-        """The shards, beginning with that which a host's sequence is read from."""
+        """The shards, that first which a host's sequence is read from."""
         (dataset,) = self.datasets
         shard, _ = self._place(sequence * pipelines)
         return [*dataset.paths[shard:], *dataset.paths[:shard]]

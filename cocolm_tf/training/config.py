@@ -405,12 +405,11 @@ def check_config(config: PretrainingConfig, name: str) -> None:
             f"{name}: auxiliary.replacements=stored does not go with objective.name="
             f"{objective.name}: it must be coco_lm."
         )
-    if replacements == "stored" and (
-        config.data.sequence_length_schedule or trainer.batch_size_schedule
-    ):
+    schedules = config.data.sequence_length_schedule, config.trainer.batch_size_schedule
+    if replacements == "stored" and any(schedules):
         raise UserError(
-            f"{name}: auxiliary.replacements=stored has batches of one size and length, without "
-            "trainer.batch_size_schedule and data.sequence_length_schedule."
+            f"{name}: auxiliary.replacements=stored has batches of one shape, without a "
+            "data.sequence_length_schedule or a trainer.batch_size_schedule."
         )
     if objective.name == "mcl":
         _check_courses(config, name)

@@ -160,21 +160,13 @@ class AdamW(keras.optimizers.AdamW):
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
 class ShardedAdamW(AdamW):
-    """AdamW whose moments are shared out among the replicas: the first stage of ZeRO.
+    """AdamW whose moments are shared out among the replicas: the first stage of ZeRO."""
 
-    Rajbhandari et al., 2020. Of R replicas each keeps one of R equal parts of the moments of each
-    variable, flat and filled up with zeros, updates that part of the variable, and gets the parts
-    that the others have updated. It makes AdamW's updates, from gradients that are summed up
-    already, and takes its arguments. It is for training steps that call `apply_scaled`; `fit()` of
-    other Keras models cannot use it.
-
-    Example:
-    ```python
-    with strategy.scope():
-        pretrainer.compile(ShardedAdamW(1e-4, weight_decay=0.01), clip_norm=2.0)
-    ```
-    """
-
+    # Rajbhandari et al., 2020. Of R replicas each keeps one of R equal parts of the moments of each
+    # variable, flat and filled up with zeros, updates that part of the variable, and gets the parts
+    # that the others have updated. The updates are AdamW's, of gradients that are summed already.
+    # It is for training steps that call `apply_scaled`; `fit()` of other models cannot use it.
+    #
     # All-reduced gradients are sliced, and parts are gathered by an all-reduce of zeros around
     # them: TensorFlow has no kernel of a reduce-scatter for CPUs (CollectiveReduceScatterV2), XLA
     # none of that and of CollectiveGatherV2. The clipping needs the norm of all gradients, too.
@@ -280,21 +272,9 @@ class ShardedAdamW(AdamW):
 
 
 class ShardedSlot:
-    """A moment that is shared out among the replicas, to be read and written as one array.
+    """A moment that is shared out among the replicas, to be read and written as one array."""
 
-    Several hosts must read it together, and write it together: each has its own replicas' parts.
-
-    Args:
-        part: what each replica keeps, [n].
-        shape: of the whole.
-        strategy: the devices.
-
-    Example:
-    ```python
-    slot = optimizer.slots(kernel)["velocity"]
-    slot.assign(slot.numpy())
-    ```
-    """
+    # Several hosts read it together, and write it together: each has its own replicas' parts.
 
     def __init__(
         self, part: keras.Variable, shape: tuple[int, ...], strategy: tf.distribute.Strategy

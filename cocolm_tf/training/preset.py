@@ -145,7 +145,7 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
 
 
 def load_frozen_auxiliary(auxiliary: MaskedLanguageModel, directory: str) -> None:
-    """Loads the auxiliary model of another run, to sample from (paper, table 3)."""
+    """Loads the weights of the auxiliary model of another run's preset, to sample from."""
     if not files.is_dir(os.path.join(directory, AUXILIARY_DIRECTORY)):
         raise UserError(f"auxiliary.preset={directory} has no {AUXILIARY_DIRECTORY}/ in it.")
     with files.local_copy(directory) as local:
@@ -175,6 +175,14 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     if pretrainer.auxiliary is not None:
         variables |= _masked_lm_variables(pretrainer.auxiliary, "masked_lm_head")
     return variables
+
+
+def saved_heads(directory: str) -> set[str]:
+    """The names of the weights of heads that a preset has."""
+    if not files.is_file(os.path.join(directory, HEADS_FILENAME)):
+        return set()
+    with files.local_copy(directory, [HEADS_FILENAME]) as local:
+        return set(np.load(os.path.join(local, HEADS_FILENAME)).files)
 
 
 def save_checkpoint_presets(
@@ -214,14 +222,6 @@ def save_checkpoint_presets(
             with pretrainer.averaged_weights():
                 save_preset(pretrainer, tokenizer, path + AVERAGE_SUFFIX)
             yield path + AVERAGE_SUFFIX
-
-
-def saved_heads(directory: str) -> set[str]:
-    """The names of the weights of heads that a preset has."""
-    if not files.is_file(os.path.join(directory, HEADS_FILENAME)):
-        return set()
-    with files.local_copy(directory, [HEADS_FILENAME]) as local:
-        return set(np.load(os.path.join(local, HEADS_FILENAME)).files)
 
 
 def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:

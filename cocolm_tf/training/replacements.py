@@ -83,26 +83,9 @@ def precompute_replacements(
     validation_data: str = "",
     num_shards: int = 16,
 ) -> list[Manifest]:
-    """Writes what a run with a frozen auxiliary model reads, with the replacements it samples.
-
-    A draw that was ended goes on with the same arguments: shards that are there are kept.
-
-    Args:
-        config: The run, with `auxiliary.replacements: frozen`.
-        train_data: Folder or glob of the shards to train on, or several with weights.
-        tokenizer: Of the shards.
-        output_dir: Gets a dataset in `train`, and one in `validation` if there is such data.
-        open_data: Opens what `pretrain` would read.
-        validation_data: Folder or glob of the shards to validate on, or nothing.
-        num_shards: Of the data to train on; the steps are shared out evenly among them.
-
-    Returns:
-        The manifests of what was written.
-
-    Raises:
-        UserError: If the configuration has no frozen auxiliary model, or something given does not
-            exist or fit, or `output_dir` holds something else.
-    """
+    """Writes what a run with a frozen auxiliary model reads and samples: `train`, `validation`."""
+    # `open_data` opens what `pretrain` would read. Steps are shared out evenly among the shards; a
+    # draw that was ended goes on with the same arguments, and keeps the shards that are there.
     _check(config, num_shards)
     trainer, parts = config.trainer, config.trainer.micro_batches
     train, held_out = open_data(train_data), validation_data and open_data(validation_data)
@@ -152,9 +135,10 @@ def _check(config: PretrainingConfig, num_shards: int) -> None:
             "replacements are drawn beforehand from an auxiliary model that does not learn: set "
             "auxiliary.replacements=frozen and auxiliary.preset, with objective.name=coco_lm."
         )
-    if config.data.sequence_length_schedule:
+    if config.data.sequence_length_schedule or config.trainer.batch_size_schedule:
         raise UserError(
-            "data.sequence_length_schedule: replacements are drawn for sequences of one length."
+            "replacements are drawn for batches of one shape, without a "
+            "data.sequence_length_schedule or a trainer.batch_size_schedule."
         )
     if num_shards > config.trainer.train_steps:
         raise UserError(

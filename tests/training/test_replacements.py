@@ -1,6 +1,7 @@
 """Replacements drawn beforehand are those that a run with a frozen auxiliary model samples."""
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def train(
     return written[per_pass - 1 :: per_pass], weights
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_same_from_them(config, corpus, drawn: Path, monkeypatch):
     sampled, expected = train(config, corpus, corpus.train, monkeypatch)
     read, found = train(stored(config), corpus, drawn / "train", monkeypatch)
@@ -114,6 +116,21 @@ def test_a_run_learns_the_same_from_them(config, corpus, drawn: Path, monkeypatc
     np.testing.assert_array_equal(read, sampled)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_pretraining_needs_no_auxiliary_model(config, drawn: Path, pretrain_on, tmp_path: Path):
+    data = {"train_data": str(drawn / "train"), "validation_data": str(drawn / "validation")}
+    changed = stored(config)
+    changed.auxiliary.preset = "/nowhere"  # It is not looked at.
+    pretrain_on(changed, tmp_path / "run", **data)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert {line["split"] for line in lines} == {"train", "validation"}
+    assert all("mlm_loss" not in line and line["lm_loss"] > 0 for line in lines)
+    assert not (tmp_path / "run" / "preset" / "auxiliary").exists()
+    changed.trainer.train_steps = 6
+    with pytest.raises(UserError, match="has the replacements of 5 steps, fewer than"):
+        pretrain_on(changed, tmp_path / "longer", **data)
 
 
 def test_the_auxiliary_model_was_asked(config, corpus, drawn: Path):
@@ -146,8 +163,8 @@ def test_replicas_and_hosts_share_the_steps(config, corpus, drawn: Path, pipelin
             own = slice(step * replicas, (step + 1) * replicas)
             found = np.concatenate([part for host in parts for part in host[own]])
             np.testing.assert_array_equal(found, whole[start + step])
-    paths = data.paths_from(4 * replicas * size, pipelines)
-    assert [path[-23:-20] for path in paths] == ["001", "000"]
+    paths = data.paths_from(4 * 4 // pipelines, pipelines)
+    assert [Path(path).name[5:10] for path in paths] == ["00001", "00000"]
 
 
 def test_crops_are_those_of_the_run(config, corpus, drawn: Path):
@@ -241,7 +258,7 @@ def test_an_ended_draw_goes_on(config, corpus, draw, drawn: Path, tmp_path, monk
         (lambda config: setattr(config.auxiliary, "replacements", "auxiliary"), "set auxiliary."),
         (
             lambda config: setattr(config.data, "sequence_length_schedule", [0.5, 8]),
-            "for sequences of one length",
+            "for batches of one shape",
         ),
     ],
 )
