@@ -66,6 +66,7 @@ def main() -> str:
         raise UserError(f"{error.name} is missing: pip install 'cocolm-tf[onnx]'.") from error
 
     from cocolm_tf.conversion import onnx_model
+    from cocolm_tf.serving.correction import NOTHING_ID
     from cocolm_tf.serving.preset import ServedPreset
     from cocolm_tf.tokenization.hugging_face import to_hugging_face
 
@@ -81,7 +82,7 @@ def main() -> str:
                 parts.backbone,
                 parts.copy_head,
                 parts.lm_head,
-                parts.tokenizer.special_token_ids,
+                [id for id in parts.tokenizer.special_token_ids if id != NOTHING_ID],
                 FLAGS.corrections,
             ),
         }

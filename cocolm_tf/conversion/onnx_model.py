@@ -80,6 +80,8 @@ def correction_model(
     kernel = np.asarray(copy_head.kernel)[:, np.newaxis]
     last, three = graph.array(np.int64([2])), graph.array(np.int64([-1]))
     copy_logits = graph.add("MatMul", states, graph.array(kernel))
+    if copy_head.bias is not None:
+        copy_logits = graph.add("Add", copy_logits, graph.array(copy_head.bias))
     is_real = graph.add("Unsqueeze", graph.is_real(), last)
     replaced = graph.add("Mul", graph.add("Sigmoid", graph.add("Neg", copy_logits)), is_real)
 

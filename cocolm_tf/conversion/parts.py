@@ -44,7 +44,6 @@ _TIED_TO_WORDS = (
     "auxiliary.lm_head.weight",
     "auxiliary.lm_head.decoder.weight",
 )
-_COPY_BIAS = "binary_head.out_proj.bias"
 
 # The variables of a head, by their names in `layout.HEADS`.
 Head = dict[str, keras.Variable]
@@ -107,9 +106,6 @@ def read_heads(
                 f"{checkpoint.path}: {name} differs from the word embeddings; COCO-LM's LM heads "
                 "are tied to them."
             )
-    if _COPY_BIAS in checkpoint:
-        value = float(checkpoint.read(_COPY_BIAS).ravel()[0])
-        checkpoint.explain(_COPY_BIAS, f"{value:.4g}; the paper's copy head has no bias")
     return heads
 
 
@@ -170,7 +166,8 @@ def _head_shapes(
 ) -> dict[str, tuple[int, ...]]:
     vocabulary_size, width = configuration["vocab_size"], configuration["hidden_size"]
     if head == "copy_head":
-        return {"kernel": (width,)}
+        has_bias = HEADS[head]["bias"][0] in checkpoint
+        return {"kernel": (width,)} | ({"bias": (1,)} if has_bias else {})
     if head == "lm_head":
         return {"bias": (vocabulary_size,)}
     if head == "projection":

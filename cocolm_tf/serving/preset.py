@@ -18,7 +18,12 @@ from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.preset import HEADS_FILENAME, check_finite_weights, load_preset
+from cocolm_tf.training.preset import (
+    HEADS_FILENAME,
+    check_finite_weights,
+    load_preset,
+    saved_heads,
+)
 
 _TASK_FILENAME = "task.json"
 
@@ -140,5 +145,7 @@ class ServedPreset:
                 f"--preset={self.directory} has a model of {backbone.vocabulary_size} tokens and "
                 f"a tokenizer of {size}."
             )
-        pretrainer = CocoLMPretrainer(backbone, None, self.tokenizer.mask_token_id)
+        has_bias = "copy_head.bias" in saved_heads(self.directory)
+        mask_token_id = self.tokenizer.mask_token_id
+        pretrainer = CocoLMPretrainer(backbone, None, mask_token_id, copy_head_bias=has_bias)
         return pretrainer, load_preset(pretrainer, self.directory)
