@@ -75,7 +75,7 @@ def labeled_examples(
         second[0] if second else None,
         np.array(labels, np.float32 if is_regression else np.int32) if labels else None,
         table.path,
-        _told(bad_rows),
+        told_rows(bad_rows),
     )
 
 
@@ -143,7 +143,8 @@ def number_parser(bounds: tuple[float, float] | None = None) -> Callable[[str], 
     return parse
 
 
-def _told(bad_rows: Sequence[tuple[int, str]]) -> list[str]:
+def told_rows(bad_rows: Sequence[tuple[int, str]]) -> list[str]:
+    """The first of the rows that are left out, a line for people each, and how many more."""
     told = [f"line {line} {reason}" for line, reason in bad_rows[:_TOLD]]
     if len(bad_rows) > _TOLD:
         told.append(f"{len(bad_rows) - _TOLD} more")
