@@ -380,7 +380,7 @@ def _check_tags(tags: Sequence[str], single_words: bool) -> None:
             split_tag(tag)
     except ValueError as error:
         advice = f"say --scheme={NO_SCHEME} where tags are those of single words"
-        raise ValueError(f"has the tag {error} {advice}") from error
+        raise ValueError(f"has a tag that is none: {error}; {advice}") from error
 
 
 def labels_of(texts: TaggedTexts, single_words: bool) -> set[str]:

@@ -40,7 +40,7 @@ def split_tag(tag: str) -> tuple[int, str]:
     if tag == OUTSIDE:
         return _O, ""
     if not dash or not label or len(prefix) != 1 or prefix not in PREFIXES[1:]:
-        raise ValueError(f"{tag!r} is no tag of a chunk: these are O, B-TYPE, I-TYPE, E-TYPE, ...")
+        raise ValueError(f"{tag!r} is no tag of a chunk, as O, B-TYPE, I-TYPE, E-TYPE or S-TYPE")
     return PREFIXES.index(prefix), label
 
 

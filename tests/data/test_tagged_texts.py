@@ -99,7 +99,7 @@ def test_words_in_json_lines(write):
             "has the span 3 to 5, which is said to be 'Ad' and is 'da': places are counted in",
         ),
         ({"tokens": ["a"], "tags": ["O", "O"]}, "has 1 words and 2 tags"),
-        ({"tokens": ["a"], "tags": ["NOUN"]}, "'NOUN' is no tag of a chunk"),
+        ({"tokens": ["a"], "tags": ["NOUN"]}, "has a tag that is none: 'NOUN' is no tag of"),
         ({"tokens": "a b"}, "has in 'tokens' no list of strings"),
     ],
 )
