@@ -17,6 +17,10 @@ __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
         "errors": ["UserError"],
+        "finetuning.models.token_classifier": [
+            "CocoLMTokenClassifier",
+            "CocoLMTokenClassifierPreprocessor",
+        ],
         "finetuning.prompt_classifier": ["CocoLMPromptClassifier"],
         "finetuning.prompt_classifier_preprocessor": ["CocoLMPromptClassifierPreprocessor"],
         "finetuning.question_answerer": ["CocoLMQuestionAnswerer"],

@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 
 from cocolm_tf.data.labeled_tables import told_rows
-from cocolm_tf.data.tags import Chunk, chunk_labels, chunks, split_tag
+from cocolm_tf.data.tags import NO_SCHEME, Chunk, chunk_labels, chunks, split_tag
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import COMPRESSED_SUFFIXES, text_lines, without_surrogates
-
-# The scheme of labels that are those of single words, as parts of speech are.
-NO_SCHEME = "none"
 
 _DOCUMENT_START = "-DOCSTART-"
 # The dev set that is split off is the same whatever a run's seed is.

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SCHEMES = ("BIO", "BIOES")
+# Of tags that are those of single words, as parts of speech are.
+NO_SCHEME = "none"
 OUTSIDE = "O"
 # A prefix's number is its place here.
 PREFIXES = "OBIES"

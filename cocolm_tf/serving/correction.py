@@ -20,7 +20,7 @@ from cocolm_tf.serving.signature import (
 from cocolm_tf.serving.words import corrections, probability_of_not_belonging, whole_words
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
 from cocolm_tf.tokenization.normalization import PUNCTUATION
-from cocolm_tf.tokenization.offsets import TokenOffsets
+from cocolm_tf.tokenization.offsets import begins_word, whole_words_within
 from cocolm_tf.tokenization.segment_packing import overlapping_windows, pack_ragged
 from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -168,12 +168,12 @@ class Corrector:
         """What `correct` gives, [B, (W), ...] each, and whether the texts were too long."""
         (texts,), is_cut = self.reader.texts(texts)
         tokens = self.reader.graph.tokenize_with_offsets(texts)
-        tokens, is_truncated = _whole_words(tokens, self._max_tokens, is_cut)
+        tokens, is_truncated = whole_words_within(tokens, self._max_tokens, is_cut)
         states = self._states(tokens.ids)
         rows = tokens.ids.value_rowids()
         ids, starts, ends, _ = (part.flat_values for part in tokens)
 
-        is_beginning = _begins_word(tokens)
+        is_beginning = begins_word(tokens)
         word_of = tf.cumsum(tf.cast(is_beginning, tf.int32)) - 1
         num_words = tf.reduce_sum(tf.cast(is_beginning, tf.int32))
         word_starts = tf.math.unsorted_segment_min(starts, word_of, num_words)
@@ -379,33 +379,6 @@ def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
 def _is_byte(tokenizer: CocoLMTokenizer) -> np.ndarray:
     """[V] bool: which pieces stand for a byte."""
     return np.isin(np.arange(tokenizer.vocabulary_size()), tokenizer.byte_token_ids)
-
-
-def _begins_word(tokens: TokenOffsets) -> tf.Tensor:
-    """[T] bool, of the tokens of all texts: whether each is the first of a word."""
-    words, rows = tokens.words.flat_values, tokens.words.value_rowids()
-    is_new = (words[1:] != words[:-1]) | (rows[1:] != rows[:-1])
-    return tf.concat([tf.ones_like(words[:1], tf.bool), is_new], 0)
-
-
-def _whole_words(
-    tokens: TokenOffsets, limit: int, is_cut: tf.Tensor
-) -> tuple[TokenOffsets, tf.Tensor]:
-    """The words that are whole within the first `limit` tokens, and [B] whether that is not all.
-
-    Of texts that are cut, [B], the last word may not be whole.
-    """
-    lengths = tokens.ids.row_lengths()
-    limits = tf.where(is_cut, tf.minimum(lengths - 1, limit), limit)
-    position = tf.ragged.range(lengths)
-    is_end = _begins_word(tokens) & (position <= limits[:, tf.newaxis]).flat_values
-    last_end = tf.math.unsorted_segment_max(
-        tf.where(is_end, position.flat_values, 0), position.value_rowids(), tokens.ids.nrows()
-    )
-    is_truncated = is_cut | (lengths > limit)
-    kept = tf.where(is_truncated, last_end, lengths)
-    is_kept = position < kept[:, tf.newaxis]
-    return TokenOffsets(*(tf.ragged.boolean_mask(part, is_kept) for part in tokens)), is_truncated
 
 
 def _shown(probabilities: tf.Tensor) -> tf.Tensor:

@@ -42,6 +42,33 @@ class TokenOffsets(NamedTuple):
     words: tf.RaggedTensor
 
 
+def begins_word(tokens: TokenOffsets) -> tf.Tensor:
+    """[T] bool, of the tokens of all texts: whether each is the first of a word."""
+    words, rows = tokens.words.flat_values, tokens.words.value_rowids()
+    is_new = (words[1:] != words[:-1]) | (rows[1:] != rows[:-1])
+    return tf.concat([tf.ones_like(words[:1], tf.bool), is_new], 0)
+
+
+def whole_words_within(
+    tokens: TokenOffsets, limit: int, is_cut: tf.Tensor
+) -> tuple[TokenOffsets, tf.Tensor]:
+    """The words that are whole within the first `limit` tokens, and [B] whether that is not all.
+
+    Of texts that are cut, [B], the last word may not be whole.
+    """
+    lengths = tokens.ids.row_lengths()
+    limits = tf.where(is_cut, tf.minimum(lengths - 1, limit), limit)
+    position = tf.ragged.range(lengths)
+    is_end = begins_word(tokens) & (position <= limits[:, tf.newaxis]).flat_values
+    last_end = tf.math.unsorted_segment_max(
+        tf.where(is_end, position.flat_values, 0), position.value_rowids(), tokens.ids.nrows()
+    )
+    is_truncated = is_cut | (lengths > limit)
+    kept = tf.where(is_truncated, last_end, lengths)
+    is_kept = position < kept[:, tf.newaxis]
+    return TokenOffsets(*(tf.ragged.boolean_mask(part, is_kept) for part in tokens)), is_truncated
+
+
 def character_offsets(texts: tf.Tensor, lowercase: bool) -> tuple[tf.Tensor, tf.Tensor]:
     """Finds where the characters of `normalize(texts)` that are no spaces come from.
 

@@ -1,0 +1,1 @@
+"""Pretrained encoders with a task's head, each with its preprocessor: `fit()` takes raw text."""
