@@ -93,36 +93,30 @@ class TagCodes(NamedTuple):
         return cls(np.array(prefixes, np.int32), np.array(types, np.int32), labels)
 
 
-def chunk_bounds(before: Any, prefixes: Any, types_before: Any, types: Any) -> tuple[Any, Any]:
-    """Says where chunks begin and end, of arrays and of tensors alike.
+def begins_chunk(before: Any, prefixes: Any, types_before: Any, types: Any) -> Any:
+    """Says where chunks begin, of arrays and of tensors alike.
 
     Args:
-        before: [N] int, the prefix before each place.
-        prefixes: [N] int, the one at it.
-        types_before: [N] int, the type before each place.
-        types: [N] int, the one at it.
+        before: [N] int, the prefix before each word; that of `O` at the beginning of a text.
+        prefixes: [N] int, the word's own.
+        types_before: [N] int, the type before each word.
+        types: [N] int, the word's own.
 
     Returns:
-        [N] bool each: whether a chunk begins there, and whether one ends before it. They take
-        turns, as long as `O` is at either end and between sequences.
-
-    Example:
-    ```python
-    tags = np.array([0, 1, 2, 0])  # O B-X I-X O
-    types = np.array([-1, 0, 0, -1])
-    chunk_bounds(tags[:-1], tags[1:], types[:-1], types[1:])  # [1, 0, 0], [0, 0, 1]
-    ```
+        [N] bool.
     """
-    is_other_type = types_before != types
-    is_fresh = (prefixes == _B) | (prefixes == _S)
-    was_complete = (before == _E) | (before == _S)
     goes_on = (prefixes == _I) | (prefixes == _E)
-    begins = is_fresh | (goes_on & (was_complete | (before == _O)))
-    begins |= (prefixes != _O) & is_other_type
-    was_open = (before == _B) | (before == _I)
-    ends = was_complete | (was_open & (is_fresh | (prefixes == _O)))
-    ends |= (before != _O) & is_other_type
-    return begins, ends
+    was_complete = (before == _O) | (before == _E) | (before == _S)
+    is_other = (prefixes != _O) & (types_before != types)
+    return (prefixes == _B) | (prefixes == _S) | (goes_on & was_complete) | is_other
+
+
+def ends_chunk(prefixes: Any, after: Any, types: Any, types_after: Any) -> Any:
+    """Says where chunks end: as `begins_chunk`, with the words after in place of those before."""
+    is_open = (prefixes == _B) | (prefixes == _I)
+    is_over = (after == _O) | (after == _B) | (after == _S)
+    is_other = (prefixes != _O) & (types != types_after)
+    return (prefixes == _E) | (prefixes == _S) | (is_open & is_over) | is_other
 
 
 def chunks_of_numbers(numbers: np.ndarray, lengths: np.ndarray, codes: TagCodes) -> np.ndarray:
@@ -143,20 +137,17 @@ def chunks_of_numbers(numbers: np.ndarray, lengths: np.ndarray, codes: TagCodes)
     chunks_of_numbers(np.array([0, 1, 2, 2]), np.array([3, 1]), codes)  # [[1, 3, 0], [3, 4, 0]]
     ```
     """
-    # `O` before every sequence and after the last: places shift by the number of those before.
-    shift = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    size = len(numbers) + len(lengths) + 1
-    prefixes, types = np.full(size, _O), np.full(size, NO_TYPE)
-    places = np.arange(len(numbers)) + shift
-    prefixes[places], types[places] = codes.prefixes[numbers], codes.types[numbers]
-    begins, ends = chunk_bounds(prefixes[:-1], prefixes[1:], types[:-1], types[1:])
-    first, after = np.flatnonzero(begins) + 1, np.flatnonzero(ends) + 1
-    # How many of the places before are no words.
-    filled = np.ones(size, int)
-    filled[places] = 0
-    filled = np.cumsum(filled)
-    last = after - 1
-    return np.stack([first - filled[first], last - filled[last] + 1, types[first]], axis=1)
+    prefixes, types = codes.prefixes[numbers], codes.types[numbers]
+    texts = np.repeat(np.arange(len(lengths)), lengths)
+    is_first = np.diff(texts, prepend=-1) != 0
+    is_last = np.diff(texts, append=-1) != 0
+    before, types_before = (np.roll(part, 1) for part in (prefixes, types))
+    after, types_after = (np.roll(part, -1) for part in (prefixes, types))
+    before, types_before = np.where(is_first, _O, before), np.where(is_first, NO_TYPE, types_before)
+    after, types_after = np.where(is_last, _O, after), np.where(is_last, NO_TYPE, types_after)
+    first = np.flatnonzero(begins_chunk(before, prefixes, types_before, types))
+    last = np.flatnonzero(ends_chunk(prefixes, after, types, types_after))
+    return np.stack([first, last + 1, types[first]], axis=1)
 
 
 def chunks(tags: Sequence[str]) -> list[Chunk]:

@@ -92,7 +92,7 @@ def answer_file(
 def rows_of(outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """The outputs of a signature text by text, as JSON has them, without padding."""
     outputs = dict(outputs)
-    widths = outputs.pop("num_words", None)
+    widths = outputs.pop("num_words", outputs.pop("num_spans", None))
     columns = {}
     for name, values in outputs.items():
         if values.dtype == object:

@@ -15,13 +15,13 @@ from cocolm_tf.serving.signature import (
     Reader,
     Signature,
     Tensors,
+    dense_rows,
     text_request,
 )
 from cocolm_tf.serving.words import corrections, probability_of_not_belonging, whole_words
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
 from cocolm_tf.tokenization.normalization import PUNCTUATION
-from cocolm_tf.tokenization.offsets import begins_word, whole_words_within
-from cocolm_tf.tokenization.segment_packing import overlapping_windows, pack_ragged
+from cocolm_tf.tokenization.offsets import Characters, begins_word, whole_words_within
 from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -127,15 +127,10 @@ class Corrector:
                 wide as one long text; `correct_tsv` has no such rows.
         """
         by_text, is_truncated = self._judged(texts)
-        counts = by_text["words"].row_lengths()
+        counts = tf.cast(by_text["words"].row_lengths(), tf.int32)
         most = LONGEST_TEXTS_OF_REQUEST * max(self._max_tokens, MAX_TOKENS)
-        num_cells = tf.size(counts, tf.int64) * tf.reduce_max(tf.concat([counts, [0]], 0))
-        message = f"texts times words of the longest may be {most} at most: ask for texts of "
-        message += "similar length together, or correct_tsv; here they are"
-        check = tf.debugging.Assert(num_cells <= most, [message, num_cells])
-        with tf.control_dependencies([check] if check is not None else []):
-            dense = {name: ragged.to_tensor() for name, ragged in by_text.items()}
-        return dense | {"num_words": tf.cast(counts, tf.int32), "truncated": is_truncated}
+        dense = dense_rows(by_text, most, "words", "correct_tsv")
+        return dense | {"num_words": counts, "truncated": is_truncated}
 
     def correct_tsv(self, texts: tf.Tensor) -> Tensors:
         """Judges the words of texts as `correct` does, and gives each text one string.
@@ -169,7 +164,9 @@ class Corrector:
         (texts,), is_cut = self.reader.texts(texts)
         tokens = self.reader.graph.tokenize_with_offsets(texts)
         tokens, is_truncated = whole_words_within(tokens, self._max_tokens, is_cut)
-        states = self._states(tokens.ids)
+        limit = self.reader.limit
+        # Two windows share a quarter of the room beside `<s>` and `</s>`.
+        states = self._encoder.states_in_windows(tokens.ids, limit, overlap=(limit - 2) // 4)
         rows = tokens.ids.value_rowids()
         ids, starts, ends, _ = (part.flat_values for part in tokens)
 
@@ -187,7 +184,7 @@ class Corrector:
         is_suspicious &= word_lengths <= MAX_TOKENS_TO_CORRECT
         suspicious = tf.where(is_suspicious)
         wanted = tf.where(tf.gather(is_suspicious, word_of))[:, 0]
-        characters = _Characters(texts)
+        characters = Characters(texts)
         unknown = characters.between(rows, starts, ends, ids == UNKNOWN_TOKEN_ID)
         own = tf.where(ids == UNKNOWN_TOKEN_ID, unknown, tf.gather(self._contents, ids))
         found, found_probabilities = self._corrections(
@@ -252,16 +249,6 @@ class Corrector:
             "correction_probabilities": dense(tf.exp(best)),
             "truncated": is_truncated,
         }
-
-    def _states(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """The hidden states of the tokens of all texts, one after the other: [T, H]."""
-        room = self.reader.limit - 2  # beside `<s>` and `</s>`
-        windows = overlapping_windows(ids.row_lengths(), room, overlap=room // 4)
-        read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
-        states = self._encoder.states(pack_ragged(read, sequence_length=self.reader.limit))
-        first = states.row_starts() + 1 + windows.first_wanted
-        wanted = tf.ragged.range(first, first + windows.num_wanted).flat_values
-        return tf.gather(states.flat_values, wanted)
 
     def _corrections(
         self,
@@ -334,23 +321,6 @@ def correction_signatures(corrector: Corrector) -> dict[str, Signature]:
         "correct_tsv": Signature(corrector.correct_tsv, (TEXTS,), text_request),
         "correct_ids": Signature(corrector.correct_ids, (TOKEN_IDS,), corrector.reader.ids_request),
     }
-
-
-class _Characters:
-    """Texts by their characters."""
-
-    def __init__(self, texts: tf.Tensor) -> None:
-        self._characters = tf.strings.unicode_split(texts, "UTF-8")
-
-    def between(
-        self, rows: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, is_wanted: tf.Tensor
-    ) -> tf.Tensor:
-        """The characters from `starts` to `ends` of the texts `rows`; "" where not wanted."""
-        offset = tf.cast(tf.gather(self._characters.row_starts(), rows), tf.int32)
-        ends = tf.where(is_wanted, ends, starts)
-        taken = tf.ragged.range(offset + starts, offset + ends)
-        characters = tf.ragged.map_flat_values(tf.gather, self._characters.flat_values, taken)
-        return tf.strings.reduce_join(characters, axis=1)
 
 
 def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:

@@ -27,6 +27,7 @@ from cocolm_tf.serving.saved_model import (
     write_warmup_requests,
 )
 from cocolm_tf.serving.signature import MAX_BYTES, Signature
+from cocolm_tf.serving.tagging import Tagger, tagging_signatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Settings:
         buckets: lengths in tokens at which texts are encoded apart from shorter ones.
         pooling: one of `POOLINGS`: what `embed` makes a vector of.
         num_corrections: int. How many corrections `correct` gives for each word.
-        max_tokens: int. The longest text that `correct` reads, and context that `answer` does.
+        max_tokens: int. The longest text that `correct` and `tag` read, and context that `answer`
+            does.
         max_bytes: int. What is read of a text in bytes, by any signature.
         min_probability: float. Words that belong more surely get no corrections.
         pairs: bool. Whether `serving_default` of `classify` takes pairs of texts.
@@ -180,4 +182,17 @@ def _answer(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[s
     return answering_signatures(answerer)
 
 
-SIGNATURES = {"embed": _embed, "correct": _correct, "classify": _classify, "answer": _answer}
+def _tag(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
+    tagger = Tagger(
+        encoder, parts.tokenizer, parts.token_classifier, settings.max_tokens, settings.max_bytes
+    )
+    return tagging_signatures(tagger)
+
+
+SIGNATURES = {
+    "embed": _embed,
+    "correct": _correct,
+    "classify": _classify,
+    "answer": _answer,
+    "tag": _tag,
+}

@@ -110,6 +110,32 @@ class Printer:
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
 
+    def tag(self, texts: Sequence[str], outputs: Outputs) -> str:
+        """Texts with their labeled spans, a line for each.
+
+        Args:
+            texts: what was asked.
+            outputs: of the signature `tag`.
+
+        Returns:
+            Some lines.
+        """
+        blocks = []
+        for row, text in enumerate(texts):
+            lines = [text, *self._truncated(outputs, row)]
+            for index in range(outputs["num_spans"][row]):
+                start, end = (int(outputs[side][row, index]) for side in ("starts", "ends"))
+                label = outputs["labels"][row, index].decode("utf-8", "replace")
+                score = f"{outputs['scores'][row, index]:4.0%}"
+                place = self._dim(f"characters {start} to {end}")
+                lines.append(
+                    f"  {score} {self._bold(label)} {self._green(text[start:end])}  {place}"
+                )
+            if not outputs["num_spans"][row]:
+                lines.append(self._dim("  Nothing has a label."))
+            blocks.append("\n".join(lines))
+        return "\n\n".join(blocks)
+
     def _corrected(self, text: str, outputs: Outputs, row: int) -> str:
         marked, notes, end = [], [], 0
         for index in range(outputs["num_words"][row]):

@@ -178,6 +178,23 @@ def to_text_offsets(
     return tf.where(covers, before, ends), ends
 
 
+class Characters:
+    """Texts by their characters."""
+
+    def __init__(self, texts: tf.Tensor) -> None:
+        self._characters = tf.strings.unicode_split(texts, "UTF-8")
+
+    def between(
+        self, rows: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, is_wanted: tf.Tensor
+    ) -> tf.Tensor:
+        """The characters from `starts` to `ends` of the texts `rows`; "" where not wanted."""
+        offset = tf.cast(tf.gather(self._characters.row_starts(), rows), tf.int32)
+        ends = tf.where(is_wanted, ends, starts)
+        taken = tf.ragged.range(offset + starts, offset + ends)
+        characters = tf.ragged.map_flat_values(tf.gather, self._characters.flat_values, taken)
+        return tf.strings.reduce_join(characters, axis=1)
+
+
 def _cut_characters(
     segmenter: Segmenter,
     words: tf.Tensor,
