@@ -17,16 +17,22 @@ __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
         "errors": ["UserError"],
+        "finetuning.models.prompt_classifier": [
+            "CocoLMPromptClassifier",
+            "CocoLMPromptClassifierPreprocessor",
+        ],
+        "finetuning.models.question_answerer": [
+            "CocoLMQuestionAnswerer",
+            "CocoLMQuestionAnswererPreprocessor",
+        ],
+        "finetuning.models.text_classifier": [
+            "CocoLMTextClassifier",
+            "CocoLMTextClassifierPreprocessor",
+        ],
         "finetuning.models.token_classifier": [
             "CocoLMTokenClassifier",
             "CocoLMTokenClassifierPreprocessor",
         ],
-        "finetuning.prompt_classifier": ["CocoLMPromptClassifier"],
-        "finetuning.prompt_classifier_preprocessor": ["CocoLMPromptClassifierPreprocessor"],
-        "finetuning.question_answerer": ["CocoLMQuestionAnswerer"],
-        "finetuning.question_answerer_preprocessor": ["CocoLMQuestionAnswererPreprocessor"],
-        "finetuning.text_classifier": ["CocoLMTextClassifier"],
-        "finetuning.text_classifier_preprocessor": ["CocoLMTextClassifierPreprocessor"],
         "losses": [],
         "modeling.backbone": ["CocoLMBackbone"],
         "modeling.pretrainer": ["CocoLMPretrainer"],

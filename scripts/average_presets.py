@@ -75,8 +75,8 @@ def _score():
     if FLAGS.task:
         from cocolm_tf.analysis.soups import fine_tuned_score
         from cocolm_tf.finetuning.config import load_finetuning_config
+        from cocolm_tf.finetuning.flags import suitable_config
         from cocolm_tf.finetuning.presets import backbone_config
-        from cocolm_tf.finetuning.run_flags import suitable_config
 
         width = backbone_config(FLAGS.preset[0])["hidden_dim"]
         configs = os.path.join(ROOT, "configs", "finetune")

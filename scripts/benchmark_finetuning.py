@@ -15,9 +15,8 @@ from absl import flags
 from cocolm_tf import files, program
 from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.classification_run import ClassificationRun
+from cocolm_tf.finetuning.flags import define_glue_flags, suitable_config
 from cocolm_tf.finetuning.presets import backbone_config
-from cocolm_tf.finetuning.run_flags import define_glue_flags, suitable_config
 
 flags.DEFINE_string("preset", None, "Folder of the pretrained model.")
 define_glue_flags()
@@ -54,10 +53,11 @@ def main() -> str:
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.benchmarking.finetuning import format_bucketing, measure_bucketing
     from cocolm_tf.finetuning.config import load_finetuning_config
+    from cocolm_tf.finetuning.tasks.classification import ClassificationTask
 
     config, _ = load_finetuning_config(config_file, FLAGS.task, FLAGS.params_override)
     data = {"glue": {"task": FLAGS.task, "data_dir": FLAGS.data_dir or None}}
-    run = ClassificationRun(preset=FLAGS.preset, config=config.as_dict(), data=data)
+    run = ClassificationTask(preset=FLAGS.preset, config=config.as_dict(), data=data)
     run.check()
     result = measure_bucketing(run, FLAGS.rows, FLAGS.rounds, FLAGS.threads)
     print(format_bucketing(result))

@@ -1,12 +1,20 @@
 """Fine-tunes a pretrained language model on a few examples of a GLUE task, by prompts."""
 
 import os
+from typing import Any
 
 from absl import flags
 
 from cocolm_tf import files, program
-from cocolm_tf.finetuning.prompt_run import PromptRun
-from cocolm_tf.finetuning.run_flags import check_start_flags, define_glue_flags, define_start_flags
+from cocolm_tf.finetuning.flags import (
+    check_start_flags,
+    define_glue_flags,
+    define_start_flags,
+    run_from_flags,
+)
+
+# LM-BFF's, whose splits they draw.
+SEEDS = (13, 21, 42, 87, 100)
 
 define_start_flags()
 define_glue_flags()
@@ -20,7 +28,8 @@ flags.DEFINE_integer("splits", 5, "How many draws of these.", lower_bound=1)
 
 FLAGS = flags.FLAGS
 ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
-CONFIG_FILE = os.path.join(ROOT, "configs", "finetune", "prompts.yaml")
+CONFIGS = os.path.join(ROOT, "configs", "finetune")
+CONFIG_FILE = os.path.join(CONFIGS, "prompts.yaml")
 
 
 def main() -> str:
@@ -30,22 +39,27 @@ def main() -> str:
 
     language_model_bias(FLAGS.preset)
 
-    from cocolm_tf.finetuning.prompt_config import load_prompt_config
-    from cocolm_tf.finetuning.prompt_experiment import run_prompt_experiment
+    def make_task(**fields: Any) -> Any:
+        from cocolm_tf.finetuning.tasks.prompting import PromptingTask, prompt_of_glue
 
-    config, prompt = load_prompt_config(
-        FLAGS.config_file or CONFIG_FILE, FLAGS.task, FLAGS.params_override
+        prompt = prompt_of_glue(FLAGS.config_file or CONFIG_FILE, FLAGS.task)
+        data_dir = files.absolute(FLAGS.data_dir) if FLAGS.data_dir else None
+        return PromptingTask(
+            data={"glue": {"task": FLAGS.task, "data_dir": data_dir}},
+            template=prompt.template,
+            words=prompt.words,
+            shots=FLAGS.shots,
+            **fields,
+        )
+
+    return run_from_flags(
+        f"{FLAGS.task}-prompts",
+        make_task,
+        CONFIGS,
+        settings=FLAGS.task,
+        config_file=CONFIG_FILE,
+        seeds=[*SEEDS, *range(SEEDS[-1] + 1, SEEDS[-1] + FLAGS.splits)][: FLAGS.splits],
     )
-    run = PromptRun(
-        preset=FLAGS.preset,
-        config=config.as_dict(),
-        task=FLAGS.task,
-        template=prompt.template,
-        words=prompt.words,
-        data_dir=files.absolute(FLAGS.data_dir) if FLAGS.data_dir else None,
-        shots=FLAGS.shots,
-    )
-    return run_prompt_experiment(run, FLAGS.output_dir, FLAGS.splits, FLAGS.jobs)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Fine-tunes a pretrained model on SQuAD 2.0 or 1.1, and scores it on the dev set."""
 
-import functools
 import os
+from typing import Any
 
 from absl import flags
 
 from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
-from cocolm_tf.finetuning.squad_run import SquadRun
+from cocolm_tf.finetuning.flags import define_run_flags, run_from_flags
 
 define_run_flags()
 flags.DEFINE_string(
@@ -58,18 +57,23 @@ def main() -> str:
     for name, path in given.items():
         if path and not files.is_file(path):
             raise UserError(f"--{name}_file={path} does not exist.")
-    make_run = functools.partial(
-        SquadRun,
-        files={part: files.absolute(path) for part, path in given.items() if path},
-        stride=FLAGS.stride,
-        max_question_length=FLAGS.max_question_length,
-        max_answer_length=FLAGS.max_answer_length,
-        n_best=FLAGS.n_best,
-    )
+
+    def make_task(**fields: Any) -> Any:
+        from cocolm_tf.finetuning.tasks.question_answering import QuestionAnsweringTask
+
+        return QuestionAnsweringTask(
+            files={part: files.absolute(path) for part, path in given.items() if path},
+            stride=FLAGS.stride,
+            max_question_length=FLAGS.max_question_length,
+            max_answer_length=FLAGS.max_answer_length,
+            n_best=FLAGS.n_best,
+            **fields,
+        )
+
     changes = {}
     if FLAGS.sequence_length:
         changes["sequence_length"] = ("data.sequence_length", FLAGS.sequence_length)
-    return run_from_flags("squad", make_run, os.path.join(ROOT, "configs", "finetune"), changes)
+    return run_from_flags("squad", make_task, os.path.join(ROOT, "configs", "finetune"), changes)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Fine-tunes a pretrained model on a table of one's own: TSV, CSV or JSON lines."""
 
-import functools
 import os
+from typing import Any
 
 from absl import flags
 
 from cocolm_tf import files, program
 from cocolm_tf.data.table_task import table_name
-from cocolm_tf.finetuning.classification_run import ClassificationRun
-from cocolm_tf.finetuning.run_flags import define_run_flags, run_from_flags
+from cocolm_tf.finetuning.flags import define_run_flags, run_from_flags
 
 flags.DEFINE_string(
     "train_file", None, "Table to learn from: .tsv, .csv or .jsonl, with named columns."
@@ -60,9 +59,14 @@ def main() -> str:
     }
     # Only where they are given, so that runs from before there were such go on.
     table |= {flag: FLAGS[flag].value for flag in ("encoding", "delimiter") if FLAGS[flag].value}
-    make_run = functools.partial(ClassificationRun, data={"table": table})
+
+    def make_task(**fields: Any) -> Any:
+        from cocolm_tf.finetuning.tasks.classification import ClassificationTask
+
+        return ClassificationTask(data={"table": table}, **fields)
+
     configs = os.path.join(ROOT, "configs", "finetune")
-    return run_from_flags(name, make_run, configs, settings="")
+    return run_from_flags(name, make_task, configs, settings="")
 
 
 if __name__ == "__main__":

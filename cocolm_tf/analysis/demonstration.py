@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
+from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -167,8 +167,10 @@ class _Models:
         count = max(1, round(len(ordinary) * mask_fraction))
         masked = np.random.default_rng(seed).choice(ordinary, count, replace=False)
         positions = tf.constant(np.sort(masked)[np.newaxis], tf.int32)
-        replacements = self._sample(place(ids, positions, self._special.mask), positions, seed)
-        return self.read(place(ids, positions, replacements), ids, set(masked))
+        replacements = self._sample(
+            replace_tokens(ids, positions, self._special.mask), positions, seed
+        )
+        return self.read(replace_tokens(ids, positions, replacements), ids, set(masked))
 
     def read_mistake(self, text: str, wrong: str, right: str) -> tuple[Token, ...]:
         """Reads a sentence with a wrong word, as if that had been put in for the right one."""

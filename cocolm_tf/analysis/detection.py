@@ -10,12 +10,12 @@ from sklearn import metrics
 from tqdm import tqdm
 
 from cocolm_tf.analysis.inputs import CorruptedText
+from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
+from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -139,8 +139,8 @@ def detect(
     manifest = Manifest.load(data)
     if manifest.vocabulary_fingerprint != tokenizer.fingerprint():
         raise UserError(f"--data={data} was built with another vocabulary than the preset's.")
-    views = Views(SpecialTokens(mask=tokenizer.mask_token_id))
-    opened = PretrainingData.open(data, manifest.sequence_length, views)
+    augmentation = Augmentation(SpecialTokens(mask=tokenizer.mask_token_id))
+    opened = PretrainingData.open(data, manifest.sequence_length, augmentation)
     held_out = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     corrupt = tf.function(
         lambda batch, seed: _corrupt(pretrainer, batch, corruption, seed), autograph=False
@@ -282,10 +282,10 @@ def _corrupt(
         size, vocabulary_size = tf.size(positions)[tf.newaxis], pretrainer.backbone.vocabulary_size
         sampled = random_tokens(size, vocabulary_size, seed)
     else:
-        masked = place(original, positions, pretrainer.mask_token_id, used)
+        masked = replace_tokens(original, positions, pretrainer.mask_token_id, used)
         inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
         sampled = sample_tokens(pretrainer.auxiliary(inputs, positions=positions), seed)
-    return place(original, positions, sampled, used)
+    return replace_tokens(original, positions, sampled, used)
 
 
 def align(original: Sequence[int], corrupted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

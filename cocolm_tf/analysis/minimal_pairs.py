@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from cocolm_tf.analysis.inputs import ALL, MinimalPair
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.corruption import place
+from cocolm_tf.modeling.corruption import replace_tokens
 from cocolm_tf.modeling.masked_language_model import gather_positions
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -117,7 +117,7 @@ def _masked_scores(
 ) -> tf.Tensor:
     positions = places[:, tf.newaxis]
     labels = gather_positions(token_ids, positions)
-    inputs = _inputs(place(token_ids, positions, pretrainer.mask_token_id), lengths)
+    inputs = _inputs(replace_tokens(token_ids, positions, pretrainer.mask_token_id), lengths)
     if isinstance(pretrainer, MaskedLMPretrainer):
         logits = pretrainer.model(inputs, positions=positions)
     else:

@@ -12,11 +12,11 @@ from cocolm_tf import files
 from cocolm_tf.analysis.metrics_log import Metrics, read_metrics
 from cocolm_tf.analysis.presets import load_run
 from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.data.augmentation import word_starts
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
-from cocolm_tf.data.views import word_starts
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.build import build_views
+from cocolm_tf.training.build import build_augmentation
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.stages import Total, tokens_per_step
 
@@ -125,7 +125,9 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
     opened = PretrainingData.open(
         data,
         config.data.sequence_length,
-        build_views(config, tokenizer.mask_token_id, word_starts(tokenizer.get_vocabulary())),
+        build_augmentation(
+            config, tokenizer.mask_token_id, word_starts(tokenizer.get_vocabulary())
+        ),
     )
     measured = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     means: dict[str, keras.metrics.Mean] = {}

@@ -1,6 +1,5 @@
 """How the presets that a soup is made of are measured, and the soup beside them."""
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +7,14 @@ from typing import Any
 import tensorflow as tf
 
 from cocolm_tf.analysis.presets import load_pretrained
+from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.classification import run_classification
-from cocolm_tf.finetuning.classification_run import ClassificationRun
-from cocolm_tf.finetuning.jobs import Reporter
+from cocolm_tf.finetuning.run import run_task
+from cocolm_tf.finetuning.tasks.classification import ClassificationTask
+from cocolm_tf.jobs import Reporter
 from cocolm_tf.training.soup import Score
 
 # Of the corrective language modeling loss (paper, section 3.3), and masked language modeling's.
@@ -70,8 +69,8 @@ def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: 
             f"--data={data} has sequences of {manifest.sequence_length} tokens, more than the "
             f"{first.backbone.max_sequence_length} that the presets read."
         )
-    views = Views(SpecialTokens(mask=tokenizer.mask_token_id))
-    opened = PretrainingData.open(data, manifest.sequence_length, views)
+    augmentation = Augmentation(SpecialTokens(mask=tokenizer.mask_token_id))
+    opened = PretrainingData.open(data, manifest.sequence_length, augmentation)
     size = min(batch_size, manifest.counts["sequences"])
 
     factors = _WEIGHTS | _MASKED_LM
@@ -106,7 +105,7 @@ def fine_tuned_score(config: dict[str, Any], data: dict[str, Any], seed: int = 0
 
     Args:
         config: of the fine-tuning, as `FinetuningConfig.as_dict` has it.
-        data: of the task; see `ClassificationRun`.
+        data: of the task; see `ClassificationTask`.
         seed: int. Of every fine-tuning.
 
     Example:
@@ -114,14 +113,14 @@ def fine_tuned_score(config: dict[str, Any], data: dict[str, Any], seed: int = 0
     fine_tuned_score(config.as_dict(), {"glue": {"task": "rte"}})
     ```
     """
-    name = ClassificationRun(preset="", config=config, data=data).check()
+    name = ClassificationTask(preset="", config=config, data=data).check()
 
     def score(preset: str) -> float:
-        run = ClassificationRun(
+        task = ClassificationTask(
             preset=preset, config=config, data=data, seed=seed, save_preset=False
         )
         with tempfile.TemporaryDirectory() as folder:
-            results = run_classification(dataclasses.asdict(run), folder, _Quiet())
+            results = run_task(task.spec(), folder, _Quiet())
         if results.get("diverged"):
             raise UserError(f"fine-tuning {preset} on {name} diverged.")
         return results["score"]

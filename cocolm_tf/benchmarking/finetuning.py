@@ -15,10 +15,9 @@ from cocolm_tf.benchmarking.alternation import (
 )
 from cocolm_tf.costs.step_benchmark import describe_device, summarize
 from cocolm_tf.finetuning.batches import describe_lengths, tokenized, training_batches
-from cocolm_tf.finetuning.classification import build_classifier
-from cocolm_tf.finetuning.classification_run import ClassificationRun
 from cocolm_tf.finetuning.config import from_dict
 from cocolm_tf.finetuning.optimization import build_optimizer
+from cocolm_tf.finetuning.tasks.classification import ClassificationTask, build_classifier
 
 WAYS = {"full_width": 0, "as_they_come": 1, "bucketed": 8}
 """The numbers of groups of like lengths, see `training_batches`: none with padding to the longest
@@ -28,7 +27,7 @@ _SLOWEST = "full_width"
 
 
 def measure_bucketing(
-    run: ClassificationRun, rows: int, rounds: int, threads: int
+    run: ClassificationTask, rows: int, rounds: int, threads: int
 ) -> dict[str, Any]:
     """Times epochs of fine-tuning with each of `WAYS`, in alternation.
 
@@ -49,7 +48,7 @@ def measure_bucketing(
 
     Example:
     ```python
-    run = ClassificationRun(
+    run = ClassificationTask(
         preset="runs/first/preset", config=config.as_dict(), data={"glue": {"task": "sst2"}}
     )
     measure_bucketing(run, 1024, rounds=5, threads=2)["ways"]["bucketed"]["speedup"]["median"]
@@ -103,7 +102,7 @@ def format_bucketing(result: dict[str, Any]) -> str:
 
 
 def fine_tuning_epoch(
-    run: ClassificationRun, rows: int, buckets: int
+    run: ClassificationTask, rows: int, buckets: int
 ) -> Callable[[], dict[str, Any]]:
     """Builds a classifier and its batches."""
     data, config = run.read(), from_dict(run.config, "the configuration")

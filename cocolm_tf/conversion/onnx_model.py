@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection
 from cocolm_tf.modeling.transformer import TransformerBlock

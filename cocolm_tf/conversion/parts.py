@@ -23,9 +23,11 @@ from cocolm_tf.conversion.layout import (
 )
 from cocolm_tf.conversion.tensor_files import open_tensors, read_json, write_json
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
-from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.models.text_classifier import (
+    CocoLMTextClassifier,
+    CocoLMTextClassifierPreprocessor,
+)
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import (
     DICTIONARY_FILENAME,

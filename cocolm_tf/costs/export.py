@@ -25,7 +25,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.fusion import compiling_for
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.training.build import build_pretrainer, build_views
+from cocolm_tf.training.build import build_augmentation, build_pretrainer
 from cocolm_tf.training.callbacks import METRICS_FILENAME
 from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig, save_config
@@ -248,13 +248,13 @@ def _told_apart(variables: list[tuple[str, tf.Variable]]) -> list[tuple[str, tf.
 def _from_tokens(
     pretrainer: CocoLMPretrainer, config: PretrainingConfig
 ) -> Callable[[dict[str, tf.Tensor]], None]:
-    """The step of a batch of whole sequences, whose views follow from the step's number."""
-    views = build_views(config, config.model.vocabulary_size - 1)
+    """The step on whole sequences, which it masks and crops by the number of the step."""
+    augmentation = build_augmentation(config, config.model.vocabulary_size - 1)
 
     def step(batch: dict[str, tf.Tensor]) -> None:
         number = tf.cast(pretrainer.optimizer.iterations, tf.int64)
         seed = tf.stack([tf.constant(config.runtime.seed, tf.int64), number])
-        pretrainer.train_step(views(batch["token_ids"], seed))
+        pretrainer.train_step(augmentation(batch["token_ids"], seed))
 
     return step
 

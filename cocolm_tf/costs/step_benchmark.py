@@ -19,7 +19,7 @@ from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
-from cocolm_tf.training.build import build_pretrainer, build_views, compile_pretrainer
+from cocolm_tf.training.build import build_augmentation, build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.units import si
@@ -162,9 +162,9 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
             "at least 3."
         )
 
-    def views(number: tf.Tensor) -> dict[str, tf.Tensor]:
+    def random_batch(number: tf.Tensor) -> dict[str, tf.Tensor]:
         seed = tf.stack([config.runtime.seed, tf.cast(number, tf.int32)])
-        text_seed, view_seed = tf.unstack(tf.random.split(seed, 2))
+        text_seed, mask_seed = tf.unstack(tf.random.split(seed, 2))
         text = tf.random.stateless_uniform(
             [batch, length - 2],
             text_seed,
@@ -174,9 +174,9 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
         )
         token_ids = tf.pad(text, [[0, 0], [1, 0]], constant_values=special.start)
         token_ids = tf.pad(token_ids, [[0, 0], [0, 1]], constant_values=special.end)
-        return build_views(config, special.mask)(token_ids, view_seed)
+        return build_augmentation(config, special.mask)(token_ids, mask_seed)
 
-    return tf.data.Dataset.range(count).map(views).cache().repeat().prefetch(1)
+    return tf.data.Dataset.range(count).map(random_batch).cache().repeat().prefetch(1)
 
 
 def matmul_rate(dtype: str, min_seconds: float = 0.5) -> float:

@@ -1,9 +1,9 @@
-"""Work on the chunks of a source, in several processes or in this one.
+"""Runs functions on the chunks of a source, in several processes or in this one.
 
-Whoever is free takes the next task from one queue. To read a part is a task: its reader hands the
-chunks on through the queue as long as there is room in it, and otherwise works on them itself. So
-many small parts and a single large one occupy all processes alike, and no more than a few chunks
-are in memory at any time.
+Idle processes take the next task from one queue. Reading a part is a task: its reader puts the
+chunks into the queue as long as there is room in it, and otherwise works on them itself. So many
+small parts and a single large one occupy all processes alike, and only a few chunks are in memory
+at any time.
 """
 
 import multiprocessing
@@ -32,33 +32,17 @@ _WAITING = 2
 
 @dataclass(frozen=True)
 class PartRead:
-    """What comes of a part when all of it has been read, its chunks perhaps not done yet.
-
-    Args:
-        part: The part.
-        chunks: How many chunks it has.
-        counts: What its source has counted.
-    """
+    """The result of reading a part to its end; its chunks may not be done yet."""
 
     part: Part
-    chunks: int
-    counts: Counter[str]
+    chunks: int  # their number
+    counts: Counter[str]  # of its source
 
 
 class Workers:
-    """Processes that take tasks; with none of them, the calling process does everything.
+    """A pool of processes; with none, the calling process does everything."""
 
-    Args:
-        number: How many.
-        source: What `over_chunks` reads; None where only `map` is called.
-
-    Example:
-    ```python
-    with Workers(4, source) as workers:
-        for result in workers.over_chunks(parts_of(source), function):
-            print(result)
-    ```
-    """
+    # `source` is what `over_chunks` reads; None where only `map` is called.
 
     def __init__(self, number: int, source: Source | None = None):
         self._source = source
@@ -95,20 +79,12 @@ class Workers:
         function: ChunkFunction,
         done: Callable[[Part], Collection[int]] = lambda part: (),
     ) -> Iterator[Any]:
-        """Calls a function with every chunk of parts of the source.
-
-        Args:
-            parts: The parts.
-            function: What to call; picklable.
-            done: Tells the numbers of a part's chunks that are to be left out.
-
-        Yields:
-            What it returns, in the order in which the calls end, and a `PartRead` for each part.
-        """
+        """Yields a function's results for every chunk as they end, and a `PartRead` a part."""
+        # The function is picklable. `done` gives the numbers of a part's chunks to leave out.
         return self._run(_Read(part, function, frozenset(done(part))) for part in parts)
 
     def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
-        """Calls a function as `map` does, and yields its results in the order of their ends."""
+        """Calls a function as `map` does, and yields the results as they end."""
         return self._run(_Call(function, values) for values in zip(*arguments, strict=False))
 
     def _run(self, tasks: Iterable["_Call | _Read"]) -> Iterator[Any]:
@@ -144,7 +120,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class _Message:
-    """What a process tells: results, and how many tasks are done and more or less under way."""
+    """What a process reports: results, and changes of the numbers of tasks done and handed on."""
 
     results: tuple[Any, ...] = ()
     done: int = 0
@@ -154,20 +130,19 @@ class _Message:
 
 @dataclass(frozen=True)
 class _Call:
-    """The task to call a function."""
+    """The task of calling a function."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     was_handed_on: bool = False
 
     def results(self, source: Source | None, hand_on: Callable[["_Call"], bool]) -> Iterator[Any]:
-        """Does it."""
         yield self.function(*self.arguments)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """The task to read a part, and to see that something is done with each of its chunks."""
+    """The task of reading a part and having its chunks processed."""
 
     part: Part
     function: ChunkFunction
@@ -175,7 +150,7 @@ class _Read:
     was_handed_on: bool = False
 
     def results(self, source: Source, hand_on: Callable[[_Call], bool]) -> Iterator[Any]:
-        """Does it, without what becomes of chunks that others take on."""
+        """Yields the results of those chunks that no other process takes."""
         number, counts = 0, Counter()
         for number, chunk in enumerate(chunks(self.part.documents(source, counts)), start=1):
             if number - 1 in self.done:
@@ -213,7 +188,7 @@ def _offer(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
 
 
 def _picklable(error: Exception) -> Exception:
-    """The error, which says where it happened if it gets a traceback at all."""
+    """The error with its traceback as a note, which pickling would lose."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))

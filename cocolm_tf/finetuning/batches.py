@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import keras_hub
 import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.data.examples import Examples
-from cocolm_tf.finetuning.padding import WIDTH_STEP, batch_width
-from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
+from cocolm_tf.finetuning.models.raw_text import WIDTH_STEP, batch_width
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
@@ -43,7 +43,7 @@ class Tokens:
         return len(self.lengths)
 
 
-def tokenized(preprocessor: CocoLMTextClassifierPreprocessor, examples: Examples) -> Tokens:
+def tokenized(preprocessor: keras_hub.models.Preprocessor, examples: Examples) -> Tokens:
     """Turns texts into rows of tokens.
 
     Args:

@@ -2,18 +2,23 @@
 
 A file states what differs from the defaults here, which are those that all released settings
 share. Its `tasks` hold what differs further for one task, its `search` the grid that `--search`
-goes through.
+goes through; a task may have a `search` of its own, which then counts instead. A file of prompts
+has `prompts` beside them: for each task a template and the label words.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from official.modeling import hyperparams
 
 from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.transformer import REMATERIALIZE
 from cocolm_tf.training import config_file
 from cocolm_tf.training.config import PRECISIONS
+
+DEMONSTRATIONS = ("none", "random", "similar")
 
 
 @dataclasses.dataclass
@@ -24,6 +29,8 @@ class ModelConfig(hyperparams.Config):
     dropout: float = 0.1
     # Learn matrices of this rank beside the encoder's, which stay as they are; 0 learns all.
     lora_rank: int = 0
+    # What is computed again in the backward pass, to need less memory: none, attention or block.
+    rematerialize: str = "none"
 
 
 @dataclasses.dataclass
@@ -61,6 +68,22 @@ class TrainerConfig(hyperparams.Config):
 
     batch_size: int = 32
     epochs: int = 3
+    # How many steps the run takes instead of `epochs`; 0 for as many as the epochs have.
+    steps: int = 0
+    # Steps between two measurements on the dev set; 0 for one after every epoch.
+    validation_interval: int = 0
+    # The run ends when so many measurements in a row were no better than the best; 0 for never.
+    patience: int = 0
+    # The share of the probability that the loss wants spread over the wrong classes.
+    label_smoothing: float = 0.0
+    # Gradient accumulation: into how many parts a batch is cut, one after the other.
+    micro_batches: int = 1
+    # Steps that the devices take without the host between.
+    steps_per_execution: int = 1
+    # Steps between two lines of the log.
+    log_interval: int = 50
+    # Minutes between two checkpoints, from which a run that was ended halfway goes on.
+    checkpoint_minutes: float = 5.0
 
 
 @dataclasses.dataclass
@@ -68,6 +91,19 @@ class RuntimeConfig(hyperparams.Config):
     """How it is computed."""
 
     precision: str = "float32"
+    # Whether XLA compiles the step; null leaves it to the devices.
+    jit_compile: bool | None = None
+
+
+@dataclasses.dataclass
+class PromptConfig(hyperparams.Config):
+    """What fine-tuning by prompts has beside the rest."""
+
+    # Whether a finished example of each class follows each prompt, and which: none, random or
+    # similar ones, drawn among the half that is most like the text.
+    demonstrations: str = "random"
+    # How many sets of demonstrations a prediction is the mean of.
+    draws: int = 16
 
 
 @dataclasses.dataclass
@@ -85,13 +121,25 @@ class FinetuningConfig(hyperparams.Config):
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
+    prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
 
 
 Grid = dict[str, list[Any]]
 """The values to search through, by their keys: `{"optimizer.learning_rate": [1e-5, 2e-5]}`."""
 
 _RANGES: config_file.Ranges = (
-    (lambda value: value >= 1, "at least 1", ("trainer.batch_size", "trainer.epochs")),
+    (
+        lambda value: value >= 1,
+        "at least 1",
+        (
+            "trainer.batch_size",
+            "trainer.epochs",
+            "trainer.micro_batches",
+            "trainer.steps_per_execution",
+            "trainer.log_interval",
+            "prompt.draws",
+        ),
+    ),
     (
         lambda value: value >= 0,
         "0 or more",
@@ -101,6 +149,10 @@ _RANGES: config_file.Ranges = (
             "data.length_buckets",
             "optimizer.weight_decay",
             "optimizer.clip_norm",
+            "trainer.steps",
+            "trainer.validation_interval",
+            "trainer.patience",
+            "trainer.checkpoint_minutes",
         ),
     ),
     (
@@ -111,11 +163,25 @@ _RANGES: config_file.Ranges = (
     (
         lambda value: 0 <= value < 1,
         "in [0, 1)",
-        ("model.dropout", "optimizer.beta_1", "optimizer.beta_2"),
+        ("model.dropout", "optimizer.beta_1", "optimizer.beta_2", "trainer.label_smoothing"),
     ),
     (lambda value: 0 <= value <= 1, "in [0, 1]", ("optimizer.warmup_fraction",)),
     (lambda value: 0 < value <= 1, "in (0, 1]", ("optimizer.layer_decay",)),
 )
+# What the settings of prompts were called when they had a configuration of their own.
+_FORMER = {
+    "learning_rates": "search.optimizer.learning_rate of the file, or optimizer.learning_rate",
+    "batch_size": "trainer.batch_size",
+    "steps": "trainer.steps",
+    "validation_interval": "trainer.validation_interval",
+    "weight_decay": "optimizer.weight_decay",
+    "dropout": "model.dropout",
+    "demonstrations": "prompt.demonstrations",
+    "draws": "prompt.draws",
+    "sequence_length": "data.sequence_length",
+    "precision": "runtime.precision",
+    "settings": "model, optimizer, trainer and prompt",
+}
 
 
 def load_finetuning_config(
@@ -143,15 +209,24 @@ def load_finetuning_config(
     values = dict(values) if isinstance(values, dict) else values
     tasks = _section(values, "tasks", path)
     grid = _section(values, "search", path)
+    _section(values, "prompts", path)
     config = FinetuningConfig()
-    config_file.override(config, values, path)
+    _override(config, values, path)
     # All of them, so that a mistake in the file shows whatever the task is.
     for name, changes in tasks.items():
+        changes = dict(changes) if isinstance(changes, dict) else changes
+        own = _section(changes, "search", f"{path}: tasks.{name}")
         trial = FinetuningConfig()
         config_file.override(trial, changes, f"{path}: tasks.{name}")
-    if task in tasks:
-        config_file.override(config, tasks[task], f"{path}: tasks.{task}")
-    names = [path, *config_file.apply_overrides(config, overrides)]
+        if name == task:
+            config_file.override(config, changes, f"{path}: tasks.{name}")
+            grid = own or grid
+    names = [path]
+    for one in [overrides] if isinstance(overrides, str) else overrides:
+        try:
+            names += config_file.apply_overrides(config, one)
+        except UserError as error:
+            raise _with_new_name(error) from error
     check_finetuning_config(config, " ".join(names))
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
@@ -162,24 +237,7 @@ def load_finetuning_config(
 
 
 def with_values(config: FinetuningConfig, values: dict[str, Any], name: str) -> FinetuningConfig:
-    """Changes values by their full keys.
-
-    Args:
-        config: Stays as it is.
-        values: Such as `{"optimizer.learning_rate": 1e-5}`.
-        name: Where they come from, for messages.
-
-    Returns:
-        The changed configuration.
-
-    Raises:
-        UserError: Naming the key that is wrong.
-
-    Example:
-    ```python
-    with_values(config, {"trainer.epochs": 5}, "the search")
-    ```
-    """
+    """Changes values by their full keys, as `optimizer.learning_rate`, of a copy."""
     changed = from_dict(config.as_dict(), name)
     for key, value in values.items():
         section, _, field = key.partition(".")
@@ -189,36 +247,28 @@ def with_values(config: FinetuningConfig, values: dict[str, Any], name: str) -> 
 
 
 def from_dict(values: dict[str, Any], name: str) -> FinetuningConfig:
-    """Makes a configuration of what its `as_dict()` gave.
-
-    Example:
-    ```python
-    from_dict(FinetuningConfig().as_dict(), "the defaults")
-    ```
-    """
+    """Makes a configuration of what its `as_dict()` gave."""
     config = FinetuningConfig()
     config_file.override(config, values, name)
     return config
 
 
 def check_finetuning_config(config: FinetuningConfig, name: str) -> None:
-    """Checks types and ranges.
-
-    Args:
-        config: The configuration.
-        name: Where it comes from, for the message.
-
-    Raises:
-        UserError: Naming the first key that is wrong.
-
-    Example:
-    ```python
-    check_finetuning_config(FinetuningConfig(), "the defaults")
-    ```
-    """
+    """Refuses wrong types and ranges, by the first key that is wrong."""
     config_file.check_types(config, name)
     config_file.check_ranges(config, name, _RANGES)
-    config_file.check_choice(name, "runtime.precision", config.runtime.precision, PRECISIONS)
+    for key, value, allowed in (
+        ("runtime.precision", config.runtime.precision, PRECISIONS),
+        ("model.rematerialize", config.model.rematerialize, REMATERIALIZE),
+        ("prompt.demonstrations", config.prompt.demonstrations, DEMONSTRATIONS),
+    ):
+        config_file.check_choice(name, key, value, allowed)
+    trainer = config.trainer
+    if trainer.batch_size % trainer.micro_batches:
+        raise UserError(
+            f"{name}: trainer.batch_size={trainer.batch_size} must be a multiple of "
+            f"trainer.micro_batches={trainer.micro_batches}."
+        )
 
 
 def _section(values: Any, key: str, path: str) -> dict[str, Any]:
@@ -226,3 +276,18 @@ def _section(values: Any, key: str, path: str) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UserError(f"{path}: {key} takes keys and their values, not {section!r}.")
     return section
+
+
+def _override(config: FinetuningConfig, values: Any, name: str) -> None:
+    try:
+        config_file.override(config, values, name)
+    except UserError as error:
+        raise _with_new_name(error) from error
+
+
+def _with_new_name(error: UserError) -> UserError:
+    """Tells what a key is called today that was one of prompts' own configuration."""
+    found = re.search(r": (\w+) does not exist", str(error))
+    if found and found[1] in _FORMER:
+        return UserError(f"{error} What was {found[1]} is {_FORMER[found[1]]}.")
+    return error

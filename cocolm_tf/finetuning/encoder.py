@@ -4,7 +4,7 @@ import random
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.run import Run
+from cocolm_tf.finetuning.tasks.task import Task
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.preset import check_finite_weights
 
@@ -48,27 +48,14 @@ def load_encoder(
     return backbone
 
 
-def encoder_of(run: Run, config: FinetuningConfig) -> CocoLMBackbone:
-    """Loads the encoder that a run starts from, see `load_encoder`.
-
-    Args:
-        run: Whose preset and seed it takes.
-        config: Whose dropout, precision and rank it takes.
-
-    Returns:
-        The encoder.
-
-    Example:
-    ```python
-    encoder_of(run, config).max_sequence_length  # 512
-    ```
-    """
+def encoder_of(task: Task, config: FinetuningConfig) -> CocoLMBackbone:
+    """Loads the encoder that a run starts from, see `load_encoder`."""
     return load_encoder(
-        run.preset,
-        seed=run.seed,
+        task.preset,
+        seed=task.seed,
         dropout=config.model.dropout,
         precision=config.runtime.precision,
-        from_scratch=run.from_scratch,
+        from_scratch=task.from_scratch,
         lora_rank=config.model.lora_rank,
     )
 

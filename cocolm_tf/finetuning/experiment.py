@@ -5,30 +5,34 @@ OUT/
   submission/RTE.tsv              the best run's predictions for the leaderboard
   rte/                            one experiment
     results.json
-    search/learning_rate=1e-05/   a run of the search
-    seed_0/                       a run, see `jobs`: preset/, and what was predicted
+    search/learning_rate=1e-05/   a run of the search; in search/seed_13/ where each seed has one
+    seed_0/                       a run, see `cocolm_tf.finetuning.run`
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import Grid, from_dict, with_values
-from cocolm_tf.finetuning.jobs import RESULTS_FILENAME, Job, JobRunner, write_json
-from cocolm_tf.finetuning.results import summarize_runs, write_results
-from cocolm_tf.finetuning.run import Run
-from cocolm_tf.finetuning.search import grid_search
+from cocolm_tf.finetuning.metrics import worth
+from cocolm_tf.finetuning.report import summarize_runs, write_results
+from cocolm_tf.finetuning.tasks.task import Task
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
+from cocolm_tf.jobs import RESULTS_FILENAME, Job, JobRunner, leave_devices, write_json
 
+# Not imported: its processes are what needs the devices.
+MODULE = "cocolm_tf.finetuning.run"
+
+# What a run that was ended halfway goes on from.
+_STATE_FILENAME = "state.npz"
+_RESUMED_BY = (_STATE_FILENAME, "metrics.jsonl", "tensorboard")
 _PREDICTIONS, _SUBMISSION = "predictions", "submission"
-
-# What a run that diverged counts as in a search. No metric goes lower.
-_WORST = -1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,133 +41,295 @@ class Experiment:
 
     Args:
         name: Of its folder.
-        run: What all have in common.
-        grid: What to search through first, on the dev set and with the first seed; empty for no
-            search.
-        seeds: int. How many runs.
+        task: What all have in common.
+        grid: What to search through first, on the dev set; empty for no search.
+        seeds: Of the runs.
+        reduction: Successive halving: of the combinations, one in so many goes on after each
+            stage of the search, which trains those that are left so many times as long; 1 trains
+            all of them to the end.
+        search_each_seed: Whether every seed has a search of its own. Otherwise the first seed's
+            holds for all.
 
     Example:
     ```python
-    Experiment("rte", ClassificationRun(preset="runs/first/preset", ...), seeds=5)
+    Experiment("rte", ClassificationTask(preset="runs/first/preset", ...), seeds=range(5))
     ```
     """
 
     name: str
-    run: Run
+    task: Task
     grid: Grid = dataclasses.field(default_factory=dict)
-    seeds: int = 1
+    seeds: Sequence[int] = (0,)
+    reduction: int = 3
+    search_each_seed: bool = False
 
     @property
     def folder(self) -> str:
         """Its name, and what sets it apart from other experiments on the same task."""
-        fraction = f"-{self.run.train_fraction:g}" if self.run.train_fraction < 1 else ""
-        return self.name + fraction + ("-from_scratch" if self.run.from_scratch else "")
+        fraction = f"-{self.task.train_fraction:g}" if self.task.train_fraction < 1 else ""
+        return self.name + fraction + ("-from_scratch" if self.task.from_scratch else "")
 
 
-def run_experiment(experiment: Experiment, output_dir: str, at_once: int = 1) -> str:
+def run_experiment(
+    experiment: Experiment,
+    output_dir: str,
+    at_once: int = 1,
+    options: Mapping[str, Any] | None = None,
+) -> str:
     """Runs an experiment, or goes on where an earlier call with the same folder was ended.
+
+    Runs that diverge are counted, and the others go on.
 
     Args:
         experiment: What to run.
         output_dir: OUT, see above. It may hold other experiments.
         at_once: int. How many runs to do at a time.
+        options: Of `run_task` by their names, which change nothing of what comes out.
 
     Returns:
         The path of the table of all results.
 
     Raises:
         UserError: If the data is not what it should be, the folder holds runs of another
-            experiment, or a run diverged.
+            experiment, or all runs diverged.
 
     Example:
     ```python
     run_experiment(experiment, "runs/glue", at_once=2)
     ```
     """
-    title = experiment.run.check()
-    folder = os.path.join(output_dir, experiment.folder)
-    run = dataclasses.replace(
-        experiment.run,
-        preset=files.absolute(experiment.run.preset),
-        preset_fingerprint=fingerprint(experiment.run.preset),
-        content_fingerprints=content_fingerprints(experiment.run.files_read()),
+    leave_devices()
+    title = experiment.task.check()
+    task = dataclasses.replace(
+        experiment.task,
+        preset=files.absolute(experiment.task.preset),
+        # Once for all runs, which may be many and start from what is large.
+        preset_fingerprint=fingerprint(experiment.task.preset),
+        content_fingerprints=content_fingerprints(experiment.task.files_read()),
     )
-    trials = math.prod(map(len, experiment.grid.values())) if experiment.grid else 0
-    searched = None
-    with JobRunner(run.module, at_once, trials + experiment.seeds) as runner:
-        if trials:
-            searched = _search(
-                run, experiment.grid, os.path.join(folder, "search"), runner, at_once
-            )
-            run = _with_values(run, searched["best"])
+    folder = os.path.join(output_dir, experiment.folder)
+    search = _Search(experiment, task, folder, title, options or {})
+    with JobRunner(MODULE, at_once, search.cost + len(experiment.seeds)) as runner:
+        tasks = search.run(runner)
         jobs = [
-            Job(
-                os.path.join(folder, f"seed_{seed}"),
-                dataclasses.asdict(dataclasses.replace(run, seed=seed)),
-                f"{title}, seed {seed}",
+            _job(
+                os.path.join(folder, f"seed_{one.seed}"), one, f"{title}, seed {one.seed}", options
             )
-            for seed in range(experiment.seeds)
+            for one in tasks
         ]
+        search.hand_over(jobs)
         found = runner.run_all(jobs)
-    for job, results in zip(jobs, found, strict=True):
-        if results.get("diverged"):
-            raise UserError(
-                f"{job.label} diverged: its outputs are not finite. Lower optimizer.learning_rate "
-                "or lengthen optimizer.warmup_fraction."
-            )
-    summary = _summary(experiment, run, jobs, found, output_dir) | {"search": searched}
+    search.clean()
+    done = [(job, results) for job, results in zip(jobs, found, strict=True) if "score" in results]
+    if not done:
+        raise UserError(
+            f"{title}: all {len(jobs)} runs diverged: their outputs are not finite. Lower "
+            "optimizer.learning_rate or lengthen optimizer.warmup_fraction."
+        )
+    summary = _summary(experiment, task, done, output_dir) | {
+        "diverged": [
+            task.seed for task, one in zip(tasks, found, strict=True) if "score" not in one
+        ],
+        "config": (tasks[0] if not experiment.search_each_seed else task).config,
+        "search": search.report(),
+    }
     write_json(summary, os.path.join(folder, RESULTS_FILENAME))
-    if run.has_leaderboard and run.train_fraction == 1 and not run.from_scratch:
+    if task.has_leaderboard and task.train_fraction == 1 and not task.from_scratch:
         _submit(os.path.join(output_dir, summary["best_run"], _PREDICTIONS), output_dir)
     return write_results(output_dir)
 
 
+def _job(folder: str, task: Task, label: str, options: Mapping[str, Any] | None, until=0.0) -> Job:
+    return Job(folder, task.spec(), label, keeps=_RESUMED_BY, until=until, options=options or {})
+
+
 def _summary(
     experiment: Experiment,
-    run: Run,
-    jobs: Sequence[Job],
-    found: Sequence[dict[str, Any]],
+    task: Task,
+    done: Sequence[tuple[Job, Mapping[str, Any]]],
     output_dir: str,
 ) -> dict[str, Any]:
-    best = max(range(len(found)), key=lambda number: found[number]["score"])
+    found = [results for _, results in done]
+    first = found[0]
+    best = max(range(len(done)), key=lambda n: worth(first["metric"], found[n]["score"]))
     shared = ("task", "metric", "parameters", "baseline", "data", "device", "versions")
+    measured = [part for part in ("dev", "test") if part in first]
     return {
-        **{key: found[0][key] for key in shared},
-        "model": experiment.run.preset,
-        "preset_fingerprint": run.preset_fingerprint,
-        "train_fraction": run.train_fraction,
-        "from_scratch": run.from_scratch,
-        "train_rows": found[0]["data"]["train"]["rows"],
-        "dev": summarize_runs([results["dev"] for results in found]),
-        "seeds": list(range(experiment.seeds)),
-        "best_seed": best,
-        "best_run": files.relative(jobs[best].folder, output_dir),
+        **{key: first[key] for key in (*shared, *task.shared_results) if key in first},
+        **task.facts_of_experiment(),
+        "model": experiment.task.preset,
+        "preset_fingerprint": task.preset_fingerprint,
+        "train_fraction": task.train_fraction,
+        "from_scratch": task.from_scratch,
+        "train_rows": first["data"]["train"]["rows"],
+        **{part: summarize_runs([results[part] for results in found]) for part in measured},
+        "seeds": [job.spec["seed"] for job, _ in done],
+        "best_seed": done[best][0].spec["seed"],
+        "best_run": files.relative(done[best][0].folder, output_dir),
         "examples_per_second": statistics.median(r["examples_per_second"] for r in found),
         "seconds": sum(results["seconds"] for results in found),
-        "config": run.config,
     }
 
 
-def _search(run: Run, grid: Grid, folder: str, runner: JobRunner, at_once: int) -> dict[str, Any]:
-    trials = []
+class _Search:
+    """Every combination of a grid, fewer and fewer of which are trained further.
 
-    def score(values: dict[str, Any]) -> float:
-        name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
-        trial = dataclasses.replace(_with_values(run, values), save_preset=False)
-        job = Job(os.path.join(folder, name), dataclasses.asdict(trial), name)
-        result = runner.run(job).get("score", _WORST)
-        trials.append({"values": values, "score": result})
-        return result
+    A run of the search stops where its stage ends, with a checkpoint, and goes on from there in
+    the next. The best is the first seed's run: what it has learned is not learned again.
+    """
 
-    best = grid_search(grid, score, at_once)
-    trials.sort(key=lambda trial: -trial["score"])
-    runner.say(f"best of {len(trials)} combinations: {best}")
-    return {"best": best, "trials": trials}
+    def __init__(
+        self,
+        experiment: Experiment,
+        task: Task,
+        folder: str,
+        title: str,
+        options: Mapping[str, Any],
+    ) -> None:
+        self._experiment, self._task, self._options = experiment, task, options
+        grid = experiment.grid
+        seeds = list(experiment.seeds)
+        self._seeds = [] if not grid else seeds if experiment.search_each_seed else seeds[:1]
+        combinations = [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
+        self._trials: dict[int, list[dict[str, Any]]] = {}
+        self._jobs: dict[int, list[Job]] = {}
+        for seed in self._seeds:
+            name = f"seed_{seed}" if experiment.search_each_seed else ""
+            self._trials[seed] = [
+                {"values": values, "score": None, "share": 0.0} for values in combinations
+            ]
+            self._jobs[seed] = []
+            for values in combinations:
+                words = ",".join(f"{key.rpartition('.')[2]}={one}" for key, one in values.items())
+                trial = dataclasses.replace(self._with(values, seed), save_preset=False)
+                label = f"{title}, {name.replace('_', ' ')}{', ' if name else ''}{words}"
+                path = os.path.join(folder, "search", name, words)
+                self._jobs[seed].append(_job(path, trial, label, options))
+        self._stages = _stages(
+            len(combinations),
+            min((_looks(self._with(values, 0)) for values in combinations), default=1),
+            experiment.reduction,
+        )
+
+    @property
+    def cost(self) -> float:
+        """How many whole runs it comes to."""
+        if not self._seeds:
+            return 0.0
+        shares = [0.0, *(share for share, _ in self._stages)]
+        steps = zip(self._stages, shares, strict=False)
+        return round(
+            len(self._seeds) * sum(n * (share - before) for (share, n), before in steps), 2
+        )
+
+    def run(self, runner: JobRunner) -> list[Task]:
+        """Searches, and gives the task of each seed."""
+        left = {seed: list(range(len(trials))) for seed, trials in self._trials.items()}
+        for share, count in self._stages if self._seeds else ():
+            for seed, numbers in left.items():
+                left[seed] = self._ranked(seed, numbers)[:count]
+            places = [(seed, number) for seed, numbers in left.items() for number in numbers]
+            jobs = [
+                dataclasses.replace(self._jobs[seed][number], until=share)
+                for seed, number in places
+            ]
+            for (seed, number), results in zip(places, runner.run_all(jobs), strict=True):
+                if "score" in results:
+                    # It may have been trained further before this program was ended.
+                    seen = results["epochs"][: math.ceil(share * results["looks"])]
+                    metric = results["metric"]
+                    score = max((one["score"] for one in seen), key=lambda s: worth(metric, s))
+                    found = {"score": score, "share": share, "worth": worth(metric, score)}
+                else:  # It diverged.
+                    found = {"score": None, "share": 0.0, "worth": -math.inf}
+                self._trials[seed][number] |= found
+        best = {seed: self._best(seed) for seed in self._seeds}
+        for seed in self._seeds:
+            told = f"seed {seed}: " if self._experiment.search_each_seed else ""
+            trials = self._trials[seed]
+            runner.say(f"{told}best of {len(trials)} combinations: {trials[best[seed]]['values']}")
+        return [self._task_of(seed, best) for seed in self._experiment.seeds]
+
+    def hand_over(self, jobs: Sequence[Job]) -> None:
+        """Lets the runs of what was found best begin where the search ended."""
+        for job in jobs:
+            seed = job.spec["seed"]
+            if seed not in self._seeds or job.results() is not None:
+                continue
+            source = self._jobs[seed][self._best(seed)].folder
+            for name, move in ((_STATE_FILENAME, files.rename), ("metrics.jsonl", files.copy)):
+                if files.is_file(os.path.join(source, name)):
+                    files.make_dirs(job.folder)
+                    move(os.path.join(source, name), os.path.join(job.folder, name))
+
+    def clean(self) -> None:
+        """Removes the checkpoints, which nobody needs any more."""
+        for jobs in self._jobs.values():
+            for job in jobs:
+                files.remove(os.path.join(job.folder, _STATE_FILENAME))
+
+    def report(self) -> Any:
+        """What was tried and found, by seeds where each had its own search; None without one."""
+        reports = {
+            str(seed): {
+                "best": self._trials[seed][self._best(seed)]["values"],
+                "trials": [
+                    {key: trial[key] for key in ("values", "score", "share")}
+                    for trial in (
+                        self._trials[seed][n]
+                        for n in self._ranked(seed, range(len(self._trials[seed])))
+                    )
+                ],
+            }
+            for seed in self._seeds
+        }
+        if self._experiment.search_each_seed:
+            return reports or None
+        return next(iter(reports.values()), None)
+
+    def _ranked(self, seed: int, numbers: Sequence[int]) -> list[int]:
+        """Trials, those that got furthest and are best first."""
+        trials = self._trials[seed]
+
+        def key(number: int) -> tuple[float, float]:
+            return -trials[number]["share"], -trials[number].get("worth", 0.0)
+
+        return sorted(numbers, key=key)
+
+    def _best(self, seed: int) -> int:
+        return self._ranked(seed, range(len(self._trials[seed])))[0]
+
+    def _task_of(self, seed: int, best: Mapping[int, int]) -> Task:
+        if not self._seeds:
+            return dataclasses.replace(self._task, seed=seed)
+        searched = seed if seed in best else self._seeds[0]
+        return self._with(self._trials[searched][best[searched]]["values"], seed)
+
+    def _with(self, values: Mapping[str, Any], seed: int) -> Task:
+        config = from_dict(self._task.config, "the configuration")
+        config = with_values(config, dict(values), "the search").as_dict()
+        return dataclasses.replace(self._task, config=config, seed=seed)
 
 
-def _with_values(run: Run, values: dict[str, Any]) -> Run:
-    config = with_values(from_dict(run.config, "the configuration"), values, "the search")
-    return dataclasses.replace(run, config=config.as_dict())
+def _looks(task: Task) -> int:
+    """How often a run is measured, as far as its configuration says."""
+    trainer = from_dict(task.config, "the configuration").trainer
+    if trainer.steps and trainer.validation_interval:
+        return max(1, trainer.steps // trainer.validation_interval)
+    return trainer.epochs
+
+
+def _stages(combinations: int, looks: int, reduction: int) -> list[tuple[float, int]]:
+    """Up to which share of a run how many combinations are trained, stage by stage."""
+    count = 0
+    while reduction > 1 and reduction ** (count + 1) <= min(combinations, looks):
+        count += 1
+    return [
+        (reduction ** (stage - count) if count else 1.0, -(-combinations // reduction**stage))
+        for stage in range(count + 1)
+    ]
 
 
 def _submit(predictions: str, output_dir: str) -> None:

@@ -36,30 +36,49 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "matthews": metrics.matthews_corrcoef,
     "pearson": _pearson,
     "spearman": _spearman,
+    "mae": metrics.mean_absolute_error,
+    "rmse": metrics.root_mean_squared_error,
 }
-"""Each takes the labels and the predictions, both [N], and gives a number, the higher the better.
-`f1` is that of class 1."""
+"""Each takes the labels and the predictions, both [N], and gives a number. `f1` is that of class
+1."""
+
+_OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews")
+_OF_NUMBERS = ("pearson", "spearman", "mae", "rmse")
+_LOWER_IS_BETTER = ("mae", "rmse")
 
 
-def metrics_of(data: TaskData) -> tuple[str, ...]:
-    """Names the metrics of a task: its own, or those of its kind.
+def worth(metric: str, value: float) -> float:
+    """What to compare scores by: the higher, the better, whatever the metric."""
+    return -value if metric in _LOWER_IS_BETTER else value
+
+
+def metrics_of(data: TaskData, chosen: str = "") -> tuple[str, ...]:
+    """The metrics of a task, keys of `METRICS`, of which the first is the one to choose by.
 
     Args:
         data: The task.
+        chosen: The one to choose by; empty for the task's own, or what suits its classes.
 
-    Returns:
-        Keys of `METRICS`; the first is the one to choose by.
+    Raises:
+        UserError: If there is no such metric for such a task.
 
     Example:
     ```python
-    metrics_of(read_glue("stsb", "glue_data"))  # ("spearman", "pearson")
+    metrics_of(read_glue("stsb", "glue_data"))[0]  # "spearman"
     ```
     """
-    if data.metrics:
-        return data.metrics
     if data.num_classes == 1:
-        return "spearman", "pearson"
-    return ("accuracy", "f1") if data.num_classes == 2 else ("accuracy", "macro_f1")
+        names, possible = ("spearman", "pearson", "mae", "rmse"), _OF_NUMBERS
+    else:
+        usual = ("accuracy", "f1") if data.num_classes == 2 else ("accuracy", "macro_f1")
+        names = data.metrics or usual
+        possible = [name for name in _OF_CLASSES if name != "f1" or data.num_classes == 2]
+    if not chosen:
+        return names
+    if chosen not in possible:
+        kind = "a regression" if data.num_classes == 1 else f"{data.num_classes} classes"
+        raise UserError(f"--metric={chosen}: that of {kind} is one of {', '.join(possible)}.")
+    return chosen, *(name for name in names if name != chosen)
 
 
 def evaluate(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
@@ -73,57 +92,24 @@ def evaluate(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) 
     Returns:
         A number for each metric.
 
-    Raises:
-        UserError: If there is no such metric.
-
     Example:
     ```python
     evaluate(["accuracy", "f1"], np.array([0, 1, 1]), np.array([0, 1, 0]))
     # {"accuracy": 0.667, "f1": 0.667}
     ```
     """
-    for name in names:
-        if name not in METRICS:
-            raise UserError(f"a metric is one of {', '.join(METRICS)}, not {name!r}.")
     return {name: float(METRICS[name](labels, predictions)) for name in names}
 
 
 def guesses(train_labels: np.ndarray, count: int) -> np.ndarray:
-    """Predicts without looking: what a model must beat.
-
-    Args:
-        train_labels: [N], what may be known.
-        count: int. How many predictions to make.
-
-    Returns:
-        [count], the commonest class, or the mean of the numbers.
-
-    Example:
-    ```python
-    guesses(np.array([1, 0, 1]), 4)  # [1, 1, 1, 1]
-    ```
-    """
+    """Predicts without looking, what a model must beat: the commonest class, or the mean."""
     is_regression = train_labels.dtype.kind == "f"
     guess = train_labels.mean() if is_regression else np.bincount(train_labels).argmax()
     return np.full(count, guess, train_labels.dtype)
 
 
-def predicted(outputs: np.ndarray, bounds: tuple[float, float] | None = None) -> np.ndarray:
-    """Turns a model's outputs into predictions.
-
-    Args:
-        outputs: [N, classes] logits, or [N, 1] numbers.
-        bounds: The lowest and the highest number of a regression; None for any.
-
-    Returns:
-        [N], the likeliest classes, int32, or the numbers within the bounds, float32.
-
-    Example:
-    ```python
-    predicted(np.array([[0.1, 0.7]]))  # [1]
-    ```
-    """
+def predicted(outputs: np.ndarray) -> np.ndarray:
+    """Predictions [N], int32 classes or float32 numbers, of outputs [N, classes] or [N, 1]."""
     if outputs.shape[1] == 1:
-        numbers = outputs[:, 0].astype(np.float32)
-        return np.clip(numbers, *bounds) if bounds else numbers
+        return outputs[:, 0].astype(np.float32)
     return outputs.argmax(axis=1).astype(np.int32)

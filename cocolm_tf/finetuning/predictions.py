@@ -24,7 +24,9 @@ def write_predictions(path: str, outputs: np.ndarray, data: TaskData) -> None:
     write_predictions("submission/RTE.tsv", outputs, data)
     ```
     """
-    predictions = predicted(outputs, data.bounds)
+    predictions = predicted(outputs)
+    if data.bounds:
+        predictions = np.clip(predictions, *data.bounds)
     names = data.label_values or data.label_names
     if names is None:
         values = [f"{number:.3f}" for number in predictions]

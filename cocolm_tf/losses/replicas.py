@@ -35,7 +35,7 @@ def gather_over_replicas(tensors: Any) -> Any:
     own = tf.equal(tf.range(context.num_replicas_in_sync), context.replica_id_in_sync_group)
 
     def place(rows: tf.Tensor) -> tf.Tensor:
-        """`rows` where they stand in the whole, zeros elsewhere: the same program on each."""
+        """`rows` at their place in the whole, zeros elsewhere: the same program on each replica."""
         mask = tf.reshape(own, [-1] + [1] * rows.shape.rank)
         placed = tf.where(mask, rows, tf.zeros([], rows.dtype))
         return tf.reshape(placed, tf.concat([[-1], tf.shape(rows)[1:]], axis=0))
@@ -44,7 +44,7 @@ def gather_over_replicas(tensors: Any) -> Any:
 
 
 def compiles_communication(strategy: tf.distribute.Strategy) -> bool:
-    """Whether XLA may compile a step with all of this in it: of one replica, or one host's GPUs."""
+    """Whether XLA can compile a step with this in it: on one replica, or one host's GPUs."""
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return True

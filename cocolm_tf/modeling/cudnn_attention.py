@@ -24,7 +24,7 @@ _ELEMENTS = {tf.bfloat16: "bf16", tf.float16: "f16", tf.float32: "f32", tf.int32
 
 
 def fits_cudnn(query: tf.Tensor, key: tf.Tensor) -> bool:
-    """Whether `cudnn_attention` can compute this."""
+    """Whether `cudnn_attention` supports this."""
     return (
         is_compiled(query, key)
         and device_kind() == "GPU"
@@ -89,7 +89,7 @@ def cudnn_attention(
 
 
 def _exchanged(x: tf.Tensor) -> tf.Tensor:
-    """From [B, heads, S, D], attention's shape, to cuDNN's [B, S, heads, D], or back."""
+    """[B, heads, S, D], attention's shape, to cuDNN's [B, S, heads, D], or back."""
     return tf.transpose(x, [0, 2, 1, 3])
 
 
@@ -157,7 +157,7 @@ def _config(
     seed: int,
     products: dict[str, dict[str, Any]],
 ) -> str:
-    """What XLA reads of a call: its `CudnnfMHABackendConfig` as JSON."""
+    """The JSON of a call's `CudnnfMHABackendConfig`, which XLA reads."""
     described = {
         "algorithm": {
             "algo_id": "0",

@@ -1,12 +1,12 @@
-"""The signature `answer`: questions to the parts of their contexts that answer them."""
+"""The signature `answer`: extractive question answering, from questions to spans of contexts."""
 
 from collections.abc import Sequence
 
 import tensorflow as tf
 
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.spans import best_spans
-from cocolm_tf.finetuning.windows import Windows, lay_out_windows
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.models.spans import best_spans
+from cocolm_tf.finetuning.models.windows import Windows, lay_out_windows
 from cocolm_tf.serving.encoder import Encoder, concatenated
 from cocolm_tf.serving.signature import MAX_BYTES, TOKEN_IDS, Reader, Signature, Tensors
 from cocolm_tf.tokenization.offsets import TokenOffsets
@@ -21,24 +21,10 @@ _WINDOWS_AT_ONCE = 32
 
 
 class Answerer:
-    """The functions of the signatures `answer` and `answer_ids`.
+    """The functions of the signatures `answer` and `answer_ids`."""
 
-    Args:
-        encoder: of the answerer's backbone.
-        tokenizer: its tokenizer.
-        answerer: the fine-tuned model.
-        max_tokens: int. What of a context is longer goes unread. Up to here, contexts longer than
-            the model are read in overlapping windows, as in fine-tuning.
-        max_bytes: int. What of a question or context is longer goes unread too.
-
-    Example:
-    ```python
-    preset = ServedPreset("runs/answers")
-    encoder = Encoder(InferenceEncoder(preset.backbone))
-    answerer = Answerer(encoder, preset.tokenizer, preset.answerer, 4096)
-    answerer.answer(tf.constant(["Who sat?"]), tf.constant(["The cat sat."]))["answers"]
-    ```
-    """
+    # Contexts longer than the model are read in overlapping windows, as in fine-tuning; what goes
+    # beyond `max_tokens`, or beyond `max_bytes` of a question or context, is not read.
 
     def __init__(
         self,
@@ -54,11 +40,7 @@ class Answerer:
         self._max_tokens = max_tokens
 
     def answer(self, questions: tf.Tensor, contexts: tf.Tensor) -> Tensors:
-        """Answers questions.
-
-        Args:
-            questions: [B] string.
-            contexts: [B] string.
+        """Answers questions [B] string from contexts [B] string.
 
         Returns:
             - `answers` [B] string: the best answer that the context has, also where there may be
@@ -141,7 +123,7 @@ class Answerer:
         return {"start_logits": start, "end_logits": end, "truncated": is_truncated}
 
     def _logits(self, rows: tf.RaggedTensor, width: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
-        """[B, width] each."""
+        """Start and end logits, [B, width] each."""
         states = self._encoder.states(rows)
         logits = tf.cast(self._answerer.answer_logits(states.flat_values), tf.float32)
         dense = rows.with_flat_values(logits).to_tensor(_NEVER, shape=tf.stack([-1, width, 2]))
@@ -176,19 +158,7 @@ class Answerer:
 
 
 def answering_signatures(answerer: Answerer) -> dict[str, Signature]:
-    """Makes `answer` and, for callers who tokenize, `answer_ids`.
-
-    Args:
-        answerer: its methods of these names document inputs and outputs.
-
-    Returns:
-        The signatures by name.
-
-    Example:
-    ```python
-    answering_signatures(answerer)["answer"]
-    ```
-    """
+    """The signatures `answer` and `answer_ids`."""
     inputs = tuple(tf.TensorSpec([None], tf.string, name) for name in ("questions", "contexts"))
     return {
         "answer": Signature(answerer.answer, inputs, _question_request),

@@ -1,10 +1,10 @@
-"""The signature `classify`: texts, or pairs of texts, to classes or to a number."""
+"""The signature `classify`: texts or pairs of texts to class probabilities, or to a number."""
 
 from collections.abc import Sequence
 
 import tensorflow as tf
 
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.serving.encoder import Encoder
 from cocolm_tf.serving.signature import (
     CLASSIFY,
@@ -23,28 +23,14 @@ from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 class Classifier:
     """The functions of the signatures `classify`, `classify_pairs` and `classify_ids`.
 
-    Each gives
+    Each returns
 
     - `labels` [B, C] string: the names of the classes; their numbers where they have none;
     - `probabilities` [B, C] float32: of the classes, in that order;
     - `truncated` [B] bool: whether the text or pair was longer than the model, and was cut as in
       fine-tuning;
 
-    or, of a model that rates texts, `values` [B] float32 in place of the first two.
-
-    Args:
-        encoder: of the classifier's backbone.
-        tokenizer: its tokenizer.
-        classifier: the fine-tuned model.
-        max_bytes: int. What of a text is longer goes unread.
-
-    Example:
-    ```python
-    preset = ServedPreset("runs/reviews")
-    encoder = Encoder(InferenceEncoder(preset.backbone))
-    classifier = Classifier(encoder, preset.tokenizer, preset.classifier)
-    classifier.classify(tf.constant(["Great!"]))["probabilities"]
-    ```
+    or, of a regression model, `values` [B] float32 instead of the first two.
     """
 
     def __init__(
@@ -62,42 +48,23 @@ class Classifier:
         self.is_regression = classifier.num_classes == 1
 
     def classify(self, texts: tf.Tensor) -> Tensors:
-        """Classifies texts.
-
-        Args:
-            texts: [B] string.
-        """
+        """Classifies texts [B] string."""
         return self._classify_rows(*self.reader.rows(texts))
 
     def classify_pairs(self, first: tf.Tensor, second: tf.Tensor) -> Tensors:
-        """Classifies pairs of texts.
-
-        Args:
-            first: [B] string.
-            second: [B] string.
-        """
+        """Classifies pairs of texts, [B] string each."""
         return self._classify_rows(*self.reader.rows(first, second))
 
     def classify_ids(self, token_ids: tf.Tensor) -> Tensors:
-        """Classifies tokens, for callers who tokenize.
-
-        Args:
-            token_ids: [B, S] int32, special tokens included, padded with `<pad>`.
-        """
+        """Classifies token ids [B, S] int32, special tokens included, padded with `<pad>`."""
         return self._classify_rows(*self.reader.rows_of_ids(token_ids))
 
     def classify_examples(self, inputs: tf.Tensor) -> Tensors:
-        """Classifies or rates what TensorFlow Serving's Classify and Regress send.
-
-        Args:
-            inputs: [B] string, serialized `tf.Example`s with the features `first` and, of a pair,
-                `second`, of one text each. A missing text is an empty one.
-
-        Returns:
-            `classes` [B, C] string and `scores` [B, C] float32, the names that Classify gives to
-            labels and probabilities; or `outputs` [B] float32, the one that Regress gives to
-            values.
-        """
+        """Answers TensorFlow Serving's Classify and Regress."""
+        # Inputs are [B] string, serialized `tf.Example`s with the features `first` and, of a pair,
+        # `second`, of one text each; a missing text is an empty one. Outputs are `classes` [B, C]
+        # string and `scores` [B, C] float32, as Classify names labels and probabilities, or
+        # `outputs` [B] float32, as Regress names values.
         feature = tf.io.RaggedFeature(tf.string)
         texts = tf.io.parse_example(inputs, {"first": feature, "second": feature})
         first, second = (
@@ -125,19 +92,7 @@ class Classifier:
 
 
 def classification_signatures(classifier: Classifier) -> dict[str, Signature]:
-    """Makes `classify` and its variants for pairs, for tokens, and for Classify or Regress.
-
-    Args:
-        classifier: its methods of these names document inputs and outputs.
-
-    Returns:
-        The signatures by name.
-
-    Example:
-    ```python
-    classification_signatures(classifier)["classify_pairs"]
-    ```
-    """
+    """The signatures `classify`, its variants for pairs and tokens, and for Classify or Regress."""
     pair = tuple(tf.TensorSpec([None], tf.string, name) for name in ("first", "second"))
     inputs = tf.TensorSpec([None], tf.string, "inputs")
     method = REGRESS if classifier.is_regression else CLASSIFY

@@ -1,4 +1,4 @@
-"""The signature `embed`: texts to vectors whose inner products say how similar they are."""
+"""The signature `embed`: texts to vectors whose inner products are cosine similarities."""
 
 import tensorflow as tf
 
@@ -25,29 +25,12 @@ def embedding_signatures(
     projection: Transform | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> dict[str, Signature]:
-    """Makes `embed` and, for callers who tokenize, `embed_ids`.
-
-    Both give `embeddings` [B, H] float32, vectors of unit length, and `truncated` [B] bool, true
-    where a text was longer than the model and its end went unread.
-
-    Args:
-        encoder: the model.
-        tokenizer: its tokenizer.
-        pooling: what becomes the vector. `"cls"`: the hidden state of `<s>`, as the paper compares
-            sequences (section 3.3, Sequence Contrastive Learning). `"mean"`: the mean of all
-            tokens' hidden states. `"projection"`: `<s>` after the projection that the contrastive
-            loss was computed on.
-        projection: the pretrained one; for `"projection"` alone.
-        max_bytes: int. What of a text is longer goes unread.
-
-    Returns:
-        The signatures by name.
-
-    Example:
-    ```python
-    embedding_signatures(Encoder(backbone), tokenizer)["embed"].function(tf.constant(["A cat."]))
-    ```
-    """
+    """The signatures `embed` and `embed_ids`."""
+    # Both give `embeddings` [B, H] float32, vectors of unit length, and `truncated` [B] bool, true
+    # where a text was longer than the model and its end went unread. `pooling` makes the vector:
+    # "cls", the hidden state of `<s>`, as the paper compares sequences (section 3.3, Sequence
+    # Contrastive Learning); "mean", the mean of all tokens' hidden states; "projection", `<s>`
+    # after the pretrained `projection`, which the contrastive loss was computed on.
     reader = Reader(tokenizer, encoder.model.max_sequence_length, max_bytes)
 
     def embeddings(ids: tf.RaggedTensor) -> tf.Tensor:

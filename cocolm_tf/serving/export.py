@@ -1,4 +1,4 @@
-"""A preset to something that TensorFlow Serving serves: versioned, and complete or not there."""
+"""Exports presets for TensorFlow Serving: versioned, and atomically."""
 
 import dataclasses
 import os
@@ -35,16 +35,15 @@ class Settings:
     """How a preset is served.
 
     Args:
-        precision: one of `PRECISIONS`, what the matrices are stored and multiplied in.
-        int8: bool. Whether the matrices are stored in 8 bits.
-        buckets: lengths in tokens at which texts are encoded apart from shorter ones.
-        pooling: one of `POOLINGS`: what `embed` makes a vector of.
-        num_corrections: int. How many corrections `correct` gives for each word.
-        max_tokens: int. The longest text that `correct` and `tag` read, and context that `answer`
-            does.
-        max_bytes: int. What is read of a text in bytes, by any signature.
-        min_probability: float. Words that belong more surely get no corrections.
-        pairs: bool. Whether `serving_default` of `classify` takes pairs of texts.
+        precision: One of `PRECISIONS`, what the matrices are stored and multiplied in.
+        int8: Whether the matrices are stored in 8 bits.
+        buckets: Lengths in tokens at which texts are encoded apart from shorter ones.
+        pooling: One of `POOLINGS`, how `embed` makes a vector.
+        num_corrections: How many corrections `correct` gives for each word.
+        max_tokens: The longest text that `correct` and `tag` read, and context that `answer` does.
+        max_bytes: The bytes of a text that any signature reads.
+        min_probability: Words that belong more surely get no corrections.
+        pairs: Whether `serving_default` of `classify` takes pairs of texts.
 
     Example:
     ```python
@@ -72,22 +71,22 @@ def export_preset(
 ) -> str:
     """Writes a SavedModel of a preset to `output_dir/version`.
 
-    TensorFlow Serving, told of `output_dir`, loads the highest version that is there. The folder
-    appears when it is complete.
+    TensorFlow Serving, given `output_dir`, loads the highest version in it. The folder appears when
+    it is complete.
 
     Args:
-        preset: what pretraining or fine-tuning wrote.
-        names: the signatures, of `SIGNATURES`; the first is `serving_default` too. Each comes
+        preset: What pretraining or fine-tuning wrote.
+        names: The signatures, of `SIGNATURES`; the first is `serving_default` too. Each comes
             with its variants, such as `embed_ids`.
-        output_dir: the folder of all versions. Its name is the model's.
-        version: int. None for the next one.
+        output_dir: The folder of all versions. Its name is the model's.
+        version: None for the next one.
         settings: None for the defaults.
 
     Returns:
         The path of the version.
 
     Raises:
-        UserError: if the preset has not what a signature needs, or the version is there already.
+        UserError: If the preset lacks what a signature needs, or the version exists already.
 
     Example:
     ```python
@@ -124,22 +123,7 @@ def _write_version(
 
 
 def next_version(output_dir: str) -> int:
-    """The version that comes after those in a folder; 1 in a new one.
-
-    Args:
-        output_dir: whose subfolders are versions; what is no number does not count.
-
-    Returns:
-        The version.
-
-    Raises:
-        UserError: if the folder is a file.
-
-    Example:
-    ```python
-    next_version("exports/first")
-    ```
-    """
+    """The version after those in a folder, whose names are numbers; 1 in a new one."""
     if not files.exists(output_dir):
         return 1
     if not files.is_dir(output_dir):

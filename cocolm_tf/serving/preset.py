@@ -1,4 +1,4 @@
-"""A preset's models, ready to be served."""
+"""A preset's models, loaded for serving."""
 
 import functools
 import json
@@ -9,10 +9,10 @@ import keras
 
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.finetuning.presets import converted_head
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -24,20 +24,7 @@ _TASK_FILENAME = "task.json"
 
 
 class ServedPreset:
-    """What a preset has, each part loaded when it is first asked for.
-
-    Args:
-        directory: the preset, a local folder.
-
-    Raises:
-        UserError: here or when a part is asked for, if the preset is none or has no such part.
-
-    Example:
-    ```python
-    preset = ServedPreset("runs/first/preset")
-    preset.backbone, preset.copy_head
-    ```
-    """
+    """The parts of a preset, each loaded when it is first used; UserError for missing ones."""
 
     def __init__(self, directory: str) -> None:
         if not files.is_file(os.path.join(directory, "config.json")):
@@ -71,17 +58,17 @@ class ServedPreset:
 
     @property
     def copy_head(self) -> CopyHead:
-        """The head that says of each token whether it is the original."""
+        """The head for whether a token is the original."""
         return self._head("copy_head")
 
     @property
     def lm_head(self) -> TiedProjection:
-        """The head that says which token is the original."""
+        """The head for which token is the original."""
         return self._head("lm_head")
 
     @property
     def projection(self) -> Transform:
-        """What sequences pass before they are compared."""
+        """The projection of sequence vectors before contrastive learning compares them."""
         return self._head("projection")
 
     def _head(self, name: str) -> keras.layers.Layer:
@@ -125,7 +112,7 @@ class ServedPreset:
 
     @functools.cached_property
     def _pretrained(self) -> tuple[CocoLMPretrainer, list[str]]:
-        """The main model with all of its heads, and the names of the weights not in the preset."""
+        """The main model with all heads, and the names of the weights that the preset lacks."""
         try:
             backbone = CocoLMBackbone.from_preset(
                 self.directory, load_weights=False, dtype="float32"

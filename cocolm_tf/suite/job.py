@@ -4,11 +4,12 @@ import os
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from cocolm_tf.analysis.runs import measure_run
 from cocolm_tf.costs.step_benchmark import describe_device
-from cocolm_tf.finetuning.classification import run_classification
-from cocolm_tf.finetuning.jobs import Reporter, serve
+from cocolm_tf.finetuning.run import run_task
+from cocolm_tf.jobs import STRATEGY_OPTION, Reporter, serve
 from cocolm_tf.training.checkpoints import steps_taken
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy
@@ -17,15 +18,20 @@ from cocolm_tf.training.pretraining import pretrain
 from cocolm_tf.versions import own_versions
 
 
-def run_row_job(spec: dict[str, Any], folder: str, reporter: Reporter) -> dict[str, Any]:
-    """Does a job of a suite."""
+def run_row_job(
+    spec: dict[str, Any], folder: str, reporter: Reporter, **options: str
+) -> dict[str, Any]:
+    """Does a job of a suite, on the devices that the options name."""
     ((kind, arguments),) = spec.items()
     if kind == "finetuning":
-        return run_classification(arguments, folder, reporter)
-    return _pretrain(arguments, os.path.join(folder, "run"), reporter)
+        return run_task(arguments, folder, reporter, **options)
+    strategy = make_strategy(options.get(STRATEGY_OPTION, "one_device"), options.get("tpu", ""))
+    return _pretrain(arguments, os.path.join(folder, "run"), reporter, strategy)
 
 
-def _pretrain(arguments: dict[str, Any], model_dir: str, reporter: Reporter) -> dict[str, Any]:
+def _pretrain(
+    arguments: dict[str, Any], model_dir: str, reporter: Reporter, strategy: tf.distribute.Strategy
+) -> dict[str, Any]:
     config = PretrainingConfig()
     config.override(arguments["config"])
     preset = pretrain(
@@ -33,7 +39,7 @@ def _pretrain(arguments: dict[str, Any], model_dir: str, reporter: Reporter) -> 
         arguments["train_data"],
         arguments["vocabulary"],
         model_dir,
-        make_strategy("one_device"),
+        strategy,
         arguments["validation_data"],
         callbacks=[_Report(reporter, config.trainer.train_steps)],
     )

@@ -10,7 +10,7 @@ from cocolm_tf import files
 from cocolm_tf.data.glue import GLUE_TASKS, read_glue
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config
-from cocolm_tf.finetuning.run_flags import suitable_config
+from cocolm_tf.finetuning.flags import suitable_config
 from cocolm_tf.suite.definition import Row, Suite
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.stages import Total, tokens_per_step
@@ -52,7 +52,7 @@ class Task:
 
     name: str  # As `finetune_glue.py --task` takes it, and of its folder
     title: str  # What tables call it
-    data: dict[str, dict[str, Any]]  # See `ClassificationRun`
+    data: dict[str, dict[str, Any]]  # See `ClassificationTask`
     config: FinetuningConfig  # Of every run
 
 

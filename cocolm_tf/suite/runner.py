@@ -16,9 +16,9 @@ from typing import Any
 from cocolm_tf import files
 from cocolm_tf.data.glue import glue_files
 from cocolm_tf.data.pipeline import absolute_datasets
-from cocolm_tf.finetuning.classification_run import ClassificationRun
-from cocolm_tf.finetuning.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
+from cocolm_tf.finetuning.tasks.classification import ClassificationTask
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
+from cocolm_tf.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
 from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan, Run, preset_folder, pretraining_folder, run_folder
 from cocolm_tf.suite.results import pretraining_cost, suite_page, suite_results, write_curves
@@ -159,18 +159,16 @@ class _SuiteRun:
         return Job(
             os.path.join(self._output_dir, "finetuning", name),
             {
-                "finetuning": dataclasses.asdict(
-                    ClassificationRun(
-                        preset=preset,
-                        preset_fingerprint=self._fingerprint(preset),
-                        content_fingerprints=self._contents[run.task.name],
-                        data=run.task.data,
-                        config=run.task.config.as_dict(),
-                        seed=run.seed,
-                        from_scratch=bool(run.row.random_weights_of),
-                        save_preset=False,
-                    )
-                )
+                "finetuning": ClassificationTask(
+                    preset=preset,
+                    preset_fingerprint=self._fingerprint(preset),
+                    content_fingerprints=self._contents[run.task.name],
+                    data=run.task.data,
+                    config=run.task.config.as_dict(),
+                    seed=run.seed,
+                    from_scratch=bool(run.row.random_weights_of),
+                    save_preset=False,
+                ).spec()
             },
             f"{run.row.title}, {run.task.title}, seed {run.seed}",
         )

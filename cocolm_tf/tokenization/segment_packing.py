@@ -1,4 +1,4 @@
-"""Token ids to the rows a model takes: special tokens, truncation, padding, windows."""
+"""Token ids to the fixed-size rows that a model takes: special tokens, windows, padding."""
 
 from typing import Any, NamedTuple
 
@@ -12,29 +12,11 @@ Ids = Any  # what `to_ragged` takes: TensorFlow has no name for it
 def pack_segments(
     first: Ids, second: Ids | None = None, *, sequence_length: int
 ) -> dict[str, tf.Tensor]:
-    """Lays out token ids as `<s> A </s>`, or as `<s> A </s> </s> B </s>` for pairs.
-
-    What is too long is cut at its end. Of a pair it is the longer text that is cut, until both
-    are equally long, and then both in turn.
-
-    Args:
-        first: `[B, (N)]` int ragged tensor, `[B, N]` tensor or list of lists of ids, without
-            special tokens; or `[N]` for a single text.
-        second: The same for the second texts of pairs; None for single texts.
-        sequence_length: S, how long every row becomes.
-
-    Returns:
-        A dictionary of `token_ids`, `[B, S]` int32, and `padding_mask`, `[B, S]` bool, true at
-        real tokens; `[S]` both if `first` was a single text.
-
-    Raises:
-        ValueError: If `sequence_length` leaves no room for a token of each text.
-
-    Example:
-    ```python
-    pack_segments([[7, 8, 9]], [[5]], sequence_length=8)["token_ids"]  # [[0, 7, 8, 9, 2, 2, 5, 2]]
-    ```
-    """
+    """Lays out ids as `<s> A </s>`, or `<s> A </s> </s> B </s>`: `token_ids` and `padding_mask`."""
+    # Texts are `[B, (N)]` ragged, `[B, N]` or lists of lists of ids without special tokens, giving
+    # `[B, S]` int32 and bool with S = `sequence_length`; or `[N]` for one text, giving `[S]`. Too
+    # long texts are cut at their ends: of a pair the longer one, until both are equally long, then
+    # both in turn. ValueError if S leaves no room for a token of each text.
     first, is_batched = to_ragged(first)
     second = second if second is None else to_ragged(second)[0]
     packed = pack_ragged(first, second, sequence_length=sequence_length)
@@ -51,10 +33,8 @@ def pack_ragged(
     *,
     sequence_length: int,
 ) -> tf.RaggedTensor:
-    """Lays out rows as `pack_segments` does, without padding.
-
-    `is_pair`, `[B]` bool, says which rows have a second text; None for all, if there is `second`.
-    """
+    """Lays out rows as `pack_segments` does, without padding: [B, (N)] int32."""
+    # `is_pair`, [B] bool, says which rows have a second text; None for all, if there is `second`.
     num_texts, num_special_tokens = (1, 2) if second is None else (2, 4)
     budget = sequence_length - num_special_tokens
     if budget < num_texts:
@@ -136,22 +116,7 @@ def overlapping_windows(lengths: tf.Tensor, room: int, overlap: int) -> Overlapp
 
 
 def to_ragged(ids: Ids) -> tuple[tf.RaggedTensor, bool]:
-    """Brings token ids into one form.
-
-    Args:
-        ids: The ids of a text or of a batch: lists, or a dense or ragged integer tensor.
-
-    Returns:
-        The ids as a `[B, (N)]` int32 ragged tensor, and whether they came as a batch.
-
-    Raises:
-        ValueError: If the ids have another rank.
-
-    Example:
-    ```python
-    to_ragged([7, 8])  # <tf.RaggedTensor [[7, 8]]>, False
-    ```
-    """
+    """The ids of a text or of a batch as [B, (N)] int32; and whether they came as a batch."""
     if isinstance(ids, list | tuple):
         ids = tf.ragged.constant(ids, dtype=tf.int32)
     if not isinstance(ids, tf.RaggedTensor):

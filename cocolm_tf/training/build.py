@@ -5,9 +5,9 @@ import random
 
 import numpy as np
 
-from cocolm_tf.data.course_views import CourseViews
+from cocolm_tf.data.augmentation import Augmentation
+from cocolm_tf.data.mcl_augmentation import MCLAugmentation
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
@@ -22,7 +22,7 @@ from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
 Pretrainer = CocoLMPretrainer | MaskedLMPretrainer | MCLPretrainer
 
 # The keys of the section `mcl` that are the data's matter.
-_OF_VIEWS = ("swap_fraction", "insert_fraction", "fixed_points")
+_OF_AUGMENTATION = ("swap_fraction", "insert_fraction", "fixed_points")
 
 
 def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretrainer:
@@ -63,14 +63,14 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     runtime |= _sampling(config)
     if name == "mcl":
         courses = config.mcl.as_dict()
-        courses = {key: value for key, value in courses.items() if key not in _OF_VIEWS}
+        courses = {key: value for key, value in courses.items() if key not in _OF_AUGMENTATION}
         return MCLPretrainer(*models, **courses, **runtime)
     return CocoLMPretrainer(*models, **runtime, **objective)
 
 
-def build_views(
+def build_augmentation(
     config: PretrainingConfig, mask_token_id: int, word_starts: np.ndarray | None = None
-) -> Views | CourseViews:
+) -> Augmentation | MCLAugmentation:
     """What makes sequences into the batches of a configuration.
 
     Args:
@@ -80,16 +80,16 @@ def build_views(
             for every token.
 
     Returns:
-        The views.
+        The augmentation.
 
     Example:
     ```python
-    build_views(PretrainingConfig(), mask_token_id=32_767)
+    build_augmentation(PretrainingConfig(), mask_token_id=32_767)
     ```
     """
     special, data, mcl = SpecialTokens(mask=mask_token_id), config.data, config.mcl
     if config.objective.name == "mcl":
-        return CourseViews(
+        return MCLAugmentation(
             special,
             mask_fraction=data.mask_fraction if mcl.mlm_weight or mcl.rtd_weight else 0.0,
             swap_fraction=mcl.swap_fraction if mcl.slm_weight or mcl.std_weight else 0.0,
@@ -98,7 +98,7 @@ def build_views(
         )
     keys = ("mask_fraction", "crop_fraction", "masking", "span_words", "short_fraction")
     options = {key: getattr(data, key) for key in keys}
-    return Views(special, word_starts=word_starts, **options)
+    return Augmentation(special, word_starts=word_starts, **options)
 
 
 def _sampling(config: PretrainingConfig) -> dict[str, str | SamplingTemperature | None]:

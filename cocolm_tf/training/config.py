@@ -8,12 +8,12 @@ import dataclasses
 
 from official.modeling import hyperparams
 
-from cocolm_tf.data.views import MASKINGS
+from cocolm_tf.data.augmentation import MASKINGS
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
-from cocolm_tf.modeling.transformer import REMATERIALIZE, RESIDUAL_INITS, what_to_rematerialize
+from cocolm_tf.modeling.transformer import REMATERIALIZE, RESIDUAL_INITS, rematerialize_mode
 from cocolm_tf.training import config_file
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -341,7 +341,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     """
     config_file.check_types(config, name)
     if isinstance(config.model.rematerialize, bool):
-        config.model.rematerialize = what_to_rematerialize(config.model.rematerialize)
+        config.model.rematerialize = rematerialize_mode(config.model.rematerialize)
     config_file.check_ranges(config, name, _RANGES)
     for key, value, allowed in (
         ("runtime.precision", config.runtime.precision, PRECISIONS),

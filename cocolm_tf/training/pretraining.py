@@ -14,17 +14,17 @@ from cocolm_tf import files
 from cocolm_tf.costs.accelerators import device_type, peak_flops
 from cocolm_tf.costs.energy import power_limit
 from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.data.augmentation import word_starts
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData, pieces
-from cocolm_tf.data.reading import read_errors_told
-from cocolm_tf.data.views import word_starts
+from cocolm_tf.data.reading import explain_read_errors
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import (
     Pretrainer,
+    build_augmentation,
     build_pretrainer,
-    build_views,
     compile_pretrainer,
 )
 from cocolm_tf.training.callbacks import (
@@ -106,7 +106,7 @@ def pretrain(
     workers = Workers(strategy)
     # The shards that are read, for what is told of one that cannot be.
     shards: list[Callable[[], list[str]]] = []
-    read = read_errors_told(lambda: [path for paths in shards for path in paths()])
+    read = explain_read_errors(lambda: [path for paths in shards for path in paths()])
     with StopSignal() as stop, workers.loss_told(), read:
         checkpoint_dir = os.path.join(model_dir, "checkpoints")
         if workers.is_chief:
@@ -456,7 +456,7 @@ def _open_data(
     return PretrainingData.open(
         pattern,
         config.data.sequence_length,
-        build_views(config, tokenizer.mask_token_id, starts),
+        build_augmentation(config, tokenizer.mask_token_id, starts),
         config.runtime.seed,
         tokenizer,
         checksums,

@@ -10,7 +10,7 @@ import pytest
 from cocolm_tf.analysis.runs import read_run
 from cocolm_tf.analysis.scores import Score, place_scores, read_scores
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.results import summarize
+from cocolm_tf.finetuning.report import summarize
 from cocolm_tf.fingerprints import fingerprint
 
 EXPERIMENT = {

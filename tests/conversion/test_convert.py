@@ -14,8 +14,8 @@ from cocolm_tf.conversion.convert import convert_to_official, convert_to_preset
 from cocolm_tf.conversion.parts import TASK_HEADS_FILENAME, write_tokenizer
 from cocolm_tf.conversion.tensor_files import Tensor, open_tensors, write_tensors
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer

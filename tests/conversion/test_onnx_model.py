@@ -14,8 +14,8 @@ from cocolm_tf.conversion.onnx_model import (  # noqa: E402
     embedding_model,
     with_precision,
 )
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer  # noqa: E402
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier  # noqa: E402
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer  # noqa: E402
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier  # noqa: E402
 from cocolm_tf.modeling.backbone import CocoLMBackbone  # noqa: E402
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection  # noqa: E402
 

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 from tiny_presets import SEQUENCE_LENGTH, opinions, write_tiny_preset
 
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
-from cocolm_tf.finetuning.text_classifier_preprocessor import CocoLMTextClassifierPreprocessor
+from cocolm_tf.finetuning.models.text_classifier import (
+    CocoLMTextClassifier,
+    CocoLMTextClassifierPreprocessor,
+)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@ import numpy as np
 
 from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.finetuning.batches import Tokens
-from cocolm_tf.finetuning.data_report import data_lines, describe_data
+from cocolm_tf.finetuning.tasks.classification import data_lines, describe_data
 
 
 def test_rows_labels_lengths_and_what_was_cut_or_left_out():

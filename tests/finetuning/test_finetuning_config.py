@@ -63,7 +63,8 @@ def load(write):
 
 def test_overrides_come_after_the_task_after_the_file(load):
     text = "trainer: {epochs: 2, batch_size: 4}\ntasks: {rte: {trainer: {epochs: 3}}}"
-    assert load(text)[0].trainer.as_dict() == {"epochs": 3, "batch_size": 4}
+    trainer = load(text)[0].trainer
+    assert (trainer.epochs, trainer.batch_size) == (3, 4)
     assert load(text, "cola")[0].trainer.epochs == 2
     assert load(text, overrides=["trainer.epochs=7", ""])[0].trainer.epochs == 7
     assert load("")[0].as_dict() == FinetuningConfig().as_dict()
@@ -72,6 +73,8 @@ def test_overrides_come_after_the_task_after_the_file(load):
 def test_the_grid(load):
     _, grid = load("search: {optimizer.learning_rate: [1e-5, 2e-5], trainer.epochs: [1]}")
     assert grid == {"optimizer.learning_rate": [1e-5, 2e-5], "trainer.epochs": [1]}
+    _, grid = load("search: {trainer.epochs: [1]}\ntasks: {rte: {search: {trainer.epochs: [2]}}}")
+    assert grid == {"trainer.epochs": [2]}
     config = FinetuningConfig()
     changed = with_values(config, {"trainer.epochs": 9}, "here")
     assert (changed.trainer.epochs, config.trainer.epochs) == (9, 3)
@@ -88,12 +91,15 @@ def test_the_grid(load):
         ("tasks: [rte]", r"tasks takes keys and their values, not \['rte'\]"),
         ("search: {trainer.epochs: 3}", "search.trainer.epochs is a list of values, not 3"),
         ("search: {trainer.epochs: []}", "search.trainer.epochs is a list of values"),
-        ("search: {trainer.steps: [3]}", "search.trainer.steps: trainer.steps does not exist"),
+        ("search: {trainer.step: [3]}", "search.trainer.step: trainer.step does not exist"),
         ("search: {epochs: [3]}", "search.epochs: epochs does not exist"),
         ("search: {trainer.epochs: [0]}", "trainer.epochs must be at least 1, not 0"),
         ("model: {dropout: 1.0}", r"model.dropout must be in \[0, 1\), not 1.0"),
         ("optimizer: {layer_decay: 0.0}", r"optimizer.layer_decay must be in \(0, 1\]"),
         ("optimizer: {warmup_fraction: 2.0}", r"optimizer.warmup_fraction must be in \[0, 1\]"),
+        ("trainer: {micro_batches: 3}", "batch_size=32 must be a multiple of .*micro_batches=3"),
+        ("model: {rematerialize: all}", "model.rematerialize is one of none, attention, block"),
+        ("prompt: {demonstrations: few}", "prompt.demonstrations is one of none, random, similar"),
         ("runtime: {precision: half}", "runtime.precision is one of float32, .*, not 'half'"),
         ("- 1", "takes keys and their values"),
         ("a: {", "not valid YAML"),
@@ -107,3 +113,21 @@ def test_mistakes_are_named(load, text: str, complaint: str):
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match="--config_file=/nowhere.yaml does not exist"):
         load_finetuning_config("/nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("former", "today"),
+    [
+        ("dropout=0", "model.dropout"),
+        ("steps=100", "trainer.steps"),
+        ("draws=2", "prompt.draws"),
+        ("learning_rates=[1e-4]", "search.optimizer.learning_rate"),
+        ("precision=mixed_bfloat16", "runtime.precision"),
+    ],
+)
+def test_what_prompts_called_otherwise_is_refused_with_its_name(load, former, today):
+    name = former.partition("=")[0]
+    with pytest.raises(UserError, match=f"{name} does not exist.*What was {name} is {today}"):
+        load("", overrides=[former])
+    with pytest.raises(UserError, match="What was settings is model, optimizer, trainer and"):
+        load("settings: {dropout: 0.0}")

@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 
 from cocolm_tf.finetuning.config import OptimizerConfig
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.optimization import build_optimizer, layer_depths
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 
 
 @pytest.fixture

@@ -6,7 +6,14 @@ from sklearn import metrics as sklearn_metrics
 from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.metrics import METRICS, evaluate, guesses, metrics_of, predicted
+from cocolm_tf.finetuning.metrics import (
+    METRICS,
+    evaluate,
+    guesses,
+    metrics_of,
+    predicted,
+    worth,
+)
 
 
 def by_counting(labels, predictions) -> dict[str, float]:
@@ -38,7 +45,9 @@ def test_numbers_are_scored_as_defined_and_as_scipy_does():
     rng = np.random.default_rng(0)
     labels = rng.uniform(0, 5, 80).round(1).astype(np.float32)
     predictions = (labels + rng.normal(0, 2, 80)).astype(np.float32)
-    found = evaluate(["pearson", "spearman"], labels, predictions)
+    found = evaluate(["pearson", "spearman", "mae", "rmse"], labels, predictions)
+    assert found["mae"] == pytest.approx(np.abs(labels - predictions).mean(), rel=1e-6)
+    assert found["rmse"] == pytest.approx(((labels - predictions) ** 2).mean() ** 0.5, rel=1e-6)
     assert found["pearson"] == pytest.approx(np.corrcoef(labels, predictions)[0, 1], abs=1e-6)
     ranks = [stats.rankdata(values) for values in (labels, predictions)]
     assert found["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-12)
@@ -51,7 +60,8 @@ def test_predictions_that_never_change_are_worth_a_number(name):
     labels = np.array([0, 1, 1, 0])
     value = evaluate([name], labels, np.zeros(4, labels.dtype))[name]
     assert np.isfinite(value)
-    assert value == (0.5 if name == "accuracy" else pytest.approx(1 / 3) if "macro" in name else 0)
+    others = {"accuracy": 0.5, "macro_f1": 1 / 3, "mae": 0.5, "rmse": 0.5**0.5}
+    assert value == pytest.approx(others.get(name, 0))
 
 
 def task(name: str, classes: int, metrics: tuple[str, ...] = ()) -> TaskData:
@@ -65,14 +75,14 @@ def test_the_tasks_metrics_are_those_of_glue():
         for name, known in GLUE_TASKS.items()
     }
     assert found["cola"][0] == "matthews"
-    assert found["stsb"] == ("spearman", "pearson")
+    assert found["stsb"][:2] == ("spearman", "pearson")
     assert found["mrpc"] == found["qqp"] == ("accuracy", "f1")
     assert all(found[name][0] == "accuracy" for name in ("sst2", "mnli", "qnli", "rte", "wnli"))
 
 
 @pytest.mark.parametrize("name", ["mine", *(known.title for known in GLUE_TASKS.values())])
 def test_metrics_suit_the_classes_whatever_a_task_is_called(name):
-    assert metrics_of(task(name, 1)) == ("spearman", "pearson")
+    assert metrics_of(task(name, 1)) == ("spearman", "pearson", "mae", "rmse")
     assert metrics_of(task(name, 2)) == ("accuracy", "f1")
     assert metrics_of(task(name, 3)) == ("accuracy", "macro_f1")
 
@@ -88,9 +98,16 @@ def test_outputs_to_predictions():
     np.testing.assert_array_equal(predicted(np.array([[0.1, 0.7], [2.0, -1.0]])), [1, 0])
     numbers = np.array([[-0.5], [2.5], [5.5]])
     np.testing.assert_array_equal(predicted(numbers), np.float32([-0.5, 2.5, 5.5]))
-    np.testing.assert_array_equal(predicted(numbers, (0, 5)), np.float32([0, 2.5, 5]))
 
 
-def test_an_unknown_metric_is_named():
-    with pytest.raises(UserError, match="accuracy, f1, .*, not 'bleu'"):
-        evaluate(["bleu"], np.zeros(1), np.zeros(1))
+def test_another_metric_may_choose():
+    assert metrics_of(task("mine", 2), "matthews") == ("matthews", "accuracy", "f1")
+    assert metrics_of(task("mine", 3), "macro_f1") == ("macro_f1", "accuracy")
+    assert metrics_of(task("mine", 1), "rmse")[0] == "rmse"
+    assert worth("rmse", 0.5) > worth("rmse", 0.7) and worth("f1", 0.5) < worth("f1", 0.7)
+
+
+@pytest.mark.parametrize(("classes", "metric"), [(2, "bleu"), (3, "f1"), (2, "mae"), (1, "f1")])
+def test_a_metric_of_another_kind_of_task_is_refused(classes, metric):
+    with pytest.raises(UserError, match=f"--metric={metric}: that of .* is one of "):
+        metrics_of(task("mine", classes), metric)

@@ -24,12 +24,12 @@ def corrupted(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """The sequences that pretrainers write from now on: masked ones, then corrupted ones."""
     written = []
 
-    def place(*arguments):
+    def replace_tokens(*arguments):
         written.append(place_itself(*arguments))
         return written[-1]
 
-    place_itself = pretrainer_module.place
-    monkeypatch.setattr(pretrainer_module, "place", place)
+    place_itself = pretrainer_module.replace_tokens
+    monkeypatch.setattr(pretrainer_module, "replace_tokens", replace_tokens)
     return written
 
 

@@ -8,7 +8,7 @@ from tiny_presets import BAD, CONTEXT_WORDS, GOOD, write_tiny_preset
 
 from cocolm_tf import CocoLMQuestionAnswerer
 from cocolm_tf.data.squad import Answer, Question, read_squad, to_official
-from cocolm_tf.finetuning.squad_scores import score_answers
+from cocolm_tf.finetuning.tasks.question_answering import score_answers
 
 finetune_squad = Program("finetune_squad.py", timeout=1800)
 

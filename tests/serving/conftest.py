@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from serving_texts import MAX_LENGTH
 
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving.client import Export
 from cocolm_tf.serving.export import Settings, export_preset

@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 from serving_texts import MAX_LENGTH, ODD_TEXTS, WORDS, random_texts
 
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving.client import find_version
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer

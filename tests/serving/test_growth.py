@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
-from cocolm_tf.finetuning.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.text_classifier import CocoLMTextClassifier
 from cocolm_tf.serving.answering import Answerer
 from cocolm_tf.serving.classification import Classifier
 from cocolm_tf.serving.correction import Corrector

@@ -18,7 +18,7 @@ from cocolm_tf.suite.runner import PretrainingInputs, run_suite
 MODULE = """
 import json, os, random, signal, sys, time
 from cocolm_tf.errors import RestartableError, UserError
-from cocolm_tf.finetuning.jobs import serve, write_json
+from cocolm_tf.jobs import serve, write_json
 
 def tell(line):
     with open(os.environ["SUITE_LOG"], "a") as file:

@@ -9,7 +9,7 @@ from tiny_presets import write_tiny_preset
 from cocolm_tf.analysis import soups
 from cocolm_tf.analysis.soups import held_out_score
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.classification_run import ClassificationRun
+from cocolm_tf.finetuning.tasks.classification import ClassificationTask
 from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
 from cocolm_tf.training.soup import Score, average_presets
 
@@ -187,10 +187,8 @@ def test_held_out_text_must_fit(finished, corpus, source: Path):
 def test_a_fine_tuned_score_is_that_of_the_dev_set(monkeypatch: pytest.MonkeyPatch):
     specs = []
     scores = iter([{"score": 0.7}, {"diverged": True}])
-    monkeypatch.setattr(ClassificationRun, "check", lambda run: "RTE")
-    monkeypatch.setattr(
-        soups, "run_classification", lambda spec, *_: specs.append(spec) or next(scores)
-    )
+    monkeypatch.setattr(ClassificationTask, "check", lambda run: "RTE")
+    monkeypatch.setattr(soups, "run_task", lambda spec, *_: specs.append(spec) or next(scores))
     score = soups.fine_tuned_score({"a": 1}, {"glue": {"task": "rte"}}, seed=3)
     assert score.of("one") == 0.7 and score.higher_is_better
     assert specs[0]["preset"] == "one" and specs[0]["seed"] == 3 and not specs[0]["save_preset"]

@@ -23,6 +23,7 @@ from cocolm_tf.data.tags import (
     tags_of_chunks,
 )
 from cocolm_tf.finetuning.batches import PREDICTION_BATCH, prediction_batches, training_batches
+from cocolm_tf.finetuning.models.raw_text import check_row_length, raw_text_task
 from cocolm_tf.finetuning.models.token_rows import (
     SILENT,
     UNITS,
@@ -36,7 +37,6 @@ from cocolm_tf.finetuning.models.token_rows import (
     units_of_words,
 )
 from cocolm_tf.finetuning.presets import local_preset
-from cocolm_tf.finetuning.raw_text_task import check_row_length, raw_text_task
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID

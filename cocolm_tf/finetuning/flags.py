@@ -1,0 +1,217 @@
+"""The flags that the fine-tuning programs share, and the experiment that they ask for."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from cocolm_tf import files
+from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.presets import backbone_config
+
+if TYPE_CHECKING:
+    from cocolm_tf.finetuning.tasks.task import Task
+
+# The flags are those of the programs that ask for them, so that their --help shows them.
+flags.disclaim_key_flags()
+
+# Several hosts would each run all of an experiment's jobs.
+STRATEGIES = ("one_device", "mirrored", "tpu")
+
+# The narrowest encoders that the released settings are for, and those settings.
+_CONFIGS = ((1024, "large_pp.yaml"), (768, "base_pp.yaml"), (0, "small.yaml"))
+
+
+def define_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of every fine-tuning program."""
+    flags.DEFINE_string(
+        "preset", None, "Folder of the pretrained model to start from.", flag_values=flag_values
+    )
+    flags.DEFINE_string(
+        "output_dir",
+        None,
+        "Folder of the results. Runs that are in it already are not done again.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "config_file",
+        "",
+        "YAML file of settings. By default the one in configs/finetune that suits the program and "
+        "the size of the model.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_multi_string(
+        "params_override",
+        [],
+        "Changes to the settings: a.b=1,c.d=x, or a YAML file. Repeatable.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "jobs",
+        1,
+        "How many runs to do at a time, each a process of its own.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "search_reduction",
+        3,
+        "A search goes on with one in so many of its combinations after each stage, and trains "
+        "these so many times as long; 1 trains all of them to the end.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "distribution_strategy",
+        "one_device",
+        STRATEGIES,
+        "Over which devices each run is spread: one, all GPUs that it has, or a TPU.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "tpu",
+        "",
+        "Address of the TPU, or local, for --distribution_strategy=tpu.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "metric",
+        "",
+        "The metric that chooses the best epoch and the best run, of those of the kind of task. By "
+        "default its first.",
+        flag_values=flag_values,
+    )
+    flags.mark_flags_as_required(["preset", "output_dir"], flag_values=flag_values)
+
+
+def define_run_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of every program that learns from a whole training set."""
+    define_start_flags(flag_values)
+    flags.DEFINE_integer(
+        "seeds",
+        1,
+        "How many runs to make that differ in their random seeds only.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "search",
+        False,
+        "Go through the configuration's grid first, and take what is best on the dev set.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "train_fraction",
+        1.0,
+        "The share of the training rows to learn from, of every label the same; another draw for "
+        "every seed.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "from_scratch",
+        False,
+        "Start from random weights in the preset's architecture, for comparison.",
+        flag_values=flag_values,
+    )
+
+
+def define_glue_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags that name a task of GLUE."""
+    flags.DEFINE_enum("task", None, list(GLUE_TASKS), "The task.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "data_dir",
+        "",
+        "Folder of GLUE's official TSV files, with RTE/train.tsv and so on. Without it, TensorFlow "
+        "Datasets.",
+        flag_values=flag_values,
+    )
+    flags.mark_flag_as_required("task", flag_values=flag_values)
+
+
+def check_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
+    """Checks what `define_start_flags` defined, without TensorFlow, so that it answers at once.
+
+    Returns the architecture of the preset's encoder, see `backbone_config`.
+    """
+    files.check_writable(flag_values.output_dir, "--output_dir")
+    if flag_values.config_file and not files.is_file(flag_values.config_file):
+        raise UserError(f"--config_file={flag_values.config_file} does not exist.")
+    if flag_values.tpu and flag_values.distribution_strategy != "tpu":
+        raise UserError("--tpu goes with --distribution_strategy=tpu.")
+    if flag_values.distribution_strategy == "tpu" and flag_values.jobs > 1:
+        raise UserError("--jobs: a TPU does one run at a time.")
+    return backbone_config(flag_values.preset)
+
+
+def suitable_config(width: int, configs: str) -> str:
+    """The path of the settings for an encoder of a width, in the folder of the configurations."""
+    suits = next(file for narrowest, file in _CONFIGS if width >= narrowest)
+    return os.path.join(configs, suits)
+
+
+def run_from_flags(
+    name: str,
+    make_task: "Callable[..., Task]",
+    configs: str,
+    changes: Mapping[str, tuple[str, Any]] | None = None,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    settings: str | None = None,
+    config_file: str = "",
+    seeds: Sequence[int] | None = None,
+) -> str:
+    """Runs the experiment that the flags ask for.
+
+    Args:
+        name: Of the task, and of the experiment's folder.
+        make_task: Gets the arguments of `Task`, and gives what the runs have in common. It is
+            called when the flags are known to be right, and may import TensorFlow.
+        configs: The folder of the configurations to choose from where nothing names one.
+        changes: To the configuration, by the names of the flags that ask for them: each a key and
+            its value.
+        flag_values: Where the flags are.
+        settings: Which of the configuration's `tasks` it is; None for the one of its name, and
+            `""` for none.
+        config_file: The configuration where no flag names one; empty for one of `configs`.
+        seeds: Each with a search of its own; None for those that `--seeds` and `--search` ask for.
+
+    Returns:
+        The path of the table of results.
+
+    Raises:
+        UserError: If a flag's value is wrong, or as `run_experiment`.
+    """
+    fields = {"train_fraction": 1.0, "from_scratch": False}
+    fields = {key: getattr(flag_values, key, value) for key, value in fields.items()}
+    if not 0 < fields["train_fraction"] <= 1:
+        raise UserError(f"--train_fraction={fields['train_fraction']} must be in (0, 1].")
+    width = check_start_flags(flag_values)["hidden_dim"]
+    config_file = flag_values.config_file or config_file or suitable_config(width, configs)
+
+    # Imported once the flags are known, so that mistakes in them answer at once.
+    from cocolm_tf.finetuning.config import load_finetuning_config, with_values
+    from cocolm_tf.finetuning.experiment import Experiment, run_experiment
+
+    settings = name if settings is None else settings
+    config, grid = load_finetuning_config(config_file, settings, flag_values.params_override)
+    for flag, (key, value) in (changes or {}).items():
+        config = with_values(config, {key: value}, f"--{flag}")
+    if seeds is None and flag_values.search and not grid:
+        raise UserError(f"--search: {config_file} has no `search` to go through.")
+    task = make_task(
+        preset=flag_values.preset, config=config.as_dict(), metric=flag_values.metric, **fields
+    )
+    experiment = Experiment(
+        name,
+        task,
+        grid if seeds is not None or flag_values.search else {},
+        range(flag_values.seeds) if seeds is None else seeds,
+        flag_values.search_reduction,
+        search_each_seed=seeds is not None,
+    )
+    options = {
+        "distribution_strategy": flag_values.distribution_strategy,
+        **({"tpu": flag_values.tpu} if flag_values.tpu else {}),
+    }
+    return run_experiment(experiment, flag_values.output_dir, flag_values.jobs, options)

@@ -1,0 +1,373 @@
+"""A pretrained encoder that classifies texts, or rates them."""
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any, Self
+
+import keras
+import keras_hub
+import tensorflow as tf
+from keras_hub.src.utils.tensor_utils import preprocessing_function
+
+from cocolm_tf.data.examples import Examples
+from cocolm_tf.finetuning.batches import tokenized, training_batches
+from cocolm_tf.finetuning.models.raw_text import (
+    check_row_length,
+    class_numbers,
+    class_numbers_in_graph,
+    finite_numbers,
+    raw_text_task,
+)
+from cocolm_tf.finetuning.presets import converted_head, local_preset
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.dropout import Dropout
+from cocolm_tf.tokenization.normalization import as_string_tensor
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+
+_BATCH_SIZE = 32
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class CocoLMTextClassifierPreprocessor(keras_hub.models.TextClassifierPreprocessor):
+    """Tokenizes texts and lays them out as `<s> A </s>` or `<s> A </s> </s> B </s>`.
+
+    What is too long is cut at its end; of a pair it is the longer text that is cut, as
+    `"round_robin"` does in KerasHub.
+
+    Args:
+        tokenizer: `CocoLMTokenizer`.
+        sequence_length: int. S, how long every row becomes. `from_preset` takes what the model
+            has positions for.
+        **kwargs: As for `keras.layers.Layer`.
+
+    Call arguments:
+        x: A text, a batch of texts, a tuple of two of these for pairs, or a [B, 2] batch of
+            pairs. Strings or string tensors.
+        y: Labels, passed through.
+        sample_weight: Weights of the labels, passed through.
+
+    Returns:
+        A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S] bool, [S] for a single text;
+        in a tuple with `y` and `sample_weight` where these are given.
+
+    Raises:
+        ValueError: If there are more than two texts to a row.
+
+    Example:
+    ```python
+    preprocessor = CocoLMTextClassifierPreprocessor.from_preset("runs/first/preset")
+    preprocessor(["The cat sat.", "It slept."])
+    preprocessor(x=(["Where is it?", "Who slept?"], ["On the mat.", "The cat."]))
+    x, y = preprocessor(["The cat sat.", "It slept."], [0, 1])
+    tf.data.Dataset.from_tensor_slices((["The cat sat.", "It slept."], [0, 1])).map(preprocessor)
+    ```
+    """
+
+    backbone_cls = CocoLMBackbone
+    tokenizer_cls = CocoLMTokenizer
+
+    def __init__(
+        self,
+        tokenizer: CocoLMTokenizer,
+        sequence_length: int = 512,
+        truncate: str = "round_robin",
+        **kwargs: Any,
+    ) -> None:
+        if truncate != "round_robin":
+            raise ValueError(f"truncate={truncate!r}: the longer text is cut, 'round_robin'.")
+        super().__init__(tokenizer, sequence_length, truncate, **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        """There is nothing to build: the tokenizer packs."""
+        self.built = True
+
+    def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Turns texts into the model's input."""
+        x = tuple(map(as_string_tensor, x)) if isinstance(x, tuple) else as_string_tensor(x)
+        return self._pack(x, y, sample_weight)
+
+    @preprocessing_function
+    def _pack(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        if isinstance(x, tf.Tensor) and x.shape.rank == 2:
+            x = tuple(tf.unstack(x, axis=1))
+        texts = x if isinstance(x, tuple) else (x,)
+        if len(texts) > 2:
+            raise ValueError(f"a row is a text or a pair of texts, not {len(texts)} texts.")
+        features = self.tokenizer.pack(
+            *map(self.tokenizer, texts), sequence_length=self.sequence_length
+        )
+        return keras.utils.pack_x_y_sample_weight(features, y, sample_weight)
+
+    @classmethod
+    def _add_missing_kwargs(cls, loader: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        # KerasHub calls this where the preset, as one that was only pretrained, has a tokenizer
+        # but no preprocessor.
+        positions = loader.config["config"].get("max_sequence_length")
+        if positions:
+            kwargs.setdefault("sequence_length", positions)
+        return super()._add_missing_kwargs(loader, kwargs)
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
+    """Classifies texts or pairs of texts; `fit()` fine-tunes it on raw strings.
+
+    The head is that of the released models, on the hidden state of `<s>`: dropout, dense, GELU,
+    dropout, output. With one class it is a regression: the output is a number, and the default
+    loss the squared error.
+
+    `from_preset(directory, num_classes=...)` puts a new head on a pretrained encoder; without
+    `num_classes` it restores a classifier that was fine-tuned, its head included, be it here or
+    before its checkpoint was converted.
+
+    Args:
+        backbone: `CocoLMBackbone`.
+        num_classes: int. 1 for a regression.
+        preprocessor: `CocoLMTextClassifierPreprocessor`, or None where `fit()` gets tokens.
+        label_names: The classes by name, in order; kept in the preset. None where nobody said.
+        activation: On the output, as `"softmax"`; None for logits.
+        hidden_dim: int, or None for the backbone's. Width of the dense layer.
+        dropout: float, or None for the backbone's. Rate of both dropouts.
+        trim_padding: bool. Whether `fit()`, `evaluate()` and `predict()` cut off the padding that
+            all rows of a batch have in common. TPUs and `jit_compile` want equal shapes: False.
+
+    Call arguments:
+        inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
+
+    Returns:
+        [B, num_classes] float32.
+
+    Raises:
+        ValueError: If the arguments do not fit each other.
+
+    Example:
+    ```python
+    classifier = CocoLMTextClassifier.from_preset(
+        "runs/first/preset", num_classes=2, label_names=["negative", "positive"]
+    )
+    classifier.fit(["It was great.", "It was not."], [1, 0], batch_size=2, epochs=3)
+    classifier.predict(["Great!"])  # [1, 2] logits
+    classifier.save_to_preset("runs/reviews")
+    classifier = CocoLMTextClassifier.from_preset("runs/reviews")
+
+    pairs = CocoLMTextClassifier.from_preset("runs/first/preset", num_classes=1)
+    pairs.fit((["A cat sat."], ["A cat was sitting."]), [4.8])
+    ```
+    """
+
+    backbone_cls = CocoLMBackbone
+    preprocessor_cls = CocoLMTextClassifierPreprocessor
+
+    def __init__(
+        self,
+        backbone: CocoLMBackbone,
+        num_classes: int,
+        preprocessor: CocoLMTextClassifierPreprocessor | None = None,
+        label_names: Sequence[str] | None = None,
+        activation: Any = None,
+        hidden_dim: int | None = None,
+        dropout: float | None = None,
+        trim_padding: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1.")
+        if label_names is not None and len(label_names) != num_classes:
+            raise ValueError(f"num_classes={num_classes}, but {len(label_names)} label_names.")
+        check_row_length(preprocessor, backbone)
+        hidden_dim = hidden_dim or backbone.hidden_dim
+        dropout = backbone.dropout if dropout is None else dropout
+
+        # === Layers ===
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        dtype = backbone.dtype_policy
+        self.pooled_dropout = Dropout(
+            dropout, backbone.seed_generator, dtype=dtype, name="pooled_dropout"
+        )
+        self.pooled_dense = keras.layers.Dense(
+            hidden_dim,
+            activation=keras.activations.gelu,
+            kernel_initializer=_initializer(backbone),
+            dtype=dtype,
+            name="pooled_dense",
+        )
+        self.output_dropout = Dropout(
+            dropout, backbone.seed_generator, dtype=dtype, name="output_dropout"
+        )
+        self.output_dense = keras.layers.Dense(
+            num_classes,
+            activation=activation,
+            kernel_initializer=_initializer(backbone),
+            # Half precision would round the answer itself.
+            dtype="float32",
+            name="logits",
+        )
+
+        # === Functional model ===
+        inputs = backbone.input
+        x = self.pooled_dropout(backbone(inputs)[:, 0])
+        x = self.output_dropout(self.pooled_dense(x))
+        super().__init__(inputs=inputs, outputs=self.output_dense(x), **kwargs)
+
+        # === Configuration ===
+        self.num_classes = num_classes
+        self.label_names = None if label_names is None else list(label_names)
+        self.activation = keras.activations.get(activation)
+        self.hidden_dim = hidden_dim
+        self.dropout = dropout
+        self.trim_padding = trim_padding
+
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        metrics: Any = "auto",
+        jit_compile: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Readies the model for `fit()`.
+
+        Args:
+            optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
+                of 2e-5, or what Keras takes.
+            loss: `"auto"` for the cross entropy, the squared error of a regression, or what Keras
+                takes.
+            metrics: `"auto"` for the accuracy, none of a regression, or what Keras takes.
+            jit_compile: As in Keras, but off unless asked for: each width of a batch would be
+                compiled anew.
+            **kwargs: As for `keras.Model.compile`.
+        """
+        # The base class compiles in its constructor, before the configuration is set.
+        is_regression = self.output_shape[-1] == 1
+        if optimizer == "auto":
+            optimizer = self.default_optimizer()
+        if loss == "auto" and is_regression:
+            loss = keras.losses.MeanSquaredError()
+        if metrics == "auto" and is_regression:
+            metrics = []
+        super().compile(
+            optimizer=optimizer, loss=loss, metrics=metrics, jit_compile=jit_compile, **kwargs
+        )
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        sample_weight: Any = None,
+        validation_split: float = 0.0,
+        shuffle: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Fine-tunes the model.
+
+        Texts are tokenized once, shuffled in every epoch, and those of like lengths share a batch,
+        unless they come as a `tf.data.Dataset`, have weights or are to stay in order.
+
+        Args:
+            x: As for the preprocessor, for all texts: lists, arrays or columns of strings, a tuple
+                of two of these or a [N, 2] array for pairs; or a `tf.data.Dataset` of batches of
+                `(x, y)`.
+            y: [N], the numbers of the classes, or their names where there are `label_names`; the
+                numbers of a regression.
+            batch_size: int. 32 where it is None.
+            sample_weight: [N], weights of the labels.
+            validation_split: As for `keras.Model.fit`.
+            shuffle: Whether every epoch has another order.
+            **kwargs: As for `keras.Model.fit`; `validation_data` is like `(x, y)`.
+
+        Returns:
+            Keras's `History`.
+
+        Raises:
+            ValueError: Saying which text or label is wrong.
+        """
+        examples = None
+        columns = self._columns(x)
+        if columns and sample_weight is None and not validation_split and shuffle:
+            labels = self.checked_labels(y, len(columns[0]))
+            examples = Examples(columns[0], columns[1] if len(columns) > 1 else None, labels)
+        if examples is None:
+            return super().fit(
+                x,
+                y,
+                batch_size,
+                sample_weight=sample_weight,
+                validation_split=validation_split,
+                shuffle=shuffle,
+                **kwargs,
+            )
+        # Python's generator is what seeds the weights too.
+        batches, steps = training_batches(
+            tokenized(self.preprocessor, examples),
+            examples.labels,
+            batch_size or _BATCH_SIZE,
+            seed=random.randrange(2**31),
+            buckets=8 if self.trim_padding else 0,
+        )
+        return super().fit(batches, **{"steps_per_epoch": steps, **kwargs, "shuffle": False})
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that rebuild this model."""
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "label_names": self.label_names,
+            "activation": keras.activations.serialize(self.activation),
+            "hidden_dim": self.hidden_dim,
+            "dropout": self.dropout,
+            "trim_padding": self.trim_padding,
+        }
+
+    @classmethod
+    def from_preset(
+        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
+    ) -> Self:
+        """Loads a classifier, or puts a new head on a pretrained encoder.
+
+        Args:
+            preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
+            load_weights: Whether the weights are the preset's, or fresh.
+            **kwargs: Arguments of the class. `num_classes` asks for a new head, also where the
+                preset has one.
+
+        Returns:
+            The classifier, compiled with the defaults.
+
+        Example:
+        ```python
+        CocoLMTextClassifier.from_preset("runs/first/preset", num_classes=3)
+        ```
+        """
+        head = {}
+        with local_preset(preset) as local:
+            if "num_classes" in kwargs:
+                # The names of the classes that the preset had.
+                kwargs.setdefault("label_names", None)
+            elif head := converted_head(local, "classifier"):
+                kwargs["hidden_dim"], kwargs["num_classes"] = head["output.kernel"].shape
+            classifier = super().from_preset(local, load_weights, **kwargs)
+        if head and load_weights:
+            classifier.pooled_dense.set_weights([head["dense.kernel"], head["dense.bias"]])
+            classifier.output_dense.set_weights([head["output.kernel"], head["output.bias"]])
+        return classifier
+
+    def checked_labels(self, y: Any, rows: int) -> Any:
+        """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""
+        if self.num_classes == 1:
+            return finite_numbers(y, rows)
+        return class_numbers(y, rows, self.num_classes, self.label_names, self._has_class_loss)
+
+    def labels_in_graph(self, y: Any) -> Any:
+        """The same for the labels of a dataset's batch."""
+        if self.num_classes == 1:
+            return y
+        return class_numbers_in_graph(y, self.num_classes, self.label_names, self._has_class_loss)
+
+
+def _initializer(backbone: CocoLMBackbone) -> keras.initializers.Initializer:
+    return keras.initializers.RandomNormal(stddev=backbone.initializer_range)

@@ -1,0 +1,182 @@
+"""All windows of some questions at once, without padding, and batches of them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras_hub
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf.finetuning.batches import Tokens, training_batches
+from cocolm_tf.finetuning.models.windows import NOWHERE
+from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
+from cocolm_tf.tokenization.normalization import as_string_tensor
+
+_TOKENIZED_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowRows:
+    """Windows on the host.
+
+    Args:
+        tokens: The windows' token ids; `truncated` counts questions that were cut off.
+        starts: As long as all token ids: the characters of the contexts where tokens begin; see
+            `Windows`.
+        ends: The same for the ones after their last characters.
+        questions: `[W]`, the number of each window's question.
+        labels: `[W, 2]` int32, the tokens that the answers begin and end with.
+
+    Example:
+    ```python
+    rows = window_rows(answerer.preprocessor, ["Who sat?"], ["The cat sat."], [[0, 7]])
+    ```
+    """
+
+    tokens: Tokens
+    starts: np.ndarray
+    ends: np.ndarray
+    questions: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def learned_spans(self) -> dict[int, tuple[int, int]]:
+        """The characters from the first to the last token of each question's answer.
+
+        Returns:
+            By the question's number. Questions whose answer no window holds whole are not there.
+        """
+        lengths = self.tokens.lengths
+        begins = np.cumsum(lengths) - lengths
+        return {
+            int(self.questions[window]): (
+                int(self.starts[begins[window] + self.labels[window, 0]]),
+                int(self.ends[begins[window] + self.labels[window, 1]]),
+            )
+            for window in np.flatnonzero(self.labels[:, 0])
+        }
+
+
+def window_rows(
+    preprocessor: keras_hub.models.Preprocessor,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    answers: Any = None,
+) -> WindowRows:
+    """Makes the windows of questions.
+
+    Args:
+        preprocessor: Of the model.
+        questions: One at least.
+        contexts: As many.
+        answers: `[N, 2]`, as for `CocoLMQuestionAnswerer.fit`; None where they are not known.
+
+    Returns:
+        The windows, those of one question after those of another.
+
+    Raises:
+        ValueError: If there are not as many of one as of the other.
+
+    Example:
+    ```python
+    window_rows(answerer.preprocessor, ["Who sat?"], ["The cat sat."])
+    ```
+    """
+    answers = np.zeros([len(questions), 2], np.int32) if answers is None else np.asarray(answers)
+    if not len(questions) == len(contexts) == len(answers):
+        raise ValueError(
+            f"{len(questions)} questions, {len(contexts)} contexts and {len(answers)} answers: "
+            "each question has one of both."
+        )
+    graph, limit = preprocessor.tokenizer.graph_module(), preprocessor.max_question_length
+    parts: dict[str, list[np.ndarray]] = {}
+    truncated = 0
+    for start in range(0, len(questions), _TOKENIZED_AT_ONCE):
+        part = slice(start, start + _TOKENIZED_AT_ONCE)
+        texts = as_string_tensor(list(questions[part]))
+        windows = preprocessor.windows(texts, list(contexts[part]), answers[part])
+        truncated += int((graph.tokenize(texts).row_lengths().numpy() > limit).sum())
+        mask = windows.padding_mask.numpy()
+        for name in ("token_ids", "starts", "ends"):
+            parts.setdefault(name, []).append(getattr(windows, name).numpy()[mask])
+        parts.setdefault("lengths", []).append(mask.sum(axis=1))
+        parts.setdefault("questions", []).append(windows.rows.numpy() + start)
+        labels = tf.stack([windows.start_positions, windows.end_positions], axis=1)
+        parts.setdefault("labels", []).append(labels.numpy())
+    arrays = {name: np.concatenate(pieces) for name, pieces in parts.items()}
+    tokens = Tokens(
+        arrays.pop("token_ids"), arrays.pop("lengths"), preprocessor.sequence_length, truncated
+    )
+    return WindowRows(tokens, **arrays)
+
+
+def learning_batches(
+    rows: WindowRows,
+    batch_size: int,
+    seed: int,
+    buckets: int = 8,
+) -> tuple[tf.data.Dataset, int]:
+    """Makes endless batches to learn from, shuffled anew in every epoch.
+
+    Args:
+        rows: The windows.
+        batch_size: int. How many windows a batch has.
+        seed: int. Decides the order.
+        buckets: int. See `training_batches`.
+
+    Returns:
+        Batches of features and labels for `CocoLMQuestionAnswerer.fit`, and how many of them an
+        epoch has.
+
+    Example:
+    ```python
+    batches, steps = learning_batches(rows, batch_size=32, seed=0)
+    answerer.fit(batches, steps_per_epoch=steps, epochs=3)
+    ```
+    """
+    batches, steps = training_batches(rows.tokens, rows.labels, batch_size, seed, buckets)
+    return batches.map(lambda x, y: (x, _by_side(y))), steps
+
+
+def reading_batches(rows: WindowRows, batch_size: int) -> tuple[tf.data.Dataset, np.ndarray]:
+    """Makes batches to answer from, the shortest windows first.
+
+    Args:
+        rows: The windows.
+        batch_size: int. How many windows a batch has.
+
+    Returns:
+        Batches of features, which say where their tokens come from, and of labels; and the number
+        of the window that each of their rows is.
+
+    Example:
+    ```python
+    batches, order = reading_batches(rows, 64)
+    ```
+    """
+    order = np.argsort(rows.tokens.lengths, kind="stable")
+    flat = {"token_ids": rows.tokens.token_ids, "starts": rows.starts, "ends": rows.ends}
+    features = {
+        name: tf.gather(tf.RaggedTensor.from_row_lengths(values, rows.tokens.lengths), order)
+        for name, values in flat.items()
+    }
+    labels = _by_side(tf.gather(rows.labels, order))
+    batches = tf.data.Dataset.from_tensor_slices((features, labels)).batch(batch_size)
+    return batches.map(_padded).prefetch(2), order
+
+
+def _by_side(labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"start": labels[:, 0], "end": labels[:, 1]}
+
+
+def _padded(
+    features: dict[str, tf.RaggedTensor], labels: dict[str, tf.Tensor]
+) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    token_ids = features["token_ids"].to_tensor(PAD_TOKEN_ID)
+    places = {name: features[name].to_tensor(NOWHERE) for name in ("starts", "ends")}
+    # Keras adds up the batches of several replicas to see their shapes: booleans have no sum.
+    padding_mask = tf.cast(token_ids != PAD_TOKEN_ID, tf.int32)
+    return {"token_ids": token_ids, "padding_mask": padding_mask, **places}, labels

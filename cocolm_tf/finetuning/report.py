@@ -1,0 +1,211 @@
+"""What several runs say together: one JSON file, and tables to put beside the paper's."""
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cocolm_tf import files
+from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.jobs import RESULTS_FILENAME, write_json
+
+TABLE_FILENAME = "results.md"
+
+# The columns of the paper's Table 1.
+_PAPER_COLUMNS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "RTE", "MRPC", "STS-B")
+_PAPER_METRICS = {"CoLA": "matthews", "STS-B": "spearman"}
+_GLUE_TITLES = {task.title for task in GLUE_TASKS.values()}
+_MISSING = "—"
+# In units of the labels, and not shares.
+_NOT_SHARES = ("mae", "rmse")
+
+
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """Sums one number or more up; `std` is that of the population."""
+    return {
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.pstdev(values),
+        "min": min(values),
+        "max": max(values),
+        "values": list(values),
+    }
+
+
+def summarize_runs(
+    runs: Sequence[Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Sums up the metrics of each set over runs that differ in their seeds, by `summarize`."""
+    return {
+        part: {metric: summarize([run[part][metric] for run in runs]) for metric in metrics}
+        for part, metrics in runs[0].items()
+    }
+
+
+def write_results(output_dir: str) -> str:
+    """Gathers the results of all experiments in a folder; returns the path of the table."""
+    experiments = []
+    for name in files.list_dir(output_dir):
+        path = os.path.join(output_dir, name, RESULTS_FILENAME)
+        if files.is_file(path):
+            experiments.append(json.loads(files.read_text(path)))
+    write_json({"experiments": experiments}, os.path.join(output_dir, RESULTS_FILENAME))
+    path = os.path.join(output_dir, TABLE_FILENAME)
+    files.write_text(path, results_page(experiments))
+    return path
+
+
+def results_page(experiments: Sequence[dict[str, Any]]) -> str:
+    """Lays what the `results.json` of experiments hold out as Markdown.
+
+    For GLUE it has a table like the paper's Table 1, a row for each way of starting; for all tasks
+    a table of what each was and how its runs spread; for prompts one like the paper's Table 4.
+    """
+    prompted = [experiment for experiment in experiments if "shots" in experiment]
+    tuned = [experiment for experiment in experiments if "shots" not in experiment]
+    sections = []
+    if any(experiment["task"] in _GLUE_TITLES for experiment in tuned):
+        seeds = sorted({len(experiment["seeds"]) for experiment in tuned})
+        sections.append(
+            f"Dev sets; medians of {' or '.join(map(str, seeds))} runs that differ in their seeds. "
+            "Spearman correlation for STS-B, Matthews correlation for CoLA, accuracy for the rest, "
+            "all times 100, as in Table 1 of the COCO-LM paper. AVG is over the eight tasks, with "
+            "the matched set for MNLI.\n\n" + _glue_table(tuned)
+        )
+    if tuned:
+        sections.append(
+            "Every task by itself, all times 100 but for errors of numbers. What guessing scores, "
+            "beside it: always the commonest class of the training rows, their mean, or no answer."
+            "\n\n" + _details(tuned)
+        )
+    if prompted:
+        sections.append(
+            "By prompts: dev sets, none of whose examples was learned from or chosen by; all times "
+            "100. A split has so many shots of each class to learn from and as many to choose the "
+            "learning rate and the step by. Table 4 of the COCO-LM paper has the mean and the "
+            "standard deviation over 5 splits of 16 shots, on MNLI.\n\n" + _prompts(prompted)
+        )
+    return "\n\n".join(["# Fine-tuning results", *sections]) + "\n"
+
+
+def _glue_table(experiments: Sequence[dict[str, Any]]) -> str:
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for experiment in experiments:
+        if experiment["task"] in _GLUE_TITLES:
+            rows.setdefault(_model_name(experiment), {})[experiment["task"]] = experiment
+    others = sorted(
+        {task for tasks in rows.values() for task in tasks if task not in _PAPER_COLUMNS}
+    )
+    titles = ["MNLI-(m/mm)" if task == "MNLI" else task for task in _PAPER_COLUMNS]
+    lines = []
+    for model, tasks in sorted(rows.items()):
+        parameters = next(iter(tasks.values()))["parameters"]
+        cells = [_cell(tasks.get(task)) for task in _PAPER_COLUMNS]
+        average = _MISSING
+        if all(task in tasks for task in _PAPER_COLUMNS):
+            scores = [_medians(tasks[task])[0] for task in _PAPER_COLUMNS]
+            average = _percent(statistics.fmean(scores))
+        extra = [_cell(tasks.get(task)) for task in others]
+        lines.append([model, f"{parameters / 1e6:.3g}M", *cells, average, *extra])
+    return markdown_table(["Model", "Params", *titles, "AVG", *others], lines)
+
+
+def _details(experiments: Sequence[dict[str, Any]]) -> str:
+    header = ["Task", "Model", "Metric", "Median", "Min", "Max", "Mean", "Std", "Guessing", "Runs"]
+    header += ["Rows", "Learning rate, batch, epochs", "Examples/s"]
+    lines = []
+    for experiment in sorted(experiments, key=lambda one: (one["task"], _model_name(one))):
+        config = experiment["config"]
+        settings = (
+            f"{config['optimizer']['learning_rate']:g}, {config['trainer']['batch_size']}, "
+            f"{config['trainer']['epochs']}"
+        )
+        for name, metric, summary, guess in _scores(experiment, experiment["dev"]):
+            spread = ("median", "min", "max", "mean", "std")
+            diverged = len(experiment.get("diverged", ()))
+            lines.append(
+                [
+                    name,
+                    _model_name(experiment),
+                    metric,
+                    *(_shown(metric, summary[key]) for key in spread),
+                    guess,
+                    str(len(summary["values"])) + (f", {diverged} diverged" if diverged else ""),
+                    f"{experiment['train_rows']:,}",
+                    settings,
+                    f"{experiment['examples_per_second']:.1f}",
+                ]
+            )
+    return markdown_table(header, lines)
+
+
+def _prompts(experiments: Sequence[dict[str, Any]]) -> str:
+    header = ["Task", "Model", "Metric", "Mean (std)", "Min", "Max", "Guessing", "Splits", "Shots"]
+    header += ["Template", "Label words"]
+    lines = []
+    for experiment in experiments:
+        for name, metric, summary, guess in _scores(experiment, experiment["test"]):
+            lines.append(
+                [
+                    name,
+                    experiment["model"],
+                    metric,
+                    f"{_shown(metric, summary['mean'])} ({_shown(metric, summary['std'])})",
+                    _shown(metric, summary["min"]),
+                    _shown(metric, summary["max"]),
+                    guess,
+                    str(len(summary["values"])),
+                    str(experiment["shots"]),
+                    f"`{experiment['template']}`",
+                    ", ".join(experiment["label_words"]),
+                ]
+            )
+    return markdown_table(header, lines)
+
+
+def _scores(
+    experiment: dict[str, Any], parts: dict[str, dict[str, dict[str, Any]]]
+) -> Iterator[tuple[str, str, dict[str, Any], str]]:
+    """The name, the metric, its summary and what guessing scores, line for line."""
+    for part, metrics in parts.items():
+        name = experiment["task"] if part == "dev" else f"{experiment['task']} {part}"
+        for metric, summary in metrics.items():
+            guess = experiment.get("baseline", {}).get(part, {}).get(metric)
+            yield name, metric, summary, _MISSING if guess is None else _shown(metric, guess)
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.3g}" if metric in _NOT_SHARES else _percent(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _model_name(experiment: dict[str, Any]) -> str:
+    name = experiment["model"]
+    if experiment["from_scratch"]:
+        name += ", from random weights"
+    if experiment["train_fraction"] < 1:
+        name += f", {experiment['train_fraction']:.3g} of the training rows"
+    return name
+
+
+def _cell(experiment: dict[str, Any] | None) -> str:
+    if experiment is None:
+        return _MISSING
+    return "/".join(map(_percent, _medians(experiment)))
+
+
+def _medians(experiment: dict[str, Any]) -> list[float]:
+    # The paper's, whatever the best epoch was chosen by.
+    metric = _PAPER_METRICS.get(experiment["task"], "accuracy")
+    return [metrics[metric]["median"] for metrics in experiment["dev"].values()]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lays out a table in Markdown."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,305 @@
+"""Classes and numbers of texts: the tasks of GLUE and tables of one's own."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf import files
+from cocolm_tf.data.examples import Examples, TaskData, stratified
+from cocolm_tf.data.glue import glue_files, read_glue
+from cocolm_tf.data.table_task import read_table_task
+from cocolm_tf.finetuning.batches import (
+    PREDICTION_BATCH,
+    Tokens,
+    describe_lengths,
+    prediction_batches,
+    tokenized,
+    training_batches,
+)
+from cocolm_tf.finetuning.config import FinetuningConfig
+from cocolm_tf.finetuning.encoder import encoder_of, row_length
+from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
+from cocolm_tf.finetuning.models.text_classifier import (
+    CocoLMTextClassifier,
+    CocoLMTextClassifierPreprocessor,
+)
+from cocolm_tf.finetuning.predictions import write_predictions
+from cocolm_tf.finetuning.tasks.task import (
+    Prepared,
+    Scores,
+    Task,
+    base_model,
+    best_epoch_line,
+    card_results,
+    settings_of,
+    shared_facts,
+)
+from cocolm_tf.training.model_card import Facts
+
+PREDICTIONS_DIRECTORY = "predictions"
+
+_READERS = {"glue": read_glue, "table": read_table_task}
+_TABLES = ("train_file", "dev_file", "test_file")
+_HUB_TASK = "text-classification"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTask(Task):
+    """A run on labeled texts, of whatever model.
+
+    Args:
+        data: The arguments of `read_glue` as `{"glue": {...}}`, or of `read_table_task` as
+            `{"table": {...}}`.
+        metric: What chooses the best measurement; empty for the task's first.
+        **kwargs: As for `Task`.
+    """
+
+    data: dict[str, dict[str, Any]]
+    metric: str = ""
+
+    @property
+    def has_leaderboard(self) -> bool:
+        """Whether it is a task of GLUE."""
+        return "glue" in self.data
+
+    def read(self) -> TaskData:
+        """Reads the examples."""
+        ((kind, arguments),) = self.data.items()
+        return _READERS[kind](**arguments)
+
+    def files_read(self) -> list[str]:
+        """The paths of the files that it reads."""
+        ((kind, arguments),) = self.data.items()
+        if kind == "glue":
+            return glue_files(arguments["task"], arguments.get("data_dir"))
+        return [arguments[name] for name in _TABLES if arguments.get(name)]
+
+    def check(self) -> str:
+        """Reads the data, so that a mistake in it is told before any process starts."""
+        data = self.read()
+        metrics_of(data, self.metric)
+        return data.name
+
+
+class ClassificationTask(TextTask):
+    """A run of a text classifier; see `TextTask`.
+
+    Example:
+    ```python
+    ClassificationTask(
+        preset="runs/first/preset", config=config.as_dict(), data={"glue": {"task": "rte"}}
+    )
+    ```
+    """
+
+    family: ClassVar[str] = "classification"
+
+    def prepare(self, config: FinetuningConfig) -> "PreparedClassification":
+        """Reads the data and builds the model."""
+        return PreparedClassification(self, config)
+
+
+class PreparedClassification(Prepared):
+    """A text classifier that is ready to train."""
+
+    def __init__(self, task: ClassificationTask, config: FinetuningConfig) -> None:
+        self._task, self._config = task, config
+        self._data = data = task.read()
+        self._metrics = metrics_of(data, task.metric)
+        self._train = data.train
+        if task.train_fraction < 1:
+            drawn = stratified(data.train.labels, task.train_fraction, task.seed)
+            self._train = data.train.select(drawn)
+        self.model = build_classifier(task, config, data)
+        self._tokens = {
+            name: tokenized(self.model.preprocessor, part)
+            for name, part in {"train": self._train, **data.dev}.items()
+        }
+        self.name, self.metric = data.name, self._metrics[0]
+        self.report = describe_data(data, self._train, self._tokens)
+        self.summary = data_lines(data.name, self.report)
+
+    def training(self) -> tuple[tf.data.Dataset, int, int]:
+        """The batches to learn from."""
+        batches, steps = training_batches(
+            self._tokens["train"],
+            self._train.labels,
+            self._config.trainer.batch_size,
+            self._task.seed,
+            self._config.data.length_buckets,
+        )
+        return batches, steps, len(self._train)
+
+    def measure(self) -> Scores:
+        """The metrics of each dev set."""
+        return {part: self._scores(part, examples) for part, examples in self._data.dev.items()}
+
+    def artifacts(self, folder: str) -> dict[str, Any]:
+        """Predicts the test sets."""
+        data, train = self._data, self._train.labels
+        for part, examples in data.test.items():
+            self._tokens[part] = tokenized(self.model.preprocessor, examples)
+            self.report[part]["tokens"] = describe_lengths(self._tokens[part])
+            path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{part}.tsv")
+            write_predictions(path, self._outputs(part), data)
+        return {
+            "baseline": {
+                part: evaluate(self._metrics, examples.labels, guesses(train, len(examples)))
+                for part, examples in data.dev.items()
+            },
+        }
+
+    def facts(self, results: Mapping[str, Any]) -> Facts:
+        """What the model card says."""
+        task, data, rows = self._task, self._data, results["data"]
+        return Facts(
+            name=f"COCO-LM on {data.name}",
+            description=f"A COCO-LM text encoder, fine-tuned on {data.name} from {task.start}. "
+            + classes_line(data),
+            base_model=base_model(task),
+            usage=usage("CocoLMTextClassifier", data),
+            training_data=f"{rows['train']['rows']:,} rows of {rows['train']['source']}.",
+            settings=settings_of(task),
+            speed=f"{results['examples_per_second']:.1f} examples a second; "
+            + best_epoch_line(results),
+            evaluation_data=evaluation_lines(data, results["baseline"]),
+            results=card_results(_HUB_TASK, data.name, results["dev"]),
+            **facts_of_texts(task, data),
+            **shared_facts(results, self.model.backbone, "a classification head"),
+        )
+
+    def _scores(self, part: str, examples: Examples) -> dict[str, float]:
+        outputs = self._outputs(part)
+        if not np.isfinite(outputs).all():
+            raise FloatingPointError
+        return evaluate(self._metrics, examples.labels, predicted(outputs))
+
+    def _outputs(self, part: str) -> np.ndarray:
+        """[N, classes], in the order of the part's examples."""
+        batches, order = prediction_batches(self._tokens[part], PREDICTION_BATCH)
+        outputs = np.empty([len(self._tokens[part]), self.model.num_classes], np.float32)
+        outputs[order] = self.model.predict(batches, verbose=0)
+        return outputs
+
+
+def build_classifier(task: Task, config: FinetuningConfig, data: TaskData) -> CocoLMTextClassifier:
+    """Puts a new head on the encoder of a task's preset."""
+    with files.local_copy(task.preset) as preset:
+        backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
+        length = row_length(config.data.sequence_length, backbone)
+        preprocessor = CocoLMTextClassifierPreprocessor.from_preset(preset, sequence_length=length)
+    return CocoLMTextClassifier(backbone, data.num_classes, preprocessor, data.label_names)
+
+
+def describe_data(data: TaskData, train: Examples, tokens: Mapping[str, Tokens]) -> dict[str, Any]:
+    """Sums up the examples of a run, part by part, for JSON.
+
+    Args:
+        data: Of the task.
+        train: Those of the training examples that the run learns from.
+        tokens: Of some of the parts.
+
+    Returns:
+        For each part `rows`, `source`, `left_out`, `tokens` (see `describe_lengths`) and, where
+        they are known, `labels`: how many there are of each class, or a regression's `mean`,
+        `min` and `max`.
+    """
+    parts = {"train": train, **data.dev, **data.test}
+    return {
+        name: {
+            "rows": len(examples),
+            "source": examples.source,
+            "left_out": list(examples.left_out),
+            "labels": _labels(examples, data),
+            "tokens": describe_lengths(tokens[name]) if name in tokens else None,
+        }
+        for name, examples in parts.items()
+    }
+
+
+def data_lines(name: str, report: Mapping[str, Any]) -> str:
+    """Lays out what `describe_data` gave of a task, in lines for people."""
+    lines = [f"{name}:"]
+    for part, facts in report.items():
+        line = f"  {part}: {facts['rows']:,} rows of {facts['source']}"
+        if facts["labels"]:
+            line += f"; labels: {_label_text(facts['labels'], facts['rows'])}"
+        if facts["tokens"]:
+            lengths = facts["tokens"]
+            line += (
+                f"; tokens: median {lengths['median']}, 95% up to {lengths['percentile_95']}, "
+                f"longest {lengths['longest']}; {lengths['truncated']:,} truncated"
+            )
+        lines.append(line)
+        if facts["left_out"]:
+            lines.append(f"    left out: {'; '.join(facts['left_out'])}")
+    return "\n".join(lines)
+
+
+def _labels(examples: Examples, data: TaskData) -> dict[str, float] | None:
+    if examples.labels is None:
+        return None
+    if data.label_names is None:
+        values = examples.labels
+        return {name: float(getattr(values, name)()) for name in ("mean", "min", "max")}
+    counts = np.bincount(examples.labels, minlength=data.num_classes)
+    return {name: int(count) for name, count in zip(data.label_names, counts, strict=True)}
+
+
+def _label_text(labels: Mapping[str, float], rows: int) -> str:
+    if set(labels) == {"mean", "min", "max"}:
+        return f"mean {labels['mean']:.2f}, from {labels['min']:g} to {labels['max']:g}"
+    shown = [f"{name} {count:,} ({count / rows:.1%})" for name, count in labels.items()]
+    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+
+
+def facts_of_texts(task: TextTask, data: TaskData) -> dict[str, Any]:
+    """What the cards of all models of texts say of their data."""
+    verb = "Rating" if data.label_names is None else "Classifying"
+    is_glue = "glue" in task.data
+    return {
+        "pipeline_tag": _HUB_TASK,
+        "languages": ("en",) if is_glue else (),
+        "datasets": ("nyu-mll/glue",) if is_glue else (),
+        "direct_use": f"{verb} texts like those of {data.name}.",
+    }
+
+
+def classes_line(data: TaskData) -> str:
+    """What a model of a task predicts, in a sentence."""
+    if data.label_names is None:
+        return "It predicts a number."
+    return f"Its classes: {', '.join(data.label_names)}."
+
+
+def usage(name: str, data: TaskData) -> str:
+    """Python that loads a model of a class and calls it."""
+    is_pairs = data.train.second is not None
+    texts = '(["A text."], ["Its second text."])' if is_pairs else '["A text."]'
+    return (
+        f"from cocolm_tf import {name}\n\n"
+        f'classifier = {name}.from_preset("path/of/this/folder")\n'
+        f"classifier.predict({texts})"
+    )
+
+
+def evaluation_lines(data: TaskData, baseline: Scores) -> str:
+    """What a model was measured on, and what guessing scores there."""
+    evaluated = (
+        f"{part}: {len(examples):,} rows of {examples.source}"
+        for part, examples in data.dev.items()
+    )
+    scores = (
+        f"{metric} {value:.4f} ({part})"
+        for part, metrics in baseline.items()
+        for metric, value in metrics.items()
+    )
+    guess = "mean" if data.label_names is None else "commonest class"
+    return (
+        f"{'; '.join(evaluated)}. Always to predict the {guess} of the training rows scores "
+        f"{', '.join(scores)}."
+    )

@@ -1,0 +1,342 @@
+"""Classes and numbers of texts by prompts, learned from a few examples (paper, section 5.3)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf import files
+from cocolm_tf.data.examples import Examples, TaskData
+from cocolm_tf.data.few_shot import classes_of, few_shot_split
+from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.batches import (
+    PREDICTION_BATCH,
+    Tokens,
+    parts_of,
+    prediction_batches,
+    without_padding,
+)
+from cocolm_tf.finetuning.config import FinetuningConfig
+from cocolm_tf.finetuning.encoder import encoder_of, row_length
+from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
+from cocolm_tf.finetuning.models.prompt_classifier import CocoLMPromptClassifier, Template
+from cocolm_tf.finetuning.tasks.classification import (
+    TextTask,
+    classes_line,
+    describe_data,
+    evaluation_lines,
+    facts_of_texts,
+    usage,
+)
+from cocolm_tf.finetuning.tasks.task import (
+    Prepared,
+    Scores,
+    card_results,
+    settings_of,
+    shared_facts,
+)
+from cocolm_tf.training import config_file
+from cocolm_tf.training.model_card import Facts
+
+# What the "classes" of a regression are called.
+REGRESSION_LABELS = ("low", "high")
+
+# What the few examples are called that a run chooses by.
+_FEW = "few"
+_HUB_TASK = "text-classification"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """How a task is asked."""
+
+    template: str  # As for `Template`
+    words: Sequence[Sequence[str]]  # Of every class, in order, those to take its label word from
+
+
+def load_prompt(path: str, task: str, classes: Sequence[str], num_texts: int) -> Prompt:
+    """Reads the template and the label words of a task from the `prompts` of a YAML file."""
+    values = config_file.parse_file(path)
+    prompts = values.get("prompts") if isinstance(values, dict) else None
+    if not isinstance(prompts, dict) or task not in prompts:
+        raise UserError(f"{path}: prompts has no {task}, so there is no prompt for it.")
+    prompt, name = prompts[task], f"{path}: prompts.{task}"
+    if not isinstance(prompt, dict) or set(prompt) != {"template", "words"}:
+        raise UserError(f"{name} has a `template` and `words`.")
+    words = prompt["words"]
+    if not isinstance(words, dict) or set(map(str, words)) != set(classes):
+        raise UserError(f"{name}.words has the words of {', '.join(classes)}.")
+    words = {str(label): choices for label, choices in words.items()}
+    listed = [
+        [words[label]] if isinstance(words[label], str) else words[label] for label in classes
+    ]
+    for label, choices in zip(classes, listed, strict=True):
+        if not isinstance(choices, list) or not all(isinstance(word, str) for word in choices):
+            raise UserError(
+                f"{name}.words.{label} is a word or a list of words, not {choices!r}: quote "
+                "what YAML takes for something else, as yes and no."
+            )
+    return checked_prompt(str(prompt["template"]), listed, num_texts, f"{name}.template")
+
+
+def prompt_of_glue(path: str, task: str) -> Prompt:
+    """The prompt of a task of GLUE in a YAML file."""
+    known = GLUE_TASKS[task]
+    return load_prompt(path, task, known.label_names or REGRESSION_LABELS, len(known.texts))
+
+
+def checked_prompt(
+    template: str, words: Sequence[Sequence[str]], num_texts: int, name: str
+) -> Prompt:
+    """A prompt whose template has as many texts as the task."""
+    found = Template(template)
+    if found.num_texts != num_texts:
+        raise UserError(f"{name} has {found.num_texts} text(s), the task {num_texts}.")
+    return Prompt(found.source, words)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptingTask(TextTask):
+    """A run of a prompt classifier.
+
+    Args:
+        template: As for `Template`.
+        words: For every class its label words.
+        shots: How many examples of each class to learn from, and as many to choose by; the seed
+            decides which.
+        **kwargs: As for `TextTask`.
+
+    Example:
+    ```python
+    PromptingTask(
+        preset="runs/first/preset",
+        config=config.as_dict(),
+        data={"glue": {"task": "sst2"}},
+        template="{first} It was {mask} .",
+        words=[["terrible"], ["great"]],
+    )
+    ```
+    """
+
+    family: ClassVar[str] = "prompting"
+    shared_results: ClassVar[tuple[str, ...]] = ("label_words",)
+
+    template: str
+    words: Sequence[Sequence[str]]
+    shots: int = 16
+
+    @property
+    def has_leaderboard(self) -> bool:
+        """It has none: a few examples are no entry."""
+        return False
+
+    def check(self) -> str:
+        """Reads the data, so that a mistake in it is told before any process starts."""
+        data = self.read()
+        metrics_of(data, self.metric)
+        few_shot_split(data, self.shots, self.seed)
+        return data.name
+
+    def facts_of_experiment(self) -> dict[str, Any]:
+        """How the task is asked."""
+        return {"shots": self.shots, "template": self.template}
+
+    def prepare(self, config: FinetuningConfig) -> "PreparedPrompting":
+        """Reads the data and builds the model."""
+        return PreparedPrompting(self, config)
+
+
+class PreparedPrompting(Prepared):
+    """A prompt classifier that is ready to train."""
+
+    def __init__(self, task: PromptingTask, config: FinetuningConfig) -> None:
+        self._task, self._config = task, config
+        self._data = data = task.read()
+        self._metrics = metrics_of(data, task.metric)
+        self._train, self._few = few_shot_split(data, task.shots, task.seed)
+        self.model = build_prompt_classifier(task, config, data, self._train)
+        tokenizer = self.model.preprocessor.tokenizer
+        self._words = [tokenizer.id_to_token(id) for id in self.model.label_word_ids]
+        self._few_tokens = self._tokens_of(self._few)
+        self.name, self.metric = data.name, self._metrics[0]
+        drawn = dataclasses.replace(data, dev={_FEW: self._few, **data.dev}, test={})
+        self.report = describe_data(drawn, self._train, {})
+        self.summary = (
+            f"{data.name}: {task.template} with {', '.join(self._words)}; {len(self._train)} "
+            "examples to learn from"
+        )
+
+    def training(self) -> tuple[tf.data.Dataset, int, int]:
+        """The batches to learn from."""
+        size = self._config.trainer.batch_size
+        batches = prompt_batches(self.model, self._train, size, self._task.seed)
+        return batches, -(-len(self._train) // size), len(self._train)
+
+    def measure(self) -> Scores:
+        """The metrics of the few examples to choose by."""
+        return {_FEW: self._scores(self._few, self._few_tokens)}
+
+    def artifacts(self, folder: str) -> dict[str, Any]:
+        """Measures the whole dev sets, which were not looked at before."""
+        data = self._data
+        test = {
+            part: self._scores(examples, self._tokens_of(examples))
+            for part, examples in data.dev.items()
+        }
+        return {
+            "test": test,
+            "baseline": {
+                part: evaluate(
+                    self._metrics, examples.labels, guesses(data.train.labels, len(examples))
+                )
+                for part, examples in data.dev.items()
+            },
+            "label_words": self._words,
+        }
+
+    def facts(self, results: Mapping[str, Any]) -> Facts:
+        """What the model card says."""
+        task, data = self._task, self._data
+        return Facts(
+            name=f"COCO-LM prompted for {data.name}",
+            description=f"A COCO-LM language model, fine-tuned by prompts on a few examples of "
+            f"{data.name} from {task.preset}. {classes_line(data)}",
+            base_model=task.preset,
+            usage=usage("CocoLMPromptClassifier", data),
+            training_data=f"{task.shots} examples of each class of {data.train.source}, in the "
+            f"prompt `{task.template}` with the words {', '.join(results['label_words'])}.",
+            settings=settings_of(task),
+            speed=f"{results['examples_per_second']:.1f} examples a second; the best step on "
+            f"{task.shots} further examples of each class is {results['best_step']}.",
+            evaluation_data=evaluation_lines(data, results["baseline"]),
+            results=card_results(_HUB_TASK, data.name, results["test"]),
+            **facts_of_texts(task, data),
+            **shared_facts(results, self.model.backbone, "the language modeling head at the mask"),
+        )
+
+    def _tokens_of(self, examples: Examples) -> list[Tokens]:
+        prompt = self._config.prompt
+        draws = prompt.draws if prompt.demonstrations != "none" else 1
+        return [prompt_tokens(self.model, examples, draw) for draw in range(draws)]
+
+    def _scores(self, examples: Examples, tokens: Sequence[Tokens]) -> dict[str, float]:
+        outputs = mean_outputs(self.model, tokens)
+        if not np.isfinite(outputs).all():
+            raise FloatingPointError
+        return evaluate(self._metrics, examples.labels, predicted(outputs))
+
+
+def build_prompt_classifier(
+    task: PromptingTask, config: FinetuningConfig, data: TaskData, train: Examples
+) -> CocoLMPromptClassifier:
+    """Makes a prompt classifier of a pretrained model, with demonstrations of the examples."""
+    demonstrations = None
+    if config.prompt.demonstrations != "none":
+        classes = classes_of(train, data)
+        demonstrations = [
+            _texts(train.select(np.flatnonzero(classes == number)))
+            for number in range(len(task.words))
+        ]
+    with files.local_copy(task.preset) as preset:
+        backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
+        return CocoLMPromptClassifier.from_preset(
+            preset,
+            template=task.template,
+            label_words=task.words,
+            demonstrations=demonstrations,
+            sequence_length=row_length(config.data.sequence_length, backbone),
+            seed=task.seed,
+            backbone=backbone,
+            label_names=data.label_names,
+            bounds=data.bounds,
+        )
+
+
+def prompt_batches(
+    classifier: CocoLMPromptClassifier, train: Examples, batch_size: int, seed: int
+) -> tf.data.Dataset:
+    """Makes endless batches of prompts, with other demonstrations in every epoch.
+
+    Args:
+        classifier: Whose preprocessor fills the templates.
+        train: The examples.
+        batch_size: int.
+        seed: int. Decides the order.
+
+    Returns:
+        Batches of what the classifier's `fit()` takes.
+
+    Example:
+    ```python
+    classifier.fit(prompt_batches(classifier, train, 8, seed=0), steps_per_epoch=100)
+    ```
+    """
+    texts = [tf.constant(column) for column in zip(*_texts(train), strict=True)]
+    labels = tf.constant(train.labels)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        place = tf.stack([tf.constant(seed, tf.int64), number])
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(train)), place)
+
+        def fill(rows: tf.Tensor) -> Any:
+            x = tuple(tf.gather(column, rows) for column in texts)
+            return classifier.preprocessor(x=x, y=tf.gather(labels, rows), draw=number)
+
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(fill)
+
+    return tf.data.Dataset.counter().flat_map(epoch).prefetch(2)
+
+
+def prompt_tokens(classifier: CocoLMPromptClassifier, examples: Examples, draw: int) -> Tokens:
+    """Fills templates for prediction.
+
+    Args:
+        classifier: Whose preprocessor fills them.
+        examples: The texts.
+        draw: int. Which demonstrations.
+
+    Returns:
+        The prompts, without padding.
+
+    Example:
+    ```python
+    prompt_tokens(classifier, Examples(["It was fun."]), draw=0)
+    ```
+    """
+    preprocessor = classifier.preprocessor
+    features = [
+        preprocessor(x=tuple(list(column) for column in zip(*_texts(part), strict=True)), draw=draw)
+        for part in parts_of(examples)
+    ]
+    return without_padding(features, preprocessor.sequence_length)
+
+
+def mean_outputs(classifier: CocoLMPromptClassifier, tokens: Sequence[Tokens]) -> np.ndarray:
+    """Predicts with several sets of demonstrations.
+
+    Args:
+        classifier: As it is.
+        tokens: The same examples, with other demonstrations each.
+
+    Returns:
+        [N, classes], the mean of the outputs.
+
+    Example:
+    ```python
+    mean_outputs(classifier, [prompt_tokens(classifier, examples, draw) for draw in range(16)])
+    ```
+    """
+    total = np.zeros([len(tokens[0]), classifier.output_shape[-1]], np.float64)
+    for one in tokens:
+        batches, order = prediction_batches(one, PREDICTION_BATCH)
+        total[order] += classifier.predict(batches, verbose=0)
+    return total / len(tokens)
+
+
+def _texts(examples: Examples) -> list[list[str]]:
+    if examples.second is None:
+        return [[text] for text in examples.first]
+    return [[*pair] for pair in zip(examples.first, examples.second, strict=True)]

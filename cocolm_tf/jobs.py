@@ -1,0 +1,465 @@
+"""Runs as processes of their own: several at once, told of as they go, done once.
+
+A job has a folder:
+
+    job.json       what to do
+    log.txt        what the process said
+    results.json   what came out, written last: with it, the job is done
+
+and a process, `python -m MODULE FOLDER SLOT SLOTS OPTIONS`, whose module calls `serve`.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from cocolm_tf import files
+from cocolm_tf.cpus import available_cpus
+from cocolm_tf.errors import RestartableError, UserError, refusal
+from cocolm_tf.program import RESTARTABLE
+
+SPEC_FILENAME = "job.json"
+LOG_FILENAME = "log.txt"
+RESULTS_FILENAME = "results.json"
+
+# Where a spec has the fingerprints of the files that the job reads, by their paths.
+CONTENT_KEY = "content_fingerprints"
+# Where results say how far a job was taken, if not to its end.
+UNTIL_KEY = "until"
+
+# The option that says over which devices a job is spread.
+STRATEGY_OPTION = "distribution_strategy"
+
+_SECONDS_BETWEEN_REPORTS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Something to do once.
+
+    Args:
+        folder: Its own.
+        spec: What to do: anything that JSON can hold. A folder stands for one `spec`.
+        label: What it is called, for people.
+        goes_on: Whether it makes use of all that an earlier process left in the folder. Otherwise
+            a job that was ended halfway begins in one that is empty but for `keeps`.
+        keeps: The names of the files and folders in it by which a job that was ended halfway is
+            resumed.
+        until: How far to take it, in units of its own; 0 for to its end. The results of a job that
+            was taken less far are those of a part of it.
+        options: What its process gets beside the spec and what changes nothing of the outcome, as
+            the devices: keyword arguments of what `serve` calls.
+
+    Example:
+    ```python
+    Job("runs/rte/seed_0", {"preset": "runs/first/preset", "seed": 0}, "RTE, seed 0")
+    ```
+    """
+
+    folder: str
+    spec: dict[str, Any]
+    label: str
+    goes_on: bool = False
+    keeps: Sequence[str] = ()
+    until: int = 0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def results(self) -> dict[str, Any] | None:
+        """What came out, or None if the job is not done as far as is wanted.
+
+        What another job left that `diverged` is in nobody's way: other settings are the way out.
+
+        Raises:
+            UserError: If the folder has the results of another job.
+        """
+        path = os.path.join(self.folder, RESULTS_FILENAME)
+        if not files.is_file(path):
+            return None
+        before = _read_json(os.path.join(self.folder, SPEC_FILENAME))
+        now, results = json.loads(json.dumps(self.spec)), _read_json(path)
+        if before != now:
+            if results.get("diverged"):
+                return None
+            raise UserError(
+                f"{self.folder} was made with {_difference(before, now)}: give another "
+                "--output_dir, or remove that folder to do it again."
+            )
+        reached = results.get(UNTIL_KEY, 0)
+        return results if not reached or 0 < self.until <= reached else None
+
+
+class JobRunner:
+    """Runs jobs in processes, some at once, with a line on the terminal that tells how far.
+
+    A process that dies leaves its job undone; one whose parent dies ends soon. A job that cannot
+    be done, because of something that the user gave, leaves nothing.
+
+    Args:
+        module: The module whose processes do the jobs.
+        at_once: int. How many processes run at a time. They share the cores and the GPUs.
+        total: int. How many jobs there will be, for the line.
+
+    Example:
+    ```python
+    with JobRunner("cocolm_tf.finetuning.run", at_once=2, total=5) as runner:
+        results = runner.run_all(jobs)
+    ```
+    """
+
+    def __init__(self, module: str, at_once: int, total: int) -> None:
+        self._module = module
+        self._at_once = at_once
+        self._slots: queue.Queue[int] = queue.Queue()
+        for slot in range(at_once):
+            self._slots.put(slot)
+        self._processes: set[subprocess.Popen] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._told: set[str] = set()
+        self._made: set[str] = set()
+        self._shares: dict[str, float] = {}
+        self._bar = tqdm(
+            total=total,
+            unit="run",
+            file=sys.stderr,
+            bar_format="{percentage:3.0f}%|{bar:20}| {n:.2f} of {total} runs [{elapsed}]{postfix}",
+            # A log file wants a line now and then.
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )
+
+    def __enter__(self) -> "JobRunner":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        with self._lock:
+            self._closed = True
+            for process in self._processes:
+                process.terminate()
+        self._bar.close()
+
+    def run_all(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """Runs jobs; those that are done already are not done again.
+
+        Args:
+            jobs: In the order to begin them.
+
+        Returns:
+            The results, in the same order.
+
+        Raises:
+            UserError: If a folder has the results of another job, or a job cannot be done.
+        """
+        for job in jobs:
+            job.results()  # Told before any work is begun.
+        with concurrent.futures.ThreadPoolExecutor(self._at_once) as pool:
+            futures = [pool.submit(self.run, job) for job in jobs]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                self.close()  # also where this thread was interrupted
+                raise
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Runs one job, when a slot is free, unless it is done already. Its failure ends all.
+
+        Args:
+            job: The job.
+
+        Returns:
+            Its results.
+
+        Raises:
+            UserError: If its folder has the results of another job, or it cannot be done.
+            RestartableError: If its process was told to stop.
+        """
+        results = job.results()
+        if results is None:
+            slot = self._slots.get()
+            try:
+                self._prepare(job)
+                self._wait_for(job, slot)
+            except BaseException:
+                self.close()
+                raise
+            finally:
+                self._slots.put(slot)
+            results = job.results()
+        self._show(job, 1.0, results.get("headline", ""))
+        self.say(f"{job.label}: {results.get('headline', 'done')}")
+        return results
+
+    def say(self, text: str) -> None:
+        """Writes lines above the progress; the same ones once."""
+        with self._lock:
+            if text not in self._told:
+                self._told.add(text)
+                self._bar.write(text, file=sys.stderr)
+
+    def _prepare(self, job: Job) -> None:
+        # First what would make the rest look done.
+        files.remove(os.path.join(job.folder, RESULTS_FILENAME))
+        if not job.goes_on:
+            _clear(job)
+        folder = files.absolute(job.folder)
+        with self._lock:
+            while folder and not files.is_dir(folder):
+                self._made.add(folder)
+                folder = os.path.dirname(folder)
+            files.make_dirs(job.folder)
+        write_json(job.spec, os.path.join(job.folder, SPEC_FILENAME))
+
+    def _discard(self, job: Job) -> None:
+        """Removes a job's folder, and those around it that were made for it and hold nothing."""
+        files.remove_tree(job.folder)
+        folder = os.path.dirname(files.absolute(job.folder))
+        with self._lock:
+            while folder in self._made and files.remove_empty(folder):
+                folder = os.path.dirname(folder)
+
+    def _wait_for(self, job: Job, slot: int) -> None:
+        log_path = os.path.join(job.folder, LOG_FILENAME)
+        options = json.dumps({**job.options, **({UNTIL_KEY: job.until} if job.until else {})})
+        place = [str(slot), str(self._at_once), options]
+        command = [sys.executable, "-m", self._module, job.folder, *place]
+        with files.open_append(log_path) as log:
+            with self._lock:
+                if self._closed:
+                    raise concurrent.futures.CancelledError
+                process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment()
+                )
+                self._processes.add(process)
+            mistake = None
+            with process:
+                for line in process.stdout:
+                    mistake = self._hear(job, line, log) or mistake
+            with self._lock:
+                self._processes.discard(process)
+        if process.returncode == 0:
+            return
+        is_resumed = job.goes_on or (not mistake and _kept(job))
+        if (mistake or self._closed) and not is_resumed:
+            self._discard(job)
+        if self._closed:
+            raise concurrent.futures.CancelledError
+        if mistake:
+            raise UserError(f"{job.label}: {mistake}")
+        if process.returncode == RESTARTABLE:
+            raise RestartableError(
+                f"{job.label} was told to stop: start again with the same flags to go on."
+            )
+        if process.returncode < 0:
+            raise UserError(
+                f"{job.label} was killed by signal {-process.returncode}, as when memory runs "
+                f"out; {log_path} has what it said. Start again to go on."
+            )
+        said = files.read_bytes(log_path).decode(errors="replace")
+        end = "".join(said.splitlines(keepends=True)[-25:])
+        raise RuntimeError(f"{job.label} failed; {log_path} ends:\n{end}")
+
+    def _hear(self, job: Job, line: str, log: Any) -> str | None:
+        """Takes in what a process told; returns the user's mistake, if it told of one."""
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            log.write(line)  # Not ours: something that the process printed.
+        elif "say" in event:
+            self.say(event["say"])
+        elif "share" in event:
+            self._show(job, event["share"], event["note"])
+        return event.get("mistake") if isinstance(event, dict) else None
+
+    def _show(self, job: Job, share: float, note: str) -> None:
+        with self._lock:
+            self._shares[job.folder] = share
+            self._bar.set_postfix_str(f"{job.label}: {note}" if note else job.label, refresh=False)
+            self._bar.update(sum(self._shares.values()) - self._bar.n)
+
+
+class Reporter:
+    """How a job's process tells how far it is.
+
+    Example:
+    ```python
+    reporter.progress(0.5, "epoch 2 of 4")
+    ```
+    """
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def progress(self, share: float, note: str = "") -> None:
+        """Tells which share of the work is done; often is fine, as not every call is sent."""
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_REPORTS:
+            self._last = now
+            self._send({"share": share, "note": note})
+
+    def say(self, text: str) -> None:
+        """Tells something that is worth a line of its own."""
+        self._send({"say": text})
+
+    def mistake(self, text: str) -> None:
+        """Tells that the job cannot be done, because of something that the user gave."""
+        self._send({"mistake": text})
+
+    def _send(self, event: dict[str, Any]) -> None:
+        # Fails where nobody listens any more, which ends the process: its parent is gone.
+        print(json.dumps(event), flush=True)
+
+
+def serve(do: Callable[..., dict[str, Any]]) -> None:
+    """Does the job that the command line names: what a job's module calls as a program.
+
+    Args:
+        do: Gets the spec, the folder and a reporter, and by keyword `until` if the job has one and
+            its options; returns the results, for JSON. Their `headline`, if any, is told.
+
+    Example:
+    ```python
+    if __name__ == "__main__":
+        serve(run_task)
+    ```
+    """
+    folder, slot, slots, text = sys.argv[1:]
+    options = json.loads(text)
+    _take_share(int(slot), int(slots), options.get(STRATEGY_OPTION, "one_device"))
+    spec = _read_json(os.path.join(folder, SPEC_FILENAME))
+    reporter = Reporter()
+    try:
+        results = do(spec, folder, reporter, **options)
+        write_json(results, os.path.join(folder, RESULTS_FILENAME))
+    except UserError as error:
+        reporter.mistake(str(error))
+        sys.exit(1)
+    except RestartableError as error:
+        print(error, file=sys.stderr)
+        sys.exit(RESTARTABLE)
+    except Exception as error:
+        if told := refusal(error):
+            reporter.mistake(told)
+            sys.exit(1)
+        raise
+
+
+def write_json(value: Any, path: str) -> None:
+    """Writes a JSON file that appears when it is complete.
+
+    Example:
+    ```python
+    write_json({"accuracy": 0.61}, "/tmp/results.json")
+    ```
+    """
+    files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def refuse_another(job: Job) -> None:
+    """Checks that a folder is not that of another job, be it done or ended halfway.
+
+    Args:
+        job: One that goes on with what is in its folder.
+
+    Raises:
+        UserError: If it is.
+
+    Example:
+    ```python
+    refuse_another(job)
+    ```
+    """
+    path = os.path.join(job.folder, SPEC_FILENAME)
+    if not files.is_file(path):
+        return
+    before, now = _read_json(path), json.loads(json.dumps(job.spec))
+    if before != now:
+        raise UserError(
+            f"{job.folder} was begun with {_difference(before, now)}: give another --output_dir, "
+            "or remove that folder to do it again."
+        )
+
+
+def leave_devices() -> None:
+    """Keeps this process, whose jobs want all of their memory, off the GPUs.
+
+    To be called before TensorFlow is asked for anything, as for a dataset.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.set_visible_devices([], "GPU")
+
+
+def _take_share(slot: int, slots: int, strategy: str) -> None:
+    """Leaves the other processes their cores and their GPUs."""
+    tf = sys.modules.get("tensorflow")
+    if tf is None:
+        return
+    if slots > 1:
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, available_cpus() // slots))
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        share = gpus[slot::slots] or [gpus[slot % len(gpus)]]
+        share = share[:1] if strategy == "one_device" else share
+        tf.config.set_visible_devices(share, "GPU")
+        for gpu in share:
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _clear(job: Job) -> None:
+    """Removes what is in a job's folder, but for what it is resumed by."""
+    kept = _kept(job)
+    if not kept:
+        files.remove_tree(job.folder)
+    for name in set(files.list_dir(job.folder)) - set(kept):
+        path = os.path.join(job.folder, name)
+        (files.remove_tree if files.is_dir(path) else files.remove)(path)
+
+
+def _kept(job: Job) -> list[str]:
+    return [name for name in job.keeps if files.exists(os.path.join(job.folder, name))]
+
+
+def _environment() -> dict[str, str]:
+    # The process finds this package where this one has found it.
+    root = os.path.dirname(os.path.dirname(files.absolute(__file__)))
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
+    return os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _read_json(path: str) -> Any:
+    try:
+        return json.loads(files.read_text(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def _difference(before: Any, now: Any, prefix: str = "") -> str:
+    """The first value that two specs do not share, in words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *now]:
+            if before.get(key) != now.get(key):
+                if prefix.rpartition(".")[2] == CONTENT_KEY:
+                    return f"other content of {key}"
+                if key == CONTENT_KEY and key not in before:
+                    return "files of which it did not record what they held"
+                return _difference(before.get(key), now.get(key), f"{prefix}.{key}".lstrip("."))
+    return f"{prefix}={before!r}, not {now!r}"

@@ -1,0 +1,180 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cocolm_tf import CocoLMPromptClassifier
+from cocolm_tf.data.few_shot import few_shot_split
+from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config
+from cocolm_tf.finetuning.run import run_task
+from cocolm_tf.finetuning.tasks.prompting import (
+    PromptingTask,
+    build_prompt_classifier,
+    mean_outputs,
+    prompt_batches,
+    prompt_of_glue,
+    prompt_tokens,
+)
+
+PROMPTS = str(Path(__file__).parents[3] / "configs" / "finetune" / "prompts.yaml")
+
+
+@pytest.mark.parametrize("task", GLUE_TASKS)
+def test_every_task_of_glue_has_a_prompt(task: str):
+    prompt = prompt_of_glue(PROMPTS, task)
+    assert len(prompt.words) == len(GLUE_TASKS[task].label_names or "01")
+    assert all(prompt.words) and "{mask}" in prompt.template
+
+
+def test_the_words_are_lm_bffs_in_the_order_of_the_classes():
+    prompt = prompt_of_glue(PROMPTS, "mnli")
+    assert [words[0] for words in prompt.words] == ["Yes", "Maybe", "No"]
+    prompt = prompt_of_glue(PROMPTS, "sst2")
+    assert [words[0] for words in prompt.words] == ["terrible", "great"]
+
+
+def test_the_settings_are_lm_bffs_and_the_papers():
+    config, grid = load_finetuning_config(PROMPTS)
+    trainer = config.trainer
+    assert (trainer.steps, trainer.validation_interval, trainer.batch_size) == (1000, 100, 8)
+    assert (config.prompt.demonstrations, config.prompt.draws) == ("random", 16)
+    assert grid == {
+        "optimizer.learning_rate": [3e-6, 4e-6, 5e-6],
+        "trainer.batch_size": [2, 4, 8],
+    }
+
+
+GOOD = "{template: '{first} {mask}', words: {negative: bad, positive: good}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("prompts: {rte: " + GOOD + "}", "prompts has no sst2"),
+        ("prompts: [sst2]", "prompts has no sst2"),
+        ("prompts: {sst2: {template: '{first} {mask}'}}", "has a `template` and `words`"),
+        (
+            "prompts: {sst2: {template: '{first} {mask}', words: {bad: bad, good: good}}}",
+            "sst2.words has the words of negative, positive",
+        ),
+        (
+            "prompts: {sst2: {template: '{first} {mask}', words: {negative: No, positive: good}}}",
+            "sst2.words.negative is a word or a list of words, not False: quote",
+        ),
+        (
+            "prompts: {sst2: {template: '{first} {mask} {second}', words: {negative: a, "
+            "positive: b}}}",
+            r"template has 2 text\(s\), the task 1",
+        ),
+        (
+            "prompts: {sst2: {template: '{first}', words: {negative: a, positive: b}}}",
+            "must have {mask} once",
+        ),
+    ],
+)
+def test_mistakes_are_named(write, text: str, complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        prompt_of_glue(write("prompts.yaml", text), "sst2")
+
+
+FAST = {
+    "model": {"dropout": 0.0},
+    "optimizer": {"learning_rate": 1e-2, "warmup_fraction": 0.0, "weight_decay": 0.0},
+    "trainer": {"batch_size": 4, "steps": 20, "validation_interval": 10},
+    "prompt": {"demonstrations": "none", "draws": 2},
+}
+RANDOM = {"demonstrations": "random"}
+
+
+class Listener:
+    def progress(self, share, note=""):
+        pass
+
+    def say(self, text):
+        self.said = text
+
+
+@pytest.fixture
+def make(tiny_preset, sst2_dir):
+    def make(**changes) -> tuple[PromptingTask, FinetuningConfig]:
+        config = FinetuningConfig()
+        for change in (FAST, changes):
+            config.override(change)
+        task = PromptingTask(
+            preset=tiny_preset,
+            config=config.as_dict(),
+            data={"glue": {"task": "sst2", "data_dir": sst2_dir}},
+            template="{first} {mask} .",
+            words=[["bad"], ["good"]],
+            shots=8,
+        )
+        return task, config
+
+    return make
+
+
+def test_a_run(make, tmp_path: Path):
+    task, _ = make()
+    listener = Listener()
+    results = run_task(json.loads(json.dumps(task.spec())), str(tmp_path), listener)
+    assert json.loads(json.dumps(results)) == results
+    assert set(results["test"]["dev"]) == {"accuracy", "f1"}
+    assert [look["step"] for look in results["epochs"]] == [10, 20]
+    best = [look["score"] for look in results["epochs"]].index(results["score"])
+    assert results["best_step"] == results["epochs"][best]["step"]
+    assert set(results["dev"]) == {"few"}
+    assert set(results["baseline"]["dev"].values()) <= {0, 0.5, 2 / 3} | {
+        results["baseline"]["dev"]["accuracy"]
+    }
+    assert results["label_words"] == ["▁bad", "▁good"] and results["data"]["dev"]["rows"] == 20
+    assert "16 examples to learn from" in listener.said
+    loaded = CocoLMPromptClassifier.from_preset(str(tmp_path / "preset"))
+    dev = task.read().dev["dev"]
+    found = loaded.predict(dev.first, verbose=0).argmax(1)
+    assert (found == dev.labels).mean() == pytest.approx(results["test"]["dev"]["accuracy"])
+    card = (tmp_path / "preset" / "README.md").read_text()
+    assert "8 examples of each class" in card and "`{first} {mask} .`" in card
+
+
+def test_every_epoch_has_every_example_and_other_demonstrations(make):
+    task, config = make(prompt=RANDOM)
+    data = task.read()
+    train, _ = few_shot_split(data, task.shots, task.seed)
+    classifier = build_prompt_classifier(task, config, data, train)
+    batches = prompt_batches(classifier, train, batch_size=5, seed=0).take(8)
+    rows = [tuple(ids) for x, _ in batches for ids in np.array(x["token_ids"]).tolist()]
+    first, second = rows[:16], rows[16:]
+    mask = classifier.mask_token_id
+
+    def prompts(rows) -> list[tuple]:
+        return sorted(row[: row.index(mask)] for row in rows)
+
+    assert len(rows) == 32 and prompts(first) == prompts(second)
+    assert sorted(first) != sorted(second)
+
+
+def test_predictions_are_the_mean_over_draws(make):
+    task, config = make(prompt=RANDOM)
+    data = task.read()
+    train, dev = few_shot_split(data, task.shots, task.seed)
+    classifier = build_prompt_classifier(task, config, data, train)
+    tokens = [prompt_tokens(classifier, dev, draw) for draw in range(3)]
+    found = mean_outputs(classifier, tokens)
+    outputs = [classifier(classifier.preprocessor(list(dev.first), draw=draw)) for draw in range(3)]
+    np.testing.assert_allclose(found, np.mean(outputs, axis=0), atol=1e-5)
+    assert not np.allclose(outputs[0], outputs[1])
+
+
+def test_a_length_that_the_model_has_not_is_refused(make):
+    task, config = make(data={"sequence_length": 25})
+    data = task.read()
+    with pytest.raises(UserError, match="sequence_length=25 is more than the model's 24 positions"):
+        build_prompt_classifier(task, config, data, data.train)
+
+
+def test_a_run_that_diverges_says_so(make, tmp_path: Path):
+    task, _ = make(optimizer={"learning_rate": 1e30})
+    assert run_task(task.spec(), str(tmp_path), Listener())["diverged"] is True
