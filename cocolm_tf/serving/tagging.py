@@ -5,6 +5,7 @@ import tensorflow as tf
 from cocolm_tf.data.tags import NO_SCHEME, NO_TYPE, TagCodes, begins_chunk, ends_chunk
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.finetuning.models.token_rows import SILENT, units_of_texts
+from cocolm_tf.serving.correction import MAX_TOKENS
 from cocolm_tf.serving.encoder import Encoder
 from cocolm_tf.serving.signature import (
     LONGEST_TEXTS_OF_REQUEST,
@@ -85,7 +86,7 @@ class Tagger:
         """
         by_text, is_truncated = self._tagged(texts)
         counts = tf.cast(by_text["spans"].row_lengths(), tf.int32)
-        most = LONGEST_TEXTS_OF_REQUEST * self._max_tokens
+        most = LONGEST_TEXTS_OF_REQUEST * max(self._max_tokens, MAX_TOKENS)
         dense = dense_rows(by_text, most, "spans", "tag_tsv")
         return dense | {"num_spans": counts, "truncated": is_truncated}
 
