@@ -1,6 +1,6 @@
-"""`cocolm-tf COMMAND`: the programs of `scripts/`, where the package was installed without them.
+"""`cocolm-tf COMMAND`: the programs of `scripts/`, where the package is installed without them.
 
-A wheel holds `scripts/` and `configs/` within the package; in a checkout they stand beside it.
+A wheel has `scripts/` and `configs/` within the package; in a checkout they are beside it.
 """
 
 import ast
@@ -17,19 +17,9 @@ _CONFIGS = "configs/"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program that the first argument names with the others, as `python scripts/NAME.py`.
-
-    A flag's value that begins with `configs/` is the file of that name that was installed, unless
-    there is one in the current folder.
-
-    Args:
-        arguments: What follows `cocolm-tf`; None for those of this process.
-
-    Example:
-    ```sh
-    cocolm-tf pretrain --config_file=configs/pretrain/small.yaml --train_data=data --model_dir=run
-    ```
-    """
+    """Runs the program that the first argument names, as `python scripts/NAME.py` does."""
+    # A flag's value that begins with `configs/` is the installed file of that name, unless there is
+    # one in the current folder.
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     folder = _shipped("scripts")
     commands = sorted(name[:-3] for name in files.list_dir(folder) if name.endswith(".py"))

@@ -28,7 +28,7 @@ class RestartableError(BaseException):
     # failure.
 
 
-# What the system refuses, and what then helps. Other errors of files may be defects of ours.
+# What the system refuses, with advice. Other errors of files may be defects of ours.
 _ROOM = "make room and start again"
 _ELSEWHERE = "give another folder, or change its permissions"
 _PATH = "give another path"
@@ -64,10 +64,10 @@ def refusal(error: BaseException) -> str | None:
     """The one-line message where the system refused something (a file, a folder, room)."""
     tensorflow = sys.modules.get("tensorflow.python.framework.errors_impl")
     if isinstance(error, OSError) and error.errno in _ADVICE:
-        # HDF5 tells the file in its text alone, of several lines.
+        # HDF5 has the file's name only in its message of several lines.
         found = _HDF5_FILE.search(str(error))
         path = error.filename or (found[1] if found else "")
-        if "://" in str(path):  # A store tells more than the number does.
+        if "://" in str(path):  # A store's message says more than the error's number.
             return f"{error.strerror} ({path}): {_ADVICE[error.errno]}."
         return _refused(error.errno, path)
     if tensorflow is None or not isinstance(error, tensorflow.OpError):

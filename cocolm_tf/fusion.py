@@ -18,20 +18,20 @@ from tensorflow.compiler.tf2xla.python import xla
 
 DEVICE_KINDS = ("CPU", "GPU", "TPU")
 
-# Elements that a CPU adds side by side, and the widest row that is worth cutting into such parts.
+# Elements that a CPU adds at once, and the widest row that is worth folding into such parts.
 _LANES, _WIDEST_FOLD = 32, 1024
 
-# What the sides of an accelerator's matrix products should be multiples of.
+# The sides of an accelerator's matrix products should be multiples of this.
 _TILE = 16
 
-# Where programs are made for a device that is not here: its kind.
-_elsewhere: list[str] = []
+# A stack: the kind of device that `compiling_for` compiles for.
+_kinds_compiled_for: list[str] = []
 
 
 def device_kind() -> str:
     """The kind of device, of `DEVICE_KINDS`, that functions traced now are compiled for."""
-    if _elsewhere:
-        return _elsewhere[-1]
+    if _kinds_compiled_for:
+        return _kinds_compiled_for[-1]
     if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
         return "TPU"
     return "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
@@ -40,17 +40,17 @@ def device_kind() -> str:
 @contextlib.contextmanager
 def compiling_for(kind: str) -> Iterator[None]:
     """Compiles functions traced inside for a kind of device that need not be in this machine."""
-    _elsewhere.append(kind)
+    _kinds_compiled_for.append(kind)
     try:
         yield
     finally:
-        _elsewhere.pop()
+        _kinds_compiled_for.pop()
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a function of tensors by XLA where shapes are static; see the module's docstring."""
     # The function captures no variables. Its other arguments are Python numbers that rarely change.
-    # What is traced for one kind of device must not serve another.
+    # One for each kind of device, as traced functions depend on it.
     compiled = {
         kind: tf.function(function, jit_compile=True, autograph=False) for kind in DEVICE_KINDS
     }
@@ -140,7 +140,7 @@ def _one_pass_logsumexp(x: tf.Tensor) -> tf.Tensor:
     """Finds maximum and sum in one pass: a row is read once, not twice."""
     scalar = tf.TensorSpec([], tf.float32)
     combine = tf.function(_combine_exponentials, autograph=False)
-    # Ones that are no constant: TensorFlow would make one as large as `x`.
+    # Computed, as TensorFlow would store a constant as large as `x`.
     ones = tf.cast(tf.equal(x, x), tf.float32)
     largest, total = xla.variadic_reduce(
         (x, ones),
@@ -155,7 +155,7 @@ def _combine_exponentials(
     largest: tf.Tensor, total: tf.Tensor, other_largest: tf.Tensor, other_total: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Combines two parts of a row: the maximum, and the sum of exponentials relative to it."""
-    # One of the two is relative to its own largest already.
+    # One of the two is already relative to the larger maximum.
     smaller = tf.exp(-tf.abs(largest - other_largest))
     total, other_total = (
         tf.where(largest < other_largest, total * smaller, total),

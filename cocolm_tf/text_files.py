@@ -23,11 +23,11 @@ from cocolm_tf import files
 from cocolm_tf.errors import UserError
 
 _CHUNK = 1 << 20
-# As much of a file as decides what it is.
+# The bytes of a file by which its format is detected.
 _HEAD = 1 << 16
-# How many commas the name of a file may have, in a list of several.
+# The most commas of a file name in a list of several.
 _MOST_COMMAS = 8
-# The share of bad records means little before so many of them.
+# The share of bad records means little for fewer records.
 _MANY_RECORDS = 1000
 
 # The longer marks first: UTF-32's begins with UTF-16's.
@@ -72,11 +72,11 @@ _KINDS = {
     **{magic: f"{name} data inside other compressed data" for magic, name in _COMPRESSIONS.items()},
 }
 _TAR_AT, _TAR = 257, b"ustar"
-# A text may have some, but not so many of all its bytes.
+# The largest share of NULs in a text.
 _MAX_NULS = 0.3
-# What stands in files that are no text. Form feeds, escapes and separators do in some texts.
+# Characters of files that are no text. Form feeds, escapes and separators are in some texts.
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")
-# What "surrogateescape" makes of bytes that are none of the encoding's.
+# "surrogateescape" decodes invalid bytes to these.
 _BAD = re.compile("[\udc80-\udcff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -93,9 +93,9 @@ class BadRecords:
     def __init__(self, path: str, max_bad_share: float | None = None, unit: str = "lines") -> None:
         self.path, self.unit = path, unit
         self.read = self.bad = 0
-        self.file: BinaryIO | None = None  # What is read, to tell how much of it is left.
+        self.file: BinaryIO | None = None  # being read, to find how much of it is left
         self._max_bad_share = max_bad_share
-        self._unread = 0.0  # How many times as much as was read.
+        self._unread = 0.0  # relative to what was read
         self._complaint = self._advice = ""
 
     def complain(self, what: str, advice: str = "") -> None:
@@ -218,7 +218,7 @@ def cut_at_space(line: str, longest: int) -> list[str]:
         place = inked if inked < longest else len(words[0]) if len(words) == 2 else longest
         if place:
             parts.append(head[:place])
-        start += place or longest  # Nothing else than white space is worth no part.
+        start += place or longest  # A part of white space alone is left out.
     return [*parts, line[start:]]
 
 
@@ -250,7 +250,7 @@ def matching_files(pattern: str, files_in: Callable[[str], list[str]] | None = N
     place = 0
     while place < len(parts):
         ends = range(min(len(parts), place + _MOST_COMMAS), place, -1)
-        # As much as is the name of a file: that may have commas, too.
+        # Up to as many parts as may be one file name with commas.
         names = ((",".join(parts[place:end]), end) for end in ends)
         name, end = next(((n, e) for n, e in names if files.exists(n)), ("", place + 1))
         matched = [name] if name else _glob(parts[place])
@@ -293,7 +293,7 @@ class _Decoder:
         if mark:
             self._codec = _MARKS[mark]
         else:
-            refuse_what_is_no_text(self._path, head, self._encoding)
+            check_is_text(self._path, head, self._encoding)
         if not mark and codecs.lookup(self._codec).name in ("utf-16", "utf-32"):
             raise UserError(
                 f"{self._path} has no byte order mark: say --encoding={self._codec}-le or "
@@ -313,7 +313,7 @@ class _Decoder:
                 try:
                     lenient.setstate(state)
                     text = lenient.decode(chunk, is_last)
-                except UnicodeDecodeError:  # Damage that is not of single bytes.
+                except UnicodeDecodeError:  # The damage is not of single bytes.
                     raise self._refusal() from error
                 strict.setstate(lenient.getstate())
             if text:
@@ -357,7 +357,7 @@ class _Decoder:
         return UserError(f"{self._complaint}. {self._advice}.")
 
 
-def refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None:
+def check_is_text(path: str, head: bytes, encoding: str | None) -> None:
     """Raises UserError with a file's format unless its first bytes are text in that encoding."""
     is_utf8 = _is_utf8(head)
     if not looks_like_text(head):
@@ -407,7 +407,7 @@ def _wide_encoding(head: bytes) -> str:
     return ""
 
 
-def has_mark(head: bytes) -> bool:
+def has_byte_order_mark(head: bytes) -> bool:
     """Whether a file begins with a byte order mark."""
     return head.startswith(tuple(_MARKS))
 
@@ -452,13 +452,13 @@ def _chunks(path: str, records: BadRecords) -> Iterator[bytes]:
             compression = next(found, "")
             file = stack.enter_context(_decompressed(raw, compression)) if compression else raw
             try:
-                # What there is at once: more of a pipe may be long in coming, and a broken file
+                # What is available at once: a pipe may block for more, and a broken file
                 # gives all that comes before the damage.
                 yield file.read1(_HEAD)
                 while chunk := file.read1(_CHUNK):
                     yield chunk
             except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-                # What the libraries raise of broken data is an OSError without a number.
+                # The libraries raise an OSError without a number for broken data.
                 if not compression or getattr(error, "errno", None) is not None:
                     raise
                 records.lose_rest(f"{path} is a broken {compression} file: {error}")

@@ -1,4 +1,4 @@
-"""Presets at work: their models with all heads, the models of a run, sentence vectors."""
+"""Loading presets for analysis: models with all heads, those of a run, sentence vectors."""
 
 import os
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer
         try:
             return _load(local, precision)
         except (ValueError, TypeError, KeyError, OSError) as error:
-            if refusal(error):  # the system's, which is not the preset's fault
+            if refusal(error):  # refused by the system, not a fault of the preset
                 raise
             raise UserError(
                 f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
@@ -96,7 +96,7 @@ def _build(preset: str, precision: str) -> CocoLMBackbone:
 def load_run(
     model_dir: str, changes: Sequence[str] = ()
 ) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
-    """Loads what a finished run has trained, to compute in float32."""
+    """Loads the models and tokenizer of a finished run, in float32."""
     config_file = os.path.join(model_dir, "config.yaml")
     if not files.is_file(config_file):
         raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
@@ -135,10 +135,10 @@ class SentenceEncoder:
             raise UserError(f"--preset={preset} has no projection: {HEADS_FILENAME} lacks it.")
 
     def encode(self, texts: Sequence[str], batch_size: int = 32, name: str = "") -> np.ndarray:
-        """The vectors of sentences, [N, H] float32; what is too long for the model is cut off."""
+        """The vectors of sentences, [N, H] float32; too long ones are truncated."""
         limit = self.backbone.max_sequence_length
         ids = [ids[: limit - 2] for ids in self.tokenizer(list(texts))]
-        # Alike in length, so that little is padding.
+        # Sorted by length, for little padding.
         order = np.argsort([len(row) for row in ids], kind="stable")
         vectors = np.zeros([len(ids), self.backbone.hidden_dim], np.float32)
         for start in tqdm(range(0, len(ids), batch_size), desc=name or "encoding", unit="batch"):

@@ -84,7 +84,7 @@ def measure_bucketing(
 
 
 def format_bucketing(result: dict[str, Any]) -> str:
-    """Lays the result of `measure_bucketing` out for reading."""
+    """Formats the result of `measure_bucketing` for a terminal."""
     tokens = result["tokens"]
     lines = [
         f"device      {result['device']}, {result['threads']} threads",

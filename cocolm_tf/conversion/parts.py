@@ -1,4 +1,4 @@
-"""The parts of a model: out of a released checkpoint, and in a preset."""
+"""The parts of a model: read from a released checkpoint, and in a preset."""
 
 import json
 import os
@@ -36,7 +36,7 @@ from cocolm_tf.tokenization.tokenizer import (
 )
 from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME as RELEASED_MODEL_FILENAME
 
-# Written a second time by PyTorch, where one matrix serves several layers.
+# Duplicates in PyTorch's files, where one matrix serves several layers.
 _TIED_TO_WORDS = (
     "lm_head.weight",
     "lm_head.decoder.weight",
@@ -126,7 +126,7 @@ def _load(entries: Iterable[Entry], checkpoint: Checkpoint) -> None:
 
 
 def _differs(name: str, original: str, checkpoint: Checkpoint) -> bool:
-    """Whether a tensor is there and is not another one over again; if it is, it has been used."""
+    """Whether a tensor is there and no duplicate of another; a duplicate counts as used."""
     if name not in checkpoint:
         return False
     if not np.array_equal(checkpoint.read(name), checkpoint.read(original)):
@@ -218,7 +218,7 @@ def write_classifier(
     head: dict[str, keras.Variable],
     label_names: list[str] | None,
 ) -> None:
-    """Writes a preset of a classifier as fine-tuning would, which every program takes as such."""
+    """Writes a classifier's preset as fine-tuning would, for every program to take it."""
     inner, classes = head["output.kernel"].shape
     preprocessor = None
     if tokenizer is not None:

@@ -1,11 +1,11 @@
-"""How many numbers a configuration trains, counted without building it."""
+"""The number of a configuration's parameters, counted without building it."""
 
 from cocolm_tf.costs.workload import EncoderPass, encoder_passes, heads_of
 from cocolm_tf.training.config import PretrainingConfig
 
 
 def count_parameters(config: PretrainingConfig) -> dict[str, int]:
-    """Counts the trained numbers, part by part.
+    """Counts the trained parameters, part by part.
 
     With V tokens in the vocabulary, P positions, width H:
 
@@ -16,10 +16,10 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
     - `copy_head`: H, of each of them; `lm_head`: a bias, V;
     - `projection`: a dense layer, H^2 + H, and LayerNorm, 2H.
 
-    See `count_frozen_parameters` for what a frozen auxiliary model has.
+    See `count_frozen_parameters` for those of a frozen auxiliary model.
 
     Args:
-        config: the run. Parts that it does without are left out.
+        config: The run. Parts that it does without are left out.
 
     Returns:
         Numbers from the name of each part.
@@ -51,7 +51,7 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
 
 
 def count_frozen_parameters(config: PretrainingConfig) -> int:
-    """Counts the numbers of a frozen auxiliary model, its own word and position tables included."""
+    """The parameters of a frozen auxiliary model, its own word and position tables included."""
     passes = encoder_passes(config)
     if "auxiliary" in passes or "auxiliary_sampling" not in passes:
         return 0
@@ -63,7 +63,7 @@ def count_frozen_parameters(config: PretrainingConfig) -> int:
 
 
 def encoder_parameters(encoder: EncoderPass, relative_position_bins: int) -> int:
-    """Counts an encoder's numbers, its word and position tables aside."""
+    """The parameters of an encoder, its word and position tables aside."""
     # LayerNorm of the embeddings, 2E; where E is not H, a dense layer, EH + H; the relative
     # position table, bins * A; and in each layer `block_parameters`.
     count = 2 * encoder.embedding_dim + relative_position_bins * encoder.num_heads
@@ -75,7 +75,7 @@ def encoder_parameters(encoder: EncoderPass, relative_position_bins: int) -> int
 
 
 def block_parameters(hidden_dim: int, intermediate_dim: int) -> int:
-    """Counts a Transformer block's numbers."""
+    """The parameters of a Transformer block."""
     # Query, key, value and output, 4(H^2 + H), the feed-forward network, HI + I and IH + H, and
     # twice LayerNorm, 2 * 2H.
     attention = 4 * _dense(hidden_dim, hidden_dim)

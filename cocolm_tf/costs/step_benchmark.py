@@ -1,4 +1,4 @@
-"""How fast a configuration trains on this machine's device, apart from reading the data."""
+"""The training throughput of a configuration on this machine's device, without reading data."""
 
 import os
 import platform
@@ -78,7 +78,7 @@ def benchmark(
     pretrainer, step = prepare_step(config, batches)
     if count_compiled and not pretrainer.compile_step:
         raise UserError("only a compiled step can be counted: set runtime.jit_compile=true.")
-    # The machine's speed changes with what else it does: look at it on both sides of the steps.
+    # The machine's speed changes with its load: measure it before and after the steps.
     rate_before = matmul_rate(pretrainer.compute_dtype)
     _forget_peak_memory()
     try:
@@ -140,7 +140,7 @@ def prepare_step(
 
     def step() -> dict[str, tf.Tensor]:
         result = function(iterator)
-        # Its value is there only once the device has done all that was asked of it before.
+        # Its value is available only once the device has done all earlier work.
         float(result["gradient_norm"])
         return result
 
@@ -180,7 +180,7 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
 
 
 def matmul_rate(dtype: str, min_seconds: float = 0.5) -> float:
-    """Measures the FLOPs a second of a large matrix product on the device that trains."""
+    """The FLOPs a second of a large matrix product on the device that trains."""
     # The best of several, as everything else that a machine does can only slow a product down.
     # A call to an accelerator costs as much time as some products: make it several.
     width, products = (8192, 8) if tf.config.list_physical_devices("GPU") else (2048, 1)
@@ -214,7 +214,7 @@ def peak_memory() -> int:
 
 
 def describe_device() -> str:
-    """Names the device that one-device training takes: the first GPU, or the CPU."""
+    """The name of the device that one-device training uses: the first GPU, or the CPU."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
@@ -223,7 +223,7 @@ def describe_device() -> str:
 
 
 def summarize(seconds: list[float]) -> dict[str, float]:
-    """Gives the median, spread and mean of times."""
+    """The median, spread and mean of times."""
     names = ("min", "first_quartile", "median", "third_quartile", "max")
     quartiles = np.percentile(seconds, [0, 25, 50, 75, 100])
     spread = {name: float(value) for name, value in zip(names, quartiles, strict=True)}
@@ -231,7 +231,7 @@ def summarize(seconds: list[float]) -> dict[str, float]:
 
 
 def format_report(result: dict[str, Any]) -> str:
-    """Lays a benchmark's result out for reading."""
+    """Formats a benchmark's result for a terminal."""
     seconds, flops = result["step_seconds"], result["flops_per_step"]
     xla = ", XLA" if result["jit_compile"] else ""
     parts = f" in {result['micro_batches']} parts" if result["micro_batches"] > 1 else ""

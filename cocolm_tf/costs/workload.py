@@ -1,4 +1,4 @@
-"""What a training step runs through which encoder: the sizes that all its costs follow from."""
+"""The encoder passes and heads of a training step: the sizes that all its costs follow from."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from cocolm_tf.training.config import PretrainingConfig
 
 @dataclasses.dataclass(frozen=True)
 class EncoderPass:
-    """One run of a batch through an encoder."""
+    """One forward pass of a batch through an encoder."""
 
     length: int  # Tokens of a sequence, padding included: L
     wanted: int  # Positions whose last hidden states are computed: W
@@ -23,7 +23,7 @@ class EncoderPass:
 
 
 def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
-    """Lists the encoder passes of a training step."""
+    """The encoder passes of a training step, by name."""
     model, auxiliary, length = config.model, config.auxiliary, config.data.sequence_length
     main = EncoderPass(
         length,
@@ -66,11 +66,11 @@ def _auxiliary_pass(config: PretrainingConfig, main: EncoderPass) -> EncoderPass
 
 
 def _course_passes(config: PretrainingConfig, main: EncoderPass) -> dict[str, EncoderPass]:
-    """Those of `MCLPretrainer`, whose courses are stacked."""
+    """The passes of `MCLPretrainer`, whose courses are stacked."""
     mcl, generator = config.mcl, _auxiliary_pass(config, main)
     learned = [mcl.mlm_weight > 0, mcl.slm_weight > 0, False]
     sampled = [mcl.rtd_weight > 0, mcl.std_weight > 0, mcl.itd_weight > 0]
-    # Else what learns is sampled from in passing.
+    # Otherwise the pass that learns is sampled from.
     if not (config.auxiliary.sampling == "eval" and config.model.dropout):
         drawn = [one and not learns for one, learns in zip(sampled, learned, strict=True)]
     else:
@@ -93,12 +93,12 @@ def _course_passes(config: PretrainingConfig, main: EncoderPass) -> dict[str, En
 
 
 def contrasted_parts(config: PretrainingConfig) -> int:
-    """Counts the parts of a batch within each of which sequences are contrasted."""
+    """The number of parts of a batch within each of which sequences are contrasted."""
     return 1 if config.objective.scl_over_micro_batches else config.trainer.micro_batches
 
 
 def masked_rows(config: PretrainingConfig) -> int:
-    """Counts the masked positions of a sequence, M = ceil(S * mask_fraction)."""
+    """The number of a sequence's masked positions, M = ceil(S * mask_fraction)."""
     # MCL's courses all have as many as the one with the largest fraction.
     fraction, mcl = config.data.mask_fraction, config.mcl
     if config.objective.name == "mcl":
@@ -112,7 +112,7 @@ def masked_rows(config: PretrainingConfig) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """What stands on the encoders of a run."""
+    """The heads on the encoders of a run."""
 
     masked_lm: int  # Width of the encoder whose masked LM head is trained; 0 without one
     # Positions of a sequence that it predicts to learn from them: M, of each of MCL's courses.
@@ -126,7 +126,7 @@ class Heads:
 
 
 def heads_of(config: PretrainingConfig) -> Heads:
-    """Lists the heads that a run trains."""
+    """The heads that a run trains."""
     objective, passes, rows = config.objective, encoder_passes(config), masked_rows(config)
     if "main" in passes:
         width = passes["main"].hidden_dim

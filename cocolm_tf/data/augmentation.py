@@ -14,13 +14,13 @@ import tensorflow as tf
 from cocolm_tf.data.special_tokens import SpecialTokens
 
 MASKINGS = ("token", "word", "span")
-# A word of more tokens, as text without spaces is, is taken for several: it would never be masked.
+# Longer words, as texts without spaces are, count as several: they would never be masked.
 LONGEST_WORD = 16
 _WORD_MARK = "▁"
-# How often what is left of a sequence's share is filled with units that still fit: less than a
-# tenth of a token is left after that.
+# How often the rest of a sequence's share is filled with units that still fit: less than a tenth
+# of a token is left after that.
 _FILL_ROUNDS = 4
-# ELECTRA's: no sequence is made shorter.
+# The shortest random length, ELECTRA's.
 _SHORTEST = 5
 
 

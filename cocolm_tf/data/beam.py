@@ -27,12 +27,12 @@ from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.word_counts import CUT, count_words
 
-# An extra, which the functions import themselves.
+# Beam is an extra, which the functions import themselves.
 if TYPE_CHECKING:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-# How much of a shard is sorted in memory at once.
+# The bytes of a shard that are sorted in memory at once.
 _SORTED_BYTES = 1 << 28
 _RESULT = "beam-result.json"
 _USER_ERROR = re.compile(r"UserError: (.*?)(?: \[while running '|$)", re.MULTILINE)
@@ -67,7 +67,7 @@ def build_with_beam(
         )
         counts = Counter({tuple(name): count for kind, name, count in result if kind == "count"})
         plan.check_filled(counts)
-        written = {tuple(name): tuple(told) for kind, name, told in result if kind == "shard"}
+        written = {tuple(name): tuple(shard) for kind, name, shard in result if kind == "shard"}
         return plan.finish(written, counts)
 
 
@@ -127,7 +127,9 @@ def _dataset(
         | "Sum" >> beam.CombinePerKey(sum)
         | "TellCounts" >> beam.MapTuple(lambda name, count: ("count", name, count))
     )
-    written = packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written, paths)
+    written = (
+        packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written_shard, paths)
+    )
     return [counts, written]
 
 
@@ -190,7 +192,7 @@ def _run(
         # Beam adds to it which of its steps it was.
         raise UserError(_USER_ERROR.search(f"UserError: {error}")[1]) from error
     except RuntimeError as error:
-        # What fails in a worker is there in words alone.
+        # Of a failure in a worker there is only the text.
         if found := _USER_ERROR.findall(str(error)):
             raise UserError(found[-1]) from error
         raise
@@ -223,7 +225,7 @@ def _options(runner: str, given: Sequence[str], source: Source, *paths: str) -> 
     return options
 
 
-# --- What the workers do ---
+# --- In the workers ---
 
 
 def _read(part: Part, source: Source) -> Iterator[Any]:
@@ -269,7 +271,7 @@ def _packed(
         yield TaggedOutput("counts", count)
 
 
-def _written(
+def _written_shard(
     group: tuple[tuple[int, int], Iterable[list[tuple[int, bytes]]]],
     paths: dict[tuple[int, int], str],
 ) -> tuple[str, tuple[int, int], tuple[int, str]]:

@@ -49,7 +49,7 @@ from cocolm_tf.errors import UserError
 MIN_SEQUENCE_LENGTH = 8
 SPILL_FOLDER = ".build"
 
-# What decides the content of a run besides what the recipe says: to be raised when that changes.
+# To be raised when the content of runs changes for the same recipe.
 _RUNS_VERSION = 1
 # The bytes that a build keeps at its largest for each byte of text; a compressed file has several
 # times as much text as bytes, and one of JSON less.
@@ -261,7 +261,7 @@ class Plan:
                 self.recipe.num_shards,
                 self.recipe.vocabulary_fingerprint,
             ],
-            # What is a duplicate depends on all of the text.
+            # Duplicates depend on all of the text.
             [part.stamp for part in self.parts if self.deduplication is not None],
         ]
 
@@ -328,7 +328,7 @@ class Plan:
         for manifest in manifests:
             for path in manifest.paths:
                 files.rename(path + TEMPORARY_SUFFIX, path)
-        # The training data's comes last, as it is the one that says that the build is complete.
+        # The training data's comes last: it says that the build is complete.
         for manifest in reversed(manifests):
             manifest.save()
         return manifests[0]
@@ -367,7 +367,7 @@ def _find_duplicates(
                 index.add(rows)
                 progress.update(size)
         path = os.path.join(folder, "duplicates.npy")
-        # For the workers to map into their memory: it may be large.
+        # Workers map it into memory: it may be large.
         np.save(path, index.duplicates().ids)
     return path
 
@@ -509,14 +509,14 @@ def _check_room(spill_dir: str, parts: Sequence[Part]) -> None:
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
-    told = (
+    message = (
         f"{text / 1e6:,.0f} MB of input take about {_BYTES_KEPT * text / 1e6:,.0f} MB in "
         f"{spill_dir}, and {free / 1e6:,.0f} MB are free there"
     )
     if free < _FEWEST_BYTES_KEPT * text:
-        raise UserError(f"{told}: make room, or give another --spill_dir.")
+        raise UserError(f"{message}: make room, or give another --spill_dir.")
     if free < _BYTES_KEPT * text:
-        tqdm.write(f"warning: {told}.", file=sys.stderr)
+        tqdm.write(f"warning: {message}.", file=sys.stderr)
 
 
 # --- What is there already ---
@@ -536,7 +536,7 @@ def _spill_folder(output_dir: str, spill_dir: str | None) -> str:
 
 def _report_kept_chunks(runs: Runs) -> None:
     if len(runs) and runs.is_resumable:
-        print(f"what is done is kept: the same command goes on from {runs.folder}", file=sys.stderr)
+        print(f"what is done is kept: the same command resumes from {runs.folder}", file=sys.stderr)
 
 
 def _folders(output_dir: str) -> dict[str, str]:

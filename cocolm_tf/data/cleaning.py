@@ -31,12 +31,12 @@ _PART_BITS = 63 - _CHUNK_BITS - _DOCUMENT_BITS
 _KEYED = np.dtype([("key", "<u8"), ("document", "<u8")])
 
 _WORD = re.compile(r"\w+")
-# How many hash functions estimate a similarity; as many n-grams are hashed at once as take 8 MB.
+# Hash functions that estimate a similarity; n-grams that are hashed at once, within 8 MB.
 _PERMUTATIONS = 128
 _NGRAMS_AT_ONCE = 1 << 13
-# Odd, and of as many ones as zeros: Knuth's, for hashing by multiplication.
+# Knuth's odd constant for multiplicative hashing.
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-# Keys are sorted in so many parts, each of which fits into memory.
+# Keys are sorted in buckets, each of which fits into memory.
 _BUCKETS = 256
 _ROWS_IN_MEMORY = 1 << 20
 

@@ -18,7 +18,7 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 def columnar_format(head: bytes) -> str:
     """Detects the format by a file's first bytes; empty for none."""
-    if looks_like_text(head):  # It may begin with the name of a gene.
+    if looks_like_text(head):  # A text may begin with these letters, too.
         return ""
     if head.startswith(b"PAR1"):
         return PARQUET

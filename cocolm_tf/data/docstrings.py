@@ -8,7 +8,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 
-# Of little prose and much parsing.
+# Folders of little prose and much parsing.
 _SKIPPED_FOLDERS = {"__pycache__", "test", "tests", "idle_test"}
 # Where packages are installed below the standard library's own folder.
 _PACKAGE_FOLDERS = {"site-packages", "dist-packages"}

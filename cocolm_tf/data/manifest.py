@@ -190,7 +190,7 @@ def resolve_shards(pattern: str) -> tuple[list[str], Manifest]:
             raise UserError(f"{pattern} has its datasets one level below: give {trained}.")
         manifest = Manifest.load(pattern)
         return manifest.paths, manifest
-    # A shard's own path may have what a glob takes for more than a character.
+    # A shard's path may have a glob's special characters.
     found = [pattern] if files.exists(pattern) else files.glob(pattern)
     paths = sorted(filter(shard_files.is_shard, found))
     if not paths:
@@ -237,7 +237,7 @@ def _damage(path: str, shard: Shard, checksums: bool) -> _Damage | None:
     if not whole:
         what = f"is truncated or corrupt at record {records} (of {shard.sequences}, from 0)"
         return _Damage(what, min(records, shard.sequences))
-    # It can be read, so it is another shard, and who knows of what.
+    # It can be read in full, so that it is another shard, of unknown origin.
     again = {"can_be_skipped": False, "advice": "build the dataset again"}
     if records != shard.sequences:
         what = f"has {records} records and not the {shard.sequences} of {FILE_NAME}"

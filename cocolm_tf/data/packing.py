@@ -41,7 +41,7 @@ _SMALL_BYTES = 1 << 20
 _WORD_START = "▁"
 # The golden ratio and the square root of two, without their integer parts, as shares of 2**64.
 _IRRATIONAL = (0x9E3779B97F4A7C15, 0x6A09E667F3BCC909)
-# What one process has loaded, by fingerprint: a worker makes many chunks of one recipe.
+# A cache by fingerprint: a worker processes many chunks of one recipe.
 _tokenizers: dict[str, "_Tokenizer"] = {}
 
 
@@ -299,7 +299,7 @@ class _Tokenizer:
     """The tokenizer of a vocabulary, as chunks need it."""
 
     def __init__(self, vocabulary_dir: str):
-        # Slow to import, and only who builds needs it.
+        # Slow to import, and only builds need it.
         from cocolm_tf.tokenization.vocabulary import load_vocabulary
 
         tokenizer = load_vocabulary(vocabulary_dir)
@@ -314,7 +314,7 @@ class _Tokenizer:
         """Yields each document with its bytes and its ids."""
         batch, texts, total = [], [], 0
         for document in documents:
-            # Half of a surrogate pair, which JSON can hold, becomes what the tokenizer replaces.
+            # Lone surrogates, which JSON can hold, become bytes that the tokenizer replaces.
             texts.append(document.encode("utf-8", "surrogatepass"))
             batch.append(document)
             total += len(texts[-1])
@@ -337,7 +337,7 @@ class _Tokenizer:
 
 def _load(vocabulary_dir: str, fingerprint: str = "") -> _Tokenizer:
     """The tokenizer of a folder; with a fingerprint, from the cache."""
-    # Threads share it, and one may be about to load the same.
+    # A single look-up: threads share the cache, and another may clear it.
     if (loaded := _tokenizers.get(fingerprint)) is not None:
         return loaded
     tokenizer = _Tokenizer(vocabulary_dir)
@@ -365,6 +365,6 @@ def _stamp(name: str) -> list[Any]:
     if not os.path.exists(name):
         return [name, 0, 0]
     status = os.stat(name)
-    # A pipe never gives the same again.
+    # A pipe cannot be read again.
     is_file = stat.S_ISREG(status.st_mode)
     return [name, status.st_size, status.st_mtime_ns if is_file else uuid.uuid4().hex]

@@ -23,13 +23,13 @@ from cocolm_tf.data.shards import parse
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 
-# Sequences among which the share of each dataset is as near to its weight as can be.
+# The block of sequences within which each dataset has its share, rounded up or down.
 MIXING_BLOCK = 1024
-# So many that the one of the largest weight has a sequence left in every block.
+# With more, the dataset of the largest weight could be left without a sequence in a block.
 _MOST_DATASETS = 32
-# Parts of 1 that weights are counted in.
+# The unit of normalized weights is 1 / _WHOLE: integers, so that sums are exact.
 _WHOLE = 10**8
-# Any number: what makes every validation's order, whatever the run's seed.
+# The seed of validation's order, whatever the run's: an arbitrary constant.
 _VALIDATION_ORDER = 0
 _WEIGHTED = re.compile(r"(.+)=(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)")
 
@@ -122,18 +122,25 @@ class PretrainingData:
         return cls(opened, sequence_length, augmentation, seed)
 
     def training_batches(
-        self, batch_size: int, start: int = 0, pipelines: int = 1, pipeline: int = 0
+        self,
+        batch_size: int,
+        start: int = 0,
+        pipelines: int = 1,
+        pipeline: int = 0,
+        first_sequence: int | None = None,
     ) -> tf.data.Dataset:
         """An endless dataset of batches, shuffled and masked anew in every epoch.
 
         Batch number n is a function of the shards, the seed, S, `batch_size`, `pipelines`,
-        `pipeline` and n alone.
+        `pipeline`, the number of its first sequence and n alone.
 
         Args:
             batch_size: B, of one replica.
             start: The number of the first batch: how many batches the run has had before.
             pipelines: How many hosts read; each reads its own share of the shards.
             pipeline: Which of them this is.
+            first_sequence: How many sequences this host has had before, where batches were of
+                several sizes; None for `start * batch_size`.
 
         Returns:
             A dataset of the batches that `CocoLMPretrainer` takes, all of the same static shapes.
@@ -142,7 +149,9 @@ class PretrainingData:
             UserError: If there are fewer shards than hosts.
         """
         mixture = self._mixture(pipeline)
-        begins = mixture.counts(start * batch_size)
+        if first_sequence is None:
+            first_sequence = start * batch_size
+        begins = mixture.counts(first_sequence)
         sequences = [
             self._sequences(self._order(dataset, pipelines, pipeline), begin, dataset)
             for dataset, begin in zip(self.datasets, begins, strict=True)
@@ -150,22 +159,20 @@ class PretrainingData:
         if len(sequences) == 1:
             batches = sequences[0].rebatch(batch_size, drop_remainder=True)
         else:
-            chosen = mixture.choices(start * batch_size)
+            chosen = mixture.choices(first_sequence)
             batches = tf.data.Dataset.choose_from_datasets(
                 [windows.unbatch() for windows in sequences], chosen, stop_on_empty_dataset=True
             ).batch(batch_size, drop_remainder=True)
-        # Told that there is no end, several hosts do not ask each other for it at every batch.
+        # Without an infinite cardinality, several hosts would agree on the end at every batch.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         return self._augmented(
             batches.apply(endless).enumerate(start), batch_size, pipelines, pipeline
         )
 
-    def sequences_by_dataset(
-        self, batch_size: int, batches: int, pipelines: int = 1
-    ) -> dict[str, int]:
-        """Counts the sequences of each dataset in the first `batches` of every host, by pattern."""
+    def sequences_by_dataset(self, sequences: int, pipelines: int = 1) -> dict[str, int]:
+        """How many of the first sequences of each host are of each dataset, by their patterns."""
         counts = np.sum(
-            [self._mixture(host).counts(batches * batch_size) for host in range(pipelines)], axis=0
+            [self._mixture(host).counts(sequences) for host in range(pipelines)], axis=0
         )
         return {one.pattern: int(n) for one, n in zip(self.datasets, counts, strict=True)}
 
@@ -203,18 +210,16 @@ class PretrainingData:
         # Without a cardinality, Keras would run one step too many to find the end, and with
         # `validation_steps` instead it would not begin at the first batch every time.
         batches = batches.apply(tf.data.experimental.assert_cardinality(count))
-        # Several hosts share each batch out: to share the files out would change the batches.
+        # Several hosts split each batch: splitting the files would change the batches.
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
         return self._augmented(batches.enumerate(), batch_size, 1, 0).with_options(options)
 
-    def paths_from(
-        self, batch_size: int, batch: int, pipelines: int = 1, pipeline: int = 0
-    ) -> list[str]:
-        """This host's shards, beginning with those that batch number `batch` is read from."""
-        begins = self._mixture(pipeline).counts(batch * batch_size)
+    def paths_from(self, sequence: int, pipelines: int = 1, pipeline: int = 0) -> list[str]:
+        """This host's shards, those first that a sequence is read from."""
+        begins = self._mixture(pipeline).counts(sequence)
         return [
             path
             for dataset, begin in zip(self.datasets, begins, strict=True)
@@ -257,7 +262,7 @@ class PretrainingData:
             token_ids = tf.gather(token_ids, chosen[tf.cast(skip, tf.int32) :])
             return tf.ensure_shape(token_ids, [None, length])
 
-        # Made in the background: no batch waits for a window.
+        # Windows are prepared in the background, so that no batch waits for one.
         return order.windows(start, endless).map(shuffled).prefetch(2)
 
     def _augmented(

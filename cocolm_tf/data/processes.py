@@ -23,11 +23,11 @@ from cocolm_tf.data.packing import Part, chunks
 from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
 
-# What is done with a chunk: called with a part, the chunk's number in it, and its documents.
+# Called with a part, the number of a chunk in it, and the chunk's documents.
 ChunkFunction = Callable[[Part, int, Sequence[str]], Any]
 
-# How many tasks wait per process.
-_WAITING = 2
+# Queued tasks per process.
+_QUEUED_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Workers:
         self._source = source
         # A fork of a process in which TensorFlow has started hangs.
         context = multiprocessing.get_context("spawn")
-        self._queue = context.Queue(_WAITING * number) if number else None
+        self._queue = context.Queue(_QUEUED_PER_WORKER * number) if number else None
         self._processes, self._connections = [], []
         for _ in range(number):
             receiver, sender = context.Pipe(duplex=False)
@@ -94,10 +94,10 @@ class Workers:
             return
         tasks = iter(tasks)
         task = next(tasks, None)
-        # Of those from here, and of those that readers have handed on.
+        # Tasks from here, and tasks that readers have put into the queue.
         under_way = handed_on = 0
         while task is not None or under_way or handed_on:
-            while task is not None and _offer(self._queue, task):
+            while task is not None and _try_put(self._queue, task):
                 under_way += 1
                 task = next(tasks, None)
             for connection in wait([receiver for receiver, _ in self._connections]):
@@ -165,7 +165,7 @@ def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | Non
     _set_up_process()
 
     def hand_on(call: _Call) -> bool:
-        if has_room := _offer(tasks, call):
+        if has_room := _try_put(tasks, call):
             sender.send(_Message(handed_on=1))
         return has_room
 
@@ -179,7 +179,7 @@ def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | Non
         sender.send(_Message(error=_picklable(error)))
 
 
-def _offer(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
+def _try_put(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
     try:
         tasks.put_nowait(task)
     except queue.Full:
@@ -192,7 +192,7 @@ def _picklable(error: Exception) -> Exception:
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception as problem:  # Whatever its class may raise: it tells the error all the same.
+    except Exception as problem:  # Pickling runs code of the error's class.
         return RuntimeError(f"{error!r}, which cannot be pickled: {problem!r}")
     return error
 
@@ -205,9 +205,9 @@ def _set_up_process() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    # Nothing else would end a worker whose calling process was killed.
+    # Without this, a worker would outlive a calling process that was killed.
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # Slow to import, and only these processes are for it.
+    # Slow to import, and only the workers need it.
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)

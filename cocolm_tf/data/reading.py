@@ -24,13 +24,13 @@ SHARDS_AT_ONCE = 8
 CHUNK = 128
 WINDOW = 64
 ATTEMPTS = 6
-# Before the second attempt; each wait is twice the one before.
+# The wait before the second attempt; each is twice the one before.
 FIRST_WAIT_SECONDS = 1.0
 
 _ENDLESS = 2**62
 _TOO_FEW = " has too few records"
-# What a store or a network says when it may well answer later.
-_PASSING = (
+# Errors of a store or a network that may be transient.
+_TRANSIENT = (
     tf.errors.AbortedError,
     tf.errors.DeadlineExceededError,
     tf.errors.InternalError,
@@ -145,7 +145,7 @@ class ReadingOrder(NamedTuple):
     def _chunks(self, path: tf.Tensor, count: tf.Tensor, skip: tf.Tensor) -> tf.data.Dataset:
         """The records of a shard from `skip` to `count`; each file is opened once."""
         records = tf.data.TFRecordDataset(path, compression(self.paths[0])).skip(skip)
-        # Reached only if there are too few: a compressed file that was cut off ends in silence.
+        # Reached only if there are too few: a truncated compressed file ends without an error.
         missing = tf.data.Dataset.from_tensors(path).map(_too_few_records)
         return records.concatenate(missing).take(count - skip).batch(CHUNK)
 
@@ -173,10 +173,10 @@ def explain_read_errors(shards: Callable[[], Iterable[str]]) -> Iterator[None]:
         if not named and not isinstance(error, tf.errors.DataLossError):
             raise
         for path in named or shards():
-            _examine(path, error)
+            _diagnose(path, error)
         raise RestartableError(
             f"{named[0] if named else 'a shard'} could not be read ({_reason(error)}), but can be "
-            "now: start again with the same flags to go on from the last checkpoint."
+            "now: start again with the same flags to resume from the last checkpoint."
         ) from error
 
 
@@ -201,14 +201,14 @@ def _too_few_records(path: tf.Tensor) -> tf.Tensor:
         return tf.identity(path)
 
 
-def _examine(path: str, error: tf.errors.OpError) -> None:
+def _diagnose(path: str, error: tf.errors.OpError) -> None:
     """Raises what is wrong with a shard, if anything is by now."""
     try:
         records, whole = readable_records(path)
-    except _PASSING as again:
+    except _TRANSIENT as again:
         raise RestartableError(
             f"{path} cannot be read at present ({_reason(again)}): start again with the same flags "
-            "to go on from the last checkpoint."
+            "to resume from the last checkpoint."
         ) from error
     except tf.errors.OpError as again:
         raise UserError(f"{path} cannot be read: {_reason(again)}.") from error
@@ -227,6 +227,6 @@ def _examine(path: str, error: tf.errors.OpError) -> None:
 
 def _reason(error: Exception) -> str:
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    # TensorFlow puts the function and the operation that failed around it.
+    # TensorFlow adds the names of the function and the operation that failed.
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", " ".join(text.split()))
     return text.strip().rstrip(".")

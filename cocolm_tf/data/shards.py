@@ -16,7 +16,7 @@ from cocolm_tf import files
 
 FEATURES = {"token_ids": tf.io.RaggedFeature(tf.int64)}
 TEMPORARY_SUFFIX = ".tmp"
-# What is counted for each shard: fields of `Shard`.
+# The counts of a shard: fields of `Shard`.
 COUNTS = ("documents", "skipped_documents", "text_bytes", "text_tokens", "sequences", "tokens")
 
 _NAME = re.compile(r"data-\d{5,}-of-\d{5,}\.tfrecord(\.gz)?")
@@ -55,7 +55,7 @@ def compression(path: str) -> str:
 def serialize(token_ids: list[int]) -> bytes:
     """Serializes the ids of one sequence into a record, which `parse` reads."""
     example = tf.train.Example()
-    # In place: made from the inside out, the messages are copied, and it takes twice as long.
+    # In place: constructing the messages from the inside out copies them, and takes twice as long.
     example.features.feature["token_ids"].int64_list.value.extend(token_ids)
     return example.SerializeToString()
 

@@ -64,7 +64,7 @@ class Run:
             with open(path + TEMPORARY_SUFFIX, "wb", _BUFFER) as file:
                 run._write(file, records, counts)
         except OSError as error:
-            # Of a full disk, Python does not say whose.
+            # Python's error of a full disk has no path.
             error.filename = error.filename or path
             raise
         os.replace(path + TEMPORARY_SUFFIX, path)
@@ -238,14 +238,14 @@ class Runs:
             if name.endswith(_SUFFIX):
                 try:
                     runs.append(Run.load(path))
-                except (OSError, ValueError, struct.error):  # The machine went down meanwhile.
+                except (OSError, ValueError, struct.error):  # Truncated by a crash.
                     os.remove(path)
             elif name != _STATE:  # What a process was writing when it was killed.
                 _remove(path)
         taken: set[Chunk] = set()
         for run in sorted(runs, key=lambda run: len(run.chunks), reverse=True):
             is_current = all(stamps.get(part) == stamp for part, _, stamp in run.chunks)
-            # Or else it was merged, and the build killed before it was removed.
+            # Otherwise it was merged, and the build killed before it was removed.
             if is_current and not run.chunks <= taken:
                 self.add(run)
                 taken |= run.chunks

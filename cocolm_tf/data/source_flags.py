@@ -12,7 +12,7 @@ LOCAL = "local"
 BEAM_RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 _SOURCES = ("input", "tfds", "docstrings")
-# The flags that say more about a source, and that source.
+# Flags that refine a source, by name, and the source that they need.
 _OWNERS = {
     "one_document_per_line": "input",
     "jsonl_field": "input",

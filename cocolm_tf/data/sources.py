@@ -28,12 +28,12 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import (
     BadRecords,
     check_encoding,
+    check_is_text,
     cut_at_space,
     first_bytes,
-    has_mark,
+    has_byte_order_mark,
     matching_files,
     open_binary,
-    refuse_what_is_no_text,
     text_lines,
     without_surrogates,
 )
@@ -45,7 +45,7 @@ LONGEST_DOCUMENT = 1 << 21
 _LONGEST_JSON = 1 << 26
 _FILES_AT_ONCE = 16
 _WARC_HEAD = re.compile(rb"WARC/1\.\d\r\n")
-# Beside the names that `columnar_format` gives.
+# A format beside those of `columnar_format`.
 _WARC = "warc"
 
 
@@ -140,7 +140,7 @@ class FileSource(Source):
         paths = matching_files(pattern, saved_dataset_files)
         source = cls(tuple(paths), pattern, **options)
         check_encoding(source.encoding)
-        # Each is a request and an answer, if the files are on a store.
+        # In parallel, as each is a round trip where the files are on a store.
         with ThreadPoolExecutor(_FILES_AT_ONCE) as executor:
             kinds = zip(paths, executor.map(source._check, paths), strict=True)
             return replace(source, kinds={path: kind for path, kind in kinds if kind})
@@ -179,8 +179,8 @@ class FileSource(Source):
             records = BadRecords(path, self.max_bad_share, "rows")
             check_column(path, kind, self.text_column, records)
         else:
-            if not has_mark(head):
-                refuse_what_is_no_text(path, head, self.encoding)
+            if not has_byte_order_mark(head):
+                check_is_text(path, head, self.encoding)
             fields = _json_fields(head)
             if fields and self.jsonl_field is None and not self.one_document_per_line:
                 raise UserError(

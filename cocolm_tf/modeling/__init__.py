@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "mcl": ["MCLPretrainer"],
         "pretrainer": ["CocoLMPretrainer"],
         "sampling": ["SamplingTemperature"],
+        "training_step": ["TrainingStep"],
     },
 )

@@ -65,8 +65,8 @@ def attention(
         attended = tf.matmul(saved[1], value)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # What is dropped is decided again, in either case: a mask would be written and read.
-            again = _after(upstream, query, key, seed)
+            # The mask is computed again in either case, as a stored one would be written and read.
+            again = _wait_for(upstream, query, key, seed)
             products, dropped, normalizers = forward(*again) if recompute else saved
             slope = _logits_gradient(
                 products,
@@ -91,7 +91,7 @@ def attention(
     return compute(query, key, value, relative)
 
 
-def _after(upstream: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def _wait_for(upstream: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Makes what is computed of tensors wait for a gradient, so that it is not kept."""
     with tf.control_dependencies([upstream]):
         return barrier(*(tf.identity(x) for x in tensors))

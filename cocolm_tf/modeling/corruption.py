@@ -49,7 +49,7 @@ def _add_gumbel_noise(
 ) -> tf.Tensor:
     start = tf.cast(first_row, tf.uint32) * tf.cast(tf.shape(logits)[1], tf.uint32)
     shape = logits.shape if logits.shape.is_fully_defined() else tf.shape(logits)
-    # As many bits as float32 holds, in the middle of their interval: never 0, never 1.
+    # As many bits as float32 has, centered in their interval: never 0, never 1.
     bits = tf.bitwise.right_shift(random_bits(shape, seed, start), tf.constant(9, tf.uint32))
     uniform = (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
     # The noise is scaled up instead of the logits down: the maximum is in the same place.

@@ -40,7 +40,7 @@ class MaskedLMPretrainer(TrainingStep):
 
     coefficients = {"mlm_loss": 1.0}
 
-    # What `CocoLMPretrainer` has beside a main model.
+    # The parts of `CocoLMPretrainer` that this one lacks.
     auxiliary = copy_head = lm_head = projection = None
 
     def __init__(

@@ -110,7 +110,7 @@ class MCLPretrainer(TrainingStep):
     ```
     """
 
-    # What `CocoLMPretrainer` has beside.
+    # The parts of `CocoLMPretrainer` that this one lacks.
     lm_head = projection = None
 
     def __init__(
@@ -172,7 +172,7 @@ class MCLPretrainer(TrainingStep):
         self.revise_all_tokens = revise_all_tokens
         self.re_slm_masked = re_slm_masked
         self.logit_chunk_rows = logit_chunk_rows
-        # How many tokens there are to correct, nobody knows before.
+        # The number of tokens to correct is known only within the step, where replicas exchange it.
         self.communicates = any(task.startswith("re_") for task in self.tasks)
 
     def compute(self, batch: Batch, training: bool) -> tuple[Losses, Measures]:
@@ -212,7 +212,7 @@ class MCLPretrainer(TrainingStep):
         if "itd" in self.tasks:
             positions, weights = batch["inserted_positions"], batch["inserted_weights"]
             inserted, is_real = batch["inserted_token_ids"], batch["inserted_padding_mask"]
-            # No token was there, so that none is the original one.
+            # There was no token, so that none is the original one.
             nothing = replace_tokens(inserted, positions, -1, weights)
             courses["itd"] = Course(inserted, nothing, is_real, positions, weights)
         return courses
@@ -230,7 +230,7 @@ class MCLPretrainer(TrainingStep):
         apart = training and self.sampling == "eval" and self.auxiliary.backbone.dropout
         scored = self._predict(learned, training, score=True, sample=not apart)
         samples = {} if apart else {name: of_course[-1] for name, of_course in scored.items()}
-        # Who does not learn in a pass has no part in it.
+        # Courses without a loss are not in the pass with gradients.
         others = {name: course for name, course in sampled.items() if name not in samples}
         with_dropout = training and self.sampling == "train"
         drawn = self._predict(others, with_dropout, score=False, sample=True)
@@ -340,7 +340,7 @@ class MCLPretrainer(TrainingStep):
             counts[f"re_{name}_loss"] = tf.reduce_sum(weights)
         return _means_over_replicas(losses, counts), measures
 
-    # What the step asks for.
+    # The interface of the training step.
 
     def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The numbers of masked positions, real tokens and, for corrections, sequences."""

@@ -39,7 +39,7 @@ def top_corrected_tokens(
     lm_logits: tf.Tensor, copy_logits: tf.Tensor, input_ids: tf.Tensor
 ) -> tf.Tensor:
     """The top-1 token [N] of copy mechanism and LM head together, given the input tokens [N]."""
-    copies = _copies(lm_logits, copy_logits, input_ids)
+    copies = _prefers_copy(lm_logits, copy_logits, input_ids)
     return tf.where(copies, input_ids, top_tokens(lm_logits))
 
 
@@ -58,7 +58,7 @@ def corrective_lm_measures(
     }
 
 
-def _copies(lm_logits: tf.Tensor, copy_logits: tf.Tensor, input_ids: tf.Tensor) -> tf.Tensor:
+def _prefers_copy(lm_logits: tf.Tensor, copy_logits: tf.Tensor, input_ids: tf.Tensor) -> tf.Tensor:
     """Whether the input token is likelier, copied or predicted, than the LM head's best."""
     normalizers = log_normalizers(lm_logits)
     best = tf.exp(tf.cast(tf.reduce_max(lm_logits, axis=-1), tf.float32) - normalizers)

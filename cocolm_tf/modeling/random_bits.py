@@ -44,7 +44,7 @@ def _xor_shifted(x: tf.Tensor, bits: int) -> tf.Tensor:
 def _progression(
     shape: tf.Tensor | tf.TensorShape | list[int], origin: tf.Tensor, step: tf.Tensor
 ) -> tf.Tensor:
-    """origin + step * index, modulo 2^32; indices count along the last axis first."""
+    """The numbers origin + step * index, modulo 2^32; indices count along the last axis first."""
     sizes = _in_short_axes(shape)
     # The origin comes first, as it is not constant: a sum of constants alone would become one, as
     # large as the tensor and read from memory by the loop that is to do without.

@@ -4,7 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
-# Which pass of it they are sampled from; see `CocoLMPretrainer`.
+# The forward passes to sample from; see `CocoLMPretrainer`.
 SAMPLING_MODES = ("eval", "train", "zero_dropout")
 
 

@@ -4,6 +4,7 @@ Everything here holds for any model that states its losses; what COCO-LM's losse
 `cocolm_tf.modeling.pretrainer`.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -142,6 +143,7 @@ class TrainingStep(keras.Model):
         micro_batches: int = 1,
         steps_per_execution: int = 1,
         jit_compile: bool = False,
+        ema_decay: float = 0.0,
     ) -> None:
         """Prepares for `fit()`.
 
@@ -156,6 +158,9 @@ class TrainingStep(keras.Model):
             jit_compile: bool. Compile the whole step with XLA, on one device or, with an
                 optimizer of `WithholdingOptimizer`'s kind, on the GPUs of one host. On a TPU
                 leave it off: there the strategy compiles.
+            ema_decay: float. Of an exponential moving average of the weights, `averages`, which
+                `averaged_weights()` puts in their place; 0 for none. In step t it is
+                (1 + t) / (10 + t) if that is less.
 
         Raises:
             ValueError: if `jit_compile` is asked for where XLA compiles no communication.
@@ -184,10 +189,27 @@ class TrainingStep(keras.Model):
             tf.Variable(value, trainable=False)
             for value in (tf.constant(0), tf.zeros([len(self.trainable_variables)]))
         )
+        self.ema_decay = ema_decay
+        learned = self.trainable_variables if ema_decay else []
+        self.averages = [
+            tf.Variable(tf.convert_to_tensor(variable), trainable=False) for variable in learned
+        ]
         training = ["gradient_norm", "learning_rate", "skipped_updates"]
         for name in ["loss", *self.meter_names(), *training]:
             kind = keras.metrics.Sum if name == "skipped_updates" else keras.metrics.Mean
             self._meters.setdefault(name, kind(name=name))
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Within it, the weights are their moving averages."""
+        weights = [variable.numpy() for variable in self.trainable_variables]
+        for variable, average in zip(self.trainable_variables, self.averages, strict=True):
+            variable.assign(average.numpy())
+        try:
+            yield
+        finally:
+            for variable, weight in zip(self.trainable_variables, weights, strict=True):
+                variable.assign(weight)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -209,6 +231,14 @@ class TrainingStep(keras.Model):
     def _train(self, batch: Batch, replica: tf.Tensor | int) -> None:
         totals = sum_over_replicas(self.loss_weights(batch))
         self._update(sum_over_replicas(self._accumulate(batch, totals, replica)), replica)
+        self._average()
+
+    def _average(self) -> None:
+        """Moves the averages towards the weights; every replica has, and updates, its own copy."""
+        step = tf.cast(self.optimizer.iterations, tf.float32)  # this one counted
+        rest = 1 - tf.minimum(self.ema_decay, (1 + step) / (10 + step))
+        for average, variable in zip(self.averages, self.trainable_variables, strict=False):
+            average.assign_add(rest * (variable.value - average))
 
     def _test(self, batch: Batch, replica: tf.Tensor | int) -> None:
         weights = self.loss_weights(batch)

@@ -145,7 +145,7 @@ class TransformerBlock(keras.layers.Layer):
     ) -> list[tf.Tensor]:
         """Applies layers to rows [B * S, H]: [B, heads, S, H / heads] of each."""
         if self.attention == "cudnn" and len(layers) > 1:
-            # Products of their own write each as cuDNN reads it, side by side they would be copied.
+            # Separate products, whose results cuDNN reads as they are; joint ones would be copied.
             return [part for layer in layers for part in self._heads(batch, rows, layer)]
         x = add_bias(*_product(rows, *layers))
         head_dim = rows.shape[-1] // self.num_heads
@@ -179,7 +179,7 @@ class TransformerBlock(keras.layers.Layer):
 
 def _product(rows: tf.Tensor, *layers: keras.layers.Dense) -> tuple[tf.Tensor, tf.Tensor]:
     """One product for all layers, side by side; and their biases, not yet added."""
-    # A block that is run a second time, for its gradient, is so outside of Keras's casting.
+    # The second run of a rematerialized block is outside of Keras's casting.
     kernels, biases = (
         [tf.cast(tf.convert_to_tensor(getattr(layer, name)), rows.dtype) for layer in layers]
         for name in ("kernel", "bias")

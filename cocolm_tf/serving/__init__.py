@@ -5,7 +5,10 @@ from cocolm_tf import lazy
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
+        "answering": ["Answerer"],
+        "classification": ["Classifier"],
         "client": ["Export"],
+        "correction": ["Corrector"],
         "export": ["Settings", "export_preset"],
     },
 )

@@ -1,4 +1,4 @@
-"""Asks an export: python -m cocolm_tf.serving exports/first --text='The cat sit on the mat.'
+"""Asks an export, as in python -m cocolm_tf.serving DIR --text='The cat sit on the mat.'.
 
 DIR is what scripts/export_saved_model.py wrote: the folder of all versions, or of one. Without
 --signature the default one is asked. With --page instead of --text, a web page on this machine asks

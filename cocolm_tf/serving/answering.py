@@ -12,11 +12,11 @@ from cocolm_tf.serving.signature import MAX_BYTES, TOKEN_IDS, Reader, Signature,
 from cocolm_tf.tokenization.offsets import TokenOffsets
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
-# The logit of a token that is none.
-_NEVER = -1e4
-# How far below no answer the answer from a context without a single token scores.
-_NOTHING_TO_CHOOSE = 1e6
-# Windows whose spans are compared at once.
+# The logit of padding.
+_PADDING_LOGIT = -1e4
+# The score of an answer from a context without tokens, relative to no answer's.
+_NO_TOKENS_PENALTY = 1e6
+# Windows that are searched for spans at once.
 _WINDOWS_AT_ONCE = 32
 
 
@@ -77,7 +77,7 @@ class Answerer:
         by_question = tf.RaggedTensor.from_value_rowids(
             scores, tf.cast(windows.rows, tf.int64), num_questions
         )
-        # A column more, since a batch without questions has none to take the best of.
+        # One more column, since a batch without questions has none to take the maximum of.
         of_windows = tf.pad(
             by_question.to_tensor(-float("inf")), [[0, 0], [0, 1]], constant_values=-float("inf")
         )
@@ -91,7 +91,7 @@ class Answerer:
         starts, ends = (
             tf.where(is_found, tf.gather(spans[name], best), 0) for name in ("starts", "ends")
         )
-        scores = tf.where(is_found, scores, no_answer - _NOTHING_TO_CHOOSE)
+        scores = tf.where(is_found, scores, no_answer - _NO_TOKENS_PENALTY)
         threshold = self._answerer.null_threshold
         is_answered = is_found
         if threshold is not None:
@@ -126,7 +126,9 @@ class Answerer:
         """Start and end logits, [B, width] each."""
         states = self._encoder.states(rows)
         logits = tf.cast(self._answerer.answer_logits(states.flat_values), tf.float32)
-        dense = rows.with_flat_values(logits).to_tensor(_NEVER, shape=tf.stack([-1, width, 2]))
+        dense = rows.with_flat_values(logits).to_tensor(
+            _PADDING_LOGIT, shape=tf.stack([-1, width, 2])
+        )
         start, end = tf.unstack(dense, axis=-1)
         return start, end
 

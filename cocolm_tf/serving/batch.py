@@ -53,7 +53,7 @@ def answer_file(
         while batch := list(itertools.islice(numbered, batch_size)):
             asked = [_parsed(input_path, number, line, signature) for number, line in batch]
             inputs = {name: [row[name] for row in asked] for name in TEXT_INPUTS[signature]}
-            answers = rows_of(export(signature, **inputs))
+            answers = outputs_by_row(export(signature, **inputs))
             rest = ({k: v for k, v in row.items() if k not in inputs} for row in asked)
             written = [
                 json.dumps(others | answer, ensure_ascii=False) + "\n"
@@ -70,7 +70,7 @@ def answer_file(
     return done
 
 
-def rows_of(outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+def outputs_by_row(outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """The outputs of a signature text by text, as JSON, without padding."""
     outputs = dict(outputs)
     widths = outputs.pop("num_words", outputs.pop("num_spans", None))

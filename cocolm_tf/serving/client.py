@@ -12,7 +12,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
 SAVED_MODEL_FILENAME = "saved_model.pb"
-# The signatures that take raw texts, and what they take.
+# The signatures that take raw texts, and their inputs.
 TEXT_INPUTS = {
     "embed": ("texts",),
     "correct": ("texts",),

@@ -18,7 +18,7 @@ from cocolm_tf.modeling.transformer import TransformerBlock
 
 PRECISIONS = ("float32", "bfloat16")
 
-# What padding has in place of an attention logit.
+# The attention logit of padding.
 _EXCLUDED = -1e9
 
 

@@ -27,8 +27,8 @@ DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 WARMUP_FILENAME = os.path.join("assets.extra", "tf_serving_warmup_requests")
 BATCHING_FILENAME = "batching_params.pbtxt"
 
-# A start for two cores: requests that come while one is computed wait for nothing else.
-# `scripts/benchmark_serving.py` measures what they are worth on a machine.
+# Defaults for two cores: requests that arrive while one is computed wait for nothing else.
+# `scripts/benchmark_serving.py` measures their effect on a machine.
 MAX_BATCH_SIZE = 32
 BATCH_TIMEOUT_MICROS = 0
 
@@ -42,7 +42,7 @@ def write_saved_model(
     """Writes a SavedModel of signatures, one of them the default, to an empty folder."""
     functions = {name: signature.concrete() for name, signature in signatures.items()}
     module = tf.Module()
-    # Of the models only what the functions read goes along.
+    # Only the variables that the functions read are saved.
     module.weights = _variables(functions.values())
     module.tokenizer = tokenizer.graph_module()
     tf.saved_model.save(

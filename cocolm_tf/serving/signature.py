@@ -15,12 +15,12 @@ Tensors = dict[str, tf.Tensor]
 # TensorFlow Serving's names of its interfaces.
 PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{x}" for x in ("predict", "classify", "regress"))
 
-# What is read of a text: some 20 pages of English.
+# The most bytes of a text that are read: some 20 pages of English.
 MAX_BYTES = 1 << 16
 # A request may have as much as this many of the longest texts; that is more than a batch of
 # TensorFlow Serving's has, so that no request is refused for what it was batched with.
 LONGEST_TEXTS_OF_REQUEST = 64
-# What a text counts at least: an empty one has its special tokens and its row of the result.
+# The least cost of a text: an empty one has special tokens and a row of the result.
 _LEAST_BYTES = 16
 
 TEXTS = tf.TensorSpec([None], tf.string, "texts")
@@ -143,7 +143,7 @@ class Reader:
         message = f"a request may have {bound} bytes of text or ids, of each text at most "
         message += f"{self._max_bytes} and at least {_LEAST_BYTES} of them counted; this one has"
         check = tf.debugging.Assert(num_bytes <= bound, [message, num_bytes])
-        # None of the work begins before.
+        # The check comes before all work.
         with tf.control_dependencies([check] if check is not None else []):
             return [tf.identity(x) for x in inputs]
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from cocolm_tf.analysis.comparison import Findings, write_comparison
 from cocolm_tf.analysis.figures import PALETTE
-from cocolm_tf.analysis.glossary import MEANINGS
+from cocolm_tf.analysis.glossary import METRICS
 from cocolm_tf.analysis.metrics_log import TRAINING, read_metrics
 from cocolm_tf.analysis.runs import read_run
 from cocolm_tf.costs.flops import pretraining_flops
@@ -240,11 +240,11 @@ def _measures(rows: Sequence[Mapping[str, Any]]) -> str:
     def cells(row: Mapping[str, Any]) -> list[str]:
         found = _held_out(row)
         return [
-            MEANINGS[name][1].format(found[name]) if name in found else _MISSING for name in shown
+            METRICS[name][1].format(found[name]) if name in found else _MISSING for name in shown
         ]
 
     return _table(
-        [row for row in rows if _held_out(row)], [MEANINGS[name][0] for name in shown], cells
+        [row for row in rows if _held_out(row)], [METRICS[name][0] for name in shown], cells
     )
 
 

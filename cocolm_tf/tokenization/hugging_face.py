@@ -49,7 +49,7 @@ _P = PUNCTUATION.replace(r"\pP", r"\p{P}")
 _NO_LETTER = r"[^\p{L}\p{N}_]|$"
 _CASED = r"\p{Lu}\p{Ll}\p{Lt}"
 # Characters that `Nmt` or `NFKC` changes and SentencePiece's rule of that name does not: they are
-# put out of reach for the while, as code points that no text has.
+# replaced meanwhile by code points that no text has.
 _PROTECTED = {"\u200d": "\ufdd1", "\uff5e": "\ufdd2"}
 
 
@@ -232,7 +232,7 @@ def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
     return tokenizer, notes
 
 
-# --- Out ---
+# --- Export ---
 
 
 def _preparation(lowercase: bool) -> list[_Json]:
@@ -287,7 +287,7 @@ def _word_starts(pieces: list[str], byte_fallback: bool) -> list[_Json]:
     known = sorted(piece for piece in pieces if len(piece) == 1)
     steps = [{"type": "Prepend", "prepend": WORD_START}, _replace(" ", f" {WORD_START}")]
     dropped = rf"(?=[{_P}])(?!{_one_of(marked)})"
-    if byte_fallback:  # What has no piece is no punctuation, but bytes.
+    if byte_fallback:  # Punctuation without a piece is written in bytes.
         dropped += f"(?={_one_of(known)})"
     return [*steps, _replace(f"{WORD_START}{dropped}", "")]
 
@@ -343,7 +343,7 @@ def _replace(pattern: str, content: str, regex: bool = True) -> _Json:
     }
 
 
-# --- In ---
+# --- Import ---
 
 
 def _flattened(steps: _Json | None, key: str) -> Iterator[_Json]:

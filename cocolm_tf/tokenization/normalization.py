@@ -21,7 +21,7 @@ OTHER_SPACE = (
 # The complement of Unicode's \w: RE2's \b knows ASCII words only.
 _NON_WORD = r"[^\pL\pN_]|$"
 
-# Two characters that become one.
+# Pairs of characters that become one.
 QUOTE_PAIRS = r"``|''"
 _QUOTES_AND_DASHES = (
     (QUOTE_PAIRS, '"'),
@@ -29,7 +29,7 @@ _QUOTES_AND_DASHES = (
     (r"[“”]", '"'),
     (r"[—–]", "-"),
 )
-# A lone plain space, by far the most frequent one, is no match: that is what makes it cheap.
+# Cheap, as a lone plain space, by far the most frequent white space, does not match.
 _SPACES = ((rf"[ {OTHER_SPACE}]{{2,}}|[{OTHER_SPACE}]", " "),)
 # A word of nothing but punctuation matches neither pattern, and stays whole.
 _EDGE_PUNCTUATION = (

@@ -81,7 +81,7 @@ def character_offsets(texts: tf.Tensor, lowercase: bool) -> tuple[tf.Tensor, tf.
         origins = tf.repeat(origins, tf.gather(tf.strings.length(lowered, unit="UTF8_CHAR"), index))
         texts = lower(texts)
         characters = tf.strings.unicode_decode(texts, "UTF-8")
-    # What `normalize` does at first, with as many characters as before: the second of two quotes
+    # The first steps of `normalize`, with as many characters as before: the second of two quotes
     # that become one is made a space.
     texts = tf.strings.regex_replace(texts, QUOTE_PAIRS, '" ')
     texts = tf.strings.regex_replace(texts, f"[{OTHER_SPACE}]", " ")
@@ -180,7 +180,7 @@ def _cut_characters(
     covered = tf.ragged.range(tf.gather(starts, changed), tf.gather(ends, changed))
     covered = tf.ragged.map_flat_values(tf.gather, characters, covered)
     said = tf.strings.length(tf.gather(contents, changed))
-    excess = said - tf.strings.length(_written(segmenter, covered))
+    excess = said - tf.strings.length(_spelled(segmenter, covered))
     excess = tf.scatter_nd(changed[:, tf.newaxis], excess, tf.shape(ends, tf.int64))
     total = tf.concat([[0], tf.cumsum(excess)], 0)
     total_before_word = tf.gather(total, tf.gather(pieces.row_starts(), rows))
@@ -211,14 +211,14 @@ def _leading_blanks(
     starts, marked_ends = tf.gather(starts, marked), tf.gather(ends, marked)
     covered = tf.ragged.range(starts, marked_ends)
     distinct, index = tf.unique(tf.gather(characters, covered.flat_values))
-    is_blank = tf.gather(_written(segmenter, distinct[:, tf.newaxis]) == "", index)
+    is_blank = tf.gather(_spelled(segmenter, distinct[:, tf.newaxis]) == "", index)
     own = tf.where(is_blank, tf.gather(marked_ends, covered.value_rowids()), covered.flat_values)
     first_own = tf.math.unsorted_segment_min(own, covered.value_rowids(), tf.size(marked))
     leading = tf.minimum(first_own, marked_ends) - starts
     return tf.scatter_nd(marked[:, tf.newaxis], leading, tf.shape(ends, tf.int64))
 
 
-def _written(segmenter: Segmenter, characters: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+def _spelled(segmenter: Segmenter, characters: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
     """What the pieces of texts spell, without spaces: texts as SentencePiece normalizes them."""
     pieces = segmenter.tokenize(tf.strings.unicode_encode(characters, "UTF-8"))
     contents = segmenter.content(pieces.flat_values)

@@ -45,7 +45,7 @@ def pack_ragged(
     start, end = (tf.fill([first.nrows(), 1], id) for id in (START_TOKEN_ID, END_TOKEN_ID))
     if second is None:
         return tf.concat([start, first[:, :budget], end], axis=1)
-    # Half of the room is sure; what the other text leaves of its own half comes on top.
+    # Each text may take half of the room, and what the other leaves of its half.
     half = budget // 2
     limits = tf.maximum(budget - second.row_lengths(), budget - half)
     second_limits = tf.maximum(budget - first.row_lengths(), half)

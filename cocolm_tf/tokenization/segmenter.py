@@ -66,7 +66,7 @@ class _SharedModel(tf.saved_model.experimental.TrackableResource):
         super().__init__()
         self._proto = proto
         self._shared_name = f"sentencepiece_{hashlib.sha256(proto).hexdigest()}"
-        _ = self.resource_handle  # Loads it now, so that what is no model fails here.
+        _ = self.resource_handle  # Loads the model now, so that an invalid one fails here.
 
     def _create_resource(self) -> tf.Tensor:
         operations = sentencepiece_tokenizer.gen_sentencepiece_tokenizer

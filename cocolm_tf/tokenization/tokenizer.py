@@ -34,7 +34,7 @@ from cocolm_tf.tokenization.segmenter import WORD_START
 CONFIG_FILENAME = "tokenizer.json"
 MODEL_FILENAME = "vocabulary.spm"
 DICTIONARY_FILENAME = "dict.txt"
-# Where KerasHub puts the last two in a preset.
+# KerasHub's names in a preset for the last two.
 ASSETS_FOLDER = os.path.join("assets", "tokenizer")
 
 
@@ -307,7 +307,7 @@ class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         CocoLMTokenizer.from_preset("/tmp/vocabulary")
         ```
         """
-        # KerasHub's own way asks for the configuration of a model too, to find the class.
+        # KerasHub's own would need the configuration of a model, to find the class.
         loader = KerasPresetLoader(os.fspath(preset), config={})
         return loader.load_tokenizer(cls, config_file, **kwargs)
 

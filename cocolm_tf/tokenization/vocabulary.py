@@ -31,7 +31,7 @@ MODEL_FILENAME = "sp.model"
 # spaces go too, "cf" that upper and lower case become one.
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 
-# Where the vocabulary of a preset is, and what that of a released checkpoint is called.
+# The files of a vocabulary in a released checkpoint, and in a preset.
 _FILES = {
     MODEL_FILENAME: os.path.join(ASSETS_FOLDER, PRESET_MODEL_FILENAME),
     DICTIONARY_FILENAME: os.path.join(ASSETS_FOLDER, DICTIONARY_FILENAME),
@@ -39,9 +39,9 @@ _FILES = {
 # SentencePiece counts its own unknown piece; ours is among the special tokens.
 _NOT_IN_SENTENCEPIECE = NUM_SPECIAL_TOKENS - 1
 _MIN_CHARACTER_COVERAGE = 0.98
-# How much less than asked a vocabulary may cover until that is worth a warning.
+# The shortfall of coverage from which on there is a warning.
 _COVERAGE_TOLERANCE = 0.001
-# How many parts of a corpus a sample comes from at a time.
+# The parts of a corpus that are sampled in parallel.
 _PARTS_AT_A_TIME = 64
 _WORDS_AT_A_TIME = 100_000
 
@@ -139,7 +139,7 @@ def learn_vocabulary(
     words = sorted((word, count) for word, count in counts.items() if RESERVED not in word)
     if not words:
         raise UserError("there is no text to learn a vocabulary from: the corpus is empty.")
-    _tell(f"learning {vocabulary_size} tokens from {len(words)} different words")
+    _report(f"learning {vocabulary_size} tokens from {len(words)} different words")
     proto = _train_bpe(
         words,
         vocabulary_size,
@@ -149,7 +149,7 @@ def learn_vocabulary(
         normalization_rule_name=normalization,
     )
     dictionary, without_piece = _count_pieces(words, proto)
-    _tell_coverage(
+    _report_coverage(
         counts,
         collections.Counter() if forgotten is None else forgotten,
         without_piece,
@@ -267,14 +267,14 @@ def _check_options(character_coverage: float, normalization: str) -> None:
 def _sample(texts: Iterable[str], num_bytes: int) -> Iterator[str]:
     """Yields texts up to a size; of a corpus in parts, from many parts in turn."""
     size = 0
-    for text in _in_turn(texts) if isinstance(texts, Parts) else texts:
+    for text in _interleaved(texts) if isinstance(texts, Parts) else texts:
         yield text
         size += len(text.encode("utf-8", "replace"))
         if size >= num_bytes:
             return
 
 
-def _in_turn(corpus: Parts) -> Iterator[str]:
+def _interleaved(corpus: Parts) -> Iterator[str]:
     # Parts are sorted by name, and neighbors alike.
     waiting = iter(sorted(corpus.parts, key=lambda part: (zlib.crc32(part.encode()), part)))
     reading = collections.deque(map(corpus.documents, itertools.islice(waiting, _PARTS_AT_A_TIME)))
@@ -366,7 +366,7 @@ def _without_piece(processor: sentencepiece.SentencePieceProcessor, word: str) -
     yield from written.decode(errors="replace")
 
 
-def _tell_coverage(
+def _report_coverage(
     counts: collections.Counter[str],
     forgotten: collections.Counter[str],
     without_piece: collections.Counter[str],
@@ -378,19 +378,19 @@ def _tell_coverage(
     characters = sum(len(word.removeprefix(CUT)) * count for word, count in counts.items())
     if forgotten:
         share = forgotten.total() / (characters + forgotten.total())
-        _tell(
+        _report(
             f"warning: there were so many different words that the rarest, {share:.4%} of the "
             "text, were left out; more --max_distinct_words take more memory"
         )
     without_piece = without_piece + collections.Counter({RESERVED: reserved})
     # NFKC may have made several of one.
     covered = 1 - min(1.0, without_piece.total() / characters)
-    told = f"the vocabulary covers {covered:.4%} of the characters"
+    message = f"the vocabulary covers {covered:.4%} of the characters"
     if covered < wanted - _COVERAGE_TOLERANCE:
         common = " ".join(character for character, _ in without_piece.most_common(10))
-        told = f"warning: {told}, less than {wanted:.4%}; {common} {fate}"
-    _tell(told)
+        message = f"warning: {message}, less than {wanted:.4%}; {common} {fate}"
+    _report(message)
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     tqdm.tqdm.write(line, file=sys.stderr)

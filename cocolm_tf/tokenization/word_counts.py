@@ -32,7 +32,7 @@ _MAX_WORD_CHARACTERS = 32
 
 _BATCH_CHARACTERS = 8_000_000
 _PENDING_PER_WORKER = 2
-# As of so many parts of a corpus, none is much of the whole, and processes read them themselves.
+# From so many parts of a corpus on, none is large, and processes read them themselves.
 _MANY_PARTS = 32
 _MAX_REMEMBERED = 1 << 17
 
@@ -41,10 +41,10 @@ _NO_CHARACTER = re.compile(f"[\ud800-\udfff{CUT}]")
 _CAPITALS_OF_UNICODE_14 = re.compile("([\u2c2f\ua7c0\ua7d0\ua7d6\ua7d8\U00010570-\U00010595]+)")
 _QUOTES_AND_DASHES = str.maketrans("‘’´“”—–", "'''\"\"--")
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
-# Of the punctuation that ends a word, what nothing is done to but to cut it off.
+# Punctuation that only needs to be split off where it ends a word.
 _PLAIN_ENDS = ".,;:!?)"
 _SHORT_ENDING, _ENDING, _UPPER_ENDING = r"([smdtSMDT])\b", r"(ll|re|ve)\b", r"(LL|RE|VE)\b"
-# More than these: an underscore behind them will be cut off.
+# Broader, as an underscore after them will be split off.
 _PERHAPS_ENDING = re.compile(r"(?:[smdtSMDT]|ll|re|ve|LL|RE|VE)(?![^\W_])")
 _TORN_CONTRACTION = re.compile(rf"['‘’´]\s+{_PERHAPS_ENDING.pattern}")
 
@@ -60,7 +60,7 @@ def count_words(texts: Iterable[str], lowercase: bool = False) -> collections.Co
             text = _lower(text)
         words = text.split()
         between_spaces.update(_rejoined(words) if _TORN_CONTRACTION.search(text) else words)
-    # Preparing takes longer than counting, so what needs none is set apart, and what needs little.
+    # Preparing takes longer than counting, so words that need none or little are handled apart.
     plain, other = {}, []
     for word, count in between_spaces.items():
         if word.isalnum() and len(word) <= _MAX_WORD_CHARACTERS:
@@ -152,7 +152,7 @@ def _in_order(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # The parent tells of the interruption.
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # The parent reports the interruption.
     )
     try:
         pending = collections.deque()

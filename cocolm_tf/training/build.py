@@ -15,9 +15,10 @@ from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.mcl import MCLPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.modeling.sampling import SamplingTemperature
-from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig
+from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig, decay_steps
 from cocolm_tf.training.distribution import compiles_step
-from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
+from cocolm_tf.training.optimization import AdamW
+from cocolm_tf.training.schedules import SCHEDULES, WarmupDecay
 
 Pretrainer = CocoLMPretrainer | MaskedLMPretrainer | MCLPretrainer
 
@@ -71,22 +72,7 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
 def build_augmentation(
     config: PretrainingConfig, mask_token_id: int, word_starts: np.ndarray | None = None
 ) -> Augmentation | MCLAugmentation:
-    """What makes sequences into the batches of a configuration.
-
-    Args:
-        config: the run.
-        mask_token_id: int. Of the vocabulary.
-        word_starts: [V] bool, which tokens begin a word, where words are masked as a whole; None
-            for every token.
-
-    Returns:
-        The augmentation.
-
-    Example:
-    ```python
-    build_augmentation(PretrainingConfig(), mask_token_id=32_767)
-    ```
-    """
+    """What makes batches of sequences. `word_starts` [V]: the tokens that begin a word, or all."""
     special, data, mcl = SpecialTokens(mask=mask_token_id), config.data, config.mcl
     if config.objective.name == "mcl":
         return MCLAugmentation(
@@ -129,24 +115,20 @@ def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedL
     return model
 
 
-def build_optimizer(config: OptimizerConfig, train_steps: int, pretrainer: Pretrainer) -> AdamW:
-    """Builds the optimizer, which knows what not to decay.
-
-    Args:
-        config: the optimizer's part of the configuration.
-        train_steps: int. The length of the run.
-        pretrainer: whose variables it updates.
-
-    Returns:
-        The optimizer. Build it inside the scope of the strategy.
-
-    Example:
-    ```python
-    optimizer = build_optimizer(config.optimizer, config.trainer.train_steps, pretrainer)
-    ```
-    """
-    schedule = LinearWarmupDecay(
-        config.learning_rate, config.warmup_steps, train_steps, config.end_learning_rate
+def build_optimizer(
+    config: OptimizerConfig,
+    train_steps: int,
+    pretrainer: Pretrainer,
+    decay_steps: int | None = None,
+) -> AdamW:
+    """Builds the optimizer, in the scope of the strategy; it knows what not to decay."""
+    schedule = WarmupDecay(
+        config.learning_rate,
+        config.warmup_steps,
+        train_steps,
+        config.end_learning_rate,
+        SCHEDULES[config.schedule][0],
+        decay_steps,
     )
     optimizer = AdamW(
         schedule,
@@ -169,25 +151,14 @@ def build_optimizer(config: OptimizerConfig, train_steps: int, pretrainer: Pretr
 def compile_pretrainer(
     pretrainer: Pretrainer, config: PretrainingConfig, steps_per_execution: int
 ) -> None:
-    """Gives a pretrainer its optimizer and its step.
-
-    Args:
-        pretrainer: as `build_pretrainer` made it.
-        config: the run.
-        steps_per_execution: int. Steps between two looks of the host.
-
-    Raises:
-        UserError: if the step is to be compiled and the devices do not allow it.
-
-    Example:
-    ```python
-    compile_pretrainer(pretrainer, config, config.trainer.steps_per_loop)
-    ```
-    """
+    """Gives a pretrainer its optimizer and its step; a `UserError` where XLA cannot compile it."""
     pretrainer.compile(
-        build_optimizer(config.optimizer, config.trainer.train_steps, pretrainer),
+        build_optimizer(
+            config.optimizer, config.trainer.train_steps, pretrainer, decay_steps(config)
+        ),
         clip_norm=config.optimizer.clip_norm,
         micro_batches=config.trainer.micro_batches,
         steps_per_execution=steps_per_execution,
         jit_compile=compiles_step(config.runtime.jit_compile, pretrainer.distribute_strategy),
+        ema_decay=config.trainer.ema_decay,
     )

@@ -5,6 +5,7 @@ or, with the key `base`, from another file.
 """
 
 import dataclasses
+import itertools
 
 from official.modeling import hyperparams
 
@@ -15,6 +16,8 @@ from cocolm_tf.modeling.relative_position_buckets import relative_position_bucke
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
 from cocolm_tf.modeling.transformer import REMATERIALIZE, RESIDUAL_INITS, rematerialize_mode
 from cocolm_tf.training import config_file
+from cocolm_tf.training.schedules import SCHEDULES
+from cocolm_tf.training.stages import check_schedule, resolve_durations, stage_ends
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 REPLACEMENTS = ("auxiliary", "frozen", "random")
@@ -136,11 +139,18 @@ class DataConfig(hyperparams.Config):
 
 @dataclasses.dataclass
 class OptimizerConfig(hyperparams.Config):
-    """AdamW with linear warm-up and decay."""
+    """AdamW, and the warm-up and decay of its learning rate."""
 
     learning_rate: float = 5e-4
     end_learning_rate: float = 0.0
     warmup_steps: int = 10_000
+    # The same in tokens, padding included; 0 for warmup_steps.
+    warmup_tokens: int = 0
+    # How it decays: linear or cosine, from the end of the warm-up on; wsd (warm-up, stable, decay),
+    # linearly in the last decay_steps alone; wsd_sqrt, there by 1 - sqrt(the share that is done).
+    schedule: str = "linear"
+    # 0 for a tenth of the run, or for all steps after trainer.decay_from.
+    decay_steps: int = 0
     beta_1: float = 0.9
     beta_2: float = 0.98
     epsilon: float = 1e-6
@@ -156,8 +166,13 @@ class TrainerConfig(hyperparams.Config):
     """The course of the run. All intervals are in steps."""
 
     train_steps: int = 125_000
+    # The same in tokens, padding included; 0 for train_steps.
+    train_tokens: int = 0
     # Sequences a step, over all replicas.
     batch_size: int = 2048
+    # Smaller batches first: the share of the steps after which a stage ends, its size, and so on.
+    # [0.1, 512] trains with 512 sequences for 10% of the steps, then with batch_size.
+    batch_size_schedule: list = dataclasses.field(default_factory=list)
     # Parts that each replica's batch is cut into to fit its memory.
     micro_batches: int = 1
     # Steps run between two looks of the host.
@@ -172,6 +187,12 @@ class TrainerConfig(hyperparams.Config):
     keep_checkpoint_interval: int = 0
     # A run whose updates were skipped this often in a row is ended.
     max_skipped_updates: int = 100
+    # RUN@STEP begins with all that the run in the folder RUN had become at the kept checkpoint of
+    # STEP, before its learning rate decayed, and lets it decay: optimizer.schedule=wsd or wsd_sqrt.
+    decay_from: str = ""
+    # Of an exponential moving average of the weights, also saved as preset_ema; 0 for none. In step
+    # t it is (1 + t) / (10 + t) if that is less.
+    ema_decay: float = 0.0
 
 
 @dataclasses.dataclass
@@ -194,13 +215,7 @@ class RuntimeConfig(hyperparams.Config):
 
 @dataclasses.dataclass
 class PretrainingConfig(hyperparams.Config):
-    """A pretraining run.
-
-    Example:
-    ```python
-    config = load_config("configs/pretrain/small.yaml", "trainer.train_steps=1000")
-    ```
-    """
+    """A pretraining run."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     auxiliary: AuxiliaryConfig = dataclasses.field(default_factory=AuxiliaryConfig)
@@ -250,8 +265,11 @@ _RANGES: config_file.Ranges = (
             *(f"mcl.{key.name}" for key in dataclasses.fields(MCLConfig) if "weight" in key.name),
             "optimizer.end_learning_rate",
             "optimizer.warmup_steps",
+            "optimizer.warmup_tokens",
+            "optimizer.decay_steps",
             "optimizer.weight_decay",
             "optimizer.clip_norm",
+            "trainer.train_tokens",
             "trainer.validation_steps",
             "trainer.keep_checkpoint_interval",
             "runtime.logit_chunk_rows",
@@ -273,7 +291,7 @@ _RANGES: config_file.Ranges = (
     (
         lambda value: 0 <= value < 1,
         "in [0, 1)",
-        ("model.dropout", "optimizer.beta_1", "optimizer.beta_2"),
+        ("model.dropout", "optimizer.beta_1", "optimizer.beta_2", "trainer.ema_decay"),
     ),
     (
         lambda value: 0 < value <= 1,
@@ -325,20 +343,7 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
 
 
 def check_config(config: PretrainingConfig, name: str) -> None:
-    """Checks types and combinations.
-
-    Args:
-        config: the configuration.
-        name: where it comes from, for the message.
-
-    Raises:
-        UserError: naming the first key that is wrong.
-
-    Example:
-    ```python
-    check_config(PretrainingConfig(), "the defaults")
-    ```
-    """
+    """Checks types and combinations, for messages by where it is from; sets what follows."""
     config_file.check_types(config, name)
     if isinstance(config.model.rematerialize, bool):
         config.model.rematerialize = rematerialize_mode(config.model.rematerialize)
@@ -352,6 +357,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
         ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),
         ("objective.name", config.objective.name, OBJECTIVES),
         ("data.masking", config.data.masking, MASKINGS),
+        ("optimizer.schedule", config.optimizer.schedule, tuple(SCHEDULES)),
     ):
         config_file.check_choice(name, key, value, allowed)
     if config.runtime.attention == "cudnn" and config.runtime.precision == "float32":
@@ -362,7 +368,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
             "auxiliary model is that of a finished run's preset."
         )
     _check_sizes(config, name)
-    _check_schedule(config, name)
+    _check_stages(config, name)
     trainer = config.trainer
     for key in ("train_steps", "log_interval", "validation_interval", "checkpoint_interval"):
         steps = getattr(trainer, key)
@@ -376,11 +382,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
             f"{name}: trainer.keep_checkpoint_interval={trainer.keep_checkpoint_interval} must be "
             f"a multiple of trainer.checkpoint_interval={trainer.checkpoint_interval}."
         )
-    if config.optimizer.warmup_steps > trainer.train_steps:
-        raise UserError(
-            f"{name}: optimizer.warmup_steps={config.optimizer.warmup_steps} is more than "
-            f"trainer.train_steps={trainer.train_steps}."
-        )
+    _check_decay(config, name)
     objective = config.objective
     if objective.name == "mcl":
         _check_courses(config, name)
@@ -389,13 +391,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
 
 
 def save_config(config: PretrainingConfig, path: str) -> None:
-    """Writes a configuration so that `load_config` reads it back.
-
-    Example:
-    ```python
-    save_config(PretrainingConfig(), "/tmp/config.yaml")
-    ```
-    """
+    """Writes a configuration so that `load_config` reads it back."""
     config_file.save_config(config, path)
 
 
@@ -427,31 +423,20 @@ def _check_courses(config: PretrainingConfig, name: str) -> None:
                 f"{name}: mcl.{correction}_weight needs mcl.{course}_weight, whose verdicts it "
                 f"corrects: set mcl.{correction}_weight=0 too."
             )
-    for key, default in (("masking", "token"), ("short_fraction", 0.0)):
-        if getattr(config.data, key) != default:
-            raise UserError(
-                f"{name}: data.{key}={getattr(config.data, key)} does not go with "
-                f"objective.name=mcl, whose courses choose tokens: it must be {default}."
-            )
 
 
-def _check_schedule(config: PretrainingConfig, name: str) -> None:
-    data, trainer, before = config.data, config.trainer, 0.0
-    schedule = data.sequence_length_schedule
-    key = f"{name}: data.sequence_length_schedule={schedule}"
-    shares, lengths = schedule[::2], schedule[1::2]
-    if (
-        len(shares) != len(lengths)
-        or not all(isinstance(share, float) for share in shares)
-        or not all(isinstance(length, int) for length in lengths)
-    ):
-        raise UserError(
-            f"{key} must be shares of the steps, each followed by a length: [0.9, 128] is 128 "
-            "tokens for 90% of them."
-        )
-    for share, length in zip(shares, lengths, strict=True):
-        if not before < share < 1:
-            raise UserError(f"{key}: shares must grow, between 0 and 1.")
+def _check_stages(config: PretrainingConfig, name: str) -> None:
+    """Checks the schedules of a run, and sets its steps where they are given in tokens."""
+    data, trainer = config.data, config.trainer
+    schedules = {
+        "data.sequence_length_schedule": data.sequence_length_schedule,
+        "trainer.batch_size_schedule": trainer.batch_size_schedule,
+    }
+    for key, schedule in schedules.items():
+        for complaint in check_schedule(schedule, "size" if "size" in key else "length"):
+            raise UserError(f"{name}: {key}={schedule}: {complaint}")
+    key = f"{name}: data.sequence_length_schedule={data.sequence_length_schedule}"
+    for length in data.sequence_length_schedule[1::2]:
         if not 3 <= length <= config.model.max_sequence_length:
             raise UserError(
                 f"{key}: lengths must be from 3 to model.max_sequence_length="
@@ -462,12 +447,66 @@ def _check_schedule(config: PretrainingConfig, name: str) -> None:
                 f"{key}: with data.scale_batch_size no length may be more than "
                 f"data.sequence_length={data.sequence_length}."
             )
-        if (share - before) * trainer.train_steps < trainer.steps_per_loop:
+    sizes = trainer.batch_size_schedule[1::2]
+    if any(not 1 <= size <= trainer.batch_size for size in sizes):
+        raise UserError(
+            f"{name}: trainer.batch_size_schedule={trainer.batch_size_schedule}: sizes must be "
+            f"from 1 to trainer.batch_size={trainer.batch_size}."
+        )
+    resolve_durations(config)
+    for key, schedule in schedules.items():
+        ends = [0, *stage_ends(schedule, trainer.train_steps, trainer.steps_per_loop)]
+        if any(begin == end for begin, end in itertools.pairwise(ends)):
             raise UserError(
-                f"{key} has a stage of less than trainer.steps_per_loop={trainer.steps_per_loop} "
-                f"of trainer.train_steps={trainer.train_steps} steps."
+                f"{name}: {key}={schedule} has a stage of less than trainer.steps_per_loop="
+                f"{trainer.steps_per_loop} of trainer.train_steps={trainer.train_steps} steps."
             )
-        before = share
+
+
+def _check_decay(config: PretrainingConfig, name: str) -> None:
+    optimizer, trainer = config.optimizer, config.trainer
+    if optimizer.warmup_steps > trainer.train_steps:
+        raise UserError(
+            f"{name}: optimizer.warmup_steps={optimizer.warmup_steps} is more than "
+            f"trainer.train_steps={trainer.train_steps}."
+        )
+    has_stable_phase = SCHEDULES[optimizer.schedule][1]
+    if not has_stable_phase and (optimizer.decay_steps or trainer.decay_from):
+        key = "trainer.decay_from" if trainer.decay_from else "optimizer.decay_steps"
+        raise UserError(f"{name}: {key} needs optimizer.schedule=wsd or wsd_sqrt.")
+    if not has_stable_phase:
+        return
+    first = optimizer.warmup_steps
+    if trainer.decay_from:
+        run, at, step = trainer.decay_from.rpartition("@")
+        if not run or not at or not step.isdecimal():
+            raise UserError(
+                f"{name}: trainer.decay_from={trainer.decay_from} must be RUN@STEP: the folder of "
+                "a run and the step of a checkpoint that it has kept."
+            )
+        first = max(int(step), first)
+        if first >= trainer.train_steps:
+            raise UserError(
+                f"{name}: trainer.decay_from={trainer.decay_from} leaves no steps to decay in: "
+                f"trainer.train_steps={trainer.train_steps} must be more than {first}."
+            )
+    if first > trainer.train_steps - decay_steps(config):
+        raise UserError(
+            f"{name}: a decay of {decay_steps(config)} steps does not fit between step {first} and "
+            f"trainer.train_steps={trainer.train_steps}: lower optimizer.decay_steps."
+        )
+
+
+def decay_steps(config: PretrainingConfig) -> int:
+    """The steps at the end of a run in which its learning rate decays."""
+    optimizer, trainer = config.optimizer, config.trainer
+    if not SCHEDULES[optimizer.schedule][1]:
+        return trainer.train_steps - optimizer.warmup_steps
+    if trainer.decay_from:
+        rest = trainer.train_steps - int(trainer.decay_from.rpartition("@")[2])
+    else:
+        rest = -(-trainer.train_steps // 10)
+    return optimizer.decay_steps or rest
 
 
 def _check_sizes(config: PretrainingConfig, name: str) -> None:

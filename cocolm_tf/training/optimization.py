@@ -1,42 +1,10 @@
-"""AdamW and its learning rate."""
+"""AdamW."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
-
-
-@keras.saving.register_keras_serializable(package="cocolm_tf")
-class LinearWarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly from 0 to a peak, then falls linearly to an end."""
-
-    def __init__(self, peak: float, warmup_steps: int, total_steps: int, end: float = 0.0) -> None:
-        super().__init__()
-        self.peak = peak
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
-        self.end = end
-
-    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
-        """The learning rate of the given step, counted from 0."""
-        step = tf.cast(step, tf.float32)
-        # Step 0 already learns: with it, the warm-up's last step is the peak.
-        rising = (step + 1) / max(1, self.warmup_steps)
-        falling = (self.total_steps - step) / max(1, self.total_steps - self.warmup_steps)
-        share = tf.clip_by_value(tf.minimum(rising, falling), 0.0, 1.0)
-        return tf.where(
-            step < self.warmup_steps, self.peak * share, self.end + (self.peak - self.end) * share
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "peak": self.peak,
-            "warmup_steps": self.warmup_steps,
-            "total_steps": self.total_steps,
-            "end": self.end,
-        }
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")

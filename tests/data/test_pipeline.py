@@ -132,6 +132,12 @@ def test_a_run_can_be_entered_at_any_batch(data: PretrainingData):
         assert_equal(batches(data.training_batches(BATCH, start), 2), whole[start : start + 2])
 
 
+def test_batches_of_another_size_continue_where_those_before_ended(data: PretrainingData):
+    grown = data.training_batches(3, start=3, first_sequence=3 * 2)
+    found = [row for batch in batches(grown, 4) for row in rows(batch["token_ids"])]
+    assert found == read(data, 3 * 2 + 4 * 3)[3 * 2 :]
+
+
 def test_masks_and_crops_differ_between_epochs(data: PretrainingData):
     size = size_of(data)
     found = batches(data.training_batches(1), 2 * size)
@@ -341,7 +347,7 @@ def test_each_dataset_of_a_mixture_has_epochs_of_its_own(mixed: PretrainingData)
     """And what is counted is what was read."""
     count = 30
     visited = read(mixed, count * BATCH, batch_size=BATCH)
-    told = mixed.sequences_by_dataset(BATCH, count)
+    told = mixed.sequences_by_dataset(BATCH * count)
     assert sum(told.values()) == count * BATCH
     for dataset in mixed.datasets:
         alone = PretrainingData([dataset], LENGTH, AUGMENTATION)

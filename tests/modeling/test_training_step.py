@@ -111,6 +111,31 @@ def test_measuring_changes_nothing():
     assert reported(toy)["near"] == pytest.approx(losses["near"], rel=1e-5)
 
 
+def test_weights_are_averaged_and_can_take_the_place_of_the_last():
+    toy, average = make_toy(ema_decay=0.25), make_toy().kernel
+    for step in (1, 2, 3):
+        run_step(toy, toy_batch(step))
+        decay = min(0.25, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * toy.kernel
+    np.testing.assert_allclose(toy.averages[0], average, atol=1e-6)
+    kernel = toy.kernel
+    with toy.averaged_weights():
+        np.testing.assert_allclose(toy.kernel, average, atol=1e-6)
+    np.testing.assert_array_equal(toy.kernel, kernel)
+    assert not make_toy().averages
+
+
+@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
+def test_every_replica_has_the_average_of_one_device(mirrored_strategy):
+    batches = [toy_batch(0), toy_batch(1)]
+    alone = make_toy(optimizer=make_adamw, ema_decay=0.5)
+    run_step(alone, *batches)
+    together = make_toy(mirrored_strategy, make_adamw, ema_decay=0.5)
+    together.fit(toy_dataset(*batches), steps_per_epoch=2, verbose=0)
+    for replica in mirrored_strategy.experimental_local_results(together.averages[0]):
+        np.testing.assert_allclose(replica, alone.averages[0], atol=1e-6)
+
+
 # Steps that are left out.
 
 
@@ -232,7 +257,8 @@ def test_refuses_to_compile_a_step_of_several_replicas(mirrored_strategy):
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_the_step_of_several_gpus_is_one_program(gpu_strategy, micro_batches):
     """Compiled as a whole: what replicas say to each other is all-reduces within it."""
-    toy = make_toy(gpu_strategy, make_adamw, jit_compile=True, micro_batches=micro_batches)
+    options = {"jit_compile": True, "micro_batches": micro_batches, "ema_decay": 0.9}
+    toy = make_toy(gpu_strategy, make_adamw, **options)
     batch = tensors(toy_batch())
     step = toy._unconverted(toy._train)
     programs = []

@@ -393,7 +393,7 @@ def test_what_is_not_finite_is_not_saved(run: Path, compiled):
     with pytest.raises(UserError) as caught:
         checkpoints.save()
     assert "1 of the run's variables are not finite at step 8: lower" in str(caught.value)
-    assert f"--model_dir={run.parent}: the run goes on from its last sound" in str(caught.value)
+    assert f"--model_dir={run.parent}: the run resumes from its last sound" in str(caught.value)
     assert steps_in(run) == [2, 4, 6]
 
 
@@ -419,7 +419,7 @@ def test_a_hopeless_run_loses_the_checkpoints_that_led_there(run: Path, compiled
     model.skipped_in_a_row.assign(6)
     error = checkpoints.hopeless("it is hopeless")
     assert str(error).startswith("it is hopeless at step 10: lower optimizer.learning_rate")
-    assert str(error).endswith("goes on from its last sound checkpoint, of step 2.")
+    assert str(error).endswith("resumes from its last sound checkpoint, of step 2.")
     assert steps_in(run) == [2] and (run / "damaged-ckpt-4.index").exists()
     assert tf.train.latest_checkpoint(str(run)) == str(run / "ckpt-2")
     model.skipped_in_a_row.assign(10)

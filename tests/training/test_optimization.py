@@ -2,10 +2,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
+from cocolm_tf.training.optimization import AdamW
+from cocolm_tf.training.schedules import WarmupDecay
 
 SHAPES = [(3, 4), (4,), ()]
 
@@ -25,7 +24,7 @@ def make_gradients(step: int) -> list[tf.Tensor]:
 
 def make_optimizer(kind, variables, **changes):
     arguments = {
-        "learning_rate": LinearWarmupDecay(0.1, 2, 6),
+        "learning_rate": WarmupDecay(0.1, 2, 6),
         "weight_decay": 0.05,
         "beta_1": 0.9,
         "beta_2": 0.98,
@@ -128,43 +127,10 @@ def test_every_replica_makes_the_same_update(mirrored_strategy):
 
 
 def test_optimizer_config_round_trip():
-    optimizer = AdamW(LinearWarmupDecay(0.1, 2, 6, end=0.01), weight_decay=0.05, beta_2=0.98)
+    optimizer = AdamW(WarmupDecay(0.1, 2, 6, end=0.01), weight_decay=0.05, beta_2=0.98)
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert type(again) is AdamW
     assert again.get_config() == optimizer.get_config()
-
-
-# The schedule.
-
-
-def expected_rate(step, peak, warmup, total, end) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if step >= total:
-        return end
-    return end + (peak - end) * (total - step) / (total - warmup)
-
-
-@settings(max_examples=80)
-@given(st.integers(0, 50), st.integers(1, 100), st.integers(0, 200), st.sampled_from([0.0, 1e-5]))
-def test_schedule_is_piecewise_linear(warmup, decay, step, end):
-    schedule = LinearWarmupDecay(1e-3, warmup, warmup + decay, end)
-    expected = expected_rate(step, 1e-3, warmup, warmup + decay, end)
-    assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-10)
-
-
-def test_schedule_of_the_paper():
-    schedule = LinearWarmupDecay(peak=5e-4, warmup_steps=10_000, total_steps=125_000)
-    rates = [float(schedule(tf.constant(step, tf.int64))) for step in (0, 9_999, 10_000, 67_500)]
-    assert rates == pytest.approx([5e-8, 5e-4, 5e-4, 2.5e-4], rel=1e-5)
-    assert float(schedule(125_000)) == float(schedule(200_000)) == 0
-
-
-def test_schedule_config_round_trip():
-    schedule = LinearWarmupDecay(1e-3, 3, 9, end=1e-5)
-    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
-    assert again.get_config() == schedule.get_config()
-    assert float(again(5)) == float(schedule(5))
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
@@ -193,7 +159,7 @@ def test_apply_follows_keras(clip_norm):
 def test_a_variable_may_learn_at_a_rate_of_its_own(by_keras):
     plain, scaled, slow = make_variables(), make_variables(), make_variables()
     optimizers = [make_optimizer(AdamW, variables) for variables in (plain, scaled)]
-    optimizers.append(make_optimizer(AdamW, slow, learning_rate=LinearWarmupDecay(0.025, 2, 6)))
+    optimizers.append(make_optimizer(AdamW, slow, learning_rate=WarmupDecay(0.025, 2, 6)))
     optimizers[1].scale_learning_rate(scaled[:1], 0.25)
     for step in range(4):
         for optimizer, variables in zip(optimizers, (plain, scaled, slow), strict=True):
