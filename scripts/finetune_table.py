@@ -7,6 +7,7 @@ from absl import flags
 
 from cocolm_tf import files, program
 from cocolm_tf.data.table_task import table_name
+from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.flags import define_run_flags, run_from_flags
 
 flags.DEFINE_string(
@@ -21,6 +22,16 @@ flags.DEFINE_string("text_column", None, "Column of the texts.")
 flags.DEFINE_string("second_text_column", "", "Column of the second texts, for pairs.")
 flags.DEFINE_string("label_column", None, "Column of the labels.")
 flags.DEFINE_bool("regression", False, "Predict the labels as numbers.")
+flags.DEFINE_bool(
+    "multi_label", False, "A text has any number of labels, as --label_separator separates them."
+)
+flags.DEFINE_string("label_separator", ",", "multi_label: what is between two labels of a row.")
+flags.DEFINE_bool(
+    "tune_thresholds",
+    False,
+    "multi_label: choose on the dev set from which probability on a text has each label, for the "
+    "best F1, instead of 0.5.",
+)
 flags.DEFINE_float(
     "max_bad_share",
     0.0,
@@ -59,11 +70,18 @@ def main() -> str:
     }
     # Only where they are given, so that runs from before there were such go on.
     table |= {flag: FLAGS[flag].value for flag in ("encoding", "delimiter") if FLAGS[flag].value}
+    if FLAGS.multi_label:
+        if not FLAGS.label_separator.strip("\t\r\n"):
+            raise UserError("--label_separator must be text without tabs and line ends.")
+        table["label_separator"] = FLAGS.label_separator
+    elif FLAGS.tune_thresholds:
+        raise UserError("--tune_thresholds goes with --multi_label.")
 
     def make_task(**fields: Any) -> Any:
         from cocolm_tf.finetuning.tasks.classification import ClassificationTask
 
-        return ClassificationTask(data={"table": table}, **fields)
+        tune = FLAGS.tune_thresholds
+        return ClassificationTask(data={"table": table}, tune_thresholds=tune, **fields)
 
     configs = os.path.join(ROOT, "configs", "finetune")
     return run_from_flags(name, make_task, configs, settings="")

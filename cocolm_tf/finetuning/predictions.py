@@ -1,5 +1,6 @@
 """Predictions for rows without labels, in files as the GLUE leaderboard takes them."""
 
+import itertools
 import os
 
 import numpy as np
@@ -9,7 +10,9 @@ from cocolm_tf.data.examples import TaskData
 from cocolm_tf.finetuning.metrics import predicted
 
 
-def write_predictions(path: str, outputs: np.ndarray, data: TaskData) -> None:
+def write_predictions(
+    path: str, outputs: np.ndarray, data: TaskData, assigned: np.ndarray | None = None
+) -> None:
     """Writes a file of predictions: `index` and `prediction`, tab-separated.
 
     A quote and a backslash are characters as any other, as they are in the files that are read.
@@ -18,6 +21,7 @@ def write_predictions(path: str, outputs: np.ndarray, data: TaskData) -> None:
         path: The file.
         outputs: [N, classes] of the model, row for row.
         data: The task, whose classes and bounds decide how a prediction is written.
+        assigned: [N, K] bool, which labels each row has where it may have several.
 
     Example:
     ```python
@@ -28,7 +32,11 @@ def write_predictions(path: str, outputs: np.ndarray, data: TaskData) -> None:
     if data.bounds:
         predictions = np.clip(predictions, *data.bounds)
     names = data.label_values or data.label_names
-    if names is None:
+    if assigned is not None:
+        values = [
+            data.label_separator.join(itertools.compress(names, row)) for row in assigned.tolist()
+        ]
+    elif names is None:
         values = [f"{number:.3f}" for number in predictions]
     else:
         values = [names[number] for number in predictions]

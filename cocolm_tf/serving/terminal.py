@@ -84,6 +84,8 @@ class Printer:
             for index in np.argsort(-probabilities):
                 bar = "█" * round(_BAR * float(probabilities[index]))
                 name = names[index].decode("utf-8", "replace")
+                is_said = "assigned" in outputs and outputs["assigned"][row, index]
+                name = f"{self._bold(name)} ✓" if is_said else name
                 lines.append(f"  {probabilities[index]:6.1%} {self._green(f'{bar:{_BAR}}')} {name}")
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)

@@ -22,7 +22,7 @@ from cocolm_tf.finetuning.batches import (
 )
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.encoder import encoder_of, row_length
-from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
+from cocolm_tf.finetuning.metrics import best_thresholds, evaluate, guesses, metrics_of, predicted
 from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifier,
     CocoLMTextClassifierPreprocessor,
@@ -85,8 +85,14 @@ class TextTask(Task):
         return data.name
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassificationTask(TextTask):
-    """A run of a text classifier; see `TextTask`.
+    """A run of a text classifier.
+
+    Args:
+        tune_thresholds: Whether to choose for each of several labels, on the dev set, from which
+            probability on a text has it; else that is 0.5.
+        **kwargs: As for `TextTask`.
 
     Example:
     ```python
@@ -97,6 +103,8 @@ class ClassificationTask(TextTask):
     """
 
     family: ClassVar[str] = "classification"
+
+    tune_thresholds: bool = False
 
     def prepare(self, config: FinetuningConfig) -> "PreparedClassification":
         """Reads the data and builds the model."""
@@ -141,12 +149,16 @@ class PreparedClassification(Prepared):
     def artifacts(self, folder: str) -> dict[str, Any]:
         """Predicts the test sets."""
         data, train = self._data, self._train.labels
+        found = self._tuned() if self._task.tune_thresholds and data.multi_label else {}
         for part, examples in data.test.items():
             self._tokens[part] = tokenized(self.model.preprocessor, examples)
             self.report[part]["tokens"] = describe_lengths(self._tokens[part])
             path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{part}.tsv")
-            write_predictions(path, self._outputs(part), data)
+            outputs = self._outputs(part)
+            assigned = self.model.assigned(outputs) if data.multi_label else None
+            write_predictions(path, outputs, data, assigned)
         return {
+            **found,
             "baseline": {
                 part: evaluate(self._metrics, examples.labels, guesses(train, len(examples)))
                 for part, examples in data.dev.items()
@@ -176,7 +188,18 @@ class PreparedClassification(Prepared):
         outputs = self._outputs(part)
         if not np.isfinite(outputs).all():
             raise FloatingPointError
-        return evaluate(self._metrics, examples.labels, predicted(outputs))
+        if self._data.multi_label:
+            predictions = self.model.assigned(outputs).astype(np.int32)
+        else:
+            predictions = predicted(outputs)
+        return evaluate(self._metrics, examples.labels, predictions)
+
+    def _tuned(self) -> dict[str, Any]:
+        """Gives the model the thresholds that are best for the first dev set."""
+        part, examples = next(iter(self._data.dev.items()))
+        probabilities = self.model.probabilities(self._outputs(part))
+        self.model.thresholds = best_thresholds(examples.labels, probabilities)
+        return {"thresholds": self.model.thresholds, "tuned": self.measure()}
 
     def _outputs(self, part: str) -> np.ndarray:
         """[N, classes], in the order of the part's examples."""
@@ -192,7 +215,13 @@ def build_classifier(task: Task, config: FinetuningConfig, data: TaskData) -> Co
         backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
         length = row_length(config.data.sequence_length, backbone)
         preprocessor = CocoLMTextClassifierPreprocessor.from_preset(preset, sequence_length=length)
-    return CocoLMTextClassifier(backbone, data.num_classes, preprocessor, data.label_names)
+    return CocoLMTextClassifier(
+        backbone,
+        data.num_classes,
+        preprocessor,
+        data.label_names,
+        multi_label=data.multi_label,
+    )
 
 
 def describe_data(data: TaskData, train: Examples, tokens: Mapping[str, Tokens]) -> dict[str, Any]:
@@ -246,7 +275,10 @@ def _labels(examples: Examples, data: TaskData) -> dict[str, float] | None:
     if data.label_names is None:
         values = examples.labels
         return {name: float(getattr(values, name)()) for name in ("mean", "min", "max")}
-    counts = np.bincount(examples.labels, minlength=data.num_classes)
+    if data.multi_label:
+        counts = examples.labels.sum(axis=0)
+    else:
+        counts = np.bincount(examples.labels, minlength=data.num_classes)
     return {name: int(count) for name, count in zip(data.label_names, counts, strict=True)}
 
 
@@ -273,7 +305,8 @@ def classes_line(data: TaskData) -> str:
     """What a model of a task predicts, in a sentence."""
     if data.label_names is None:
         return "It predicts a number."
-    return f"Its classes: {', '.join(data.label_names)}."
+    several = ", of which a text has any number" if data.multi_label else ""
+    return f"Its classes{several}: {', '.join(data.label_names)}."
 
 
 def usage(name: str, data: TaskData) -> str:
@@ -299,6 +332,7 @@ def evaluation_lines(data: TaskData, baseline: Scores) -> str:
         for metric, value in metrics.items()
     )
     guess = "mean" if data.label_names is None else "commonest class"
+    guess = "labels of more than half" if data.multi_label else guess
     return (
         f"{'; '.join(evaluated)}. Always to predict the {guess} of the training rows scores "
         f"{', '.join(scores)}."

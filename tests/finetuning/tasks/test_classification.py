@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tiny_presets import opinions
 
 from cocolm_tf import CocoLMTextClassifier, files
 from cocolm_tf.errors import UserError
@@ -184,3 +185,36 @@ def test_a_regression(run, write, tmp_path: Path):
     lines = (tmp_path / "predictions" / "test.tsv").read_text().splitlines()[1:]
     low, high = (float(line.split("\t")[1]) for line in lines)
     assert low < high and np.isfinite([low, high]).all()
+
+
+def test_several_labels_a_text(tiny_preset, tmp_path: Path):
+    rows = []
+    for text, label in opinions(80, seed=4):
+        labels = [("bad", "good")[label], *(["cat"] if "cat" in text.split() else [])]
+        rows.append(f"{text}\t{'|'.join(labels)}\n")
+    (tmp_path / "t.tsv").write_text("text\ttopics\n" + "".join(rows))
+    path = str(tmp_path / "t.tsv")
+    table = {"train_file": path, "dev_file": path, "test_file": path, "label_separator": "|"}
+    table |= {"text_column": "text", "label_column": "topics"}
+    config = FinetuningConfig()
+    config.override(FAST)
+    task = ClassificationTask(
+        preset=tiny_preset,
+        config=config.as_dict(),
+        data={"table": table},
+        tune_thresholds=True,
+        metric="macro_f1",
+    )
+    (tmp_path / "run").mkdir()
+    results = run_task(task.spec(), str(tmp_path / "run"), Listener())
+    assert json.loads(json.dumps(results)) == results
+    assert list(results["dev"]["dev"]) == ["macro_f1", "micro_f1", "exact_match"]
+    assert results["score"] == results["dev"]["dev"]["macro_f1"] > 0.6
+    assert results["tuned"]["dev"]["macro_f1"] >= results["score"]
+    classifier = CocoLMTextClassifier.from_preset(str(tmp_path / "run" / "preset"))
+    assert classifier.thresholds == pytest.approx(results["thresholds"])
+    lines = (tmp_path / "run" / "predictions" / "test.tsv").read_text().splitlines()[1:]
+    texts = [row.split("\t")[0] for row in rows]
+    found = classifier.assigned(classifier.predict(texts, verbose=0))
+    names = np.array(classifier.label_names)
+    assert [line.split("\t")[1] for line in lines] == ["|".join(names[row]) for row in found]
