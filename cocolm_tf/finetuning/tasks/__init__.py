@@ -10,6 +10,7 @@ FAMILIES = {
     "classification": "ClassificationTask",
     "question_answering": "QuestionAnsweringTask",
     "prompting": "PromptingTask",
+    "superglue": "SuperGlueClassificationTask",
     "tokens": "TokensTask",
 }
 """The class of each family, in the module of the family's name."""

@@ -81,8 +81,16 @@ class TextTask(Task):
     def check(self) -> str:
         """Reads the data, so that a mistake in it is told before any process starts."""
         data = self.read()
-        metrics_of(data, self.metric)
+        self.metrics_of(data)
         return data.name
+
+    def metrics_of(self, data: TaskData) -> tuple[str, ...]:
+        """The metrics, the one to choose by first."""
+        return metrics_of(data, self.metric)
+
+    def drawn(self, data: TaskData) -> np.ndarray:
+        """Which of the training examples the run learns from, where that is not all."""
+        return stratified(data.train.labels, self.train_fraction, self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,11 +125,10 @@ class PreparedClassification(Prepared):
     def __init__(self, task: ClassificationTask, config: FinetuningConfig) -> None:
         self._task, self._config = task, config
         self._data = data = task.read()
-        self._metrics = metrics_of(data, task.metric)
+        self._metrics = task.metrics_of(data)
         self._train = data.train
         if task.train_fraction < 1:
-            drawn = stratified(data.train.labels, task.train_fraction, task.seed)
-            self._train = data.train.select(drawn)
+            self._train = data.train.select(task.drawn(data))
         self.model = build_classifier(task, config, data)
         self._tokens = {
             name: tokenized(self.model.preprocessor, part)
@@ -144,23 +151,20 @@ class PreparedClassification(Prepared):
 
     def measure(self) -> Scores:
         """The metrics of each dev set."""
-        return {part: self._scores(part, examples) for part, examples in self._data.dev.items()}
+        return {part: self._scores(part) for part in self._data.dev}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
         """Predicts the test sets."""
         data, train = self._data, self._train.labels
-        found = self._tuned() if self._task.tune_thresholds and data.multi_label else {}
+        found = self._tuned() if data.multi_label and self._task.tune_thresholds else {}
         for part, examples in data.test.items():
             self._tokens[part] = tokenized(self.model.preprocessor, examples)
             self.report[part]["tokens"] = describe_lengths(self._tokens[part])
-            path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{part}.tsv")
-            outputs = self._outputs(part)
-            assigned = self.model.assigned(outputs) if data.multi_label else None
-            write_predictions(path, outputs, data, assigned)
+            self._write(folder, part, self._outputs(part))
         return {
             **found,
             "baseline": {
-                part: evaluate(self._metrics, examples.labels, guesses(train, len(examples)))
+                part: self._evaluated(part, guesses(train, len(examples)))
                 for part, examples in data.dev.items()
             },
         }
@@ -184,15 +188,27 @@ class PreparedClassification(Prepared):
             **shared_facts(results, self.model.backbone, "a classification head"),
         )
 
-    def _scores(self, part: str, examples: Examples) -> dict[str, float]:
+    def _scores(self, part: str) -> dict[str, float]:
         outputs = self._outputs(part)
         if not np.isfinite(outputs).all():
             raise FloatingPointError
+        return self._evaluated(part, self._predicted(part, outputs))
+
+    def _predicted(self, part: str, outputs: np.ndarray) -> np.ndarray:
+        """What outputs say of a part's examples."""
         if self._data.multi_label:
-            predictions = self.model.assigned(outputs).astype(np.int32)
-        else:
-            predictions = predicted(outputs)
-        return evaluate(self._metrics, examples.labels, predictions)
+            return self.model.assigned(outputs).astype(np.int32)
+        return predicted(outputs)
+
+    def _evaluated(self, part: str, predictions: np.ndarray) -> dict[str, float]:
+        """Scores predictions of a dev set."""
+        return evaluate(self._metrics, self._data.dev[part].labels, predictions)
+
+    def _write(self, folder: str, part: str, outputs: np.ndarray) -> None:
+        """Writes the predictions of a test set."""
+        path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{part}.tsv")
+        assigned = self.model.assigned(outputs) if self._data.multi_label else None
+        write_predictions(path, outputs, self._data, assigned)
 
     def _tuned(self) -> dict[str, Any]:
         """Gives the model the thresholds that are best for the first dev set."""
