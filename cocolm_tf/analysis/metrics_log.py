@@ -54,7 +54,7 @@ class Metrics:
 
 
 def read_metrics(model_dir: str) -> Metrics:
-    """Reads the log of a run, which may still be going on."""
+    """Reads the log of a run, which may be unfinished."""
     path = os.path.join(model_dir, METRICS_FILENAME)
     if not files.is_file(path):
         raise UserError(

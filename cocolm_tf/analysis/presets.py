@@ -22,6 +22,7 @@ from cocolm_tf.training.preset import (
     BACKBONE_FILENAME,
     HEADS_FILENAME,
     load_preset,
+    saved_heads,
 )
 
 
@@ -61,8 +62,7 @@ def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer
 
 def _load(preset: str, precision: str) -> tuple[Pretrainer, CocoLMTokenizer]:
     tokenizer = load_vocabulary(preset)
-    path = os.path.join(preset, HEADS_FILENAME)
-    heads = set(np.load(path).files) if files.is_file(path) else set()
+    heads = saved_heads(preset)
     main, auxiliary = _build(preset, precision), None
     if "main_masked_lm_head.bias" in heads:
         model = MaskedLanguageModel(main, name="masked_language_model")
@@ -79,6 +79,7 @@ def _load(preset: str, precision: str) -> tuple[Pretrainer, CocoLMTokenizer]:
             lm_weight=float("lm_head.bias" in heads),
             scl_weight=float("projection.dense.kernel" in heads),
             use_copy="copy_head.kernel" in heads,
+            copy_head_bias="copy_head.bias" in heads,
         )
     load_preset(pretrainer, preset)
     return pretrainer, tokenizer

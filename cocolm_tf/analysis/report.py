@@ -40,7 +40,7 @@ def write_report(
 ) -> tuple[str, Demonstration | None]:
     """Writes the report of a run.
 
-    Of a run that still goes on, the report has no demonstration.
+    The report of an unfinished run has no demonstration.
 
     Args:
         model_dir: the run's folder.

@@ -66,7 +66,7 @@ class Run:
 
 
 def read_run(name: str, model_dir: str) -> Run:
-    """Reads what is compared of a run, which may still be going on.
+    """Reads a run for comparison, which may be unfinished.
 
     Args:
         name: what to call it.

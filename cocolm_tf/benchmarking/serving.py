@@ -48,11 +48,11 @@ def compare_serving(
     seconds: float,
     threads: int,
 ) -> dict[str, Any]:
-    """Lets clients ask exports, and ONNX models of the same presets, in alternation.
+    """Measures throughput and latency of exports, and of ONNX models of the same presets.
 
-    A request is one text, and an answer its vector or its classes. The texts are tokenized by the
-    same graph for all. With batching, requests that come at the same time are answered together
-    by TensorFlow's scheduler of batches, the one that TensorFlow Serving has.
+    The contenders take turns. A request is one text, and an answer its vector or its classes. The
+    texts are tokenized by the same graph for all. With batching, simultaneous requests are
+    answered together by TensorFlow's batch scheduler, the one that TensorFlow Serving has.
 
     Args:
         presets: from `embed` and `classify`, or one of them, to the preset.

@@ -213,7 +213,7 @@ def _convert_to_official(
         if not _same_tables(backbone, auxiliary):
             entries += table_entries(auxiliary, AUXILIARY)
         entries += encoder_entries(auxiliary, AUXILIARY)
-    heads, unknown = _read_preset_heads(folder)
+    heads, unknown = read_preset_heads(folder)
     for head, variables in heads.items():
         entries += head_entries(head, variables)
 
@@ -245,7 +245,7 @@ def _facts(official: str, preset: str, backbone: CocoLMBackbone) -> Facts:
     )
 
 
-def _read_preset_heads(preset: str) -> tuple[dict[str, Head], list[str]]:
+def read_preset_heads(preset: str) -> tuple[dict[str, Head], list[str]]:
     """The heads of a preset, and what else stands among them."""
     arrays: dict[str, np.ndarray] = read_task_heads(preset)
     path = os.path.join(preset, HEADS_FILENAME)

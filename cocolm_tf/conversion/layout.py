@@ -28,7 +28,10 @@ _MAIN_MODEL = ("embeddings.", "encoder.", RELATIVE_POSITIONS, "scl_head.")
 
 # Ours and theirs, by head. A kernel is [inputs, outputs] here and [outputs, inputs] there.
 HEADS = {
-    "copy_head": {"kernel": ("binary_head.out_proj.weight",)},
+    "copy_head": {
+        "kernel": ("binary_head.out_proj.weight",),
+        "bias": ("binary_head.out_proj.bias",),  # not in the paper
+    },
     "lm_head": {"bias": ("lm_head.bias",)},
     "projection": {
         "dense.kernel": ("scl_head.dense.weight",),
@@ -159,4 +162,6 @@ def encoder_entries(backbone: CocoLMBackbone, prefix: str = "") -> Iterator[Entr
 def head_entries(head: str, variables: dict[str, keras.Variable]) -> Iterator[Entry]:
     """The entries of a head's variables."""
     for name, released in HEADS[head].items():
+        if head == "copy_head" and name not in variables:
+            continue
         yield Entry(released, (variables[name],), transposed=name.endswith("kernel"))

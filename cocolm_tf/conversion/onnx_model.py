@@ -27,9 +27,12 @@ _EXCLUDED = np.float32(-1e9)
 _PADDING_LOGIT = np.float32(-1e4)
 
 
-def embedding_model(backbone: CocoLMBackbone, pooling: str = "cls") -> onnx.ModelProto:
-    """The model of `embed`: `token_ids` [B, S] int64 to unit vectors, `embeddings` [B, H]."""
-    # `pooling` is "cls", the hidden state of `<s>`, or "mean", that of all tokens.
+def embedding_model(
+    backbone: CocoLMBackbone, pooling: str = "cls", dimension: int = 0
+) -> onnx.ModelProto:
+    """The model of `embed`: `token_ids` [B, S] int64 to unit vectors, `embeddings` [B, D]."""
+    # `pooling` is "cls", the hidden state of `<s>`, or "mean", that of all tokens. Of a vector the
+    # first `dimension` numbers are kept, or all for 0.
     graph = _Graph()
     states = graph.states(backbone)
     if pooling == "cls":
@@ -39,8 +42,11 @@ def embedding_model(backbone: CocoLMBackbone, pooling: str = "cls") -> onnx.Mode
         is_real = graph.add("Unsqueeze", graph.is_real(), graph.array(np.int64([2])))
         real = graph.add("Mul", states, is_real)
         vectors = graph.add("ReduceSum", real, graph.array(np.int64([1])), keepdims=0)
+    dimension = dimension or backbone.hidden_dim
+    ends = (graph.array(np.int64([one])) for one in (0, dimension, 1))
+    vectors = graph.add("Slice", vectors, *ends)
     length = graph.add("ReduceL2", vectors, graph.array(np.int64([1])), keepdims=1)
-    width = ["batch", backbone.hidden_dim]
+    width = ["batch", dimension]
     return graph.model(embeddings=(graph.add("Div", vectors, length), width))
 
 
@@ -74,6 +80,8 @@ def correction_model(
     kernel = np.asarray(copy_head.kernel)[:, np.newaxis]
     last, three = graph.array(np.int64([2])), graph.array(np.int64([-1]))
     copy_logits = graph.add("MatMul", states, graph.array(kernel))
+    if copy_head.bias is not None:
+        copy_logits = graph.add("Add", copy_logits, graph.array(copy_head.bias))
     is_real = graph.add("Unsqueeze", graph.is_real(), last)
     replaced = graph.add("Mul", graph.add("Sigmoid", graph.add("Neg", copy_logits)), is_real)
 

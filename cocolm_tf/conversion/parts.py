@@ -28,6 +28,7 @@ from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifier,
     CocoLMTextClassifierPreprocessor,
 )
+from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import (
     DICTIONARY_FILENAME,
@@ -43,7 +44,6 @@ _TIED_TO_WORDS = (
     "auxiliary.lm_head.weight",
     "auxiliary.lm_head.decoder.weight",
 )
-_COPY_BIAS = "binary_head.out_proj.bias"
 
 # The variables of a head, by their names in `layout.HEADS`.
 Head = dict[str, keras.Variable]
@@ -106,9 +106,6 @@ def read_heads(
                 f"{checkpoint.path}: {name} differs from the word embeddings; COCO-LM's LM heads "
                 "are tied to them."
             )
-    if _COPY_BIAS in checkpoint:
-        value = float(checkpoint.read(_COPY_BIAS).ravel()[0])
-        checkpoint.explain(_COPY_BIAS, f"{value:.4g}; the paper's copy head has no bias")
     return heads
 
 
@@ -169,7 +166,8 @@ def _head_shapes(
 ) -> dict[str, tuple[int, ...]]:
     vocabulary_size, width = configuration["vocab_size"], configuration["hidden_size"]
     if head == "copy_head":
-        return {"kernel": (width,)}
+        has_bias = HEADS[head]["bias"][0] in checkpoint
+        return {"kernel": (width,)} | ({"bias": (1,)} if has_bias else {})
     if head == "lm_head":
         return {"bias": (vocabulary_size,)}
     if head == "projection":
@@ -252,6 +250,8 @@ def read_task_heads(directory: str) -> dict[str, np.ndarray]:
 
 def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
     task = _read_task(directory)
+    if isinstance(task, CocoLMTextEmbedder):
+        return {}  # An embedder is its encoder.
     if isinstance(task, CocoLMTextClassifier):
         return {
             "classifier.dense.kernel": task.pooled_dense.kernel,
@@ -265,7 +265,9 @@ def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
     }
 
 
-def _read_task(directory: str) -> CocoLMTextClassifier | CocoLMQuestionAnswerer:
+def _read_task(
+    directory: str,
+) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | CocoLMTextEmbedder:
     path = os.path.join(directory, _TASK_FILENAME)
     try:
         name = json.loads(files.read_text(path))["registered_name"]
@@ -273,7 +275,7 @@ def _read_task(directory: str) -> CocoLMTextClassifier | CocoLMQuestionAnswerer:
         raise UserError(f"{path} does not describe a model.") from error
     classes: dict[str, Any] = {
         keras.saving.get_registered_name(one): one
-        for one in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
+        for one in (CocoLMTextClassifier, CocoLMQuestionAnswerer, CocoLMTextEmbedder)
     }
     if name not in classes:
         raise UserError(

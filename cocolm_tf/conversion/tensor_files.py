@@ -241,6 +241,6 @@ def read_json(path: str) -> dict[str, Any]:
     return content
 
 
-def write_json(path: str, content: dict[str, Any]) -> None:
-    """Writes a JSON object."""
+def write_json(path: str, content: dict[str, Any] | list[Any]) -> None:
+    """Writes a file of JSON."""
     files.write_text(path, json.dumps(content, indent=2) + "\n")

@@ -12,7 +12,7 @@ from cocolm_tf.costs.flops import (
     rematerialization_flops,
     similarity_flops,
 )
-from cocolm_tf.costs.memory import step_memory
+from cocolm_tf.costs.memory import moment_shares, step_memory
 from cocolm_tf.costs.parameters import count_parameters
 from cocolm_tf.costs.workload import contrasted_parts, encoder_passes, heads_of
 from cocolm_tf.errors import UserError
@@ -60,7 +60,7 @@ def estimate(
         `flops_per_step` and its parts `flops_by_part`, `flops_per_token`, `flops_per_run`, and
         `rematerialization_flops` beyond them;
         `memory`: from `kept` and `rematerialized`, the parts of `step_memory` on each device;
-        `all_reduce_bytes`, `gather_bytes`: what each device sends;
+        `all_reduce_bytes`, `gather_bytes`, `update_gather_bytes`: what each device sends;
         `share_of_peak`, `share_of_memory`;
         `accelerators`: from each key, `title`, `memory`, `link_seconds`, `update_seconds`, and
         `plans`, two of `plan`'s: one that keeps the activations, one that rematerializes them.
@@ -93,7 +93,12 @@ def estimate(
         raise UserError(
             f"what was compiled is for {', '.join(unasked)}, which is not among the accelerators."
         )
-    sent = [all_reduce_bytes(total, devices), gather_bytes(config, devices)]
+    shares = moment_shares(config, devices)
+    sent = [
+        all_reduce_bytes(total, devices),
+        gather_bytes(config, devices),
+        all_reduce_bytes(total, shares),  # of updated weights among zeros
+    ]
     return {
         "devices": devices,
         "precision": config.runtime.precision,
@@ -129,6 +134,7 @@ def estimate(
         },
         "all_reduce_bytes": sent[0],
         "gather_bytes": sent[1],
+        "update_gather_bytes": sent[2],
         "share_of_peak": share_of_peak,
         "share_of_memory": share_of_memory,
         "accelerators": {
@@ -136,7 +142,7 @@ def estimate(
                 "title": ACCELERATORS[key].title,
                 "memory": ACCELERATORS[key].memory,
                 "link_seconds": sum(sent) / (link_bandwidth or ACCELERATORS[key].link_bandwidth),
-                "update_seconds": update_bytes(total) / ACCELERATORS[key].memory_bandwidth,
+                "update_seconds": update_bytes(total, shares) / ACCELERATORS[key].memory_bandwidth,
                 "plans": {
                     name: plan(
                         whole,
@@ -268,10 +274,12 @@ def gather_bytes(config: PretrainingConfig, devices: int) -> float:
     return 4 * vectors * (devices - 1) / devices
 
 
-def update_bytes(parameters: int) -> int:
+def update_bytes(parameters: int, shares: int = 1) -> float:
     """The bytes that AdamW moves to and from memory, once a step."""
-    # It reads weights, gradients and both moments, and writes all but the gradients: 7 * 4P.
-    return 7 * _FLOAT32 * parameters
+    # It reads weights, gradients and both moments, and writes all but the gradients: 7 * 4P, or a
+    # device's share of that. What is gathered then is read and written as a whole: 2 * 4P.
+    gathered = 2 if shares > 1 else 0
+    return (7 / shares + gathered) * _FLOAT32 * parameters
 
 
 def format_report(result: dict[str, Any]) -> str:
@@ -328,10 +336,13 @@ def _memory_rows(result: dict[str, Any]) -> list[str]:
 
 
 def _traffic_rows(result: dict[str, Any]) -> list[str]:
-    return [
+    rows = [
         _row("a device sends", f"{si(result['all_reduce_bytes'], 'B')} of gradients a step"),
         _row("", f"{si(result['gather_bytes'], 'B')} of vectors and their gradients a step"),
     ]
+    if sent := result["update_gather_bytes"]:
+        rows.append(_row("", f"{si(sent, 'B')} of updated weights a step"))
+    return rows
 
 
 def _accelerator_tables(result: dict[str, Any]) -> list[list[str]]:

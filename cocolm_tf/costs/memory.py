@@ -32,12 +32,13 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
     Args:
         config: the run. Each device computes on batch_size / (devices * micro_batches) sequences
             at a time.
-        devices: Replicas, each with all the weights.
+        devices: Replicas, each with all the weights, and with all the moments or its share.
         rematerialize: Whether blocks are rematerialized, whatever the configuration says.
 
     Returns:
         Bytes from the name of each part:
-        `weights`, 4P, and those of a frozen auxiliary model; `optimizer`, the two moments, 8P;
+        `weights`, 4P, and those of a frozen auxiliary model; `optimizer`, the two moments, 8P, or
+        a share of them where `optimizer.sharded`;
         `averages`, 4P, where there is a moving average of the weights;
         `gradients`, 4P, and as much again for their sums over micro-batches, if there are several;
         `copied_weights`: see `copied_weight_bytes`;
@@ -63,7 +64,7 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
     averages = {"averages": _FLOAT32 * parameters} if config.trainer.ema_decay else {}
     return averages | {
         "weights": _FLOAT32 * (parameters + count_frozen_parameters(config)),
-        "optimizer": 2 * _FLOAT32 * parameters,
+        "optimizer": 2 * _FLOAT32 * -(-parameters // moment_shares(config, devices)),
         "gradients": (1 if micro_batches == 1 else 2) * _FLOAT32 * parameters,
         "copied_weights": copied_weight_bytes(config, rematerialize),
         "activations": sequences * activations,
@@ -73,6 +74,11 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
         ),
         "working": sequences * working_bytes(config, rematerialize),
     }
+
+
+def moment_shares(config: PretrainingConfig, devices: int) -> int:
+    """Into how many shares the moments are cut, each on a device of its own."""
+    return devices if config.optimizer.sharded else 1
 
 
 def compute_bytes(config: PretrainingConfig) -> int:

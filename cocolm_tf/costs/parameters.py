@@ -9,11 +9,12 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
 
     With V tokens in the vocabulary, P positions, width H:
 
-    - `embeddings`: the word and position tables of both models, (V + P)H;
-    - `main`, `auxiliary`: `encoder_parameters` of either;
+    - `embeddings`: the main model's word and position tables, (V + P)H;
+    - `main`, `auxiliary`: `encoder_parameters` of either; the auxiliary model's position table, PH,
+      where it has its own, and its LayerNorm on the embeddings, 2H less, where it has not;
     - `masked_lm_head`: a dense layer from the auxiliary model's width A to the embeddings',
       AH + H, LayerNorm, 2H, and a bias, V;
-    - `copy_head`: H, of each of them; `lm_head`: a bias, V;
+    - `copy_head`: H, of each of them, and perhaps a bias, 1; `lm_head`: a bias, V;
     - `projection`: a dense layer, H^2 + H, and LayerNorm, 2H.
 
     See `count_frozen_parameters` for those of a frozen auxiliary model.
@@ -38,11 +39,13 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
         "main": encoder_parameters(passes.get("main") or passes["main_corrupted"], bins),
     }
     if "auxiliary" in passes:
+        own = {"token": model.max_sequence_length, "token_position": 0, "token_position_norm": -2}
         parts["auxiliary"] = encoder_parameters(passes["auxiliary"], bins)
+        parts["auxiliary"] += own[config.auxiliary.shared] * width
     if heads.masked_lm:
         parts["masked_lm_head"] = _transform(heads.masked_lm, width) + vocabulary
     if heads.copy:
-        parts["copy_head"] = heads.copy * width
+        parts["copy_head"] = heads.copy * width + heads.copy_bias
     if heads.lm:
         parts["lm_head"] = vocabulary
     if heads.projection:

@@ -43,7 +43,7 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
     if config.objective.scl_weight:
         crop = 1 + round((length - 1) * config.data.crop_fraction)
         passes["main_crop"] = dataclasses.replace(main, length=crop, wanted=1)
-    if auxiliary.replacements != "random":
+    if auxiliary.replacements not in ("random", "stored"):
         learning = _auxiliary_pass(config, main)
         frozen = auxiliary.replacements == "frozen"
         if not frozen:
@@ -119,6 +119,7 @@ class Heads:
     masked_lm_rows: int
     copy: int  # How many copy heads the main model has
     copied: int  # How often each sequence is judged by one
+    copy_bias: int  # How many of them have a bias
     # Positions of a sequence that its LM head predicts: M, or S if it is all tokens; 0 without one.
     lm: int
     contrast: bool  # Whether sequences are contrasted
@@ -130,7 +131,7 @@ def heads_of(config: PretrainingConfig) -> Heads:
     objective, passes, rows = config.objective, encoder_passes(config), masked_rows(config)
     if "main" in passes:
         width = passes["main"].hidden_dim
-        return Heads(width, rows, copy=0, copied=0, lm=0, contrast=False, projection=False)
+        return Heads(width, rows, 0, 0, 0, lm=0, contrast=False, projection=False)
     masked_lm = passes["auxiliary"].hidden_dim if "auxiliary" in passes else 0
     learned = [passes[name] for name in ("auxiliary", "auxiliary_corrections") if name in passes]
     masked_lm_rows = rows * sum(one.stacked for one in learned)
@@ -141,6 +142,7 @@ def heads_of(config: PretrainingConfig) -> Heads:
             masked_lm_rows,
             copy=1 if config.mcl.shared_head else judged[0].stacked,
             copied=sum(one.stacked for one in judged),
+            copy_bias=0,
             lm=0,
             contrast=False,
             projection=False,
@@ -153,6 +155,7 @@ def heads_of(config: PretrainingConfig) -> Heads:
         masked_lm_rows,
         copy=1 if copies else 0,
         copied=1 if copies else 0,
+        copy_bias=1 if copies and objective.copy_head_bias else 0,
         lm=rows if objective.lm_weight else 0,
         contrast=objective.scl_weight > 0,
         projection=objective.scl_weight > 0 and objective.projection,

@@ -18,6 +18,8 @@ class Examples:
         labels: [N] int32, the number of each one's class; [N] float32 for a regression; [N, K]
             int32, 0 or 1, where each may have several of K; None where they are not known.
         source: Where the examples come from, for people.
+        rows: [N] int, where each stands in the source: the line of a file, the number of a
+            dataset; None where that is not known.
         left_out: Which rows of the source are not among them and why, a line for people each.
 
     Example:
@@ -31,6 +33,7 @@ class Examples:
     labels: np.ndarray | None = None
     source: str = ""
     left_out: Sequence[str] = ()
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.first)
@@ -49,6 +52,7 @@ class Examples:
             first=[self.first[index] for index in indices],
             second=None if self.second is None else [self.second[index] for index in indices],
             labels=None if self.labels is None else self.labels[np.asarray(indices, int)],
+            rows=None if self.rows is None else self.rows[np.asarray(indices, int)],
         )
 
 

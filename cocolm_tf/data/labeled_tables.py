@@ -46,10 +46,33 @@ def labeled_examples(
     labeled_examples(table, 1, label_parser(["bad", "good"]))
     ```
     """
+    texts, labels, rows, left_out = checked_rows(
+        table, num_texts, parse_label, max_bad_share, allow_empty
+    )
+    first, *second = map(list, zip(*texts, strict=True))
+    is_regression = bool(labels) and isinstance(labels[0], float)
+    return Examples(
+        first,
+        second[0] if second else None,
+        np.array(labels, np.float32 if is_regression else np.int32) if labels else None,
+        table.path,
+        left_out,
+        rows,
+    )
+
+
+def checked_rows(
+    table: Table,
+    num_texts: int,
+    parse_label: Callable[[str], int | float | np.ndarray] | None,
+    max_bad_share: float = 0.0,
+    allow_empty: bool = False,
+) -> tuple[list[tuple[str, ...]], list[int | float | np.ndarray], np.ndarray, list[str]]:
+    """Texts, labels, lines and what is left out, see `labeled_examples`; any number of texts."""
     bad_rows = list(table.bad_rows)
     if parse_label is None:
         bad_rows += [(line, "is blank, and not a row to predict") for line in table.blank_lines]
-    texts, labels = [], []
+    texts, labels, rows = [], [], []
     for line, row in zip(table.lines, table.rows, strict=True):
         empty = [text for text in row[:num_texts] if not text.strip()]
         if empty and not allow_empty:
@@ -62,21 +85,14 @@ def labeled_examples(
                 bad_rows.append((line, str(error)))
                 continue
         texts.append(row[:num_texts])
+        rows.append(line)
     bad_rows.sort()
     total = len(texts) + len(bad_rows)
     if len(bad_rows) > max_bad_share * total or not texts:
         line, reason = bad_rows[0]
         more = f"; {len(bad_rows)} of {total} rows are bad" if len(bad_rows) > 1 else ""
         raise UserError(f"{table.path}:{line} {reason}{more}.")
-    first, *second = map(list, zip(*texts, strict=True))
-    is_regression = bool(labels) and isinstance(labels[0], float)
-    return Examples(
-        first,
-        second[0] if second else None,
-        np.array(labels, np.float32 if is_regression else np.int32) if labels else None,
-        table.path,
-        told_rows(bad_rows),
-    )
+    return texts, labels, np.array(rows), told_rows(bad_rows)
 
 
 def label_parser(values: Sequence[str]) -> Callable[[str], int]:

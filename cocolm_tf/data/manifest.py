@@ -78,6 +78,11 @@ class Manifest:
         return "break" in self.parameters
 
     @property
+    def replacements(self) -> dict[str, Any] | None:
+        """How replacements of masked tokens were drawn beforehand; None where they were not."""
+        return self.parameters.get("replacements")
+
+    @property
     def paths(self) -> list[str]:
         """The paths of the shards, in the order of their numbers."""
         return [os.path.join(self.directory, shard.file) for shard in self.shards]

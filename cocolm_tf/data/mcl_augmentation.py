@@ -56,7 +56,7 @@ class MCLAugmentation:
         slots = _slots(token_ids, max(fractions))
         for name, value in batch.items():
             if name.endswith(("_positions", "_weights", "_tokens")):
-                # What fills up stands for the first token, and is not used.
+                # Padding points at the first token, and has weight 0.
                 batch[name] = tf.pad(value, [[0, 0], [0, slots - value.shape[1]]])
         return {"token_ids": token_ids, "padding_mask": token_ids != special.pad, **batch}
 

@@ -106,6 +106,11 @@ class PretrainingData:
                     "neighboring text teach less. Build it again.",
                     file=sys.stderr,
                 )
+            if manifest.replacements:
+                raise UserError(
+                    f"{pattern} has replacements drawn beforehand, in the order of a run: set "
+                    "auxiliary.replacements=stored to train on them."
+                )
             counts = {shard.file: shard.sequences for shard in manifest.shards}
             records = [counts[os.path.basename(path)] for path in paths]
             if vocabulary is not None:

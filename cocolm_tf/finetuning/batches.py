@@ -1,21 +1,31 @@
 """Texts to batches in which short ones do not pay for long ones."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.data.examples import Examples
-from cocolm_tf.finetuning.models.raw_text import WIDTH_STEP, batch_width
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
 # How many rows are predicted at once: nothing is kept of them, so memory is no matter.
 PREDICTION_BATCH = 64
 
-_TOKENIZED_AT_ONCE = 1024
+# Widths are multiples of it: accelerators like round numbers.
+WIDTH_STEP = 8
+# How many widths there are at most, where each is a program of its own.
+_MOST_WIDTHS = 8
+
+# How many texts are tokenized at once.
+TOKENIZED_AT_ONCE = 1024
+# How many batches an epoch must be saved by a further width: about what its program costs in a
+# run of a few epochs.
+_BATCHES_OF_A_WIDTH = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +88,8 @@ def parts_of(examples: Examples) -> Iterator[Examples]:
     features = [preprocessor(list(part.first)) for part in parts_of(examples)]
     ```
     """
-    for start in range(0, len(examples), _TOKENIZED_AT_ONCE):
-        yield examples.select(range(start, min(start + _TOKENIZED_AT_ONCE, len(examples))))
+    for start in range(0, len(examples), TOKENIZED_AT_ONCE):
+        yield examples.select(range(start, min(start + TOKENIZED_AT_ONCE, len(examples))))
 
 
 def without_padding(
@@ -114,28 +124,76 @@ def without_padding(
     )
 
 
-def bucket_boundaries(lengths: np.ndarray, batch_size: int, buckets: int) -> list[int]:
-    """Cuts lengths into groups of about as many rows.
+def batch_widths(lengths: np.ndarray, limit: int, batch_size: int, buckets: int) -> np.ndarray:
+    """The widths of the batches that rows of some lengths come in.
+
+    Each width is a program of its own, traced and compiled once. So the widths are those that pad
+    least, no more of them than `buckets`, and no more than each save the work of eight batches an
+    epoch.
 
     Args:
         lengths: [N], of the rows.
+        limit: The longest that a row may be.
         batch_size: int.
-        buckets: int. The number of groups at most. There are fewer where a group would not fill
-            eight batches, as each leaves a batch over that is not full.
+        buckets: int. The number of widths at most; 0 for the limit alone.
 
     Returns:
-        The lengths at which a new group begins, ascending; one fewer than there are groups.
+        The widths, ascending; a row belongs to the first that holds it.
 
     Example:
     ```python
-    bucket_boundaries(np.arange(1, 1001), batch_size=16, buckets=4)  # [257, 505, 753]
+    batch_widths(np.arange(1, 1001), limit=1000, batch_size=16, buckets=4)  # [328, 664, 1000]
     ```
     """
-    buckets = min(buckets, max(1, len(lengths) // (8 * batch_size)))
-    cuts = np.quantile(lengths, np.arange(1, buckets) / buckets, method="higher")
-    # A batch is as wide as the next multiple of the step anyway.
-    boundaries = {int(-(-cut // WIDTH_STEP) * WIDTH_STEP + 1) for cut in cuts}
-    return sorted(boundary for boundary in boundaries if boundary <= lengths.max())
+    if not buckets:
+        return np.array([limit])
+    steps, counts = np.unique(-(-lengths // WIDTH_STEP), return_counts=True)
+    candidates = np.minimum(steps * WIDTH_STEP, limit)
+    rows = np.concatenate([[0], np.cumsum(counts)])
+    price = _BATCHES_OF_A_WIDTH * batch_size * lengths.mean()
+    # The best cost, in tokens, of the rows up to each candidate, and the candidate before it.
+    costs, chosen = np.zeros(len(rows)), []
+    for _ in range(min(buckets, len(candidates))):
+        # [before, last]: the rows after one candidate, as wide as the last.
+        groups = candidates * (rows[1:] - rows[:-1, np.newaxis])
+        totals = np.where(
+            np.tri(len(candidates), dtype=bool).T, costs[:-1, np.newaxis] + groups, np.inf
+        )
+        if not chosen:
+            totals[1:] = np.inf  # The first group has no other before it.
+        before = totals.argmin(axis=0)
+        chosen.append((totals.min(axis=0)[-1] + price * len(chosen), before))
+        costs = np.concatenate([[np.inf], totals.min(axis=0)])
+    number = int(np.argmin([cost for cost, _ in chosen]))
+    places, place = [], len(candidates)
+    for _, before in reversed(chosen[: number + 1]):
+        places.append(place - 1)
+        place = before[place - 1]
+    return candidates[sorted(places)]
+
+
+def trimmed(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Cuts off padding that all rows of a batch have in common.
+
+    Args:
+        features: `token_ids` [B, S] and `padding_mask` [B, S].
+
+    Returns:
+        The same, as wide as the longest row, rounded up to a multiple of 8; where B is known, and
+        batches of one width share a program, to one of at most 8 widths.
+
+    Example:
+    ```python
+    trimmed(tokenizer.pack([[5], [5, 6]], sequence_length=512))["token_ids"]  # [2, 64]
+    ```
+    """
+    rows, limit = features["token_ids"].shape
+    step = WIDTH_STEP
+    if rows is not None and limit is not None:
+        step *= -(-limit // (_MOST_WIDTHS * WIDTH_STEP))
+    longest = tf.reduce_max(tf.reduce_sum(tf.cast(features["padding_mask"], tf.int32), axis=1))
+    width = tf.minimum(-(-longest // step) * step, limit or tf.shape(features["token_ids"])[1])
+    return {name: feature[:, :width] for name, feature in features.items()}
 
 
 def training_batches(
@@ -144,23 +202,29 @@ def training_batches(
     batch_size: int,
     seed: int,
     buckets: int = 8,
+    weights: np.ndarray | None = None,
 ) -> tuple[tf.data.Dataset, int]:
     """Makes endless batches of labeled rows, shuffled anew in every epoch.
 
-    A batch holds rows of like lengths, by `tf.data`'s `bucket_by_sequence_length`, and is as wide
-    as its longest row. Every row is there once an epoch. The order follows from the seed.
+    All batches have `batch_size` rows and one of a few widths, so that each width is one program.
+    A batch holds rows of like lengths: in every epoch those of one width that do not fill a batch
+    join those of the next. What the last batch lacks is filled with rows of weight 0. Every row is
+    there once an epoch. The order follows from the seed.
 
     Args:
         tokens: The rows.
-        labels: [N].
-        batch_size: int. The last batch of a group is smaller where the rows do not fill it.
+        labels: [N] or [N, K]; or [T], one for each of all `tokens.token_ids`.
+        batch_size: int.
         seed: int.
-        buckets: int. How many groups of like lengths to make at most; 1 for batches as they come,
-            and 0 for batches that are all as wide as the longest row may be.
+        buckets: int. How many widths there are at most, see `batch_widths`; 0 for batches that are
+            all as wide as the longest row may be.
+        weights: Of the labels, [N] or [T] as they are; None for 1. What has weight 0 is neither
+            learned from nor counted.
 
     Returns:
-        Batches of `({"token_ids": [B, S], "padding_mask": [B, S]}, labels [B])`, and how many of
-        them an epoch has.
+        Batches of `({"token_ids": [B, S], "padding_mask": [B, S]}, labels, weights)`, the last two
+        [B], [B, K] or, one for each token and 0 at padding, [B, S]; and how many of them an epoch
+        has.
 
     Example:
     ```python
@@ -168,85 +232,170 @@ def training_batches(
     classifier.fit(batches, steps_per_epoch=steps, epochs=3)
     ```
     """
-    boundaries = bucket_boundaries(tokens.lengths, batch_size, max(1, buckets))
-    groups = np.bincount(
-        np.searchsorted(boundaries, tokens.lengths, side="right"), minlength=len(boundaries) + 1
-    )
-    rows = _Rows(tokens, labels, equal_shapes=buckets == 0)
+    widths = batch_widths(tokens.lengths, tokens.limit, batch_size, buckets)
+    groups = tf.constant(np.searchsorted(widths, tokens.lengths), tf.int32)
+    rows = Rows(tokens, widths, _labels(tokens, labels, weights))
+    count, steps = len(tokens), -(-len(tokens) // batch_size)
+    missing = steps * batch_size - count
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         place = tf.stack([tf.constant(seed, tf.int64), number])
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(tokens)), place)
-        dataset = tf.data.Dataset.from_tensor_slices(order).map(rows.row)
-        if not boundaries:
-            return rows.padded_batches(dataset, batch_size)
-        return dataset.bucket_by_sequence_length(
-            lambda token_ids, _: tf.size(token_ids),
-            boundaries,
-            [batch_size] * (len(boundaries) + 1),
-            padding_values=rows.padding_values,
-        )
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), place)
+        order = tf.gather(order, tf.argsort(tf.gather(groups, order), stable=True))
+        batches = tf.concat([order, tf.fill([missing], order[-1])], axis=0)
+        batches = tf.reshape(batches, [steps, batch_size])
+        turns = tf.random.experimental.stateless_shuffle(tf.range(steps), place + 1)
+        widest = tf.reduce_max(tf.gather(groups, batches), axis=1)
+        # Where there are no more rows, the last is repeated.
+        real = tf.reshape(tf.range(steps * batch_size) < count, [steps, batch_size])
+        slices = tuple(tf.gather(part, turns) for part in (batches, widest, real))
+        return tf.data.Dataset.from_tensor_slices(slices)
+
+    def batch(numbers: tf.Tensor, group: tf.Tensor, real: tf.Tensor) -> tuple[Any, ...]:
+        features, columns = rows.batch(numbers, group)
+        weights = columns["weights"]
+        real = tf.reshape(tf.cast(real, weights.dtype), [-1] + [1] * (weights.shape.rank - 1))
+        return features, columns["labels"], weights * real
 
     batches = tf.data.Dataset.counter().flat_map(epoch)
-    batches = batches.map(rows.features, num_parallel_calls=2).prefetch(4)
-    return batches, int(np.ceil(groups / batch_size).sum())
+    return batches.map(batch, num_parallel_calls=2).prefetch(4), steps
 
 
-def prediction_batches(tokens: Tokens, batch_size: int) -> tuple[tf.data.Dataset, np.ndarray]:
-    """Makes batches of rows, the shortest first.
+def prediction_batches(
+    tokens: Tokens,
+    batch_size: int,
+    buckets: int = 8,
+    columns: Mapping[str, "Column"] | None = None,
+) -> tuple[tf.data.Dataset, np.ndarray]:
+    """Makes batches of rows, the shortest first, all of `batch_size` rows and few widths.
 
     Args:
         tokens: The rows.
         batch_size: int.
+        buckets: int. As for `training_batches`.
+        columns: What else a batch has, see `Rows`.
 
     Returns:
-        Batches of `{"token_ids": [B, S], "padding_mask": [B, S]}`, and the number of the row that
-        each of their rows is.
+        Batches of `{"token_ids": [B, S], "padding_mask": [B, S]}`, or of pairs of these and of
+        the columns with `real` [B], 1.0 for a row and 0.0 for what fills the last batch, which is
+        the last row again; and the number of the row that each of their rows is, but for those.
 
     Example:
     ```python
     batches, order = prediction_batches(tokens, 64)
     outputs = np.empty([len(tokens), 2], np.float32)
-    outputs[order] = classifier.predict(batches)
+    outputs[order] = classifier.predict(batches)[: len(order)]
     ```
     """
     order = np.argsort(tokens.lengths, kind="stable")
-    rows = _Rows(tokens, np.zeros(len(tokens), np.int32))
-    dataset = tf.data.Dataset.from_tensor_slices(order.astype(np.int32)).map(rows.row)
-    batches = rows.padded_batches(dataset, batch_size).map(rows.features)
-    return batches.map(lambda features, _: features).prefetch(4), order
+    widths = batch_widths(tokens.lengths, tokens.limit, batch_size, buckets)
+    missing = -len(order) % batch_size
+    numbers = np.concatenate([order, np.repeat(order[-1:], missing)]).astype(np.int32)
+    numbers = numbers.reshape(-1, batch_size)
+    groups = np.searchsorted(widths, tokens.lengths[numbers[:, -1]]).astype(np.int32)
+    real = (np.arange(numbers.size) < len(order)).astype(np.float32).reshape(numbers.shape)
+    rows = Rows(tokens, widths, columns or {})
+
+    def batch(numbers: tf.Tensor, group: tf.Tensor, real: tf.Tensor) -> Any:
+        features, found = rows.batch(numbers, group)
+        return (features, found | {"real": real}) if columns else features
+
+    batches = tf.data.Dataset.from_tensor_slices((numbers, groups, real))
+    return batches.map(batch, num_parallel_calls=2).prefetch(4), order
 
 
-class _Rows:
-    """Rows by their number, in a graph."""
+def predict_rows(model: keras.Model, tokens: Tokens, batch_size: int = PREDICTION_BATCH) -> Any:
+    """What a model says of rows, in their order.
 
-    def __init__(self, tokens: Tokens, labels: np.ndarray, equal_shapes: bool = False) -> None:
-        self._token_ids = tf.constant(tokens.token_ids, tf.int32)
-        self._ends = tf.constant(np.cumsum(tokens.lengths), tf.int32)
-        self._lengths = tf.constant(tokens.lengths, tf.int32)
-        self._labels = tf.constant(labels)
-        self._limit = tokens.limit
-        self._equal_shapes = equal_shapes
-        self.padding_values = (tf.constant(PAD_TOKEN_ID), tf.zeros([], self._labels.dtype))
+    Args:
+        model: One that `fit()` on raw text, and whose output is one tensor.
+        tokens: The rows; one at least.
+        batch_size: int.
 
-    def row(self, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        end = self._ends[number]
-        token_ids = self._token_ids[end - self._lengths[number] : end]
-        return tf.ensure_shape(token_ids, [None]), self._labels[number]
+    Returns:
+        [N, ...]; of a model whose output is [B, S, ...] a list of [length, ...], one for each row.
 
-    def padded_batches(self, dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-        return dataset.padded_batch(batch_size, padding_values=self.padding_values)
+    Example:
+    ```python
+    predict_rows(classifier, tokenized(classifier.preprocessor, examples)).argmax(axis=1)
+    ```
+    """
+    batches, order = prediction_batches(tokens, batch_size)
+    if len(model.output.shape) == 2:
+        found = model.predict(batches, verbose=0)[: len(order)]
+        outputs = np.empty_like(found)
+        outputs[order] = found
+        return outputs
+    ends = iter(order)
+    rows = [np.empty(0)] * len(order)
+    for features in batches:
+        for output, number in zip(model.predict_on_batch(features), ends, strict=False):
+            rows[number] = output[: tokens.lengths[number]]
+    return rows
 
-    def features(
-        self, token_ids: tf.Tensor, labels: tf.Tensor
-    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        longest = tf.shape(token_ids)[1]
-        width = self._limit if self._equal_shapes else batch_width(longest, self._limit)
-        token_ids = tf.pad(token_ids, [[0, 0], [0, width - longest]], constant_values=PAD_TOKEN_ID)
-        token_ids = tf.ensure_shape(token_ids, [None, width if self._equal_shapes else None])
+
+class Column(NamedTuple):
+    """Something that rows have beside their tokens."""
+
+    values: np.ndarray  # [N, ...], or one for each of all tokens, [T]
+    padding: Any = 0  # where there is no token
+
+
+class Rows:
+    """Rows by their numbers, in a graph: gathered, never copied into strings of batches."""
+
+    def __init__(self, tokens: Tokens, widths: np.ndarray, columns: Mapping[str, Column]) -> None:
+        self._limit = int(widths[0]) if len(widths) == 1 else None
+        self._of_tokens, self._of_rows = {}, {}
+        # Captured by the pipeline, not copied into its graph; and read by the host.
+        with tf.device("cpu"):
+            self._widths = tf.constant(widths, tf.int32)
+            self._lengths = tf.constant(tokens.lengths, tf.int32)
+            self._starts = tf.constant(np.cumsum(tokens.lengths) - tokens.lengths, tf.int32)
+            token_ids = Column(np.asarray(tokens.token_ids, np.int32), PAD_TOKEN_ID)
+            for name, (values, padding) in {"token_ids": token_ids, **columns}.items():
+                of_rows = len(values) == len(tokens)
+                values = tf.constant(values)
+                (self._of_rows if of_rows else self._of_tokens)[name] = Column(values, padding)
+
+    def batch(
+        self, numbers: tf.Tensor, group: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """The features of some rows [B], as wide as their group, and their columns."""
+        width = self._limit or self._widths[group]
+        places, lengths = tf.range(width), tf.gather(self._lengths, numbers)[:, tf.newaxis]
+        real = places < lengths
+        flat = tf.where(real, tf.gather(self._starts, numbers)[:, tf.newaxis] + places, 0)
+        shape = [numbers.shape[0], self._limit]
+
+        def padded(column: Column) -> tf.Tensor:
+            values = tf.gather(column.values, flat)
+            padding = tf.constant(column.padding, values.dtype)
+            return tf.ensure_shape(tf.where(real, values, padding), shape)
+
+        columns = {name: padded(column) for name, column in self._of_tokens.items()}
         # Keras adds up the batches of several replicas to see their shapes: booleans have no sum.
-        padding_mask = tf.cast(token_ids != PAD_TOKEN_ID, tf.int32)
-        return {"token_ids": token_ids, "padding_mask": padding_mask}, labels
+        features = {
+            "token_ids": columns.pop("token_ids"),
+            "padding_mask": tf.ensure_shape(tf.cast(real, tf.int32), shape),
+        }
+        for name, column in self._of_rows.items():
+            columns[name] = tf.gather(column.values, numbers)
+        return features, columns
+
+
+def _labels(tokens: Tokens, labels: np.ndarray, weights: np.ndarray | None) -> dict[str, Column]:
+    labels = np.asarray(labels)
+    if len(labels) not in (len(tokens), len(tokens.token_ids)):
+        raise ValueError(
+            f"{len(labels)} labels, where there are {len(tokens)} rows of "
+            f"{len(tokens.token_ids)} tokens."
+        )
+    if weights is None:
+        weights = np.ones(len(labels), np.float32)
+    if len(weights) != len(labels):
+        raise ValueError(f"{len(labels)} labels, but {len(weights)} weights.")
+    return {"labels": Column(labels), "weights": Column(np.asarray(weights, np.float32))}
 
 
 def describe_lengths(tokens: Tokens) -> dict[str, int]:

@@ -17,6 +17,7 @@ def load_encoder(
     precision: str,
     from_scratch: bool = False,
     lora_rank: int = 0,
+    rematerialize: str = "none",
 ) -> CocoLMBackbone:
     """Loads an encoder, and has what is drawn at random from now on follow from a seed.
 
@@ -26,6 +27,7 @@ def load_encoder(
         dropout: float. Its rate.
         precision: Keras's name of it, as `mixed_bfloat16`.
         from_scratch: bool. Whether the weights are random, and the architecture alone the preset's.
+        rematerialize: As of `CocoLMBackbone`.
         lora_rank: int. Learn matrices of this rank beside the encoder's; 0 learns all.
 
     Returns:
@@ -39,7 +41,11 @@ def load_encoder(
     # Keras draws the seeds of initializers and of dropout from here.
     random.seed(seed)
     backbone = CocoLMBackbone.from_preset(
-        preset, load_weights=not from_scratch, dropout=dropout, dtype=precision
+        preset,
+        load_weights=not from_scratch,
+        dropout=dropout,
+        dtype=precision,
+        rematerialize=rematerialize,
     )
     if not from_scratch:
         check_finite_weights(backbone, preset)
@@ -57,6 +63,7 @@ def encoder_of(task: Task, config: FinetuningConfig) -> CocoLMBackbone:
         precision=config.runtime.precision,
         from_scratch=task.from_scratch,
         lora_rank=config.model.lora_rank,
+        rematerialize=config.model.rematerialize,
     )
 
 

@@ -7,6 +7,7 @@ OUT/
     results.json
     search/learning_rate=1e-05/   a run of the search; in search/seed_13/ where each seed has one
     seed_0/                       a run, see `cocolm_tf.finetuning.run`
+    ensemble/                     what all runs predict together, as a run leaves it
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ MODULE = "cocolm_tf.finetuning.run"
 # What a run that was ended halfway goes on from.
 _STATE_FILENAME = "state.npz"
 _RESUMED_BY = (_STATE_FILENAME, "metrics.jsonl", "tensorboard")
-_PREDICTIONS, _SUBMISSION = "predictions", "submission"
+_PREDICTIONS, _SUBMISSION, _ENSEMBLE = "predictions", "submission", "ensemble"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Experiment:
         reduction: Successive halving: of the combinations, one in so many goes on after each
             stage of the search, which trains those that are left so many times as long; 1 trains
             all of them to the end.
+        ensemble: Whether to measure what all runs predict together, too; see `Task.ensemble`.
         search_each_seed: Whether every seed has a search of its own. Otherwise the first seed's
             holds for all.
 
@@ -62,6 +64,7 @@ class Experiment:
     seeds: Sequence[int] = (0,)
     reduction: int = 3
     search_each_seed: bool = False
+    ensemble: bool = False
 
     @property
     def folder(self) -> str:
@@ -133,9 +136,14 @@ def run_experiment(
         "config": (tasks[0] if not experiment.search_each_seed else task).config,
         "search": search.report(),
     }
+    best_run = os.path.join(output_dir, summary["best_run"])
+    if experiment.ensemble:
+        best_run = os.path.join(folder, _ENSEMBLE)
+        together = task.ensemble([job.folder for job, _ in done], best_run)
+        summary["ensemble"] = together | {"seeds": summary["seeds"]}
     write_json(summary, os.path.join(folder, RESULTS_FILENAME))
     if task.has_leaderboard and task.train_fraction == 1 and not task.from_scratch:
-        _submit(os.path.join(output_dir, summary["best_run"], _PREDICTIONS), output_dir)
+        _submit(os.path.join(best_run, _PREDICTIONS), output_dir)
     return write_results(output_dir)
 
 
@@ -166,6 +174,7 @@ def _summary(
         "seeds": [job.spec["seed"] for job, _ in done],
         "best_seed": done[best][0].spec["seed"],
         "best_run": files.relative(done[best][0].folder, output_dir),
+        "assessment": found[best].get("assessment", {}),
         "examples_per_second": statistics.median(r["examples_per_second"] for r in found),
         "seconds": sum(results["seconds"] for results in found),
     }

@@ -1,6 +1,7 @@
 """The flags that the fine-tuning programs share, and the experiment that they ask for."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from absl import flags
 
 from cocolm_tf import files
 from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.data.table_task import table_name
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.presets import backbone_config
 
@@ -20,6 +22,7 @@ flags.disclaim_key_flags()
 # Several hosts would each run all of an experiment's jobs.
 STRATEGIES = ("one_device", "mirrored", "tpu")
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ -]*")
 # The narrowest encoders that the released settings are for, and those settings.
 _CONFIGS = ((1024, "large_pp.yaml"), (768, "base_pp.yaml"), (0, "small.yaml"))
 
@@ -117,7 +120,108 @@ def define_run_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     )
 
 
-def define_glue_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+def define_classifier_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of the programs that fine-tune text classifiers."""
+    flags.DEFINE_string(
+        "class_weights",
+        "",
+        "How much an example of each class counts: balanced, all classes alike however many "
+        "examples they have, or CLASS=WEIGHT,... By default all examples alike.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "ensemble",
+        False,
+        "Measure the mean of what the runs of all seeds predict, too, and submit it.",
+        flag_values=flag_values,
+    )
+
+
+def define_table_flags(flag_values: flags.FlagValues = flags.FLAGS, required: bool = True) -> None:
+    """Defines the flags that name tables of one's own."""
+    texts = {
+        "train_file": (None, "Table to learn from: .tsv, .csv or .jsonl, with named columns."),
+        "name": (
+            "",
+            "What the task is called in results, and its folder. By default as the table to learn "
+            "from.",
+        ),
+        "dev_file": ("", "Table to choose the best epoch by."),
+        "test_file": ("", "Table to predict; it needs no labels."),
+        "text_column": (None, "Column of the texts."),
+        "second_text_column": ("", "Column of the second texts, for pairs."),
+        "label_column": (None, "Column of the labels."),
+        "encoding": (
+            "",
+            "Encoding of the tables that have no byte order mark, as cp1252. By default UTF-8.",
+        ),
+        "delimiter": (
+            "",
+            "What separates the columns of .csv and .tsv, as ';' or '\\t'. By default a comma and "
+            "a tab.",
+        ),
+    }
+    for name, (default, text) in texts.items():
+        flags.DEFINE_string(name, default, text, flag_values=flag_values)
+    flags.DEFINE_float(
+        "dev_fraction",
+        0.1,
+        "Without --dev_file: the share of the training rows to split off for it.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "regression", False, "Predict the labels as numbers.", flag_values=flag_values
+    )
+    flags.DEFINE_float(
+        "max_bad_share",
+        0.0,
+        "The share of a file's rows that may be left out because something is wrong with them.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_bool(
+        "multi_label",
+        False,
+        "A text has any number of labels, as --label_separator separates them.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_string(
+        "label_separator",
+        ",",
+        "multi_label: what is between two labels of a row.",
+        flag_values=flag_values,
+    )
+    if required:
+        names = ["train_file", "text_column", "label_column"]
+        flags.mark_flags_as_required(names, flag_values=flag_values)
+
+
+def table_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
+    """The arguments of `read_table_task` that `define_table_flags` asks for."""
+    for flag in ("train_file", "text_column", "label_column"):
+        if not flag_values[flag].value:
+            raise UserError(f"--{flag} is missing: tables are read by it.")
+    name = flag_values.name
+    if name and (name != table_name(name) or not _NAME.fullmatch(name)):
+        raise UserError(
+            f"--name={name}: it is the name of a folder, of letters, digits, _, - and spaces, and "
+            "not that of a task that is built in."
+        )
+    paths = {flag: flag_values[flag].value for flag in ("train_file", "dev_file", "test_file")}
+    table = {flag: files.absolute(path) if path else "" for flag, path in paths.items()}
+    columns = ("text_column", "label_column", "second_text_column")
+    kept = (*columns, "dev_fraction", "regression", "max_bad_share")
+    table |= {flag: flag_values[flag].value for flag in kept}
+    table["name"] = name or table_name(flag_values.train_file)
+    if flag_values.multi_label:
+        if not flag_values.label_separator.strip("\t\r\n"):
+            raise UserError("--label_separator must be text without tabs and line ends.")
+        table["label_separator"] = flag_values.label_separator
+    # Only where they are given, so that runs from before there were such go on.
+    optional = ("encoding", "delimiter")
+    return table | {flag: flag_values[flag].value for flag in optional if flag_values[flag].value}
+
+
+def define_glue_flags(flag_values: flags.FlagValues = flags.FLAGS, required: bool = True) -> None:
     """Defines the flags that name a task of GLUE."""
     flags.DEFINE_enum("task", None, list(GLUE_TASKS), "The task.", flag_values=flag_values)
     flags.DEFINE_string(
@@ -127,7 +231,8 @@ def define_glue_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         "Datasets.",
         flag_values=flag_values,
     )
-    flags.mark_flag_as_required("task", flag_values=flag_values)
+    if required:
+        flags.mark_flag_as_required("task", flag_values=flag_values)
 
 
 def check_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
@@ -209,6 +314,7 @@ def run_from_flags(
         range(flag_values.seeds) if seeds is None else seeds,
         flag_values.search_reduction,
         search_each_seed=seeds is not None,
+        ensemble=getattr(flag_values, "ensemble", False),
     )
     options = {
         "distribution_strategy": flag_values.distribution_strategy,

@@ -1,17 +1,51 @@
-"""Predictions for rows without labels, in files as the GLUE leaderboard takes them."""
+"""What a model predicts: files of it, how good it is class by class, and where it errs.
 
+A run leaves beside its preset
+
+    predictions/RTE.tsv   of each test set, in the form of the GLUE leaderboard
+    outputs/dev.csv       of each dev and test set: rows, labels, predictions, probabilities
+    figures/dev_*.svg     of each dev set: a confusion matrix and a reliability diagram
+"""
+
+import csv
+import io
 import itertools
 import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from scipy.special import expit, softmax
+from sklearn import metrics
 
 from cocolm_tf import files
-from cocolm_tf.data.examples import TaskData
+from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.finetuning.metrics import predicted
+
+PREDICTIONS_DIRECTORY, OUTPUTS_DIRECTORY = "predictions", "outputs"
+FIGURES_DIRECTORY = "figures"
+
+# Of a reliability diagram and of the calibration error.
+_BINS = 10
+# How many errors are told, and how many characters of their texts.
+_ERRORS, _CHARACTERS = 10, 120
+# More classes than these fit into no figure.
+_MOST_CLASSES = 30
+
+
+Decide = Callable[[np.ndarray], np.ndarray]
+"""Predictions of shares [N, classes]: [N], or of several labels a text [N, classes], 0 or 1."""
+
+
+def probabilities(outputs: np.ndarray, multi_label: bool = False) -> np.ndarray:
+    """[N, classes] of logits [N, classes]; the numbers [N, 1] of a regression are what they are."""
+    if multi_label:
+        return expit(outputs.astype(np.float64))
+    return outputs if outputs.shape[1] == 1 else softmax(outputs.astype(np.float64), axis=1)
 
 
 def write_predictions(
-    path: str, outputs: np.ndarray, data: TaskData, assigned: np.ndarray | None = None
+    path: str, outputs: np.ndarray, data: TaskData, decide: Decide = predicted
 ) -> None:
     """Writes a file of predictions: `index` and `prediction`, tab-separated.
 
@@ -19,27 +53,272 @@ def write_predictions(
 
     Args:
         path: The file.
-        outputs: [N, classes] of the model, row for row.
+        outputs: [N, classes] logits or probabilities, or [N, 1] numbers, row for row.
         data: The task, whose classes and bounds decide how a prediction is written.
-        assigned: [N, K] bool, which labels each row has where it may have several.
-
-    Example:
-    ```python
-    write_predictions("submission/RTE.tsv", outputs, data)
-    ```
+        decide: What outputs predict.
     """
-    predictions = predicted(outputs)
-    if data.bounds:
-        predictions = np.clip(predictions, *data.bounds)
+    predictions = decide(outputs)
+    # Here alone: a number that is out of bounds by more is further off all the same.
+    predictions = np.clip(predictions, *data.bounds) if data.bounds else predictions
     names = data.label_values or data.label_names
-    if assigned is not None:
-        values = [
-            data.label_separator.join(itertools.compress(names, row)) for row in assigned.tolist()
-        ]
-    elif names is None:
-        values = [f"{number:.3f}" for number in predictions]
-    else:
-        values = [names[number] for number in predictions]
+    values = _written(predictions, names, separator=data.label_separator)
     files.make_dirs(os.path.dirname(path) or ".")
     rows = "".join(f"{index}\t{value}\n" for index, value in enumerate(values))
     files.write_text(path, "index\tprediction\n" + rows)
+
+
+def write_outputs(
+    path: str,
+    shares: np.ndarray,
+    examples: Examples,
+    label_names: Sequence[str] | None,
+    decide: Decide = predicted,
+    separator: str = "",
+) -> None:
+    """Writes all that a model says of some examples as CSV.
+
+    Args:
+        path: The file.
+        shares: [N, classes], as `probabilities` gives them.
+        examples: What was predicted.
+        label_names: The classes; None for a regression.
+        decide: What shares predict.
+        separator: What is between several labels of an example.
+
+    The columns are `row`, where an example stands in its source; `label`, where it is known;
+    `prediction`; and for classes `probability of NAME`, for each of them.
+    """
+    columns: dict[str, Sequence[Any]] = {"row": _rows(examples)}
+    if examples.labels is not None:
+        columns["label"] = _written(examples.labels, label_names, separator=separator)
+    columns["prediction"] = _written(decide(shares), label_names, "{:.6g}", separator)
+    if label_names is not None:
+        for name, column in zip(label_names, shares.T, strict=True):
+            columns[f"probability of {name}"] = [f"{share:.6g}" for share in column]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    files.make_dirs(os.path.dirname(path))
+    files.write_text(path, text.getvalue())
+
+
+def read_outputs(path: str, label_names: Sequence[str] | None) -> np.ndarray:
+    """The shares [N, classes], or numbers [N, 1], that `write_outputs` wrote."""
+    header, *rows = csv.reader(io.StringIO(files.read_text(path)))
+    names = ["prediction"] if label_names is None else [f"probability of {n}" for n in label_names]
+    wanted = [header.index(name) for name in names]
+    return np.array([[float(row[place]) for place in wanted] for row in rows])
+
+
+def assess(
+    shares: np.ndarray,
+    examples: Examples,
+    label_names: Sequence[str] | None,
+    decide: Decide = predicted,
+) -> dict[str, Any]:
+    """Says how good predictions are, class by class, and where they are worst.
+
+    Args:
+        shares: [N, classes], as `probabilities` gives them.
+        examples: What was predicted, with labels.
+        label_names: The classes; None for a regression.
+        decide: What shares predict.
+
+    Returns:
+        What JSON can hold. `errors`: the rows with the largest errors, or those that the model was
+        surest of. Of classes also `names`; `confusion`, a row for each label and a column for each
+        prediction; `classes`, their `precision`, `recall`, `f1` and `rows`; `calibration_error`,
+        the expected one; and `calibration`, a `confidence`, an `accuracy` and `rows` for each bin.
+        Of several labels an example `classes` alone, and the errors with most wrong labels.
+    """
+    predictions, labels = decide(shares), examples.labels
+    texts = [
+        " / ".join(filter(None, pair)).replace("\n", " ")[:_CHARACTERS]
+        for pair in zip(examples.first, examples.second or [""] * len(examples), strict=True)
+    ]
+    rows = _rows(examples)
+    if label_names is None:
+        worst = np.argsort(-np.abs(predictions - labels), kind="stable")[:_ERRORS]
+        return {
+            "errors": [
+                {
+                    "row": int(rows[number]),
+                    "label": float(labels[number]),
+                    "prediction": float(predictions[number]),
+                    "text": texts[number],
+                }
+                for number in worst
+            ],
+            "points": [[float(a), float(b)] for a, b in zip(labels, predictions, strict=True)][
+                :500
+            ],
+        }
+    numbers = range(len(label_names))
+    scores = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=list(numbers), zero_division=0.0
+    )
+    classes = {
+        name: {
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "rows": int(count),
+        }
+        for name, precision, recall, f1, count in zip(label_names, *scores, strict=True)
+    }
+    if labels.ndim == 2:
+        wrong = (predictions != labels).sum(axis=1)
+        worst = [number for number in np.argsort(-wrong, kind="stable")[:_ERRORS] if wrong[number]]
+        said, true = (
+            _written(values, label_names, separator=", ") for values in (predictions, labels)
+        )
+        return {
+            "names": list(label_names),
+            "classes": classes,
+            "errors": [
+                {
+                    "row": int(rows[number]),
+                    "label": true[number],
+                    "prediction": said[number],
+                    "text": texts[number],
+                }
+                for number in worst
+            ],
+        }
+    confidence = shares.max(axis=1)
+    is_right = predictions == labels
+    wrong = np.flatnonzero(~is_right)
+    surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:_ERRORS]
+    bins = _bins(confidence, is_right)
+    return {
+        "names": list(label_names),
+        "confusion": metrics.confusion_matrix(labels, predictions, labels=list(numbers)).tolist(),
+        "classes": classes,
+        "calibration_error": sum(
+            one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in bins
+        )
+        / len(labels),
+        "calibration": bins,
+        "errors": [
+            {
+                "row": int(rows[number]),
+                "label": label_names[labels[number]],
+                "prediction": label_names[predictions[number]],
+                "probability": float(confidence[number]),
+                "text": texts[number],
+            }
+            for number in surest
+        ],
+    }
+
+
+def draw_assessment(folder: str, part: str, assessment: Mapping[str, Any]) -> list[str]:
+    """Draws what `assess` said of a part; returns the names of the files in the folder."""
+    # What draws is slow to import, and runs that do not count do without it.
+    from cocolm_tf.analysis import figures
+
+    drawn = {}
+    with figures.styled():
+        if "points" in assessment:
+            figure, axes = figures.new_figure(part, "label", "prediction")
+            axes.scatter(*zip(*assessment["points"], strict=True), s=8, color=figures.BLUE)
+            low, high = axes.get_xlim()
+            axes.plot([low, high], [low, high], color=figures.FAINT_INK, linewidth=0.8)
+            drawn["numbers"] = figure
+        elif "confusion" in assessment and len(assessment["names"]) <= _MOST_CLASSES:
+            names, counts = assessment["names"], np.array(assessment["confusion"])
+            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            figure, axes = figures.new_figure(part, "predicted", "label")
+            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            axes.grid(visible=False)
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+            axes.set_yticks(range(len(names)), names)
+            for (row, column), count in np.ndenumerate(counts):
+                color = "white" if shares[row, column] > 0.6 else figures.INK
+                axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
+            drawn["confusion"] = figure
+        if "calibration" in assessment:
+            figure, axes = figures.new_figure(part, "probability of the prediction", "right")
+            axes.plot([0, 1], [0, 1], color=figures.FAINT_INK, linewidth=0.8)
+            bins = assessment["calibration"]
+            said, right = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
+            axes.plot(said, right, color=figures.BLUE, marker="o", linewidth=1.2)
+            axes.set_xlim(0, 1.02)
+            axes.set_ylim(0, 1.02)
+            drawn["calibration"] = figure
+        files.make_dirs(folder)
+        for name, figure in drawn.items():
+            figures.save_figure(figure, folder, f"{part}_{name}", ["svg"])
+            figures.plt.close(figure)
+    return [f"{part}_{name}.svg" for name in drawn]
+
+
+def leave_predictions(
+    folder: str,
+    shares: Mapping[str, np.ndarray],
+    data: TaskData,
+    decide: Decide = predicted,
+    write: Callable[[str, str, np.ndarray], None] | None = None,
+) -> dict[str, Any]:
+    """Writes all files of what a model predicts of some dev and test sets.
+
+    Args:
+        folder: Of the run, see above.
+        shares: From the names of the sets, as `probabilities` gives them.
+        data: The task.
+        decide: What shares predict.
+        write: Writes the predictions of a test set, given a folder, its name and its shares; None
+            for `write_predictions`.
+
+    Returns:
+        For each dev set what `assess` says, and its `figures` by their paths in the folder.
+    """
+    assessments = {}
+    for part, of_part in shares.items():
+        examples = data.dev[part] if part in data.dev else data.test[part]
+        path = os.path.join(folder, OUTPUTS_DIRECTORY, f"{part}.csv")
+        write_outputs(path, of_part, examples, data.label_names, decide, data.label_separator)
+        if part in data.test:
+            predictions = os.path.join(folder, PREDICTIONS_DIRECTORY)
+            if write:
+                write(predictions, part, of_part)
+            else:
+                write_predictions(os.path.join(predictions, f"{part}.tsv"), of_part, data, decide)
+            continue
+        assessment = assess(of_part, examples, data.label_names, decide)
+        drawn = draw_assessment(os.path.join(folder, FIGURES_DIRECTORY), part, assessment)
+        assessment.pop("points", None)
+        figures = [f"{FIGURES_DIRECTORY}/{name}" for name in drawn]
+        assessments[part] = {**assessment, "figures": figures}
+    return assessments
+
+
+def _rows(examples: Examples) -> np.ndarray:
+    return np.arange(len(examples)) if examples.rows is None else examples.rows
+
+
+def _written(
+    values: np.ndarray,
+    names: Sequence[str] | None,
+    number: str = "{:.3f}",
+    separator: str = "",
+) -> list[str]:
+    if names is None:
+        return [number.format(value) for value in values]
+    if values.ndim == 2:
+        return [separator.join(itertools.compress(names, row)) for row in values.tolist()]
+    return [names[value] for value in values]
+
+
+def _bins(confidence: np.ndarray, is_right: np.ndarray) -> list[dict[str, Any]]:
+    """The bins of equal width that something is in, each with its means."""
+    numbers = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    return [
+        {
+            "confidence": float(confidence[numbers == number].mean()),
+            "accuracy": float(is_right[numbers == number].mean()),
+            "rows": int((numbers == number).sum()),
+        }
+        for number in np.unique(numbers)
+    ]

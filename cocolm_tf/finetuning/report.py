@@ -17,6 +17,8 @@ _PAPER_COLUMNS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "RTE", "MRPC", "STS-B"
 _PAPER_METRICS = {"CoLA": "matthews", "STS-B": "spearman"}
 _GLUE_TITLES = {task.title for task in GLUE_TASKS.values()}
 _MISSING = "—"
+# A wider confusion matrix is in results.json alone.
+_MOST_CLASSES = 12
 # In units of the labels, and not shares.
 _NOT_SHARES = ("mae", "rmse")
 
@@ -76,7 +78,8 @@ def results_page(experiments: Sequence[dict[str, Any]]) -> str:
     if tuned:
         sections.append(
             "Every task by itself, all times 100 but for errors of numbers. What guessing scores, "
-            "beside it: always the commonest class of the training rows, their mean, or no answer."
+            "beside it: always the commonest class of the training rows, their mean, or no answer; "
+            "of vectors, what the encoder scores before it is fine-tuned."
             "\n\n" + _details(tuned)
         )
     if prompted:
@@ -86,7 +89,55 @@ def results_page(experiments: Sequence[dict[str, Any]]) -> str:
             "learning rate and the step by. Table 4 of the COCO-LM paper has the mean and the "
             "standard deviation over 5 splits of 16 shots, on MNLI.\n\n" + _prompts(prompted)
         )
+    for experiment in experiments:
+        for part, assessment in experiment.get("assessment", {}).items():
+            name = experiment["task"] if part == "dev" else f"{experiment['task']} {part}"
+            title = f"## {name}, {_model_name(experiment)}: what the best run predicts"
+            sections.append(f"{title}\n\n{_assessment(experiment['best_run'], assessment)}")
     return "\n\n".join(["# Fine-tuning results", *sections]) + "\n"
+
+
+def _assessment(folder: str, assessment: dict[str, Any]) -> str:
+    """Scores by class, a confusion matrix, calibration, errors and links to the figures."""
+    parts = []
+    if "classes" in assessment:
+        names = assessment["names"]
+        parts.append(
+            markdown_table(
+                ["Class", "Precision", "Recall", "F1", "Rows"],
+                [
+                    [name, *(_percent(of[key]) for key in ("precision", "recall", "f1"))]
+                    + [f"{of['rows']:,}"]
+                    for name, of in assessment["classes"].items()
+                ],
+            )
+        )
+        if "confusion" in assessment and len(names) <= _MOST_CLASSES:
+            header = ["Label", *(f"predicted {name}" for name in names)]
+            rows = zip(names, assessment["confusion"], strict=True)
+            parts.append(markdown_table(header, [[name, *map(str, row)] for name, row in rows]))
+    if "calibration_error" in assessment:
+        parts.append(
+            f"Expected calibration error: {100 * assessment['calibration_error']:.1f}, by how much "
+            "probabilities and shares of right predictions differ on average, times 100."
+        )
+    if assessment["errors"]:
+        keys = ("row", "label", "prediction", "probability", "text")
+        keys = [key for key in keys if key in assessment["errors"][0]]
+        what = "surest of" if "probability" in keys else "furthest off with"
+        parts.append(
+            f"The errors that the model was {what}:\n\n"
+            + markdown_table(
+                list(map(str.capitalize, keys)),
+                [[_cell_of(one[key]) for key in keys] for one in assessment["errors"]],
+            )
+        )
+    drawn = [f"![{os.path.basename(path)[:-4]}]({folder}/{path})" for path in assessment["figures"]]
+    return "\n\n".join([*parts, *([" ".join(drawn)] if drawn else [])])
+
+
+def _cell_of(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _glue_table(experiments: Sequence[dict[str, Any]]) -> str:
@@ -115,7 +166,10 @@ def _details(experiments: Sequence[dict[str, Any]]) -> str:
     header = ["Task", "Model", "Metric", "Median", "Min", "Max", "Mean", "Std", "Guessing", "Runs"]
     header += ["Rows", "Learning rate, batch, epochs", "Examples/s"]
     lines = []
-    for experiment in sorted(experiments, key=lambda one: (one["task"], _model_name(one))):
+    ensembles = [_as_one_run(one) for one in experiments if one.get("ensemble")]
+    for experiment in sorted(
+        [*experiments, *ensembles], key=lambda one: (one["task"], _model_name(one))
+    ):
         config = experiment["config"]
         settings = (
             f"{config['optimizer']['learning_rate']:g}, {config['trainer']['batch_size']}, "
@@ -138,6 +192,17 @@ def _details(experiments: Sequence[dict[str, Any]]) -> str:
                 ]
             )
     return markdown_table(header, lines)
+
+
+def _as_one_run(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The ensemble of an experiment's runs, as if it were an experiment."""
+    ensemble = experiment["ensemble"]
+    return {
+        **experiment,
+        "model": f"{experiment['model']}, ensemble of {len(ensemble['seeds'])}",
+        "dev": summarize_runs([ensemble["dev"]]),
+        "diverged": [],
+    }
 
 
 def _prompts(experiments: Sequence[dict[str, Any]]) -> str:
@@ -185,9 +250,9 @@ def _percent(share: float) -> str:
 
 def _model_name(experiment: dict[str, Any]) -> str:
     name = experiment["model"]
-    if experiment["from_scratch"]:
+    if experiment.get("from_scratch"):
         name += ", from random weights"
-    if experiment["train_fraction"] < 1:
+    if experiment.get("train_fraction", 1.0) < 1:
         name += f", {experiment['train_fraction']:.3g} of the training rows"
     return name
 

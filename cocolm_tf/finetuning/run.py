@@ -113,7 +113,8 @@ def run_task(
             "versions": own_versions(),
         }
         if task.save_preset:
-            results |= prepared.artifacts(folder)
+            left = prepared.artifacts(folder)
+            results |= left | {"headline": left.get("headline", results["headline"])}
             results["seconds"] = training.seconds
             save_model(prepared, results, folder)
     if until:
@@ -129,7 +130,11 @@ def strategy_scope(name: str, tpu: str) -> contextlib.AbstractContextManager[Any
 
 def compile_settings(config: FinetuningConfig) -> dict[str, Any]:
     """What `compile()` gets of a configuration."""
-    return {"jit_compile": bool(config.runtime.jit_compile)}
+    return {
+        "jit_compile": config.runtime.jit_compile,
+        "micro_batches": config.trainer.micro_batches,
+        "steps_per_execution": config.trainer.steps_per_execution,
+    }
 
 
 class Course(NamedTuple):

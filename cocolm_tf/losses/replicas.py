@@ -25,14 +25,16 @@ def sum_over_replicas(tensors: Any) -> Any:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors, packs)
 
 
-def gather_over_replicas(tensors: Any) -> Any:
+def gather_over_replicas(tensors: Any, replica: tf.Tensor | int | None = None) -> Any:
     """Concatenates the replicas' tensors along their first axis, in replica context."""
     # Gradients flow through it to the replica that a row came from, summed over all replicas'
-    # losses.
+    # losses. `replica` is the own number, as a tensor where it must not be part of the program.
     context = _context_of_several_replicas()
     if context is None:
         return tensors
-    own = tf.equal(tf.range(context.num_replicas_in_sync), context.replica_id_in_sync_group)
+    if replica is None:
+        replica = context.replica_id_in_sync_group
+    own = tf.equal(tf.range(context.num_replicas_in_sync), replica)
 
     def place(rows: tf.Tensor) -> tf.Tensor:
         """`rows` at their place in the whole, zeros elsewhere: the same program on each replica."""

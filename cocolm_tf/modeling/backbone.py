@@ -13,6 +13,7 @@ from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.relative_position import AttentionBias
 from cocolm_tf.modeling.residual_norm import ResidualNorm
 from cocolm_tf.modeling.transformer import (
+    SHARED_EMBEDDINGS,
     TransformerBlock,
     rematerialize_mode,
     residual_scale,
@@ -58,6 +59,8 @@ class CocoLMBackbone(keras_hub.models.Backbone):
         dtype: Dtype or policy of the computation, as in Keras.
         embeddings_of: Another `CocoLMBackbone` whose word and position tables this one shares, or
             None. Not part of the configuration: a shared table is saved with its owner.
+        shared: what it shares of that one: "token", its word table alone; "token_position", both
+            tables; "token_position_norm", the LayerNorm on their sum, too.
 
     Call arguments:
         inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S], non-zero at real
@@ -98,6 +101,7 @@ class CocoLMBackbone(keras_hub.models.Backbone):
         attention: str = "xla",
         dtype: Any = None,
         embeddings_of: Self | None = None,
+        shared: str = "token_position",
         **kwargs: Any,
     ) -> None:
         embedding_dim = embedding_dim or hidden_dim
@@ -106,6 +110,9 @@ class CocoLMBackbone(keras_hub.models.Backbone):
 
         def initializer() -> keras.initializers.Initializer:
             return keras.initializers.RandomNormal(stddev=initializer_range)
+
+        if shared not in SHARED_EMBEDDINGS:
+            raise ValueError(f"shared is one of {', '.join(SHARED_EMBEDDINGS)}, not {shared!r}.")
 
         # === Layers ===
         if embeddings_of is None:
@@ -116,12 +123,6 @@ class CocoLMBackbone(keras_hub.models.Backbone):
                 dtype=dtype,
                 name="token_embedding",
             )
-            position_embedding = keras_hub.layers.PositionEmbedding(
-                max_sequence_length,
-                initializer=initializer(),
-                dtype=dtype,
-                name="position_embedding",
-            )
         else:
             for name, size in (
                 ("vocabulary_size", vocabulary_size),
@@ -130,11 +131,22 @@ class CocoLMBackbone(keras_hub.models.Backbone):
                 if size != getattr(embeddings_of, name):
                     raise ValueError(f"{name}={size} is not that of the model that embeds.")
             token_embedding = embeddings_of.token_embedding
-            position_embedding = embeddings_of.position_embedding
             embedding_dim = token_embedding.output_dim
-        embeddings_norm = ResidualNorm(
-            epsilon=layer_norm_epsilon, dtype=dtype, name="embeddings_norm"
-        )
+        if embeddings_of is None or shared == "token":
+            position_embedding = keras_hub.layers.PositionEmbedding(
+                max_sequence_length,
+                initializer=initializer(),
+                dtype=dtype,
+                name="position_embedding",
+            )
+        else:
+            position_embedding = embeddings_of.position_embedding
+        if embeddings_of is None or shared != "token_position_norm":
+            embeddings_norm = ResidualNorm(
+                epsilon=layer_norm_epsilon, dtype=dtype, name="embeddings_norm"
+            )
+        else:
+            embeddings_norm = embeddings_of.get_layer("embeddings_norm")
         embeddings_dropout = Dropout(
             dropout, seed_generator, dtype=dtype, name="embeddings_dropout"
         )

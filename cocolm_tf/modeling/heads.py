@@ -115,13 +115,20 @@ class MaskedLMHead(keras.layers.Layer):
 class CopyHead(keras.layers.Layer):
     """Logits that tokens are original, w_copy^T h (section 3.3): [B, S, H] to [B, S]."""
 
-    def __init__(self, initializer_range: float = 0.02, **kwargs: object) -> None:
+    def __init__(
+        self, initializer_range: float = 0.02, use_bias: bool = False, **kwargs: object
+    ) -> None:
         super().__init__(**kwargs)
         self.initializer_range = initializer_range
+        self.use_bias = use_bias
+        self.bias = None
 
     def build(self, x_shape: tuple[int | None, ...]) -> None:
         initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
         self.kernel = self.add_weight(name="kernel", shape=(x_shape[-1],), initializer=initializer)
+        if self.use_bias:
+            self.bias = self.add_weight(name="bias", shape=(1,), initializer="zeros")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.linalg.matvec(x, tf.convert_to_tensor(self.kernel))
+        logits = tf.linalg.matvec(x, tf.convert_to_tensor(self.kernel))
+        return logits if self.bias is None else logits + tf.convert_to_tensor(self.bias)

@@ -46,7 +46,8 @@ class CocoLMPretrainer(TrainingStep):
     Args:
         backbone: The main model.
         auxiliary: The auxiliary model; where its `trainable` is False by now, it samples but does
-            not learn. None replaces masked tokens at random.
+            not learn. None takes the batch's `replacements` [B, M] int32, or where it has none
+            replaces masked tokens at random.
         mask_token_id: The token that hides another from the auxiliary model.
         sampling: Which forward pass of the auxiliary model is sampled from. `"eval"`: a second one
             without dropout (the paper's). `"train"`: the one that learns. `"zero_dropout"`: the
@@ -59,8 +60,11 @@ class CocoLMPretrainer(TrainingStep):
             the masked positions.
         use_copy: Whether the LM loss has the copy mechanism.
         stop_gradient: Whether the LM loss has no gradient into the copy probability.
+        weighted_lm: Whether the LM loss at each position is multiplied by the probability, without
+            a gradient into it, that the copy head gives its token of being a replacement.
         copy_head_zeros: Whether w_copy starts at zero, where each token is as likely to be
             replaced as not.
+        copy_head_bias: Whether the copy head has a bias.
         temperature: Of the contrastive loss.
         projection: Whether the sequence vectors pass a dense layer, GELU and LayerNorm before they
             are compared. The paper does not mention it, the released models have it.
@@ -100,7 +104,9 @@ class CocoLMPretrainer(TrainingStep):
         all_token_lm: bool = False,
         use_copy: bool = True,
         stop_gradient: bool = True,
+        weighted_lm: bool = False,
         copy_head_zeros: bool = False,
+        copy_head_bias: bool = False,
         temperature: float = 1.0,
         projection: bool = True,
         scl_over_micro_batches: bool = False,
@@ -123,7 +129,9 @@ class CocoLMPretrainer(TrainingStep):
         self.copy_head = self.lm_head = self.projection = None
         if copy_weight or (lm_weight and use_copy):
             stddev = 0.0 if copy_head_zeros else backbone.initializer_range
-            self.copy_head = self._built(CopyHead, stddev, name="copy_head")
+            self.copy_head = self._built(CopyHead, stddev, copy_head_bias, name="copy_head")
+        elif weighted_lm:
+            raise ValueError("weighted_lm=True weighs by the copy head, which nothing trains.")
         if lm_weight:
             self.lm_head = self._built(TiedProjection, backbone.token_embedding, name="lm_head")
         if scl_weight and projection:
@@ -142,6 +150,7 @@ class CocoLMPretrainer(TrainingStep):
         self.all_token_lm = all_token_lm
         self.use_copy = use_copy
         self.stop_gradient = stop_gradient
+        self.weighted_lm = weighted_lm
         self.temperature = temperature
         self.logit_chunk_rows = logit_chunk_rows
         # Equation 4.
@@ -181,7 +190,9 @@ class CocoLMPretrainer(TrainingStep):
         used, weights = batch["masked_weights"], tf.reshape(batch["masked_weights"], [-1])
         labels = gather_positions(original, positions)
         losses, measures = {}, {}
-        if self.auxiliary is None:
+        if self.auxiliary is None and "replacements" in batch:
+            sampled = tf.reshape(batch["replacements"], [-1])
+        elif self.auxiliary is None:
             size, vocabulary_size = tf.shape(labels), self.backbone.vocabulary_size
             sampled = random_tokens(size, vocabulary_size, self.sampling_seeds.next())
         else:
@@ -239,12 +250,16 @@ class CocoLMPretrainer(TrainingStep):
                 self._lm_rows(x, batch) for x in (hidden, corrupted, original)
             )
             score, rows = score_labels, [original, weights]
+            if self.copy_head:
+                copy_logits = self._lm_rows(copy_logits, batch)
             if self.use_copy:
                 score = self._score_copy_or_label
-                rows += [corrupted, self._lm_rows(copy_logits, batch)]
+                rows += [corrupted, copy_logits]
             errors, predictions = self.lm_head.map_logits(
                 score, hidden, rows, self.logit_chunk_rows
             )
+            if self.weighted_lm:
+                errors *= tf.stop_gradient(tf.sigmoid(-tf.cast(copy_logits, tf.float32)))
             losses["lm_loss"] = weighted_mean(errors, weights)
             measures |= corrective_lm_measures(predictions, corrupted, original, weights)
         return losses, measures

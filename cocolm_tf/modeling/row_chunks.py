@@ -18,7 +18,7 @@ def map_row_chunks(
     # vocabulary: its intermediate results exist for one chunk at a time, in either direction. The
     # price is that the function runs twice. It takes a chunk of each of `rows` [N, ...] and all of
     # `shared`, such as a matrix, whose gradients are added in float32; it captures no variables.
-    # Zeros fill up the last chunk.
+    # The last chunk is padded with zeros.
     count = _length(rows[0])
 
     def restored(chunks: tf.Tensor) -> tf.Tensor:

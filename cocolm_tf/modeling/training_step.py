@@ -27,7 +27,11 @@ class WithholdingOptimizer(Protocol):
     """An optimizer that can leave a step out on every device alike, without a branch."""
 
     def apply_scaled(
-        self, gradients: list[tf.Tensor], variables: list[keras.Variable], scale: tf.Tensor
+        self,
+        gradients: list[tf.Tensor],
+        variables: list[keras.Variable],
+        scale: tf.Tensor,
+        replica: tf.Tensor | int = 0,
     ) -> None:
         """Updates by `scale * gradients`; not at all where `scale` is 0."""
 
@@ -414,7 +418,7 @@ class TrainingStep(keras.Model):
             tf.math.multiply_no_nan(norm, tf.cast(finite, norm.dtype)), tf.cast(finite, norm.dtype)
         )
         if isinstance(self.optimizer, WithholdingOptimizer):
-            self.optimizer.apply_scaled(gradients, self.trainable_variables, scale)
+            self.optimizer.apply_scaled(gradients, self.trainable_variables, scale, replica)
         else:
             # Keras's own optimizers add up over replicas what is the whole sum on each already.
             scale /= self.distribute_strategy.num_replicas_in_sync
@@ -447,14 +451,9 @@ class TrainingStep(keras.Model):
         self, replica: tf.Tensor | int, micro_batch: tf.Tensor | int
     ) -> keras.StatelessScope:
         """A scope in which every seed generator's state follows from where the run stands."""
-        seed = tf.constant([self.seed, 0x5EED], tf.int32)
-        for position in (self.optimizer.iterations, replica, micro_batch):
-            seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(position, tf.int32))
+        place = self.seed, self.optimizer.iterations, replica, micro_batch
         mapping = [
-            (
-                generator.state,
-                tf.cast(tf.random.experimental.stateless_fold_in(seed, number), tf.uint32),
-            )
+            (generator.state, generator_state(number, *place))
             for number, generator in enumerate(self.seed_generators())
         ]
         return keras.StatelessScope(state_mapping=mapping)
@@ -492,6 +491,14 @@ class TrainingStep(keras.Model):
             self._meters[name].update_state(loss, weights[name])
         for name, (value, weight) in measures.items():
             self._meters[name].update_state(value, weight)
+
+
+def generator_state(number: int, seed: int, *place: tf.Tensor | int) -> tf.Tensor:
+    """The state, uint32 [2], of a seed generator in a step, on a replica, in a micro-batch."""
+    state = tf.constant([seed, 0x5EED], tf.int32)
+    for position in (*place, number):
+        state = tf.random.experimental.stateless_fold_in(state, tf.cast(position, tf.int32))
+    return tf.cast(state, tf.uint32)
 
 
 def _own_number() -> tf.Tensor | int:

@@ -13,6 +13,8 @@ from cocolm_tf.modeling.residual_norm import ResidualNorm
 
 REMATERIALIZE = ("none", "attention", "block")
 RESIDUAL_INITS = ("none", "layer", "total")
+# What an auxiliary model may share of the main model's embeddings; see `CocoLMBackbone`.
+SHARED_EMBEDDINGS = ("token", "token_position", "token_position_norm")
 
 
 def residual_scale(init: str, layer: int, num_layers: int) -> float:

@@ -18,8 +18,12 @@ from cocolm_tf.serving.signature import (
     dense_rows,
     text_request,
 )
-from cocolm_tf.serving.words import corrections, probability_of_not_belonging, whole_words
-from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
+from cocolm_tf.serving.word_corrections import (
+    best_corrections,
+    best_spellings,
+    replaced_probability,
+)
+from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID, UNKNOWN_TOKEN_ID
 from cocolm_tf.tokenization.normalization import PUNCTUATION
 from cocolm_tf.tokenization.offsets import Characters, begins_word, whole_words_within
 from cocolm_tf.tokenization.segmenter import WORD_START
@@ -30,6 +34,9 @@ NUM_CORRECTIONS = 5
 MAX_TOKENS = 4096
 # A word of more tokens is judged and gets no corrections: it is a number, a key or an address.
 MAX_TOKENS_TO_CORRECT = 32
+# What the LM head says of a token that should be nothing: of a correction that has fewer tokens, or
+# of a word that should go. Only fine-tuning on corrections teaches it.
+NOTHING_ID = PAD_TOKEN_ID
 
 # Rows as wide as the vocabulary that are there at once.
 _LM_ROWS_AT_ONCE = 256
@@ -38,42 +45,19 @@ _BEGINNING, _CONTINUATION, _ANY, _NONE = range(4)
 
 
 class Candidates(NamedTuple):
-    """What may be the original of each token.
+    """What may be the original of each token."""
 
-    Attributes:
-        ids: [T, C] int32, the most probable other tokens.
-        log_probabilities: [T, C] float32, theirs; -inf where there are fewer.
-        own: [T] float32, the log probability of the token itself.
-    """
-
-    ids: tf.Tensor
-    log_probabilities: tf.Tensor
-    own: tf.Tensor
+    ids: tf.Tensor  # [T, C] int32, the most probable other tokens
+    log_probabilities: tf.Tensor  # [T, C] float32, of these; -inf where there are fewer
+    own: tf.Tensor  # [T] float32, the log probability of the token itself
 
 
 class Corrector:
-    """The functions of the signatures `correct`, `correct_tsv` and `correct_ids`.
+    """The functions of the signatures `correct`, `correct_tsv` and `correct_ids`."""
 
-    Args:
-        encoder: the main model.
-        tokenizer: its tokenizer.
-        copy_head: says whether a token is the original.
-        lm_head: says which token is, with the encoder's word embeddings.
-        num_corrections: int. How many to give for each word.
-        max_tokens: int. What of a text is longer goes unread. Up to here, texts longer than the
-            model are read in windows that overlap by a quarter.
-        min_probability: float. Words that belong more surely than that get no corrections, which
-            saves their part of the LM head's time.
-        max_bytes: int. What of a text is longer goes unread too.
-
-    Example:
-    ```python
-    preset = ServedPreset("runs/first/preset")
-    encoder = Encoder(InferenceEncoder(preset.backbone))
-    corrector = Corrector(encoder, preset.tokenizer, preset.copy_head, preset.lm_head)
-    corrector.correct(tf.constant(["The film was directed by a young directed from Canada."]))
-    ```
-    """
+    # Texts longer than the model are read in windows that overlap by a quarter; what goes beyond
+    # `max_tokens` or `max_bytes` is not read. Words whose probability of not belonging is less than
+    # `min_probability` get no corrections, which saves their part of the LM head's time.
 
     def __init__(
         self,
@@ -95,12 +79,13 @@ class Corrector:
         self._min_probability = min_probability
         # One more spells the word itself, and some spell the same.
         self._width = min(2 * num_corrections + 1, len(tokenizer.get_vocabulary()))
-        self._contents = tokenizer.graph_module().contents
+        contents = tokenizer.graph_module().contents
+        self._contents = tf.tensor_scatter_nd_update(contents, [[NOTHING_ID]], [""])
         self._is_byte = tf.constant(_is_byte(tokenizer))
         self._allowed = _allowed_replacements(tokenizer)
 
     def correct(self, texts: tf.Tensor) -> Tensors:
-        """Judges the words of texts.
+        """Finds the words of texts that do not belong, and corrections for them.
 
         Words are those that white space separates, and punctuation before and after them are
         words of their own. What cannot be read, such as control characters, is no word.
@@ -116,24 +101,25 @@ class Corrector:
               last, as Python indexes a string;
             - `probabilities` [B, W] float32: that the word does not belong;
             - `corrections` [B, W, K] string: what it may have been, the most probable first, as
-              the vocabulary spells it; "" where there are fewer;
+              the vocabulary spells it; "" where the word should go, which models say that were
+              fine-tuned on corrections, and, with a probability of 0, where there are fewer;
             - `correction_probabilities` [B, W, K] float32, whose sum is at most the word's in
-              `probabilities`: see `cocolm_tf.serving.words`;
+              `probabilities`: see `cocolm_tf.serving.word_corrections`;
             - `num_words` [B] int32: where a row of the others ends;
             - `truncated` [B] bool: whether the text was too long, and its end went unread.
 
         Raises:
-            tf.errors.InvalidArgumentError: when called, if the rows of a large batch would be as
+            tf.errors.InvalidArgumentError: When called, if the rows of a large batch would be as
                 wide as one long text; `correct_tsv` has no such rows.
         """
-        by_text, is_truncated = self._judged(texts)
+        by_text, is_truncated = self._find_corrections(texts)
         counts = tf.cast(by_text["words"].row_lengths(), tf.int32)
         most = LONGEST_TEXTS_OF_REQUEST * max(self._max_tokens, MAX_TOKENS)
         dense = dense_rows(by_text, most, "words", "correct_tsv")
         return dense | {"num_words": counts, "truncated": is_truncated}
 
     def correct_tsv(self, texts: tf.Tensor) -> Tensors:
-        """Judges the words of texts as `correct` does, and gives each text one string.
+        """Corrects texts as `correct` does, and gives each text one string.
 
         No row is wider than its own text asks for, in whatever batch it was computed.
 
@@ -146,21 +132,21 @@ class Corrector:
               word, and then each correction and its probability;
             - `truncated` [B] bool.
         """
-        by_text, is_truncated = self._judged(texts)
+        by_text, is_truncated = self._find_corrections(texts)
         flat = {name: ragged.flat_values for name, ragged in by_text.items()}
         options, shares = flat["corrections"], flat["correction_probabilities"]
-        is_given = tf.concat([tf.fill([tf.shape(options)[0], 1], True), options != ""], axis=1)
-        fields = tf.strings.join([options, _shown(shares)], "\t")
+        is_given = tf.concat([tf.fill([tf.shape(options)[0], 1], True), shares > 0], axis=1)
+        fields = tf.strings.join([options, _formatted(shares)], "\t")
         word = [tf.strings.as_string(flat[name]) for name in ("starts", "ends")]
-        word = tf.strings.join([*word, _shown(flat["probabilities"]), flat["words"]], "\t")
+        word = tf.strings.join([*word, _formatted(flat["probabilities"]), flat["words"]], "\t")
         fields = tf.ragged.boolean_mask(tf.concat([word[:, tf.newaxis], fields], axis=1), is_given)
         lines = tf.strings.reduce_join(fields, axis=1, separator="\t")
         lines = by_text["words"].with_flat_values(lines)
         tsv = tf.strings.reduce_join(lines, axis=1, separator="\n")
         return {"tsv": tsv, "truncated": is_truncated}
 
-    def _judged(self, texts: tf.Tensor) -> tuple[dict[str, tf.RaggedTensor], tf.Tensor]:
-        """What `correct` gives, [B, (W), ...] each, and whether the texts were too long."""
+    def _find_corrections(self, texts: tf.Tensor) -> tuple[dict[str, tf.RaggedTensor], tf.Tensor]:
+        """The outputs of `correct`, [B, (W), ...] each; and whether the texts were too long."""
         (texts,), is_cut = self.reader.texts(texts)
         tokens = self.reader.graph.tokenize_with_offsets(texts)
         tokens, is_truncated = whole_words_within(tokens, self._max_tokens, is_cut)
@@ -179,7 +165,7 @@ class Corrector:
         word_lengths = tf.math.bincount(word_of, minlength=num_words)
 
         copy_logits = tf.cast(self._copy_head(states), tf.float32)
-        probabilities = probability_of_not_belonging(copy_logits, word_of, num_words)
+        probabilities = replaced_probability(copy_logits, word_of, num_words)
         is_suspicious = probabilities >= self._min_probability
         is_suspicious &= word_lengths <= MAX_TOKENS_TO_CORRECT
         suspicious = tf.where(is_suspicious)
@@ -228,6 +214,7 @@ class Corrector:
 
             - `probabilities` [B, S] float32: that the token is not the original;
             - `correction_ids` [B, S, K] int32: what it may have been, the most probable first;
+              `<pad>` for nothing;
             - `correction_probabilities` [B, S, K] float32;
             - `truncated` [B] bool.
         """
@@ -258,7 +245,7 @@ class Corrector:
         own: tf.Tensor,
         is_beginning: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """What words may have been, [W, K] each, given their tokens."""
+        """The corrections of words, [W, K] each, given their tokens."""
         kinds = tf.where(is_beginning, _BEGINNING, _CONTINUATION)
         kinds = tf.where(tf.gather(self._is_byte, ids), _NONE, kinds)
         found = self._candidates(states, copy_logits, ids, kinds)
@@ -267,14 +254,14 @@ class Corrector:
         word_of = tf.cumsum(tf.cast(is_beginning, tf.int32)) - 1
         num_words = tf.reduce_sum(tf.cast(is_beginning, tf.int32))
         lengths = tf.math.bincount(word_of, minlength=num_words, dtype=tf.int64)
-        spelled, scores = whole_words(contents, log_probabilities, lengths, self._width)
+        spelled, scores = best_spellings(contents, log_probabilities, lengths, self._width)
         own = tf.strings.unsorted_segment_join(own, word_of, num_words)
-        return corrections(spelled, scores, own, self._num_corrections)
+        return best_corrections(spelled, scores, own, self._num_corrections)
 
     def _candidates(
         self, states: tf.Tensor, copy_logits: tf.Tensor, ids: tf.Tensor, kinds: tf.Tensor
     ) -> Candidates:
-        """What tokens may have been, by the probabilities of the paper's section 3.3."""
+        """The candidates for tokens, by the probabilities of the paper's section 3.3."""
 
         def candidates_of_part(number: tf.Tensor) -> Candidates:
             first = number * _LM_ROWS_AT_ONCE
@@ -303,19 +290,7 @@ class Corrector:
 
 
 def correction_signatures(corrector: Corrector) -> dict[str, Signature]:
-    """Makes `correct`, `correct_tsv` and, for callers who tokenize, `correct_ids`.
-
-    Args:
-        corrector: its methods of these names document inputs and outputs.
-
-    Returns:
-        The signatures by name.
-
-    Example:
-    ```python
-    correction_signatures(corrector)["correct"]
-    ```
-    """
+    """The signatures `correct`, `correct_tsv` and `correct_ids`."""
     return {
         "correct": Signature(corrector.correct, (TEXTS,), text_request),
         "correct_tsv": Signature(corrector.correct_tsv, (TEXTS,), text_request),
@@ -324,7 +299,8 @@ def correction_signatures(corrector: Corrector) -> dict[str, Signature]:
 
 
 def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
-    """[4, V] bool: which pieces begin a word, continue it, may stand anywhere at all, or never."""
+    """[4, V] bool: which pieces may begin a word, continue it, stand anywhere, or nowhere."""
+    # `NOTHING_ID` is allowed wherever a piece may be.
     pieces = tokenizer.get_vocabulary()
     is_ordinary = np.ones(len(pieces), bool)
     is_ordinary[tokenizer.special_token_ids] = False
@@ -341,9 +317,12 @@ def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
         _BEGINNING: ((starts_word & has_content) | (is_punctuation & is_alone)) & is_character,
         _CONTINUATION: ~starts_word & is_character,
         _ANY: is_ordinary,
-        _NONE: np.zeros_like(is_ordinary),
     }
-    return tf.constant(np.stack([kinds[kind] & is_ordinary for kind in sorted(kinds)]))
+    allowed = np.zeros([_NONE + 1, len(pieces)], bool)
+    for kind, is_of_kind in kinds.items():
+        allowed[kind] = is_of_kind & is_ordinary
+        allowed[kind, NOTHING_ID] = True
+    return tf.constant(allowed)
 
 
 def _is_byte(tokenizer: CocoLMTokenizer) -> np.ndarray:
@@ -351,5 +330,5 @@ def _is_byte(tokenizer: CocoLMTokenizer) -> np.ndarray:
     return np.isin(np.arange(tokenizer.vocabulary_size()), tokenizer.byte_token_ids)
 
 
-def _shown(probabilities: tf.Tensor) -> tf.Tensor:
+def _formatted(probabilities: tf.Tensor) -> tf.Tensor:
     return tf.strings.as_string(probabilities, precision=4)

@@ -38,7 +38,9 @@ class Settings:
         precision: One of `PRECISIONS`, what the matrices are stored and multiplied in.
         int8: Whether the matrices are stored in 8 bits.
         buckets: Lengths in tokens at which texts are encoded apart from shorter ones.
-        pooling: One of `POOLINGS`, how `embed` makes a vector.
+        pooling: One of `POOLINGS`, how `embed` makes a vector; `""` for what the preset's embedder
+            was trained with, or `"cls"`.
+        dimension: The length of a vector; 0 for what the embedder was trained with, or all.
         num_corrections: How many corrections `correct` gives for each word.
         max_tokens: The longest text that `correct` and `tag` read, and context that `answer` does.
         max_bytes: The bytes of a text that any signature reads.
@@ -54,7 +56,8 @@ class Settings:
     precision: str = "float32"
     int8: bool = False
     buckets: tuple[int, ...] = BUCKETS
-    pooling: str = "cls"
+    pooling: str = ""
+    dimension: int = 0
     num_corrections: int = NUM_CORRECTIONS
     max_tokens: int = MAX_TOKENS
     max_bytes: int = MAX_BYTES
@@ -134,9 +137,10 @@ def next_version(output_dir: str) -> int:
 
 
 def _embed(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
-    projection = parts.projection if settings.pooling == "projection" else None
+    pooling, dimension = parts.embedding(settings.pooling, settings.dimension)
+    projection = parts.projection if pooling == "projection" else None
     return embedding_signatures(
-        encoder, parts.tokenizer, settings.pooling, projection, settings.max_bytes
+        encoder, parts.tokenizer, pooling, projection, settings.max_bytes, dimension
     )
 
 

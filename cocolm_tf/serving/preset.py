@@ -11,6 +11,7 @@ from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -18,7 +19,12 @@ from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.preset import HEADS_FILENAME, check_finite_weights, load_preset
+from cocolm_tf.training.preset import (
+    HEADS_FILENAME,
+    check_finite_weights,
+    load_preset,
+    saved_heads,
+)
 
 _TASK_FILENAME = "task.json"
 
@@ -50,6 +56,22 @@ class ServedPreset:
     def answerer(self) -> CocoLMQuestionAnswerer:
         """The fine-tuned question answerer."""
         return self._task_of(CocoLMQuestionAnswerer, "question_answerer", "finetune_squad.py")
+
+    def embedding(self, pooling: str = "", dimension: int = 0) -> tuple[str, int]:
+        """How vectors are made: pooling, and how many numbers are kept, 0 for all.
+
+        What is left open, `""` or 0, is as the preset's embedder was trained, or `"cls"` and all.
+        """
+        width = self.backbone.hidden_dim
+        if dimension > width:
+            raise UserError(f"--dimension={dimension} is more than the {width} of a vector.")
+        embedder = self._task if isinstance(self._task, CocoLMTextEmbedder) else None
+        if embedder is None or pooling not in ("", embedder.pooling_mode):
+            return pooling or "cls", dimension
+        if dimension and dimension not in embedder.dimensions:
+            trained = ", ".join(map(str, embedder.dimensions))
+            raise UserError(f"--dimension={dimension}: the vectors were trained at {trained}.")
+        return embedder.pooling_mode, dimension or embedder.dimensions[0]
 
     @property
     def token_classifier(self) -> CocoLMTokenClassifier:
@@ -98,7 +120,12 @@ class ServedPreset:
             return None
         kinds = {
             keras.saving.get_registered_name(kind): kind
-            for kind in (CocoLMTextClassifier, CocoLMQuestionAnswerer, CocoLMTokenClassifier)
+            for kind in (
+                CocoLMTextClassifier,
+                CocoLMQuestionAnswerer,
+                CocoLMTextEmbedder,
+                CocoLMTokenClassifier,
+            )
         }
         try:
             name = json.loads(files.read_text(path))["registered_name"]
@@ -127,5 +154,7 @@ class ServedPreset:
                 f"--preset={self.directory} has a model of {backbone.vocabulary_size} tokens and "
                 f"a tokenizer of {size}."
             )
-        pretrainer = CocoLMPretrainer(backbone, None, self.tokenizer.mask_token_id)
+        has_bias = "copy_head.bias" in saved_heads(self.directory)
+        mask_token_id = self.tokenizer.mask_token_id
+        pretrainer = CocoLMPretrainer(backbone, None, mask_token_id, copy_head_bias=has_bias)
         return pretrainer, load_preset(pretrainer, self.directory)

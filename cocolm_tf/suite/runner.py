@@ -190,5 +190,5 @@ class _SuiteRun:
                 }
             },
             row.title,
-            goes_on=True,
+            resumes=True,
         )

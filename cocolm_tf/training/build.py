@@ -17,7 +17,7 @@ from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.modeling.sampling import SamplingTemperature
 from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig, decay_steps
 from cocolm_tf.training.distribution import compiles_step
-from cocolm_tf.training.optimization import AdamW
+from cocolm_tf.training.optimization import AdamW, ShardedAdamW
 from cocolm_tf.training.schedules import SCHEDULES, WarmupDecay
 
 Pretrainer = CocoLMPretrainer | MaskedLMPretrainer | MCLPretrainer
@@ -60,8 +60,11 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     if name == "masked_lm":
         model = MaskedLanguageModel(main, name="masked_language_model")
         return MaskedLMPretrainer(model, mask_token_id, **runtime)
-    models = main, _build_auxiliary(config, main), mask_token_id
-    runtime |= _sampling(config)
+    models = main, build_auxiliary(config, main), mask_token_id
+    runtime |= {
+        "sampling": config.auxiliary.sampling,
+        "sampling_temperature": sampling_temperature(config),
+    }
     if name == "mcl":
         courses = config.mcl.as_dict()
         courses = {key: value for key, value in courses.items() if key not in _OF_AUGMENTATION}
@@ -87,18 +90,22 @@ def build_augmentation(
     return Augmentation(special, word_starts=word_starts, **options)
 
 
-def _sampling(config: PretrainingConfig) -> dict[str, str | SamplingTemperature | None]:
-    auxiliary, temperature = config.auxiliary, None
-    if auxiliary.temperature != 1:
-        temperature = SamplingTemperature(
-            auxiliary.temperature, auxiliary.temperature_decay, config.trainer.train_steps
-        )
-    return {"sampling": auxiliary.sampling, "sampling_temperature": temperature}
-
-
-def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedLanguageModel | None:
+def sampling_temperature(config: PretrainingConfig) -> SamplingTemperature | None:
+    """The schedule of the auxiliary model's temperature; None for 1 throughout."""
     auxiliary = config.auxiliary
-    if auxiliary.replacements == "random":
+    if auxiliary.temperature == 1:
+        return None
+    return SamplingTemperature(
+        auxiliary.temperature, auxiliary.temperature_decay, config.trainer.train_steps
+    )
+
+
+def build_auxiliary(
+    config: PretrainingConfig, main: CocoLMBackbone | None = None
+) -> MaskedLanguageModel | None:
+    """Builds the auxiliary model, if there is one; one that learns shares tables of `main`."""
+    auxiliary = config.auxiliary
+    if auxiliary.replacements in ("random", "stored"):
         return None
     sizes = config.model.as_dict() | {"num_layers": auxiliary.num_layers}
     for key in ("num_heads", "hidden_dim", "intermediate_dim"):
@@ -107,7 +114,9 @@ def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedL
         sizes["dropout"] = 0.0
     frozen = auxiliary.replacements == "frozen"
     # A model that does not learn cannot share tables with one that does.
-    tables = {"embedding_dim": main.embedding_dim} if frozen else {"embeddings_of": main}
+    tables = {"embedding_dim": config.model.hidden_dim}
+    if not frozen:
+        tables = {"embeddings_of": main, "shared": auxiliary.shared}
     computed = {"attention": config.runtime.attention, "dtype": config.runtime.precision}
     backbone = CocoLMBackbone(**sizes, **tables, **computed, name="auxiliary")
     model = MaskedLanguageModel(backbone, name="auxiliary_model")
@@ -130,7 +139,9 @@ def build_optimizer(
         SCHEDULES[config.schedule][0],
         decay_steps,
     )
-    optimizer = AdamW(
+    several = pretrainer.distribute_strategy.num_replicas_in_sync > 1
+    kind = ShardedAdamW if config.sharded and several else AdamW
+    optimizer = kind(
         schedule,
         weight_decay=config.weight_decay,
         beta_1=config.beta_1,

@@ -16,6 +16,7 @@ import tensorflow as tf
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.training_step import TrainingStep
+from cocolm_tf.training.optimization import ShardedSlot
 from cocolm_tf.training.workers import Workers
 
 _FILE = re.compile(r"ckpt-(\d+)\.(index|data-.*)")
@@ -80,8 +81,11 @@ class Checkpoints:
             raise self.hopeless(f"{len(bad)} of the run's variables are not finite")
         self._saved_step = step
         values = {name: variable.numpy() for name, variable in self._metrics.items()}
+        for name, variable in self._state.items():
+            # Of what is sharded, each worker has a part.
+            if self._workers.is_chief or isinstance(variable, ShardedSlot):
+                values[name] = variable.numpy()
         if self._workers.is_chief:
-            values |= {name: variable.numpy() for name, variable in self._state.items()}
             self._writing = self._writer.submit(self._write, step, values)
 
     def hopeless(self, why: str) -> UserError:
@@ -313,7 +317,7 @@ def _sublayers(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
         yield from ((one.name, one) for one in layer.layers if id(one) not in found)
 
 
-def _state_variables(model: TrainingStep) -> dict[str, keras.Variable]:
+def _state_variables(model: TrainingStep) -> dict[str, keras.Variable | ShardedSlot]:
     """What a checkpoint holds beside metrics, by path."""
     paths, learned = variable_paths(model), {id(v) for v in model.trainable_variables}
     slots = {
@@ -322,9 +326,8 @@ def _state_variables(model: TrainingStep) -> dict[str, keras.Variable]:
         if id(variable) in learned
         for name, slot in model.optimizer.slots(variable).items()
     }
-    known = {id(slot) for slot in slots.values()}
-    others = (variable for variable in model.optimizer.variables if id(variable) not in known)
-    return paths | {f"optimizer/{variable.name}": variable for variable in others} | slots
+    counters = {f"optimizer/{one.name}": one for one in model.optimizer.counters()}
+    return paths | counters | slots
 
 
 def _averages(model: TrainingStep) -> dict[str, tf.Variable]:
@@ -405,7 +408,7 @@ def _read_finite(path: str) -> dict[str, np.ndarray]:
     return values
 
 
-def _is_finite(variable: tf.Variable) -> bool:
+def _is_finite(variable: tf.Variable | ShardedSlot) -> bool:
     """Whether all values are, found out on the device."""
     value = tf.convert_to_tensor(variable)
     return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))

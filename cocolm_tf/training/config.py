@@ -14,13 +14,18 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
-from cocolm_tf.modeling.transformer import REMATERIALIZE, RESIDUAL_INITS, rematerialize_mode
+from cocolm_tf.modeling.transformer import (
+    REMATERIALIZE,
+    RESIDUAL_INITS,
+    SHARED_EMBEDDINGS,
+    rematerialize_mode,
+)
 from cocolm_tf.training import config_file
 from cocolm_tf.training.schedules import SCHEDULES
 from cocolm_tf.training.stages import check_schedule, resolve_durations, stage_ends
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-REPLACEMENTS = ("auxiliary", "frozen", "random")
+REPLACEMENTS = ("auxiliary", "frozen", "random", "stored")
 OBJECTIVES = ("coco_lm", "masked_lm", "mcl")
 
 
@@ -53,7 +58,8 @@ class AuxiliaryConfig(hyperparams.Config):
     """The auxiliary model. A size of 0 is the main model's."""
 
     # auxiliary: it learns and masked tokens are replaced by its samples. frozen: it is that of
-    # `preset`, and does not learn. random: there is none.
+    # `preset`, and does not learn. random: there is none. stored: there is none, either, but the
+    # data has its samples, which precompute_replacements.py drew with `frozen`.
     replacements: str = "auxiliary"
     # A finished run's. The frozen model keeps the word and position tables that it had there.
     preset: str = ""
@@ -61,6 +67,9 @@ class AuxiliaryConfig(hyperparams.Config):
     num_heads: int = 0
     hidden_dim: int = 0
     intermediate_dim: int = 0
+    # What it shares with the main model where it learns: token, the word table; token_position, the
+    # position table, too; token_position_norm, also LayerNorm on both.
+    shared: str = "token_position"
     # Which pass is sampled from; see `CocoLMPretrainer`. zero_dropout also takes its dropout away.
     sampling: str = "eval"
     # What the logits are divided by before samples are drawn falls from this to 1, what exceeds 1
@@ -82,8 +91,11 @@ class ObjectiveConfig(hyperparams.Config):
     all_token_lm: bool = False
     use_copy: bool = True
     stop_gradient: bool = True
-    # Whether the copy head starts at zero.
+    # Whether the LM loss of a position is weighted by the copy head's probability of replacement.
+    weighted_lm: bool = False
+    # Whether the copy head starts at zero, and whether it has a bias.
     copy_head_zeros: bool = False
+    copy_head_bias: bool = False
     temperature: float = 1.0
     projection: bool = True
     # Whether a batch in trainer.micro_batches parts is contrasted as a whole: a forward pass more.
@@ -159,6 +171,8 @@ class OptimizerConfig(hyperparams.Config):
     decay_embeddings: bool = True
     # Bound on the gradients' global norm; 0 for none.
     clip_norm: float = 2.0
+    # Whether each replica keeps its share of the moments instead of all of them (ZeRO stage 1).
+    sharded: bool = False
 
 
 @dataclasses.dataclass
@@ -355,6 +369,7 @@ def check_config(config: PretrainingConfig, name: str) -> None:
         ("runtime.attention", config.runtime.attention, ATTENTION_KERNELS),
         ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
         ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),
+        ("auxiliary.shared", config.auxiliary.shared, SHARED_EMBEDDINGS),
         ("objective.name", config.objective.name, OBJECTIVES),
         ("data.masking", config.data.masking, MASKINGS),
         ("optimizer.schedule", config.optimizer.schedule, tuple(SCHEDULES)),
@@ -362,7 +377,8 @@ def check_config(config: PretrainingConfig, name: str) -> None:
         config_file.check_choice(name, key, value, allowed)
     if config.runtime.attention == "cudnn" and config.runtime.precision == "float32":
         raise UserError(f"{name}: runtime.attention=cudnn needs a runtime.precision that is mixed.")
-    if (config.auxiliary.replacements == "frozen") != bool(config.auxiliary.preset):
+    replacements, preset = config.auxiliary.replacements, config.auxiliary.preset
+    if replacements != "stored" and (replacements == "frozen") != bool(preset):
         raise UserError(
             f"{name}: auxiliary.replacements=frozen and auxiliary.preset go together: the frozen "
             "auxiliary model is that of a finished run's preset."
@@ -384,10 +400,26 @@ def check_config(config: PretrainingConfig, name: str) -> None:
         )
     _check_decay(config, name)
     objective = config.objective
+    if replacements == "stored" and objective.name != "coco_lm":
+        raise UserError(
+            f"{name}: auxiliary.replacements=stored does not go with objective.name="
+            f"{objective.name}: it must be coco_lm."
+        )
+    schedules = config.data.sequence_length_schedule, config.trainer.batch_size_schedule
+    if replacements == "stored" and any(schedules):
+        raise UserError(
+            f"{name}: auxiliary.replacements=stored has batches of one shape, without a "
+            "data.sequence_length_schedule or a trainer.batch_size_schedule."
+        )
     if objective.name == "mcl":
         _check_courses(config, name)
     elif not (objective.copy_weight or objective.lm_weight or objective.scl_weight):
         raise UserError(f"{name}: objective gives the main model nothing to learn.")
+    elif objective.weighted_lm and not (objective.copy_weight or objective.use_copy):
+        raise UserError(
+            f"{name}: objective.weighted_lm=true weighs by the copy head, which nothing trains: "
+            "set objective.copy_weight."
+        )
 
 
 def save_config(config: PretrainingConfig, path: str) -> None:

@@ -37,6 +37,7 @@ _MAY_CHANGE = (
     "optimizer.decay_steps",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
+    "optimizer.sharded",
     "trainer.",
     "runtime.",
     "--validation_data",

@@ -124,7 +124,7 @@ class ProgressBar:
             total=train_steps,
             initial=first_step,
             unit="step",
-            desc="pretraining",
+            desc="training",
             file=sys.stderr,
             mininterval=1.0,
             # A log file wants a line now and then, not one a second.

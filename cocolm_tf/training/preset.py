@@ -22,7 +22,6 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import Transform
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
-from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import Pretrainer, build_pretrainer, compile_pretrainer
@@ -145,15 +144,15 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
         return missing + _load_heads(head_variables(pretrainer), local)
 
 
-def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
-    """Gives a pretrainer the auxiliary model of another run's preset, to sample from."""
+def load_frozen_auxiliary(auxiliary: MaskedLanguageModel, directory: str) -> None:
+    """Loads the weights of the auxiliary model of another run's preset, to sample from."""
     if not files.is_dir(os.path.join(directory, AUXILIARY_DIRECTORY)):
         raise UserError(f"auxiliary.preset={directory} has no {AUXILIARY_DIRECTORY}/ in it.")
     with files.local_copy(directory) as local:
-        auxiliary = os.path.join(local, AUXILIARY_DIRECTORY)
-        _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
-        _load_weights(pretrainer.auxiliary.backbone, auxiliary)
-        missing = _load_heads(_masked_lm_variables(pretrainer.auxiliary, "masked_lm_head"), local)
+        saved = os.path.join(local, AUXILIARY_DIRECTORY)
+        _check_architecture(auxiliary.backbone, saved, "auxiliary")
+        _load_weights(auxiliary.backbone, saved)
+        missing = _load_heads(_masked_lm_variables(auxiliary, "masked_lm_head"), local)
     if missing:
         raise UserError(f"auxiliary.preset={directory} lacks {', '.join(missing)}.")
 
@@ -167,6 +166,8 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     for name in ("copy_head", "swap_head", "insert_head"):
         if head := getattr(pretrainer, name, None):
             variables[f"{name}.kernel"] = head.kernel
+            if head.bias is not None:
+                variables[f"{name}.bias"] = head.bias
     if pretrainer.lm_head:
         variables["lm_head.bias"] = pretrainer.lm_head.bias
     if pretrainer.projection:
@@ -174,6 +175,14 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     if pretrainer.auxiliary is not None:
         variables |= _masked_lm_variables(pretrainer.auxiliary, "masked_lm_head")
     return variables
+
+
+def saved_heads(directory: str) -> set[str]:
+    """The names of the weights of heads that a preset has."""
+    if not files.is_file(os.path.join(directory, HEADS_FILENAME)):
+        return set()
+    with files.local_copy(directory, [HEADS_FILENAME]) as local:
+        return set(np.load(os.path.join(local, HEADS_FILENAME)).files)
 
 
 def save_checkpoint_presets(
@@ -258,6 +267,9 @@ def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[st
     """Loads weights of heads by their names, and returns the names that the preset lacks."""
     heads = os.path.join(directory, HEADS_FILENAME)
     saved = np.load(heads) if files.is_file(heads) else {}
+    unbiased = "copy_head.kernel" in variables and "copy_head.bias" not in variables
+    if unbiased and "copy_head.bias" in saved:
+        raise UserError(f"{heads} has a copy_head.bias: set objective.copy_head_bias=true.")
     missing = []
     for name, variable in variables.items():
         if name not in saved:

@@ -14,6 +14,7 @@ from cocolm_tf.costs.energy import power_limit
 from cocolm_tf.data.augmentation import word_starts
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.reading import explain_read_errors
+from cocolm_tf.data.replacements import ReplacedData
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
@@ -129,13 +130,15 @@ def pretrain(
             init_preset = ""  # Its weights are the checkpoint's.
         if init_preset:
             _check_vocabulary_of("--init_preset", init_preset, tokenizer)
-        if config.auxiliary.preset:
+        if config.auxiliary.replacements == "frozen":
             _check_vocabulary_of("auxiliary.preset", config.auxiliary.preset, tokenizer)
         checksums = config.data.verify_checksums and not is_resumed
-        data = _open_data(train_data, tokenizer, config, checksums, workers.count, workers.index)
+        data = open_data(train_data, tokenizer, config, checksums, workers.count, workers.index)
+        if isinstance(data, ReplacedData):
+            data.check(config.trainer.batch_size, config.trainer.train_steps)
         held_out = None
         if validation_data:
-            held_out = _open_data(validation_data, tokenizer, config, checksums)
+            held_out = open_data(validation_data, tokenizer, config, checksums)
         feed = Feed(data, config, strategy, workers, held_out)
 
         pretrainer = _build(config, tokenizer, init_preset, strategy)
@@ -205,8 +208,8 @@ def _build(
             missing = load_preset(pretrainer, init_preset)
             if missing:
                 print(f"Not in {init_preset}, so initialized afresh: {', '.join(missing)}.")
-        if config.auxiliary.preset:
-            load_frozen_auxiliary(pretrainer, config.auxiliary.preset)
+        if config.auxiliary.replacements == "frozen":
+            load_frozen_auxiliary(pretrainer.auxiliary, config.auxiliary.preset)
         compile_pretrainer(pretrainer, config, config.trainer.steps_per_loop)
     return pretrainer
 
@@ -258,7 +261,7 @@ def _check_vocabulary_of(name: str, preset: str, tokenizer: CocoLMTokenizer) -> 
         )
 
 
-def _open_data(
+def open_data(
     pattern: str,
     tokenizer: CocoLMTokenizer,
     config: PretrainingConfig,
@@ -266,16 +269,23 @@ def _open_data(
     pipelines: int = 1,
     pipeline: int = 0,
 ) -> PretrainingData:
+    """Opens what a run trains or validates on."""
     starts = None
     if config.data.masking != "token":
         starts = word_starts(tokenizer.get_vocabulary())
-    return PretrainingData.open(
+    augmentation = build_augmentation(config, tokenizer.mask_token_id, starts)
+    arguments = (
         pattern,
         config.data.sequence_length,
-        build_augmentation(config, tokenizer.mask_token_id, starts),
+        augmentation,
         config.runtime.seed,
         tokenizer,
         checksums,
+    )
+    if config.auxiliary.replacements == "stored":
+        return ReplacedData.open(*arguments)
+    return PretrainingData.open(
+        *arguments,
         config.data.skip_corrupt,
         pipelines,
         pipeline,

@@ -61,6 +61,8 @@ OPTIONS = [
     {"sampling": "train"},
     {"sampling": "zero_dropout"},
     {"use_copy": False},
+    {"use_copy": False, "weighted_lm": True, "copy_head_bias": True},
+    {"weighted_lm": True, "all_token_lm": True},
     {"stop_gradient": False},
     {"all_token_lm": True, "copy_weight": 0.0, "stop_gradient": False},
     {"all_token_lm": True, "use_copy": False},

@@ -9,8 +9,10 @@ from tiny_presets import opinions, write_tiny_preset
 finetune_prompt = Program("finetune_prompt.py", timeout=900)
 
 PROMPTS = """
-settings: {learning_rates: [1e-2], steps: 10, validation_interval: 5, draws: 2, batch_size: 4}
-tasks:
+trainer: {steps: 10, validation_interval: 5, batch_size: 4}
+prompt: {draws: 2}
+search: {optimizer.learning_rate: [1e-2]}
+prompts:
   sst2: {template: "{first} {mask} .", words: {negative: [awful, bad], positive: [good]}}
 """
 
@@ -46,7 +48,8 @@ def test_prompts_over_splits(inputs: Path, tmp_path: Path):
     assert done.stdout.splitlines()[-1] == f"{tmp_path}/results.md"
     results = json.loads((tmp_path / "sst2-prompts" / "results.json").read_text())
     assert len(results["test"]["dev"]["accuracy"]["values"]) == 2
-    assert results["label_words"] == ["▁awful", "▁good"]
+    assert results["label_words"] == ["▁awful", "▁good"] and results["seeds"] == [13, 21]
+    assert set(results["search"]) == {"13", "21"}
     assert "| SST-2 |" in (tmp_path / "results.md").read_text()
 
 

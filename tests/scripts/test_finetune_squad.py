@@ -74,12 +74,14 @@ def test_fine_tunes_scores_and_saves(inputs: Path, tmp_path: Path):
     assert report["windows"] > 81
     assert results["score"] > results["baseline"]["dev"]["f1"] + 0.3
     dev = read_squad(str(inputs / "dev.json"))
-    answers = json.loads((folder / "predictions.json").read_text())
+    answers = json.loads((folder / "predictions" / "predictions.json").read_text())
     assert score_answers(dev, answers) == results["official"]
-    assert set(json.loads((folder / "null_odds.json").read_text())) == set(answers)
+    assert set(json.loads((folder / "predictions" / "null_odds.json").read_text())) == set(answers)
     assert all(
         len(entries) <= 4
-        for entries in json.loads((folder / "nbest_predictions.json").read_text()).values()
+        for entries in json.loads(
+            (folder / "predictions" / "nbest_predictions.json").read_text()
+        ).values()
     )
     answerer = CocoLMQuestionAnswerer.from_preset(folder / "preset")
     assert answerer.null_threshold == results["null_threshold"]

@@ -37,6 +37,14 @@ def test_suspicious_words_are_marked_and_corrected():
     assert "not read" in Printer(color=False).correct([TEXT], correct_outputs(truncated=True))
 
 
+def test_a_word_that_should_go_has_nothing_for_a_correction():
+    outputs = correct_outputs()
+    outputs["corrections"][0, 1, 0] = b""
+    lines = Printer(color=False).correct([TEXT], outputs).splitlines()
+    assert "sit → (nothing) 70%, sits 10%" in lines[1]
+    assert "on → in 30%" in lines[2]
+
+
 def test_a_text_without_words_has_none_that_belong():
     outputs = correct_outputs() | {"num_words": np.array([0])}
     assert Printer(color=False).correct(["\x01"], outputs).endswith("There is no word.")

@@ -43,6 +43,7 @@ class Case(NamedTuple):
     steps: int = 4
     exact: bool = False
     objective: str = "coco_lm"
+    sharded: bool = False
 
     @property
     def name(self) -> str:
@@ -93,7 +94,8 @@ def config_of(case: Case) -> PretrainingConfig:
             "objective": {"name": case.objective},
             "data": {"sequence_length": LENGTH},
             # So large that no weight moves by the sign of a gradient that is all rounding error.
-            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "epsilon": 1e-3},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "epsilon": 1e-3}
+            | {"sharded": case.sharded},
             "trainer": {
                 "batch_size": BATCH,
                 "micro_batches": case.micro_batches,
@@ -149,7 +151,8 @@ def train(strategy: tf.distribute.Strategy, case: Case, shards: Path) -> dict[st
     """Trains and writes down, and validates an exact case.
 
     Returns:
-        `metrics` [loops, names], `names`, `weights` [loops, all of them], `validation` [names].
+        `metrics` [loops, names], `names`, `weights` [loops, all of them], `validation` [names],
+        `moments` [all of them].
     """
     config, found = config_of(case), {"metrics": [], "weights": []}
     with strategy.scope():
@@ -194,7 +197,17 @@ def train(strategy: tf.distribute.Strategy, case: Case, shards: Path) -> dict[st
                 validation_batches(shards, config), return_dict=True, verbose=0
             )
             found["validation"] = [float(measured[name]) for name in found["names"]]
+            found["moments"] = moments_of(pretrainer)
     return {name: np.array(values) for name, values in found.items()}
+
+
+def moments_of(pretrainer: keras.Model) -> np.ndarray:
+    """All moments, read, written back and read again."""
+    optimizer = pretrainer.optimizer
+    slots = [s for v in pretrainer.trainable_variables for s in optimizer.slots(v).values()]
+    for slot in slots:
+        slot.assign(slot.numpy())
+    return np.concatenate([slot.numpy().ravel() for slot in slots])
 
 
 def likeliest(logits: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:

@@ -21,7 +21,7 @@ from cocolm_tf.training.checkpoints import (
     steps_taken,
     variable_paths,
 )
-from cocolm_tf.training.optimization import AdamW
+from cocolm_tf.training.optimization import AdamW, ShardedAdamW
 
 
 @pytest.fixture
@@ -230,6 +230,23 @@ def test_layers_made_in_another_order_are_still_their_own(tmp_path: Path):
         slots = [model.optimizer.slots(v) for model, v in zip((one, other), kernels, strict=True)]
         for name in ("momentum", "velocity"):
             np.testing.assert_array_equal(*(slot[name] for slot in slots))
+
+
+@pytest.mark.parametrize("mirrored_strategy", [4], indirect=True)
+def test_moments_are_read_by_any_number_of_replicas(mirrored_strategy, compiled, tmp_path: Path):
+    """Whoever wrote them: what a checkpoint has of sharded ones is the same."""
+    whole = compiled()
+    move(whole, step=7, seed=5)
+    save(tmp_path / "whole", whole)
+    with mirrored_strategy.scope():
+        sharded = compiled(seed=1, optimizer={"sharded": True})
+    assert isinstance(sharded.optimizer, ShardedAdamW)
+    assert restore(tmp_path / "whole", sharded) == 7
+    save(tmp_path / "sharded", sharded)
+    again = compiled(seed=2)
+    assert restore(tmp_path / "sharded", again) == 7
+    for restored, saved in zip(state_of(again), state_of(whole), strict=True):
+        np.testing.assert_array_equal(restored, saved)
 
 
 def test_paths_are_each_variables_own(compiled):

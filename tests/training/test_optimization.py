@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.training.optimization import AdamW
+from cocolm_tf.training.optimization import AdamW, ShardedAdamW
 from cocolm_tf.training.schedules import WarmupDecay
 
 SHAPES = [(3, 4), (4,), ()]
@@ -106,24 +106,49 @@ def test_excluded_variables_do_not_decay():
 
 
 @pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
-def test_every_replica_makes_the_same_update(mirrored_strategy):
+@pytest.mark.parametrize("kind", [AdamW, ShardedAdamW])
+def test_every_replica_makes_the_same_update(mirrored_strategy, kind):
     alone = make_variables()
     optimizer = make_optimizer(AdamW, alone)
+    optimizer.scale_learning_rate(alone[:1], 0.25)
     with mirrored_strategy.scope():
         mirrored = make_variables()
-        mirrored_optimizer = make_optimizer(AdamW, mirrored)
+        mirrored_optimizer = make_optimizer(kind, mirrored)
+        mirrored_optimizer.scale_learning_rate(mirrored[:1], 0.25)
 
     @tf.function(autograph=False)
     def step(gradients, scale):
-        mirrored_strategy.run(lambda: mirrored_optimizer.apply_scaled(gradients, mirrored, scale))
+        def update():
+            own = tf.distribute.get_replica_context().replica_id_in_sync_group
+            mirrored_optimizer.apply_scaled(gradients, mirrored, scale, own)
+
+        mirrored_strategy.run(update)
 
     for number, scale in enumerate([1.0, 0.0, 0.3]):
-        run_step(optimizer, alone, make_gradients(number), scale)
-        step(make_gradients(number), tf.constant(scale))
+        gradients = [g / (scale > 0) for g in make_gradients(number)]  # Skipped ones are infinite.
+        run_step(optimizer, alone, gradients, scale)
+        step(gradients, tf.constant(scale))
     for one, other in zip(alone, mirrored, strict=True):
         for replica in mirrored_strategy.experimental_local_results(other.value):
             np.testing.assert_allclose(replica, one, rtol=1e-6, atol=1e-6)
+        found, expected = mirrored_optimizer.slots(other), optimizer.slots(one)
+        for name, slot in expected.items():
+            np.testing.assert_allclose(found[name].numpy(), slot, rtol=1e-6, atol=1e-6)
     assert int(mirrored_optimizer.iterations.numpy()) == 3
+
+
+@pytest.mark.parametrize("mirrored_strategy", [4], indirect=True)
+def test_each_replica_keeps_its_part_of_the_moments(mirrored_strategy):
+    with mirrored_strategy.scope():
+        variables = make_variables()
+        optimizer = make_optimizer(ShardedAdamW, variables)
+    slot = optimizer.slots(variables[0])["momentum"]
+    slot.assign(np.arange(12.0).reshape(3, 4))
+    parts = mirrored_strategy.experimental_local_results(optimizer._momentums[0].value)
+    np.testing.assert_array_equal(parts, np.arange(12.0).reshape(4, 3))
+    np.testing.assert_array_equal(tf.convert_to_tensor(slot), np.arange(12.0).reshape(3, 4))
+    # A scalar's whole part is the first one's, and there is nothing in the others.
+    assert [part.shape[0] for part in optimizer._momentums] == [3, 1, 1]
 
 
 def test_optimizer_config_round_trip():

@@ -534,7 +534,6 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         loss: Any = "auto",
         *,
         metrics: Any = "auto",
-        jit_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         """Readies the model for `fit()`.
@@ -544,8 +543,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
                 of 2e-5, or what Keras takes.
             loss: `"auto"` for the cross entropy among the words, or what Keras takes.
             metrics: `"auto"` for the accuracy, none of a regression, or what Keras takes.
-            jit_compile: As in Keras, but off unless asked for.
-            **kwargs: As for `keras.Model.compile`.
+            **kwargs: As for `CocoLMTextClassifier.compile`.
         """
         is_regression = self.bounds is not None
         if optimizer == "auto":
@@ -558,9 +556,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
             )
         if metrics == "auto":
             metrics = [] if is_regression else [keras.metrics.SparseCategoricalAccuracy()]
-        super().compile(
-            optimizer=optimizer, loss=loss, metrics=metrics, jit_compile=jit_compile, **kwargs
-        )
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
     def checked_labels(self, y: Any, rows: int) -> Any:
         """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""

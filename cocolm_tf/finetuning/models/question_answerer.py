@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from cocolm_tf.finetuning.models.answers import collect_answers
 from cocolm_tf.finetuning.models.raw_text import (
+    BATCH_SIZE,
     answer_spans,
     check_row_length,
     raw_text_task,
@@ -41,7 +42,6 @@ MAX_QUESTION_LENGTH = 64
 MAX_ANSWER_LENGTH = 30
 N_BEST = 20
 
-_BATCH_SIZE = 32
 # What no softmax gives a share to, in half precision too.
 _NEVER = -1e4
 
@@ -273,7 +273,6 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         *,
         loss_weights: Any = "auto",
         metrics: Any = "auto",
-        jit_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         """Readies the model for `fit()`.
@@ -285,9 +284,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
                 Keras takes.
             loss_weights: `"auto"` for the mean of both, or what Keras takes.
             metrics: `"auto"` for the accuracies of both, or what Keras takes.
-            jit_compile: As in Keras, but off unless asked for: each width of a batch would be
-                compiled anew.
-            **kwargs: As for `keras.Model.compile`.
+            **kwargs: As for `CocoLMTextClassifier.compile`.
         """
         sides = ("start", "end")
         if optimizer == "auto":
@@ -307,7 +304,6 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
             loss=loss,
             loss_weights=loss_weights,
             metrics=metrics,
-            jit_compile=jit_compile,
             **kwargs,
         )
 
@@ -336,7 +332,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         rows = self._labeled_rows(x, y)
         # Python's generator is what seeds the weights too.
         batches, steps = learning_batches(
-            rows, batch_size or _BATCH_SIZE, seed=random.randrange(2**31)
+            rows, self._batch_size(batch_size), seed=random.randrange(2**31)
         )
         kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
         return super().fit(batches, **kwargs)
@@ -382,13 +378,18 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         if not questions:
             return []
         rows = window_rows(self.preprocessor, questions, contexts)
-        batches, order = reading_batches(rows, batch_size or _BATCH_SIZE)
-        spans = Spans(**super().predict(batches, **kwargs))
+        size = min(batch_size or BATCH_SIZE, len(rows))
+        batches, order = reading_batches(rows, size)
+        spans = self.spans_of(batches, len(order), **kwargs)
         return collect_answers(
             contexts, rows.questions[order], spans, self.null_threshold, self.n_best
         )
 
-    @tf.autograph.experimental.do_not_convert
+    def spans_of(self, batches: tf.data.Dataset, count: int, **kwargs: Any) -> Spans:
+        """The best spans of so many windows, which `reading_batches` made batches of."""
+        found = super().predict(batches, **kwargs)
+        return Spans(**{name: part[:count] for name, part in found.items()})
+
     def predict_step(self, data: Any) -> Any:
         """The logits of a batch, or the best spans where it says where its tokens come from."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -460,8 +461,8 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
 
     def _measuring_batches(self, x: Any, y: Any, batch_size: int | None) -> tf.data.Dataset:
         rows = self._labeled_rows(x, y)
-        batches, _ = reading_batches(rows, batch_size or _BATCH_SIZE)
-        return batches.map(lambda features, labels: (_model_inputs(features), labels))
+        batches, _ = reading_batches(rows, min(batch_size or BATCH_SIZE, len(rows)))
+        return batches.map(lambda x, labels, real: (_model_inputs(x), labels, real))
 
 
 def _model_inputs(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

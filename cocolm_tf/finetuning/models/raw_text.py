@@ -1,8 +1,11 @@
 """What models that `fit()` on raw text have in common."""
 
+import collections
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +13,26 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.finetuning.batches import (
+    TOKENIZED_AT_ONCE,
+    Column,
+    Tokens,
+    prediction_batches,
+    training_batches,
+    trimmed,
+    without_padding,
+)
+from cocolm_tf.losses.replicas import sum_over_replicas
+from cocolm_tf.modeling.training_step import WithholdingOptimizer
+from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW
+
+# How many rows a batch has where nobody says.
+BATCH_SIZE = 32
+
+# After how many batches of a shape one that was not announced gets a program of its own, and how
+# many such programs there are at most.
+_TIMES_OF_A_SHAPE, _MOST_SHAPES = 8, 16
 
 Columns = tuple[list[str | bytes], ...]
 
@@ -295,47 +317,6 @@ def _number(label: Any) -> float:
         return math.nan
 
 
-# Widths are multiples of it: each new shape costs a moment, and accelerators like round numbers.
-WIDTH_STEP = 8
-
-
-def batch_width(longest: tf.Tensor, limit: tf.Tensor | int) -> tf.Tensor:
-    """Rounds a width up.
-
-    Args:
-        longest: int32 scalar, the length of a batch's longest row.
-        limit: The width that no batch may exceed.
-
-    Returns:
-        int32 scalar.
-
-    Example:
-    ```python
-    batch_width(tf.constant(13), 128)  # 16
-    ```
-    """
-    return tf.minimum(-(-longest // WIDTH_STEP) * WIDTH_STEP, limit)
-
-
-def trimmed(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Cuts off padding that all rows of a batch have in common.
-
-    Args:
-        features: `token_ids` [B, S] and `padding_mask` [B, S].
-
-    Returns:
-        The same, as wide as `batch_width` says.
-
-    Example:
-    ```python
-    trimmed(tokenizer.pack([[5], [5, 6]], sequence_length=512))["token_ids"]  # [2, 8]
-    ```
-    """
-    real = tf.cast(features["padding_mask"], tf.int32)
-    width = batch_width(tf.reduce_max(tf.reduce_sum(real, axis=1)), tf.shape(real)[1])
-    return {name: feature[:, :width] for name, feature in features.items()}
-
-
 def check_row_length(
     preprocessor: keras_hub.models.Preprocessor | None, backbone: keras_hub.models.Backbone
 ) -> None:
@@ -364,6 +345,11 @@ def check_row_length(
 def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Task]:
     """Derives a KerasHub task that preprocesses, traces and saves no more than it needs.
 
+    Its steps run at the device's speed where the shapes of batches are known, as those are that
+    `fit()` makes of texts: one program for each of few widths. Batches of unknown shapes share one
+    program. A row of weight 0 is neither learned from nor counted, in the loss or in a metric, so
+    that a batch may be filled with such rows; all other rows count as they do without them.
+
     Keras rewrites the bases of a functional model's class, which fails where one is a mixin: so
     this is a function.
 
@@ -372,7 +358,8 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
 
     Returns:
         The class. One that derives from it sets `trim_padding`, whether padding that all rows of
-        a batch have in common is cut off. TPUs and `jit_compile` want equal shapes: False.
+        a batch have in common is cut off: otherwise all batches are as wide as the preprocessor's
+        rows.
 
     Example:
     ```python
@@ -387,23 +374,63 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
         trim_padding: bool
         label_names: Sequence[str] | None = None
 
+        def compile(
+            self,
+            *args: Any,
+            jit_compile: bool | None = None,
+            micro_batches: int = 1,
+            **kwargs: Any,
+        ) -> None:
+            """Readies the model for `fit()`.
+
+            Args:
+                *args: As for `keras.Model.compile`.
+                jit_compile: Whether XLA compiles the whole step; None to decide by the devices:
+                    on GPUs it does, on CPUs it compiles the parts that gain by it.
+                micro_batches: How many parts each batch is cut into, whose gradients are added:
+                    the memory of a small batch, the gradients of a large one.
+                **kwargs: As for `keras.Model.compile`.
+            """
+            if micro_batches < 1:
+                raise ValueError(f"micro_batches={micro_batches} must be at least 1.")
+            strategy = self.distribute_strategy
+            self._whole_step = compiles_step(jit_compile, strategy)
+            self._any_shape = bool(jit_compile)
+            self._micro_batches = micro_batches
+            with strategy.scope():
+                super().compile(*args, jit_compile=False, **kwargs)
+
         def fit(
             self,
             x: Any = None,
             y: Any = None,
             batch_size: int | None = None,
+            *,
             sample_weight: Any = None,
+            class_weight: Mapping[int, float] | None = None,
+            validation_split: float = 0.0,
             validation_data: Any = None,
+            shuffle: bool = True,
             **kwargs: Any,
         ) -> Any:
-            """Fine-tunes the model, as KerasHub does.
+            """Fine-tunes the model.
+
+            Texts are tokenized once, shuffled in every epoch, and those of like lengths share a
+            batch, unless they come as a `tf.data.Dataset` or are to stay in order.
 
             Args:
-                x: Texts, see `text_columns`, or what else `keras.Model.fit` takes.
-                y: Labels.
+                x: As for the preprocessor, for all texts: lists, arrays or columns of strings, a
+                    tuple of two of these or a [N, 2] array for pairs; or a `tf.data.Dataset` of
+                    batches of `(x, y)`.
+                y: [N], the numbers of the classes, or their names where there are `label_names`;
+                    the numbers of a regression.
                 batch_size: int. 32 where it is None.
-                sample_weight: Weights of the labels.
-                validation_data: `(x, y)` or `(x, y, sample_weight)`, or a dataset.
+                sample_weight: [N], weights of the labels; a row of weight 0 is as if it were not
+                    there.
+                class_weight: The weight of each class, by its number.
+                validation_split: As for `keras.Model.fit`.
+                validation_data: Like `(x, y)` or `(x, y, sample_weight)`, or a dataset.
+                shuffle: Whether every epoch has another order.
                 **kwargs: As for `keras.Model.fit`.
 
             Returns:
@@ -412,21 +439,33 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             Raises:
                 ValueError: Saying which text or label is wrong.
             """
-            x, y = self.checked(x, y, sample_weight)
             if isinstance(validation_data, tuple | list):
                 parts = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
-                validation_data = (*self.checked(*parts), *parts[2:])
+                columns = self._columns(parts[0])
+                validation_data = (
+                    self._measuring_batches(columns, *parts[1:], batch_size)
+                    if columns
+                    else (*self.checked(*parts), *parts[2:])
+                )
             elif validation_data is not None:
                 self.checked(validation_data, None)
-            with label_errors_told():
-                return super().fit(
-                    x,
-                    y,
-                    batch_size,
-                    sample_weight=sample_weight,
-                    validation_data=validation_data,
-                    **kwargs,
+            columns = self._columns(x)
+            if columns is None or validation_split or not shuffle:
+                x, y = self.checked(x, y, sample_weight)
+                kwargs |= {"validation_split": validation_split, "shuffle": shuffle}
+                kwargs |= {"sample_weight": sample_weight, "class_weight": class_weight}
+            else:
+                labels, weights = self._labels(columns, y, sample_weight)
+                if class_weight:
+                    factors = [class_weight.get(int(label), 1.0) for label in labels]
+                    weights = np.float32(factors) * (1 if weights is None else weights)
+                x, steps = self._learning_batches(
+                    columns, labels, self._batch_size(batch_size), weights
                 )
+                y = batch_size = None
+                kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
+            with label_errors_told():
+                return super().fit(x, y, batch_size, validation_data=validation_data, **kwargs)
 
         def evaluate(
             self,
@@ -451,12 +490,16 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             Raises:
                 ValueError: Saying which text or label is wrong.
             """
-            x, y = self.checked(x, y, sample_weight)
+            if columns := self._columns(x):
+                x = self._measuring_batches(columns, y, sample_weight, batch_size)
+                y = sample_weight = batch_size = None
+            else:
+                x, y = self.checked(x, y, sample_weight)
             with label_errors_told():
                 return super().evaluate(x, y, batch_size, sample_weight=sample_weight, **kwargs)
 
         def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-            """Computes the outputs, as KerasHub does.
+            """Computes the outputs, as KerasHub does; of texts the shortest first.
 
             Args:
                 x: As for `fit`.
@@ -464,18 +507,37 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 **kwargs: As for `keras.Model.predict`.
 
             Returns:
-                What `keras.Model.predict` returns.
+                What `keras.Model.predict` returns, in the order of `x`.
 
             Raises:
                 ValueError: Saying which text is wrong.
             """
-            if isinstance(x, tf.data.Dataset):
-                check_dataset(x, None, has_labels=False)
-            elif columns := self._columns(x):
-                if not columns[0]:
-                    raise ValueError("there are no texts.")
-                x = as_model_input(columns)
-            return super().predict(x, batch_size, **kwargs)
+            columns = self._columns(x)
+            if columns is None:
+                if isinstance(x, tf.data.Dataset):
+                    check_dataset(x, None, has_labels=False)
+                return super().predict(x, batch_size, **kwargs)
+            count = len(columns[0])
+            if not count:
+                raise ValueError("there are no texts.")
+            batches, order = prediction_batches(
+                self.tokens_of(columns),
+                min(batch_size or BATCH_SIZE, count),
+                8 if self.trim_padding else 0,
+            )
+            found = super().predict(batches, **kwargs)
+            outputs = np.empty_like(found[:count])
+            outputs[order] = found[:count]
+            return outputs
+
+        def tokens_of(self, columns: Columns) -> Tokens:
+            """Texts as the model reads them, without padding."""
+            rows, at_once = len(columns[0]), TOKENIZED_AT_ONCE
+            features = [
+                self.preprocessor(x=tuple(texts[start : start + at_once] for texts in columns))
+                for start in range(0, rows, at_once)
+            ]
+            return without_padding(features, self.preprocessor.sequence_length)
 
         def checked(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any]:
             """Texts and labels as KerasHub takes them; what comes by itself stays as it is."""
@@ -485,8 +547,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             columns = self._columns(x)
             if columns is None:
                 return x, y
-            check_weights(sample_weight, len(columns[0]))
-            return as_model_input(columns), self.checked_labels(y, len(columns[0]))
+            return as_model_input(columns), self._labels(columns, y, sample_weight)[0]
 
         def checked_labels(self, y: Any, rows: int) -> Any:
             """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""
@@ -503,7 +564,55 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             )
 
         def _columns(self, x: Any) -> Columns | None:
-            return None if self.preprocessor is None or x is None else text_columns(x)
+            if self.preprocessor is None or x is None or isinstance(x, tf.data.Dataset):
+                return None
+            return text_columns(x)
+
+        def _labels(self, columns: Columns, y: Any, weights: Any) -> tuple[Any, Any]:
+            """The labels of texts, and their weights where there are some."""
+            rows = len(columns[0])
+            check_weights(weights, rows)
+            weights = None if weights is None else np.asarray(weights, np.float32)
+            return self.checked_labels(y, rows), weights
+
+        def _learning_batches(
+            self, columns: Columns, labels: Any, batch_size: int, weights: Any
+        ) -> tuple[tf.data.Dataset, int]:
+            """Endless batches of texts, shuffled, and how many of them an epoch has."""
+            return training_batches(
+                self.tokens_of(columns),
+                labels,
+                batch_size,
+                random.randrange(2**31),  # Python's generator is what seeds the weights too.
+                8 if self.trim_padding else 0,
+                weights,
+            )
+
+        def _measuring_batches(
+            self, columns: Columns, y: Any, weights: Any, batch_size: int | None
+        ) -> tf.data.Dataset:
+            """Batches of texts, the shortest first, their labels and weights."""
+            labels, weights = self._labels(columns, y, weights)
+            if weights is None:
+                weights = np.ones(len(labels), np.float32)
+            batches, _ = prediction_batches(
+                self.tokens_of(columns),
+                min(batch_size or BATCH_SIZE, len(labels)),
+                8 if self.trim_padding else 0,
+                {"labels": Column(np.asarray(labels)), "weights": Column(weights)},
+            )
+            return batches.map(lambda x, row: (x, row["labels"], row["weights"] * row["real"]))
+
+        def _batch_size(self, wanted: int | None) -> int:
+            """The size of the batches to learn from; all devices and micro-batches share one."""
+            size, replicas = wanted or BATCH_SIZE, self.distribute_strategy.num_replicas_in_sync
+            if size % (replicas * self._micro_batches):
+                raise ValueError(
+                    f"batch_size={size} does not divide into {replicas} replicas of "
+                    f"{self._micro_batches} micro-batches: make it a multiple of "
+                    f"{replicas * self._micro_batches}."
+                )
+            return size
 
         def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
             """Turns a batch of raw texts into tokens. Tokens are left as they are.
@@ -539,29 +648,189 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             )
             return optimizer
 
-        def make_train_function(self, force: bool = False) -> Any:
-            """The function that `fit()` calls for every step."""
+        # What Keras calls.
+
+        def make_train_function(self, force: bool = False) -> None:
+            """The function that `fit()` calls for every `steps_per_execution` steps."""
+            if self.train_function is not None and not force:
+                return
             # Keras would build the optimizer while it traces the step, and then trace it again.
             if not self.optimizer.built:
                 with self.distribute_strategy.scope():
                     self.optimizer.build(self.trainable_variables)
-            return super().make_train_function(force)
+            programs = self._programs(self._train)
+            self.train_function = _on_iterator(programs, self, has_fixed_rows)
 
-        # AutoGraph finds nothing to convert in the model, but looks for a minute.
-        @tf.autograph.experimental.do_not_convert
-        def train_step(self, *args: Any, **kwargs: Any) -> Any:
-            """One update, as Keras does it."""
-            return super().train_step(*args, **kwargs)
+        def make_test_function(self, force: bool = False) -> None:
+            """The function that `evaluate()` and `fit()`'s validation call."""
+            if self.test_function is not None and not force:
+                return
+            programs = self._programs(self._test)
+            self.test_function = _on_iterator(programs, self, lambda _: False)
 
-        @tf.autograph.experimental.do_not_convert
-        def test_step(self, *args: Any, **kwargs: Any) -> Any:
-            """The loss and the metrics of a batch, as Keras computes them."""
-            return super().test_step(*args, **kwargs)
+        def make_predict_function(self, force: bool = False) -> None:
+            """The function that `predict()` calls with some batches."""
+            if self.predict_function is not None and not force:
+                return
+            programs = self._programs(lambda batch, _: self.predict_step(batch), is_prediction=True)
 
-        @tf.autograph.experimental.do_not_convert
-        def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-            """The outputs for a batch, as Keras computes them."""
-            return super().predict_step(*args, **kwargs)
+            def function(batches: Sequence[Any]) -> Any:
+                found = [programs(batch) for batch in batches]
+                return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *found)
+
+            self.predict_function = function
+
+        def train_step(self, batch: Any) -> None:
+            """One update from a batch, in replica context."""
+            self._train(batch, _own_number())
+
+        def test_step(self, batch: Any) -> None:
+            """Measures a batch, in replica context."""
+            self._test(batch, _own_number())
+
+        # How a step works.
+
+        def _programs(
+            self, step: Callable[[Any, Any], Any], is_prediction: bool = False
+        ) -> "_Programs":
+            strategy = self.distribute_strategy
+            # AutoGraph finds nothing to convert in the model, but looks for a minute.
+            step = tf.autograph.experimental.do_not_convert(step)
+            whole = tf.function(step, jit_compile=True, autograph=False)
+            # An input, so that the replicas' programs are alike: see `TrainingStep`.
+            replicas = strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(context.replica_id_in_sync_group)
+            )
+
+            def run(step: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+                @tf.autograph.experimental.do_not_convert
+                def on_replicas(batch: Any) -> Any:
+                    outputs = strategy.run(step, args=(batch, replicas))
+                    if not is_prediction:
+                        return self.get_metrics_result()
+                    return tf.nest.map_structure(
+                        lambda x: tf.concat(strategy.experimental_local_results(x), 0), outputs
+                    )
+
+                return on_replicas
+
+            return _Programs(
+                run(whole if self._whole_step else step),
+                run(whole if self._any_shape else step),
+                eager=self.run_eagerly,
+                # Where nothing of unknown shape is compiled.
+                only_fixed=isinstance(strategy, tf.distribute.TPUStrategy),
+            )
+
+        def _train(self, batch: Any, replica: tf.Tensor | int) -> None:
+            x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+            total = sum_over_replicas(_count(x, weights))
+            if self._micro_batches == 1:
+                gradients = self._gradients((x, y, weights), total, replica, 0)
+            else:
+                gradients = self._accumulate((x, y, weights), total, replica)
+            self._update(sum_over_replicas(gradients))
+
+        def _test(self, batch: Any, replica: tf.Tensor | int) -> None:
+            x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+            y_pred = self(x, training=False)
+            self._loss(x, y, y_pred, weights, training=False)
+            self._measure(y, y_pred, weights)
+
+        def _gradients(
+            self, batch: Any, total: tf.Tensor, replica: Any, micro_batch: Any
+        ) -> list[tf.Tensor]:
+            """This part's share of the gradients of the global batch's mean loss."""
+            x, y, weights = batch
+            with tf.GradientTape() as tape:
+                with self._seeded(replica, micro_batch):
+                    y_pred = self(x, training=True)
+                loss = self._loss(x, y, y_pred, weights, training=True)
+                loss *= tf.math.divide_no_nan(_count(x, weights), total)
+                loss = self.optimizer.scale_loss(loss)
+            self._measure(y, y_pred, weights)
+            gradients = tape.gradient(
+                loss,
+                [variable.value for variable in self.trainable_variables],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+        def _accumulate(self, batch: Any, total: tf.Tensor, replica: Any) -> list[tf.Tensor]:
+            """`_gradients` of the micro-batches, one after the other, added up."""
+            count = self._micro_batches
+            parts = tf.nest.map_structure(lambda x: cut(x, count), batch)
+
+            def add(number: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+                part = tf.nest.map_structure(lambda x: x[number], parts)
+                gradients = self._gradients(part, total, replica, number)
+                return number + 1, [s + g for s, g in zip(sums, gradients, strict=True)]
+
+            zeros = [tf.zeros(v.shape, v.dtype) for v in self.trainable_variables]
+            return tf.while_loop(
+                lambda number, _: number < count,
+                add,
+                (tf.constant(0), zeros),
+                parallel_iterations=1,  # more would hold the activations of several
+            )[1]
+
+        def _loss(self, x: Any, y: Any, y_pred: Any, weights: Any, training: bool) -> tf.Tensor:
+            """The mean loss over what has a weight; counted, too."""
+            if weights is not None:
+                is_there = tf.not_equal(weights, 0)
+                for output in tf.nest.flatten(y_pred):
+                    # So Keras means over these, whatever the loss.
+                    output._keras_mask = is_there
+            loss = self._compute_loss(x, y, y_pred, weights, training=training)
+            # Keras has divided it by the number of replicas.
+            loss *= self.distribute_strategy.num_replicas_in_sync
+            self._loss_tracker.update_state(loss, sample_weight=_count(x, weights))
+            return loss
+
+        def _measure(self, y: Any, y_pred: Any, weights: Any) -> None:
+            """Updates the metrics; the unweighted ones by all that has a weight."""
+            compiled = self._compile_metrics
+            if compiled is None:
+                return
+            if weights is None:
+                compiled.update_state(y, y_pred)
+                return
+            if not compiled.built:
+                compiled.build(y, y_pred)
+            is_there = tf.cast(tf.not_equal(weights, 0), weights.dtype)
+            y, y_pred = compiled._flatten_y(y), compiled._flatten_y(y_pred)
+            for metrics, factor in (
+                (compiled._flat_metrics, is_there),
+                (compiled._flat_weighted_metrics, weights),
+            ):
+                for metric, true, predicted in zip(metrics, y, y_pred, strict=True):
+                    if metric is not None:
+                        metric.update_state(true, predicted, factor)
+
+        def _update(self, gradients: list[tf.Tensor]) -> None:
+            optimizer, replicas = self.optimizer, self.distribute_strategy.num_replicas_in_sync
+            clips_each = getattr(optimizer, "clipnorm", None) or getattr(
+                optimizer, "clipvalue", None
+            )
+            if isinstance(optimizer, WithholdingOptimizer) and not clips_each:
+                scale = tf.constant(1.0)
+                if limit := optimizer.global_clipnorm:
+                    norm = tf.linalg.global_norm(gradients)
+                    clipping = limit / tf.maximum(norm, limit)
+                    # What is not finite is to be seen in the weights, as elsewhere in Keras.
+                    scale = tf.where(tf.math.is_finite(norm), clipping, 1.0)
+                optimizer.apply_scaled(gradients, self.trainable_variables, scale)
+                return
+            # Keras's own optimizers add up over replicas what is the whole sum on each already.
+            optimizer.apply([g / replicas for g in gradients], self.trainable_variables)
+
+        def _seeded(self, replica: Any, micro_batch: Any) -> keras.StatelessScope:
+            """A scope in which dropout follows from where the run stands."""
+            state = self.backbone.seed_generator.state
+            seed = tf.cast(tf.convert_to_tensor(state), tf.int32)
+            for position in (self.optimizer.iterations, replica, micro_batch):
+                seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(position, tf.int32))
+            return keras.StatelessScope(state_mapping=[(state, tf.cast(seed, state.dtype))])
 
         def save_task_weights(self, filepath: str) -> None:
             """Saves the head alone.
@@ -584,3 +853,99 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return [*self.backbone._flatten_layers(), self.optimizer]
 
     return RawTextTask
+
+
+class _Programs:
+    """A function of batches: a program for each of few shapes, and one for all others.
+
+    Programs for one shape are fast, and long in the making.
+    """
+
+    def __init__(
+        self,
+        fixed: Callable[[Any], Any],
+        free: Callable[[Any], Any],
+        eager: bool,
+        only_fixed: bool,
+    ) -> None:
+        self._fixed, self._free = fixed, free
+        if not eager:
+            self._fixed = tf.function(fixed, autograph=False)
+            self._free = tf.function(free, autograph=False, reduce_retracing=True)
+        self._only_fixed = only_fixed
+        self._times: collections.Counter[Any] = collections.Counter()
+        self._shapes: set[Any] = set()
+        self.step = fixed  # For a loop around it
+
+    def __call__(self, batch: Any, has_few_shapes: bool = False) -> Any:
+        # Where there are no labels, Keras may give an `Optional`.
+        batch = tf.nest.map_structure(
+            lambda x: None if isinstance(x, tf.experimental.Optional) else x, batch
+        )
+        if self._only_fixed:
+            return self._fixed(batch)
+        leaves = tf.nest.flatten(batch, expand_composites=True)
+        shape = tuple(tuple(leaf.shape) for leaf in leaves if leaf is not None)
+        self._times[shape] += 1
+        is_worth_it = has_few_shapes or self._times[shape] > _TIMES_OF_A_SHAPE
+        if is_worth_it and len(self._shapes) < _MOST_SHAPES:
+            self._shapes.add(shape)
+        return self._fixed(batch) if shape in self._shapes else self._free(batch)
+
+
+def _on_iterator(
+    programs: _Programs, model: keras.Model, has_few_shapes: Callable[[Any], bool]
+) -> Callable[[Any], Any]:
+    """A function of an iterator, as Keras calls it, for `steps_per_execution` batches."""
+    steps = model.steps_per_execution
+
+    @tf.function
+    def loop(iterator: Any) -> Any:
+        logs = programs.step(next(iterator))
+        for _ in tf.range(steps - 1):
+            logs = programs.step(next(iterator))
+        return logs
+
+    def function(iterator: Any) -> Any:
+        spec = getattr(iterator, "element_spec", None)
+        if steps > 1 and _is_static(spec) and not model.run_eagerly:
+            try:
+                return loop(iterator)
+            except tf.errors.OutOfRangeError as end:
+                raise StopIteration from end
+        few, logs = has_few_shapes(spec), None
+        for batch in itertools.islice(iterator, steps):
+            logs = programs(batch, few)
+        if logs is None:
+            raise StopIteration
+        return logs
+
+    return function
+
+
+def has_fixed_rows(spec: Any) -> bool:
+    """Whether batches of a kind all have as many rows; their widths may differ."""
+    leaves = tf.nest.flatten(spec, expand_composites=True)
+    return spec is not None and all(bool(x.shape.rank and x.shape[0]) for x in leaves)
+
+
+def _is_static(spec: Any) -> bool:
+    leaves = tf.nest.flatten(spec, expand_composites=True)
+    return spec is not None and all(leaf.shape.is_fully_defined() for leaf in leaves)
+
+
+def _count(x: Any, weights: tf.Tensor | None) -> tf.Tensor:
+    """How much the loss of a batch is the mean of."""
+    if weights is None:
+        return tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float32)
+    return tf.reduce_sum(tf.cast(tf.not_equal(weights, 0), tf.float32))
+
+
+def cut(x: tf.Tensor, parts: int) -> tf.Tensor:
+    """Cuts [B, ...] into parts, [parts, B / parts, ...]."""
+    rest = x.shape[1:] if x.shape[1:].is_fully_defined() else tf.shape(x)[1:]
+    return tf.reshape(x, tf.concat([[parts, -1], rest], 0))
+
+
+def _own_number() -> tf.Tensor | int:
+    return tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -1,7 +1,6 @@
 """A pretrained encoder that classifies texts, or rates them."""
 
 import os
-import random
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -11,8 +10,6 @@ import numpy as np
 import tensorflow as tf
 from keras_hub.src.utils.tensor_utils import preprocessing_function
 
-from cocolm_tf.data.examples import Examples
-from cocolm_tf.finetuning.batches import tokenized, training_batches
 from cocolm_tf.finetuning.models.raw_text import (
     check_row_length,
     class_numbers,
@@ -26,8 +23,6 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.tokenization.normalization import as_string_tensor
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
-
-_BATCH_SIZE = 32
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -133,8 +128,9 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         hidden_dim: int, or None for the backbone's. Width of the dense layer.
         dropout: float, or None for the backbone's. Rate of both dropouts.
         trim_padding: bool. Whether `fit()`, `evaluate()` and `predict()` cut off the padding that
-            all rows of a batch have in common. TPUs and `jit_compile` want equal shapes: False.
-        multi_label: bool. Whether a text may have several of the classes, or none.
+            all rows of a batch have in common, down to one of at most 8 widths.
+        multi_label: bool. Whether a text may have several of the classes, or none: labels are
+            [N, num_classes], 0 or 1, or for each text a list of names.
         thresholds: Of several labels, how probable each must be for a text to have it; None for
             0.5. See `assigned`.
 
@@ -246,7 +242,6 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         loss: Any = "auto",
         *,
         metrics: Any = "auto",
-        jit_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         """Readies the model for `fit()`.
@@ -258,9 +253,9 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
                 cross entropy of several labels, or what Keras takes.
             metrics: `"auto"` for the accuracy, of several labels that of each by itself, none of a
                 regression, or what Keras takes.
-            jit_compile: As in Keras, but off unless asked for: each width of a batch would be
-                compiled anew.
-            **kwargs: As for `keras.Model.compile`.
+            **kwargs: `jit_compile`, whether XLA compiles the whole step, by default where there is
+                a GPU; `micro_batches`, how many parts a batch is cut into whose gradients are
+                added; and what else `keras.Model.compile` takes.
         """
         # The base class compiles in its constructor, before the configuration is set.
         is_regression = self.output_shape[-1] == 1 and not self.multi_label
@@ -277,69 +272,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
             if metrics == "auto":
                 threshold = 0.0 if has_logits else 0.5
                 metrics = [keras.metrics.BinaryAccuracy("accuracy", threshold=threshold)]
-        super().compile(
-            optimizer=optimizer, loss=loss, metrics=metrics, jit_compile=jit_compile, **kwargs
-        )
-
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        *,
-        sample_weight: Any = None,
-        validation_split: float = 0.0,
-        shuffle: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """Fine-tunes the model.
-
-        Texts are tokenized once, shuffled in every epoch, and those of like lengths share a batch,
-        unless they come as a `tf.data.Dataset`, have weights or are to stay in order.
-
-        Args:
-            x: As for the preprocessor, for all texts: lists, arrays or columns of strings, a tuple
-                of two of these or a [N, 2] array for pairs; or a `tf.data.Dataset` of batches of
-                `(x, y)`.
-            y: [N], the numbers of the classes, or their names where there are `label_names`; the
-                numbers of a regression; of several labels [N, num_classes], 0 or 1, or for each
-                text a list of names.
-            batch_size: int. 32 where it is None.
-            sample_weight: [N], weights of the labels.
-            validation_split: As for `keras.Model.fit`.
-            shuffle: Whether every epoch has another order.
-            **kwargs: As for `keras.Model.fit`; `validation_data` is like `(x, y)`.
-
-        Returns:
-            Keras's `History`.
-
-        Raises:
-            ValueError: Saying which text or label is wrong.
-        """
-        examples = None
-        columns = self._columns(x)
-        if columns and sample_weight is None and not validation_split and shuffle:
-            labels = self.checked_labels(y, len(columns[0]))
-            examples = Examples(columns[0], columns[1] if len(columns) > 1 else None, labels)
-        if examples is None:
-            return super().fit(
-                x,
-                y,
-                batch_size,
-                sample_weight=sample_weight,
-                validation_split=validation_split,
-                shuffle=shuffle,
-                **kwargs,
-            )
-        # Python's generator is what seeds the weights too.
-        batches, steps = training_batches(
-            tokenized(self.preprocessor, examples),
-            examples.labels,
-            batch_size or _BATCH_SIZE,
-            seed=random.randrange(2**31),
-            buckets=8 if self.trim_padding else 0,
-        )
-        return super().fit(batches, **{"steps_per_epoch": steps, **kwargs, "shuffle": False})
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
     def probabilities(self, outputs: Any) -> np.ndarray:
         """The probabilities of the classes, [N, num_classes] float32, given the outputs."""

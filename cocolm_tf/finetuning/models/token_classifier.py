@@ -22,7 +22,14 @@ from cocolm_tf.data.tags import (
     tag_names,
     tags_of_chunks,
 )
-from cocolm_tf.finetuning.batches import PREDICTION_BATCH, prediction_batches, training_batches
+from cocolm_tf.finetuning.batches import (
+    BATCH_SIZE,
+    PREDICTION_BATCH,
+    Column,
+    predict_rows,
+    prediction_batches,
+    training_batches,
+)
 from cocolm_tf.finetuning.models.raw_text import check_row_length, raw_text_task
 from cocolm_tf.finetuning.models.token_rows import (
     SILENT,
@@ -43,7 +50,6 @@ from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 from cocolm_tf.tokenization.normalization import as_string_tensor
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
-_BATCH_SIZE = 32
 _LABELS_WANTED = (
     "y has, for each text, its spans (start, end, label) in characters; or, where texts come as "
     "lists of words, a tag for each word"
@@ -294,7 +300,6 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         loss: Any = "auto",
         *,
         weighted_metrics: Any = "auto",
-        jit_compile: bool = False,
         **kwargs: Any,
     ) -> None:
         """Readies the model for `fit()`.
@@ -305,24 +310,21 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
             loss: `"auto"` for the mean cross entropy of the words' tags, or what Keras takes.
             weighted_metrics: `"auto"` for the share of words whose tag is right, or what Keras
                 takes. Metrics that take no weights count every token.
-            jit_compile: As in Keras, but off unless asked for: each width of a batch would be
-                compiled anew.
-            **kwargs: As for `keras.Model.compile`.
+            **kwargs: `jit_compile`, whether XLA compiles the whole step, by default where there is
+                a GPU; `micro_batches`, how many parts a batch is cut into whose gradients are
+                added; and what else `keras.Model.compile` takes.
         """
         if optimizer == "auto":
             optimizer = self.default_optimizer()
         if loss == "auto":
-            # The mean over the words, not over all the tokens beside them.
-            loss = keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, reduction="mean_with_sample_weight"
-            )
+            # The base class means over what has a weight: the words.
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         if weighted_metrics == "auto":
             weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         super().compile(
             optimizer=optimizer,
             loss=loss,
             weighted_metrics=weighted_metrics,
-            jit_compile=jit_compile,
             **kwargs,
         )
 
@@ -356,7 +358,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         rows, labels = self.labeled_rows(x, y)
         # Python's generator is what seeds the weights too.
         batches, steps = self.learning_batches(
-            rows, labels, batch_size or _BATCH_SIZE, seed=random.randrange(2**31)
+            rows, labels, self._batch_size(batch_size), seed=random.randrange(2**31)
         )
         kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
         return super().fit(batches, **kwargs)
@@ -429,17 +431,9 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         """
         logits = np.zeros([len(rows.starts), len(self.tag_names)], np.float32)
         logits[:, 0] = 1.0
-        lengths = rows.tokens.lengths
-        begins = np.cumsum(lengths) - lengths
-        batches, order = prediction_batches(rows.tokens, batch_size)
-        done = 0
-        for features in batches:
-            outputs = np.asarray(self.predict_on_batch(features))
-            for row, window in zip(outputs, order[done : done + len(outputs)], strict=False):
-                spoken = rows.units[begins[window] : begins[window] + lengths[window]]
-                speaks = spoken != SILENT
-                logits[spoken[speaks]] = row[: len(spoken)][speaks]
-            done += len(outputs)
+        outputs = predict_rows(self, rows.tokens, min(batch_size, len(rows.tokens)))
+        speaks = rows.units != SILENT
+        logits[rows.units[speaks]] = np.concatenate(outputs)[speaks]
         return logits
 
     def spans_of(
@@ -522,9 +516,8 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         self, rows: TokenRows, labels: np.ndarray, batch_size: int, seed: int, buckets: int = 8
     ) -> tuple[tf.data.Dataset, int]:
         """Makes endless batches for `fit()`, and says how many of them an epoch has."""
-        numbers = np.arange(len(rows.tokens), dtype=np.int32)
-        batches, steps = training_batches(rows.tokens, numbers, batch_size, seed, buckets)
-        return batches.map(rows.labeler(labels)), steps
+        labels, weights = rows.labels_of_tokens(labels)
+        return training_batches(rows.tokens, labels, batch_size, seed, buckets, weights)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild this model."""
@@ -579,10 +572,15 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
 
     def _measuring_batches(self, x: Any, y: Any, batch_size: int | None) -> tf.data.Dataset:
         rows, labels = self.labeled_rows(x, y)
-        batch_size = batch_size or _BATCH_SIZE
-        batches, order = prediction_batches(rows.tokens, batch_size)
-        numbers = tf.data.Dataset.from_tensor_slices(order.astype(np.int32)).batch(batch_size)
-        return tf.data.Dataset.zip(batches, numbers).map(rows.labeler(labels))
+        labels, weights = rows.labels_of_tokens(labels)
+        batches, _ = prediction_batches(
+            rows.tokens,
+            min(batch_size or BATCH_SIZE, len(rows.tokens)),
+            columns={"labels": Column(labels), "weights": Column(weights)},
+        )
+        return batches.map(
+            lambda x, row: (x, row["labels"], row["weights"] * row["real"][:, tf.newaxis])
+        )
 
 
 def _numbered(texts: Sequence[Any], labels: Sequence[Any]) -> Iterable[tuple[int, tuple[Any, Any]]]:

@@ -6,7 +6,7 @@ overlap, and a unit's token speaks in the one window where it has the most conte
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,40 +136,14 @@ class TokenRows:
         """[B + 1], the first unit of each text, and the number of all."""
         return np.concatenate([[0], np.cumsum(self.counts)])
 
-    def labeler(self, labels: np.ndarray) -> Callable[..., Any]:
-        """Gives batches the labels of their tokens.
+    def labels_of_tokens(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of all tokens the labels and, 0 for those that speak for none, the weights of these.
 
-        Args:
-            labels: [U] int32, of the units.
-
-        Returns:
-            What a dataset of `(features, number of the row [B])`, and maybe weights [B], is mapped
-            with: to `(features, labels [B, S], weights [B, S])`, whose weight is 0 where a token
-            speaks for nothing.
+        The labels, [U] int32, are those of the units.
         """
-        lengths = tf.constant(self.tokens.lengths, tf.int32)
-        ends = tf.cumsum(lengths)
-        units = tf.constant(self.units, tf.int32)
-        # One more, so that there is one to take for what has none.
-        padded = tf.constant(np.append(labels, 0).astype(np.int32))
-
-        def label(
-            features: dict[str, tf.Tensor], number: tf.Tensor, weight: tf.Tensor | None = None
-        ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-            end = tf.gather(ends, number)
-            taken = tf.ragged.range(end - tf.gather(lengths, number), end)
-            spoken = tf.ragged.map_flat_values(tf.gather, units, taken).to_tensor(SILENT)
-            token_ids = features["token_ids"]
-            missing = tf.shape(token_ids)[1] - tf.shape(spoken)[1]
-            spoken = tf.pad(spoken, [[0, 0], [0, missing]], constant_values=SILENT)
-            spoken = tf.ensure_shape(spoken, token_ids.shape)
-            speaks = spoken != SILENT
-            weights = tf.cast(speaks, tf.float32)
-            if weight is not None:
-                weights *= tf.cast(weight, tf.float32)[:, tf.newaxis]
-            return features, tf.gather(padded, tf.where(speaks, spoken, len(labels))), weights
-
-        return label
+        speaks = self.units != SILENT
+        padded = np.append(labels, 0).astype(np.int32)
+        return padded[np.where(speaks, self.units, len(labels))], speaks.astype(np.float32)
 
 
 def token_rows(

@@ -8,9 +8,8 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.finetuning.batches import Tokens, training_batches
+from cocolm_tf.finetuning.batches import Column, Tokens, prediction_batches, training_batches
 from cocolm_tf.finetuning.models.windows import NOWHERE
-from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
 _TOKENIZED_AT_ONCE = 256
@@ -128,8 +127,8 @@ def learning_batches(
         buckets: int. See `training_batches`.
 
     Returns:
-        Batches of features and labels for `CocoLMQuestionAnswerer.fit`, and how many of them an
-        epoch has.
+        Batches of features, labels and weights for `CocoLMQuestionAnswerer.fit`, and how many of
+        them an epoch has.
 
     Example:
     ```python
@@ -138,7 +137,7 @@ def learning_batches(
     ```
     """
     batches, steps = training_batches(rows.tokens, rows.labels, batch_size, seed, buckets)
-    return batches.map(lambda x, y: (x, _by_side(y))), steps
+    return batches.map(lambda x, y, weights: (x, _by_side(y), weights)), steps
 
 
 def reading_batches(rows: WindowRows, batch_size: int) -> tuple[tf.data.Dataset, np.ndarray]:
@@ -149,34 +148,28 @@ def reading_batches(rows: WindowRows, batch_size: int) -> tuple[tf.data.Dataset,
         batch_size: int. How many windows a batch has.
 
     Returns:
-        Batches of features, which say where their tokens come from, and of labels; and the number
-        of the window that each of their rows is.
+        Batches of features, which say where their tokens come from, of labels and of weights, 0
+        for what fills the last batch; and the number of the window that each of their rows is, but
+        for those.
 
     Example:
     ```python
     batches, order = reading_batches(rows, 64)
     ```
     """
-    order = np.argsort(rows.tokens.lengths, kind="stable")
-    flat = {"token_ids": rows.tokens.token_ids, "starts": rows.starts, "ends": rows.ends}
-    features = {
-        name: tf.gather(tf.RaggedTensor.from_row_lengths(values, rows.tokens.lengths), order)
-        for name, values in flat.items()
+    columns = {
+        "starts": Column(rows.starts, NOWHERE),
+        "ends": Column(rows.ends, NOWHERE),
+        "labels": Column(rows.labels),
     }
-    labels = _by_side(tf.gather(rows.labels, order))
-    batches = tf.data.Dataset.from_tensor_slices((features, labels)).batch(batch_size)
-    return batches.map(_padded).prefetch(2), order
+    batches, order = prediction_batches(rows.tokens, batch_size, columns=columns)
+
+    def labeled(features: dict[str, tf.Tensor], columns: dict[str, tf.Tensor]) -> tuple[Any, ...]:
+        places = {name: columns[name] for name in ("starts", "ends")}
+        return features | places, _by_side(columns["labels"]), columns["real"]
+
+    return batches.map(labeled), order
 
 
 def _by_side(labels: tf.Tensor) -> dict[str, tf.Tensor]:
     return {"start": labels[:, 0], "end": labels[:, 1]}
-
-
-def _padded(
-    features: dict[str, tf.RaggedTensor], labels: dict[str, tf.Tensor]
-) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-    token_ids = features["token_ids"].to_tensor(PAD_TOKEN_ID)
-    places = {name: features[name].to_tensor(NOWHERE) for name in ("starts", "ends")}
-    # Keras adds up the batches of several replicas to see their shapes: booleans have no sum.
-    padding_mask = tf.cast(token_ids != PAD_TOKEN_ID, tf.int32)
-    return {"token_ids": token_ids, "padding_mask": padding_mask, **places}, labels

@@ -10,6 +10,7 @@ FAMILIES = {
     "classification": "ClassificationTask",
     "question_answering": "QuestionAnsweringTask",
     "prompting": "PromptingTask",
+    "embedding": "EmbeddingTask",
     "superglue": "SuperGlueClassificationTask",
     "tokens": "TokensTask",
 }

@@ -1,10 +1,12 @@
 """Classes and numbers of texts: the tasks of GLUE and tables of one's own."""
 
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -12,11 +14,11 @@ from cocolm_tf import files
 from cocolm_tf.data.examples import Examples, TaskData, stratified
 from cocolm_tf.data.glue import glue_files, read_glue
 from cocolm_tf.data.table_task import read_table_task
+from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import (
-    PREDICTION_BATCH,
     Tokens,
     describe_lengths,
-    prediction_batches,
+    predict_rows,
     tokenized,
     training_batches,
 )
@@ -27,7 +29,12 @@ from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifier,
     CocoLMTextClassifierPreprocessor,
 )
-from cocolm_tf.finetuning.predictions import write_predictions
+from cocolm_tf.finetuning.predictions import (
+    OUTPUTS_DIRECTORY,
+    leave_predictions,
+    probabilities,
+    read_outputs,
+)
 from cocolm_tf.finetuning.tasks.task import (
     Prepared,
     Scores,
@@ -39,8 +46,6 @@ from cocolm_tf.finetuning.tasks.task import (
     shared_facts,
 )
 from cocolm_tf.training.model_card import Facts
-
-PREDICTIONS_DIRECTORY = "predictions"
 
 _READERS = {"glue": read_glue, "table": read_table_task}
 _TABLES = ("train_file", "dev_file", "test_file")
@@ -88,16 +93,15 @@ class TextTask(Task):
         """The metrics, the one to choose by first."""
         return metrics_of(data, self.metric)
 
-    def drawn(self, data: TaskData) -> np.ndarray:
-        """Which of the training examples the run learns from, where that is not all."""
-        return stratified(data.train.labels, self.train_fraction, self.seed)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassificationTask(TextTask):
     """A run of a text classifier.
 
     Args:
+        class_weights: How much an example of each class counts: `balanced`, all classes alike
+            whatever their numbers, or `NAME=WEIGHT,...`, 1 for those that are not named; empty for
+            all examples alike.
         tune_thresholds: Whether to choose for each of several labels, on the dev set, from which
             probability on a text has it; else that is 0.5.
         **kwargs: As for `TextTask`.
@@ -112,7 +116,48 @@ class ClassificationTask(TextTask):
 
     family: ClassVar[str] = "classification"
 
+    class_weights: str = ""
     tune_thresholds: bool = False
+
+    def check(self) -> str:
+        """Reads the data, so that a mistake in it is told before any process starts."""
+        data = self.read()
+        self.metrics_of(data)
+        weights_of_classes(self.class_weights, data)
+        return data.name
+
+    def drawn(self, data: TaskData) -> np.ndarray:
+        """Which of the training examples the run learns from, where that is not all."""
+        return stratified(data.train.labels, self.train_fraction, self.seed)
+
+    def predicted(self, data: TaskData, part: str, shares: np.ndarray) -> np.ndarray:
+        """What shares [N, classes] predict of a part's examples."""
+        return (shares >= 0.5).astype(np.int32) if data.multi_label else predicted(shares)
+
+    def evaluated(self, data: TaskData, part: str, predictions: np.ndarray) -> dict[str, float]:
+        """Scores the predictions of a dev set."""
+        return evaluate(self.metrics_of(data), data.dev[part].labels, predictions)
+
+    def left(
+        self, folder: str, shares: Mapping[str, np.ndarray], data: TaskData, decide: Any = None
+    ) -> dict[str, Any]:
+        """Writes what is predicted, see `leave_predictions`."""
+        default = functools.partial(self.predicted, data, "")
+        return leave_predictions(folder, shares, data, decide or default)
+
+    def ensemble(self, runs: Sequence[str], folder: str) -> dict[str, Any]:
+        """Takes the mean of the probabilities, or of the numbers, that several runs predict."""
+        data = self.read()
+        shares = {}
+        for part in (*data.dev, *data.test):
+            paths = [os.path.join(run, OUTPUTS_DIRECTORY, f"{part}.csv") for run in runs]
+            shares[part] = np.mean([read_outputs(path, data.label_names) for path in paths], axis=0)
+        assessment = self.left(folder, shares, data)
+        dev = {
+            part: self.evaluated(data, part, self.predicted(data, part, shares[part]))
+            for part in data.dev
+        }
+        return {"dev": dev, "assessment": assessment}
 
     def prepare(self, config: FinetuningConfig) -> "PreparedClassification":
         """Reads the data and builds the model."""
@@ -129,6 +174,12 @@ class PreparedClassification(Prepared):
         self._train = data.train
         if task.train_fraction < 1:
             self._train = data.train.select(task.drawn(data))
+        # The numbers of a regression are learned as deviations from their mean.
+        self._mean, self._scale = 0.0, 1.0
+        if data.label_names is None:
+            labels = self._train.labels
+            self._mean, self._scale = float(labels.mean()), float(labels.std()) or 1.0
+        self._weights = weights_of_classes(task.class_weights, data, self._train.labels)
         self.model = build_classifier(task, config, data)
         self._tokens = {
             name: tokenized(self.model.preprocessor, part)
@@ -140,31 +191,46 @@ class PreparedClassification(Prepared):
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
         """The batches to learn from."""
+        labels = self._train.labels
+        if self._data.label_names is None:
+            labels = (labels - self._mean) / self._scale
         batches, steps = training_batches(
             self._tokens["train"],
-            self._train.labels,
+            labels,
             self._config.trainer.batch_size,
             self._task.seed,
             self._config.data.length_buckets,
+            None if self._weights is None else self._weights[self._train.labels],
         )
         return batches, steps, len(self._train)
+
+    def compile_arguments(self) -> dict[str, Any]:
+        """The loss, where it is not the model's own."""
+        return smoothed_loss(self._config.trainer.label_smoothing, self._data)
 
     def measure(self) -> Scores:
         """The metrics of each dev set."""
         return {part: self._scores(part) for part in self._data.dev}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
-        """Predicts the test sets."""
+        """Predicts the dev and the test sets, see `leave_predictions`."""
         data, train = self._data, self._train.labels
-        found = self._tuned() if data.multi_label and self._task.tune_thresholds else {}
+        if data.label_names is None:
+            self._rescale()
         for part, examples in data.test.items():
             self._tokens[part] = tokenized(self.model.preprocessor, examples)
             self.report[part]["tokens"] = describe_lengths(self._tokens[part])
-            self._write(folder, part, self._outputs(part))
+        shares = {
+            part: probabilities(self._outputs(part), data.multi_label)
+            for part in (*data.dev, *data.test)
+        }
+        tuned = self._tuned(shares) if data.multi_label and self._task.tune_thresholds else {}
+        decide = self._assigned if data.multi_label else None
         return {
-            **found,
+            **tuned,
+            "assessment": self._task.left(folder, shares, data, decide),
             "baseline": {
-                part: self._evaluated(part, guesses(train, len(examples)))
+                part: self._task.evaluated(data, part, guesses(train, len(examples)))
                 for part, examples in data.dev.items()
             },
         }
@@ -189,40 +255,98 @@ class PreparedClassification(Prepared):
         )
 
     def _scores(self, part: str) -> dict[str, float]:
-        outputs = self._outputs(part)
+        outputs, data = self._outputs(part), self._data
         if not np.isfinite(outputs).all():
             raise FloatingPointError
-        return self._evaluated(part, self._predicted(part, outputs))
+        shares = probabilities(outputs, data.multi_label)
+        return self._task.evaluated(data, part, self._task.predicted(data, part, shares))
 
-    def _predicted(self, part: str, outputs: np.ndarray) -> np.ndarray:
-        """What outputs say of a part's examples."""
-        if self._data.multi_label:
-            return self.model.assigned(outputs).astype(np.int32)
-        return predicted(outputs)
+    def _assigned(self, shares: np.ndarray) -> np.ndarray:
+        """Which of several labels examples have, [N, classes], by the model's thresholds."""
+        thresholds = self.model.thresholds or [0.5] * self.model.num_classes
+        return (shares >= np.array(thresholds)).astype(np.int32)
 
-    def _evaluated(self, part: str, predictions: np.ndarray) -> dict[str, float]:
-        """Scores predictions of a dev set."""
-        return evaluate(self._metrics, self._data.dev[part].labels, predictions)
-
-    def _write(self, folder: str, part: str, outputs: np.ndarray) -> None:
-        """Writes the predictions of a test set."""
-        path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{part}.tsv")
-        assigned = self.model.assigned(outputs) if self._data.multi_label else None
-        write_predictions(path, outputs, self._data, assigned)
-
-    def _tuned(self) -> dict[str, Any]:
+    def _tuned(self, shares: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Gives the model the thresholds that are best for the first dev set."""
-        part, examples = next(iter(self._data.dev.items()))
-        probabilities = self.model.probabilities(self._outputs(part))
-        self.model.thresholds = best_thresholds(examples.labels, probabilities)
-        return {"thresholds": self.model.thresholds, "tuned": self.measure()}
+        data = self._data
+        part, examples = next(iter(data.dev.items()))
+        self.model.thresholds = best_thresholds(examples.labels, shares[part])
+        scores = {
+            part: self._task.evaluated(data, part, self._assigned(shares[part]))
+            for part in data.dev
+        }
+        return {"thresholds": self.model.thresholds, "tuned": scores}
 
     def _outputs(self, part: str) -> np.ndarray:
         """[N, classes], in the order of the part's examples."""
-        batches, order = prediction_batches(self._tokens[part], PREDICTION_BATCH)
-        outputs = np.empty([len(self._tokens[part]), self.model.num_classes], np.float32)
-        outputs[order] = self.model.predict(batches, verbose=0)
-        return outputs
+        return predict_rows(self.model, self._tokens[part]) * self._scale + self._mean
+
+    def _rescale(self) -> None:
+        """Has the model itself predict numbers as they are, for whoever loads it."""
+        kernel, bias = self.model.output_dense.get_weights()
+        self.model.output_dense.set_weights([kernel * self._scale, bias * self._scale + self._mean])
+        self._mean, self._scale = 0.0, 1.0
+
+
+def weights_of_classes(
+    text: str, data: TaskData, train_labels: np.ndarray | None = None
+) -> np.ndarray | None:
+    """How much an example of each class counts, by 1 on average over the training rows.
+
+    Args:
+        text: As of `ClassificationTask`.
+        data: The task.
+        train_labels: [N], of the rows that are learned from; None for all.
+
+    Returns:
+        [classes] float32; None for all alike.
+    """
+    if not text:
+        return None
+    if data.label_names is None or data.multi_label:
+        kind = "several labels a text have" if data.multi_label else "a regression has"
+        raise UserError(f"--class_weights: {kind} no classes.")
+    labels = data.train.labels if train_labels is None else train_labels
+    counts = np.bincount(labels, minlength=data.num_classes)
+    weights = np.ones(data.num_classes)
+    if text == "balanced":
+        weights = 1 / np.maximum(counts, 1)
+    else:
+        for part in text.split(","):
+            name, _, weight = part.rpartition("=")
+            if name not in data.label_names:
+                raise UserError(
+                    f"--class_weights: {part!r} is none of balanced or CLASS=WEIGHT, where the "
+                    f"class is one of {', '.join(data.label_names[:20])}."
+                )
+            try:
+                weights[list(data.label_names).index(name)] = float(weight)
+            except ValueError:
+                weights[list(data.label_names).index(name)] = np.nan
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and (counts @ weights) > 0):
+            raise UserError(f"--class_weights={text}: weights are numbers, 0 or more, not all 0.")
+    return (weights * counts.sum() / (counts @ weights)).astype(np.float32)
+
+
+def smoothed_loss(smoothing: float, data: TaskData) -> dict[str, Any]:
+    """What `compile()` gets for labels that are not quite sure; nothing for those that are."""
+    if not smoothing:
+        return {}
+    if data.label_names is None:
+        raise UserError("trainer.label_smoothing: a regression has no classes.")
+
+    if data.multi_label:
+        return {
+            "loss": keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing)
+        }
+
+    def loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        wanted = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), data.num_classes)
+        return keras.losses.categorical_crossentropy(
+            wanted, logits, from_logits=True, label_smoothing=smoothing
+        )
+
+    return {"loss": loss}
 
 
 def build_classifier(task: Task, config: FinetuningConfig, data: TaskData) -> CocoLMTextClassifier:

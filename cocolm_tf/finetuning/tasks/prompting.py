@@ -13,22 +13,24 @@ from cocolm_tf.data.few_shot import classes_of, few_shot_split
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import (
-    PREDICTION_BATCH,
     Tokens,
     parts_of,
-    prediction_batches,
+    predict_rows,
+    trimmed,
     without_padding,
 )
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.encoder import encoder_of, row_length
 from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
 from cocolm_tf.finetuning.models.prompt_classifier import CocoLMPromptClassifier, Template
+from cocolm_tf.finetuning.predictions import leave_predictions, probabilities
 from cocolm_tf.finetuning.tasks.classification import (
     TextTask,
     classes_line,
     describe_data,
     evaluation_lines,
     facts_of_texts,
+    smoothed_loss,
     usage,
 )
 from cocolm_tf.finetuning.tasks.task import (
@@ -175,19 +177,31 @@ class PreparedPrompting(Prepared):
         batches = prompt_batches(self.model, self._train, size, self._task.seed)
         return batches, -(-len(self._train) // size), len(self._train)
 
+    def compile_arguments(self) -> dict[str, Any]:
+        """The loss, where it is not the model's own."""
+        return smoothed_loss(self._config.trainer.label_smoothing, self._data)
+
     def measure(self) -> Scores:
         """The metrics of the few examples to choose by."""
-        return {_FEW: self._scores(self._few, self._few_tokens)}
+        outputs = self._outputs(self._few_tokens)
+        return {_FEW: evaluate(self._metrics, self._few.labels, predicted(outputs))}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
         """Measures the whole dev sets, which were not looked at before."""
-        data = self._data
+        data = dataclasses.replace(self._data, test={})
+        outputs = {
+            part: self._outputs(self._tokens_of(examples)) for part, examples in data.dev.items()
+        }
         test = {
-            part: self._scores(examples, self._tokens_of(examples))
+            part: evaluate(self._metrics, examples.labels, predicted(outputs[part]))
             for part, examples in data.dev.items()
         }
+        first = next(iter(test.values()))[self.metric]
+        shares = {part: probabilities(of_part) for part, of_part in outputs.items()}
         return {
+            "headline": f"{self.metric} {first:.4f} on the dev set",
             "test": test,
+            "assessment": leave_predictions(folder, shares, data),
             "baseline": {
                 part: evaluate(
                     self._metrics, examples.labels, guesses(data.train.labels, len(examples))
@@ -222,11 +236,11 @@ class PreparedPrompting(Prepared):
         draws = prompt.draws if prompt.demonstrations != "none" else 1
         return [prompt_tokens(self.model, examples, draw) for draw in range(draws)]
 
-    def _scores(self, examples: Examples, tokens: Sequence[Tokens]) -> dict[str, float]:
+    def _outputs(self, tokens: Sequence[Tokens]) -> np.ndarray:
         outputs = mean_outputs(self.model, tokens)
         if not np.isfinite(outputs).all():
             raise FloatingPointError
-        return evaluate(self._metrics, examples.labels, predicted(outputs))
+        return outputs
 
 
 def build_prompt_classifier(
@@ -276,16 +290,25 @@ def prompt_batches(
     """
     texts = [tf.constant(column) for column in zip(*_texts(train), strict=True)]
     labels = tf.constant(train.labels)
+    count, steps = len(train), -(-len(train) // batch_size)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         place = tf.stack([tf.constant(seed, tf.int64), number])
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(train)), place)
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), place)
+        # Rows of weight 0 fill the last batch.
+        order = tf.concat([order, tf.fill([steps * batch_size - count], order[-1])], axis=0)
+        weights = tf.cast(tf.range(steps * batch_size) < count, tf.float32)
 
-        def fill(rows: tf.Tensor) -> Any:
+        def fill(rows: tf.Tensor, weights: tf.Tensor) -> Any:
             x = tuple(tf.gather(column, rows) for column in texts)
-            return classifier.preprocessor(x=x, y=tf.gather(labels, rows), draw=number)
+            features, y = classifier.preprocessor(x=x, y=tf.gather(labels, rows), draw=number)
+            features = trimmed(features)
+            # Keras adds up the batches of several replicas, and booleans have no sum.
+            features["padding_mask"] = tf.cast(features["padding_mask"], tf.int32)
+            return features, y, weights
 
-        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).map(fill)
+        rows = tf.data.Dataset.from_tensor_slices((order, weights))
+        return rows.batch(batch_size, drop_remainder=True).map(fill)
 
     return tf.data.Dataset.counter().flat_map(epoch).prefetch(2)
 
@@ -329,11 +352,7 @@ def mean_outputs(classifier: CocoLMPromptClassifier, tokens: Sequence[Tokens]) -
     mean_outputs(classifier, [prompt_tokens(classifier, examples, draw) for draw in range(16)])
     ```
     """
-    total = np.zeros([len(tokens[0]), classifier.output_shape[-1]], np.float64)
-    for one in tokens:
-        batches, order = prediction_batches(one, PREDICTION_BATCH)
-        total[order] += classifier.predict(batches, verbose=0)
-    return total / len(tokens)
+    return np.mean([predict_rows(classifier, one) for one in tokens], axis=0, dtype=np.float64)
 
 
 def _texts(examples: Examples) -> list[list[str]]:

@@ -29,7 +29,6 @@ from cocolm_tf.finetuning.models.question_answerer import (
     CocoLMQuestionAnswerer,
     CocoLMQuestionAnswererPreprocessor,
 )
-from cocolm_tf.finetuning.models.spans import Spans
 from cocolm_tf.finetuning.models.window_rows import (
     WindowRows,
     learning_batches,
@@ -130,6 +129,8 @@ class PreparedQuestionAnswering(Prepared):
 
     def __init__(self, task: QuestionAnsweringTask, config: FinetuningConfig) -> None:
         self._task, self._config = task, config
+        if config.trainer.label_smoothing:
+            raise UserError("trainer.label_smoothing is for classes, and questions have none.")
         train, self._dev = task.read("train"), task.read("dev")
         if task.train_fraction < 1:
             answerable = np.int32([question.is_answerable for question in train])
@@ -232,7 +233,7 @@ class PreparedQuestionAnswering(Prepared):
 
     def _answered(self) -> tuple[list[Prediction], dict[str, float]]:
         """Answers the dev set, with the threshold that is best for it, and scores the answers."""
-        spans = Spans(**self.model.predict(self._reading, verbose=0))
+        spans = self.model.spans_of(self._reading, len(self._questions), verbose=0)
         contexts = [question.context for question in self._dev]
         predictions = collect_answers(contexts, self._questions, spans, None, self.model.n_best)
         if not np.isfinite([prediction.null_odds for prediction in predictions]).all():

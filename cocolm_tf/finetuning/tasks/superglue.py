@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,15 +20,12 @@ from cocolm_tf.data.superglue import (
 )
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.metrics import predicted
-from cocolm_tf.finetuning.tasks.classification import (
-    PREDICTIONS_DIRECTORY,
-    PreparedClassification,
-    TextTask,
-)
+from cocolm_tf.finetuning.predictions import leave_predictions
+from cocolm_tf.finetuning.tasks.classification import ClassificationTask, PreparedClassification
+from cocolm_tf.training.model_card import Facts
 
 
-class SuperGlueClassificationTask(TextTask):
+class SuperGlueClassificationTask(ClassificationTask):
     """A run on a task of SuperGLUE; `data` has the arguments of `read_superglue`.
 
     Example:
@@ -70,6 +68,35 @@ class SuperGlueClassificationTask(TextTask):
         kept = generator.permutation(rows.num_groups)[:count]
         return np.flatnonzero(np.isin(rows.groups, kept))
 
+    def predicted(self, data: SuperGlueData, part: str, shares: np.ndarray) -> np.ndarray:
+        """The class of each row; of candidates, 1 for the one that is chosen."""
+        if SUPERGLUE_TASKS[data.key].chooses:
+            return chosen(data.rows[part], shares[:, 1])
+        return super().predicted(data, part, shares)
+
+    def evaluated(
+        self, data: SuperGlueData, part: str, predictions: np.ndarray
+    ) -> dict[str, float]:
+        """Scores the predictions of a dev set."""
+        if SUPERGLUE_TASKS[data.key].chooses and not predictions.any():
+            # Who guesses that nothing is right takes the first candidate.
+            predictions = chosen(data.rows[part], np.zeros(len(predictions)))
+        scores = superglue_scores(data, part, data.dev[part].labels, predictions)
+        return {name: scores[name] for name in self.metrics_of(data)}
+
+    def left(
+        self, folder: str, shares: Mapping[str, np.ndarray], data: TaskData, decide: Any = None
+    ) -> dict[str, Any]:
+        """Writes what is predicted, of test sets as the leaderboard takes it."""
+
+        def write(predictions: str, part: str, of_part: np.ndarray) -> None:
+            files.make_dirs(predictions)
+            found = self.predicted(data, part, of_part)
+            lines = leaderboard_lines(data.key, data.rows[part], found)
+            files.write_text(os.path.join(predictions, f"{part}.jsonl"), "".join(lines))
+
+        return leave_predictions(folder, shares, data, write=write)
+
     def prepare(self, config: FinetuningConfig) -> "PreparedSuperGlue":
         """Reads the data and builds the model."""
         return PreparedSuperGlue(self, config)
@@ -78,30 +105,7 @@ class SuperGlueClassificationTask(TextTask):
 class PreparedSuperGlue(PreparedClassification):
     """A classifier that is ready to train on a task of SuperGLUE."""
 
-    _data: SuperGlueData
-
-    def _predicted(self, part: str, outputs: np.ndarray) -> np.ndarray:
-        if SUPERGLUE_TASKS[self._data.key].chooses:
-            return chosen(self._data.rows[part], outputs[:, 1] - outputs[:, 0])
-        return predicted(outputs)
-
-    def _evaluated(self, part: str, predictions: np.ndarray) -> dict[str, float]:
-        data = self._data
-        if SUPERGLUE_TASKS[data.key].chooses and not predictions.any():
-            # Who guesses that nothing is right takes the first candidate.
-            predictions = chosen(data.rows[part], np.zeros(len(predictions)))
-        scores = superglue_scores(data, part, data.dev[part].labels, predictions)
-        return {name: scores[name] for name in self._metrics}
-
-    def _write(self, folder: str, part: str, outputs: np.ndarray) -> None:
-        data = self._data
-        path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{part}.jsonl")
-        predictions = self._predicted(part, outputs)
-        files.make_dirs(os.path.dirname(path))
-        lines = leaderboard_lines(data.key, data.rows[part], predictions)
-        files.write_text(path, "".join(lines))
-
-    def facts(self, results: Any) -> Any:
+    def facts(self, results: Mapping[str, Any]) -> Facts:
         """What the model card says."""
         facts = super().facts(results)
         return dataclasses.replace(facts, datasets=("aps/super_glue",), languages=("en",))

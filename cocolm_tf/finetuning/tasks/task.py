@@ -2,9 +2,10 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from cocolm_tf.errors import UserError
 from cocolm_tf.versions import versions_line
 
 if TYPE_CHECKING:
@@ -84,6 +85,21 @@ class Task(abc.ABC):
         Raises:
             UserError: If the data, the preset or a length is not what it should be.
         """
+
+    def ensemble(self, runs: Sequence[str], folder: str) -> dict[str, Any]:
+        """Takes the mean of what several runs predict.
+
+        Args:
+            runs: The folders of the runs.
+            folder: Gets what a run leaves of its predictions.
+
+        Returns:
+            What JSON can hold: `dev`, the metrics, and what else there is to say.
+
+        Raises:
+            UserError: If there is no such mean for this family.
+        """
+        raise UserError(f"--ensemble: there is none of {self.family.replace('_', ' ')}.")
 
     def facts_of_experiment(self) -> dict[str, Any]:
         """What the experiment's results say of it beside what those of every family do."""

@@ -6,7 +6,6 @@ import tensorflow as tf
 from cocolm_tf.finetuning.models.raw_text import (
     answer_spans,
     as_model_input,
-    batch_width,
     check_dataset,
     check_weights,
     class_numbers,
@@ -14,7 +13,6 @@ from cocolm_tf.finetuning.models.raw_text import (
     finite_numbers,
     label_errors_told,
     text_columns,
-    trimmed,
 )
 
 ONE, TWO = ["a", "b", "c"], ["x", "y", "z"]
@@ -219,18 +217,3 @@ def test_answers_lie_in_their_contexts():
     ):
         with pytest.raises(ValueError, match=complaint):
             answer_spans(answers, contexts)
-
-
-@pytest.mark.parametrize(
-    ("longest", "limit", "width"), [(1, 64, 8), (8, 64, 8), (9, 64, 16), (60, 61, 61), (0, 64, 0)]
-)
-def test_widths_are_multiples_within_the_limit(longest, limit, width):
-    assert int(batch_width(np.int32(longest), limit)) == width
-
-
-def test_trimmed_keeps_every_token():
-    token_ids = np.int32([[0, 5, 2] + [1] * 17, [0] + [7] * 8 + [2] + [1] * 10])
-    features = {"token_ids": token_ids, "padding_mask": token_ids != 1}
-    found = trimmed(features)
-    for name, feature in features.items():
-        np.testing.assert_array_equal(found[name], feature[:, :16])

@@ -275,9 +275,12 @@ def test_fit_shuffles_texts_in_every_form(classifier, handed_on, texts):
     classifier.fit(texts, list(numbers), batch_size=5, epochs=2, verbose=0)
     (call,) = handed_on
     assert (call["steps_per_epoch"], call["epochs"], call["verbose"]) == (3, 2, 0)
-    batches = [(np.array(x["token_ids"]), np.array(y)) for x, y in call["x"].take(6)]
+    batches = [
+        (np.array(x["token_ids"])[w > 0], np.array(y)[w > 0])
+        for x, y, w in ((x, y, w.numpy()) for x, y, w in call["x"].take(6))
+    ]
     labels = [y for _, y in batches]
-    assert list(map(len, labels)) == [5, 5, 2] * 2
+    assert sorted(map(len, labels[:3])) == sorted(map(len, labels[3:])) == [2, 5, 5]
     for epoch in (labels[:3], labels[3:]):
         np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), numbers)
     assert not np.array_equal(np.concatenate(labels[:3]), np.concatenate(labels[3:]))
@@ -296,20 +299,31 @@ def test_texts_of_like_lengths_share_a_batch(classifier, handed_on):
         classifier.fit(texts, [0, 1] * 64, batch_size=4)
     bucketed, equal = ([*call["x"].take(call["steps_per_epoch"])] for call in handed_on)
     assert len(bucketed) == len(equal) == 32
-    assert all(len(set(y.numpy())) == 1 for _, y in bucketed)
-    assert {x["token_ids"].shape[1] for x, _ in equal} == {classifier.preprocessor.sequence_length}
+    assert all(len(set(y.numpy())) == 1 for _, y, _ in bucketed)
+    assert {x["token_ids"].shape[1] for x, *_ in equal} == {classifier.preprocessor.sequence_length}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"shuffle": False}, {"sample_weight": np.ones(12, np.float32)}, {"validation_split": 0.25}],
-    ids=lambda arguments: next(iter(arguments)),
-)
-def test_weights_splits_and_order_are_kerashubs(classifier, handed_on, arguments):
-    classifier.fit(TEXTS, LABELS, batch_size=4, **arguments)
+@pytest.mark.parametrize("arguments", [{"shuffle": False}, {"validation_split": 0.25}], ids=str)
+def test_splits_and_order_are_kerashubs(classifier, handed_on, arguments):
+    weights = np.ones(12, np.float32)
+    classifier.fit(TEXTS, LABELS, batch_size=4, sample_weight=weights, **arguments)
     (call,) = handed_on
-    assert call["x"] is TEXTS and call["y"] is LABELS and call["batch_size"] == 4
+    assert list(call["x"]) == TEXTS and list(call["y"]) == LABELS and call["batch_size"] == 4
+    assert call["sample_weight"] is weights
     assert all(call[name] is value for name, value in arguments.items())
+
+
+def test_weights_of_rows_and_of_classes_go_with_their_rows(classifier, handed_on):
+    classifier.compile(loss="mse")
+    numbers = np.arange(12)
+    classifier.fit(
+        TEXTS, numbers, batch_size=4, sample_weight=numbers / 2, class_weight={3: 0.0, 5: 4.0}
+    )
+    (call,) = handed_on
+    expected = numbers / 2
+    expected[3], expected[5] = 0, 10
+    for _, y, weights in call["x"].take(3):
+        np.testing.assert_array_equal(weights, expected[y])
 
 
 def test_tokens_and_datasets_are_handed_on(classifier, handed_on):

@@ -3,15 +3,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import yaml
+from scipy.special import softmax
 from tiny_presets import opinions
 
 from cocolm_tf import CocoLMTextClassifier, files
+from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig, from_dict
+from cocolm_tf.finetuning.predictions import leave_predictions
 from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.finetuning.tasks import task_of
-from cocolm_tf.finetuning.tasks.classification import ClassificationTask, build_classifier
+from cocolm_tf.finetuning.tasks.classification import (
+    ClassificationTask,
+    build_classifier,
+    smoothed_loss,
+    weights_of_classes,
+)
 
 FAST = {
     "model": {"dropout": 0.0},
@@ -73,6 +82,11 @@ def test_it_learns_measures_predicts_and_saves(done):
     labels = list(results["data"]["dev"]["labels"].values())
     assert results["baseline"]["dev"]["accuracy"] in [count / 20 for count in labels]
 
+    assessment = results["assessment"]["dev"]
+    assert sum(map(sum, assessment["confusion"])) == 20
+    assert all((folder / path).is_file() for path in assessment["figures"])
+    assert len((folder / "outputs" / "dev.csv").read_text().splitlines()) == 21
+
     lines = (folder / "predictions" / "SST-2.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 10
     classifier = CocoLMTextClassifier.from_preset(str(folder / "preset"))
@@ -91,7 +105,7 @@ def test_all_of_a_run_may_be_on_a_store(spec_of, tiny_preset, sst2_dir, tmp_path
     spec["data"]["glue"]["data_dir"] = to_store(sst2_dir)
     folder = to_store(tmp_path / "run")
     run_task(spec, folder, Listener())
-    left = {"predictions", "preset", "metrics.jsonl", "tensorboard"}
+    left = {"predictions", "outputs", "figures", "preset", "metrics.jsonl", "tensorboard"}
     assert left == set(files.list_dir(folder))
     classifier = CocoLMTextClassifier.from_preset(f"{folder}/preset")
     with files.local_copy(folder) as copy:
@@ -148,12 +162,19 @@ def test_a_fraction_of_the_rows_cut_to_a_length(run):
     assert train["tokens"]["longest"] == 6 and train["tokens"]["truncated"] > 20
 
 
-def test_other_ways_to_batch_and_to_learn(run):
+def test_other_ways_to_batch_and_to_learn(run, tmp_path):
     results = run(
         {"data": {"length_buckets": 0}, "model": {"lora_rank": 2}},
         {"optimizer": {"layer_decay": 0.8, "clip_norm": 1.0}},
+        {"trainer": {"label_smoothing": 0.1}},
+        metric="f1",
+        class_weights="balanced",
         save_preset=False,
     )
+    assert results["metric"] == "f1" and results["score"] == results["dev"]["dev"]["f1"]
+    assert list(results["dev"]["dev"]) == ["f1", "accuracy"]
+    # What nobody asks for is not predicted.
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
     assert results["steps_per_epoch"] == 15
     assert results["epochs"][-1]["loss"] < 0.7
 
@@ -169,8 +190,65 @@ def test_a_length_that_the_model_has_not_is_refused(run):
         run({"data": {"sequence_length": 25}})
 
 
+DATA = TaskData("T", ("a", "b=c"), Examples(["x"] * 4, labels=np.int32([0, 0, 0, 1])), {}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [("", None), ("balanced", [2 / 3, 2]), ("b=c=3", [2 / 3, 2]), ("a=0", [0, 4]), ("a=1", [1, 1])],
+)
+def test_classes_count_as_they_are_told(text, weights):
+    found = weights_of_classes(text, DATA)
+    assert (found is None) == (weights is None)
+    if weights:
+        np.testing.assert_allclose(found, weights, rtol=1e-6)
+        assert found[DATA.train.labels].mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("text", ["c=2", "a", "a=x", "a=-1", "a=0,b=c=0"])
+def test_weights_of_no_class_are_named(text):
+    with pytest.raises(UserError, match="--class_weights"):
+        weights_of_classes(text, DATA)
+
+
+def test_labels_that_are_not_quite_sure():
+    loss = smoothed_loss(0.2, DATA)["loss"]
+    logits = np.float32([[2.0, -1.0], [0.5, 0.0]])
+    shares = np.float32([[0.9, 0.1], [0.1, 0.9]])
+    expected = -(shares * np.log(softmax(logits, axis=1))).sum(axis=1)
+    np.testing.assert_allclose(loss(tf.constant([0, 1]), tf.constant(logits)), expected, rtol=1e-5)
+    assert smoothed_loss(0.0, DATA) == {}
+
+
+def test_a_run_may_start_from_a_model_of_another_task(run, fine_tuned):
+    """As RTE, MRPC and STS-B do from one of MNLI: the encoder is taken, the head is new."""
+    results = run({"trainer": {"epochs": 1}}, preset=fine_tuned, save_preset=False)
+    # An epoch does for what the encoder knows.
+    assert results["score"] > 0.9
+
+
+def test_seeds_are_measured_together(tmp_path, spec_of):
+    task = task_of(spec_of())
+    data = task.read()
+    shares = {
+        part: np.random.default_rng(0).dirichlet([1, 1], (2, len(examples)))
+        for part, examples in {**data.dev, **data.test}.items()
+    }
+    runs = [str(tmp_path / f"seed_{number}") for number in range(2)]
+    for number, folder in enumerate(runs):
+        leave_predictions(folder, {part: of[number] for part, of in shares.items()}, data)
+    found = task.ensemble(runs, str(tmp_path / "ensemble"))
+    right = shares["dev"].mean(axis=0).argmax(axis=1) == data.dev["dev"].labels
+    assert found["dev"]["dev"]["accuracy"] == right.mean()
+    lines = (tmp_path / "ensemble" / "predictions" / "SST-2.tsv").read_text().splitlines()[1:]
+    assert [line.split("\t")[1] for line in lines] == [
+        str(label) for label in shares["SST-2"].mean(axis=0).argmax(axis=1)
+    ]
+
+
 def test_a_regression(run, write, tmp_path: Path):
-    rows = "".join(f"a cat {'good ' * number}\t{number}\n" for number in range(6)) * 8
+    """Of numbers far from what a new head says."""
+    rows = "".join(f"a cat {'good ' * number}\t{number + 1000}\n" for number in range(6)) * 8
     table = {
         "train_file": write("rows.tsv", "text\tscore\n" + rows),
         "test_file": write("new.tsv", "text\na cat good\na cat good good good good good\n"),
@@ -184,7 +262,12 @@ def test_a_regression(run, write, tmp_path: Path):
     assert (guess["spearman"], guess["pearson"]) == (0, 0) and guess["mae"] > 1
     lines = (tmp_path / "predictions" / "test.tsv").read_text().splitlines()[1:]
     low, high = (float(line.split("\t")[1]) for line in lines)
-    assert low < high and np.isfinite([low, high]).all()
+    assert low < high
+    errors = results["dev"]["dev"]
+    assert errors["mae"] <= errors["rmse"] < 2
+    loaded = CocoLMTextClassifier.from_preset(str(tmp_path / "preset"))
+    found = loaded.predict(["a cat good", "a cat good good good good good"], verbose=0)
+    np.testing.assert_allclose(found[:, 0], [low, high], atol=1e-2)
 
 
 def test_several_labels_a_text(tiny_preset, tmp_path: Path):

@@ -13,13 +13,11 @@ PACKAGE = Path(cocolm_tf.__file__).parent
 # Where internal names still have more.
 NOT_YET = (
     "finetuning/",
-    "jobs",
     "suite/",
     "training/",
     *(f"data/{name}" for name in ("examples", "few_shot", "glue", "labeled_tables", "squad")),
     "data/table",
     "modeling/training_step",
-    *(f"serving/{name}" for name in ("correction", "page", "terminal", "words")),
 )
 MODULES = [
     path
