@@ -12,6 +12,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
+from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
@@ -71,6 +72,11 @@ class ServedPreset:
         return embedder.pooling_mode, dimension or embedder.dimensions[0]
 
     @property
+    def token_classifier(self) -> CocoLMTokenClassifier:
+        """The fine-tuned token classifier."""
+        return self._task_of(CocoLMTokenClassifier, "", "finetune_tokens.py")
+
+    @property
     def copy_head(self) -> CopyHead:
         """The head for whether a token is the original."""
         return self._head("copy_head")
@@ -96,7 +102,7 @@ class ServedPreset:
 
     def _task_of(self, kind: type[keras.Model], head: str, program: str) -> Any:
         if not isinstance(self._task, kind):
-            if converted_head(self.directory, head):
+            if head and converted_head(self.directory, head):
                 return kind.from_preset(self.directory, dtype="float32")
             raise UserError(
                 f"--preset={self.directory} is not that of a {kind.__name__}: it must be one that "
@@ -105,16 +111,19 @@ class ServedPreset:
         return self._task
 
     @functools.cached_property
-    def _task(
-        self,
-    ) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | CocoLMTextEmbedder | None:
+    def _task(self) -> Any:
         """The fine-tuned model with its head; None if the preset is only pretrained."""
         path = os.path.join(self.directory, _TASK_FILENAME)
         if not files.is_file(path):
             return None
         kinds = {
             keras.saving.get_registered_name(kind): kind
-            for kind in (CocoLMTextClassifier, CocoLMQuestionAnswerer, CocoLMTextEmbedder)
+            for kind in (
+                CocoLMTextClassifier,
+                CocoLMQuestionAnswerer,
+                CocoLMTextEmbedder,
+                CocoLMTokenClassifier,
+            )
         }
         try:
             name = json.loads(files.read_text(path))["registered_name"]
