@@ -7,7 +7,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || \
+  command -v python3 || echo python3.11)
 VENV := .venv
 # TensorFlow and Keras are quiet; the programs tell what they do.
 RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
@@ -26,9 +27,9 @@ PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check
 install: $(VENV)/.installed
 
 define CHECK_PYTHON
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-	  echo "error: cocolm_tf needs Python 3.11, and $(PYTHON) is not it:" \
-	    "install it, or say where it is with make PYTHON=/path/to/python3.11." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	  echo "error: cocolm_tf needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is none of them:" \
+	    "install one, or say where it is with make PYTHON=/path/to/python." >&2; exit 1; }
 endef
 
 $(VENV)/bin/python:

@@ -29,6 +29,14 @@ __getattr__, __dir__, __all__ = lazy.exports(
             "CocoLMTextClassifier",
             "CocoLMTextClassifierPreprocessor",
         ],
+        "finetuning.models.text_embedder": [
+            "CocoLMTextEmbedder",
+            "CocoLMTextEmbedderPreprocessor",
+        ],
+        "finetuning.models.token_classifier": [
+            "CocoLMTokenClassifier",
+            "CocoLMTokenClassifierPreprocessor",
+        ],
         "losses": [],
         "modeling.backbone": ["CocoLMBackbone"],
         "modeling.pretrainer": ["CocoLMPretrainer"],

@@ -1,4 +1,4 @@
-"""How many CPUs there are for this process, which may be fewer than the machine has."""
+"""The number of CPUs available to this process, which may be fewer than the machine has."""
 
 import math
 import os
@@ -9,16 +9,7 @@ _OWN_CGROUPS = "/proc/self/cgroup"
 
 
 def available_cpus() -> int:
-    """Counts the CPUs that this process may use: by its affinity and its container's quota.
-
-    Returns:
-        At least 1. A quota of one and a half CPUs counts as two.
-
-    Example:
-    ```python
-    available_cpus()  # 4 in `docker run --cpus=4`, whatever the machine has
-    ```
-    """
+    """Counts the CPUs that affinity and container quota allow, at least 1; 1.5 count as 2."""
     affinity = getattr(os, "sched_getaffinity", None)
     cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
     quotas = [_quota(folder) for folder in _cgroups()]
@@ -47,7 +38,7 @@ def _cgroups() -> list[Path]:
 
 
 def _quota(folder: Path) -> float:
-    """The CPUs that a control group may use at most; 0 for any number."""
+    """The CPUs that a control group may use at most; 0 for no limit."""
     try:
         if (folder / "cpu.max").exists():
             limit, period = (folder / "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""The exceptions that a user, and not a developer, is meant to read."""
+"""The exceptions that are meant for a user and not for a developer."""
 
 import errno
 import os
@@ -20,20 +20,15 @@ class UserError(Exception):
 
 
 class RestartableError(BaseException):
-    """An end that is nobody's mistake: the machine was wanted back, or another one is gone.
+    """An end without a mistake: the machine was preempted, or another worker is gone."""
 
-    Its message is one line. The programs print it and exit with status 75; started again with the
-    same flags, the job goes on (see `cocolm_tf.program`). As `KeyboardInterrupt`, it may come at
-    any moment and is no `Exception`, so that nobody on its way takes it for a failure.
-
-    Example:
-    ```python
-    raise RestartableError("stopped by SIGTERM; start again with the same flags to go on.")
-    ```
-    """
+    # Its message is one line. The programs print it and exit with status 75; started again with the
+    # same flags, the job resumes (see `cocolm_tf.program`). Like `KeyboardInterrupt`, it may be
+    # raised at any moment and is no `Exception`, so that no handler on its way takes it for a
+    # failure.
 
 
-# What the system refuses, and what then helps. Other errors of files may be defects of ours.
+# What the system refuses, with advice. Other errors of files may be defects of ours.
 _ROOM = "make room and start again"
 _ELSEWHERE = "give another folder, or change its permissions"
 _PATH = "give another path"
@@ -66,13 +61,13 @@ _TENSORFLOW_PARENT = re.compile(r"^(\S+) is not a directory")
 
 
 def refusal(error: BaseException) -> str | None:
-    """Puts into a line what the system, and not a defect, has refused: a file, a folder, room."""
+    """The one-line message where the system refused something (a file, a folder, room)."""
     tensorflow = sys.modules.get("tensorflow.python.framework.errors_impl")
     if isinstance(error, OSError) and error.errno in _ADVICE:
-        # HDF5 tells the file in its text alone, of several lines.
+        # HDF5 has the file's name only in its message of several lines.
         found = _HDF5_FILE.search(str(error))
         path = error.filename or (found[1] if found else "")
-        if "://" in str(path):  # A store tells more than the number does.
+        if "://" in str(path):  # A store's message says more than the error's number.
             return f"{error.strerror} ({path}): {_ADVICE[error.errno]}."
         return _refused(error.errno, path)
     if tensorflow is None or not isinstance(error, tensorflow.OpError):
@@ -90,7 +85,7 @@ def refusal(error: BaseException) -> str | None:
 
 
 def is_hdf5_refusal(error: BaseException) -> bool:
-    """Whether an error tells, in whatever class, that HDF5 was refused a file."""
+    """Whether an error, of whatever class, says that HDF5 was refused a file."""
     found = re.search(r"errno = (\d+)", str(error))
     return found is not None and int(found[1]) in _ADVICE
 

@@ -26,13 +26,13 @@ from cocolm_tf.errors import UserError
 
 StrPath = str | os.PathLike[str]
 
-# More than a file system keeps beside the name of a file.
+# Larger than what file systems store inline with a file's name.
 _PROBE = bytes(4096)
 _BUFFER = 1 << 16
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-# What `pathlib` makes of a URL.
+# A URL after `pathlib` has normalized it.
 _COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
-# As many characters of what a store says as a line can take.
+# The most characters of a store's message in one line.
 _LONGEST_REASON = 300
 # By the names of TensorFlow's errors; the others are the store's own trouble.
 _NUMBERS = {
@@ -66,7 +66,7 @@ def check_scheme(path: StrPath, flag: str = "") -> None:
 
     if found[1] in tf.io.gfile.get_registered_schemes():
         return
-    # The file systems of its plug-in are there once it is imported.
+    # Importing its plug-in registers more file systems.
     with contextlib.suppress(ImportError):
         import tensorflow_io  # noqa: F401
     if found[1] not in (known := tf.io.gfile.get_registered_schemes()):
@@ -77,7 +77,7 @@ def check_scheme(path: StrPath, flag: str = "") -> None:
         )
 
 
-# --- What is there ---
+# --- Paths, and what exists ---
 
 
 def join(path: StrPath, *parts: str) -> str:
@@ -117,7 +117,7 @@ def exists(path: StrPath) -> bool:
 
 
 def is_file(path: StrPath) -> bool:
-    """Whether there is something that is no folder: also a pipe."""
+    """Whether there is a file or a pipe."""
     if not is_remote(path):
         return os.path.exists(path) and not os.path.isdir(path)
     status = _stat(path)
@@ -198,23 +198,23 @@ def open_append(path: StrPath) -> Iterator[TextIO]:
 
 
 def read_bytes(path: StrPath) -> bytes:
-    """All that is in a file."""
+    """The content of a file."""
     with open_read(path) as file:
         return file.read()
 
 
 def read_text(path: StrPath) -> str:
-    """The text of a file in UTF-8, its line ends as they are."""
+    """The text of a file in UTF-8, with its line ends unchanged."""
     return read_bytes(path).decode()
 
 
 def write_bytes(path: StrPath, content: bytes) -> None:
-    """Writes a file in a folder that is there: all of its new content, or what it had before."""
+    """Writes a file atomically, in a folder that exists."""
     path = os.fspath(path)
     if is_remote(path):
-        # A store shows an object when all of it has arrived.
+        # A store shows an object only when it is complete.
         with _gfile(path) as gfile:
-            _make_way(path)
+            _remove_before_write(path)
             with gfile.GFile(path, "wb") as file:
                 file.write(content)
         return
@@ -224,24 +224,24 @@ def write_bytes(path: StrPath, content: bytes) -> None:
 
 
 def write_text(path: StrPath, text: str) -> None:
-    """Writes text in UTF-8 as `write_bytes` does, its line ends as they are."""
+    """Writes text in UTF-8 as `write_bytes` does, with its line ends unchanged."""
     write_bytes(path, text.encode())
 
 
 def copy(source: StrPath, target: StrPath) -> None:
-    """Copies a file, over one that may be there."""
+    """Copies a file, over one that may exist."""
     source, target = os.fspath(source), os.fspath(target)
     if not is_remote(source) and not is_remote(target):
         shutil.copyfile(source, target)
         return
     check_scheme(target)
     with _gfile(source) as gfile:
-        _make_way(target)
+        _remove_before_write(target)
         gfile.copy(source, target, overwrite=True)
 
 
 def rename(source: StrPath, target: StrPath) -> None:
-    """Renames a file, over one that may be there; to, from and in a store it is copied."""
+    """Renames a file, over one that may exist; to, from and within a store it is copied."""
     if is_remote(source) != is_remote(target):
         copy(source, target)
         remove(source)
@@ -253,7 +253,7 @@ def rename(source: StrPath, target: StrPath) -> None:
 
 
 def sync(path: StrPath) -> None:
-    """Has a file or folder survive a loss of power as well; on a store, it does."""
+    """Flushes a file or folder to disk; stores do so themselves."""
     if not is_remote(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -263,7 +263,7 @@ def sync(path: StrPath) -> None:
 
 
 def make_dirs(path: StrPath) -> None:
-    """Makes a folder and those around it, where they are not there."""
+    """Makes a folder and its parents, which may exist."""
     if not is_remote(path):
         os.makedirs(path, exist_ok=True)
         return
@@ -272,7 +272,7 @@ def make_dirs(path: StrPath) -> None:
 
 
 def remove(path: StrPath) -> None:
-    """Removes a file, which need not be there."""
+    """Removes a file, which need not exist."""
     with contextlib.suppress(FileNotFoundError):
         if not is_remote(path):
             os.remove(path)
@@ -282,7 +282,7 @@ def remove(path: StrPath) -> None:
 
 
 def remove_tree(path: StrPath) -> None:
-    """Removes a folder and what is in it; it need not be there."""
+    """Removes a folder and what is in it; it need not exist."""
     with contextlib.suppress(FileNotFoundError):
         if not is_remote(path):
             shutil.rmtree(path)
@@ -292,7 +292,7 @@ def remove_tree(path: StrPath) -> None:
 
 
 def remove_empty(folder: StrPath) -> bool:
-    """Removes a folder if it is there and holds nothing, and tells whether it did."""
+    """Removes a folder if it is empty; returns whether it did."""
     if list_dir(folder) or not is_dir(folder):
         return False
     remove_tree(folder)
@@ -301,7 +301,7 @@ def remove_empty(folder: StrPath) -> bool:
 
 @contextlib.contextmanager
 def local_copy(path: StrPath, names: Iterable[str] | None = None) -> Iterator[str]:
-    """Gives a local path to a file or folder: itself, or a copy for the while, of some names."""
+    """Yields a local path of a file or folder: its own, or a temporary copy of some names in it."""
     if not is_remote(path):
         yield os.fspath(path)
         return
@@ -316,7 +316,7 @@ def local_copy(path: StrPath, names: Iterable[str] | None = None) -> Iterator[st
                 copy(join(path, one), join(target, one))
         try:
             yield target
-        except UserError as error:  # It is to name what the user knows.
+        except UserError as error:  # The message names the user's path instead of the copy's.
             raise UserError(str(error).replace(target, os.fspath(path))) from error
 
 
@@ -324,7 +324,7 @@ def local_copy(path: StrPath, names: Iterable[str] | None = None) -> Iterator[st
 def new_folder(
     path: StrPath, overwrite: bool = False, last: str = "manifest.json"
 ) -> Iterator[str]:
-    """Gives a local folder to fill; what it holds is at `path` when all went well, `last` last."""
+    """Yields a local folder to fill, which is moved to `path` on success, `last` as last file."""
     # Locally it lies beside `path` and is renamed, where the file system has that. Elsewhere its
     # files are copied: `last` of what is replaced goes first, that of the new comes last.
     path = absolute(path)
@@ -335,7 +335,7 @@ def new_folder(
             _copy_last(folder, path, last)
         return
     parent = os.path.dirname(path)
-    # Of one name, so that what a killed process has left is cleared by the next.
+    # A fixed name, so that the rest of a killed process is removed by the next.
     temporary = os.path.join(parent, f".{name(path)}.tmp")
     folder = os.path.join(temporary, "new")
     with made_folders(parent):
@@ -347,23 +347,23 @@ def new_folder(
                 if os.path.isdir(path):
                     os.replace(path, os.path.join(temporary, "old"))
                 os.replace(folder, path)
-            except OSError:  # Mounted stores rename files alone.
+            except OSError:  # Mounted stores rename only files.
                 _copy_last(folder, path, last)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-# --- Whether there can be something ---
+# --- Checks before the work ---
 
 
 def check_output_folder(path: StrPath, overwrite: bool = False, flag: str = "") -> None:
-    """As `check_writable`, and that nothing is in it that is not to be replaced."""
+    """Checks as `check_writable`, and that the folder is empty or may be replaced."""
     check_writable(path, flag)
     _check_empty(path, overwrite)
 
 
 def check_writable(path: StrPath, flag: str = "") -> None:
-    """Tries whether a folder can be made and written to before the work; nothing is left of it."""
+    """Checks before the work that a folder can be made and written to, leaving no trace."""
     check_scheme(path, flag)
     path = os.fspath(path)
     named = f"{flag}={path}" if flag else path
@@ -385,7 +385,7 @@ def check_writable(path: StrPath, flag: str = "") -> None:
 
 @contextlib.contextmanager
 def made_folders(path: str, keep: bool = True) -> Iterator[None]:
-    """Makes a local folder and those around it, and removes the empty of them if that fails."""
+    """Makes a local folder and its parents; removes the empty ones again if what follows fails."""
     missing = _missing(path)[:-1]
     try:
         os.makedirs(path, exist_ok=True)
@@ -396,7 +396,7 @@ def made_folders(path: str, keep: bool = True) -> Iterator[None]:
     finally:
         if not keep:
             for folder in missing:
-                with contextlib.suppress(OSError):  # It holds something, or never came to be.
+                with contextlib.suppress(OSError):  # It is not empty, or was never made.
                     os.rmdir(folder)
 
 
@@ -407,7 +407,7 @@ def _check_empty(path: StrPath, overwrite: bool) -> None:
 
 
 def _missing(path: str) -> list[str]:
-    """A local folder and those around it, up to the first that is there."""
+    """A local folder and its parents, up to the first that exists."""
     folders = [os.path.abspath(path)]
     while not os.path.lexists(folders[-1]):
         folders.append(os.path.dirname(folders[-1]))
@@ -434,12 +434,12 @@ def _copy_tree(source: str, target: str, without: str = "") -> None:
             _copy_tree(join(source, one), join(target, one))
 
 
-# --- What TensorFlow's file systems give ---
+# --- TensorFlow's file systems ---
 
 
 @contextlib.contextmanager
 def _gfile(path: StrPath) -> Iterator[Any]:
-    """`tf.io.gfile`, the errors of which are Python's within."""
+    """`tf.io.gfile`, with its errors converted to Python's."""
     check_scheme(path)
     import tensorflow as tf
 
@@ -451,14 +451,14 @@ def _gfile(path: StrPath) -> Iterator[Any]:
         raise OSError(number, reason or os.strerror(number), os.fspath(path)) from error
 
 
-def _make_way(path: str) -> None:
-    """Removes what would be added to: unlike all others, `ram://` does not write files anew."""
+def _remove_before_write(path: str) -> None:
+    """Removes a file of `ram://`, which unlike all others appends instead of overwriting."""
     if path.startswith("ram://") and is_file(path):
         remove(path)
 
 
 def _stat(path: StrPath) -> Any:
-    """What is known of a file or folder; None if there is none."""
+    """The status of a file or folder; None if there is none."""
     with contextlib.suppress(FileNotFoundError), _gfile(path) as gfile:
         return gfile.stat(absolute(path))
     return None
@@ -472,7 +472,7 @@ class _RemoteFile(io.RawIOBase):
         self._size: int | None = None
         with _gfile(path) as gfile:
             self._file = gfile.GFile(self._path, "rb")
-            self._file.read(0)  # It is opened only now.
+            self._file.read(0)  # The file is opened only now.
 
     def readable(self) -> bool:
         return True

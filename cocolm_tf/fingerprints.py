@@ -1,4 +1,4 @@
-"""Hashes of what files hold, by which a run or a job knows its inputs again."""
+"""Hashes of files, by which a run or a job recognizes its inputs."""
 
 import fnmatch
 import hashlib

@@ -1,4 +1,12 @@
-"""Elementwise mathematics compiled into few passes over memory, as the device at hand likes it."""
+"""Fused operations: elementwise mathematics that XLA compiles into few passes over memory.
+
+TensorFlow runs each operation as a pass over memory, and on a CPU these passes, not the matrix
+products, are most of a Transformer's time. XLA fuses elementwise operations, at the price of a
+compilation for every shape. So a function is compiled (`fused`) only where a graph knows its
+shapes, as in pretraining; elsewhere, as when serving texts of any length, it runs as it stands.
+
+`row_sum`, `row_max`, `row_softmax` and `barrier` are for use within `fused` functions.
+"""
 
 import contextlib
 import functools
@@ -10,20 +18,20 @@ from tensorflow.compiler.tf2xla.python import xla
 
 DEVICE_KINDS = ("CPU", "GPU", "TPU")
 
-# Elements that a CPU adds side by side, and the widest row that is worth cutting into such parts.
+# Elements that a CPU adds at once, and the widest row that is worth folding into such parts.
 _LANES, _WIDEST_FOLD = 32, 1024
 
-# What the sides of an accelerator's matrix products should be multiples of.
+# The sides of an accelerator's matrix products should be multiples of this.
 _TILE = 16
 
-# Where programs are made for a device that is not here: its kind.
-_elsewhere: list[str] = []
+# A stack: the kind of device that `compiling_for` compiles for.
+_kinds_compiled_for: list[str] = []
 
 
 def device_kind() -> str:
     """The kind of device, of `DEVICE_KINDS`, that functions traced now are compiled for."""
-    if _elsewhere:
-        return _elsewhere[-1]
+    if _kinds_compiled_for:
+        return _kinds_compiled_for[-1]
     if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
         return "TPU"
     return "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
@@ -31,47 +39,18 @@ def device_kind() -> str:
 
 @contextlib.contextmanager
 def compiling_for(kind: str) -> Iterator[None]:
-    """Makes functions traced inside programs for a device that need not be here.
-
-    Args:
-        kind: one of `DEVICE_KINDS`.
-
-    Example:
-    ```python
-    with compiling_for("GPU"):
-        program = step.experimental_get_compiler_ir(batch)(stage="stablehlo_serialized")
-    ```
-    """
-    _elsewhere.append(kind)
+    """Compiles functions traced inside for a kind of device that need not be in this machine."""
+    _kinds_compiled_for.append(kind)
     try:
         yield
     finally:
-        _elsewhere.pop()
+        _kinds_compiled_for.pop()
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets XLA make one loop of a function of tensors, where that pays.
-
-    TensorFlow runs each operation as a pass over memory, and on a CPU these passes, not the
-    matrix products, are most of a Transformer's time. XLA joins elementwise operations, at the
-    price of a compilation for every shape: so it is asked for only where a graph knows its shapes,
-    as in pretraining. Elsewhere, as when serving texts of any length, the function runs as it
-    stands.
-
-    Args:
-        function: takes tensors, and Python numbers that rarely change; captures no variables.
-
-    Returns:
-        The same function.
-
-    Example:
-    ```python
-    @fused
-    def scaled_sum(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        return 2.0 * x + y
-    ```
-    """
-    # What is traced for one kind of device must not serve another.
+    """Compiles a function of tensors by XLA where shapes are static; see the module's docstring."""
+    # The function captures no variables. Its other arguments are Python numbers that rarely change.
+    # One for each kind of device, as traced functions depend on it.
     compiled = {
         kind: tf.function(function, jit_compile=True, autograph=False) for kind in DEVICE_KINDS
     }
@@ -85,50 +64,19 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_compiled(*tensors: tf.Tensor) -> bool:
-    """Whether a `fused` function of these tensors is compiled.
-
-    Example:
-    ```python
-    is_compiled(tf.ones([3]))  # False: this is no graph
-    ```
-    """
+    """Whether a `fused` function of these tensors is compiled."""
     return not tf.executing_eagerly() and all(x.shape.is_fully_defined() for x in tensors)
 
 
 def row_sum(x: tf.Tensor) -> tf.Tensor:
-    """Adds up the last axis, and keeps it with size 1.
-
-    For `fused` functions: compiled for a CPU, a sum over the last axis adds one element after the
-    other, each waiting for the one before. Here many are added at a time until few are left.
-
-    Args:
-        x: floating tensor of rank 1 or more.
-
-    Returns:
-        A tensor like `x`, whose last axis has size 1.
-
-    Example:
-    ```python
-    row_sum(tf.ones([2, 3]))  # [[3.0], [3.0]]
-    ```
-    """
+    """Sums the last axis of floating `x` and keeps it with size 1."""
+    # Compiled for a CPU, a sum over the last axis adds one element after the other, each waiting
+    # for the one before. `_fold` adds many at a time until few are left.
     return tf.reduce_sum(_fold(x, tf.add), axis=-1, keepdims=True)
 
 
 def row_max(x: tf.Tensor) -> tf.Tensor:
-    """Finds the largest of the last axis, and keeps it with size 1: see `row_sum`.
-
-    Args:
-        x: float32 tensor of rank 1 or more. Where it holds NaN, the result is anything.
-
-    Returns:
-        A tensor like `x`, whose last axis has size 1.
-
-    Example:
-    ```python
-    row_max(tf.constant([[1.0, 3.0, 2.0]]))  # [[3.0]]
-    ```
-    """
+    """The maximum over the last axis of float32 `x`, kept with size 1; undefined for NaN."""
     if not _compiled_for_cpu(x):
         return tf.reduce_max(x, axis=-1, keepdims=True)
     # Compiled as a comparison and a selection; `tf.maximum` spends twice as much, on NaN.
@@ -142,21 +90,7 @@ def row_max(x: tf.Tensor) -> tf.Tensor:
 
 
 def row_softmax(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The softmax over the last axis, and what it is `exp(x - ...)` of, kept with size 1.
-
-    For `fused` functions.
-
-    Args:
-        x: float32 tensor of rank 1 or more.
-
-    Returns:
-        A tensor like `x`, and the logarithm of each row's sum of exponentials.
-
-    Example:
-    ```python
-    row_softmax(tf.zeros([2, 8]))  # 1/8 each, and log(8), twice
-    ```
-    """
+    """Softmax over the last axis of float32 `x`, and its log normalizer, kept with size 1."""
     if is_compiled(x) and device_kind() == "GPU":
         normalizers = _one_pass_logsumexp(x)
         return tf.exp(x - normalizers), normalizers
@@ -167,68 +101,25 @@ def row_softmax(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def barrier(*tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """Keeps XLA from computing across this point, where it compiles for an accelerator.
-
-    What is kept for the backward pass is then kept in its own precision, as otherwise XLA keeps
-    the wider tensor that it was rounded from; and what is computed again there is not stored.
-
-    For `fused` functions and the gradients around them.
-
-    Args:
-        tensors: any.
-
-    Returns:
-        The same tensors, which are there only once all of them are.
-
-    Example:
-    ```python
-    (kept,) = barrier(tf.cast(wide, tf.bfloat16))
-    ```
-    """
+    """Keeps XLA from moving computation across this point, on accelerators."""
+    # What is kept for the backward pass is then kept in its own precision: without the barrier XLA
+    # keeps the wider tensor that it was rounded from. And what is recomputed there is not stored.
     if not is_compiled(*tensors) or device_kind() == "CPU":
         return tensors
     return tuple(xla.optimization_barrier(*tensors))
 
 
 def pad_to_tiles(x: tf.Tensor) -> tf.Tensor:
-    """Fills the last axis up with zeros to a length that suits matrix products.
-
-    On accelerators alone: there an odd length costs more, in kernels that cannot read it in one
-    go, than a few elements do.
-
-    Args:
-        x: [..., N].
-
-    Returns:
-        [..., N] on a CPU; elsewhere N is rounded up to a multiple of 16.
-
-    Example:
-    ```python
-    pad_to_tiles(tf.ones([2, 461]))  # [2, 464] on a GPU
-    ```
-    """
+    """On accelerators, pads the last axis with zeros to a multiple of 16."""
+    # An odd length costs more, in kernels without vectorized reads, than the padding does.
     if device_kind() == "CPU":
         return x
     return tf.pad(x, [[0, 0]] * (x.shape.rank - 1) + [[0, -x.shape[-1] % _TILE]])
 
 
 def column_sum(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Adds up all axes but the last, as the gradient of a bias does.
-
-    On a CPU a matrix product is the fastest such sum, so this is not for `fused` functions.
-
-    Args:
-        x: [..., H].
-        dtype: of the result.
-
-    Returns:
-        [H].
-
-    Example:
-    ```python
-    column_sum(tf.ones([2, 3]), tf.float32)  # [2.0, 2.0, 2.0]
-    ```
-    """
+    """Sums all axes of `x` [..., H] but the last, as a bias's gradient does: [H] of `dtype`."""
+    # On a CPU a matrix product is the fastest such sum, so this is not for `fused` functions.
     # Products of float16 sum in float16 at the end, which scaled gradients soon exceed.
     if device_kind() != "CPU" or x.dtype == tf.float16:
         axes = list(range(x.shape.rank - 1))
@@ -246,10 +137,10 @@ def _fold(x: tf.Tensor, join: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf
 
 
 def _one_pass_logsumexp(x: tf.Tensor) -> tf.Tensor:
-    """The largest element and the sum in one pass: a row is read once, not twice."""
+    """Finds maximum and sum in one pass: a row is read once, not twice."""
     scalar = tf.TensorSpec([], tf.float32)
     combine = tf.function(_combine_exponentials, autograph=False)
-    # Ones that are no constant: TensorFlow would make one as large as `x`.
+    # Computed, as TensorFlow would store a constant as large as `x`.
     ones = tf.cast(tf.equal(x, x), tf.float32)
     largest, total = xla.variadic_reduce(
         (x, ones),
@@ -263,8 +154,8 @@ def _one_pass_logsumexp(x: tf.Tensor) -> tf.Tensor:
 def _combine_exponentials(
     largest: tf.Tensor, total: tf.Tensor, other_largest: tf.Tensor, other_total: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Of two parts of a row: the largest element, and the sum of exponentials relative to it."""
-    # One of the two is relative to its own largest already.
+    """Combines two parts of a row: the maximum, and the sum of exponentials relative to it."""
+    # One of the two is already relative to the larger maximum.
     smaller = tf.exp(-tf.abs(largest - other_largest))
     total, other_total = (
         tf.where(largest < other_largest, total * smaller, total),

@@ -1,10 +1,10 @@
-"""Runs as processes of their own: several at once, told of as they go, done once.
+"""Jobs: runs in processes of their own, several at once, reported as they go, each done once.
 
 A job has a folder:
 
-    job.json       what to do
-    log.txt        what the process said
-    results.json   what came out, written last: with it, the job is done
+    job.json       its spec
+    log.txt        the standard error of its process
+    results.json   its results, written last: with it, the job is done
 
 and a process, `python -m MODULE FOLDER SLOT SLOTS OPTIONS`, whose module calls `serve`.
 """
@@ -46,43 +46,26 @@ _SECONDS_BETWEEN_REPORTS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Something to do once.
+    """Something to do once."""
 
-    Args:
-        folder: Its own.
-        spec: What to do: anything that JSON can hold. A folder stands for one `spec`.
-        label: What it is called, for people.
-        goes_on: Whether it makes use of all that an earlier process left in the folder. Otherwise
-            a job that was ended halfway begins in one that is empty but for `keeps`.
-        keeps: The names of the files and folders in it by which a job that was ended halfway is
-            resumed.
-        until: How far to take it, in units of its own; 0 for to its end. The results of a job that
-            was taken less far are those of a part of it.
-        options: What its process gets beside the spec and what changes nothing of the outcome, as
-            the devices: keyword arguments of what `serve` calls.
-
-    Example:
-    ```python
-    Job("runs/rte/seed_0", {"preset": "runs/first/preset", "seed": 0}, "RTE, seed 0")
-    ```
-    """
-
-    folder: str
-    spec: dict[str, Any]
-    label: str
-    goes_on: bool = False
-    keeps: Sequence[str] = ()
+    folder: str  # Its own, for one `spec` alone.
+    spec: dict[str, Any]  # what to do, as JSON
+    label: str  # its name for people
+    # Whether it makes use of all that an earlier process left in the folder. Otherwise an
+    # interrupted job begins in a folder that is empty but for `keeps`.
+    resumes: bool = False
+    keeps: Sequence[str] = ()  # files and folders in it by which an interrupted job resumes
+    # How far to take it, in units of its own; 0 for to its end. Results of a job that was not taken
+    # as far are partial.
     until: int = 0
+    # Keyword arguments of the function that `serve` calls, which do not change the results, as the
+    # devices.
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def results(self) -> dict[str, Any] | None:
-        """What came out, or None if the job is not done as far as is wanted.
-
-        What another job left that `diverged` is in nobody's way: other settings are the way out.
-
-        Raises:
-            UserError: If the folder has the results of another job.
-        """
+        """The results, or None if the job is not done as far as wanted."""
+        # Raises UserError for the results of another job; but those that `diverged` do not count:
+        # the user tries other settings.
         path = os.path.join(self.folder, RESULTS_FILENAME)
         if not files.is_file(path):
             return None
@@ -100,22 +83,10 @@ class Job:
 
 
 class JobRunner:
-    """Runs jobs in processes, some at once, with a line on the terminal that tells how far.
+    """Runs jobs in processes, `at_once` at a time, with a line of progress on the terminal."""
 
-    A process that dies leaves its job undone; one whose parent dies ends soon. A job that cannot
-    be done, because of something that the user gave, leaves nothing.
-
-    Args:
-        module: The module whose processes do the jobs.
-        at_once: int. How many processes run at a time. They share the cores and the GPUs.
-        total: int. How many jobs there will be, for the line.
-
-    Example:
-    ```python
-    with JobRunner("cocolm_tf.finetuning.run", at_once=2, total=5) as runner:
-        results = runner.run_all(jobs)
-    ```
-    """
+    # The processes share the cores and the GPUs. One that dies leaves its job undone; one whose
+    # parent dies ends soon. A job that fails for a mistake of the user's leaves nothing.
 
     def __init__(self, module: str, at_once: int, total: int) -> None:
         self._module = module
@@ -126,7 +97,7 @@ class JobRunner:
         self._processes: set[subprocess.Popen] = set()
         self._closed = False
         self._lock = threading.Lock()
-        self._told: set[str] = set()
+        self._said: set[str] = set()
         self._made: set[str] = set()
         self._shares: dict[str, float] = {}
         self._bar = tqdm(
@@ -145,7 +116,7 @@ class JobRunner:
         self.close()
 
     def close(self) -> None:
-        """Ends what still runs."""
+        """Terminates the processes."""
         with self._lock:
             self._closed = True
             for process in self._processes:
@@ -153,19 +124,9 @@ class JobRunner:
         self._bar.close()
 
     def run_all(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """Runs jobs; those that are done already are not done again.
-
-        Args:
-            jobs: In the order to begin them.
-
-        Returns:
-            The results, in the same order.
-
-        Raises:
-            UserError: If a folder has the results of another job, or a job cannot be done.
-        """
+        """Runs those jobs that are not done, in order; the results of all. A failure ends all."""
         for job in jobs:
-            job.results()  # Told before any work is begun.
+            job.results()  # Raises before any work is begun.
         with concurrent.futures.ThreadPoolExecutor(self._at_once) as pool:
             futures = [pool.submit(self.run, job) for job in jobs]
             try:
@@ -177,18 +138,7 @@ class JobRunner:
                 raise
 
     def run(self, job: Job) -> dict[str, Any]:
-        """Runs one job, when a slot is free, unless it is done already. Its failure ends all.
-
-        Args:
-            job: The job.
-
-        Returns:
-            Its results.
-
-        Raises:
-            UserError: If its folder has the results of another job, or it cannot be done.
-            RestartableError: If its process was told to stop.
-        """
+        """Runs a job, when a slot is free, unless it is done; its results. A failure ends all."""
         results = job.results()
         if results is None:
             slot = self._slots.get()
@@ -206,16 +156,16 @@ class JobRunner:
         return results
 
     def say(self, text: str) -> None:
-        """Writes lines above the progress; the same ones once."""
+        """Writes lines above the progress, each distinct text once."""
         with self._lock:
-            if text not in self._told:
-                self._told.add(text)
+            if text not in self._said:
+                self._said.add(text)
                 self._bar.write(text, file=sys.stderr)
 
     def _prepare(self, job: Job) -> None:
-        # First what would make the rest look done.
+        # The results first: they would make the rest look done.
         files.remove(os.path.join(job.folder, RESULTS_FILENAME))
-        if not job.goes_on:
+        if not job.resumes:
             _clear(job)
         folder = files.absolute(job.folder)
         with self._lock:
@@ -226,7 +176,7 @@ class JobRunner:
         write_json(job.spec, os.path.join(job.folder, SPEC_FILENAME))
 
     def _discard(self, job: Job) -> None:
-        """Removes a job's folder, and those around it that were made for it and hold nothing."""
+        """Removes a job's folder, and empty parents that were made for it."""
         files.remove_tree(job.folder)
         folder = os.path.dirname(files.absolute(job.folder))
         with self._lock:
@@ -254,7 +204,7 @@ class JobRunner:
                 self._processes.discard(process)
         if process.returncode == 0:
             return
-        is_resumed = job.goes_on or (not mistake and _kept(job))
+        is_resumed = job.resumes or (not mistake and _kept(job))
         if (mistake or self._closed) and not is_resumed:
             self._discard(job)
         if self._closed:
@@ -263,25 +213,25 @@ class JobRunner:
             raise UserError(f"{job.label}: {mistake}")
         if process.returncode == RESTARTABLE:
             raise RestartableError(
-                f"{job.label} was told to stop: start again with the same flags to go on."
+                f"{job.label} was told to stop: start again with the same flags to resume."
             )
         if process.returncode < 0:
             raise UserError(
                 f"{job.label} was killed by signal {-process.returncode}, as when memory runs "
-                f"out; {log_path} has what it said. Start again to go on."
+                f"out; {log_path} has what it said. Start again to resume."
             )
         said = files.read_bytes(log_path).decode(errors="replace")
         end = "".join(said.splitlines(keepends=True)[-25:])
         raise RuntimeError(f"{job.label} failed; {log_path} ends:\n{end}")
 
     def _hear(self, job: Job, line: str, log: Any) -> str | None:
-        """Takes in what a process told; returns the user's mistake, if it told of one."""
+        """Handles a line from a process; returns the user's mistake, if that is what it reports."""
         try:
             event = json.loads(line)
         except ValueError:
             event = None
         if not isinstance(event, dict):
-            log.write(line)  # Not ours: something that the process printed.
+            log.write(line)  # Something else that the process printed.
         elif "say" in event:
             self.say(event["say"])
         elif "share" in event:
@@ -296,30 +246,24 @@ class JobRunner:
 
 
 class Reporter:
-    """How a job's process tells how far it is.
-
-    Example:
-    ```python
-    reporter.progress(0.5, "epoch 2 of 4")
-    ```
-    """
+    """The reports of a job's process to its parent."""
 
     def __init__(self) -> None:
         self._last = 0.0
 
     def progress(self, share: float, note: str = "") -> None:
-        """Tells which share of the work is done; often is fine, as not every call is sent."""
+        """Reports the share of the work that is done; not every call is sent."""
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_REPORTS:
             self._last = now
             self._send({"share": share, "note": note})
 
     def say(self, text: str) -> None:
-        """Tells something that is worth a line of its own."""
+        """Reports a text that is worth a line of its own."""
         self._send({"say": text})
 
     def mistake(self, text: str) -> None:
-        """Tells that the job cannot be done, because of something that the user gave."""
+        """Reports that the job cannot be done, because of a mistake of the user's."""
         self._send({"mistake": text})
 
     def _send(self, event: dict[str, Any]) -> None:
@@ -328,18 +272,9 @@ class Reporter:
 
 
 def serve(do: Callable[..., dict[str, Any]]) -> None:
-    """Does the job that the command line names: what a job's module calls as a program.
-
-    Args:
-        do: Gets the spec, the folder and a reporter, and by keyword `until` if the job has one and
-            its options; returns the results, for JSON. Their `headline`, if any, is told.
-
-    Example:
-    ```python
-    if __name__ == "__main__":
-        serve(run_task)
-    ```
-    """
+    """Does the job of the command line: what a job's module calls as a program."""
+    # `do` gets the spec, the folder and a reporter, and as keywords the options, and `until` if the
+    # job has one; it returns the results as JSON, whose `headline`, if any, is shown.
     folder, slot, slots, text = sys.argv[1:]
     options = json.loads(text)
     _take_share(int(slot), int(slots), options.get(STRATEGY_OPTION, "one_device"))
@@ -355,37 +290,19 @@ def serve(do: Callable[..., dict[str, Any]]) -> None:
         print(error, file=sys.stderr)
         sys.exit(RESTARTABLE)
     except Exception as error:
-        if told := refusal(error):
-            reporter.mistake(told)
+        if message := refusal(error):
+            reporter.mistake(message)
             sys.exit(1)
         raise
 
 
 def write_json(value: Any, path: str) -> None:
-    """Writes a JSON file that appears when it is complete.
-
-    Example:
-    ```python
-    write_json({"accuracy": 0.61}, "/tmp/results.json")
-    ```
-    """
+    """Writes a JSON file atomically."""
     files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def refuse_another(job: Job) -> None:
-    """Checks that a folder is not that of another job, be it done or ended halfway.
-
-    Args:
-        job: One that goes on with what is in its folder.
-
-    Raises:
-        UserError: If it is.
-
-    Example:
-    ```python
-    refuse_another(job)
-    ```
-    """
+    """Refuses a folder with another job, be it done or interrupted."""
     path = os.path.join(job.folder, SPEC_FILENAME)
     if not files.is_file(path):
         return
@@ -398,10 +315,7 @@ def refuse_another(job: Job) -> None:
 
 
 def leave_devices() -> None:
-    """Keeps this process, whose jobs want all of their memory, off the GPUs.
-
-    To be called before TensorFlow is asked for anything, as for a dataset.
-    """
+    """Keeps this process off the GPUs, whose memory its jobs need; before TensorFlow is used."""
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
@@ -410,7 +324,7 @@ def leave_devices() -> None:
 
 
 def _take_share(slot: int, slots: int, strategy: str) -> None:
-    """Leaves the other processes their cores and their GPUs."""
+    """Limits this process to its share of the cores and GPUs."""
     tf = sys.modules.get("tensorflow")
     if tf is None:
         return
@@ -426,7 +340,7 @@ def _take_share(slot: int, slots: int, strategy: str) -> None:
 
 
 def _clear(job: Job) -> None:
-    """Removes what is in a job's folder, but for what it is resumed by."""
+    """Empties a job's folder, but for what it resumes by."""
     kept = _kept(job)
     if not kept:
         files.remove_tree(job.folder)
@@ -455,7 +369,7 @@ def _read_json(path: str) -> Any:
 
 
 def _difference(before: Any, now: Any, prefix: str = "") -> str:
-    """The first value that two specs do not share, in words."""
+    """Describes the first value in which two specs differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *now]:
             if before.get(key) != now.get(key):

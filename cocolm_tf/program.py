@@ -1,4 +1,4 @@
-"""How every program in `scripts/` starts and ends: its flags, its quiet, its exit status."""
+"""The entry point of every program in `scripts/`: flags, log level, exit status."""
 
 import os
 import sys
@@ -45,15 +45,15 @@ def run(
             print("interrupted", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
-            told = refusal(error)
-            if told is None:
+            message = refusal(error)
+            if message is None:
                 raise
-            _fail(told)
+            _fail(message)
         if written:
             print(written)
 
     logging.set_verbosity(logging.WARNING)
-    sys.unraisablehook = _tell_unraisable
+    sys.unraisablehook = _report_unraisable
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -63,12 +63,12 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except flags.Error as error:
         _fail(f"{'; '.join(str(error).splitlines())} (--help lists the flags)")
     except SystemExit:
-        # Only --help and its kin end the program here, and absl has them fail.
+        # Only --help and the like exit here, and absl gives them a failure status.
         sys.exit(0)
 
 
-def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    # HDF5 says again, while its files are closed, what has already ended the program.
+def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    # While its files are closed, HDF5 repeats the error that has ended the program.
     if unraisable.exc_value is None or not is_hdf5_refusal(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 

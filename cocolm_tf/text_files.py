@@ -1,7 +1,7 @@
 """Opening the text files that a user names: their encoding, their compression, their lines.
 
 All readers of text go through here, so that a byte order mark, compression or another encoding
-means the same to each of them, and what is no text is told by its kind.
+means the same to each of them. A file that is no text is refused with the name of what it is.
 """
 
 import bz2
@@ -23,11 +23,11 @@ from cocolm_tf import files
 from cocolm_tf.errors import UserError
 
 _CHUNK = 1 << 20
-# As much of a file as decides what it is.
+# The bytes of a file by which its format is detected.
 _HEAD = 1 << 16
-# How many commas the name of a file may have, in a list of several.
+# The most commas of a file name in a list of several.
 _MOST_COMMAS = 8
-# The share of bad records means little before so many of them.
+# The share of bad records means little for fewer records.
 _MANY_RECORDS = 1000
 
 # The longer marks first: UTF-32's begins with UTF-16's.
@@ -72,43 +72,30 @@ _KINDS = {
     **{magic: f"{name} data inside other compressed data" for magic, name in _COMPRESSIONS.items()},
 }
 _TAR_AT, _TAR = 257, b"ustar"
-# A text may have some, but not so many of all its bytes.
+# The largest share of NULs in a text.
 _MAX_NULS = 0.3
-# What stands in files that are no text. Form feeds, escapes and separators do in some texts.
+# Characters of files that are no text. Form feeds, escapes and separators are in some texts.
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")
-# What "surrogateescape" makes of bytes that are none of the encoding's.
+# "surrogateescape" decodes invalid bytes to these.
 _BAD = re.compile("[\udc80-\udcff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadRecords:
-    """Counts the records of a file, and ends the reading where too many of them are bad.
+    """Counts the bad records of a file, and stops the reading where their share is too large."""
 
-    A record is what the file's format has one after the other: a line of text, a row of a table, a
-    page. It is bad if it cannot be read, and is then left out, or if bytes of it are none of the
-    encoding's, which become U+FFFD. What a broken compressed file no longer gives counts as many
-    records as there would be in the rest of its bytes, and as one at least.
-
-    Args:
-        path: The file.
-        max_bad_share: float. The share of the records that may be bad. None for none, where no
-            flag allows some.
-        unit: What a record is called in messages.
-
-    Example:
-    ```python
-    records = BadRecords("a.jsonl", max_bad_share=0.01)
-    lines = list(text_lines("a.jsonl", records=records))
-    print(records.bad, "of", records.read)
-    ```
-    """
+    # A record is the unit of the file's format: a line of text, a row of a table, a page. It is bad
+    # if it cannot be read, and is then left out, or if some of its bytes are invalid in the
+    # encoding, which become U+FFFD. The unreadable rest of a broken compressed file counts as the
+    # records that its bytes would hold, and as one at least. `max_bad_share` is None where no flag
+    # allows bad records.
 
     def __init__(self, path: str, max_bad_share: float | None = None, unit: str = "lines") -> None:
         self.path, self.unit = path, unit
         self.read = self.bad = 0
-        self.file: BinaryIO | None = None  # What is read, to tell how much of it is left.
+        self.file: BinaryIO | None = None  # being read, to find how much of it is left
         self._max_bad_share = max_bad_share
-        self._unread = 0.0  # How many times as much as was read.
+        self._unread = 0.0  # relative to what was read
         self._complaint = self._advice = ""
 
     def complain(self, what: str, advice: str = "") -> None:
@@ -116,7 +103,7 @@ class BadRecords:
         if not self._complaint:
             self._complaint, self._advice = what, advice
         if not self._max_bad_share:
-            raise UserError(self._told())
+            raise UserError(self._message())
 
     def add(self, what: str, count: int = 1, advice: str = "") -> None:
         """Counts bad records among those that `read` has."""
@@ -127,12 +114,12 @@ class BadRecords:
             self._stop_if_bad()
 
     def lose(self, what: str, count: int) -> None:
-        """Counts records that cannot be had at all."""
+        """Counts records that cannot be read at all."""
         self.read += count
         self.add(what, count)
 
     def lose_rest(self, what: str) -> None:
-        """Loses as many records as there are in the bytes that were not read; at least one."""
+        """Counts the unread bytes as lost records; at least one."""
         self.lose(what, 1)
         if self.file is not None and self.file.seekable():
             done = max(1, self.file.tell())
@@ -155,9 +142,9 @@ class BadRecords:
 
     def _stop_if_bad(self) -> None:
         if self.bad > (self._max_bad_share or 0) * self.read:
-            raise UserError(self._told(f", and {self.bad} of {self.read} {self.unit} are bad"))
+            raise UserError(self._message(f", and {self.bad} of {self.read} {self.unit} are bad"))
 
-    def _told(self, more: str = "") -> str:
+    def _message(self, more: str = "") -> str:
         advice = [self._advice] if self._advice else []
         if self._max_bad_share is not None:
             advice.append(f"--max_bad_share lets a few bad {self.unit} pass")
@@ -170,36 +157,14 @@ def text_lines(
     records: BadRecords | None = None,
     longest: int | None = None,
 ) -> Iterator[str]:
-    """Reads the lines of a text file, one after the other.
-
-    A file may begin with a byte order mark, which decides the encoding, and may be compressed with
-    gzip, bzip2, xz, zstd or lz4, whatever its name is. A line ends with a line feed; in a file that
-    begins without one, as old Macs wrote them, with a carriage return. No other character ends
-    one: texts have them.
-
-    Args:
-        path: A file, also `gs://` and whatever else `tf.io.gfile` knows, or a pipe.
-        encoding: As Python names them, of files without a mark; `""` for UTF-8 where `--encoding`
-            has not been given, and None for UTF-8 where there is no such flag.
-        records: Counts the lines and which of them have bytes that are none of the encoding's;
-            None where none may have.
-        longest: int. A line of more characters comes in parts of at most so many, cut before white
-            space if they have any; only the last part has the line's end. None for whole lines.
-
-    Yields:
-        The lines with their ends, as they are in the file.
-
-    Raises:
-        UserError: Naming the file, and the line and the byte where there are such: if it cannot be
-            read, is no text, or is in another encoding.
-
-    Example:
-    ```python
-    with open("/tmp/cafes.txt", "w", encoding="utf-16") as file:
-        file.write("Café\\nCrêperie\\n")
-    list(text_lines("/tmp/cafes.txt"))  # ['Café\\n', 'Crêperie\\n']
-    ```
-    """
+    """Yields the lines of a text file, ends included; UserError names the file, line and byte."""
+    # A byte order mark decides the encoding; the compression (gzip, bzip2, xz, zstd, lz4) is
+    # detected by content, whatever the file's name. A line ends with a line feed; in a file that
+    # begins without one, as old Macs wrote them, with a carriage return. No other character ends
+    # one: texts have them.
+    # `encoding` is for files without a mark: "" for UTF-8 where --encoding was not given, None for
+    # UTF-8 where there is no such flag. Lines of more than `longest` characters come in parts, cut
+    # before white space where there is some; only the last part has the line's end.
     records = records or BadRecords(path)
     text_of = _Decoder(encoding, records)
     newline = None
@@ -243,7 +208,7 @@ def read_text(path: str, encoding: str | None = None) -> str:
 
 
 def cut_at_space(line: str, longest: int) -> list[str]:
-    """Cuts a text before white space, or where there is none anywhere, into parts not longer."""
+    """Cuts a text into parts of limited length, before white space where there is some."""
     parts, start = [], 0
     while len(line) - start > longest:
         head = line[start : start + longest]
@@ -253,17 +218,17 @@ def cut_at_space(line: str, longest: int) -> list[str]:
         place = inked if inked < longest else len(words[0]) if len(words) == 2 else longest
         if place:
             parts.append(head[:place])
-        start += place or longest  # Nothing else than white space is worth no part.
+        start += place or longest  # A part of white space alone is left out.
     return [*parts, line[start:]]
 
 
 def without_surrogates(text: str) -> str:
-    """Puts U+FFFD for halves of surrogate pairs, which JSON can hold and no encoding can."""
+    """Replaces lone surrogates, which JSON can hold and no encoding can, with U+FFFD."""
     return _SURROGATE.sub("\ufffd", text)
 
 
 def check_encoding(encoding: str | None) -> None:
-    """Refuses the name of an encoding that Python does not know."""
+    """Refuses an encoding that Python does not know."""
     try:
         b"a".decode(encoding or "utf-8", "ignore")
     except (LookupError, ValueError) as error:
@@ -274,25 +239,10 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def matching_files(pattern: str, files_in: Callable[[str], list[str]] | None = None) -> list[str]:
-    """Returns the files that a pattern matches.
-
-    Args:
-        pattern: One or several comma-separated globs; `**` recurses. What is the path of a file is
-            that file, whatever characters it has. `[,]` is a comma that separates nothing, `[[]` a
-            bracket.
-        files_in: Gives the files that a folder stands for; None for folders that match nothing.
-
-    Returns:
-        The paths, sorted, each once: also where links or `./` give a file several names.
-
-    Raises:
-        UserError: If one of the globs matches no file.
-
-    Example:
-    ```python
-    matching_files("corpus/*.txt,corpus/*")
-    ```
-    """
+    """The files that comma-separated globs match, sorted, each once; UserError for no match."""
+    # The path of a file means that file, whatever characters it has; `[,]` is a literal comma,
+    # `[[]` a bracket. `files_in` gives the files that a folder stands for. Links and `./` make no
+    # duplicates.
     # A comma in brackets is part of its glob.
     parts = re.findall(r"(?:\[[^\[\]]*\]|[^,])+", pattern)
     parts = list(filter(None, map(str.strip, parts)))
@@ -300,7 +250,7 @@ def matching_files(pattern: str, files_in: Callable[[str], list[str]] | None = N
     place = 0
     while place < len(parts):
         ends = range(min(len(parts), place + _MOST_COMMAS), place, -1)
-        # As much as is the name of a file: that may have commas, too.
+        # Up to as many parts as may be one file name with commas.
         names = ((",".join(parts[place:end]), end) for end in ends)
         name, end = next(((n, e) for n, e in names if files.exists(n)), ("", place + 1))
         matched = [name] if name else _glob(parts[place])
@@ -324,7 +274,7 @@ def matching_files(pattern: str, files_in: Callable[[str], list[str]] | None = N
 
 
 class _Decoder:
-    """From the bytes of a file to its text, and what is wrong with them."""
+    """Decodes the bytes of a file, and reports the invalid ones."""
 
     def __init__(self, encoding: str | None, records: BadRecords) -> None:
         check_encoding(encoding)
@@ -335,7 +285,7 @@ class _Decoder:
         self._complaint = self._advice = ""
 
     def chunks(self) -> Iterator[str]:
-        """The text in parts, none of them empty; bytes that are bad stand there as surrogates."""
+        """Yields the text in non-empty parts; invalid bytes stand there as surrogates."""
         chunks = _chunks(self._path, self._records)
         head = next(chunks, b"")
         mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
@@ -343,7 +293,7 @@ class _Decoder:
         if mark:
             self._codec = _MARKS[mark]
         else:
-            refuse_what_is_no_text(self._path, head, self._encoding)
+            check_is_text(self._path, head, self._encoding)
         if not mark and codecs.lookup(self._codec).name in ("utf-16", "utf-32"):
             raise UserError(
                 f"{self._path} has no byte order mark: say --encoding={self._codec}-le or "
@@ -363,7 +313,7 @@ class _Decoder:
                 try:
                     lenient.setstate(state)
                     text = lenient.decode(chunk, is_last)
-                except UnicodeDecodeError:  # Damage that is not of single bytes.
+                except UnicodeDecodeError:  # The damage is not of single bytes.
                     raise self._refusal() from error
                 strict.setstate(lenient.getstate())
             if text:
@@ -372,7 +322,7 @@ class _Decoder:
             chunk = following
 
     def checked(self, lines: list[str]) -> list[str]:
-        """Counts lines, and puts U+FFFD where their bytes are bad."""
+        """Counts lines, and replaces their invalid bytes with U+FFFD."""
         ended = sum(line.endswith(("\n", "\r")) for line in lines)
         self._line += ended
         self._records.read += ended
@@ -383,7 +333,7 @@ class _Decoder:
         return [_BAD.sub("\ufffd", line) for line in lines]
 
     def _complain(self, error: UnicodeDecodeError, offset: int) -> None:
-        """Keeps what is wrong first, which is all where nothing may be wrong."""
+        """Keeps the first fault, which is all that is reported where none is allowed."""
         if self._has_mark:
             self._advice = "Its byte order mark says that it is: the file is damaged"
         elif self._encoding is None:
@@ -407,8 +357,8 @@ class _Decoder:
         return UserError(f"{self._complaint}. {self._advice}.")
 
 
-def refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None:
-    """Raises what a file is, by its first bytes, if they are none of a text in that encoding."""
+def check_is_text(path: str, head: bytes, encoding: str | None) -> None:
+    """Raises UserError with a file's format unless its first bytes are text in that encoding."""
     is_utf8 = _is_utf8(head)
     if not looks_like_text(head):
         kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "")
@@ -429,7 +379,7 @@ def refuse_what_is_no_text(path: str, head: bytes, encoding: str | None) -> None
 
 
 def looks_like_text(head: bytes) -> bool:
-    """Whether the first bytes of a file are UTF-8 and have no characters that no text has."""
+    """Whether the first bytes of a file are UTF-8 without control characters unusual in texts."""
     return _is_utf8(head) and not _CONTROL.search(head)
 
 
@@ -442,7 +392,7 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def _wide_encoding(head: bytes) -> str:
-    """Which encoding of two or four bytes a character the places of NULs point to."""
+    """The UTF-16 or UTF-32 encoding that the places of NULs point to."""
 
     def nuls(start: int, step: int) -> float:
         places = head[start::step]
@@ -457,13 +407,13 @@ def _wide_encoding(head: bytes) -> str:
     return ""
 
 
-def has_mark(head: bytes) -> bool:
+def has_byte_order_mark(head: bytes) -> bool:
     """Whether a file begins with a byte order mark."""
     return head.startswith(tuple(_MARKS))
 
 
 def first_bytes(path: str) -> bytes:
-    """The beginning of a file without its compression, which tells what it is; of pipes nothing."""
+    """The decompressed beginning of a file, by which its format is detected; nothing of pipes."""
     if not files.is_remote(path) and not os.path.isfile(path):
         return b""
     with contextlib.closing(_chunks(path, BadRecords(path))) as chunks:
@@ -471,12 +421,12 @@ def first_bytes(path: str) -> bytes:
 
 
 def open_binary(path: str, records: BadRecords) -> io.BufferedReader:
-    """Opens a file for reading its bytes without their compression."""
+    """Opens a file for reading its decompressed bytes."""
     return io.BufferedReader(_Joined(_chunks(path, records)), _HEAD)
 
 
 class _Joined(io.RawIOBase):
-    """Parts of a file, one after the other, as a file to read."""
+    """A file object over parts, one after the other."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._chunk = chunks, memoryview(b"")
@@ -493,7 +443,7 @@ class _Joined(io.RawIOBase):
 
 
 def _chunks(path: str, records: BadRecords) -> Iterator[bytes]:
-    """The bytes of a file without their compression: the head, which may be empty, and the rest."""
+    """Yields the decompressed bytes of a file: the head, which may be empty, and the rest."""
     try:
         with contextlib.ExitStack() as stack:
             raw = records.file = stack.enter_context(files.open_read(path))
@@ -502,13 +452,13 @@ def _chunks(path: str, records: BadRecords) -> Iterator[bytes]:
             compression = next(found, "")
             file = stack.enter_context(_decompressed(raw, compression)) if compression else raw
             try:
-                # What there is at once: more of a pipe may be long in coming, and a broken file
+                # What is available at once: a pipe may block for more, and a broken file
                 # gives all that comes before the damage.
                 yield file.read1(_HEAD)
                 while chunk := file.read1(_CHUNK):
                     yield chunk
             except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-                # What the libraries raise of broken data is an OSError without a number.
+                # The libraries raise an OSError without a number for broken data.
                 if not compression or getattr(error, "errno", None) is not None:
                     raise
                 records.lose_rest(f"{path} is a broken {compression} file: {error}")

@@ -1,4 +1,4 @@
-"""Which versions computed something."""
+"""The versions of installed packages, for reports."""
 
 import importlib.metadata
 
@@ -9,7 +9,7 @@ import cocolm_tf
 
 
 def own_versions() -> dict[str, str]:
-    """Looks up the versions of what every run computes with."""
+    """The versions of this package and of those that every run computes with."""
     # Of the modules: TensorFlow's distribution has other names too, as tensorflow-cpu.
     return {
         "cocolm_tf": cocolm_tf.__version__,
@@ -19,7 +19,7 @@ def own_versions() -> dict[str, str]:
 
 
 def installed_versions(*distributions: str) -> dict[str, str]:
-    """Looks up the versions of those distributions that are installed."""
+    """The versions of those distributions that are installed."""
     versions = {}
     for name in distributions:
         try:
@@ -30,5 +30,5 @@ def installed_versions(*distributions: str) -> dict[str, str]:
 
 
 def versions_line(versions: dict[str, str]) -> str:
-    """Lists versions for reading."""
+    """Formats versions as one line."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -110,7 +110,7 @@ def main() -> str:
     from cocolm_tf.analysis.comparison import Findings, write_comparison
     from cocolm_tf.analysis.figures import PALETTE
     from cocolm_tf.analysis.runs import measure_run, read_run
-    from cocolm_tf.analysis.scores import place_scores, read_scores
+    from cocolm_tf.analysis.scores import match_scores, read_scores
 
     if len(model_dirs) > len(PALETTE):
         raise UserError(f"--model_dir: {len(model_dirs)} runs are more than {len(PALETTE)} colors.")
@@ -122,7 +122,7 @@ def main() -> str:
         spaces=_spaces(presets, given["pairs"]) if FLAGS.pairs else {},
         detections=_detections(presets, given["corrupted_texts"]),
         minimal_pairs=_judgements(presets, given["minimal_pairs"]) if FLAGS.minimal_pairs else {},
-        scores=place_scores(scores, presets, runs),
+        scores=match_scores(scores, presets, runs),
         held_out={
             name: measure_run(model_dir, FLAGS.data, batch_size=FLAGS.batch_size)
             for name, model_dir in model_dirs.items()
@@ -168,13 +168,13 @@ def _read_files() -> dict[str, Any]:
 
 
 def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
-    from cocolm_tf.analysis.inputs import draw_texts
+    from cocolm_tf.analysis.inputs import sample_texts
     from cocolm_tf.analysis.presets import SentenceEncoder
     from cocolm_tf.analysis.sentence_space import describe_space
 
     texts = list(dict.fromkeys(pairs.first + pairs.second))[: FLAGS.texts]
     if FLAGS.corpus:
-        texts = draw_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed, FLAGS.encoding)
+        texts = sample_texts(FLAGS.corpus, FLAGS.texts, FLAGS.seed, FLAGS.encoding)
     if len(texts) < 2:
         raise UserError(f"--pairs={FLAGS.pairs} has no two different sentences: give --corpus.")
     spaces = {}

@@ -30,7 +30,7 @@ def main() -> str:
     files.check_writable(FLAGS.model_dir, "--model_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.training.checkpoint_presets import PRESETS_DIRECTORY, save_checkpoint_presets
+    from cocolm_tf.training.preset import PRESETS_DIRECTORY, save_checkpoint_presets
 
     for path in save_checkpoint_presets(FLAGS.model_dir, FLAGS.vocabulary, FLAGS.step):
         print(path)

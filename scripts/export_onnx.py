@@ -31,7 +31,20 @@ flags.DEFINE_enum(
     ["float32", "float16", "int8"],
     "What the matrices are stored and multiplied in; int8 is dynamic quantization.",
 )
-flags.DEFINE_enum("pooling", "cls", ["cls", "mean"], "embed: what becomes the vector.")
+flags.DEFINE_enum(
+    "pooling",
+    "",
+    ["", "cls", "mean"],
+    "embed: what becomes the vector. By default what the preset's embedder was trained with, or "
+    "cls.",
+)
+flags.DEFINE_integer(
+    "dimension",
+    0,
+    "embed: how many numbers a vector has. By default as many as the preset's embedder was trained "
+    "with, or all.",
+    lower_bound=0,
+)
 flags.DEFINE_integer(
     "corrections", 5, "correct: how many each token gets.", lower_bound=1, upper_bound=50
 )
@@ -53,20 +66,23 @@ def main() -> str:
         raise UserError(f"{error.name} is missing: pip install 'cocolm-tf[onnx]'.") from error
 
     from cocolm_tf.conversion import onnx_model
+    from cocolm_tf.serving.correction import NOTHING_ID
     from cocolm_tf.serving.preset import ServedPreset
     from cocolm_tf.tokenization.hugging_face import to_hugging_face
 
     with files.local_copy(FLAGS.preset) as local:
         parts = ServedPreset(local)
         models = {
-            "embed": lambda: onnx_model.embedding_model(parts.backbone, FLAGS.pooling),
+            "embed": lambda: onnx_model.embedding_model(
+                parts.backbone, *parts.embedding(FLAGS.pooling, FLAGS.dimension)
+            ),
             "classify": lambda: onnx_model.classification_model(parts.classifier),
             "answer": lambda: onnx_model.answering_model(parts.answerer),
             "correct": lambda: onnx_model.correction_model(
                 parts.backbone,
                 parts.copy_head,
                 parts.lm_head,
-                parts.tokenizer.special_token_ids,
+                [id for id in parts.tokenizer.special_token_ids if id != NOTHING_ID],
                 FLAGS.corrections,
             ),
         }

@@ -16,7 +16,7 @@ flags.DEFINE_string("preset", None, "Folder that pretraining or fine-tuning wrot
 flags.DEFINE_multi_enum(
     "signature",
     None,
-    ["embed", "correct", "classify", "answer"],
+    ["embed", "correct", "classify", "answer", "tag"],
     "What to serve. Repeatable; the first is serving_default.",
     required=True,
 )
@@ -42,10 +42,18 @@ flags.DEFINE_list(
 )
 flags.DEFINE_enum(
     "pooling",
-    "cls",
-    ["cls", "mean", "projection"],
+    "",
+    ["", "cls", "mean", "projection"],
     "embed: what becomes the vector: the hidden state of <s>, the mean of all, or <s> after the "
-    "projection of the contrastive loss.",
+    "projection of the contrastive loss. By default what the preset's embedder was trained with, "
+    "or cls.",
+)
+flags.DEFINE_integer(
+    "dimension",
+    0,
+    "embed: how many numbers a vector has. By default as many as the preset's embedder was trained "
+    "with, or all.",
+    lower_bound=0,
 )
 flags.DEFINE_integer(
     "corrections", 5, "correct: how many corrections each word gets.", lower_bound=1, upper_bound=50
@@ -61,7 +69,7 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "max_tokens",
     4096,
-    "correct, answer: the longest text or context; its end goes unread.",
+    "correct, tag, answer: the longest text or context; its end goes unread.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
@@ -91,6 +99,7 @@ def main() -> str:
         int8=FLAGS.int8,
         buckets=buckets,
         pooling=FLAGS.pooling,
+        dimension=FLAGS.dimension,
         num_corrections=FLAGS.corrections,
         max_tokens=FLAGS.max_tokens,
         max_bytes=FLAGS.max_bytes,

@@ -1,7 +1,7 @@
-"""Pretrains COCO-LM from shards, or goes on where an earlier run stopped.
+"""Pretrains COCO-LM from shards, or resumes where an earlier run stopped.
 
-Exit status: 0 when the preset is written; 1 for a mistake, told in one line; 75 when SIGTERM or the
-loss of another worker ended the run before its time. It then goes on from its last checkpoint when
+Exit status: 0 when the preset is written; 1 for a mistake, in one line; 75 when SIGTERM or the
+loss of another worker ended the run before its time. It then resumes from its last checkpoint when
 started again with the same flags; after SIGTERM, from the very step that it had reached.
 """
 
@@ -24,7 +24,7 @@ flags.DEFINE_string(
 flags.DEFINE_string("validation_data", "", "Folder or glob of shards to validate on.")
 flags.DEFINE_string("vocabulary", None, "Folder of the vocabulary that the shards were built with.")
 flags.DEFINE_string(
-    "model_dir", None, "Folder of the run. A run that is already there goes on from its checkpoint."
+    "model_dir", None, "Folder of the run. A run that is already there resumes from its checkpoint."
 )
 flags.DEFINE_string("init_preset", "", "Preset to start from: continued pretraining.")
 flags.DEFINE_enum(

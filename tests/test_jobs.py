@@ -112,7 +112,7 @@ def test_what_was_ended_halfway_is_done_anew(make, tmp_path: Path):
 
 
 def test_a_job_that_goes_on_finds_what_was_left(make, tmp_path: Path):
-    for changes in ({}, {"goes_on": True}):
+    for changes in ({}, {"resumes": True}):
         job = dataclasses.replace(make("a"), **changes)
         with runner() as jobs:
             jobs.run_all([job])

@@ -19,6 +19,10 @@ PROGRAMS = {
         "--model_dir",
         ["--config_file={text}", "--train_data={folder}", "--vocabulary={folder}"],
     ),
+    "precompute_replacements.py": (
+        "--output_dir",
+        ["--config_file={text}", "--train_data={folder}", "--vocabulary={folder}"],
+    ),
     "convert_checkpoint.py": ("--preset", ["--official={folder}"]),
     "export_saved_model.py": ("--output_dir", ["--preset={folder}", "--signature=embed"]),
     "finetune_glue.py": ("--output_dir", ["--preset={folder}", "--task=rte"]),
@@ -28,6 +32,8 @@ PROGRAMS = {
         "--output_dir",
         ["--preset={folder}", "--train_file={text}", "--text_column=a", "--label_column=b"],
     ),
+    "finetune_superglue.py": ("--output_dir", ["--preset={folder}", "--task=rte"]),
+    "finetune_tokens.py": ("--output_dir", ["--preset={folder}", "--train_file={text}"]),
     "run_suite.py": (
         "--output_dir",
         ["--suite=tasks", "--config_file={text}", "--train_data={folder}", "--vocabulary={folder}"],

@@ -19,10 +19,18 @@ OF_EXTRAS = (
 )
 
 
-@pytest.mark.parametrize("name", cocolm_tf.__all__)
-def test_every_public_name_is_there(name: str):
-    assert getattr(cocolm_tf, name) is not None
-    assert name in dir(cocolm_tf)
+PACKAGES = [
+    "cocolm_tf",
+    *(one.name for one in pkgutil.iter_modules(cocolm_tf.__path__, "cocolm_tf.") if one.ispkg),
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_there(package: str):
+    module = importlib.import_module(package)
+    for name in getattr(module, "__all__", ()):
+        assert getattr(module, name) is not None
+        assert name in dir(module)
 
 
 def test_a_name_is_the_thing_itself():

@@ -23,7 +23,15 @@ TINY = {
 VARIANTS = (
     {},
     {"auxiliary": {"sampling": "train"}, "objective": {"lm_weight": 0.0}},
-    {"auxiliary": {"sampling": "zero_dropout"}, "objective": {"scl_weight": 0.0}},
+    {
+        "auxiliary": {"sampling": "zero_dropout", "shared": "token_position_norm"},
+        "objective": {
+            "scl_weight": 0.0,
+            "use_copy": False,
+            "weighted_lm": True,
+            "copy_head_bias": True,
+        },
+    },
     {
         "auxiliary": {"hidden_dim": 8, "num_heads": 2, "intermediate_dim": 18, "num_layers": 1},
         "objective": {"projection": False},
@@ -35,6 +43,7 @@ VARIANTS = (
         "model": {"relative_position_bins": 0},
     },
     {
+        "auxiliary": {"shared": "token"},
         "model": {"dropout": 0.0},
         "objective": {"copy_weight": 0.0, "use_copy": False},
     },

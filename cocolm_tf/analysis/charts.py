@@ -24,22 +24,22 @@ from cocolm_tf.analysis.figures import (
     GRID,
     ORANGE,
     PALETTE,
-    Look,
-    explain,
-    looks,
+    Style,
+    add_legend,
     new_panels,
     styled,
+    styles_of,
 )
-from cocolm_tf.analysis.glossary import BAND_NAMES, DETECTION_MEANINGS
+from cocolm_tf.analysis.glossary import DETECTION_METRICS, FREQUENCY_TITLES
 from cocolm_tf.analysis.scores import Curves, Point
 
 # The kinds of pairs, and their colors.
 RANDOM, SIMILAR = "random pairs", "similar pairs"
 _COLORS = {RANDOM: BLUE, SIMILAR: ORANGE}
 _BINS = 40
-# The narrowest stretch of cosines that is shown: no difference is to be made out of nothing.
+# The narrowest range of cosines to show, so as not to exaggerate differences.
 _NARROWEST = 0.2
-# The percentage of them that may lie outside at either end.
+# The percentage of cosines that may be outside at either end.
 _OUTLIERS = 0.5
 
 # How many pairs a map marks, each by a shape and a color.
@@ -48,17 +48,17 @@ MARKED_PAIRS = len(_SHAPES) * 2
 
 # Square points of the largest dot of a reliability diagram, and of the least that can be seen.
 _LARGEST_DOT, _LEAST_DOT = 160.0, 4.0
-_BAND_MEASURES = ("recall", "corrected_at_1", "corrected_at_5")
-# Of the room between two bands, what their bars take.
+_FREQUENCY_METRICS = ("recall", "corrected_at_1", "corrected_at_5")
+# The share of a group's width that its bars take.
 _FILLED = 0.8
-# Inches of a category of minimal pairs, and of all around them.
+# Inches of height of a category of minimal pairs, and of the margins.
 _LINE, _AROUND = 0.26, 1.3
 
 
 def draw_distributions(cosines: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Draws the cosines of `RANDOM` and `SIMILAR` pairs, a panel a model (figures 1 and 5)."""
     groups = [values for kinds in cosines.values() for values in kinds.values()]
-    # What is far from all others would leave these no room.
+    # Outliers would leave the others no room.
     low = min(np.percentile(values, _OUTLIERS) for values in groups)
     high = max(np.percentile(values, 100 - _OUTLIERS) for values in groups)
     margin = max(0.03 * (high - low), (_NARROWEST - (high - low)) / 2)
@@ -72,7 +72,7 @@ def draw_distributions(cosines: Mapping[str, Mapping[str, np.ndarray]]) -> Figur
         panels[0].set_xlim(low, high)
         panels[0].set_ylim(0, None)
         handles = [Line2D([], [], color=color, linewidth=1.6) for color in _COLORS.values()]
-        explain(figure, handles, _COLORS, "upper right")
+        add_legend(figure, handles, _COLORS, "upper right")
     return figure
 
 
@@ -101,7 +101,7 @@ def draw_map(places: Mapping[str, np.ndarray], seed: int = 0) -> Figure:
                 ends = of_model[[pair, pair + count]].T
                 axes.plot(*ends, color=color, linewidth=0.8, alpha=0.6)
                 axes.scatter(*ends, s=42, color=color, marker=shape, linewidths=0, zorder=3)
-            # Places on the map mean nothing by themselves.
+            # Coordinates of t-SNE have no meaning of their own.
             axes.grid(visible=False)
             axes.spines[["left", "bottom"]].set_visible(False)
             axes.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
@@ -111,7 +111,7 @@ def draw_map(places: Mapping[str, np.ndarray], seed: int = 0) -> Figure:
 
 
 def draw_calibration(detections: Mapping[str, Detections]) -> Figure:
-    """Draws what the copy head says against what is so, a panel a preset."""
+    """Draws the copy head's reliability diagram, a panel a preset."""
     with styled():
         figure, panels = new_panels(list(detections), "said to be replaced", "replaced", height=3.4)
         for axes, found in zip(panels, detections.values(), strict=True):
@@ -129,38 +129,43 @@ def draw_calibration(detections: Mapping[str, Detections]) -> Figure:
     return figure
 
 
-def draw_bands(measures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+def draw_by_frequency(measures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     """Draws detection by the frequency of the original token, bars of a color for each preset."""
     width = _FILLED / len(measures)
-    titles = {"recall": "Found"} | {key: DETECTION_MEANINGS[key][0] for key in _BAND_MEASURES[1:]}
-    styles = looks(measures)
+    titles = {"recall": "Found"} | {
+        key: DETECTION_METRICS[key][0] for key in _FREQUENCY_METRICS[1:]
+    }
+    styles = styles_of(measures)
     with styled():
         figure, panels = new_panels(
             list(titles.values()), "original token, by its frequency", "share of replaced tokens"
         )
         for axes, key in zip(panels, titles, strict=True):
-            for number, (name, bands) in enumerate(measures.items()):
-                heights = [bands.get(band, {}).get(key, np.nan) for band in BAND_NAMES]
+            for number, (name, by_frequency) in enumerate(measures.items()):
+                heights = [
+                    by_frequency.get(frequency, {}).get(key, np.nan)
+                    for frequency in FREQUENCY_TITLES
+                ]
                 shift = (number + 0.5) * width - _FILLED / 2
                 places = np.arange(len(heights)) + shift
                 axes.bar(places, heights, width * 0.92, **_filled(styles[name]))
-            axes.set_xticks(range(len(BAND_NAMES)), BAND_NAMES.values(), fontsize=8.5)
+            axes.set_xticks(range(len(FREQUENCY_TITLES)), FREQUENCY_TITLES.values(), fontsize=8.5)
             axes.tick_params(bottom=False)
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panels[0].set_ylim(0, None)
-        explain(figure, [Patch(**_filled(look)) for look in styles.values()], styles)
+        add_legend(figure, [Patch(**_filled(style)) for style in styles.values()], styles)
     return figure
 
 
-def _filled(look: Look) -> dict[str, object]:
-    return {"facecolor": look.color, "hatch": look.hatch, "edgecolor": GRID, "linewidth": 0}
+def _filled(style: Style) -> dict[str, object]:
+    return {"facecolor": style.color, "hatch": style.hatch, "edgecolor": GRID, "linewidth": 0}
 
 
 def draw_judgements(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Draws the shares of minimal pairs judged right: a panel a way, a line a category."""
+    """Draws the accuracy on minimal pairs: a panel for each way to judge, a line a category."""
     categories = list(next(iter(results.values())))
     ways = list(dict.fromkeys(way for of in results.values() for way in of[categories[0]]))
-    heights, styles = range(len(categories)), looks(results)
+    heights, styles = range(len(categories)), styles_of(results)
     with styled():
         figure, panels = new_panels(
             ways, "pairs judged right", "", height=_AROUND + _LINE * len(categories)
@@ -176,10 +181,10 @@ def draw_judgements(results: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         panels[0].set_ylim(len(categories) - 0.5, -0.5)
         panels[0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         handles = [
-            Line2D([], [], color=look.color, marker=look.marker, linestyle="", markersize=6)
-            for look in styles.values()
+            Line2D([], [], color=style.color, marker=style.marker, linestyle="", markersize=6)
+            for style in styles.values()
         ]
-        explain(figure, handles, styles)
+        add_legend(figure, handles, styles)
     return figure
 
 
@@ -189,8 +194,8 @@ def draw_scores(
     """Draws scores over what was varied, a panel a task; `set_places` makes the horizontal axis."""
     names = list(dict.fromkeys(name for lines in curves.values() for name in lines))
     styles = {
-        name: {"color": look.color, "marker": look.marker, "linewidth": 1.4, "markersize": 4.5}
-        for name, look in looks(names).items()
+        name: {"color": style.color, "marker": style.marker, "linewidth": 1.4, "markersize": 4.5}
+        for name, style in styles_of(names).items()
     }
     with styled():
         figure, panels = new_panels(list(curves), x_label, "score", height=3.1, share_y=False)
@@ -200,26 +205,26 @@ def draw_scores(
             axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         places = sorted({p.x for lines in curves.values() for line in lines.values() for p in line})
         set_places(panels[0], places)
-        explain(figure, [Line2D([], [], **style) for style in styles.values()], styles)
+        add_legend(figure, [Line2D([], [], **style) for style in styles.values()], styles)
     return figure
 
 
 def _draw_line(axes: Axes, points: Sequence[Point], style: Mapping[str, object]) -> None:
-    """Means, and bars from the least to the greatest."""
+    """Draws means, and bars from the least to the greatest."""
     spread = [[p.mean - p.low for p in points], [p.high - p.mean for p in points]]
     places, means = [p.x for p in points], [p.mean for p in points]
     axes.errorbar(places, means, yerr=spread, elinewidth=0.9, capsize=2.5, **style)
 
 
-def from_zero(axes: Axes, places: list[float]) -> None:
-    """A horizontal axis of amounts."""
+def linear_axis(axes: Axes, places: list[float]) -> None:
+    """Sets a linear horizontal axis from zero."""
     axes.set_xlim(0, 1.05 * max(places) or None)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def in_powers(form: Callable[[float], str]) -> Callable[[Axes, list[float]], None]:
-    """A logarithmic horizontal axis that names the places there are."""
+def log_axis(form: Callable[[float], str]) -> Callable[[Axes, list[float]], None]:
+    """Sets a logarithmic horizontal axis with ticks at the given places."""
 
     def set_places(axes: Axes, places: list[float]) -> None:
         axes.set_xscale("log")
@@ -231,8 +236,8 @@ def in_powers(form: Callable[[float], str]) -> Callable[[Axes, list[float]], Non
     return set_places
 
 
-def in_percent(axes: Axes, places: list[float]) -> None:
-    """A horizontal axis of shares that names the places there are."""
+def percent_axis(axes: Axes, places: list[float]) -> None:
+    """Sets a horizontal axis of percentages with ticks at the given places."""
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlim(places[0] - 0.03, places[-1] + 0.03)

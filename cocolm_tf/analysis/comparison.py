@@ -11,19 +11,19 @@ import cocolm_tf
 from cocolm_tf.analysis.charts import (
     RANDOM,
     SIMILAR,
-    draw_bands,
+    draw_by_frequency,
     draw_calibration,
     draw_distributions,
     draw_judgements,
     draw_map,
     draw_scores,
-    from_zero,
-    in_percent,
-    in_powers,
+    linear_axis,
+    log_axis,
+    percent_axis,
 )
 from cocolm_tf.analysis.curves import draw_runs, plots_of
 from cocolm_tf.analysis.detection import Detections
-from cocolm_tf.analysis.glossary import DETECTION_MEANINGS, MEANINGS, SPACE_MEANINGS
+from cocolm_tf.analysis.glossary import DETECTION_METRICS, METRICS, SPACE_METRICS
 from cocolm_tf.analysis.inputs import ALL
 from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION
 from cocolm_tf.analysis.page import OutputFolder, page, table
@@ -38,7 +38,7 @@ from cocolm_tf.analysis.scores import (
 from cocolm_tf.analysis.sentence_space import SentenceSpace, map_sentences
 
 PAGE_FILENAME, RESULTS_FILENAME = "index.html", "results.json"
-# How tokens were replaced that were to be detected.
+# The kinds of corruption, by name.
 _CORRUPTIONS = {
     "auxiliary": "15% of the tokens masked, and filled in by the preset's auxiliary model",
     "random": "15% of the tokens masked, and filled in at random",
@@ -56,7 +56,7 @@ Table = tuple[Sequence[str], Iterable[Sequence[object]]]
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What there is to compare; what is empty is left out."""
+    """What there is to compare; empty parts are left out."""
 
     # Sentence vectors and their measures, by the names of the presets.
     spaces: Mapping[str, SentenceSpace] = dataclasses.field(default_factory=dict)
@@ -141,7 +141,7 @@ def _last_line(run: Run) -> dict[str, object]:
 
 
 def space_section(output: OutputFolder, spaces: Mapping[str, SentenceSpace], seed: int) -> Markup:
-    """What presets do with random and with similar sentences (paper, figures 1, 5 and 6)."""
+    """The similarities of random and of similar sentences (paper, figures 1, 5 and 6)."""
     kinds = {
         name: {RANDOM: space.random_cosines, SIMILAR: space.similar_cosines}
         for name, space in spaces.items()
@@ -178,13 +178,13 @@ def space_section(output: OutputFolder, spaces: Mapping[str, SentenceSpace], see
             )
         )
     measures = {name: space.measures for name, space in spaces.items()}
-    return output.measures("spaces.csv", measures, SPACE_MEANINGS) + _figures(figures)
+    return output.measures("spaces.csv", measures, SPACE_METRICS) + _figures(figures)
 
 
 def detection_section(
     output: OutputFolder, detections: Mapping[str, Mapping[str, Detections]]
 ) -> Markup:
-    """How presets tell replaced tokens from original ones, and restore them."""
+    """How presets detect replaced tokens, and restore the original ones."""
     parts = [_detection_part(output, kind, found) for kind, found in detections.items()]
     return Markup("").join(parts)
 
@@ -210,7 +210,7 @@ def _detection_part(output: OutputFolder, kind: str, found: Mapping[str, Detecti
         ),
         output.figure(
             f"frequency_{kind}",
-            draw_bands({name: one.by_frequency() for name, one in found.items()}),
+            draw_by_frequency({name: one.by_frequency() for name, one in found.items()}),
             f"Detection and correction by the frequency of the original token, {how}",
             "Found: the share of the replaced tokens that the copy head flags. Corrected: the "
             "share whose original is the LM head's best guess, or among its best five.",
@@ -223,7 +223,7 @@ def _detection_part(output: OutputFolder, kind: str, found: Mapping[str, Detecti
     ).format(
         how.capitalize(),
         _OF_CORRUPTION[kind],
-        output.measures(f"detection_{kind}.csv", measures, DETECTION_MEANINGS),
+        output.measures(f"detection_{kind}.csv", measures, DETECTION_METRICS),
         _figures(figures),
         numbers,
     )
@@ -268,7 +268,7 @@ def minimal_pairs_section(
 
 
 def scores_section(output: OutputFolder, scores: Sequence[Score], x_axis: str) -> Markup:
-    """What fine-tuned presets scored, over all that was varied (paper, figures 3, 4, 7c and 7d)."""
+    """The scores of fine-tuned presets, over all that was varied (paper, figures 3, 4, 7c, 7d)."""
     output.numbers("scores.csv", *_score_table(scores))
     spread = "Means of the runs, and bars from the least to the greatest"
     figures = [
@@ -278,7 +278,7 @@ def scores_section(output: OutputFolder, scores: Sequence[Score], x_axis: str) -
                 "scores_over_pretraining",
                 pretraining_curves(scores, x_axis),
                 X_AXES[x_axis],
-                from_zero,
+                linear_axis,
                 f"Scores of presets over {X_AXES[x_axis]} of their pretraining",
                 f"{spread}, over how far pretraining was: paper, figure 3.",
             ),
@@ -286,7 +286,7 @@ def scores_section(output: OutputFolder, scores: Sequence[Score], x_axis: str) -
                 "scores_over_fractions",
                 few_shot_curves(scores),
                 "training rows learned from",
-                in_powers(lambda x: f"{100 * x:g}%"),
+                log_axis(lambda x: f"{100 * x:g}%"),
                 "Scores over the share of the training rows",
                 f"{spread}, with few training rows and with many: paper, figures 7c and 7d.",
             ),
@@ -294,7 +294,7 @@ def scores_section(output: OutputFolder, scores: Sequence[Score], x_axis: str) -
                 "scores_over_shots",
                 prompt_curves(scores),
                 "examples of each class",
-                in_powers("{:g}".format),
+                log_axis("{:g}".format),
                 "Scores of learning by prompts over the examples of each class",
                 f"{spread}, of fine-tuning by prompts: paper, table 4.",
             ),
@@ -302,7 +302,7 @@ def scores_section(output: OutputFolder, scores: Sequence[Score], x_axis: str) -
                 "scores_over_crops",
                 crop_curves(scores),
                 "share of the text kept",
-                in_percent,
+                percent_axis,
                 "Scores over the share of a text that its second view keeps",
                 f"{spread}, of pretrainings that differ in their crops: paper, figure 4.",
             ),
@@ -328,8 +328,8 @@ def scores_section(output: OutputFolder, scores: Sequence[Score], x_axis: str) -
 
 
 def held_out_section(output: OutputFolder, held_out: Mapping[str, Mapping[str, float]]) -> Markup:
-    """What finished runs do on held-out text."""
-    measures = output.measures("held_out.csv", held_out, MEANINGS)
+    """The losses and metrics of finished runs on held-out text."""
+    measures = output.measures("held_out.csv", held_out, METRICS)
     return Markup(
         "<p>The finished runs on text that none was trained on. Cosines of a run without "
         "contrastive learning are those of its vectors as they are.</p>{}"

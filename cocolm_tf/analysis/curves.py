@@ -14,11 +14,11 @@ from cocolm_tf.analysis.figures import (
     FAINT_INK,
     ORANGE,
     PALETTE,
-    explain,
+    add_legend,
     new_figure,
     styled,
 )
-from cocolm_tf.analysis.glossary import MEANINGS, MEANINGS_OF_STEPS
+from cocolm_tf.analysis.glossary import METRICS, STEP_METRICS
 from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION, Metrics
 from cocolm_tf.analysis.runs import X_AXES, Run
 
@@ -43,8 +43,8 @@ class Plot:
 
 
 def _of(name: str, unit: str, scale: str = "") -> Plot:
-    """A plot of one measure."""
-    title, _, note = (MEANINGS | MEANINGS_OF_STEPS)[name]
+    """A plot of one metric."""
+    title, _, note = (METRICS | STEP_METRICS)[name]
     return Plot(name, title, unit, {name: title}, scale, note)
 
 
@@ -94,7 +94,7 @@ PLOTS = (
 
 
 def plots_of(*runs: Metrics) -> list[Plot]:
-    """The plots that runs have something for: an objective without a task has none of its."""
+    """The plots for which runs have metrics: an objective without a task has none of its."""
     logged = {
         name for run in runs for lines in run.lines.values() for line in lines for name in line
     }
@@ -107,10 +107,10 @@ def plots_of(*runs: Metrics) -> list[Plot]:
 
 
 def set_scale(axes: Axes, plot: Plot, runs: Sequence[Metrics]) -> None:
-    """Gives the vertical axis the scale that a plot asks for."""
+    """Sets the vertical axis's scale of a plot."""
     if plot.scale == _PERCENT:
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-        # All of the scale, unless nothing would be seen on it.
+        # The full scale, unless the curves would be flat on it.
         axes.set_ylim(0, 1.02 if axes.get_ylim()[1] > 0.4 else None)
     elif plot.scale == _PREFIXES:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -144,7 +144,7 @@ def draw(plot: Plot, metrics: Metrics) -> Figure:
         if len(plot.curves) > 1:
             _label_ends(axes, ends)
         if len(splits) > 1:
-            _explain_splits(axes)
+            _label_splits(axes)
     return figure
 
 
@@ -157,7 +157,7 @@ def _draw_curves(axes: Axes, plot: Plot, metrics: Metrics) -> list[End]:
         few = "." if len(training[0]) == 1 else ""  # a line needs two points to be seen
         width, alpha = prominence
         axes.plot(*training, color=color, linewidth=width, alpha=alpha, marker=few)
-        # Many validations would make dots into a band.
+        # Dots of many validations would merge.
         every = max(1, len(validation[0]) // 20)
         axes.plot(
             *validation, color=color, linewidth=1.8, marker="o", markersize=3.5, markevery=every
@@ -172,7 +172,7 @@ def _has(metrics: Metrics, split: str, plot: Plot) -> bool:
 
 
 def _label_ends(axes: Axes, ends: Sequence[End], gap: float = 0.08) -> None:
-    """Names two curves beside their ends, `gap` of the axis's height apart at the least."""
+    """Labels two curves beside their ends, at least `gap` of the axis's height apart."""
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
     lower, upper = sorted(ends, key=lambda end: end[2])
@@ -194,8 +194,8 @@ def _label_ends(axes: Axes, ends: Sequence[End], gap: float = 0.08) -> None:
         )
 
 
-def _explain_splits(axes: Axes) -> None:
-    """On the line of the horizontal axis's name, where there is room."""
+def _label_splits(axes: Axes) -> None:
+    """Explains the splits on the line of the horizontal axis's name, where there is room."""
     lines = [
         Line2D([], [], color=FAINT_INK, linewidth=0.9, alpha=0.7),
         Line2D([], [], color=FAINT_INK, linewidth=1.8, marker="o", markersize=3.5),
@@ -231,12 +231,12 @@ def draw_runs(plot: Plot, runs: Sequence[Run], x_axis: str = "steps") -> Figure:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(6))
         set_scale(axes, plot, [run.metrics for run in runs])
-        _explain_runs(figure, plot, drawn)
+        _add_run_legend(figure, plot, drawn)
     return figure
 
 
 def _draw_curve(axes: Axes, run: Run, name: str, x_axis: str, style: Mapping[str, object]) -> bool:
-    """Whether there was something to draw."""
+    """Draws a curve; whether there was something to draw."""
     for split in (VALIDATION, TRAINING):
         places, values = run.series(split, name, x_axis)
         if len(places):
@@ -246,12 +246,12 @@ def _draw_curve(axes: Axes, run: Run, name: str, x_axis: str, style: Mapping[str
     return False
 
 
-def _explain_runs(figure: Figure, plot: Plot, colors: Mapping[str, str]) -> None:
-    """Colors are runs, below the plot; lines are curves, above it, where there are two."""
+def _add_run_legend(figure: Figure, plot: Plot, colors: Mapping[str, str]) -> None:
+    """Adds legends: runs by color, below the plot; curves by line style, above it, if several."""
     handles = [Line2D([], [], color=color, linewidth=2) for color in colors.values()]
-    explain(figure, handles, colors)
+    add_legend(figure, handles, colors)
     if len(plot.curves) > 1:
         handles = [
             Line2D([], [], color=FAINT_INK, linewidth=1.6, linestyle=line) for line in _LINES
         ]
-        explain(figure, handles, plot.curves.values(), "upper right")
+        add_legend(figure, handles, plot.curves.values(), "upper right")

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
+from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -42,7 +42,7 @@ _FLAGGED = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """What becomes of one token."""
+    """A token of a demonstration, and what the models said of it."""
 
     piece: str  # as the main model reads it
     replaced: float  # the probability, by the copy head, that it is not the original token
@@ -59,12 +59,12 @@ class Token:
 
     @property
     def is_remarkable(self) -> bool:
-        """Whether there is something to be said about the token."""
+        """Whether the token was masked, given as a mistake, or flagged."""
         return self.was_asked or self.is_flagged
 
     @property
     def verdict(self) -> str:
-        """How the model did here: one of `VERDICTS`, or nothing where there is nothing to say."""
+        """How the model did at the token, one of `VERDICTS`; empty if neither asked nor flagged."""
         if self.original is None or not self.is_remarkable:
             return ""
         if self.piece == self.original:
@@ -77,14 +77,14 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """What a trained model does with sentences, each the tokens that the main model read."""
+    """What trained models do with sentences, each as the tokens that the main model read."""
 
     # sentences some of whose tokens were masked and replaced.
     corrupted: tuple[tuple[Token, ...], ...]
     as_written: tuple[tuple[Token, ...], ...]  # sentences as they came
 
     def plain_text(self) -> str:
-        """Lays the demonstration out for a terminal."""
+        """Formats the demonstration for a terminal."""
         lines = ["Masked, and replaced by the auxiliary model ([x]: flagged by the copy head)"]
         for sentence in self.corrupted:
             lines += ["", *_wrapped("masked", _masked_text(sentence))]
@@ -167,11 +167,13 @@ class _Models:
         count = max(1, round(len(ordinary) * mask_fraction))
         masked = np.random.default_rng(seed).choice(ordinary, count, replace=False)
         positions = tf.constant(np.sort(masked)[np.newaxis], tf.int32)
-        replacements = self._sample(place(ids, positions, self._special.mask), positions, seed)
-        return self.read(place(ids, positions, replacements), ids, set(masked))
+        replacements = self._sample(
+            replace_tokens(ids, positions, self._special.mask), positions, seed
+        )
+        return self.read(replace_tokens(ids, positions, replacements), ids, set(masked))
 
     def read_mistake(self, text: str, wrong: str, right: str) -> tuple[Token, ...]:
-        """Reads a sentence with a wrong word, as if that had been put in for the right one."""
+        """Reads a sentence with a wrong word as if it replaced the right one."""
         ids = self.ids(text)
         wrong_ids, right_ids = self._tokenizer(wrong), self._tokenizer(right)
         if len(wrong_ids) != 1 or len(right_ids) != 1:
@@ -186,7 +188,7 @@ class _Models:
         originals: tf.Tensor | None = None,
         asked: set[int] | frozenset[int] = frozenset(),
     ) -> tuple[Token, ...]:
-        """Lets the main model read: its heads' answers at each ordinary token."""
+        """The main model's predictions at each ordinary token."""
         hidden = self._pretrainer.backbone(self._inputs(ids))
         replaced = tf.sigmoid(-self._pretrainer.copy_head(hidden))[0].numpy()
         tokens = []
@@ -223,7 +225,7 @@ class _Models:
 
 
 def shown(piece: str) -> str:
-    """A piece of the vocabulary on its own: "##" where it continues a word."""
+    """A piece of the vocabulary for display: with "##" where it continues a word."""
     space, word = split_piece(piece)
     return (word or piece) if space else f"##{word}"
 

@@ -1,4 +1,4 @@
-"""How well a preset finds replaced tokens and restores them, over many texts."""
+"""How well a preset detects replaced tokens and restores the original ones, over many texts."""
 
 import dataclasses
 import difflib
@@ -10,12 +10,12 @@ from sklearn import metrics
 from tqdm import tqdm
 
 from cocolm_tf.analysis.inputs import CorruptedText
+from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
+from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -23,8 +23,8 @@ from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 _FLAGGED = 0.5
 _CALIBRATION_BINS = 10
 # The most frequent hundred tokens, the next 900, and all others.
-BANDS = ("frequent", "common", "rare")
-_BAND_ENDS = (100, 1000)
+FREQUENCIES = ("frequent", "common", "rare")
+_FREQUENCY_BOUNDS = (100, 1000)
 # The rank of a token that the LM head was not asked about.
 _NOT_ASKED = -1
 # Stands for the original of a token that has none of its own.
@@ -33,7 +33,7 @@ UNKNOWN = -1
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """What the heads say of T tokens, some of which were replaced."""
+    """The predictions of the heads for T tokens, some of which were replaced."""
 
     probabilities: np.ndarray  # [T] float32, that each token was replaced, by the copy head
     is_replaced: np.ndarray  # [T] bool, whether it was
@@ -45,28 +45,28 @@ class Detections:
     frequency_ranks: np.ndarray
 
     def measures(self) -> dict[str, float]:
-        """Numbers by the names of `DETECTION_MEANINGS`, most by `BANDS` too, as `recall_rare`."""
+        """The `DETECTION_METRICS` by name, most by `FREQUENCIES` too, as `recall_rare`."""
         found = self._of_any() | {"calibration_error": self.calibration_error()}
         if self.is_replaced.any():
             found["average_precision"] = float(
                 metrics.average_precision_score(self.is_replaced, self.probabilities)
             )
-        for band, measures in self.by_frequency().items():
-            found |= {f"{name}_{band}": value for name, value in measures.items()}
+        for frequency, measures in self.by_frequency().items():
+            found |= {f"{name}_{frequency}": value for name, value in measures.items()}
         return found
 
     def by_frequency(self) -> dict[str, dict[str, float]]:
-        """From each of `BANDS` that occurs, the measures of its tokens."""
-        bands = np.searchsorted(_BAND_ENDS, self.frequency_ranks, side="right")
+        """The metrics of the tokens of each of `FREQUENCIES` that occurs."""
+        classes = np.searchsorted(_FREQUENCY_BOUNDS, self.frequency_ranks, side="right")
         fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
         return {
-            name: Detections(*(field[bands == number] for field in fields))._of_any()
-            for number, name in enumerate(BANDS)
-            if (bands == number).any()
+            name: Detections(*(field[classes == number] for field in fields))._of_any()
+            for number, name in enumerate(FREQUENCIES)
+            if (classes == number).any()
         }
 
     def _of_any(self) -> dict[str, float]:
-        """The measures that make sense of few tokens as well."""
+        """The metrics that make sense of few tokens as well."""
         precision, recall, f1, _ = metrics.precision_recall_fscore_support(
             self.is_replaced, self.probabilities > _FLAGGED, average="binary", zero_division=0
         )
@@ -83,7 +83,7 @@ class Detections:
         return found
 
     def calibration(self) -> list[tuple[float, float, int]]:
-        """Of each range of probabilities that occurs: what is said, what is so, of how many."""
+        """Of each bin of probabilities that occurs: mean, frequency and number of tokens."""
         bins = np.minimum(
             (self.probabilities * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1
         )
@@ -139,8 +139,8 @@ def detect(
     manifest = Manifest.load(data)
     if manifest.vocabulary_fingerprint != tokenizer.fingerprint():
         raise UserError(f"--data={data} was built with another vocabulary than the preset's.")
-    views = Views(SpecialTokens(mask=tokenizer.mask_token_id))
-    opened = PretrainingData.open(data, manifest.sequence_length, views)
+    augmentation = Augmentation(SpecialTokens(mask=tokenizer.mask_token_id))
+    opened = PretrainingData.open(data, manifest.sequence_length, augmentation)
     held_out = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     corrupt = tf.function(
         lambda batch, seed: _corrupt(pretrainer, batch, corruption, seed), autograph=False
@@ -212,7 +212,7 @@ def detect_in_texts(
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """Sequences as they are read, [B, S]: tokens, what belongs there, what was replaced, mask."""
+    """Sequences as read, [B, S]: tokens, original ones, which were replaced, padding mask."""
 
     read: np.ndarray
     original: np.ndarray
@@ -282,14 +282,14 @@ def _corrupt(
         size, vocabulary_size = tf.size(positions)[tf.newaxis], pretrainer.backbone.vocabulary_size
         sampled = random_tokens(size, vocabulary_size, seed)
     else:
-        masked = place(original, positions, pretrainer.mask_token_id, used)
+        masked = replace_tokens(original, positions, pretrainer.mask_token_id, used)
         inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
         sampled = sample_tokens(pretrainer.auxiliary(inputs, positions=positions), seed)
-    return place(original, positions, sampled, used)
+    return replace_tokens(original, positions, sampled, used)
 
 
 def align(original: Sequence[int], corrupted: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the tokens of a corrupted text that do not stand in the original one."""
+    """Finds the tokens of a corrupted text that are not in the original one, by a diff."""
     # By the longest common stretches (`difflib.SequenceMatcher`). Where as many tokens were put in
     # as were taken out, each stands for its counterpart; where not, it is not known what each
     # stands for. What was only left out leaves no token to find.

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is saved or made part of a page."""
+"""The common style of figures, and their files."""
 
 import contextlib
 import io
@@ -23,13 +23,13 @@ from cocolm_tf import files
 INK, FAINT_INK, GRID = "#24292f", "#6e7781", "#e4e7eb"
 BLUE, ORANGE = "#2f6db5", "#d4680f"
 GREEN, PURPLE, RED, TEAL = "#2a7f4f", "#7b52b9", "#b8324a", "#1c8391"
-# For what stands side by side, in this order; where they begin again, what comes with them differs.
+# The colors of series, in order; where they repeat, shapes differ.
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL)
 _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 _HATCHES = ("", "///", "...", "xxx", "---", "+++", "ooo", "***")
 DOTTED = (0, (2, 2))
 
-# What a page calls the colors, which differ between light and dark.
+# A page's CSS variables for the colors, which differ between light and dark.
 COLOR_NAMES = {
     INK: "ink",
     FAINT_INK: "faint",
@@ -55,39 +55,39 @@ _STYLE = {
 }
 
 
-class Look(NamedTuple):
-    """How one of several things side by side is drawn: as a line or dots, or as bars."""
+class Style(NamedTuple):
+    """The style of one series: of a line or dots, or of bars."""
 
     color: str
     marker: str
     hatch: str
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look of its own for each name: a color, and another shape where the colors begin again."""
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
+    """A style for each name: a color, and another shape where the colors begin again."""
     shapes = itertools.cycle(zip(_SHAPES, _HATCHES, strict=True))
-    found = (Look(color, *shape) for shape in shapes for color in PALETTE)
+    found = (Style(color, *shape) for shape in shapes for color in PALETTE)
     return dict(zip(names, found, strict=False))
 
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Makes what is drawn within it look like all figures."""
+    """Applies the common style to what is drawn within."""
     with plt.rc_context(_STYLE):
         yield
 
 
 def new_figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """Begins a figure of one panel."""
+    """Makes a figure of one panel."""
     figure, axes = plt.subplots(figsize=(5.4, 3.3), layout="constrained")
-    frame(axes, title, x_label, y_label)
+    set_labels(axes, title, x_label, y_label)
     return figure, axes
 
 
 def new_panels(
     titles: Sequence[str], x_label: str, y_label: str, height: float = 2.9, share_y: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """Begins a figure of panels side by side, up to three in a row, on common axes."""
+    """Makes a figure of panels side by side, up to three in a row, on common axes."""
     columns = 2 if len(titles) == 4 else min(3, len(titles))
     rows = -(-len(titles) // columns)
     figure, grid = plt.subplots(
@@ -104,14 +104,14 @@ def new_panels(
         axes.remove()
     for number, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         is_first, is_lowest = number % columns == 0, number + columns >= len(titles)
-        frame(axes, title, x_label if is_lowest else "", y_label if is_first else "")
+        set_labels(axes, title, x_label if is_lowest else "", y_label if is_first else "")
         # What has nothing below it has no neighbor to share its labels with.
         axes.tick_params(labelbottom=is_lowest)
     return figure, panels[: len(titles)]
 
 
-def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Gives axes their title, names and grid."""
+def set_labels(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Sets the title, labels and grid of axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -120,7 +120,7 @@ def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label)
 
 
-def explain(
+def add_legend(
     figure: Figure, handles: Sequence[Artist], labels: Iterable[str], loc: str = "lower left"
 ) -> None:
     """Puts a legend outside of all panels, in as many columns as there is room for."""
@@ -137,7 +137,7 @@ def explain(
 
 
 def save_figure(figure: Figure, output_dir: str, name: str, formats: Sequence[str]) -> None:
-    """Writes a figure, each file in one step."""
+    """Writes a figure, each file atomically."""
     for kind in formats:
         image = io.BytesIO()
         # Without a date and with names that do not change, the same figure is the same file.

@@ -1,12 +1,12 @@
-"""What to call each measure, how to show its value, and what it says."""
+"""The metrics by name: their titles, formats and explanations."""
 
-from cocolm_tf.analysis.detection import BANDS
+from cocolm_tf.analysis.detection import FREQUENCIES
 from cocolm_tf.analysis.sentence_space import COMPONENTS
 
-Meaning = tuple[str, str, str]
+Description = tuple[str, str, str]
 _PERCENT, _NUMBER = "{:.1%}", "{:.3f}"
 # Of training.
-MEANINGS: dict[str, Meaning] = {
+METRICS: dict[str, Description] = {
     "loss": ("Total loss", _NUMBER, "The weighted sum of the losses: what training minimizes."),
     "mlm_loss": (
         "Masked LM loss",
@@ -72,12 +72,12 @@ MEANINGS: dict[str, Meaning] = {
     ),
 }
 # Of the optimizer: shown as curves alone.
-MEANINGS_OF_STEPS: dict[str, Meaning] = {
+STEP_METRICS: dict[str, Description] = {
     "learning_rate": ("Learning rate", "{:.3g}", "The optimizer's step size, by its schedule."),
     "gradient_norm": ("Gradient norm", "{:.3g}", "The global norm, before clipping."),
 }
 # Of a space of sentence vectors.
-SPACE_MEANINGS: dict[str, Meaning] = {
+SPACE_METRICS: dict[str, Description] = {
     "similar_cosine": (
         "Cosine of similar pairs",
         _NUMBER,
@@ -114,7 +114,7 @@ SPACE_MEANINGS: dict[str, Meaning] = {
     ),
 }
 # Of detection.
-DETECTION_MEANINGS: dict[str, Meaning] = {
+DETECTION_METRICS: dict[str, Description] = {
     "replaced_share": ("Replaced", _PERCENT, "The share of the tokens that are not the original."),
     "precision": ("Precision", _PERCENT, "How many of the flagged tokens were replaced."),
     "recall": ("Recall", _PERCENT, "How many of the replaced tokens are flagged."),
@@ -136,5 +136,7 @@ DETECTION_MEANINGS: dict[str, Meaning] = {
     ),
     "corrected_at_5": ("Corrected, of five", _PERCENT, "How many are among its best five."),
 }
-# By how frequent the original token is, in detection's figure: what to call each band.
-BAND_NAMES = dict(zip(BANDS, ("100 most\nfrequent", "next 900", "all others"), strict=True))
+# By how frequent the original token is, in detection's figure: the title of each class.
+FREQUENCY_TITLES = dict(
+    zip(FREQUENCIES, ("100 most\nfrequent", "next 900", "all others"), strict=True)
+)

@@ -108,8 +108,8 @@ def read_minimal_pairs(pattern: str, encoding: str | None = None) -> list[Minima
     return pairs
 
 
-def draw_texts(pattern: str, count: int, seed: int, encoding: str = "") -> list[str]:
-    """Draws lines of a corpus at random, from its first 200,000."""
+def sample_texts(pattern: str, count: int, seed: int, encoding: str = "") -> list[str]:
+    """Samples lines of a corpus, from its first 200,000."""
     lines = FileSource.find(pattern, one_document_per_line=True, encoding=encoding)
     texts = list(dict.fromkeys(itertools.islice(lines, _LINES)))
     if len(texts) < 2:

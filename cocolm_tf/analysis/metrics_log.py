@@ -1,4 +1,4 @@
-"""What a run has logged: its metrics by split and step, and when each line was written."""
+"""A run's logged metrics by split and step, and when each line was written."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ TRAINING, VALIDATION = "train", "validation"
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What a run has logged."""
+    """The log of a run."""
 
     # from each split, `train` and `validation`, its lines in the order of their steps.
     lines: dict[str, list[dict[str, float]]]
@@ -32,12 +32,12 @@ class Metrics:
 
     @property
     def last_step(self) -> int:
-        """The last step that anything was logged at."""
+        """The last step with a logged metric."""
         return max(lines[-1]["step"] for lines in self.lines.values() if lines)
 
     @property
     def seconds(self) -> float:
-        """How long the run took, in seconds, the attempts of a resumed one added up."""
+        """The duration of the run in seconds, summed over the attempts of a resumed one."""
         return max(times[-1] for split in self.lines if len(times := self.elapsed(split)))
 
     def elapsed(self, split: str) -> np.ndarray:
@@ -54,7 +54,7 @@ class Metrics:
 
 
 def read_metrics(model_dir: str) -> Metrics:
-    """Reads the log of a run, which may still be going on."""
+    """Reads the log of a run, which may be unfinished."""
     path = os.path.join(model_dir, METRICS_FILENAME)
     if not files.is_file(path):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Minimal pairs: does an untuned preset prefer the good one of two sentences much alike?"""
+"""Minimal pairs: whether a preset without fine-tuning prefers the good one of two sentences."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from cocolm_tf.analysis.inputs import ALL, MinimalPair
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.corruption import place
+from cocolm_tf.modeling.corruption import replace_tokens
 from cocolm_tf.modeling.masked_language_model import gather_positions
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -20,7 +20,7 @@ _ROWS, _NUMBERS = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], t
 
 
 def judgements(pretrainer: Pretrainer) -> dict[str, Callable]:
-    """The ways in which a preset can judge a sentence: those that its heads allow."""
+    """The ways to judge a sentence that a preset's heads allow."""
     ways = {}
     if pretrainer.lm_head or isinstance(pretrainer, MaskedLMPretrainer):
         ways[_MASKED] = _masked_scores
@@ -74,7 +74,7 @@ def judge(
         autograph=False,
     )
     lengths = np.array([len(row) for row in ids])
-    # Alike in length, so that little is padding.
+    # Sorted by length, for little padding.
     sentence_of = np.argsort(lengths, kind="stable")
     places = np.zeros_like(lengths)
     if way == _MASKED:
@@ -117,7 +117,7 @@ def _masked_scores(
 ) -> tf.Tensor:
     positions = places[:, tf.newaxis]
     labels = gather_positions(token_ids, positions)
-    inputs = _inputs(place(token_ids, positions, pretrainer.mask_token_id), lengths)
+    inputs = _inputs(replace_tokens(token_ids, positions, pretrainer.mask_token_id), lengths)
     if isinstance(pretrainer, MaskedLMPretrainer):
         logits = pretrainer.model(inputs, positions=positions)
     else:
@@ -154,7 +154,7 @@ def _inputs(token_ids: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def _is_ordinary(token_ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-    """Which tokens stand between <s> and </s>."""
+    """Which tokens are between <s> and </s>."""
     column = tf.range(tf.shape(token_ids)[1])
     return (column > 0) & (column <= lengths[:, tf.newaxis])
 

@@ -1,6 +1,6 @@
-"""A page of HTML that stands alone, light and dark, and the folder that it is written to.
+"""Self-contained HTML pages, light and dark, and the folder that they are written to.
 
-What is no `Markup` is text: it is escaped where it is put into some.
+Anything but `Markup` is text, which is escaped where it is inserted.
 """
 
 import csv
@@ -30,7 +30,7 @@ from cocolm_tf.analysis.figures import (
     inline_svg,
     save_figure,
 )
-from cocolm_tf.analysis.glossary import Meaning
+from cocolm_tf.analysis.glossary import Description
 from cocolm_tf.errors import UserError
 
 _STYLE = resources.files(__package__).joinpath("page.css")
@@ -54,7 +54,7 @@ _PAGE = Markup(
 
 
 def page(title: str, headline: Mapping[str, str], sections: Mapping[str, str]) -> Markup:
-    """Puts a page together: its title, names and values under it, and sections by their titles."""
+    """Makes a page: its title, names and values below it, and sections by their titles."""
     colors = {
         "LIGHT": " ".join(f"--{name}: {color};" for color, name in COLOR_NAMES.items()),
         "DARK": " ".join(f"--{name}: {_DARK[color]};" for color, name in COLOR_NAMES.items()),
@@ -73,14 +73,14 @@ def page(title: str, headline: Mapping[str, str], sections: Mapping[str, str]) -
 
 
 def each(form: str, values: Iterable[Sequence[object]]) -> Markup:
-    """HTML with values put into it, once for each of several."""
+    """Formats HTML with values, once for each tuple of them."""
     return Markup("").join(Markup(form).format(*of_one) for of_one in values)
 
 
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Collection[int] = ()
 ) -> Markup:
-    """Lays out a table, whose `numeric` columns end at the right."""
+    """Formats a table, whose `numeric` columns are right-aligned."""
 
     def line(tag: str, cells: Sequence[str]) -> Markup:
         kinds = [Markup(" class='number'" if n in numeric else "") for n in range(len(cells))]
@@ -92,7 +92,7 @@ def table(
 
 
 class OutputFolder:
-    """A folder for pages, figures and numbers; makes it, and gives what a page shows of each."""
+    """A folder for pages, figures and numbers; returns the HTML that shows each of them."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -122,9 +122,9 @@ class OutputFolder:
         self,
         name: str,
         measures: Mapping[str, Mapping[str, float]],
-        meanings: Mapping[str, Meaning],
+        metrics: Mapping[str, Description],
     ) -> Markup:
-        """Writes measures as CSV, a measure a row, a preset or run a column."""
+        """Writes metrics as CSV, a metric a row, a preset or run a column."""
         keys = {key: None for of_one in measures.values() for key in of_one}
         self.numbers(
             name,
@@ -135,9 +135,9 @@ class OutputFolder:
             [
                 label,
                 *(form.format(one[key]) if key in one else "" for one in measures.values()),
-                meaning,
+                explanation,
             ]
-            for key, (label, form, meaning) in meanings.items()
+            for key, (label, form, explanation) in metrics.items()
             if key in keys
         ]
         header = ["measure", *measures, "what it means"]

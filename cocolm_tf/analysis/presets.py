@@ -1,4 +1,4 @@
-"""Presets at work: their models with all heads, the models of a run, sentence vectors."""
+"""Loading presets for analysis: models with all heads, those of a run, sentence vectors."""
 
 import os
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from cocolm_tf.training.preset import (
     BACKBONE_FILENAME,
     HEADS_FILENAME,
     load_preset,
+    saved_heads,
 )
 
 
@@ -52,7 +53,7 @@ def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer
         try:
             return _load(local, precision)
         except (ValueError, TypeError, KeyError, OSError) as error:
-            if refusal(error):  # the system's, which is not the preset's fault
+            if refusal(error):  # refused by the system, not a fault of the preset
                 raise
             raise UserError(
                 f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
@@ -61,8 +62,7 @@ def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer
 
 def _load(preset: str, precision: str) -> tuple[Pretrainer, CocoLMTokenizer]:
     tokenizer = load_vocabulary(preset)
-    path = os.path.join(preset, HEADS_FILENAME)
-    heads = set(np.load(path).files) if files.is_file(path) else set()
+    heads = saved_heads(preset)
     main, auxiliary = _build(preset, precision), None
     if "main_masked_lm_head.bias" in heads:
         model = MaskedLanguageModel(main, name="masked_language_model")
@@ -79,6 +79,7 @@ def _load(preset: str, precision: str) -> tuple[Pretrainer, CocoLMTokenizer]:
             lm_weight=float("lm_head.bias" in heads),
             scl_weight=float("projection.dense.kernel" in heads),
             use_copy="copy_head.kernel" in heads,
+            copy_head_bias="copy_head.bias" in heads,
         )
     load_preset(pretrainer, preset)
     return pretrainer, tokenizer
@@ -96,7 +97,7 @@ def _build(preset: str, precision: str) -> CocoLMBackbone:
 def load_run(
     model_dir: str, changes: Sequence[str] = ()
 ) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
-    """Loads what a finished run has trained, to compute in float32."""
+    """Loads the models and tokenizer of a finished run, in float32."""
     config_file = os.path.join(model_dir, "config.yaml")
     if not files.is_file(config_file):
         raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
@@ -135,10 +136,10 @@ class SentenceEncoder:
             raise UserError(f"--preset={preset} has no projection: {HEADS_FILENAME} lacks it.")
 
     def encode(self, texts: Sequence[str], batch_size: int = 32, name: str = "") -> np.ndarray:
-        """The vectors of sentences, [N, H] float32; what is too long for the model is cut off."""
+        """The vectors of sentences, [N, H] float32; too long ones are truncated."""
         limit = self.backbone.max_sequence_length
         ids = [ids[: limit - 2] for ids in self.tokenizer(list(texts))]
-        # Alike in length, so that little is padding.
+        # Sorted by length, for little padding.
         order = np.argsort([len(row) for row in ids], kind="stable")
         vectors = np.zeros([len(ids), self.backbone.hidden_dim], np.float32)
         for start in tqdm(range(0, len(ids), batch_size), desc=name or "encoding", unit="batch"):

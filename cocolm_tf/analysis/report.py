@@ -1,4 +1,4 @@
-"""The report of a run: one page of HTML that needs nothing else, and its plots as PNG files."""
+"""The report of a run: one self-contained page of HTML, and its plots as PNG files."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from cocolm_tf.analysis.demonstration import (
     shown,
     split_piece,
 )
-from cocolm_tf.analysis.glossary import MEANINGS
+from cocolm_tf.analysis.glossary import METRICS
 from cocolm_tf.analysis.metrics_log import VALIDATION, Metrics, read_metrics
 from cocolm_tf.analysis.page import OutputFolder, each, page, table
 from cocolm_tf.analysis.presets import load_run
@@ -40,7 +40,7 @@ def write_report(
 ) -> tuple[str, Demonstration | None]:
     """Writes the report of a run.
 
-    Of a run that still goes on, the report has no demonstration.
+    The report of an unfinished run has no demonstration.
 
     Args:
         model_dir: the run's folder.
@@ -99,7 +99,7 @@ def _headline(config: PretrainingConfig, metrics: Metrics) -> dict[str, str]:
 def _corrupted(demonstration: Demonstration) -> Markup:
     verdicts = each(
         "<li><b class='{}'>{}</b>: {}</li>",
-        ((_css_class(verdict), verdict, meaning) for verdict, meaning in VERDICTS.items()),
+        ((_css_class(verdict), verdict, explanation) for verdict, explanation in VERDICTS.items()),
     )
     return Markup(
         "<p>Some tokens are masked, and the auxiliary model puts in what it samples. The main "
@@ -169,8 +169,8 @@ def _results(metrics: Metrics) -> Markup:
         "The last validation" if split == VALIDATION else "Training, as there was no validation"
     )
     rows = [
-        [label, form.format(line[name]), meaning]
-        for name, (label, form, meaning) in MEANINGS.items()
+        [label, form.format(line[name]), explanation]
+        for name, (label, form, explanation) in METRICS.items()
         if name in line
     ]
     results = table(("measure", "value", "what it means"), rows, numeric=[1])
@@ -227,7 +227,7 @@ def _count(variables: Iterable[keras.Variable]) -> int:
 
 
 def _duration(seconds: float) -> str:
-    """Two units are enough."""
+    """Formats seconds in two units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""Runs to compare: what they logged, what each step costs, what they do on held-out text."""
+"""Runs to compare: their logs, the FLOPs of their steps, their metrics on held-out text."""
 
 import dataclasses
 import os
@@ -12,15 +12,15 @@ from cocolm_tf import files
 from cocolm_tf.analysis.metrics_log import Metrics, read_metrics
 from cocolm_tf.analysis.presets import load_run
 from cocolm_tf.costs.flops import pretraining_flops
+from cocolm_tf.data.augmentation import word_starts
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
-from cocolm_tf.data.views import word_starts
 from cocolm_tf.errors import UserError
-from cocolm_tf.training.build import build_views
+from cocolm_tf.training.build import build_augmentation
 from cocolm_tf.training.config import PretrainingConfig, load_config
 from cocolm_tf.training.stages import Total, tokens_per_step
 
-# What runs are compared by, and the name of that axis.
+# The horizontal axes for curves of runs, and their titles.
 X_AXES = {"steps": "step", "tokens": "tokens read", "flops": "model FLOPs", "hours": "hours"}
 
 
@@ -33,14 +33,14 @@ class Run:
     config: PretrainingConfig  # what it is of
 
     def abscissa(self, split: str, x_axis: str) -> np.ndarray:
-        """Where each of its lines stands on an axis of `X_AXES`."""
+        """The positions of its lines on an axis of `X_AXES`."""
         if x_axis == "hours":
             return self.metrics.elapsed(split) / 3600
         total = self._total(x_axis)
         return np.array([total(line["step"]) for line in self.metrics.lines[split]], np.float64)
 
     def at(self, step: int, x_axis: str) -> float:
-        """Where a step stands on an axis of `X_AXES`; hours are those of the log around it."""
+        """The position of a step on an axis of `X_AXES`; hours are those of the log around it."""
         if x_axis != "hours":
             return self._total(x_axis)(step)
         steps, hours = (
@@ -51,7 +51,7 @@ class Run:
         return float(np.interp(step, [0, *steps[order]], [0, *hours[order]]))
 
     def series(self, split: str, name: str, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where a metric was logged on an axis of `X_AXES`, and its values there."""
+        """The positions of a metric's values on an axis of `X_AXES`, and the values."""
         lines = self.metrics.lines[split]
         has = np.array([name in line for line in lines], bool)
         values = np.array([line[name] for line in lines if name in line], np.float64)
@@ -66,7 +66,7 @@ class Run:
 
 
 def read_run(name: str, model_dir: str) -> Run:
-    """Reads what is compared of a run, which may still be going on.
+    """Reads a run for comparison, which may be unfinished.
 
     Args:
         name: what to call it.
@@ -125,7 +125,9 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
     opened = PretrainingData.open(
         data,
         config.data.sequence_length,
-        build_views(config, tokenizer.mask_token_id, word_starts(tokenizer.get_vocabulary())),
+        build_augmentation(
+            config, tokenizer.mask_token_id, word_starts(tokenizer.get_vocabulary())
+        ),
     )
     measured = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
     means: dict[str, keras.metrics.Mean] = {}
@@ -142,5 +144,5 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
     return {name: float(mean.result()) for name, mean in means.items()}
 
 
-# No further weights come with these.
+# The [CLS] vectors as they are: these changes need no weights that a preset may lack.
 _CONTRAST_VECTORS_AS_THEY_ARE = ["objective.scl_weight=1", "objective.projection=false"]

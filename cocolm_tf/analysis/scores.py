@@ -17,7 +17,7 @@ RESULTS_FILENAME = "results.json"
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a preset scored on a task, in runs that differ in their seeds or splits."""
+    """The scores of a preset on a task, in runs that differ in their seeds or splits."""
 
     model: str  # what to call the preset
     task: str  # with its part, as "MNLI matched", if it has several
@@ -77,10 +77,10 @@ def read_scores(folder: str) -> list[Score]:
     return scores
 
 
-def place_scores(
+def match_scores(
     scores: Iterable[Score], presets: Mapping[str, str], runs: Mapping[str, Run]
 ) -> list[Score]:
-    """Tells which of the presets and runs at hand scores belong to."""
+    """Finds the presets and runs that scores belong to."""
     # What is fine-tuned is known by its fingerprint, wherever it lies: a preset, the last one of a
     # run, or one that `export_checkpoints.py` took from it on the way.
     known = {fingerprint(folder): {"model": name} for name, folder in presets.items()}
@@ -104,7 +104,7 @@ def _presets_of(folder: str, run: Run) -> Iterator[tuple[int, str]]:
 
 
 def _scores_of(experiment: Mapping[str, Any]) -> Iterator[Score]:
-    """Those of one experiment: `dev` of a fine-tuning, `test` of one by prompts."""
+    """The scores of one experiment: `dev` of a fine-tuning, `test` of one by prompts."""
     parts = experiment["dev"] if "dev" in experiment else experiment["test"]
     for part, metrics in parts.items():
         metric = experiment["metric"]
@@ -144,12 +144,12 @@ def _task(task: str, part: str, parts: Mapping[str, Any]) -> str:
 
 
 def _name(preset: str) -> str:
-    """What to call a preset that nobody named: its run's folder."""
+    """The name of an unnamed preset: its run's folder."""
     folder, name = os.path.split(files.absolute(preset))
     return os.path.basename(folder) if name == "preset" else name
 
 
-# Where scores stand, by tasks and then by what one line is of.
+# Points by task, and then by line.
 Curves = dict[str, dict[str, list["Point"]]]
 
 
@@ -164,7 +164,7 @@ class Point:
 
 
 def pretraining_curves(scores: Iterable[Score], x_axis: str) -> Curves:
-    """Scores over how far pretraining was, with all training rows (paper, figure 3)."""
+    """Scores over the progress of pretraining, with all training rows (paper, figure 3)."""
     chosen = (score for score in _complete(scores) if score.run and not score.from_scratch)
     curves = _curves(
         chosen, lambda score: score.run.name, lambda score: score.run.at(score.step, x_axis)
@@ -185,7 +185,7 @@ def prompt_curves(scores: Iterable[Score]) -> Curves:
 
 
 def crop_curves(scores: Iterable[Score]) -> Curves:
-    """Scores over the share of a text that its second view keeps (paper, figure 4)."""
+    """Scores over the share of a text that its crop keeps (paper, figure 4)."""
     chosen = [score for score in _complete(scores) if score.run and not score.from_scratch]
     chosen = [score for score in chosen if score.step == score.run.config.trainer.train_steps]
     names: dict[str, str] = {}
@@ -228,7 +228,7 @@ def _curves(
 
 
 def _varied(curves: Curves) -> Curves:
-    """Lines of several places, and the tasks that have any."""
+    """Lines of several points, and the tasks that have any."""
     kept = {
         task: {name: line for name, line in lines.items() if len({point.x for point in line}) > 1}
         for task, lines in curves.items()

@@ -9,13 +9,13 @@ from sklearn.manifold import TSNE
 
 from cocolm_tf.analysis.inputs import SentencePairs
 
-# The principal components whose shares are told.
+# The principal components whose shares of the variance are reported.
 COMPONENTS = (1, 3, 10)
 
 
 @dataclasses.dataclass(frozen=True)
 class SentenceSpace:
-    """Sentence vectors of one preset, and what they show."""
+    """The sentence vectors of one preset, and measures of them."""
 
     random_cosines: np.ndarray  # [R] float64, of random pairs of texts
     similar_cosines: np.ndarray  # [N] float64, of the most similar pairs
@@ -151,15 +151,15 @@ def explained_variance(vectors: np.ndarray, count: int) -> np.ndarray:
 
 
 def random_pairs(count: int, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws pairs of different items."""
+    """Samples pairs of different items."""
     generator = np.random.default_rng(seed)
     first = generator.integers(0, count, pairs)
-    # A step to another item, all the way round at most.
+    # An offset to another item, modulo their number.
     return first, (first + generator.integers(1, count, pairs)) % count
 
 
 def whitened(vectors: np.ndarray, fitted_on: np.ndarray) -> np.ndarray:
-    """Shifts and turns vectors so that those of a sample have mean 0 and covariance 1."""
+    """Shifts and rotates vectors such that those of a sample have mean 0 and covariance 1."""
     # Directions in which the sample does not vary are dropped.
     sample = np.asarray(fitted_on, np.float64)
     mean = sample.mean(axis=0)
@@ -170,7 +170,7 @@ def whitened(vectors: np.ndarray, fitted_on: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(measured: np.ndarray, scores: np.ndarray) -> float:
-    """Spearman's correlation: whether two measures order things alike."""
+    """Spearman's rank correlation."""
     if len(np.unique(measured)) < 2 or len(np.unique(scores)) < 2:
         return 0.0
     return float(stats.spearmanr(measured, scores).statistic)
@@ -180,7 +180,7 @@ _PERPLEXITY = 30.0
 
 
 def map_sentences(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Places vectors in the plane by t-SNE, by their cosines."""
+    """Embeds vectors in the plane by t-SNE of their cosine distances."""
     units = unit_vectors(vectors)
     # Distances of unit vectors order as cosines do. The perplexity must be less than N.
     perplexity = min(_PERPLEXITY, (len(units) - 1) / 3)

@@ -1,4 +1,4 @@
-"""How the presets that a soup is made of are measured, and the soup beside them."""
+"""The scores by which presets are chosen for a soup and compared with it."""
 
 import tempfile
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any
 import tensorflow as tf
 
 from cocolm_tf.analysis.presets import load_pretrained
+from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.finetuning.tasks.classification import ClassificationTask
@@ -22,34 +22,18 @@ _WEIGHTS = {"copy_loss": 50.0, "lm_loss": 1.0}
 _MASKED_LM = {"mlm_loss": 1.0}
 
 
-class _Quiet(Reporter):
-    """What a fine-tuning tells of is read by nobody here."""
+class _NullReporter(Reporter):
+    """A reporter that discards the messages of fine-tuning."""
 
     def _send(self, event: dict[str, Any]) -> None:
         pass
 
 
 def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: int) -> Score:
-    """Compares presets by their loss on held-out text, each on the same corruptions of it.
-
-    It is 50 times the copy loss plus the LM loss, as far as presets have the heads; or the masked
-    LM loss of presets that were trained by it alone. What fills in the masks for all of them is
-    the auxiliary model of the first.
-
-    Args:
-        presets: folders; the heads that all of them have are measured.
-        data: folder or glob of shards, built with their vocabulary.
-        batches: int. How many to measure on; fewer if there are not as many.
-        batch_size: int. Sequences of each.
-
-    Raises:
-        UserError: if the shards are of another vocabulary, or there is no loss to measure.
-
-    Example:
-    ```python
-    held_out_score(["runs/a/preset", "runs/b/preset"], "data/validation", 20, 32)
-    ```
-    """
+    """A score by loss on held-out text, on the same corruptions for all presets."""
+    # It is 50 times the copy loss plus the LM loss, as far as all presets have the heads; or the
+    # masked LM loss of presets that were trained by it alone. The auxiliary model of the first
+    # preset fills in the masks for all.
     first, tokenizer = load_pretrained(presets[0])
     names = set(_WEIGHTS | _MASKED_LM)
     for preset in presets:
@@ -69,8 +53,8 @@ def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: 
             f"--data={data} has sequences of {manifest.sequence_length} tokens, more than the "
             f"{first.backbone.max_sequence_length} that the presets read."
         )
-    views = Views(SpecialTokens(mask=tokenizer.mask_token_id))
-    opened = PretrainingData.open(data, manifest.sequence_length, views)
+    augmentation = Augmentation(SpecialTokens(mask=tokenizer.mask_token_id))
+    opened = PretrainingData.open(data, manifest.sequence_length, augmentation)
     size = min(batch_size, manifest.counts["sequences"])
 
     factors = _WEIGHTS | _MASKED_LM
@@ -101,18 +85,7 @@ def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: 
 
 
 def fine_tuned_score(config: dict[str, Any], data: dict[str, Any], seed: int = 0) -> Score:
-    """Compares presets by what they score on a task's dev set, once fine-tuned on it.
-
-    Args:
-        config: of the fine-tuning, as `FinetuningConfig.as_dict` has it.
-        data: of the task; see `ClassificationTask`.
-        seed: int. Of every fine-tuning.
-
-    Example:
-    ```python
-    fine_tuned_score(config.as_dict(), {"glue": {"task": "rte"}})
-    ```
-    """
+    """A score by the dev set of a task, after fine-tuning on it."""
     name = ClassificationTask(preset="", config=config, data=data).check()
 
     def score(preset: str) -> float:
@@ -120,7 +93,7 @@ def fine_tuned_score(config: dict[str, Any], data: dict[str, Any], seed: int = 0
             preset=preset, config=config, data=data, seed=seed, save_preset=False
         )
         with tempfile.TemporaryDirectory() as folder:
-            results = run_task(task.spec(), folder, _Quiet())
+            results = run_task(task.spec(), folder, _NullReporter())
         if results.get("diverged"):
             raise UserError(f"fine-tuning {preset} on {name} diverged.")
         return results["score"]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cocolm_tf.errors import UserError
 
-# What a worker process times, and how long it has waited.
+# The state of a worker process: the function that it times, and its CPU time while it waited.
 _worker = types.SimpleNamespace()
 
 
@@ -32,11 +32,11 @@ class Contender:
     """Something to time.
 
     Args:
-        name: tells it from the others.
-        build: called once, in a process of its own; returns the function to time. It must be
+        name: Identifies it.
+        build: Called once, in a process of its own; returns the function to time. It must be
             picklable, a function of a module or a `functools.partial` of one, and so must what
             the function returns.
-        environment: variables of that process, set before it imports anything else.
+        environment: Variables of that process, set before it imports anything else.
 
     Example:
     ```python
@@ -51,16 +51,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class Timings:
-    """What `alternate` found out about a contender.
+    """The times of one of `alternate`'s contenders.
 
     Args:
-        first_seconds: how long its function took when it was first called: with tracing and
-            compiling, where there is some.
-        first_result: what it returned then.
-        seconds: how long it took in each round.
-        results: what it returned in each round.
-        waiting_cpu_share: how much of a CPU its process used while the others had their turns. It
-            should be near 0; threads that wait by spinning would slow the others down.
+        first_seconds: The time of its function's first call: with tracing and compiling, where
+            there is some.
+        first_result: What it returned then.
+        seconds: The time of each round.
+        results: What it returned in each round.
+        waiting_cpu_share: The share of a CPU that its process used while the others had their
+            turns. It should be near 0; threads that wait by spinning would slow the others down.
 
     Example:
     ```python
@@ -76,7 +76,7 @@ class Timings:
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """The variables that give TensorFlow, PyTorch and `tokenizers` so many threads."""
+    """The variables that limit the threads of TensorFlow, PyTorch and `tokenizers`."""
     names = (
         "OMP_NUM_THREADS",
         "RAYON_NUM_THREADS",
@@ -143,7 +143,7 @@ def alternate(
 
 
 def spread_of_ratios(dividends: Sequence[float], divisors: Sequence[float]) -> dict[str, float]:
-    """Divides times round by round, and gives the median and quartiles of the ratios."""
+    """Divides times round by round; the median and quartiles of the ratios."""
     ratios = np.asarray(dividends) / np.asarray(divisors)
     names = ("first_quartile", "median", "third_quartile")
     quartiles = np.percentile(ratios, [25, 50, 75])
@@ -151,7 +151,7 @@ def spread_of_ratios(dividends: Sequence[float], divisors: Sequence[float]) -> d
 
 
 def describe_spread(spread: dict[str, float], digits: int = 3) -> str:
-    """Writes a median and its quartiles."""
+    """Formats a median and its quartiles."""
     low, middle, high = (
         f"{spread[name]:.{digits}g}" for name in ("first_quartile", "median", "third_quartile")
     )
@@ -208,7 +208,7 @@ def _set_up_process(environment: dict[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    # Nothing else would end a worker whose calling process was killed.
+    # Without this, a worker would outlive a calling process that was killed.
     multiprocessing.parent_process().join()
     os._exit(1)
 

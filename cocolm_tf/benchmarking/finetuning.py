@@ -90,7 +90,7 @@ def measure_finetuning(
 
 
 def format_finetuning(result: dict[str, Any]) -> str:
-    """Lays the result of `measure_finetuning` out for reading."""
+    """Formats the result of `measure_finetuning` for a terminal."""
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
         f"rounds      {result['rounds']} of {result['batches']} batches of {result['batch_size']}, "

@@ -1,4 +1,4 @@
-"""Clients that ask one question after the other, and how long they wait."""
+"""Load of clients that ask one question after the other, and the latency that they see."""
 
 import itertools
 import random
@@ -13,7 +13,7 @@ import numpy as np
 def answer_clients(
     ask: Callable[[str], Any], texts: Sequence[str], clients: int, seconds: float
 ) -> dict[str, float]:
-    """Lets clients ask for a while, each the next question when the last one is answered."""
+    """Answers clients for a while, each the next question when the last one is answered."""
     # Drawn by all clients in turn: `next` of a cycle is one step of the interpreter.
     questions = itertools.cycle(texts)
     waits: list[list[float]] = [[] for _ in range(clients)]
@@ -54,7 +54,7 @@ def answer_clients(
 def texts_of_mixed_lengths(
     words: Iterable[str], count: int, longest: int, seed: int = 0
 ) -> list[str]:
-    """Cuts a stream of words into texts, as many short ones as long ones on a logarithmic scale."""
+    """Cuts a stream of words into texts whose lengths are log-uniform."""
     stream = itertools.cycle(words)
     draw = random.Random(seed)
     lengths = (round(longest ** draw.random()) for _ in range(count))

@@ -1,4 +1,4 @@
-"""How a step's cost grows with its sizes, beside how its FLOPs grow."""
+"""How a step's time grows with its sizes, compared with its FLOPs."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from cocolm_tf.costs.step_benchmark import describe_device, prepare_step, random
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig, check_config
 
-# What grows, and all that grows with it.
+# The axes: the size that is scaled, and those that follow from it.
 AXES: dict[str, tuple[str, ...]] = {
     "trainer.batch_size": ("trainer.batch_size",),
     "data.sequence_length": ("data.sequence_length", "model.max_sequence_length"),
@@ -68,7 +68,7 @@ def measure_scaling(
     ```
     """
     factors = sorted({1.0, *factors})
-    # Before anything is measured: an impossible size shall not end a run that is half done.
+    # Checked before anything is measured.
     variants = {axis: [scaled(config, axis, factor) for factor in factors] for axis in axes}
     return {
         "device": describe_device(),
@@ -83,7 +83,7 @@ def measure_scaling(
 
 
 def scaled(config: PretrainingConfig, axis: str, factor: float) -> PretrainingConfig:
-    """Multiplies one of a configuration's sizes, and what goes with it."""
+    """Multiplies one of a configuration's sizes, and those that follow from it."""
     if axis not in AXES:
         raise UserError(f"--axes has {axis!r}, but there are only {', '.join(AXES)}.")
     variant = copy.deepcopy(config)
@@ -101,7 +101,7 @@ def scaled(config: PretrainingConfig, axis: str, factor: float) -> PretrainingCo
 
 
 def format_scaling(result: dict[str, Any]) -> str:
-    """Lays the result of `measure_scaling` out for reading."""
+    """Formats the result of `measure_scaling` for a terminal."""
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
         f"step        {result['precision']}, {result['rounds']} of each in turn: medians and "

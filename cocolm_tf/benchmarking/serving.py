@@ -1,4 +1,4 @@
-"""Exports under load: how many requests they answer and how long clients wait, beside ONNX."""
+"""Exports under load: throughput, and the latency that clients see, beside ONNX."""
 
 import functools
 import importlib.util
@@ -26,7 +26,7 @@ from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.serving.saved_model import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
 from cocolm_tf.versions import installed_versions, versions_line
 
-# The kinds of export, and the yardstick.
+# The kinds of export, and of the ONNX models to compare with.
 EXPORTS = {
     "float32": Settings(),
     "bfloat16": Settings(precision="bfloat16"),
@@ -48,11 +48,11 @@ def compare_serving(
     seconds: float,
     threads: int,
 ) -> dict[str, Any]:
-    """Lets clients ask exports, and ONNX models of the same presets, in alternation.
+    """Measures throughput and latency of exports, and of ONNX models of the same presets.
 
-    A request is one text, and an answer its vector or its classes. The texts are tokenized by the
-    same graph for all. With batching, requests that come at the same time are answered together
-    by TensorFlow's scheduler of batches, the one that TensorFlow Serving has.
+    The contenders take turns. A request is one text, and an answer its vector or its classes. The
+    texts are tokenized by the same graph for all. With batching, simultaneous requests are
+    answered together by TensorFlow's batch scheduler, the one that TensorFlow Serving has.
 
     Args:
         presets: from `embed` and `classify`, or one of them, to the preset.
@@ -119,7 +119,7 @@ def compare_serving(
 
 
 def format_serving(result: dict[str, Any]) -> str:
-    """Lays the result of `compare_serving` out for reading."""
+    """Formats the result of `compare_serving` for a terminal."""
     words = result["words"]
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
@@ -150,7 +150,7 @@ def _export_of(preset: str, signature: str, folder: str, kind: str) -> Callable[
 
 
 def _onnx_of(preset: str, signature: str, folder: str) -> Callable[[int], Function]:
-    # Imported where it is asked for: the exports are measured without it too.
+    # An extra, which the exports do not need.
     import onnx
 
     from cocolm_tf.conversion.onnx_model import classification_model, embedding_model
@@ -166,7 +166,7 @@ def _onnx_of(preset: str, signature: str, folder: str) -> Callable[[int], Functi
     return functools.partial(_onnx, path, preset, length)
 
 
-# The contender's side.
+# --- In the contender's process ---
 
 
 def _measured(
@@ -181,7 +181,7 @@ def _measured(
     function = make_function(threads)
     if is_batched:
         function = _batched(function, threads)
-    # Each length has been seen before the clients come.
+    # Every length has been traced before the clients start.
     for text in sorted(texts, key=len):
         function(tf.constant([text]))
 
@@ -238,7 +238,7 @@ def _onnx(path: str, preset: str, length: int, threads: int) -> Function:
 
 
 def _batched(function: Function, threads: int) -> Function:
-    """Answers requests that come at the same time together, as TensorFlow Serving does."""
+    """Batches simultaneous requests, as TensorFlow Serving does."""
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def ask(texts: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""The sizes of a model: `config.json` of the released format, and `CocoLMBackbone`'s arguments."""
+"""A model's architecture: the released `config.json` and `CocoLMBackbone`'s arguments."""
 
 import os
 from typing import Any
@@ -19,7 +19,7 @@ FILENAME = "config.json"
 
 _INTERMEDIATE = "encoder.layer.0.intermediate.dense.bias"
 
-# What the released classes take where config.json is silent.
+# The released classes' defaults for what config.json omits.
 _DEFAULTS = {
     "hidden_act": "gelu",
     "layer_norm_type": "post",
@@ -42,12 +42,12 @@ _WHOLE_NUMBERS = (
     "max_rel_pos",
 )
 _NUMBERS = ("hidden_dropout_prob", "layer_norm_eps", "initializer_range")
-# What alone of it our model computes.
+# The only values of these settings that our model supports.
 _ONLY = {"hidden_act": "gelu", "layer_norm_type": "post"}
 
 
 def read_configuration(folder: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Reads what sizes a checkpoint's model has."""
+    """Reads the architecture of a checkpoint's model."""
     path = os.path.join(folder, FILENAME)
     given = read_json(path) if files.is_file(path) else None
     if checkpoint.is_fairseq:
@@ -98,7 +98,7 @@ def read_label_names(
 
 
 def backbone_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Turns a `config.json` into what `CocoLMBackbone` takes."""
+    """The arguments of `CocoLMBackbone` for a `config.json`."""
     return {
         "vocabulary_size": configuration["vocab_size"],
         "num_layers": configuration["num_hidden_layers"],
@@ -115,7 +115,7 @@ def backbone_arguments(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def auxiliary_arguments(configuration: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """Says what `CocoLMBackbone` takes for the auxiliary model, by its tensors."""
+    """The arguments of `CocoLMBackbone` for the auxiliary model, by its tensors."""
     given = configuration.get("auxiliary", {})
     relative = f"{AUXILIARY}{RELATIVE_POSITIONS}"
     bins = checkpoint.read(relative).shape[0] if relative in checkpoint else 0
@@ -135,7 +135,7 @@ def auxiliary_arguments(configuration: dict[str, Any], checkpoint: Checkpoint) -
 def configuration_of(
     backbone: CocoLMBackbone, auxiliary: CocoLMBackbone | None, need_pooler: bool
 ) -> dict[str, Any]:
-    """Writes an encoder's sizes as the released classes read them."""
+    """The architecture of an encoder as the released classes read it."""
     if backbone.embedding_dim != backbone.hidden_dim:
         raise UserError(
             f"the model's embeddings are {backbone.embedding_dim} wide and its hidden states "

@@ -1,4 +1,4 @@
-"""A released checkpoint as it is read: which tensor it holds under which name, and what is left."""
+"""A released checkpoint being read: its tensors by name, and which of them were used."""
 
 import os
 import re
@@ -10,10 +10,10 @@ from cocolm_tf.conversion.layout import AUXILIARY, POSITIONS, WORDS, released_na
 from cocolm_tf.conversion.tensor_files import TensorFile, check_finite
 from cocolm_tf.errors import UserError
 
-# fairseq counts positions from the id of the padding token on, and the first is one more.
+# fairseq numbers positions from the padding token's id on, and the first is one more.
 _FAIRSEQ_POSITION_OFFSET = 2
 
-# What has a row for every word, and up to which multiple tables are rounded up.
+# Tensors with a row for every token, and the most rows that pad them to a round number.
 _OF_VOCABULARY = (WORDS, "lm_head.bias")
 _MAX_PADDING = 1024
 
@@ -58,7 +58,7 @@ class Checkpoint:
         return self._find(name) is not None
 
     def layers(self, prefix: str = "") -> int:
-        """Counts an encoder's layers."""
+        """The number of an encoder's layers."""
         layers = 0
         while f"{prefix}encoder.layer.{layers}.output.LayerNorm.weight" in self:
             layers += 1
@@ -84,11 +84,11 @@ class Checkpoint:
         """Reads a tensor without counting it as used; see `take`."""
         key = self._find(name)
         if key is None:
-            raise UserError(f"{self.path}: {self._spellings(name)[0]} is missing.")
+            raise UserError(f"{self.path}: {self._candidate_names(name)[0]} is missing.")
         return self._file.read(key)
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads a tensor for good."""
+        """Reads a tensor and counts it as used."""
         tensor = self.read(name)
         if name.endswith(POSITIONS):
             tensor = self._positions(tensor, shape)
@@ -107,7 +107,7 @@ class Checkpoint:
         self._used[self._find(name)] = name
 
     def explain(self, name: str, reason: str) -> None:
-        """Says why a tensor is not used."""
+        """Notes why a tensor is not used."""
         self._reasons[self._find(name)] = reason
 
     def unused(self) -> dict[str, str]:
@@ -117,17 +117,17 @@ class Checkpoint:
 
     @property
     def used(self) -> dict[str, str]:
-        """What was taken: the released classes' name of each tensor, by the file's."""
+        """The released classes' name of each tensor that was taken, by the file's."""
         return dict(self._used)
 
     def _find(self, name: str) -> str | None:
-        return next((key for key in self._spellings(name) if key in self._names), None)
+        return next((key for key in self._candidate_names(name) if key in self._names), None)
 
-    def _spellings(self, name: str) -> list[str]:
-        """How a file may name a tensor, the likeliest first."""
-        return self._fairseq_spellings(name) if self.is_fairseq else [released_name(name), name]
+    def _candidate_names(self, name: str) -> list[str]:
+        """The names that a file may have for a tensor, the likeliest first."""
+        return self._fairseq_names(name) if self.is_fairseq else [released_name(name), name]
 
-    def _fairseq_spellings(self, name: str) -> list[str]:
+    def _fairseq_names(self, name: str) -> list[str]:
         for head, mark in _FAIRSEQ_TASK_HEADS.items():
             if name.startswith(head):
                 return [f"{self._fairseq_task_head(mark)}.{name.removeprefix(head)}"]

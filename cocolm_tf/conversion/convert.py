@@ -1,4 +1,4 @@
-"""Released checkpoints to presets, and presets to released checkpoints."""
+"""Converts released checkpoints to presets, and presets to released checkpoints."""
 
 import dataclasses
 import os
@@ -81,7 +81,7 @@ class Conversion:
     notes: tuple[str, ...]
 
     def text(self) -> str:
-        """Lays it out for reading."""
+        """Formats it for a terminal."""
         lines = [f"{self.source}: {len(self.used)} tensors used, {len(self.unused)} not"]
         lines += [
             f"not used: {name}" + (f" ({reason})" if reason else "")
@@ -213,7 +213,7 @@ def _convert_to_official(
         if not _same_tables(backbone, auxiliary):
             entries += table_entries(auxiliary, AUXILIARY)
         entries += encoder_entries(auxiliary, AUXILIARY)
-    heads, unknown = _read_preset_heads(folder)
+    heads, unknown = read_preset_heads(folder)
     for head, variables in heads.items():
         entries += head_entries(head, variables)
 
@@ -236,7 +236,7 @@ def _convert_to_official(
 
 
 def _facts(official: str, preset: str, backbone: CocoLMBackbone) -> Facts:
-    """What a card can say of a checkpoint that others trained."""
+    """The model card's facts of a checkpoint that others trained."""
     return Facts(
         files.name(preset),
         description=f"Converted from a checkpoint in the released format, `{official}`.",
@@ -245,7 +245,7 @@ def _facts(official: str, preset: str, backbone: CocoLMBackbone) -> Facts:
     )
 
 
-def _read_preset_heads(preset: str) -> tuple[dict[str, Head], list[str]]:
+def read_preset_heads(preset: str) -> tuple[dict[str, Head], list[str]]:
     """The heads of a preset, and what else stands among them."""
     arrays: dict[str, np.ndarray] = read_task_heads(preset)
     path = os.path.join(preset, HEADS_FILENAME)
@@ -275,7 +275,7 @@ def _tensors(entries: list[Entry]) -> dict[str, Tensor]:
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
-    """A tensor that is checked when it is made."""
+    """A tensor that is checked for non-finite numbers when it is made."""
 
     def make() -> np.ndarray:
         array = tensor.make()

@@ -1,9 +1,9 @@
-"""Where each tensor of the released format stands in our models.
+"""The correspondence of the released format's tensors and our variables.
 
 The names are those of the released PyTorch classes, without the `cocolm.` that they put before
 the main model's; `docs/conversion.md` lists them. Beyond these, the auxiliary model's encoder is
 written and read with `auxiliary.` before its names, and the heads of pretraining by fairseq's
-names of them: the released classes have no place for either, and leave them alone.
+names of them: the released classes have no place for either, and ignore them.
 """
 
 import dataclasses
@@ -28,7 +28,10 @@ _MAIN_MODEL = ("embeddings.", "encoder.", RELATIVE_POSITIONS, "scl_head.")
 
 # Ours and theirs, by head. A kernel is [inputs, outputs] here and [outputs, inputs] there.
 HEADS = {
-    "copy_head": {"kernel": ("binary_head.out_proj.weight",)},
+    "copy_head": {
+        "kernel": ("binary_head.out_proj.weight",),
+        "bias": ("binary_head.out_proj.bias",),  # not in the paper
+    },
     "lm_head": {"bias": ("lm_head.bias",)},
     "projection": {
         "dense.kernel": ("scl_head.dense.weight",),
@@ -78,7 +81,7 @@ def released_name(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Variables of ours and the tensors of the released format that hold the same numbers."""
+    """Our variables and the tensors of the released format that hold the same numbers."""
 
     # The rows of the tensors, one tensor after the other, are the rows of the variables, one
     # variable after the other.
@@ -98,14 +101,14 @@ class Entry:
         return (rows // len(self.names), *shapes[0][1:])
 
     def assign(self, tensors: list[np.ndarray]) -> None:
-        """Gives the variables the numbers of the tensors."""
+        """Sets the variables from the tensors."""
         rows = tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
         for variable, part in zip(self.variables, np.split(rows, len(self.variables)), strict=True):
             part = part.T if self.transposed else part
             variable.assign(part.reshape(variable.shape))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that hold the numbers of the variables, by name."""
+        """The tensors with the numbers of the variables, by name."""
 
         def make(number: int) -> np.ndarray:
             arrays = [np.asarray(variable) for variable in self.variables]
@@ -121,13 +124,13 @@ class Entry:
 
 
 def table_entries(backbone: CocoLMBackbone, prefix: str = "") -> Iterator[Entry]:
-    """Lists an encoder's word and position tables, which an auxiliary model may share."""
+    """The entries of an encoder's word and position tables, which an auxiliary model may share."""
     yield Entry((prefix + WORDS,), (backbone.token_embedding.embeddings,))
     yield Entry((prefix + POSITIONS,), (backbone.position_embedding.position_embeddings,))
 
 
 def encoder_entries(backbone: CocoLMBackbone, prefix: str = "") -> Iterator[Entry]:
-    """Lists an encoder's variables, without its tables."""
+    """The entries of an encoder's variables, without its tables."""
 
     def entry(name: str, *variables: keras.Variable, transposed: bool = False) -> Entry:
         return Entry((prefix + name,), variables, transposed)
@@ -157,6 +160,8 @@ def encoder_entries(backbone: CocoLMBackbone, prefix: str = "") -> Iterator[Entr
 
 
 def head_entries(head: str, variables: dict[str, keras.Variable]) -> Iterator[Entry]:
-    """Lists a head's variables."""
+    """The entries of a head's variables."""
     for name, released in HEADS[head].items():
+        if head == "copy_head" and name not in variables:
+            continue
         yield Entry(released, (variables[name],), transposed=name.endswith("kernel"))

@@ -1,4 +1,4 @@
-"""An encoder and its heads as ONNX graphs, from token ids to what the signatures of an export give.
+"""An encoder and its heads as ONNX graphs, from token ids to the outputs of an export's signatures.
 
 Batches are padded with `<pad>`, of whatever length up to the model's. The operations are those of
 opset 20, the first with GELU as one operation.
@@ -23,55 +23,36 @@ POOLINGS = ("cls", "mean")
 PRECISIONS = ("float32", "float16", "int8")
 
 _EXCLUDED = np.float32(-1e9)
-# The logit of a token that is none.
-_NEVER = np.float32(-1e4)
+# The logit of padding.
+_PADDING_LOGIT = np.float32(-1e4)
 
 
-def embedding_model(backbone: CocoLMBackbone, pooling: str = "cls") -> onnx.ModelProto:
-    """Makes the model of `embed`: a vector of unit length for each text.
-
-    Args:
-        backbone: whose weights are copied.
-        pooling: `"cls"`, the hidden state of `<s>`, or `"mean"`, that of all tokens.
-
-    Returns:
-        A model from `token_ids` [B, S] int64 to `embeddings` [B, H] float32.
-
-    Example:
-    ```python
-    onnx.save(embedding_model(CocoLMBackbone.from_preset("runs/first/preset")), "embed.onnx")
-    ```
-    """
+def embedding_model(
+    backbone: CocoLMBackbone, pooling: str = "cls", dimension: int = 0
+) -> onnx.ModelProto:
+    """The model of `embed`: `token_ids` [B, S] int64 to unit vectors, `embeddings` [B, D]."""
+    # `pooling` is "cls", the hidden state of `<s>`, or "mean", that of all tokens. Of a vector the
+    # first `dimension` numbers are kept, or all for 0.
     graph = _Graph()
     states = graph.states(backbone)
     if pooling == "cls":
         vectors = graph.first(states)
     else:
-        # The length of the sum is that of the mean, but for a factor that goes.
+        # The sum instead of the mean: normalizing removes the factor.
         is_real = graph.add("Unsqueeze", graph.is_real(), graph.array(np.int64([2])))
         real = graph.add("Mul", states, is_real)
         vectors = graph.add("ReduceSum", real, graph.array(np.int64([1])), keepdims=0)
+    dimension = dimension or backbone.hidden_dim
+    ends = (graph.array(np.int64([one])) for one in (0, dimension, 1))
+    vectors = graph.add("Slice", vectors, *ends)
     length = graph.add("ReduceL2", vectors, graph.array(np.int64([1])), keepdims=1)
-    width = ["batch", backbone.hidden_dim]
+    width = ["batch", dimension]
     return graph.model(embeddings=(graph.add("Div", vectors, length), width))
 
 
 def classification_model(classifier: CocoLMTextClassifier) -> onnx.ModelProto:
-    """Makes the model of `classify`: the probabilities of the classes, or the number that rates.
-
-    Args:
-        classifier: whose weights are copied.
-
-    Returns:
-        A model from `token_ids` [B, S] int64 to `probabilities` [B, C] float32, or of a model that
-        rates texts to `values` [B] float32.
-
-    Example:
-    ```python
-    classifier = CocoLMTextClassifier.from_preset("runs/reviews")
-    onnx.save(classification_model(classifier), "classify.onnx")
-    ```
-    """
+    """The model of `classify`: `token_ids` [B, S] int64 to `probabilities` [B, C] float32."""
+    # Of a regression model: to `values` [B] float32.
     graph = _Graph()
     first = graph.first(graph.states(classifier.backbone))
     pooled = graph.add("Gelu", graph.dense(first, classifier.pooled_dense))
@@ -90,31 +71,17 @@ def correction_model(
     special_token_ids: Sequence[int],
     num_corrections: int = 5,
 ) -> onnx.ModelProto:
-    """Makes the model of `correct_ids`: of each token, whether it is the original, and what is.
-
-    Args:
-        backbone: whose weights are copied.
-        copy_head: says whether a token is the original.
-        lm_head: says which token is.
-        special_token_ids: which are no corrections.
-        num_corrections: int. K, how many to give.
-
-    Returns:
-        A model from `token_ids` [B, S] int64 to `probabilities` [B, S] float32, that the token is
-        not the original; `correction_ids` [B, S, K] int64, the most probable first; and
-        `correction_probabilities` [B, S, K] float32. Zeros at padding.
-
-    Example:
-    ```python
-    preset = ServedPreset("runs/first/preset")
-    correction_model(preset.backbone, preset.copy_head, preset.lm_head, [0, 1, 2, 3, 8191])
-    ```
-    """
+    """The model of `correct_ids`: which tokens are not original, and their corrections."""
+    # From `token_ids` [B, S] int64 to `probabilities` [B, S] float32, that the token is not the
+    # original; `correction_ids` [B, S, K] int64, the most probable first, none of
+    # `special_token_ids`; and `correction_probabilities` [B, S, K] float32. Zeros at padding.
     graph = _Graph()
     states = graph.states(backbone)
     kernel = np.asarray(copy_head.kernel)[:, np.newaxis]
     last, three = graph.array(np.int64([2])), graph.array(np.int64([-1]))
     copy_logits = graph.add("MatMul", states, graph.array(kernel))
+    if copy_head.bias is not None:
+        copy_logits = graph.add("Add", copy_logits, graph.array(copy_head.bias))
     is_real = graph.add("Unsqueeze", graph.is_real(), last)
     replaced = graph.add("Mul", graph.add("Sigmoid", graph.add("Neg", copy_logits)), is_real)
 
@@ -139,24 +106,12 @@ def correction_model(
 
 
 def answering_model(answerer: CocoLMQuestionAnswerer) -> onnx.ModelProto:
-    """Makes the model of `answer_ids`: the logits of an answer's first and last token.
-
-    Args:
-        answerer: whose weights are copied.
-
-    Returns:
-        A model from `token_ids` [B, S] int64, `<s> question </s> </s> context </s>`, to
-        `start_logits` and `end_logits` [B, S] float32; of `<s>`, that there is no answer. -10000
-        at padding.
-
-    Example:
-    ```python
-    onnx.save(answering_model(CocoLMQuestionAnswerer.from_preset("runs/qa")), "answer.onnx")
-    ```
-    """
+    """The model of `answer_ids`: the logits of an answer's first and last token."""
+    # From `token_ids` [B, S] int64, `<s> question </s> </s> context </s>`, to `start_logits` and
+    # `end_logits` [B, S] float32; of `<s>`, that there is no answer. -10000 at padding.
     graph = _Graph()
     logits = graph.dense(graph.states(answerer.backbone), answerer.answer_logits)
-    is_padding, never = graph.is_padding(), graph.array(_NEVER)
+    is_padding, never = graph.is_padding(), graph.array(_PADDING_LOGIT)
     outputs = {}
     for place, name in enumerate(("start_logits", "end_logits")):
         values = graph.add("Gather", logits, graph.array(np.int64(place)), axis=2)
@@ -166,25 +121,13 @@ def answering_model(answerer: CocoLMQuestionAnswerer) -> onnx.ModelProto:
 
 
 def with_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """Stores and multiplies the matrices in fewer bits; inputs and outputs stay what they are.
-
-    Args:
-        model: as from the functions above.
-        precision: of `PRECISIONS`. `"int8"` is onnxruntime's dynamic quantization: the weights in 8
-            bits, what they are multiplied with turned into 8 bits on the way.
-
-    Returns:
-        The model.
-
-    Example:
-    ```python
-    onnx.save(with_precision(embedding_model(backbone), "int8"), "embed.onnx")
-    ```
-    """
+    """Stores and multiplies the matrices in fewer bits; inputs and outputs stay what they are."""
+    # Of `PRECISIONS`, "int8" is onnxruntime's dynamic quantization: the weights in 8 bits, their
+    # factors quantized to 8 bits on the way.
     if precision == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        # Beyond what float16 holds, and the sums that it would lose, float32 stays.
+        # What exceeds float16's range, and sums that it would round, stay float32.
         stays = ["LayerNormalization", "Softmax", "ReduceL2", "Div", "TopK", "Where"]
         return convert_float_to_float16(model, keep_io_types=True, op_block_list=stays)
     if precision == "int8":

@@ -1,4 +1,4 @@
-"""The parts of a model: out of a released checkpoint, and in a preset."""
+"""The parts of a model: read from a released checkpoint, and in a preset."""
 
 import json
 import os
@@ -28,6 +28,7 @@ from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifier,
     CocoLMTextClassifierPreprocessor,
 )
+from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import (
     DICTIONARY_FILENAME,
@@ -36,14 +37,13 @@ from cocolm_tf.tokenization.tokenizer import (
 )
 from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME as RELEASED_MODEL_FILENAME
 
-# Written a second time by PyTorch, where one matrix serves several layers.
+# Duplicates in PyTorch's files, where one matrix serves several layers.
 _TIED_TO_WORDS = (
     "lm_head.weight",
     "lm_head.decoder.weight",
     "auxiliary.lm_head.weight",
     "auxiliary.lm_head.decoder.weight",
 )
-_COPY_BIAS = "binary_head.out_proj.bias"
 
 # The variables of a head, by their names in `layout.HEADS`.
 Head = dict[str, keras.Variable]
@@ -106,9 +106,6 @@ def read_heads(
                 f"{checkpoint.path}: {name} differs from the word embeddings; COCO-LM's LM heads "
                 "are tied to them."
             )
-    if _COPY_BIAS in checkpoint:
-        value = float(checkpoint.read(_COPY_BIAS).ravel()[0])
-        checkpoint.explain(_COPY_BIAS, f"{value:.4g}; the paper's copy head has no bias")
     return heads
 
 
@@ -126,7 +123,7 @@ def _load(entries: Iterable[Entry], checkpoint: Checkpoint) -> None:
 
 
 def _differs(name: str, original: str, checkpoint: Checkpoint) -> bool:
-    """Whether a tensor is there and is not another one over again; if it is, it has been used."""
+    """Whether a tensor is there and no duplicate of another; a duplicate counts as used."""
     if name not in checkpoint:
         return False
     if not np.array_equal(checkpoint.read(name), checkpoint.read(original)):
@@ -169,7 +166,8 @@ def _head_shapes(
 ) -> dict[str, tuple[int, ...]]:
     vocabulary_size, width = configuration["vocab_size"], configuration["hidden_size"]
     if head == "copy_head":
-        return {"kernel": (width,)}
+        has_bias = HEADS[head]["bias"][0] in checkpoint
+        return {"kernel": (width,)} | ({"bias": (1,)} if has_bias else {})
     if head == "lm_head":
         return {"bias": (vocabulary_size,)}
     if head == "projection":
@@ -218,7 +216,7 @@ def write_classifier(
     head: dict[str, keras.Variable],
     label_names: list[str] | None,
 ) -> None:
-    """Writes a preset of a classifier as fine-tuning would, which every program takes as such."""
+    """Writes a classifier's preset as fine-tuning would, for every program to take it."""
     inner, classes = head["output.kernel"].shape
     preprocessor = None
     if tokenizer is not None:
@@ -252,6 +250,8 @@ def read_task_heads(directory: str) -> dict[str, np.ndarray]:
 
 def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
     task = _read_task(directory)
+    if isinstance(task, CocoLMTextEmbedder):
+        return {}  # An embedder is its encoder.
     if isinstance(task, CocoLMTextClassifier):
         return {
             "classifier.dense.kernel": task.pooled_dense.kernel,
@@ -265,7 +265,9 @@ def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
     }
 
 
-def _read_task(directory: str) -> CocoLMTextClassifier | CocoLMQuestionAnswerer:
+def _read_task(
+    directory: str,
+) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | CocoLMTextEmbedder:
     path = os.path.join(directory, _TASK_FILENAME)
     try:
         name = json.loads(files.read_text(path))["registered_name"]
@@ -273,7 +275,7 @@ def _read_task(directory: str) -> CocoLMTextClassifier | CocoLMQuestionAnswerer:
         raise UserError(f"{path} does not describe a model.") from error
     classes: dict[str, Any] = {
         keras.saving.get_registered_name(one): one
-        for one in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
+        for one in (CocoLMTextClassifier, CocoLMQuestionAnswerer, CocoLMTextEmbedder)
     }
     if name not in classes:
         raise UserError(

@@ -74,7 +74,7 @@ def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_finite(array: np.ndarray, name: str) -> None:
-    """Makes sure that weights are numbers: one that is not spoils whatever is computed from it."""
+    """Refuses weights that are not finite: they spoil whatever is computed from them."""
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         count = int(array.size - np.isfinite(array).sum())
         raise UserError(
@@ -84,7 +84,7 @@ def check_finite(array: np.ndarray, name: str) -> None:
 
 
 def has_pytorch() -> bool:
-    """Whether PyTorch's files can be read and written here."""
+    """Whether PyTorch is installed, for its files."""
     return importlib.util.find_spec("torch") is not None
 
 
@@ -226,7 +226,7 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error that someone else made for several."""
+    """The first line of an error message of several."""
     return str(error).strip().split("\n")[0]
 
 
@@ -241,6 +241,6 @@ def read_json(path: str) -> dict[str, Any]:
     return content
 
 
-def write_json(path: str, content: dict[str, Any]) -> None:
-    """Writes a JSON object."""
+def write_json(path: str, content: dict[str, Any] | list[Any]) -> None:
+    """Writes a file of JSON."""
     files.write_text(path, json.dumps(content, indent=2) + "\n")

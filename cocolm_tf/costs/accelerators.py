@@ -1,4 +1,4 @@
-"""What the vendors say that their accelerators do: the figures that `estimate` reckons with."""
+"""Accelerators by their vendors' data sheets: the figures that `estimate` calculates with."""
 
 import dataclasses
 import os
@@ -135,7 +135,7 @@ PUBLISHED_SHARES = {17e6: 0.057, 68e6: 0.166, 150e6: 0.246, 400e6: 0.34, 1e9: 0.
 
 
 def published_share(parameters: float) -> float:
-    """The share of the peak that encoders of a size were published to reach."""
+    """The share of the peak (MFU) that encoders of a size were published to reach."""
     sizes, shares = zip(*PUBLISHED_SHARES.items(), strict=True)
     return float(np.interp(np.log(parameters), np.log(sizes), shares))
 

@@ -1,4 +1,4 @@
-"""What a compiled function costs, read from the program that XLA makes of it."""
+"""The costs of a compiled function, read from the program that XLA makes of it."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ BANDWIDTH_SHARE = 0.85
 LAUNCH_SECONDS = 2.5e-6
 
 _CALLS = ("call", "while", "conditional", "async-start")
-# What names or regroups values, or waits for them, without touching them.
+# Instructions that name, regroup or await values, without moving them.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 _ENDS = ("async-update", "async-done", "copy-done", "all-reduce-done", "all-gather-done")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -30,7 +30,7 @@ _OTHER_SIZES = {"PRED": 1, "TOKEN": 0, "OPAQUE_TYPE": 0}
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What runs by itself on a device, not within a fusion."""
+    """A kernel: what a device runs by itself, not within a fusion."""
 
     instruction: hlo_pb2.HloInstructionProto  # of the optimized program
     name: str  # the layer and operation that it comes from, as the model names them
@@ -76,7 +76,7 @@ def compiled_costs(
 
 
 def kernels_of(program: bytes) -> list[Kernel]:
-    """Lists the kernels of an optimized program."""
+    """The kernels of an optimized program."""
     module = hlo_pb2.HloModuleProto.FromString(program)
     computations = {computation.id: computation for computation in module.computations}
     found, waiting = [], [(module.entry_computation_id, 1)]
@@ -97,7 +97,7 @@ def kernels_of(program: bytes) -> list[Kernel]:
 
 
 def roofline(kernels: Iterable[Kernel], device: Accelerator, precision: str) -> dict[str, Any]:
-    """Finds the least time that kernels, one after the other, can take on a GPU."""
+    """The least time that a GPU needs for kernels, one after the other."""
     # Each takes as long as its products at `PRODUCT_SHARE` of the peak or its bytes at
     # `BANDWIDTH_SHARE` of the memory's bandwidth, whichever is longer, and `LAUNCH_SECONDS`. What
     # devices send one another is not in it, and that something stays in a cache from one kernel to
@@ -127,7 +127,7 @@ def heaviest_groups(
     precision: str,
     measured: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Adds up the kernels that do the same in different layers, the heaviest first."""
+    """Sums kernels over layers; the heaviest groups first."""
     groups: dict[str, dict[str, Any]] = {}
     for kernel in kernels:
         kind = "product" if kernel.flops else kernel.instruction.opcode
@@ -167,7 +167,7 @@ def _kernel_flops(
     operands: list[hlo_pb2.HloInstructionProto],
     computations: dict[int, hlo_pb2.HloComputationProto],
 ) -> int:
-    """Those of its matrix products: within a fusion, or by a library's call."""
+    """The FLOPs of a kernel's matrix products: within a fusion, or by a library's call."""
     if kernel.opcode == "dot":
         return _product(kernel.shape, operands[0].shape, kernel.dot_dimension_numbers)
     if kernel.opcode == "custom-call":
@@ -209,7 +209,7 @@ def _product(
 def _library_flops(
     kernel: hlo_pb2.HloInstructionProto, operands: list[hlo_pb2.HloInstructionProto]
 ) -> int:
-    """Products by cuBLAS, and attention by cuDNN: two products forward, five backward."""
+    """The FLOPs of cuBLAS, and of attention by cuDNN: two products forward, five backward."""
     target = kernel.custom_call_target
     if target.startswith("__cublas$"):
         numbers = json.loads(kernel.backend_config)["gemm_backend_config"]["dot_dimension_numbers"]
@@ -234,7 +234,7 @@ def _trip_count(loop: hlo_pb2.HloInstructionProto) -> int:
 def _origin(
     kernel: hlo_pb2.HloInstructionProto, computations: dict[int, hlo_pb2.HloComputationProto]
 ) -> str:
-    """The layer and operation of a kernel, without the numbers that tell like ones apart."""
+    """The layer and operation of a kernel, without numbers that distinguish like ones."""
     name = kernel.metadata.op_name
     if not name:
         inside = collections.Counter(

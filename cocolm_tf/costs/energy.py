@@ -1,4 +1,4 @@
-"""How much power a machine's devices may draw, as the machine itself says."""
+"""The power that a machine's devices may draw, as the machine itself reports it."""
 
 import glob
 import os
@@ -12,7 +12,7 @@ _PROCESSORS = "/sys/class/powercap/intel-rapl:[0-9]*"
 
 
 def power_limit(device_type: str, devices: int = 1) -> float | None:
-    """Reads the power that this host's devices are limited to, the most that they draw for long."""
+    """The power limit in watts of this host's devices, the most that they draw for long."""
     if device_type == "GPU":
         limits = _gpu_limits()[:devices]
     else:
@@ -21,7 +21,7 @@ def power_limit(device_type: str, devices: int = 1) -> float | None:
 
 
 def energy_text(hours: float, watts: float | None) -> str:
-    """Says how much energy a run took at most."""
+    """Formats the energy that a run took at most."""
     if watts is None:
         return "Energy: not known, as the machine does not say how much power its devices draw."
     return (

@@ -1,4 +1,4 @@
-"""What a run will cost before it is started: memory, FLOPs, traffic and time, by arithmetic."""
+"""Estimates of a run's memory, FLOPs, traffic and time before it is started, by arithmetic."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from cocolm_tf.costs.flops import (
     rematerialization_flops,
     similarity_flops,
 )
-from cocolm_tf.costs.memory import step_memory
+from cocolm_tf.costs.memory import moment_shares, step_memory
 from cocolm_tf.costs.parameters import count_parameters
 from cocolm_tf.costs.workload import contrasted_parts, encoder_passes, heads_of
 from cocolm_tf.errors import UserError
@@ -60,7 +60,7 @@ def estimate(
         `flops_per_step` and its parts `flops_by_part`, `flops_per_token`, `flops_per_run`, and
         `rematerialization_flops` beyond them;
         `memory`: from `kept` and `rematerialized`, the parts of `step_memory` on each device;
-        `all_reduce_bytes`, `gather_bytes`: what each device sends;
+        `all_reduce_bytes`, `gather_bytes`, `update_gather_bytes`: what each device sends;
         `share_of_peak`, `share_of_memory`;
         `accelerators`: from each key, `title`, `memory`, `link_seconds`, `update_seconds`, and
         `plans`, two of `plan`'s: one that keeps the activations, one that rematerializes them.
@@ -93,7 +93,12 @@ def estimate(
         raise UserError(
             f"what was compiled is for {', '.join(unasked)}, which is not among the accelerators."
         )
-    sent = [all_reduce_bytes(total, devices), gather_bytes(config, devices)]
+    shares = moment_shares(config, devices)
+    sent = [
+        all_reduce_bytes(total, devices),
+        gather_bytes(config, devices),
+        all_reduce_bytes(total, shares),  # of updated weights among zeros
+    ]
     return {
         "devices": devices,
         "precision": config.runtime.precision,
@@ -114,11 +119,11 @@ def estimate(
         "parameters": total,
         "parameters_by_part": parameters,
         "tokens_per_step": tokens,
-        "tokens_per_run": _over(run, tokens_per_step),
+        "tokens_per_run": _total(run, tokens_per_step),
         "flops_per_step": step,
         "flops_by_part": flops,
         "flops_per_token": step / tokens,
-        "flops_per_run": _over(run, lambda stage: sum(pretraining_flops(stage).values())),
+        "flops_per_run": _total(run, lambda stage: sum(pretraining_flops(stage).values())),
         "rematerialization_flops": rematerialization_flops(config),
         "memory": {
             name: max(
@@ -129,6 +134,7 @@ def estimate(
         },
         "all_reduce_bytes": sent[0],
         "gather_bytes": sent[1],
+        "update_gather_bytes": sent[2],
         "share_of_peak": share_of_peak,
         "share_of_memory": share_of_memory,
         "accelerators": {
@@ -136,7 +142,7 @@ def estimate(
                 "title": ACCELERATORS[key].title,
                 "memory": ACCELERATORS[key].memory,
                 "link_seconds": sum(sent) / (link_bandwidth or ACCELERATORS[key].link_bandwidth),
-                "update_seconds": update_bytes(total) / ACCELERATORS[key].memory_bandwidth,
+                "update_seconds": update_bytes(total, shares) / ACCELERATORS[key].memory_bandwidth,
                 "plans": {
                     name: plan(
                         whole,
@@ -155,7 +161,7 @@ def estimate(
     }
 
 
-# What is done with activations, and whether that is to rematerialize them.
+# The plans for activations, and whether each rematerializes them.
 WAYS = {"kept": False, "rematerialized": True}
 
 
@@ -167,7 +173,7 @@ def plan(
     share_of_peak: float,
     share_of_memory: float,
 ) -> dict[str, float] | None:
-    """Finds the fewest micro-batches with which all stages of a run fit into a memory."""
+    """The fewest micro-batches with which all stages of a run fit into a memory."""
     of_device = config.trainer.batch_size // devices
     config = copy.deepcopy(config)
     for micro_batches in (m for m in range(1, of_device + 1) if of_device % m == 0):
@@ -192,19 +198,19 @@ def plan(
         "contrasted": heads_of(cut).contrast * config.trainer.batch_size // contrasted_parts(cut),
         "memory": memory,
         "step_seconds": seconds(cut),
-        "run_seconds": _over(run, seconds),
+        "run_seconds": _total(run, seconds),
     }
 
 
-def _over(run: Sequence[Stage], of_step: Callable[[PretrainingConfig], float]) -> float:
-    """The sum over all steps of what a step of each stage has."""
+def _total(run: Sequence[Stage], of_step: Callable[[PretrainingConfig], float]) -> float:
+    """Sums a quantity of each stage's step over all steps."""
     return sum((stage.end - stage.begin) * of_step(stage.config) for stage in run)
 
 
 def of_compiled(
     config: PretrainingConfig, devices: int, compiled: dict[str, Any]
 ) -> dict[str, float]:
-    """Says what a run takes at least by a compiled program of its step, and corrects its memory."""
+    """The least time and the memory of a run, by a compiled program of its step."""
     run = stages(config)
     one = copy.deepcopy(run[-1].config)
     one.trainer.batch_size, one.trainer.micro_batches = compiled["sequences"], 1
@@ -228,7 +234,7 @@ def of_compiled(
     return {
         "share_of_peak": compiled["share_of_peak_at_most"],
         "step_seconds": seconds(run[-1].config),
-        "run_seconds": _over(run, seconds),
+        "run_seconds": _total(run, seconds),
         "sequences": compiled["sequences"],
         "memory": compiled["argument_bytes"] + compiled["temporary_bytes"],
         "estimated_memory": sum(step_memory(one, 1, compiled["rematerialize"]).values()),
@@ -236,7 +242,7 @@ def of_compiled(
 
 
 def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -> float:
-    """Counts the FLOPs that one device computes in a step."""
+    """The FLOPs that one device computes in a step."""
     # Its share of `pretraining_flops`, of `logit_chunk_flops`, of the forward passes that
     # `objective.scl_over_micro_batches` adds and, if so wanted, of `rematerialization_flops`; but
     # all of `similarity_flops`, as each device compares the vectors of all.
@@ -251,14 +257,14 @@ def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -
 
 
 def all_reduce_bytes(parameters: int, devices: int) -> float:
-    """Counts the bytes that each device sends to sum the gradients, once a step."""
+    """The bytes that each device sends to sum the gradients, once a step."""
     # A ring of R devices passes each of the 4P bytes on twice but for its own part, first to sum,
     # then to share the sum: 2 * 4P * (R - 1) / R.
     return 2 * _FLOAT32 * parameters * (devices - 1) / devices
 
 
 def gather_bytes(config: PretrainingConfig, devices: int) -> float:
-    """Counts the bytes that each device sends for the contrastive task in a step."""
+    """The bytes that each device sends for the contrastive task in a step."""
     # Of B sequences the vectors of both views, in float32, are 2B * 4H bytes. They are gathered by
     # an all-reduce, 2(R - 1) / R of that in a ring of R devices, and so are their gradients summed.
     # Together 4 * 8BH * (R - 1) / R, however many micro-batches there are.
@@ -268,14 +274,16 @@ def gather_bytes(config: PretrainingConfig, devices: int) -> float:
     return 4 * vectors * (devices - 1) / devices
 
 
-def update_bytes(parameters: int) -> int:
-    """Counts the bytes that AdamW moves to and from memory, once a step."""
-    # It reads weights, gradients and both moments, and writes all but the gradients: 7 * 4P.
-    return 7 * _FLOAT32 * parameters
+def update_bytes(parameters: int, shares: int = 1) -> float:
+    """The bytes that AdamW moves to and from memory, once a step."""
+    # It reads weights, gradients and both moments, and writes all but the gradients: 7 * 4P, or a
+    # device's share of that. What is gathered then is read and written as a whole: 2 * 4P.
+    gathered = 2 if shares > 1 else 0
+    return (7 / shares + gathered) * _FLOAT32 * parameters
 
 
 def format_report(result: dict[str, Any]) -> str:
-    """Lays an estimate out for reading."""
+    """Formats an estimate for a terminal."""
     sections = [_run_rows(result), _cost_rows(result), _memory_rows(result)]
     if result["devices"] > 1:
         sections.append(_traffic_rows(result))
@@ -328,10 +336,13 @@ def _memory_rows(result: dict[str, Any]) -> list[str]:
 
 
 def _traffic_rows(result: dict[str, Any]) -> list[str]:
-    return [
+    rows = [
         _row("a device sends", f"{si(result['all_reduce_bytes'], 'B')} of gradients a step"),
         _row("", f"{si(result['gather_bytes'], 'B')} of vectors and their gradients a step"),
     ]
+    if sent := result["update_gather_bytes"]:
+        rows.append(_row("", f"{si(sent, 'B')} of updated weights a step"))
+    return rows
 
 
 def _accelerator_tables(result: dict[str, Any]) -> list[list[str]]:

@@ -25,10 +25,10 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.fusion import compiling_for
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.training.build import build_pretrainer, build_views
-from cocolm_tf.training.callbacks import METRICS_FILENAME
+from cocolm_tf.training.build import build_augmentation, build_pretrainer
 from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig, save_config
+from cocolm_tf.training.monitoring import METRICS_FILENAME
 from cocolm_tf.training.preset import save_preset
 from cocolm_tf.training.pretraining import matching_vocabulary
 
@@ -108,7 +108,12 @@ def export_step(
     groups = (pretrainer.variables, pretrainer.optimizer.variables, pretrainer.metrics_variables)
     variables = [(one.path, one.value) for group in groups for one in group]
     variables += [(name, getattr(pretrainer, name)) for name in ("skipped_at", "skipped_norms")]
-    variables = _told_apart(variables)
+    learned = pretrainer.trainable_variables[: len(pretrainer.averages)]
+    variables += [
+        (f"average/{one.path}", average)
+        for one, average in zip(learned, pretrainer.averages, strict=True)
+    ]
+    variables = _with_unique_names(variables)
     names = {id(variable.handle): name for name, variable in variables}
     with compiling_for(kind):
         program, arguments, arrays = stablehlo(step, list(batches.take(_BATCHES)), variables)
@@ -148,7 +153,7 @@ def export_step(
 def write_program(
     path: str, program: bytes, description: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
-    """Writes a program with what a run of it needs: all of the file, or none."""
+    """Writes a program and what running it needs, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     partial = f"{path}.partial"
@@ -207,7 +212,7 @@ def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int
 
 
 def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) -> str:
-    """Makes the preset of what `run_step.py --train` trained."""
+    """Makes a preset of the weights that `run_step.py --train` trained."""
     with zipfile.ZipFile(program) as archive:
         description = json.loads(archive.read("step.json"))
     config = PretrainingConfig()
@@ -236,8 +241,8 @@ def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) 
     return preset
 
 
-def _told_apart(variables: list[tuple[str, tf.Variable]]) -> list[tuple[str, tf.Variable]]:
-    """Numbers names that come again, as two models' layers may have the same paths."""
+def _with_unique_names(variables: list[tuple[str, tf.Variable]]) -> list[tuple[str, tf.Variable]]:
+    """Numbers repeated names: two models' layers may have the same paths."""
     met, apart = collections.Counter(), []
     for name, variable in variables:
         apart.append((f"{name}:{met[name]}" if met[name] else name, variable))
@@ -248,19 +253,19 @@ def _told_apart(variables: list[tuple[str, tf.Variable]]) -> list[tuple[str, tf.
 def _from_tokens(
     pretrainer: CocoLMPretrainer, config: PretrainingConfig
 ) -> Callable[[dict[str, tf.Tensor]], None]:
-    """The step of a batch of whole sequences, whose views follow from the step's number."""
-    views = build_views(config, config.model.vocabulary_size - 1)
+    """The step on whole sequences, which it masks and crops by the number of the step."""
+    augmentation = build_augmentation(config, config.model.vocabulary_size - 1)
 
     def step(batch: dict[str, tf.Tensor]) -> None:
         number = tf.cast(pretrainer.optimizer.iterations, tf.int64)
         seed = tf.stack([tf.constant(config.runtime.seed, tf.int64), number])
-        pretrainer.train_step(views(batch["token_ids"], seed))
+        pretrainer.train_step(augmentation(batch["token_ids"], seed))
 
     return step
 
 
 def _read_weights(prefix: str) -> dict[str, np.ndarray]:
-    """Joins the arrays whose rows `run_step.py` shared out: `FIRST_ROW/PATH` is a part of one."""
+    """Joins the arrays whose rows `run_step.py` distributed: `FIRST_ROW/PATH` is a part of one."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     paths = sorted(glob.glob(f"{glob.escape(prefix)}-*.npz"))
     if not paths:

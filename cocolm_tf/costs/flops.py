@@ -1,4 +1,4 @@
-"""What a pretraining step costs, counted from its configuration: the FLOPs of matrix products.
+"""The FLOPs of a pretraining step's matrix products, counted from its configuration.
 
 A product of an m x k and a k x n matrix counts 2mkn: a multiplication and an addition each. All
 else (softmax, LayerNorm, dropout, lookups, the optimizer) is of a lower order and left out, and so
@@ -82,7 +82,7 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
 
 
 def similarity_flops(config: PretrainingConfig) -> int:
-    """Counts the FLOPs of the contrastive task's similarities in a training step."""
+    """The FLOPs of the contrastive task's similarities in a training step."""
     # Each of `contrasted_parts` of b sequences compares its 2b vectors with each other,
     # 2 * (2b)^2 * H, forward and backward. Of several devices each does all of it, on the vectors
     # of all.
@@ -95,7 +95,7 @@ def similarity_flops(config: PretrainingConfig) -> int:
 
 
 def rematerialization_flops(config: PretrainingConfig) -> int:
-    """Counts the FLOPs that a step takes a second time where blocks are rematerialized."""
+    """The FLOPs that a step computes a second time where blocks are rematerialized."""
     # The blocks of every trained pass run forward once more, which is `pass_flops` but for the
     # projection of the embeddings. It is what `model.rematerialize` costs, set or not.
     return config.trainer.batch_size * sum(
@@ -106,7 +106,7 @@ def rematerialization_flops(config: PretrainingConfig) -> int:
 
 
 def logit_chunk_flops(config: PretrainingConfig) -> int:
-    """Counts the FLOPs that a step takes a second time where logits are computed chunk by chunk."""
+    """The FLOPs that a step computes a second time where logits are computed in chunks."""
     # The product with the word table, 2NEV, of each head that learns. It is what
     # `runtime.logit_chunk_rows` costs where a device's rows are more than that; 0 where it is 0.
     if not config.runtime.logit_chunk_rows:
@@ -117,7 +117,7 @@ def logit_chunk_flops(config: PretrainingConfig) -> int:
 
 
 def pass_flops(encoder_pass: EncoderPass) -> int:
-    """Counts the FLOPs of an encoder pass for one sequence, forward; see `encoder_flops`."""
+    """The FLOPs of an encoder pass for one sequence, forward; see `encoder_flops`."""
     return encoder_pass.stacked * encoder_flops(
         encoder_pass.length,
         encoder_pass.num_layers,
@@ -136,7 +136,7 @@ def encoder_flops(
     embedding_dim: int | None = None,
     wanted: int | None = None,
 ) -> int:
-    """Counts the FLOPs of an encoder's forward pass over one sequence."""
+    """The FLOPs of an encoder's forward pass over one sequence."""
     # With L tokens, width H, intermediate width I and embeddings E wide, each layer takes 8LH^2 for
     # query, key, value and output, 4L^2H for the attention logits and the weighted values, and 4LHI
     # for the feed-forward network. Where only W hidden states are wanted, the last layer takes
@@ -160,6 +160,6 @@ def _product(rows: int, inner: int, columns: int) -> int:
 
 
 def _masked_lm_head(config: PretrainingConfig, hidden_dim: int, rows: int) -> int:
-    """Counts what is made of one sequence's masked positions, in an encoder `hidden_dim` wide."""
+    """The FLOPs of the head at one sequence's masked positions, in an encoder `hidden_dim` wide."""
     width = config.model.hidden_dim
     return _product(rows, hidden_dim, width) + _product(rows, width, config.model.vocabulary_size)

@@ -1,13 +1,13 @@
-"""How much memory a training step takes, counted from its configuration.
+"""The memory of a training step, counted from its configuration.
 
 A backward pass needs what the forward pass computed: for a product its two factors, for LayerNorm
-what it normalized, and so on. These are the activations, and most of the memory. The formulas are
-those of the tensors that TensorFlow keeps from the one pass to the other; a compiler of the whole
-step (XLA) may keep fewer. Vectors of a single number a token are left out.
+its input, and so on. These are the activations, and most of the memory. The formulas are those of
+the tensors that TensorFlow keeps from the one pass to the other; a compiler of the whole step (XLA)
+may keep fewer. Vectors of a single number a token are left out.
 
 Letters: L tokens of a sequence, of which W are wanted from the last layer; H width, I intermediate
 width, E width of the embeddings, A heads, V tokens in the vocabulary, n layers, P parameters; M
-masked positions; c bytes a number that is computed with: 4 in float32, 2 in mixed precision.
+masked positions; c bytes of a number in the compute dtype: 4 in float32, 2 in mixed precision.
 Variables, gradients and moments are float32, 4 bytes, in either.
 """
 
@@ -32,12 +32,14 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
     Args:
         config: the run. Each device computes on batch_size / (devices * micro_batches) sequences
             at a time.
-        devices: Replicas, each with all the weights.
+        devices: Replicas, each with all the weights, and with all the moments or its share.
         rematerialize: Whether blocks are rematerialized, whatever the configuration says.
 
     Returns:
         Bytes from the name of each part:
-        `weights`, 4P, and those of a frozen auxiliary model; `optimizer`, the two moments, 8P;
+        `weights`, 4P, and those of a frozen auxiliary model; `optimizer`, the two moments, 8P, or
+        a share of them where `optimizer.sharded`;
+        `averages`, 4P, where there is a moving average of the weights;
         `gradients`, 4P, and as much again for their sums over micro-batches, if there are several;
         `copied_weights`: see `copied_weight_bytes`;
         `activations`: those of all encoder passes and heads: `pass_activations`,
@@ -59,9 +61,10 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
         for one in encoder_passes(config).values()
         if one.trained
     )
-    return {
+    averages = {"averages": _FLOAT32 * parameters} if config.trainer.ema_decay else {}
+    return averages | {
         "weights": _FLOAT32 * (parameters + count_frozen_parameters(config)),
-        "optimizer": 2 * _FLOAT32 * parameters,
+        "optimizer": 2 * _FLOAT32 * -(-parameters // moment_shares(config, devices)),
         "gradients": (1 if micro_batches == 1 else 2) * _FLOAT32 * parameters,
         "copied_weights": copied_weight_bytes(config, rematerialize),
         "activations": sequences * activations,
@@ -73,13 +76,18 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
     }
 
 
+def moment_shares(config: PretrainingConfig, devices: int) -> int:
+    """Into how many shares the moments are cut, each on a device of its own."""
+    return devices if config.optimizer.sharded else 1
+
+
 def compute_bytes(config: PretrainingConfig) -> int:
-    """The bytes of a number that is computed with, c: 4 in float32, 2 in mixed precision."""
+    """The bytes of a number in the compute dtype, c: 4 in float32, 2 in mixed precision."""
     return 4 if config.runtime.precision == "float32" else 2
 
 
 def block_activations(encoder: EncoderPass, width: int, wanted: int) -> int:
-    """Counts the bytes that a Transformer block keeps of one sequence for its backward pass."""
+    """The bytes that a Transformer block keeps of one sequence for its backward pass."""
     # - 3cLH: its input, which is the keys' and values' factor, keys and values;
     # - 6cWH: queries, the weighted values by head and by token, the input of the feed-forward
     #   network, and what either LayerNorm normalized; another cWH, the queries' factor, where not
@@ -98,14 +106,14 @@ def block_activations(encoder: EncoderPass, width: int, wanted: int) -> int:
 
 
 def embedding_activations(encoder: EncoderPass, width: int) -> int:
-    """Counts the bytes that the embeddings keep of one sequence."""
+    """The bytes that the embeddings keep of one sequence."""
     # What LayerNorm normalized, cLE; where E is not H, the input of the dense layer between, cLE.
     tensors = 1 if encoder.embedding_dim == encoder.hidden_dim else 2
     return tensors * width * encoder.length * encoder.embedding_dim
 
 
 def pass_activations(encoder: EncoderPass, width: int, rematerialize: bool) -> int:
-    """Counts the bytes that an encoder pass keeps of one sequence, in all versions of it."""
+    """The bytes that an encoder pass keeps of one sequence, in all versions of it."""
     # `embedding_activations`, and n times `block_activations`, W = L in all but the last block;
     # rematerialized, the n inputs of the blocks in their place, cLH each.
     embeddings = embedding_activations(encoder, width)
@@ -118,7 +126,7 @@ def pass_activations(encoder: EncoderPass, width: int, rematerialize: bool) -> i
 
 
 def head_activations(config: PretrainingConfig) -> int:
-    """Counts the bytes that the heads keep of one sequence, their logits aside."""
+    """The bytes that the heads keep of one sequence, their logits aside."""
     # - masked LM head: its input, cM times the auxiliary model's width; of its dense layer, 2cME
     #   before GELU and after LayerNorm, whose float32 input and scale are another 8ME; of each of
     #   MCL's courses;
@@ -137,7 +145,7 @@ def head_activations(config: PretrainingConfig) -> int:
 
 
 def logit_bytes(config: PretrainingConfig, sequences: int) -> int:
-    """Counts the bytes of the vocabulary logits."""
+    """The bytes of the vocabulary logits."""
     # Each head keeps its logits, cNV of N rows: M of each sequence at the masked LM head, M or L at
     # the LM head. To that comes the larger of what is made of them: the gradient of a head's
     # logits, cNV, or the float32 logits with noise that the auxiliary model's samples are the
@@ -162,14 +170,14 @@ def logit_bytes(config: PretrainingConfig, sequences: int) -> int:
 
 
 def similarity_bytes(config: PretrainingConfig, sequences: int) -> int:
-    """Counts the bytes of the contrastive task's similarities on each device."""
+    """The bytes of the contrastive task's similarities on each device."""
     # All devices' vectors are compared on every one: of b sequences in all, 2b vectors, and three
     # float32 matrices [2b, 2b]: similarities, these without the diagonal, and their exponentials.
     return 3 * _FLOAT32 * (2 * sequences) ** 2 if heads_of(config).contrast else 0
 
 
 def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
-    """Counts the bytes of the matrices that a step copies and keeps for its backward pass."""
+    """The bytes of the matrices that a step copies and keeps for its backward pass."""
     # - In mixed precision each trained pass casts the matrices of its blocks, c(4H^2 + 2HI) each,
     #   and each head over the vocabulary the word table, cVE.
     # - In float32 each block puts the matrices of query, key and value side by side, 3cH^2; where
@@ -193,7 +201,7 @@ def copied_weight_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
 
 
 def working_bytes(config: PretrainingConfig, rematerialize: bool) -> int:
-    """Counts the bytes that the backward pass of one block adds, for one sequence."""
+    """The bytes that the backward pass of one block adds, for one sequence."""
     # The gradients of its activations: at most as much as the largest `block_activations`;
     # rematerialized, twice that, as the block's activations are there only then.
     width = compute_bytes(config)

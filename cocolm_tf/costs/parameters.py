@@ -1,25 +1,26 @@
-"""How many numbers a configuration trains, counted without building it."""
+"""The number of a configuration's parameters, counted without building it."""
 
 from cocolm_tf.costs.workload import EncoderPass, encoder_passes, heads_of
 from cocolm_tf.training.config import PretrainingConfig
 
 
 def count_parameters(config: PretrainingConfig) -> dict[str, int]:
-    """Counts the trained numbers, part by part.
+    """Counts the trained parameters, part by part.
 
     With V tokens in the vocabulary, P positions, width H:
 
-    - `embeddings`: the word and position tables of both models, (V + P)H;
-    - `main`, `auxiliary`: `encoder_parameters` of either;
+    - `embeddings`: the main model's word and position tables, (V + P)H;
+    - `main`, `auxiliary`: `encoder_parameters` of either; the auxiliary model's position table, PH,
+      where it has its own, and its LayerNorm on the embeddings, 2H less, where it has not;
     - `masked_lm_head`: a dense layer from the auxiliary model's width A to the embeddings',
       AH + H, LayerNorm, 2H, and a bias, V;
-    - `copy_head`: H, of each of them; `lm_head`: a bias, V;
+    - `copy_head`: H, of each of them, and perhaps a bias, 1; `lm_head`: a bias, V;
     - `projection`: a dense layer, H^2 + H, and LayerNorm, 2H.
 
-    See `count_frozen_parameters` for what a frozen auxiliary model has.
+    See `count_frozen_parameters` for those of a frozen auxiliary model.
 
     Args:
-        config: the run. Parts that it does without are left out.
+        config: The run. Parts that it does without are left out.
 
     Returns:
         Numbers from the name of each part.
@@ -38,11 +39,13 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
         "main": encoder_parameters(passes.get("main") or passes["main_corrupted"], bins),
     }
     if "auxiliary" in passes:
+        own = {"token": model.max_sequence_length, "token_position": 0, "token_position_norm": -2}
         parts["auxiliary"] = encoder_parameters(passes["auxiliary"], bins)
+        parts["auxiliary"] += own[config.auxiliary.shared] * width
     if heads.masked_lm:
         parts["masked_lm_head"] = _transform(heads.masked_lm, width) + vocabulary
     if heads.copy:
-        parts["copy_head"] = heads.copy * width
+        parts["copy_head"] = heads.copy * width + heads.copy_bias
     if heads.lm:
         parts["lm_head"] = vocabulary
     if heads.projection:
@@ -51,7 +54,7 @@ def count_parameters(config: PretrainingConfig) -> dict[str, int]:
 
 
 def count_frozen_parameters(config: PretrainingConfig) -> int:
-    """Counts the numbers of a frozen auxiliary model, its own word and position tables included."""
+    """The parameters of a frozen auxiliary model, its own word and position tables included."""
     passes = encoder_passes(config)
     if "auxiliary" in passes or "auxiliary_sampling" not in passes:
         return 0
@@ -63,7 +66,7 @@ def count_frozen_parameters(config: PretrainingConfig) -> int:
 
 
 def encoder_parameters(encoder: EncoderPass, relative_position_bins: int) -> int:
-    """Counts an encoder's numbers, its word and position tables aside."""
+    """The parameters of an encoder, its word and position tables aside."""
     # LayerNorm of the embeddings, 2E; where E is not H, a dense layer, EH + H; the relative
     # position table, bins * A; and in each layer `block_parameters`.
     count = 2 * encoder.embedding_dim + relative_position_bins * encoder.num_heads
@@ -75,7 +78,7 @@ def encoder_parameters(encoder: EncoderPass, relative_position_bins: int) -> int
 
 
 def block_parameters(hidden_dim: int, intermediate_dim: int) -> int:
-    """Counts a Transformer block's numbers."""
+    """The parameters of a Transformer block."""
     # Query, key, value and output, 4(H^2 + H), the feed-forward network, HI + I and IH + H, and
     # twice LayerNorm, 2 * 2H.
     attention = 4 * _dense(hidden_dim, hidden_dim)

@@ -1,4 +1,4 @@
-"""How fast a configuration trains on this machine's device, apart from reading the data."""
+"""The training throughput of a configuration on this machine's device, without reading data."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
-from cocolm_tf.training.build import build_pretrainer, build_views, compile_pretrainer
+from cocolm_tf.training.build import build_augmentation, build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.units import si
@@ -78,7 +78,7 @@ def benchmark(
     pretrainer, step = prepare_step(config, batches)
     if count_compiled and not pretrainer.compile_step:
         raise UserError("only a compiled step can be counted: set runtime.jit_compile=true.")
-    # The machine's speed changes with what else it does: look at it on both sides of the steps.
+    # The machine's speed changes with its load: measure it before and after the steps.
     rate_before = matmul_rate(pretrainer.compute_dtype)
     _forget_peak_memory()
     try:
@@ -140,7 +140,7 @@ def prepare_step(
 
     def step() -> dict[str, tf.Tensor]:
         result = function(iterator)
-        # Its value is there only once the device has done all that was asked of it before.
+        # Its value is available only once the device has done all earlier work.
         float(result["gradient_norm"])
         return result
 
@@ -162,9 +162,9 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
             "at least 3."
         )
 
-    def views(number: tf.Tensor) -> dict[str, tf.Tensor]:
+    def random_batch(number: tf.Tensor) -> dict[str, tf.Tensor]:
         seed = tf.stack([config.runtime.seed, tf.cast(number, tf.int32)])
-        text_seed, view_seed = tf.unstack(tf.random.split(seed, 2))
+        text_seed, mask_seed = tf.unstack(tf.random.split(seed, 2))
         text = tf.random.stateless_uniform(
             [batch, length - 2],
             text_seed,
@@ -174,13 +174,13 @@ def random_batches(config: PretrainingConfig, count: int = 4) -> tf.data.Dataset
         )
         token_ids = tf.pad(text, [[0, 0], [1, 0]], constant_values=special.start)
         token_ids = tf.pad(token_ids, [[0, 0], [0, 1]], constant_values=special.end)
-        return build_views(config, special.mask)(token_ids, view_seed)
+        return build_augmentation(config, special.mask)(token_ids, mask_seed)
 
-    return tf.data.Dataset.range(count).map(views).cache().repeat().prefetch(1)
+    return tf.data.Dataset.range(count).map(random_batch).cache().repeat().prefetch(1)
 
 
 def matmul_rate(dtype: str, min_seconds: float = 0.5) -> float:
-    """Measures the FLOPs a second of a large matrix product on the device that trains."""
+    """The FLOPs a second of a large matrix product on the device that trains."""
     # The best of several, as everything else that a machine does can only slow a product down.
     # A call to an accelerator costs as much time as some products: make it several.
     width, products = (8192, 8) if tf.config.list_physical_devices("GPU") else (2048, 1)
@@ -214,7 +214,7 @@ def peak_memory() -> int:
 
 
 def describe_device() -> str:
-    """Names the device that one-device training takes: the first GPU, or the CPU."""
+    """The name of the device that one-device training uses: the first GPU, or the CPU."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         details = tf.config.experimental.get_device_details(gpus[0])
@@ -223,7 +223,7 @@ def describe_device() -> str:
 
 
 def summarize(seconds: list[float]) -> dict[str, float]:
-    """Gives the median, spread and mean of times."""
+    """The median, spread and mean of times."""
     names = ("min", "first_quartile", "median", "third_quartile", "max")
     quartiles = np.percentile(seconds, [0, 25, 50, 75, 100])
     spread = {name: float(value) for name, value in zip(names, quartiles, strict=True)}
@@ -231,7 +231,7 @@ def summarize(seconds: list[float]) -> dict[str, float]:
 
 
 def format_report(result: dict[str, Any]) -> str:
-    """Lays a benchmark's result out for reading."""
+    """Formats a benchmark's result for a terminal."""
     seconds, flops = result["step_seconds"], result["flops_per_step"]
     xla = ", XLA" if result["jit_compile"] else ""
     parts = f" in {result['micro_batches']} parts" if result["micro_batches"] > 1 else ""

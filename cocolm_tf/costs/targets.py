@@ -1,4 +1,4 @@
-"""The step on a device that is not there, by the compilers of an environment of their own."""
+"""Compiles an exported step for a device that is not there, by JAX in an environment of its own."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from cocolm_tf.units import duration, gib, si
 GPUS = ("h100", "h200", "a100")
 TPUS = ("v4", "v5e", "v5p", "v6e")
 TARGETS = (*GPUS, *TPUS)
-# Where `make targets` puts the environment, and how another is named.
+# The environment of `make targets`, and the variable that names another.
 ENVIRONMENT = ".venv-targets"
 VARIABLE = "COCOLM_TARGETS_PYTHON"
 
@@ -78,17 +78,17 @@ def compile_for(
         result = json.loads(done.stdout.splitlines()[-1])
         if target in GPUS:
             return result | _of_kernels(program, target, kernels_of(kept.read_bytes()))
-    device, told = ACCELERATORS[target], read_description(program)
-    products = result["flops"] / device.peak_flops(told["precision"])
+    device, description = ACCELERATORS[target], read_description(program)
+    products = result["flops"] / device.peak_flops(description["precision"])
     memory = result["bytes_accessed"] / device.memory_bandwidth
     parts = {"products_seconds": products, "memory_seconds": memory}
-    return result | parts | _at_most(told, target, max(products, memory))
+    return result | parts | _at_most(description, target, max(products, memory))
 
 
 def compare_with_measured(
     program: str, target: str, optimized: str, measured: dict[str, float]
 ) -> dict[str, Any]:
-    """Sets what each group of kernels took on a device beside the least that it could take."""
+    """Compares the time of each group of kernels on a device with the least that it could take."""
     kernels = kernels_of(Path(optimized).read_bytes())
     if not any(kernel.instruction.name in measured for kernel in kernels):
         raise UserError(f"{optimized} has none of the kernels that were measured.")
@@ -97,7 +97,7 @@ def compare_with_measured(
 
 
 def read_description(program: str) -> dict[str, Any]:
-    """Reads what `export_step` says of its program."""
+    """The description that `export_step` wrote of its program."""
     with zipfile.ZipFile(program) as archive:
         return json.loads(archive.read("step.json"))
 
@@ -105,29 +105,29 @@ def read_description(program: str) -> dict[str, Any]:
 def _of_kernels(
     program: str, target: str, kernels: list[Kernel], measured: dict[str, float] | None = None
 ) -> dict[str, Any]:
-    told, device = read_description(program), ACCELERATORS[target]
-    found = roofline(kernels, device, told["precision"])
-    found["groups"] = heaviest_groups(kernels, device, told["precision"], measured)
-    return found | _at_most(told, target, found["least_seconds"])
+    description, device = read_description(program), ACCELERATORS[target]
+    found = roofline(kernels, device, description["precision"])
+    found["groups"] = heaviest_groups(kernels, device, description["precision"], measured)
+    return found | _at_most(description, target, found["least_seconds"])
 
 
-def _at_most(told: dict[str, Any], target: str, seconds: float) -> dict[str, Any]:
-    flops = told["flops"] / told["replicas"] / seconds
-    config = told["config"]
-    parts = told["replicas"] * config["trainer"]["micro_batches"]
+def _at_most(description: dict[str, Any], target: str, seconds: float) -> dict[str, Any]:
+    flops = description["flops"] / description["replicas"] / seconds
+    config = description["config"]
+    parts = description["replicas"] * config["trainer"]["micro_batches"]
     return {
-        "precision": told["precision"],
-        "sequences": told["batch_size"] // parts,
+        "precision": description["precision"],
+        "sequences": description["batch_size"] // parts,
         "rematerialize": config["model"]["rematerialize"] in (True, "block"),
-        "model_flops": told["flops"] / parts,
+        "model_flops": description["flops"] / parts,
         "least_seconds": seconds,
-        "tokens_per_second_at_most": told["tokens"] / seconds,
-        "share_of_peak_at_most": flops / ACCELERATORS[target].peak_flops(told["precision"]),
+        "tokens_per_second_at_most": description["tokens"] / seconds,
+        "share_of_peak_at_most": flops / ACCELERATORS[target].peak_flops(description["precision"]),
     }
 
 
 def targets_python(given: str = "") -> str:
-    """Finds the interpreter of an environment with the compilers."""
+    """The interpreter of an environment with the compilers."""
     path = given or os.environ.get(VARIABLE) or f"{ENVIRONMENT}/bin/python"
     if not os.access(path, os.X_OK):
         raise UserError(
@@ -139,7 +139,7 @@ def targets_python(given: str = "") -> str:
 
 
 def format_report(result: dict[str, Any], rows: int = 0) -> str:
-    """Lays out what a program is on a device."""
+    """Formats the costs of a program on a device."""
     replicas = f", {result['replicas']} of them" if result.get("replicas", 1) > 1 else ""
     lines = [("device", ACCELERATORS[result["target"]].title + replicas)]
     if "compile_seconds" in result:

@@ -1,4 +1,4 @@
-"""What a training step runs through which encoder: the sizes that all its costs follow from."""
+"""The encoder passes and heads of a training step: the sizes that all its costs follow from."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from cocolm_tf.training.config import PretrainingConfig
 
 @dataclasses.dataclass(frozen=True)
 class EncoderPass:
-    """One run of a batch through an encoder."""
+    """One forward pass of a batch through an encoder."""
 
     length: int  # Tokens of a sequence, padding included: L
     wanted: int  # Positions whose last hidden states are computed: W
@@ -23,7 +23,7 @@ class EncoderPass:
 
 
 def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
-    """Lists the encoder passes of a training step."""
+    """The encoder passes of a training step, by name."""
     model, auxiliary, length = config.model, config.auxiliary, config.data.sequence_length
     main = EncoderPass(
         length,
@@ -43,7 +43,7 @@ def encoder_passes(config: PretrainingConfig) -> dict[str, EncoderPass]:
     if config.objective.scl_weight:
         crop = 1 + round((length - 1) * config.data.crop_fraction)
         passes["main_crop"] = dataclasses.replace(main, length=crop, wanted=1)
-    if auxiliary.replacements != "random":
+    if auxiliary.replacements not in ("random", "stored"):
         learning = _auxiliary_pass(config, main)
         frozen = auxiliary.replacements == "frozen"
         if not frozen:
@@ -66,11 +66,11 @@ def _auxiliary_pass(config: PretrainingConfig, main: EncoderPass) -> EncoderPass
 
 
 def _course_passes(config: PretrainingConfig, main: EncoderPass) -> dict[str, EncoderPass]:
-    """Those of `MCLPretrainer`, whose courses are stacked."""
+    """The passes of `MCLPretrainer`, whose courses are stacked."""
     mcl, generator = config.mcl, _auxiliary_pass(config, main)
     learned = [mcl.mlm_weight > 0, mcl.slm_weight > 0, False]
     sampled = [mcl.rtd_weight > 0, mcl.std_weight > 0, mcl.itd_weight > 0]
-    # Else what learns is sampled from in passing.
+    # Otherwise the pass that learns is sampled from.
     if not (config.auxiliary.sampling == "eval" and config.model.dropout):
         drawn = [one and not learns for one, learns in zip(sampled, learned, strict=True)]
     else:
@@ -93,12 +93,12 @@ def _course_passes(config: PretrainingConfig, main: EncoderPass) -> dict[str, En
 
 
 def contrasted_parts(config: PretrainingConfig) -> int:
-    """Counts the parts of a batch within each of which sequences are contrasted."""
+    """The number of parts of a batch within each of which sequences are contrasted."""
     return 1 if config.objective.scl_over_micro_batches else config.trainer.micro_batches
 
 
 def masked_rows(config: PretrainingConfig) -> int:
-    """Counts the masked positions of a sequence, M = ceil(S * mask_fraction)."""
+    """The number of a sequence's masked positions, M = ceil(S * mask_fraction)."""
     # MCL's courses all have as many as the one with the largest fraction.
     fraction, mcl = config.data.mask_fraction, config.mcl
     if config.objective.name == "mcl":
@@ -112,13 +112,14 @@ def masked_rows(config: PretrainingConfig) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """What stands on the encoders of a run."""
+    """The heads on the encoders of a run."""
 
     masked_lm: int  # Width of the encoder whose masked LM head is trained; 0 without one
     # Positions of a sequence that it predicts to learn from them: M, of each of MCL's courses.
     masked_lm_rows: int
     copy: int  # How many copy heads the main model has
     copied: int  # How often each sequence is judged by one
+    copy_bias: int  # How many of them have a bias
     # Positions of a sequence that its LM head predicts: M, or S if it is all tokens; 0 without one.
     lm: int
     contrast: bool  # Whether sequences are contrasted
@@ -126,11 +127,11 @@ class Heads:
 
 
 def heads_of(config: PretrainingConfig) -> Heads:
-    """Lists the heads that a run trains."""
+    """The heads that a run trains."""
     objective, passes, rows = config.objective, encoder_passes(config), masked_rows(config)
     if "main" in passes:
         width = passes["main"].hidden_dim
-        return Heads(width, rows, copy=0, copied=0, lm=0, contrast=False, projection=False)
+        return Heads(width, rows, 0, 0, 0, lm=0, contrast=False, projection=False)
     masked_lm = passes["auxiliary"].hidden_dim if "auxiliary" in passes else 0
     learned = [passes[name] for name in ("auxiliary", "auxiliary_corrections") if name in passes]
     masked_lm_rows = rows * sum(one.stacked for one in learned)
@@ -141,6 +142,7 @@ def heads_of(config: PretrainingConfig) -> Heads:
             masked_lm_rows,
             copy=1 if config.mcl.shared_head else judged[0].stacked,
             copied=sum(one.stacked for one in judged),
+            copy_bias=0,
             lm=0,
             contrast=False,
             projection=False,
@@ -153,6 +155,7 @@ def heads_of(config: PretrainingConfig) -> Heads:
         masked_lm_rows,
         copy=1 if copies else 0,
         copied=1 if copies else 0,
+        copy_bias=1 if copies and objective.copy_head_bias else 0,
         lm=rows if objective.lm_weight else 0,
         contrast=objective.scl_weight > 0,
         projection=objective.scl_weight > 0 and objective.projection,

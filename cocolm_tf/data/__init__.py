@@ -1,1 +1,18 @@
 """From a corpus to the batches of pretraining: sources, packing, shards, manifest, pipeline."""
+
+from cocolm_tf import lazy
+
+__getattr__, __dir__, __all__ = lazy.exports(
+    __name__,
+    {
+        "augmentation": ["Augmentation"],
+        "build": ["build_shards"],
+        "cleaning": ["Cleaning", "Deduplication"],
+        "manifest": ["Manifest"],
+        "mcl_augmentation": ["MCLAugmentation"],
+        "pipeline": ["PretrainingData"],
+        "sources": ["DocstringSource", "FileSource", "Source", "TfdsSource"],
+        "special_tokens": ["SpecialTokens"],
+        "text_pairs": ["Retrieval", "TextPairs", "read_pairs", "read_retrieval"],
+    },
+)

@@ -1,8 +1,8 @@
-"""The builder of datasets and the counter of words as pipelines of Apache Beam.
+"""The dataset builder and the word counter as pipelines of Apache Beam.
 
 The functions of a chunk are those of `build` and `tokenization.word_counts`, and so are their
-results: which runner there is, and with how many workers, changes not one byte of a dataset. What
-takes the place of the processes of one machine and of their files is Beam's own shuffle.
+results: neither the runner nor its number of workers changes a byte of a dataset. Beam's own
+shuffle replaces the processes of one machine and their files.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cocolm_tf import files
 from cocolm_tf.data.build import Plan
-from cocolm_tf.data.cleaning import Deduplication, numbers_of
+from cocolm_tf.data.cleaning import Deduplication, split_document_id
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.packing import NO_SHARD, Part, Recipe, Record, chunk_sequences, chunks, parts_of
 from cocolm_tf.data.shards import write_shard
@@ -27,12 +27,12 @@ from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.word_counts import CUT, count_words
 
-# An extra, which the functions import themselves.
+# Beam is an extra, which the functions import themselves.
 if TYPE_CHECKING:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-# How much of a shard is sorted in memory at once.
+# The bytes of a shard that are sorted in memory at once.
 _SORTED_BYTES = 1 << 28
 _RESULT = "beam-result.json"
 _USER_ERROR = re.compile(r"UserError: (.*?)(?: \[while running '|$)", re.MULTILINE)
@@ -48,32 +48,9 @@ def build_with_beam(
     options: Sequence[str] = (),
     **arguments: Any,
 ) -> Manifest:
-    """Builds the dataset that `build_shards` builds, by a pipeline.
-
-    Args:
-        source: The documents. The workers must be able to read it.
-        vocabulary_dir: The folder of the vocabulary, for the workers too.
-        output_dir: The folder of the dataset, likewise.
-        runner: One of `source_flags.BEAM_RUNNERS`.
-        options: Beam's own options, as `"--direct_num_workers=4"`.
-        **arguments: The other arguments of `build_shards`, those of its processes and its files
-            apart.
-
-    Returns:
-        The manifest of the dataset to train on.
-
-    Raises:
-        UserError: As `build_shards` does, or if Beam does not know an option.
-
-    Example:
-    ```python
-    corpus = FileSource.find("gs://bucket/corpus/*.txt")
-    build_with_beam(
-        corpus, "gs://bucket/vocabulary", "gs://bucket/data", "DirectRunner",
-        sequence_length=512, num_shards=16,
-    )
-    ```
-    """
+    """Builds the dataset of `build_shards` by a pipeline; workers read source and vocabulary."""
+    # `options` are Beam's own, as "--direct_num_workers=4"; `arguments` those of `build_shards` but
+    # for its processes and local files. The runner is one of `source_flags.BEAM_RUNNERS`.
     parsed = _options(runner, options, source, vocabulary_dir, output_dir)
     plan = Plan.of(source, vocabulary_dir, output_dir=output_dir, **arguments)
     paths = {
@@ -90,7 +67,7 @@ def build_with_beam(
         )
         counts = Counter({tuple(name): count for kind, name, count in result if kind == "count"})
         plan.check_filled(counts)
-        written = {tuple(name): tuple(told) for kind, name, told in result if kind == "shard"}
+        written = {tuple(name): tuple(shard) for kind, name, shard in result if kind == "shard"}
         return plan.finish(written, counts)
 
 
@@ -102,27 +79,8 @@ def count_words_with_beam(
     runner: str,
     options: Sequence[str] = (),
 ) -> tuple[Counter[str], Counter[str]]:
-    """Counts the words that `count_corpus` counts, by a pipeline.
-
-    Args:
-        source: The documents. The workers must be able to read it.
-        lowercase: Whether the vocabulary is uncased.
-        max_distinct_words: Of more different words than this, the most frequent ones are returned.
-        output_dir: The folder of the vocabulary: the counts pass through a file beside it.
-        runner: One of `source_flags.BEAM_RUNNERS`.
-        options: Beam's own options.
-
-    Returns:
-        How often each word occurs; and, in those that were too many, each character.
-
-    Example:
-    ```python
-    counts, left_out = count_words_with_beam(
-        source, True, 10_000_000, "gs://bucket/vocabulary", "DirectRunner"
-    )
-    learn_vocabulary(counts, 32768, "gs://bucket/vocabulary", True, forgotten=left_out)
-    ```
-    """
+    """Counts the words of `count_corpus` by a pipeline; characters for those beyond the limit."""
+    # The counts come back through a file beside `output_dir`, the folder of the vocabulary.
     parsed = _options(runner, options, source, output_dir)
     build = functools.partial(
         _words, source=source, lowercase=lowercase, max_distinct_words=max_distinct_words
@@ -146,7 +104,7 @@ def count_words_with_beam(
 def _dataset(
     pipeline: "beam.Pipeline", source: Source, plan: Plan, paths: dict[tuple[int, int], str]
 ) -> list["beam.PCollection"]:
-    """From parts to shards; the collections of what is to be known of them."""
+    """From parts to shards: the collections with their counts, sizes and hashes."""
     import apache_beam as beam
 
     of_chunks, read_counts = _chunks_of(pipeline, plan.parts, source)
@@ -159,7 +117,7 @@ def _dataset(
             | "SameKey" >> beam.GroupByKey()
             | "Duplicates" >> beam.FlatMap(_all_but_first)
         )
-        grouped = {"chunk": of_chunks, "places": duplicates} | "Mark" >> beam.CoGroupByKey()
+        grouped = {"chunk": of_chunks, "duplicates": duplicates} | "Mark" >> beam.CoGroupByKey()
     packed = grouped | "Pack" >> beam.FlatMap(_packed, plan.recipe).with_outputs(
         "counts", main="runs"
     )
@@ -169,7 +127,9 @@ def _dataset(
         | "Sum" >> beam.CombinePerKey(sum)
         | "TellCounts" >> beam.MapTuple(lambda name, count: ("count", name, count))
     )
-    written = packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written, paths)
+    written = (
+        packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written_shard, paths)
+    )
     return [counts, written]
 
 
@@ -201,7 +161,7 @@ def _words(
 def _chunks_of(
     pipeline: "beam.Pipeline", parts: Sequence[Part], source: Source
 ) -> tuple["beam.PCollection", "beam.PCollection"]:
-    """The chunks of all parts, each of which may go on elsewhere; and the sources' counts."""
+    """The chunks of all parts, each of which may go to another worker; and the sources' counts."""
     import apache_beam as beam
 
     read = (
@@ -225,14 +185,14 @@ def _run(
                 build(pipeline)
                 | "Results" >> beam.Flatten()
                 | "All" >> beam.combiners.ToList()
-                | "Tell" >> beam.Map(_tell, path)
+                | "Tell" >> beam.Map(_write_json, path)
             )
         return json.loads(files.read_text(path))
     except UserError as error:
         # Beam adds to it which of its steps it was.
         raise UserError(_USER_ERROR.search(f"UserError: {error}")[1]) from error
     except RuntimeError as error:
-        # What fails in a worker is there in words alone.
+        # Of a failure in a worker there is only the text.
         if found := _USER_ERROR.findall(str(error)):
             raise UserError(found[-1]) from error
         raise
@@ -241,7 +201,7 @@ def _run(
 
 
 def _options(runner: str, given: Sequence[str], source: Source, *paths: str) -> "PipelineOptions":
-    """Parses Beam's options, which Beam itself takes even if it does not know them."""
+    """Parses Beam's options and refuses unknown ones, which Beam itself ignores."""
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
@@ -265,11 +225,11 @@ def _options(runner: str, given: Sequence[str], source: Source, *paths: str) -> 
     return options
 
 
-# --- What the workers do ---
+# --- In the workers ---
 
 
 def _read(part: Part, source: Source) -> Iterator[Any]:
-    """The chunks of a part, and what was wrong with it."""
+    """The chunks of a part, and its counts of bad records."""
     from apache_beam.pvalue import TaggedOutput
 
     counts: Counter[str] = Counter()
@@ -285,14 +245,14 @@ def _keys(chunk: Chunk, deduplication: Deduplication) -> list[tuple[int, int]]:
 
 
 def _all_but_first(group: tuple[int, Iterable[int]]) -> Iterator[tuple[tuple[int, int], int]]:
-    _, places = group
-    first = min(places)
-    return ((numbers_of(place)[:2], place) for place in places if place != first)
+    _, ids = group
+    first = min(ids)
+    return ((split_document_id(one)[:2], one) for one in ids if one != first)
 
 
 def _with_nothing_dropped(chunk: Chunk) -> tuple[tuple[int, int], dict[str, list[Any]]]:
     numbers, documents = chunk
-    return numbers, {"chunk": [documents], "places": []}
+    return numbers, {"chunk": [documents], "duplicates": []}
 
 
 def _packed(
@@ -303,7 +263,7 @@ def _packed(
 
     (part, number), found = group
     (documents,) = found["chunk"]
-    dropped = {numbers_of(place)[2] for place in found["places"]}
+    dropped = {split_document_id(one)[2] for one in found["duplicates"]}
     records, counts = chunk_sequences(recipe, part, number, documents, dropped)
     for place_of_run, run in itertools.groupby(records, lambda record: record[:2]):
         yield place_of_run, [record[2:] for record in run]
@@ -311,7 +271,7 @@ def _packed(
         yield TaggedOutput("counts", count)
 
 
-def _written(
+def _written_shard(
     group: tuple[tuple[int, int], Iterable[list[tuple[int, bytes]]]],
     paths: dict[tuple[int, int], str],
 ) -> tuple[str, tuple[int, int], tuple[int, str]]:
@@ -325,7 +285,7 @@ def _written(
 def _sorted_runs(
     place: tuple[int, int], runs: Iterable[list[tuple[int, bytes]]], folder: str
 ) -> list[str]:
-    """Few runs of many: the files of them."""
+    """Sorts and spills the records of many runs into few files; returns their paths."""
     paths, records, size = [], [], 0
 
     def write() -> None:
@@ -358,5 +318,5 @@ def _rank(counted: tuple[str, int]) -> tuple[int, str]:
     return count, word
 
 
-def _tell(result: list[Any], path: str) -> None:
+def _write_json(result: list[Any], path: str) -> None:
     files.write_text(path, json.dumps(result))

@@ -1,10 +1,10 @@
 """Builds a dataset: tokenizes documents, packs them, shuffles the sequences, writes shards.
 
-The text is read in chunks, and what a chunk gives depends on its text, its number and the recipe
-alone (`packing`). Processes handle the chunks in any order (`processes`); each chunk's sequences
+The text is read in chunks, and what a chunk gives depends only on its text, its number and the
+recipe (`packing`). Processes handle the chunks in any order (`processes`); each chunk's sequences
 are kept in a file until all are there, and then merged into shards in their random order
 (`shuffle`). So the number of workers changes how long a build takes and not one byte of what it
-writes, and a build that was ended goes on with the chunks that are not done.
+writes, and an interrupted build resumes with the chunks that are not done.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ from cocolm_tf.errors import UserError
 MIN_SEQUENCE_LENGTH = 8
 SPILL_FOLDER = ".build"
 
-# What decides the content of a run besides what the recipe says: to be raised when that changes.
+# To be raised when the content of runs changes for the same recipe.
 _RUNS_VERSION = 1
 # The bytes that a build keeps at its largest for each byte of text; a compressed file has several
 # times as much text as bytes, and one of JSON less.
@@ -76,15 +76,15 @@ def build_shards(
 ) -> Manifest:
     """Builds a dataset out of documents.
 
-    The shards get temporary names until all of them are complete, and the manifest comes last: a
-    build that fails or is killed leaves no dataset. What it leaves of a `Source` is a folder of
-    finished chunks, with which the same call goes on.
+    The shards have temporary names until all of them are complete, and the manifest comes last: a
+    build that fails or is killed leaves no dataset. Of a `Source` it leaves a folder of finished
+    chunks, from which the same call resumes.
 
     Args:
         documents: A source, which the workers read, or any documents, which this process reads.
         vocabulary_dir: The folder of the vocabulary.
         sequence_length: The most tokens of a record, `<s>` and `</s>` included; at least 8.
-        num_shards: The number of shards, each of about as many sequences as the others.
+        num_shards: The number of shards, which get about equally many sequences.
         num_workers: The number of processes to tokenize with; 0 to do the work in this one.
         output_dir: The folder of the dataset, which may exist, and may be remote.
         seed: Decides which sequence goes where, and which documents are held out.
@@ -95,12 +95,11 @@ def build_shards(
         overwrite: Whether to replace a dataset that is in `output_dir`.
         source: What the documents are, for the manifest; None for what a `Source` says.
         break_at: Where a sequence may end, `"token"`, `"word"` or `"document"`: see `Recipe`.
-        cleaning: Which documents are left out for what they are.
-        deduplication: Which are left out as duplicates of earlier ones; only of a `Source`, as it
+        cleaning: Limits on the documents.
+        deduplication: Which documents are duplicates of earlier ones; only for a `Source`, as it
             is read twice.
-        spill_dir: A local folder, in which one for finished chunks is made, about as large as the
-            text. None for `output_dir`, or where that is remote the system's folder for temporary
-            files.
+        spill_dir: A local folder for finished chunks, which are about as large as the text. None
+            for `output_dir`, or where that is remote the system's folder for temporary files.
 
     Returns:
         The manifest of the dataset to train on.
@@ -111,7 +110,7 @@ def build_shards(
 
     Example:
     ```python
-    from cocolm_tf.data.sources import FileSource
+    from cocolm_tf.data import FileSource, build_shards
 
     corpus = FileSource.find("corpus/*.txt")
     manifest = build_shards(corpus, "vocabulary", 512, 16, 4, "data")
@@ -142,8 +141,8 @@ def build_shards(
         if not files.is_remote(output_dir):
             stack.enter_context(files.made_folders(output_dir))
         runs = stack.enter_context(Runs(plan.spill_dir, plan.identity(read), plan.parts))
-        stack.callback(_tell_what_is_kept, runs)
-        workers = stack.enter_context(Workers(_useful(num_workers, plan.parts), read))
+        stack.callback(_report_kept_chunks, runs)
+        workers = stack.enter_context(Workers(_useful_workers(num_workers, plan.parts), read))
         duplicates = ""
         if deduplication is not None:
             duplicates = _find_duplicates(deduplication, plan.parts, runs.folder, workers)
@@ -178,7 +177,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Plan:
-    """A build that can begin: nothing that can be known before the work stands against it."""
+    """A build whose arguments are checked: nothing known beforehand stands against it."""
 
     recipe: Recipe
     parts: list[Part]
@@ -208,7 +207,7 @@ class Plan:
         deduplication: Deduplication | None = None,
         spill_dir: str | None = None,
     ) -> "Plan":
-        """Checks the arguments of `build_shards`; no `spill_dir` is for builders without runs."""
+        """Checks the arguments of `build_shards`; `spill_dir` is None for builders without runs."""
         _check_ranges(sequence_length, num_shards, num_workers, validation_fraction, break_at)
         splits = _splits(output_dir, num_shards, compress, validation_fraction)
         replaced = _existing_datasets(output_dir, validation_fraction, overwrite)
@@ -251,7 +250,7 @@ class Plan:
         return cls(recipe, parts, splits, parameters, deduplication, replaced, spill_dir)
 
     def identity(self, source: Source | None) -> list[Any] | None:
-        """What decides the content of runs besides the text of their chunks, as JSON has it."""
+        """What decides the content of runs besides the text of their chunks, as JSON."""
         if source is None:
             return None
         return [
@@ -262,12 +261,12 @@ class Plan:
                 self.recipe.num_shards,
                 self.recipe.vocabulary_fingerprint,
             ],
-            # What is a duplicate depends on all of the text.
+            # Duplicates depend on all of the text.
             [part.stamp for part in self.parts if self.deduplication is not None],
         ]
 
     def check_filled(self, counts: Counter[tuple[int, int, str]]) -> None:
-        """Refuses what leaves a shard without sequences."""
+        """Refuses a build that leaves a shard without sequences."""
         for split in self.splits:
             shards = range(len(split.paths))
             if all(counts[split.number, shard, "sequences"] for shard in shards):
@@ -286,7 +285,7 @@ class Plan:
 
     @contextlib.contextmanager
     def shard_folders(self) -> Iterator[None]:
-        """Makes the folders to write shards to; those that are not finished then go."""
+        """Makes the folders of the shards, and cleans up unfinished shards at the end."""
         _remove_temporaries(self.splits)
         with contextlib.ExitStack() as stack:
             for split in self.splits:
@@ -302,15 +301,9 @@ class Plan:
         written: Mapping[tuple[int, int], tuple[int, str]],
         counts: Counter[tuple[int, int, str]],
     ) -> Manifest:
-        """Makes a dataset of the shards that are there under their temporary names.
-
-        Args:
-            written: The size and the SHA-256 of each, by split and shard.
-            counts: Those of `chunk_sequences` of all chunks, and those of the sources.
-
-        Returns:
-            The manifest of the dataset to train on.
-        """
+        """Gives the shards final names and writes the manifests; returns the training data's."""
+        # `written` has each shard's size and SHA-256, `counts` the sums of `chunk_sequences` and of
+        # sources.
         manifests = [
             Manifest(
                 directory=split.directory,
@@ -335,7 +328,7 @@ class Plan:
         for manifest in manifests:
             for path in manifest.paths:
                 files.rename(path + TEMPORARY_SUFFIX, path)
-        # The training data's comes last, as it is the one that says that the build is complete.
+        # The training data's comes last: it says that the build is complete.
         for manifest in reversed(manifests):
             manifest.save()
         return manifests[0]
@@ -363,7 +356,7 @@ def _splits(
 def _find_duplicates(
     deduplication: Deduplication, parts: Sequence[Part], folder: str, workers: Workers
 ) -> str:
-    """Finds the documents to leave out; returns the path of the file that has their places."""
+    """Finds the duplicates; returns the path of the file with their ids."""
     with (
         DuplicateIndex(folder) as index,
         tqdm(desc="looking for duplicates", unit="B", unit_scale=True) as progress,
@@ -374,8 +367,8 @@ def _find_duplicates(
                 index.add(rows)
                 progress.update(size)
         path = os.path.join(folder, "duplicates.npy")
-        # For the workers to map into their memory: it may be large.
-        np.save(path, index.duplicates().places)
+        # Workers map it into memory: it may be large.
+        np.save(path, index.duplicates().ids)
     return path
 
 
@@ -393,7 +386,7 @@ def _spill(
     runs: Runs,
     workers: Workers,
 ) -> Iterator[int]:
-    """Has a run written of every chunk that has none; yields the bytes of their text."""
+    """Writes a run of every chunk that has none; yields the bytes of their text."""
     write = functools.partial(_write_run, recipe, runs.folder, duplicates)
     if isinstance(documents, Source):
         results = workers.over_chunks(runs.unread(), write, runs.done)
@@ -445,8 +438,8 @@ def _write_shard(
     return split, shard, *write_shard(path, merged_examples(runs, split, shard), scratch)
 
 
-def _useful(num_workers: int, parts: Sequence[Part]) -> int:
-    """As many processes as there may be chunks, of compressed files too."""
+def _useful_workers(num_workers: int, parts: Sequence[Part]) -> int:
+    """The number of workers, at most one for each possible chunk."""
     if not all(part.bytes for part in parts):
         return num_workers
     return min(num_workers, 1 + 4 * sum(part.bytes for part in parts) // CHUNK_BYTES)
@@ -479,7 +472,7 @@ def _check_ranges(
 
 
 def _is_pipe(name: str) -> bool:
-    """Whether a part of a source can be read once only."""
+    """Whether a part of a source can be read only once."""
     return not files.is_remote(name) and os.path.exists(name) and not os.path.isfile(name)
 
 
@@ -492,7 +485,7 @@ def _not_empty(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _check_documents(source: Source, recipe: Recipe) -> None:
-    """Makes sure that there is a document for each split, and reads no further than that takes."""
+    """Checks that there is a document for each split, reading no further than that takes."""
     missing = {TRAIN, VALIDATION} if recipe.validation_fraction else {TRAIN}
     number = 0
     for document in source:
@@ -510,27 +503,27 @@ def _check_documents(source: Source, recipe: Recipe) -> None:
 
 
 def _check_room(spill_dir: str, parts: Sequence[Part]) -> None:
-    """Refuses what cannot fit, and warns of what may not."""
+    """Refuses a build for which the disk is too small, and warns where it may be."""
     text = sum(part.bytes for part in parts)
     folder = os.path.abspath(spill_dir)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
-    told = (
+    message = (
         f"{text / 1e6:,.0f} MB of input take about {_BYTES_KEPT * text / 1e6:,.0f} MB in "
         f"{spill_dir}, and {free / 1e6:,.0f} MB are free there"
     )
     if free < _FEWEST_BYTES_KEPT * text:
-        raise UserError(f"{told}: make room, or give another --spill_dir.")
+        raise UserError(f"{message}: make room, or give another --spill_dir.")
     if free < _BYTES_KEPT * text:
-        tqdm.write(f"warning: {told}.", file=sys.stderr)
+        tqdm.write(f"warning: {message}.", file=sys.stderr)
 
 
 # --- What is there already ---
 
 
 def _spill_folder(output_dir: str, spill_dir: str | None) -> str:
-    """Where finished chunks are kept: with many small accesses, and so on no store."""
+    """The folder for finished chunks: local, as it gets many small accesses."""
     if spill_dir is None and not files.is_remote(output_dir):
         return os.path.join(output_dir, SPILL_FOLDER)
     digest = hashlib.sha256(files.absolute(output_dir).encode()).hexdigest()[:16]
@@ -541,9 +534,9 @@ def _spill_folder(output_dir: str, spill_dir: str | None) -> str:
     return folder
 
 
-def _tell_what_is_kept(runs: Runs) -> None:
+def _report_kept_chunks(runs: Runs) -> None:
     if len(runs) and runs.is_resumable:
-        print(f"what is done is kept: the same command goes on from {runs.folder}", file=sys.stderr)
+        print(f"what is done is kept: the same command resumes from {runs.folder}", file=sys.stderr)
 
 
 def _folders(output_dir: str) -> dict[str, str]:
@@ -556,10 +549,8 @@ def _folders(output_dir: str) -> dict[str, str]:
 
 
 def _existing_datasets(output_dir: str, validation_fraction: float, overwrite: bool) -> list[str]:
-    """The folders that hold what an earlier build wrote to `output_dir`, if it may be replaced.
-
-    A dataset that was built into `output_dir/validation` alone is no part of that.
-    """
+    """The folders of an earlier build to `output_dir`, if they may be replaced."""
+    # A dataset that was built into `output_dir/validation` alone does not belong to it.
     existing = []
     for name, folder in _folders(output_dir).items():
         if not files.exists(files.join(folder, FILE_NAME)):

@@ -1,9 +1,9 @@
-"""Which documents are left out: by what they are, and because others are the same or nearly so.
+"""Cleaning and deduplication: which documents are left out.
 
 `Cleaning` judges each document by itself. `Deduplication` gives a document 63-bit keys; of the
 documents that share a key all but the first are duplicates. Both are pure functions of a document's
-text, so that any process or machine can apply them to any chunk. What the keys say of the whole
-corpus is found by `DuplicateIndex` on one machine, or by a group-by-key on many.
+text, so that any process or machine can apply them to any chunk. `DuplicateIndex` joins the keys of
+the whole corpus on one machine, a group-by-key on many.
 """
 
 import functools
@@ -24,32 +24,32 @@ from cocolm_tf.errors import UserError
 
 METHODS = ("exact", "near")
 
-# A place in the corpus is one number: a part's, a chunk's and a document's. As keys, it has 63
-# bits: that fits where integers have a sign, too.
+# A document's id joins the numbers of its part, its chunk and itself. Like keys, it has 63 bits, to
+# fit into signed integers, too.
 _CHUNK_BITS, _DOCUMENT_BITS = 20, 24
 _PART_BITS = 63 - _CHUNK_BITS - _DOCUMENT_BITS
-_ROW = np.dtype([("key", "<u8"), ("place", "<u8")])
+_KEYED = np.dtype([("key", "<u8"), ("document", "<u8")])
 
 _WORD = re.compile(r"\w+")
-# How many hash functions estimate a similarity; as many n-grams are hashed at once as take 8 MB.
+# Hash functions that estimate a similarity; n-grams that are hashed at once, within 8 MB.
 _PERMUTATIONS = 128
 _NGRAMS_AT_ONCE = 1 << 13
-# Odd, and of as many ones as zeros: Knuth's, for hashing by multiplication.
+# Knuth's odd constant for multiplicative hashing.
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-# Keys are sorted in so many parts, each of which fits into memory.
+# Keys are sorted in buckets, each of which fits into memory.
 _BUCKETS = 256
 _ROWS_IN_MEMORY = 1 << 20
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Limits of what a document may be; one that is beyond any of them is left out.
+    """Limits on documents; one that exceeds any of them is left out.
 
     Args:
         min_words: The fewest words, which are what white space separates.
-        max_words: int. The most words; 0 for no limit.
-        min_letter_share: The least share of letters among the characters that are no white space.
-        max_repeated_lines: float. The largest share of lines that are the same as an earlier one.
+        max_words: The most words; 0 for no limit.
+        min_letter_share: The least share of letters among the characters other than white space.
+        max_repeated_lines: The largest share of lines that equal an earlier one.
 
     Example:
     ```python
@@ -65,7 +65,7 @@ class Cleaning:
     max_repeated_lines: float = 1.0
 
     def __call__(self, documents: Iterable[str]) -> tuple[list[str], Counter[str]]:
-        """Returns the documents that stay, and how many were left out for what."""
+        """The documents that stay, and the number of those left out by reason."""
         kept, counts = [], Counter()
         for document in documents:
             if fault := self.fault(document):
@@ -94,23 +94,23 @@ class Cleaning:
         return ""
 
     def describe(self) -> dict[str, Any]:
-        """Returns the limits that are in force, for the manifest."""
+        """The limits in force, for the manifest."""
         defaults = asdict(Cleaning())
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
 @dataclass(frozen=True)
 class Deduplication:
-    """By what documents are duplicates: of those that share a key, the first alone stays.
+    """What makes documents duplicates: of those that share a key, only the first stays.
 
     Args:
         method: `"exact"` for the same words, whatever the case, the punctuation and the white space
-            between them; `"near"` for similar sets of n-grams of words, by MinHash and
+            between them; `"near"` for similar sets of word n-grams, by MinHash and
             locality-sensitive hashing (the package `datasketch`).
         threshold: With `"near"`, the Jaccard similarity from which on two documents are likely to
             share a key.
         ngram: With `"near"`, the words of an n-gram.
-        cleaning: A document that it leaves out is nobody's duplicate.
+        cleaning: Documents that it leaves out do not count as first.
 
     Raises:
         UserError: If an argument is out of its range, or `datasketch` is not installed.
@@ -134,7 +134,7 @@ class Deduplication:
             _bands(self.threshold)
 
     def keys(self, document: str) -> list[int]:
-        """Returns the keys of a document, 63-bit integers: one, or with `"near"` one for a band."""
+        """The keys of a document, 63-bit integers: one, or with `"near"` one for each band."""
         words = _WORD.findall(unicodedata.normalize("NFKC", document).casefold())
         if self.method == "exact":
             return [_hash(" ".join(words or [document]).encode("utf-8", "surrogatepass"))]
@@ -147,26 +147,17 @@ class Deduplication:
         return [_hash(bytes([band]) + row.tobytes()) for band, row in enumerate(values)]
 
     def chunk_keys(self, part: int, chunk: int, documents: Sequence[str]) -> np.ndarray:
-        """Returns the keys of a chunk's documents with their places, for `DuplicateIndex`.
-
-        Args:
-            part: The number of the part.
-            chunk: The number of the chunk within the part.
-            documents: The documents of the chunk.
-
-        Returns:
-            [N] structured, with the fields `key` and `place` (see `place`), both uint64.
-        """
+        """The keys of a chunk's documents, [N] with the uint64 fields `key` and `document`."""
         rows = [
-            (key, place(part, chunk, index))
+            (key, document_id(part, chunk, index))
             for index, document in enumerate(documents)
             if self.cleaning is None or not self.cleaning.fault(document)
             for key in self.keys(document)
         ]
-        return np.array(rows, _ROW)
+        return np.array(rows, _KEYED)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what was asked for, for the manifest."""
+        """The options in force, for the manifest."""
         if self.method == "exact":
             return {"deduplicate": self.method}
         return {
@@ -177,20 +168,10 @@ class Deduplication:
 
 
 class DuplicateIndex:
-    """The keys of a corpus, and which documents they say are duplicates, in bounded memory.
+    """Finds the duplicates of a corpus by their keys, in bounded memory."""
 
-    Keys are gathered in files by their first bits, and each file is sorted by itself.
-
-    Args:
-        folder: Where those files may be, about 16 bytes a key; None for the system's own place.
-
-    Example:
-    ```python
-    with DuplicateIndex() as index:
-        index.add(Deduplication("exact").chunk_keys(0, 0, ["The same.", "Another.", "The same."]))
-        index.duplicates()[0, 0]  # [2]
-    ```
-    """
+    # Keys are spilled to files by their first bits, about 16 bytes a key, and each file is sorted
+    # by itself.
 
     def __init__(self, folder: str | None = None):
         self._folder = tempfile.TemporaryDirectory(dir=folder)
@@ -214,13 +195,13 @@ class DuplicateIndex:
         """Finds the duplicates among all that were added."""
         self._write()
         found = [
-            _again(np.fromfile(file, _ROW))
+            _repeated(np.fromfile(file, _KEYED))
             for file in sorted(os.scandir(self._folder.name), key=str)
         ]
         return Duplicates(np.unique(np.concatenate([*found, np.empty(0, "<u8")])))
 
     def _write(self) -> None:
-        rows = np.concatenate([*self._waiting, np.empty(0, _ROW)])
+        rows = np.concatenate([*self._waiting, np.empty(0, _KEYED)])
         self._waiting, self._count = [], 0
         bucket = rows["key"] // np.uint64(2**63 // _BUCKETS)
         rows = rows[np.argsort(bucket, kind="stable")]
@@ -233,32 +214,23 @@ class DuplicateIndex:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """The documents to leave out, by chunk.
+    """The documents to leave out, by chunk: their sorted ids, [N] uint64."""
 
-    Args:
-        places: [N] uint64, sorted, as `place` gives them.
-
-    Example:
-    ```python
-    Duplicates(np.array([place(3, 0, 8)], np.uint64))[3, 0]  # [8]
-    ```
-    """
-
-    places: np.ndarray
+    ids: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.ids)
 
     def __getitem__(self, chunk: tuple[int, int]) -> list[int]:
-        """Returns the indices of the duplicates in a chunk, by the numbers of part and chunk."""
-        first = place(*chunk, 0)
+        """The indices of the duplicates in a chunk, given the numbers of part and chunk."""
+        first = document_id(*chunk, 0)
         bounds = np.array([first, first + 2**_DOCUMENT_BITS], np.uint64)
-        start, end = np.searchsorted(self.places, bounds)
-        return (self.places[start:end] - np.uint64(first)).tolist()
+        start, end = np.searchsorted(self.ids, bounds)
+        return (self.ids[start:end] - np.uint64(first)).tolist()
 
 
-def place(part: int, chunk: int, document: int) -> int:
-    """Makes one number, in the order of the corpus, of a part's, a chunk's and a document's."""
+def document_id(part: int, chunk: int, document: int) -> int:
+    """The 63-bit id of a document in the order of the corpus, by its part, chunk and index."""
     if part >= 2**_PART_BITS or chunk >= 2**_CHUNK_BITS or document >= 2**_DOCUMENT_BITS:
         raise UserError(
             f"--deduplicate takes up to {2**_PART_BITS:,} files, and of each up to "
@@ -267,20 +239,20 @@ def place(part: int, chunk: int, document: int) -> int:
     return (part << _CHUNK_BITS | chunk) << _DOCUMENT_BITS | document
 
 
-def numbers_of(place: int) -> tuple[int, int, int]:
-    """Takes apart what `place` has made: the numbers of the part, the chunk and the document."""
-    chunk, document = divmod(place, 2**_DOCUMENT_BITS)
+def split_document_id(number: int) -> tuple[int, int, int]:
+    """Splits an id of `document_id` into the numbers of part, chunk and document."""
+    chunk, document = divmod(number, 2**_DOCUMENT_BITS)
     return *divmod(chunk, 2**_CHUNK_BITS), document
 
 
-def _again(rows: np.ndarray) -> np.ndarray:
-    """The places of all rows but the first of each key."""
-    rows = rows[np.lexsort((rows["place"], rows["key"]))]
-    return np.unique(rows["place"][1:][rows["key"][1:] == rows["key"][:-1]])
+def _repeated(rows: np.ndarray) -> np.ndarray:
+    """The ids of all rows but the first of each key."""
+    rows = rows[np.lexsort((rows["document"], rows["key"]))]
+    return np.unique(rows["document"][1:][rows["key"][1:] == rows["key"][:-1]])
 
 
 def _ngram_hashes(words: list[str], ngram: int) -> np.ndarray:
-    """The 32-bit hashes of all n-grams, sorted, each once; the words' own are combined."""
+    """The sorted distinct 32-bit hashes of all n-grams, combined from the words' own."""
     encoded = "\n".join(words).encode("utf-8", "surrogatepass").split(b"\n")
     hashes = np.fromiter(map(zlib.crc32, encoded), np.uint64, len(encoded))
     count = max(1, len(hashes) - ngram + 1)
@@ -296,7 +268,7 @@ def _hash(content: bytes) -> int:
 
 @functools.cache
 def _bands(threshold: float) -> tuple[int, int]:
-    """How many bands of how many hash values each make that threshold."""
+    """The number of LSH bands, and of hash values in each, for a similarity threshold."""
     _import_datasketch()
     from datasketch import MinHashLSH
 
@@ -309,7 +281,7 @@ def _bands(threshold: float) -> tuple[int, int]:
 
 @functools.cache
 def _min_hash() -> Any:
-    """The signature of nothing; the n-grams come hashed."""
+    """An empty MinHash signature; n-grams are added as hashes."""
     from datasketch import MinHash
 
     return MinHash(num_perm=_PERMUTATIONS, hashfunc=int)

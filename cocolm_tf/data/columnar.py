@@ -17,8 +17,8 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 
 def columnar_format(head: bytes) -> str:
-    """Tells by a file's first bytes which of the formats it has; empty for none."""
-    if looks_like_text(head):  # It may begin with the name of a gene.
+    """Detects the format by a file's first bytes; empty for none."""
+    if looks_like_text(head):  # A text may begin with these letters, too.
         return ""
     if head.startswith(b"PAR1"):
         return PARQUET
@@ -30,7 +30,7 @@ def columnar_format(head: bytes) -> str:
 
 
 def saved_dataset_files(folder: str) -> list[str]:
-    """The Arrow files of a folder that `datasets.Dataset.save_to_disk` wrote; none of any other."""
+    """The Arrow files of a folder of `datasets.Dataset.save_to_disk`; none of any other."""
     if files.exists(files.join(folder, _SPLITS)):
         splits = json.loads(files.read_text(files.join(folder, _SPLITS)))["splits"]
         raise UserError(
@@ -48,7 +48,7 @@ def saved_dataset_files(folder: str) -> list[str]:
 
 
 def column_texts(path: str, kind: str, column: str, records: BadRecords) -> Iterator[str]:
-    """The values of a column, row by row; what is no text or damaged is counted, with its rows."""
+    """Yields the values of a column; rows that are damaged or no text are counted as bad."""
     import pyarrow
 
     with _opened(path, kind, records) as table:
@@ -71,7 +71,7 @@ def column_texts(path: str, kind: str, column: str, records: BadRecords) -> Iter
 
 
 def check_column(path: str, kind: str, column: str, records: BadRecords) -> None:
-    """Refuses a file that has no such column of text."""
+    """Refuses a file without such a column of text."""
     with _opened(path, kind, records) as table:
         if table is not None:
             _check_column(path, table, column)
@@ -120,7 +120,7 @@ def _check_column(path: str, table: Any, column: str) -> None:
 
 
 def _batches(path: str, kind: str, table: Any, column: str, records: BadRecords) -> Iterator[Any]:
-    """The column in parts. What is damaged is counted with its rows, and the rest goes on."""
+    """Yields the column in parts; damaged parts are counted with their rows and left out."""
     import pyarrow
 
     if kind == ARROW_STREAM:

@@ -8,7 +8,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 
-# Of little prose and much parsing.
+# Folders of little prose and much parsing.
 _SKIPPED_FOLDERS = {"__pycache__", "test", "tests", "idle_test"}
 # Where packages are installed below the standard library's own folder.
 _PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
@@ -30,16 +30,7 @@ _STANDARD_LIBRARY = "the standard library"
 
 
 def installed_packages() -> list[str]:
-    """Finds the packages that have modules of Python.
-
-    Returns:
-        The standard library, which is one, and the names of the installed packages, sorted.
-
-    Example:
-    ```python
-    installed_packages()[:2]  # ['the standard library', 'PIL']
-    ```
-    """
+    """The packages with Python modules: the standard library as one, then the others sorted."""
     names = {
         name.removesuffix(".py")
         for root in _site_folders()
@@ -50,19 +41,7 @@ def installed_packages() -> list[str]:
 
 
 def package_modules(name: str) -> Iterator[str]:
-    """Finds the source files of a package.
-
-    Args:
-        name: One of `installed_packages`.
-
-    Returns:
-        The paths of its `.py` files in an order that depends on the names alone, tests left out.
-
-    Example:
-    ```python
-    print(next(package_modules("the standard library")))
-    ```
-    """
+    """Yields a package's `.py` files, tests left out, in an order that depends on names alone."""
     if name == _STANDARD_LIBRARY:
         for root in _standard_folders():
             yield from _modules(root)
@@ -73,16 +52,7 @@ def package_modules(name: str) -> Iterator[str]:
 
 
 def installed_modules() -> Iterator[str]:
-    """Finds the source files of the standard library and of the installed packages.
-
-    Returns:
-        The paths of their `.py` files, the standard library's first.
-
-    Example:
-    ```python
-    print(next(installed_modules()))
-    ```
-    """
+    """Yields the `.py` files of all `installed_packages`, the standard library's first."""
     for name in installed_packages():
         yield from package_modules(name)
 
@@ -100,7 +70,7 @@ def _folders(*names: str) -> list[str]:
 
 
 def _modules(root: str, name: str = "") -> Iterator[str]:
-    """The `.py` files at or below a name in a folder, in an order that depends on names alone."""
+    """Yields the `.py` files at or below a name in a folder, in an order of names alone."""
     top = os.path.join(root, name)
     if os.path.isfile(top) and name.endswith(".py"):
         yield top
@@ -116,23 +86,8 @@ def _modules(root: str, name: str = "") -> Iterator[str]:
 
 
 def documents(paths: Iterable[str], min_words: int = 8) -> Iterator[str]:
-    """Reads the prose of modules' docstrings, each distinct docstring once.
-
-    A file that cannot be read or parsed is passed over.
-
-    Args:
-        paths: The modules' source files.
-        min_words: Docstrings with fewer words of prose than this are left out.
-
-    Returns:
-        One document for each module that has any prose: the paragraphs, one a line.
-
-    Example:
-    ```python
-    for document in documents([inspect.__file__]):
-        print(document)
-    ```
-    """
+    """Yields each module's prose, a paragraph a line, with each distinct docstring once."""
+    # A file that cannot be read or parsed is passed over.
     seen = set()
     for path in paths:
         paragraphs = []
@@ -149,27 +104,9 @@ def documents(paths: Iterable[str], min_words: int = 8) -> Iterator[str]:
 
 
 def prose_paragraphs(docstring: str) -> list[str]:
-    """Returns the paragraphs of a docstring that are English prose.
-
-    Code (doctests, fenced blocks, anything with few words in it) and rules are dropped; the lines
-    of a paragraph are joined, and runs of white space become one space.
-
-    Args:
-        docstring: A docstring as it stands in the source.
-
-    Returns:
-        The paragraphs, each one line.
-
-    Example:
-    ```python
-    prose_paragraphs('''Return the sum
-        of two numbers.
-
-        >>> add(1, 2)
-        3
-        ''')  # ['Return the sum of two numbers.']
-    ```
-    """
+    """The paragraphs of a docstring that are English prose, each one line."""
+    # Code (doctests, fenced blocks, anything with few words in it) and rules are dropped; the lines
+    # of a paragraph are joined, and runs of white space become one space.
     paragraphs = [[]]
     fenced = doctest = False
     for line in inspect.cleandoc(docstring).split("\n"):

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a dataset holds, what made it, and how to tell that it is whole.
+"""`manifest.json`: what a dataset holds, what made it, and whether it is complete.
 
 It is written last, so a folder without it is not a dataset.
 """
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from cocolm_tf import files
 from cocolm_tf.data import shards as shard_files
-from cocolm_tf.data.reading import patiently
+from cocolm_tf.data.reading import with_retries
 from cocolm_tf.data.shards import COUNTS, Shard
 from cocolm_tf.errors import UserError
 
@@ -23,22 +23,13 @@ FORMAT_VERSION = 1
 
 
 class Vocabulary(Protocol):
-    """What a manifest asks of a tokenizer.
-
-    Example:
-    ```python
-    from cocolm_tf.tokenization.vocabulary import load_vocabulary
-
-    vocabulary: Vocabulary = load_vocabulary("vocabulary")
-    vocabulary.fingerprint()
-    ```
-    """
+    """What a manifest asks of a tokenizer."""
 
     def vocabulary_size(self) -> int:
-        """Returns the number of ids."""
+        """The number of ids."""
 
     def fingerprint(self) -> str:
-        """Returns a hash of everything that decides which ids a text gets."""
+        """A hash of everything that decides which ids a text gets."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +43,8 @@ class Manifest:
         vocabulary_fingerprint: The tokenizer's `fingerprint()`.
         parameters: What else made it: the seed, the compression, the source.
         shards: The shards, in the order of their numbers.
-        cleaning: What did not come into the dataset, or into the other of its splits, as it was:
-            how many bad records, duplicates, documents that were too short, ....
+        cleaning: What was left out of the dataset or changed: how many bad records, duplicates,
+            documents that were too short, and so on.
 
     Example:
     ```python
@@ -72,7 +63,7 @@ class Manifest:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The shards' `documents`, `skipped_documents`, ..., `tokens`, each summed up."""
+        """The sums over the shards of `documents`, `skipped_documents`, ..., `tokens`."""
         return {name: sum(getattr(shard, name) for shard in self.shards) for name in COUNTS}
 
     @property
@@ -82,19 +73,22 @@ class Manifest:
         return counts["tokens"] / (counts["sequences"] * self.sequence_length)
 
     @property
+    def is_shuffled(self) -> bool:
+        """Whether neighbors in a shard are of different texts; earlier versions kept the order."""
+        return "break" in self.parameters
+
+    @property
+    def replacements(self) -> dict[str, Any] | None:
+        """How replacements of masked tokens were drawn beforehand; None where they were not."""
+        return self.parameters.get("replacements")
+
+    @property
     def paths(self) -> list[str]:
         """The paths of the shards, in the order of their numbers."""
         return [os.path.join(self.directory, shard.file) for shard in self.shards]
 
     def fingerprint(self, paths: Sequence[str] | None = None) -> str:
-        """Hashes what tells the content of the dataset from any other's, wherever it lies.
-
-        Args:
-            paths: The shards that count; None for all.
-
-        Returns:
-            SHA-256 in hexadecimal.
-        """
+        """SHA-256 of the content of the dataset, or of some of its shards, wherever it lies."""
         hashes = {shard.file: shard.sha256 for shard in self.shards}
         names = map(os.path.basename, self.paths if paths is None else paths)
         content = [self.vocabulary_fingerprint, *(hashes[name] for name in names)]
@@ -107,18 +101,15 @@ class Manifest:
         Args:
             path: The folder of the dataset, or a path or glob of shards in it.
 
-        Returns:
-            The manifest.
-
         Raises:
-            UserError: If there is no manifest, or it is not one that this version reads.
+            UserError: If there is no manifest, or this version cannot read it.
         """
         directory = path if files.is_dir(path) else os.path.dirname(path)
         file = os.path.join(directory, FILE_NAME)
         if not files.exists(file):
             raise UserError(f"{file} does not exist: {directory or '.'!r} is not a built dataset.")
         try:
-            fields = json.loads(patiently(file, lambda: files.read_text(file)))
+            fields = json.loads(with_retries(file, lambda: files.read_text(file)))
             version = fields["format_version"]
             if version != FORMAT_VERSION:
                 raise UserError(f"{file} has format version {version}, not {FORMAT_VERSION}.")
@@ -159,13 +150,14 @@ class Manifest:
         paths: Sequence[str] | None = None,
         skip_corrupt: bool = False,
     ) -> list[int]:
-        """Checks that the dataset is whole and fits the vocabulary.
+        """Checks that the dataset is complete and fits the vocabulary.
 
         Args:
             tokenizer: The tokenizer to train with; None to leave it unchecked.
-            checksums: Whether to read every shard, and not only to look at its size.
+            checksums: Whether to read every shard instead of comparing its size alone.
             paths: The shards to check; None for all.
-            skip_corrupt: Whether a missing, truncated or corrupt shard is told of and no error.
+            skip_corrupt: Whether a missing, truncated or corrupt shard is reported instead of
+                refused.
 
         Returns:
             How many sequences of each shard can be read, from its first on.
@@ -173,13 +165,6 @@ class Manifest:
         Raises:
             UserError: If a shard is missing, truncated or altered (with the number of the first
                 record that cannot be read), or the vocabulary is another one.
-
-        Example:
-        ```python
-        from cocolm_tf.tokenization.vocabulary import load_vocabulary
-
-        Manifest.load("data").verify(load_vocabulary("vocabulary"))
-        ```
         """
         if tokenizer is not None and tokenizer.fingerprint() != self.vocabulary_fingerprint:
             raise UserError(
@@ -192,7 +177,7 @@ class Manifest:
         sequences = []
         for path in self.paths if paths is None else paths:
             shard = shards[os.path.basename(path)]
-            damage = patiently(path, lambda: _damage(path, shard, checksums))  # noqa: B023
+            damage = with_retries(path, lambda: _damage(path, shard, checksums))  # noqa: B023
             sequences.append(damage.sequences if damage else shard.sequences)
             if damage and damage.can_be_skipped and skip_corrupt:
                 left_out = shard.sequences - damage.sequences
@@ -203,30 +188,14 @@ class Manifest:
 
 
 def resolve_shards(pattern: str) -> tuple[list[str], Manifest]:
-    """Finds shards to train on and the manifest beside them.
-
-    Args:
-        pattern: The folder of a dataset, for all of its shards, or a glob of shards.
-
-    Returns:
-        The paths of the shards, sorted, and the manifest of the dataset that they belong to.
-
-    Raises:
-        UserError: If nothing matches, the shards are of several datasets, or there is no manifest
-            beside them.
-
-    Example:
-    ```python
-    paths, manifest = resolve_shards("data/*.tfrecord")
-    ```
-    """
+    """The sorted paths of shards, by dataset folder or glob, and the manifest beside them."""
     if files.is_dir(pattern):
         trained = os.path.join(pattern, "train")
         if not _has_manifest(pattern) and _has_manifest(trained):
             raise UserError(f"{pattern} has its datasets one level below: give {trained}.")
         manifest = Manifest.load(pattern)
         return manifest.paths, manifest
-    # A shard's own path may have what a glob takes for more than a character.
+    # A shard's path may have a glob's special characters.
     found = [pattern] if files.exists(pattern) else files.glob(pattern)
     paths = sorted(filter(shard_files.is_shard, found))
     if not paths:
@@ -273,7 +242,7 @@ def _damage(path: str, shard: Shard, checksums: bool) -> _Damage | None:
     if not whole:
         what = f"is truncated or corrupt at record {records} (of {shard.sequences}, from 0)"
         return _Damage(what, min(records, shard.sequences))
-    # It can be read, so it is another shard, and who knows of what.
+    # It can be read in full, so that it is another shard, of unknown origin.
     again = {"can_be_skipped": False, "advice": "build the dataset again"}
     if records != shard.sequences:
         what = f"has {records} records and not the {shard.sequences} of {FILE_NAME}"

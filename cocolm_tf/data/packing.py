@@ -1,9 +1,9 @@
-"""From documents to sequences: what one chunk of text becomes, whoever asks and wherever.
+"""From documents to packed sequences: what one chunk of text becomes, in whatever process.
 
-A part of a source, a file say, is read in *chunks* of whole documents, about `CHUNK_BYTES` of text
-each. `chunk_sequences` makes of one chunk everything that a dataset gets of it: which documents are
-held out, which tokens stand in which sequence, and to which place of which shard each sequence
-goes. All of this depends on the text, the recipe and the numbers of the part and the chunk alone,
+A part of a source, such as a file, is read in *chunks* of whole documents, about `CHUNK_BYTES` of
+text each. `chunk_sequences` makes of one chunk everything that a dataset gets of it: which
+documents are held out, which tokens are in which sequence, and the place of each sequence in which
+shard. All of this depends only on the text, the recipe and the numbers of the part and the chunk,
 so that chunks can be handled in any order, in any process, and again.
 """
 
@@ -41,68 +41,41 @@ _SMALL_BYTES = 1 << 20
 _WORD_START = "▁"
 # The golden ratio and the square root of two, without their integer parts, as shares of 2**64.
 _IRRATIONAL = (0x9E3779B97F4A7C15, 0x6A09E667F3BCC909)
-# What one process has loaded, by fingerprint: a worker makes many chunks of one recipe.
+# A cache by fingerprint: a worker processes many chunks of one recipe.
 _tokenizers: dict[str, "_Tokenizer"] = {}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything but the text that decides the sequences of a dataset; picklable.
-
-    Args:
-        vocabulary_dir: The folder of the vocabulary.
-        vocabulary_fingerprint: The tokenizer's `fingerprint()`.
-        vocabulary_size: The number of its ids.
-        sequence_length: The most tokens of a record, `<s>` and `</s>` included.
-        num_shards: The shards of the training data.
-        seed: Decides places, shards, and which documents are held out.
-        validation_fraction: The share of the documents to hold out.
-        break_at: Where a sequence may end though its document goes on: after any `"token"`, after a
-            `"word"`, or after a word with no second `"document"` in any sequence.
-        cleaning: What is done to documents first; None for nothing.
-
-    Example:
-    ```python
-    recipe = Recipe.of("vocabulary", sequence_length=128, num_shards=16)
-    records, counts = chunk_sequences(recipe, 0, 0, ["The first document.", "And another."])
-    ```
-    """
+    """Everything but the text that decides the sequences of a dataset; picklable."""
 
     vocabulary_dir: str
     vocabulary_fingerprint: str
     vocabulary_size: int
-    sequence_length: int
-    num_shards: int
-    seed: int = 0
-    validation_fraction: float = 0.0
+    sequence_length: int  # the most tokens of a record, `<s>` and `</s>` included
+    num_shards: int  # of the training data
+    seed: int = 0  # decides places, shards, and which documents are held out
+    validation_fraction: float = 0.0  # the share of the documents to hold out
+    # Where a sequence may end within a document: after any "token", or after a "word". "document"
+    # is "word" with at most one document in a sequence.
     break_at: str = "word"
     cleaning: Cleaning | None = None
 
     @classmethod
     def of(cls, vocabulary_dir: str | os.PathLike[str], **fields: Any) -> "Recipe":
-        """Makes a recipe, having loaded the vocabulary.
-
-        Args:
-            vocabulary_dir: The folder of the vocabulary.
-            **fields: The other fields, those of the vocabulary apart.
-
-        Raises:
-            UserError: If the vocabulary cannot be loaded.
-        """
+        """Loads the vocabulary and makes a recipe with the other fields."""
         tokenizer = _load(os.fspath(vocabulary_dir))
         return cls(
             os.fspath(vocabulary_dir), tokenizer.fingerprint, len(tokenizer.starts_word), **fields
         )
 
     def shards(self, split: int) -> int:
-        """The number of shards of a split: the validation data has a proportionate one."""
+        """The number of shards of a split; the validation data's is proportionate."""
         return shards_of(split, self.num_shards, self.validation_fraction)
 
     def split(self, document: str) -> int:
-        """The split of a document, by its text alone: duplicates are always on the same side.
-
-        What counts is the text with each run of white space as one space.
-        """
+        """The split of a document, by its text alone: duplicates are always in the same one."""
+        # White space does not count: each run of it is as one space.
         if not self.validation_fraction:
             return TRAIN
         text = " ".join(document.split()).encode("utf-8", "surrogatepass")
@@ -113,19 +86,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a source as it is built from: a file, or several small ones in a row; picklable.
+    """A unit of reading: a file of the source, or several small ones in a row; picklable."""
 
-    Args:
-        number: Which it is, from 0; it decides the places of its sequences.
-        names: Its parts of the source.
-        bytes: The size of its files; 0 where that is unknown.
-        stamp: Tells its files from others of those names, also from later states of the same.
-    """
-
-    number: int
-    names: tuple[str, ...]
-    bytes: int = 0
-    stamp: str = ""
+    number: int  # from 0; decides the places of its sequences
+    names: tuple[str, ...]  # of the source's parts
+    bytes: int = 0  # of its files; 0 where unknown
+    stamp: str = ""  # tells its files from others of those names, and from other states of them
 
     def documents(self, source: Source, counts: Counter[str]) -> Iterator[str]:
         """All its documents; see `Source.documents`."""
@@ -134,16 +100,8 @@ class Part:
 
 
 def parts_of(source: Source) -> list[Part]:
-    """Groups the parts of a source such that few are much smaller than a chunk.
-
-    The last sequence of every chunk is not full, which would show with a file a document.
-
-    Args:
-        source: The source.
-
-    Returns:
-        Its parts, in order.
-    """
+    """Groups the parts of a source such that few are much smaller than a chunk."""
+    # The last sequence of every chunk is not full, which would show with one file per document.
     parts: list[Part] = []
     names: list[str] = []
     stamps: list[list[Any]] = []
@@ -170,21 +128,7 @@ class Record(NamedTuple):
 
 
 def chunks(documents: Iterable[str], size: int = CHUNK_BYTES) -> Iterator[list[str]]:
-    """Groups the documents of a part into chunks.
-
-    Args:
-        documents: The documents of one part, in their order.
-        size: The bytes of text after which a chunk ends.
-
-    Yields:
-        The chunks; none of them is empty. Of a document that is longer than a source gives, the
-        pieces are documents.
-
-    Example:
-    ```python
-    list(chunks(["a b", "c", "d"], size=3))  # [['a b'], ['c', 'd']]
-    ```
-    """
+    """Groups documents into non-empty chunks, each of `size` bytes of text or just above."""
     chunk, total = [], 0
     for document in documents:
         for piece in cut_at_space(document, LONGEST_DOCUMENT):
@@ -204,20 +148,9 @@ def chunk_sequences(
     documents: Sequence[str],
     dropped: Collection[int] = (),
 ) -> tuple[list[Record], Counter[tuple[int, int, str]]]:
-    """Makes of a chunk of text what a dataset gets of it.
-
-    Args:
-        recipe: How.
-        part: The number of the part.
-        chunk: The number of the chunk within the part.
-        documents: The documents of the chunk, as `chunks` gives them.
-        dropped: The indices of those that are to be left out, as duplicates of others.
-
-    Returns:
-        The records, sorted, and counts by (split, shard, name): `documents`, `skipped_documents`,
-        `text_bytes`, `text_tokens`, `sequences` and `tokens` as in `Shard`, and under `NO_SHARD`
-        what cleaning counts and `duplicates`.
-    """
+    """The sorted records of a chunk, and its counts by (split, shard, name), as in `Shard`."""
+    # `documents` are a chunk of `chunks`; `dropped` are the indices of duplicates in it. Under
+    # `NO_SHARD` are the counts of cleaning, and `duplicates`.
     counts: Counter[tuple[int, int, str]] = Counter()
     if dropped:
         dropped = frozenset(dropped)
@@ -238,29 +171,14 @@ def chunk_sequences(
 
 
 class SequencePacker:
-    """Cuts a stream of documents into sequences that are as full as can be.
+    """Packs a stream of documents into sequences `<s> content </s>`, as full as possible."""
 
-    A sequence is `<s> content </s>`. Inside it `</s>` stands between two documents, and a document
-    that does not fit goes on in the next sequence, so that every token of every document is in
-    exactly one sequence and in its order. (A `</s>` that would fall on the last place for content
-    is left out, and that sequence is one token short.)
-
-    Args:
-        sequence_length: The most tokens of a sequence, `<s>` and `</s>` included; at least 3.
-        start_token_id: The id of `<s>`.
-        end_token_id: The id of `</s>`.
-        starts_word: By id, whether a word begins with it: only there is a document cut, unless a
-            word alone is longer than a sequence. None to cut anywhere.
-        one_document: Whether no sequence has two documents.
-
-    Example:
-    ```python
-    packer = SequencePacker(sequence_length=6, start_token_id=0, end_token_id=2)
-    packer.add([11, 12])  # []
-    packer.add([21, 22, 23])  # [[0, 11, 12, 2, 21, 2]]
-    packer.flush()  # [[0, 22, 23, 2]]
-    ```
-    """
+    # Inside a sequence `</s>` separates documents, and a document that does not fit continues in
+    # the next one, so that every token is in exactly one sequence, in order. (A `</s>` that would
+    # fall on the last place for content is left out, and that sequence is one token short.)
+    # `starts_word` says by id whether a word begins with it: a document is cut only there, unless
+    # one word is longer than a sequence. None cuts anywhere. With `one_document`, no sequence has
+    # two.
 
     def __init__(
         self,
@@ -282,14 +200,7 @@ class SequencePacker:
         return len(self._open) > 1
 
     def add(self, document: Sequence[int]) -> list[list[int]]:
-        """Adds one document.
-
-        Args:
-            document: Its token ids, without special tokens.
-
-        Returns:
-            The sequences that it filled, none for most short documents.
-        """
+        """Adds a document's ids, without special tokens; returns the sequences that it filled."""
         filled = []
         if document and self.is_open:
             room = self._full - len(self._open) - 1  # After the `</s>` between the two.
@@ -309,17 +220,13 @@ class SequencePacker:
         return filled
 
     def flush(self) -> list[list[int]]:
-        """Closes the sequence under way.
-
-        Returns:
-            That sequence, or nothing if it has no content yet.
-        """
+        """Closes the sequence under way; returns it, or nothing if it has no content yet."""
         closed = [self._open + self._end] if self.is_open else []
         self._open = list(self._start)
         return closed
 
     def _cut(self, document: Sequence[int], position: int, room: int) -> int:
-        """How far the document can go on in so much room; 0 if its next word has none."""
+        """The position up to which the document fits into `room`; 0 if its next word does not."""
         end = position + room
         if end >= len(document):
             return len(document)
@@ -357,7 +264,7 @@ class _Packed:
     def records(
         self, split: int, numbers: tuple[int, int], counts: Counter[tuple[int, int, str]]
     ) -> list[Record]:
-        """Gives every sequence its place; counts by shard."""
+        """Assigns a place to every sequence, and counts by shard."""
         self._keep(self._packer.flush())
         number, shards = len(self._examples), self._recipe.shards(split)
         # The bits of a generator, unlike what NumPy makes of them, are the same in every version.
@@ -389,10 +296,10 @@ class _Packed:
 
 
 class _Tokenizer:
-    """A loaded vocabulary as chunks need it."""
+    """The tokenizer of a vocabulary, as chunks need it."""
 
     def __init__(self, vocabulary_dir: str):
-        # Slow to import, and only who builds needs it.
+        # Slow to import, and only builds need it.
         from cocolm_tf.tokenization.vocabulary import load_vocabulary
 
         tokenizer = load_vocabulary(vocabulary_dir)
@@ -404,10 +311,10 @@ class _Tokenizer:
         self._tokenize = tf.function(tokenizer, input_signature=[tf.TensorSpec([None], tf.string)])
 
     def tokenized(self, documents: Iterable[str]) -> Iterator[tuple[str, int, list[int]]]:
-        """Each document with its bytes and its ids."""
+        """Yields each document with its bytes and its ids."""
         batch, texts, total = [], [], 0
         for document in documents:
-            # Half of a surrogate pair, which JSON can hold, becomes what the tokenizer replaces.
+            # Lone surrogates, which JSON can hold, become bytes that the tokenizer replaces.
             texts.append(document.encode("utf-8", "surrogatepass"))
             batch.append(document)
             total += len(texts[-1])
@@ -429,8 +336,8 @@ class _Tokenizer:
 
 
 def _load(vocabulary_dir: str, fingerprint: str = "") -> _Tokenizer:
-    """The vocabulary of a folder, and with a fingerprint the one that is loaded already."""
-    # Threads share it, and one may be about to load the same.
+    """The tokenizer of a folder; with a fingerprint, from the cache."""
+    # A single look-up: threads share the cache, and another may clear it.
     if (loaded := _tokenizers.get(fingerprint)) is not None:
         return loaded
     tokenizer = _Tokenizer(vocabulary_dir)
@@ -452,12 +359,12 @@ def text_size(text: str) -> int:
 
 
 def _stamp(name: str) -> list[Any]:
-    """The name, the bytes and the time of a file; of what is no file, the name alone."""
+    """A file's name, size and modification time; of what is no file, the name alone."""
     if files.is_remote(name):
         return [name, files.size(name), 0]
     if not os.path.exists(name):
         return [name, 0, 0]
     status = os.stat(name)
-    # A pipe never gives the same again.
+    # A pipe cannot be read again.
     is_file = stat.S_ISREG(status.st_mode)
     return [name, status.st_size, status.st_mtime_ns if is_file else uuid.uuid4().hex]

@@ -1,8 +1,8 @@
-"""Shards to batches: what the training step reads, in an order that can be entered anywhere.
+"""The input pipeline of pretraining: shards to batches, resumable at any batch.
 
 An epoch of a dataset visits each of its sequences once, in the order of `reading`. Several datasets
-are mixed by their weights, each with epochs of its own. A dataset of longer sequences than the
-batches' has them cut.
+are mixed by their weights, each with epochs of its own. Records longer than the batches' sequence
+length are cut into pieces.
 """
 
 import os
@@ -16,45 +16,32 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf import files
+from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.manifest import Vocabulary, resolve_shards
 from cocolm_tf.data.reading import ReadingOrder
 from cocolm_tf.data.shards import parse
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 
-# Sequences among which the share of each dataset is as near to its weight as can be.
+# The block of sequences within which each dataset has its share, rounded up or down.
 MIXING_BLOCK = 1024
-# So many that the one of the largest weight has a sequence left in every block.
+# With more, the dataset of the largest weight could be left without a sequence in a block.
 _MOST_DATASETS = 32
-# Parts of 1 that weights are counted in.
+# The unit of normalized weights is 1 / _WHOLE: integers, so that sums are exact.
 _WHOLE = 10**8
-# Any number: what makes every validation's order, whatever the run's seed.
+# The seed of validation's order, whatever the run's: an arbitrary constant.
 _VALIDATION_ORDER = 0
 _WEIGHTED = re.compile(r"(.+)=(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)")
 
 
 class Dataset(NamedTuple):
-    """A built dataset to read from.
+    """A built dataset to read from."""
 
-    Args:
-        pattern: the folder or glob that it was given as; of its own among those that are mixed.
-        paths: the shards.
-        records: how many records each of them gives: its first ones.
-        record_length: int. The most tokens of a record.
-        weight: float. Its share of the sequences, of all datasets' weights together.
-
-    Example:
-    ```python
-    Dataset("data", ["data/data-00000-of-00001.tfrecord"], [128], record_length=512)
-    ```
-    """
-
-    pattern: str
+    pattern: str  # the folder or glob that it was given as
     paths: Sequence[str]
-    records: Sequence[int]
-    record_length: int
-    weight: float = 1.0
+    records: Sequence[int]  # of each shard, its first so many
+    record_length: int  # the most tokens of a record
+    weight: float = 1.0  # its share of the sequences, relative to the sum of all weights
 
 
 @dataclass(frozen=True)
@@ -62,22 +49,22 @@ class PretrainingData:
     """Datasets, and how batches are made of them.
 
     Args:
-        datasets: what to read from. Of several, each sequence is of one of them, chosen by weight.
-        sequence_length: int. S, the length that batches are padded to. Longer records are cut into
-            pieces, see `pieces`.
-        views: masks and crops the sequences.
-        seed: int. Decides order, choice of dataset, masks and crops.
+        datasets: What to read from. With several, each sequence is from one of them, by weight.
+        sequence_length: S, the length that batches are padded to. Longer records are cut, see
+            `cut`.
+        augmentation: Masks and crops the sequences.
+        seed: Decides order, choice of dataset, masks and crops.
 
     Example:
     ```python
-    data = PretrainingData.open("data/*.tfrecord", 128, Views(SpecialTokens(mask=8191)))
+    data = PretrainingData.open("data/*.tfrecord", 128, Augmentation(SpecialTokens(mask=8191)))
     batches = data.training_batches(batch_size=32)
     ```
     """
 
     datasets: Sequence[Dataset]
     sequence_length: int
-    views: Views
+    augmentation: Augmentation
     seed: int = 0
 
     @classmethod
@@ -85,7 +72,7 @@ class PretrainingData:
         cls,
         datasets: str,
         sequence_length: int,
-        views: Views,
+        augmentation: Augmentation,
         seed: int = 0,
         vocabulary: Vocabulary | None = None,
         checksums: bool = True,
@@ -96,60 +83,80 @@ class PretrainingData:
         """Finds the shards of datasets and verifies them.
 
         Args:
-            datasets: a folder or a glob of shards, or several with weights; see `parse_mixture`.
-            sequence_length: int. See the class.
-            views: see the class.
-            seed: int. See the class.
-            vocabulary: the tokenizer to train with; None leaves the shards unverified.
-            checksums: whether to read the shards through, and not only look at their sizes.
-            skip_corrupt: whether to take a damaged shard's sequences up to the damage, telling how
-                many are left out, instead of refusing it.
-            pipelines: int. How many hosts read.
-            pipeline: int. Which of them this is; it verifies its own share.
+            datasets: A folder or a glob of shards, or several with weights; see `parse_mixture`.
+            sequence_length: See the class.
+            augmentation: See the class.
+            seed: See the class.
+            vocabulary: The tokenizer to train with; None leaves the shards unverified.
+            checksums: Whether to read the shards through instead of comparing their sizes alone.
+            skip_corrupt: Whether to take a damaged shard's sequences up to the damage, and report
+                how many are left out, instead of refusing it.
+            pipelines: How many hosts read.
+            pipeline: Which of them this is; it verifies its own share.
 
         Raises:
-            UserError: if there are none, or something is wrong with them (see `Manifest.verify`).
+            UserError: If there are no shards, or they fail verification (see `Manifest.verify`).
         """
         opened = []
         for pattern, weight in parse_mixture(datasets):
             paths, manifest = resolve_shards(pattern)
+            if not manifest.is_shuffled:
+                print(
+                    f"{pattern} was built by a version that did not shuffle: batches of "
+                    "neighboring text teach less. Build it again.",
+                    file=sys.stderr,
+                )
+            if manifest.replacements:
+                raise UserError(
+                    f"{pattern} has replacements drawn beforehand, in the order of a run: set "
+                    "auxiliary.replacements=stored to train on them."
+                )
             counts = {shard.file: shard.sequences for shard in manifest.shards}
             records = [counts[os.path.basename(path)] for path in paths]
             if vocabulary is not None:
-                mine = slice(pipeline, None, pipelines)
-                whole, all_of_it = sum(records[mine]), checksums or skip_corrupt
-                records[mine] = manifest.verify(vocabulary, all_of_it, paths[mine], skip_corrupt)
-                if left_out := whole - sum(records[mine]):
+                own = slice(pipeline, None, pipelines)
+                whole, all_of_it = sum(records[own]), checksums or skip_corrupt
+                records[own] = manifest.verify(vocabulary, all_of_it, paths[own], skip_corrupt)
+                if left_out := whole - sum(records[own]):
                     print(
                         f"{pattern}: {left_out} of {whole} sequences are left out.", file=sys.stderr
                     )
                     if left_out == whole:
                         raise UserError(f"{pattern} has no sequences that can be read.")
             opened.append(Dataset(pattern, paths, records, manifest.sequence_length, weight))
-        return cls(opened, sequence_length, views, seed)
+        return cls(opened, sequence_length, augmentation, seed)
 
     def training_batches(
-        self, batch_size: int, start: int = 0, pipelines: int = 1, pipeline: int = 0
+        self,
+        batch_size: int,
+        start: int = 0,
+        pipelines: int = 1,
+        pipeline: int = 0,
+        first_sequence: int | None = None,
     ) -> tf.data.Dataset:
-        """An endless dataset of batches, shuffled anew and masked anew in every epoch.
+        """An endless dataset of batches, shuffled and masked anew in every epoch.
 
         Batch number n is a function of the shards, the seed, S, `batch_size`, `pipelines`,
-        `pipeline` and n alone.
+        `pipeline`, the number of its first sequence and n alone.
 
         Args:
-            batch_size: int. B, of one replica.
-            start: int. The number of the first batch: how many the run has had before.
-            pipelines: int. How many hosts read; each reads its own share of the shards.
-            pipeline: int. Which of them this is.
+            batch_size: B, of one replica.
+            start: The number of the first batch: how many batches the run has had before.
+            pipelines: How many hosts read; each reads its own share of the shards.
+            pipeline: Which of them this is.
+            first_sequence: How many sequences this host has had before, where batches were of
+                several sizes; None for `start * batch_size`.
 
         Returns:
             A dataset of the batches that `CocoLMPretrainer` takes, all of the same static shapes.
 
         Raises:
-            UserError: if there are fewer shards than hosts.
+            UserError: If there are fewer shards than hosts.
         """
         mixture = self._mixture(pipeline)
-        begins = mixture.counts(start * batch_size)
+        if first_sequence is None:
+            first_sequence = start * batch_size
+        begins = mixture.counts(first_sequence)
         sequences = [
             self._sequences(self._order(dataset, pipelines, pipeline), begin, dataset)
             for dataset, begin in zip(self.datasets, begins, strict=True)
@@ -157,50 +164,39 @@ class PretrainingData:
         if len(sequences) == 1:
             batches = sequences[0].rebatch(batch_size, drop_remainder=True)
         else:
-            chosen = mixture.choices(start * batch_size)
+            chosen = mixture.choices(first_sequence)
             batches = tf.data.Dataset.choose_from_datasets(
                 [windows.unbatch() for windows in sequences], chosen, stop_on_empty_dataset=True
             ).batch(batch_size, drop_remainder=True)
-        # Told that there is no end, several hosts do not ask each other for it at every batch.
+        # Without an infinite cardinality, several hosts would agree on the end at every batch.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-        return self._viewed(
+        return self._augmented(
             batches.apply(endless).enumerate(start), batch_size, pipelines, pipeline
         )
 
-    def sequences_by_dataset(
-        self, batch_size: int, batches: int, pipelines: int = 1
-    ) -> dict[str, int]:
-        """Counts the sequences of each dataset in the first batches of all hosts.
-
-        Args:
-            batch_size: int. As in `training_batches`.
-            batches: int. How many of each host.
-            pipelines: int. How many hosts read.
-
-        Returns:
-            The counts, by the patterns of the datasets.
-        """
+    def sequences_by_dataset(self, sequences: int, pipelines: int = 1) -> dict[str, int]:
+        """How many of the first sequences of each host are of each dataset, by their patterns."""
         counts = np.sum(
-            [self._mixture(host).counts(batches * batch_size) for host in range(pipelines)], axis=0
+            [self._mixture(host).counts(sequences) for host in range(pipelines)], axis=0
         )
         return {one.pattern: int(n) for one, n in zip(self.datasets, counts, strict=True)}
 
     def validation_batches(self, batch_size: int, limit: int = 0) -> tf.data.Dataset:
         """One pass over the shards, with the same order, masks and crops every time.
 
-        The order is a shuffled one, as in training: sequences that follow each other in a shard
-        may be parts of the same texts, which contrastive learning would have to tell apart.
-        Sequences that do not fill a last batch are left out: the shapes are static.
+        The order is shuffled, as in training: neighboring sequences of a shard may come from the
+        same text, which contrastive learning would have to tell apart. An incomplete last batch is
+        dropped.
 
         Args:
-            batch_size: int. B, of all replicas.
-            limit: int. How many batches to give at most; 0 for all there are.
+            batch_size: B, of all replicas.
+            limit: The most batches to give; 0 for all there are.
 
         Returns:
             A dataset of batches as `training_batches` gives, of known cardinality.
 
         Raises:
-            UserError: if there are several datasets, or fewer sequences than a batch holds.
+            UserError: If there are several datasets, or fewer sequences than a batch holds.
         """
         if len(self.datasets) > 1:
             raise UserError("validation is on one dataset, without weights.")
@@ -219,18 +215,16 @@ class PretrainingData:
         # Without a cardinality, Keras would run one step too many to find the end, and with
         # `validation_steps` instead it would not begin at the first batch every time.
         batches = batches.apply(tf.data.experimental.assert_cardinality(count))
-        # Several hosts share each batch out: to share the files out would change the batches.
+        # Several hosts split each batch: splitting the files would change the batches.
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.DATA
         )
-        return self._viewed(batches.enumerate(), batch_size, 1, 0).with_options(options)
+        return self._augmented(batches.enumerate(), batch_size, 1, 0).with_options(options)
 
-    def paths_from(
-        self, batch_size: int, batch: int, pipelines: int = 1, pipeline: int = 0
-    ) -> list[str]:
-        """This host's shards, those first that batch number `batch` is read from."""
-        begins = self._mixture(pipeline).counts(batch * batch_size)
+    def paths_from(self, sequence: int, pipelines: int = 1, pipeline: int = 0) -> list[str]:
+        """This host's shards, those first that a sequence is read from."""
+        begins = self._mixture(pipeline).counts(sequence)
         return [
             path
             for dataset, begin in zip(self.datasets, begins, strict=True)
@@ -241,16 +235,16 @@ class PretrainingData:
         return Mixture([dataset.weight for dataset in self.datasets], self.seed, pipeline)
 
     def _order(self, dataset: Dataset, pipelines: int = 1, pipeline: int = 0) -> ReadingOrder:
-        """In which order a host reads its share of a dataset."""
+        """The order in which a host reads its share of a dataset."""
         if len(dataset.paths) < pipelines:
             raise UserError(
                 f"{len(dataset.paths)} shards do not suffice for {pipelines} hosts: build "
                 f"{dataset.pattern} with --num_shards={pipelines} or more."
             )
-        mine = slice(pipeline, None, pipelines)
+        own = slice(pipeline, None, pipelines)
         return ReadingOrder(
-            dataset.paths[mine],
-            dataset.records[mine],
+            dataset.paths[own],
+            dataset.records[own],
             pieces(dataset.record_length, self.sequence_length),
             self.seed,
             pipeline,
@@ -259,8 +253,8 @@ class PretrainingData:
     def _sequences(
         self, order: ReadingOrder, start: int, dataset: Dataset, endless: bool = True
     ) -> tf.data.Dataset:
-        """The sequences of a dataset from a number on, [N, S] int32 at a time."""
-        length, special = self.sequence_length, self.views.special
+        """The sequences of a dataset from number `start` on, [N, S] int32 a window."""
+        length, special = self.sequence_length, self.augmentation.special
 
         def shuffled(seed: tf.Tensor, skip: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
             token_ids = parse(records, dataset.record_length, special.pad)
@@ -273,39 +267,23 @@ class PretrainingData:
             token_ids = tf.gather(token_ids, chosen[tf.cast(skip, tf.int32) :])
             return tf.ensure_shape(token_ids, [None, length])
 
-        # Made in the background: no batch waits for a window.
+        # Windows are prepared in the background, so that no batch waits for one.
         return order.windows(start, endless).map(shuffled).prefetch(2)
 
-    def _viewed(
+    def _augmented(
         self, numbered: tf.data.Dataset, batch_size: int, pipelines: int, pipeline: int
     ) -> tf.data.Dataset:
-        def view(number: tf.Tensor, token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        def augment(number: tf.Tensor, token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
             token_ids = tf.ensure_shape(token_ids, [batch_size, self.sequence_length])
             seed = tf.stack([tf.cast(self.seed, tf.int64), number * pipelines + pipeline])
-            return self.views(token_ids, seed)
+            return self.augmentation(token_ids, seed)
 
-        return numbered.map(view, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        return numbered.map(augment, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def parse_mixture(text: str) -> list[tuple[str, float]]:
-    """Reads what `--train_data` takes: a folder or glob, or several with weights.
-
-    Args:
-        text: `data/train`, or `wiki/train=0.7,books/train=0.3`. The weights need not sum to 1. A
-            path without a comma is a path, whatever else is in it.
-
-    Returns:
-        Each folder or glob with its weight.
-
-    Raises:
-        UserError: if some of several have a weight and others have none, a weight is 0, or one
-            stands there twice.
-
-    Example:
-    ```python
-    parse_mixture("wiki/train=0.7,books/train=0.3")  # [("wiki/train", 0.7), ("books/train", 0.3)]
-    ```
-    """
+    """Parses --train_data: a folder or glob, or several as `wiki/train=0.7,books/train=0.3`."""
+    # The weights need not sum to 1. A path without a comma is a path, whatever else is in it.
     parts = text.split(",")
     found = [_WEIGHTED.fullmatch(part) for part in parts]
     if len(parts) == 1 or not any(found):
@@ -326,13 +304,7 @@ def parse_mixture(text: str) -> list[tuple[str, float]]:
 
 
 def absolute_datasets(text: str) -> str:
-    """What `parse_mixture` takes, with local paths made absolute.
-
-    Example:
-    ```python
-    absolute_datasets("data/train")
-    ```
-    """
+    """What `parse_mixture` takes, with local paths made absolute."""
     datasets = [(files.absolute(name), weight) for name, weight in parse_mixture(text)]
     if len(datasets) == 1:
         return datasets[0][0]
@@ -340,23 +312,12 @@ def absolute_datasets(text: str) -> str:
 
 
 class Mixture:
-    """Which of several datasets each sequence is of: a function of its number.
+    """Which of several datasets each sequence is from: a function of number, seed and host."""
 
-    Of every `MIXING_BLOCK` sequences each dataset gets its share, rounded up or down so that sums
-    over blocks are never off by as much as one (the one of the largest weight takes what is left),
-    and the sequences of a block are shuffled. So the first n sequences hold nearly their exact
-    shares of all datasets, and how many these are is known without going through them.
-
-    Args:
-        weights: of the datasets.
-        seed: int.
-        pipeline: int. Of the host.
-
-    Example:
-    ```python
-    Mixture([0.7, 0.3], seed=0).counts(1000)  # about [700, 300]
-    ```
-    """
+    # Of every `MIXING_BLOCK` sequences each dataset gets its share, rounded up or down so that sums
+    # over blocks are never off by as much as one (the dataset of the largest weight takes the
+    # rest), and the sequences of a block are shuffled. So the first n sequences hold nearly their
+    # exact shares of all datasets, and how many these are is known without going through them.
 
     def __init__(self, weights: Sequence[float], seed: int, pipeline: int = 0) -> None:
         shares = np.asarray(weights, np.float64) / sum(weights)
@@ -369,7 +330,7 @@ class Mixture:
         )
 
     def counts(self, sequences: int) -> list[int]:
-        """How many of the first sequences are of each dataset."""
+        """The number of sequences of each dataset among the first ones."""
         block, inside = divmod(sequences, MIXING_BLOCK)
         counts = self._before(tf.constant(block, tf.int64)).numpy()
         if inside:
@@ -378,14 +339,14 @@ class Mixture:
         return counts.tolist()
 
     def choices(self, start: int) -> tf.data.Dataset:
-        """The number of each sequence's dataset, int64, without end, from a sequence on."""
+        """Yields the dataset number of each sequence, int64, from a sequence on, without end."""
         first, inside = divmod(start, MIXING_BLOCK)
         blocks = tf.data.Dataset.counter(first)
         chosen = blocks.flat_map(lambda n: tf.data.Dataset.from_tensor_slices(self._block(n)))
         return chosen.skip(inside)
 
     def _before(self, block: tf.Tensor) -> tf.Tensor:
-        """How many sequences of each dataset stand before a block."""
+        """The number of sequences of each dataset before a block."""
         sequences = block * MIXING_BLOCK
         counts = (sequences * self._shares + self._offsets) // _WHOLE
         others = tf.one_hot(self._rest, len(self._shares), 0, 1, dtype=tf.int64)
@@ -393,7 +354,7 @@ class Mixture:
         return counts + (1 - others) * (sequences - tf.reduce_sum(counts))
 
     def _block(self, block: tf.Tensor) -> tf.Tensor:
-        """The datasets of the sequences of a block."""
+        """The dataset numbers of a block's sequences."""
         counts = self._before(block + 1) - self._before(block)
         chosen = tf.repeat(tf.range(len(self._shares), dtype=tf.int64), counts)
         seed = tf.random.experimental.stateless_fold_in(self._place, block)
@@ -401,37 +362,16 @@ class Mixture:
 
 
 def pieces(record_length: int, sequence_length: int) -> int:
-    """Into how many sequences a record is cut: as few as hold the longest one's tokens.
-
-    Example:
-    ```python
-    pieces(512, 128)  # 5: 510 tokens besides <s> and </s>, of which 126 fit into one
-    ```
-    """
+    """The number of pieces that a record is cut into: the fewest that hold a full record."""
+    # Each piece has its own <s> and </s>: 512 tokens in pieces of 128 are ceil(510 / 126) = 5.
     return max(1, -(-(record_length - 2) // (sequence_length - 2)))
 
 
 def cut(token_ids: tf.Tensor, length: int, special: SpecialTokens) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cuts sequences into pieces that hold all of their tokens, each once and in their order.
-
-    What stands between the first token and the last is shared out evenly among as few pieces as
-    can hold it, and each gets a first and a last token of its own.
-
-    Args:
-        token_ids: [N, L] int32, padded at the end; L is static.
-        length: int. S, the most tokens of a piece.
-        special: the special tokens.
-
-    Returns:
-        [N * P, S] int32, the pieces, with P = `pieces(L, S)`; and [N * P] bool, whether there is
-        anything in them: a short sequence does not fill them all.
-
-    Example:
-    ```python
-    cut(tf.constant([[0, 7, 8, 9, 2]]), 4, SpecialTokens(mask=10))
-    # [[0, 7, 2, 1], [0, 8, 9, 2]], [True, True]
-    ```
-    """
+    """Cuts [N, L] int32 into [N * P, S] pieces; and [N * P] bool, which are not empty."""
+    # P is `pieces(L, S)`. The tokens between the first and the last are shared out evenly, each
+    # once and in order, among as few pieces as hold them; every piece gets a first and a last token
+    # of its own.
     longest = token_ids.shape[1]
     count = pieces(longest, length)
     if count == 1:

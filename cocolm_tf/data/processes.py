@@ -1,9 +1,9 @@
-"""Work on the chunks of a source, in several processes or in this one.
+"""Runs functions on the chunks of a source, in several processes or in this one.
 
-Whoever is free takes the next task from one queue. To read a part is a task: its reader hands the
-chunks on through the queue as long as there is room in it, and otherwise works on them itself. So
-many small parts and a single large one occupy all processes alike, and no more than a few chunks
-are in memory at any time.
+Idle processes take the next task from one queue. Reading a part is a task: its reader puts the
+chunks into the queue as long as there is room in it, and otherwise works on them itself. So many
+small parts and a single large one occupy all processes alike, and only a few chunks are in memory
+at any time.
 """
 
 import multiprocessing
@@ -23,48 +23,32 @@ from cocolm_tf.data.packing import Part, chunks
 from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
 
-# What is done with a chunk: called with a part, the chunk's number in it, and its documents.
+# Called with a part, the number of a chunk in it, and the chunk's documents.
 ChunkFunction = Callable[[Part, int, Sequence[str]], Any]
 
-# How many tasks wait per process.
-_WAITING = 2
+# Queued tasks per process.
+_QUEUED_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
 class PartRead:
-    """What comes of a part when all of it has been read, its chunks perhaps not done yet.
-
-    Args:
-        part: The part.
-        chunks: How many chunks it has.
-        counts: What its source has counted.
-    """
+    """The result of reading a part to its end; its chunks may not be done yet."""
 
     part: Part
-    chunks: int
-    counts: Counter[str]
+    chunks: int  # their number
+    counts: Counter[str]  # of its source
 
 
 class Workers:
-    """Processes that take tasks; with none of them, the calling process does everything.
+    """A pool of processes; with none, the calling process does everything."""
 
-    Args:
-        number: How many.
-        source: What `over_chunks` reads; None where only `map` is called.
-
-    Example:
-    ```python
-    with Workers(4, source) as workers:
-        for result in workers.over_chunks(parts_of(source), function):
-            print(result)
-    ```
-    """
+    # `source` is what `over_chunks` reads; None where only `map` is called.
 
     def __init__(self, number: int, source: Source | None = None):
         self._source = source
         # A fork of a process in which TensorFlow has started hangs.
         context = multiprocessing.get_context("spawn")
-        self._queue = context.Queue(_WAITING * number) if number else None
+        self._queue = context.Queue(_QUEUED_PER_WORKER * number) if number else None
         self._processes, self._connections = [], []
         for _ in range(number):
             receiver, sender = context.Pipe(duplex=False)
@@ -95,20 +79,12 @@ class Workers:
         function: ChunkFunction,
         done: Callable[[Part], Collection[int]] = lambda part: (),
     ) -> Iterator[Any]:
-        """Calls a function with every chunk of parts of the source.
-
-        Args:
-            parts: The parts.
-            function: What to call; picklable.
-            done: Tells the numbers of a part's chunks that are to be left out.
-
-        Yields:
-            What it returns, in the order in which the calls end, and a `PartRead` for each part.
-        """
+        """Yields a function's results for every chunk as they end, and a `PartRead` a part."""
+        # The function is picklable. `done` gives the numbers of a part's chunks to leave out.
         return self._run(_Read(part, function, frozenset(done(part))) for part in parts)
 
     def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
-        """Calls a function as `map` does, and yields its results in the order of their ends."""
+        """Calls a function as `map` does, and yields the results as they end."""
         return self._run(_Call(function, values) for values in zip(*arguments, strict=False))
 
     def _run(self, tasks: Iterable["_Call | _Read"]) -> Iterator[Any]:
@@ -118,10 +94,10 @@ class Workers:
             return
         tasks = iter(tasks)
         task = next(tasks, None)
-        # Of those from here, and of those that readers have handed on.
+        # Tasks from here, and tasks that readers have put into the queue.
         under_way = handed_on = 0
         while task is not None or under_way or handed_on:
-            while task is not None and _offer(self._queue, task):
+            while task is not None and _try_put(self._queue, task):
                 under_way += 1
                 task = next(tasks, None)
             for connection in wait([receiver for receiver, _ in self._connections]):
@@ -144,7 +120,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class _Message:
-    """What a process tells: results, and how many tasks are done and more or less under way."""
+    """What a process reports: results, and changes of the numbers of tasks done and handed on."""
 
     results: tuple[Any, ...] = ()
     done: int = 0
@@ -154,20 +130,19 @@ class _Message:
 
 @dataclass(frozen=True)
 class _Call:
-    """The task to call a function."""
+    """The task of calling a function."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     was_handed_on: bool = False
 
     def results(self, source: Source | None, hand_on: Callable[["_Call"], bool]) -> Iterator[Any]:
-        """Does it."""
         yield self.function(*self.arguments)
 
 
 @dataclass(frozen=True)
 class _Read:
-    """The task to read a part, and to see that something is done with each of its chunks."""
+    """The task of reading a part and having its chunks processed."""
 
     part: Part
     function: ChunkFunction
@@ -175,7 +150,7 @@ class _Read:
     was_handed_on: bool = False
 
     def results(self, source: Source, hand_on: Callable[[_Call], bool]) -> Iterator[Any]:
-        """Does it, without what becomes of chunks that others take on."""
+        """Yields the results of those chunks that no other process takes."""
         number, counts = 0, Counter()
         for number, chunk in enumerate(chunks(self.part.documents(source, counts)), start=1):
             if number - 1 in self.done:
@@ -190,7 +165,7 @@ def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | Non
     _set_up_process()
 
     def hand_on(call: _Call) -> bool:
-        if has_room := _offer(tasks, call):
+        if has_room := _try_put(tasks, call):
             sender.send(_Message(handed_on=1))
         return has_room
 
@@ -204,7 +179,7 @@ def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | Non
         sender.send(_Message(error=_picklable(error)))
 
 
-def _offer(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
+def _try_put(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
     try:
         tasks.put_nowait(task)
     except queue.Full:
@@ -213,11 +188,11 @@ def _offer(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
 
 
 def _picklable(error: Exception) -> Exception:
-    """The error, which says where it happened if it gets a traceback at all."""
+    """The error with its traceback as a note, which pickling would lose."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception as problem:  # Whatever its class may raise: it tells the error all the same.
+    except Exception as problem:  # Pickling runs code of the error's class.
         return RuntimeError(f"{error!r}, which cannot be pickled: {problem!r}")
     return error
 
@@ -230,9 +205,9 @@ def _set_up_process() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    # Nothing else would end a worker whose calling process was killed.
+    # Without this, a worker would outlive a calling process that was killed.
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # Slow to import, and only these processes are for it.
+    # Slow to import, and only the workers need it.
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -1,9 +1,9 @@
-"""Reading shards in an order that is shuffled anew in every epoch and can be entered anywhere.
+"""Reading shards in an order that is shuffled anew in every epoch and can be resumed anywhere.
 
 An epoch permutes the shards and reads `SHARDS_AT_ONCE` of them in turns, a chunk of each at a time;
-`WINDOW` chunks in a row are a window, whose records are then shuffled. As the number of records of
-each shard is known, so is where each window begins: a run that is resumed skips what lies before
-in the few shards that it was reading, without parsing it.
+`WINDOW` consecutive chunks are a window, whose records are then shuffled. As the number of records
+of each shard is known, so is where each window begins: a resumed run skips what lies before in the
+few shards that it was reading, without parsing it.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ SHARDS_AT_ONCE = 8
 CHUNK = 128
 WINDOW = 64
 ATTEMPTS = 6
-# Before the second attempt; each wait is twice the one before.
+# The wait before the second attempt; each is twice the one before.
 FIRST_WAIT_SECONDS = 1.0
 
 _ENDLESS = 2**62
 _TOO_FEW = " has too few records"
-# What a store or a network says when it may well answer later.
-_PASSING = (
+# Errors of a store or a network that may be transient.
+_TRANSIENT = (
     tf.errors.AbortedError,
     tf.errors.DeadlineExceededError,
     tf.errors.InternalError,
@@ -42,49 +42,26 @@ _Result = TypeVar("_Result")
 
 
 class ReadingOrder(NamedTuple):
-    """The order in which the records of some shards are read, epoch after epoch.
-
-    Args:
-        paths: the shards.
-        counts: how many records each gives: its first ones.
-        per_record: int. How many sequences each record is made into; they count as one place each.
-        seed: int. Decides the order, with the number of the epoch.
-        reader: int. Which of several readers this is, so that no two shuffle alike.
-
-    Example:
-    ```python
-    order = ReadingOrder(["data/data-00000-of-00001.tfrecord"], [128])
-    for seed, skip, records in order.windows(start=1000).take(2):
-        ...
-    ```
-    """
+    """The order in which the records of some shards are read, epoch after epoch."""
 
     paths: Sequence[str]
-    counts: Sequence[int]
-    per_record: int = 1
-    seed: int = 0
-    reader: int = 0
+    counts: Sequence[int]  # how many records each gives: its first ones
+    per_record: int = 1  # sequences that each record is made into; each is one place
+    seed: int = 0  # decides the order, with the number of the epoch
+    reader: int = 0  # which of several readers this is, so that no two shuffle alike
 
     def windows(self, start: int = 0, endless: bool = True) -> tf.data.Dataset:
-        """The windows of records from a sequence on.
-
-        Args:
-            start: int. The number of that sequence, counted through all epochs.
-            endless: whether epoch follows epoch, instead of the end.
-
-        Returns:
-            A dataset of `seed`, [2] int32, which is to decide how the window's sequences are
-            shuffled; `skip`, int64, how many of them lie before `start`; and `records`, [N] string.
-            Its iterator ends in an error that `read_errors_told` explains if a shard does not give
-            what it should.
-        """
+        """The windows from sequence number `start` on, counted through all epochs."""
+        # Elements are `seed`, [2] int32, for shuffling the window's sequences; `skip`, int64, how
+        # many of them lie before `start`; and `records`, [N] string. `explain_read_errors` is for
+        # its iterator.
         first = self._first(start)
         end = _ENDLESS if endless else self._groups
         groups = tf.data.Dataset.range(first.group, end)
         return groups.flat_map(lambda group: self._windows_of(group, first))
 
     def paths_from(self, start: int) -> list[str]:
-        """All shards, those first that the sequence number `start` is read among."""
+        """All shards, beginning with those that sequence number `start` is read from."""
         group = self._first(start).group
         order = self._epoch(group // self._groups).numpy().tolist()
         begin = group % self._groups * SHARDS_AT_ONCE
@@ -92,7 +69,7 @@ class ReadingOrder(NamedTuple):
 
     @property
     def _groups(self) -> int:
-        """How many groups of shards an epoch has."""
+        """The number of groups of shards in an epoch."""
         return -(-len(self.paths) // SHARDS_AT_ONCE)
 
     def _epoch(self, number: tf.Tensor | int) -> tf.Tensor:
@@ -101,7 +78,7 @@ class ReadingOrder(NamedTuple):
         return tf.random.experimental.stateless_shuffle(tf.range(len(self.paths)), place)
 
     def _first(self, start: int) -> "_Place":
-        """Finds the window that a sequence is in."""
+        """The window that a sequence is in."""
         epoch, before = divmod(start, sum(self.counts) * self.per_record)
         order = self._epoch(epoch).numpy()
         counts = np.asarray(self.counts, np.int64)[order]
@@ -128,7 +105,7 @@ class ReadingOrder(NamedTuple):
         )
 
     def _windows_of(self, group: tf.Tensor, first: "_Place") -> tf.data.Dataset:
-        """Those of a group of shards, counted through all epochs; of the first one, the rest."""
+        """The windows of a group, counted through all epochs; of the first group, the rest."""
         is_first = tf.equal(group, first.group)
         begin = tf.cast(group % self._groups, tf.int32) * SHARDS_AT_ONCE
         which = self._epoch(group // self._groups)[begin : begin + SHARDS_AT_ONCE]
@@ -168,42 +145,27 @@ class ReadingOrder(NamedTuple):
     def _chunks(self, path: tf.Tensor, count: tf.Tensor, skip: tf.Tensor) -> tf.data.Dataset:
         """The records of a shard from `skip` to `count`; each file is opened once."""
         records = tf.data.TFRecordDataset(path, compression(self.paths[0])).skip(skip)
-        # Reached only if there are too few: a compressed file that was cut off ends in silence.
+        # Reached only if there are too few: a truncated compressed file ends without an error.
         missing = tf.data.Dataset.from_tensors(path).map(_too_few_records)
         return records.concatenate(missing).take(count - skip).batch(CHUNK)
 
 
 class _Place(NamedTuple):
-    """Where reading begins: in which group, after how many records of each of its shards, with
-    which shard's turn, in which window, and after how many of the window's sequences."""
+    """Where reading begins."""
 
-    group: int
-    skips: np.ndarray
-    turn: int
-    window: int
-    sequences: int
+    group: int  # of shards, counted through all epochs
+    skips: np.ndarray  # records to skip of each of its shards
+    turn: int  # the shard whose turn it is
+    window: int  # within the group
+    sequences: int  # of the window, to skip
 
 
 @contextlib.contextmanager
-def read_errors_told(shards: Callable[[], Iterable[str]]) -> Iterator[None]:
-    """Says which shard it was, and which record, where an iterator over shards ends in an error.
-
-    TensorFlow names the file of most errors, but not that of a damaged record: the shards are then
-    read through, here and not in the graph, until it is found.
-
-    Args:
-        shards: gives the paths of all shards that may be read, the likeliest first.
-
-    Raises:
-        UserError: naming the shard and the record that cannot be read.
-        RestartableError: if the shard can be read by now, or its file system may answer later.
-
-    Example:
-    ```python
-    with read_errors_told(lambda: data.paths):
-        pretrainer.fit(batches)
-    ```
-    """
+def explain_read_errors(shards: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Explains errors of an iterator over shards: which shard, and which record."""
+    # TensorFlow names the file of most errors, but not that of a damaged record: the shards that
+    # `shards` gives, the likeliest first, are then read through, here and not in the graph. Raises
+    # UserError for a shard that cannot be read, RestartableError where it can be read again by now.
     try:
         yield
     except tf.errors.OpError as error:
@@ -211,31 +173,15 @@ def read_errors_told(shards: Callable[[], Iterable[str]]) -> Iterator[None]:
         if not named and not isinstance(error, tf.errors.DataLossError):
             raise
         for path in named or shards():
-            _examine(path, error)
+            _diagnose(path, error)
         raise RestartableError(
             f"{named[0] if named else 'a shard'} could not be read ({_reason(error)}), but can be "
-            "now: start again with the same flags to go on from the last checkpoint."
+            "now: start again with the same flags to resume from the last checkpoint."
         ) from error
 
 
-def patiently(path: str, read: Callable[[], _Result]) -> _Result:
-    """Calls what reads a file, and again after a while where it cannot be read.
-
-    Args:
-        path: the file, for the messages.
-        read: what to call.
-
-    Returns:
-        What `read` returns.
-
-    Raises:
-        UserError: if it fails every time.
-
-    Example:
-    ```python
-    patiently("data/manifest.json", lambda: open("data/manifest.json").read())
-    ```
-    """
+def with_retries(path: str, read: Callable[[], _Result]) -> _Result:
+    """Calls `read`, again after growing waits while `path` cannot be read; then UserError."""
     for attempt in range(1, ATTEMPTS):
         try:
             return read()
@@ -255,14 +201,14 @@ def _too_few_records(path: tf.Tensor) -> tf.Tensor:
         return tf.identity(path)
 
 
-def _examine(path: str, error: tf.errors.OpError) -> None:
+def _diagnose(path: str, error: tf.errors.OpError) -> None:
     """Raises what is wrong with a shard, if anything is by now."""
     try:
         records, whole = readable_records(path)
-    except _PASSING as again:
+    except _TRANSIENT as again:
         raise RestartableError(
             f"{path} cannot be read at present ({_reason(again)}): start again with the same flags "
-            "to go on from the last checkpoint."
+            "to resume from the last checkpoint."
         ) from error
     except tf.errors.OpError as again:
         raise UserError(f"{path} cannot be read: {_reason(again)}.") from error
@@ -281,6 +227,6 @@ def _examine(path: str, error: tf.errors.OpError) -> None:
 
 def _reason(error: Exception) -> str:
     text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    # TensorFlow puts the function and the operation that failed around it.
+    # TensorFlow adds the names of the function and the operation that failed.
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", " ".join(text.split()))
     return text.strip().rstrip(".")

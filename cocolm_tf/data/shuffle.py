@@ -1,11 +1,11 @@
-"""An external shuffle: records in any number and any order into shards, each in its random order.
+"""An external shuffle: distributes any number of records over shards, each in random order.
 
-Records are kept in *runs*, files in which they are in order: a run a chunk, written as the chunk is
-done. Merging the runs gives each shard its records. The memory that this takes depends neither on
-how many records there are nor on how many runs.
+Records are kept in *runs*, sorted files: a run for each chunk, written as the chunk is done.
+Merging the runs gives each shard its records. The memory that this takes depends neither on the
+number of records nor on that of runs.
 
-Runs lie in a folder of their own until the dataset is complete, so that a build that was ended goes
-on with the chunks that have none.
+Runs are kept in a folder of their own until the dataset is complete, so that an interrupted build
+resumes with the chunks that have none.
 """
 
 import fcntl
@@ -40,17 +40,11 @@ Chunk = tuple[int, int, str]  # The number of its part, its own, and the stamp o
 
 @dataclass(frozen=True)
 class Run:
-    """A file with the records of some chunks, in order.
-
-    Args:
-        path: The file.
-        chunks: The chunks.
-        counts: Their counts that belong to no shard.
-    """
+    """A file with the sorted records of some chunks."""
 
     path: str
     chunks: frozenset[Chunk]
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # those that belong to no shard
 
     @classmethod
     def write(
@@ -60,14 +54,7 @@ class Run:
         chunks: Iterable[Chunk],
         counts: Counter[tuple[int, int, str]],
     ) -> "Run":
-        """Writes a run, which is there when it is whole.
-
-        Args:
-            path: The file.
-            records: The records, in ascending order.
-            chunks: The chunks that they are of.
-            counts: Those of `chunk_sequences`.
-        """
+        """Writes the sorted records of chunks atomically, with `chunk_sequences`' counts."""
         run = cls(
             path,
             frozenset(chunks),
@@ -77,7 +64,7 @@ class Run:
             with open(path + TEMPORARY_SUFFIX, "wb", _BUFFER) as file:
                 run._write(file, records, counts)
         except OSError as error:
-            # Of a full disk, Python does not say whose.
+            # Python's error of a full disk has no path.
             error.filename = error.filename or path
             raise
         os.replace(path + TEMPORARY_SUFFIX, path)
@@ -103,20 +90,20 @@ class Run:
 
     @classmethod
     def load(cls, path: str) -> "Run":
-        """Reads what a run says of itself."""
+        """Reads the description at the end of a run's file."""
         with open(path, "rb") as file:
             _, text = _ends(file)
         chunks, counts = json.loads(text)
         return cls(path, frozenset(map(tuple, chunks)), Counter(counts))
 
     def table(self) -> np.ndarray:
-        """Its table: [places, 3 + len(COUNTS)] int64, the split, shard, first byte and counts."""
+        """The table [places, 3 + len(COUNTS)] int64: split, shard, first byte and counts."""
         with open(self.path, "rb") as file:
             table, _ = _ends(file)
         return np.frombuffer(table, "<i8").reshape(-1, _COLUMNS)
 
     def all_counts(self) -> Counter[tuple[int, int, str]]:
-        """All its counts, as `chunk_sequences` gives them."""
+        """All counts, as `chunk_sequences` gives them."""
         counts = Counter({(*NO_SHARD, name): count for name, count in self.counts.items()})
         for split, shard, _, *values in self.table().tolist():
             counts.update({(split, shard, name): n for name, n in zip(COUNTS, values, strict=True)})
@@ -136,24 +123,11 @@ class Run:
 
 
 class Runs:
-    """The runs of a build, in a folder that one build has at a time.
+    """The runs of a build, in a folder that is locked for one build at a time."""
 
-    Args:
-        folder: The folder, which is made, and removed where it holds no runs in the end.
-        identity: What decides the content of the runs besides the text, as JSON has it. Runs of
-            another identity are removed. None for what no later build can go on with.
-        parts: The parts that are to be read. Runs of other parts or other states of them are
-            removed, too.
-
-    Raises:
-        UserError: If another build is at work in the folder.
-
-    Example:
-    ```python
-    with Runs("data/.build", {"seed": 1}, parts) as runs:
-        runs.add(Run.write("data/.build/0.run", records, [(0, 0, parts[0].stamp)], counts))
-    ```
-    """
+    # `identity`, as JSON, is what decides the content of the runs besides the text: runs of another
+    # identity are removed, and runs of other parts or other states of them. None for a build that
+    # cannot be resumed. The folder is removed at the end if it holds no runs.
 
     def __init__(self, folder: str, identity: Any, parts: Sequence[Part]):
         self.folder = folder
@@ -186,15 +160,15 @@ class Runs:
 
     @property
     def is_resumable(self) -> bool:
-        """Whether a later build can go on with what there is."""
+        """Whether a later build can resume from these runs."""
         return self._identity is not None
 
     def done(self, part: Part) -> set[int]:
-        """The chunks of a part that are in runs."""
+        """The numbers of a part's chunks that have runs."""
         return self._done[part.number]
 
     def unread(self) -> list[Part]:
-        """The parts that have chunks without a run, or may have."""
+        """The parts with chunks that have no run, or may have none."""
         return [
             part
             for number, part in self._parts.items()
@@ -202,20 +176,20 @@ class Runs:
         ]
 
     def add(self, run: Run) -> None:
-        """Takes a run on."""
+        """Registers a run."""
         self._runs[run.path] = run
         for part, number, _ in run.chunks:
             self._done[part].add(number)
 
     def add_read(self, read: PartRead) -> None:
-        """Notes that a part was read to its end, for this build and one that goes on with it."""
+        """Records that a part was read to its end, for this build and one that resumes it."""
         self._read[read.part.number] = read
         line = [read.part.number, read.part.stamp, read.chunks, read.counts]
         self._state.write(json.dumps(line) + "\n")
         self._state.flush()
 
     def counts(self) -> Counter[tuple[int, int, str]]:
-        """All counts: those of `chunk_sequences` of all chunks, and those of the sources."""
+        """All counts: of `chunk_sequences` and of the sources."""
         total: Counter[tuple[int, int, str]] = Counter()
         for read in self._read.values():
             total.update({(*NO_SHARD, name): count for name, count in read.counts.items()})
@@ -224,7 +198,7 @@ class Runs:
         return total
 
     def merge(self, workers: Workers) -> list[str]:
-        """Merges the runs until a process may have all of them open; returns their paths."""
+        """Merges the runs until a process can have all of them open; returns their paths."""
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = _MOST_OPEN
         if allowed != resource.RLIM_INFINITY:
@@ -243,7 +217,7 @@ class Runs:
         files.remove_tree(self.folder)
 
     def _load(self) -> None:
-        """Takes on what an earlier build has left, if it is of use."""
+        """Loads the valid runs of an interrupted build, and removes all else."""
         self._state.seek(0)
         lines = self._state.read().splitlines()
         if self._identity is None or not lines or _json(lines[0]) != self._identity:
@@ -264,14 +238,14 @@ class Runs:
             if name.endswith(_SUFFIX):
                 try:
                     runs.append(Run.load(path))
-                except (OSError, ValueError, struct.error):  # The machine went down meanwhile.
+                except (OSError, ValueError, struct.error):  # Truncated by a crash.
                     os.remove(path)
             elif name != _STATE:  # What a process was writing when it was killed.
                 _remove(path)
         taken: set[Chunk] = set()
         for run in sorted(runs, key=lambda run: len(run.chunks), reverse=True):
             is_current = all(stamps.get(part) == stamp for part, _, stamp in run.chunks)
-            # Or else it was merged, and the build killed before it was removed.
+            # Otherwise it was merged, and the build killed before it was removed.
             if is_current and not run.chunks <= taken:
                 self.add(run)
                 taken |= run.chunks
@@ -285,7 +259,7 @@ class Runs:
 
 
 def merged_examples(paths: Sequence[str], split: int, shard: int) -> Iterator[bytes]:
-    """The examples that several runs have for a shard, in their final order."""
+    """Yields the examples of a shard from several runs, in their final order."""
     runs = [Run.load(path).records((split, shard)) for path in paths]
     return (record.example for record in heapq.merge(*runs))
 
@@ -299,7 +273,7 @@ def _merged(paths: Sequence[str]) -> Run:
 
 
 def _ends(file: BinaryIO) -> tuple[bytes, bytes]:
-    """The table and the text at the end of a run."""
+    """Reads the table and the JSON at the end of a run."""
     file.seek(-_END.size, os.SEEK_END)
     table, text = _END.unpack(file.read(_END.size))
     file.seek(-_END.size - text - table, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""The flags by which a program is told its text, what of it to leave out, and who reads it."""
+"""The flags for a program's text: its source, its cleaning, and the runner that reads it."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ LOCAL = "local"
 BEAM_RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 _SOURCES = ("input", "tfds", "docstrings")
-# The flags that say more about a source, and that source.
+# Flags that refine a source, by name, and the source that they need.
 _OWNERS = {
     "one_document_per_line": "input",
     "jsonl_field": "input",
@@ -25,18 +25,7 @@ _OWNERS = {
 
 
 def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags.
-
-    Args:
-        flag_values: Where to define them.
-
-    Example:
-    ```python
-    flag_values = flags.FlagValues()
-    define_source_flags(flag_values)
-    flag_values(["program", "--docstrings"])
-    ```
-    """
+    """Defines the flags that `source_from_flags` reads."""
     flags.DEFINE_string(
         "input",
         None,
@@ -107,26 +96,7 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def source_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> sources.Source:
-    """Opens the source that the flags name.
-
-    Args:
-        flag_values: The parsed flags.
-
-    Returns:
-        The source.
-
-    Raises:
-        UserError: If the flags name no source or several, contradict each other, or name something
-            that is not there.
-
-    Example:
-    ```python
-    flag_values = flags.FlagValues()
-    define_source_flags(flag_values)
-    flag_values(["program", "--input=corpus/*.txt"])
-    source = source_from_flags(flag_values)
-    ```
-    """
+    """Opens the source that the flags name; UserError for none, several or a missing one."""
     given = [name for name in _SOURCES if flag_values[name].value]
     if len(given) != 1:
         found = "and ".join(f"--{name} " for name in given) or "none of them "
@@ -150,18 +120,7 @@ def source_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> sources.So
 
 
 def define_cleaning_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags that `cleaning_from_flags` reads.
-
-    Args:
-        flag_values: Where to define them.
-
-    Example:
-    ```python
-    flag_values = flags.FlagValues()
-    define_cleaning_flags(flag_values)
-    flag_values(["program", "--min_words=20"])
-    ```
-    """
+    """Defines the flags that `cleaning_from_flags` reads."""
     flags.DEFINE_enum(
         "deduplicate",
         None,
@@ -222,25 +181,7 @@ def define_cleaning_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 def cleaning_from_flags(
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> tuple[Cleaning | None, Deduplication | None]:
-    """Makes of the flags what the builders take.
-
-    Args:
-        flag_values: The parsed flags.
-
-    Returns:
-        The limits and the kind of duplicates; None for what is not asked for.
-
-    Raises:
-        UserError: If the flags contradict each other, or a package is missing.
-
-    Example:
-    ```python
-    flag_values = flags.FlagValues()
-    define_cleaning_flags(flag_values)
-    flag_values(["program", "--min_words=20", "--deduplicate=exact"])
-    cleaning, deduplication = cleaning_from_flags(flag_values)
-    ```
-    """
+    """The cleaning and the deduplication that the flags ask for; None for what they do not."""
     values = {name: flag_values[name].value for name in flag_values}
     if values["max_words"] and values["max_words"] < values["min_words"]:
         raise UserError(
@@ -264,18 +205,7 @@ def cleaning_from_flags(
 
 
 def define_runner_flag(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flag `runner`, and says what comes after `--`.
-
-    Args:
-        flag_values: Where to define it.
-
-    Example:
-    ```python
-    flag_values = flags.FlagValues()
-    define_runner_flag(flag_values)
-    flag_values(["program", "--runner=DirectRunner", "--", "--direct_num_workers=4"])
-    ```
-    """
+    """Defines the flag `runner`, and documents what comes after `--`."""
     flags.DEFINE_enum(
         "runner",
         LOCAL,
@@ -287,20 +217,7 @@ def define_runner_flag(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def check_runner(runner: str, options: Sequence[str]) -> None:
-    """Refuses what comes after the flags, if that is not for Beam.
-
-    Args:
-        runner: The flag's value.
-        options: What comes after the flags.
-
-    Raises:
-        UserError: If no Beam takes them.
-
-    Example:
-    ```python
-    check_runner("DirectRunner", ["--direct_num_workers=4"])
-    ```
-    """
+    """Refuses arguments after `--` unless the runner is Beam's."""
     wrong = [option for option in options if runner == LOCAL or not option.startswith("--")]
     if wrong:
         advice = "; those of Apache Beam go with its --runner" if wrong[0].startswith("--") else ""

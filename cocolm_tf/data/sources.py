@@ -1,10 +1,10 @@
 """Where text comes from: files, TensorFlow Datasets, installed packages.
 
-A source has parts, each of which is read on its own, by whatever process or machine: a file, a
-shard of a TFDS dataset, a package. A document is one string: its paragraphs, joined by newlines,
-without blank lines. The same parts always give the same documents in the same order. A mistake
-that can be seen without reading all of the text, such as a pattern that matches nothing, is raised
-where the source is made and not where it is read.
+A source has parts, each of which any process or machine can read on its own: a file, a shard of a
+TFDS dataset, a package. A document is one string: its paragraphs, joined by newlines, without blank
+lines. The same parts always give the same documents in the same order. A mistake that can be seen
+without reading all of the text, such as a pattern that matches nothing, is raised where the source
+is made and not where it is read.
 """
 
 import abc
@@ -28,12 +28,12 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import (
     BadRecords,
     check_encoding,
+    check_is_text,
     cut_at_space,
     first_bytes,
-    has_mark,
+    has_byte_order_mark,
     matching_files,
     open_binary,
-    refuse_what_is_no_text,
     text_lines,
     without_surrogates,
 )
@@ -45,7 +45,7 @@ LONGEST_DOCUMENT = 1 << 21
 _LONGEST_JSON = 1 << 26
 _FILES_AT_ONCE = 16
 _WARC_HEAD = re.compile(rb"WARC/1\.\d\r\n")
-# Beside the names that `columnar_format` gives.
+# A format beside those of `columnar_format`.
 _WARC = "warc"
 
 
@@ -72,7 +72,7 @@ class Source(abc.ABC):
 
         Args:
             part: One of `parts`.
-            counts: Gets `bad_records` added, how many there were, once all documents are read.
+            counts: Once all documents are read, the number of `bad_records` is added to it.
 
         Yields:
             The documents, none of them empty or longer than `LONGEST_DOCUMENT`.
@@ -83,7 +83,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Returns the flags that name the source, for the manifest."""
+        """The flags that name the source, for the manifest."""
 
     def __iter__(self) -> Iterator[str]:
         for part in self.parts:
@@ -92,23 +92,21 @@ class Source(abc.ABC):
 
 @dataclass(frozen=True)
 class FileSource(Source):
-    """Files, each of which tells what it is by its first bytes: `find` makes one.
+    """Files whose format is detected by their first bytes: `find` makes one.
 
-    They are text, compressed or not; Common Crawl's WET, likewise; Parquet; Arrow, as files or
-    streams; or the folders of Hugging Face's `datasets.Dataset.save_to_disk`.
+    They are text or Common Crawl's WET, compressed or not; Parquet; Arrow, as files or streams; or
+    the folders of Hugging Face's `datasets.Dataset.save_to_disk`.
 
     Args:
         parts: The files.
         pattern: What `find` found them by.
         one_document_per_line: Whether each line of a text file is a document; otherwise each line
             is a paragraph, and blank lines (and the ends of files) separate documents.
-        jsonl_field: Not None for files of JSON lines, one object a line: the name of the field
-            that is a document's text.
-        text_column: The column of a Parquet or Arrow file that has the documents.
+        jsonl_field: For files of JSON lines, one object a line: the field with a document's text.
+        text_column: The column of a Parquet or Arrow file with the documents.
         encoding: Of text files without a byte order mark, as Python names it; `""` for UTF-8.
-        max_bad_share: The share of a file's records that may be bad, see `BadRecords`; None for
-            none, where there is no such flag.
-        kinds: What `find` has seen that the files are which are no text.
+        max_bad_share: The share of a file's records that may be bad, see `BadRecords`.
+        kinds: The formats that `find` has detected of those files that are no text.
 
     Example:
     ```python
@@ -135,23 +133,19 @@ class FileSource(Source):
             pattern: One or several comma-separated globs of files, see `matching_files`.
             **options: The other arguments of the class.
 
-        Returns:
-            The source.
-
         Raises:
-            UserError: If the pattern matches no file, one of them is none of these or has no such
-                column, or the encoding is none.
+            UserError: If the pattern matches no file, a file has an unknown format or no such
+                column, or there is no such encoding.
         """
         paths = matching_files(pattern, saved_dataset_files)
         source = cls(tuple(paths), pattern, **options)
         check_encoding(source.encoding)
-        # Each is a request and an answer, if the files are on a store.
+        # In parallel, as each is a round trip where the files are on a store.
         with ThreadPoolExecutor(_FILES_AT_ONCE) as executor:
             kinds = zip(paths, executor.map(source._check, paths), strict=True)
             return replace(source, kinds={path: kind for path, kind in kinds if kind})
 
     def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
-        """Reads a file."""
         records = BadRecords(part, self.max_bad_share)
         kind = self.kinds.get(part, "")
         if not kind and self.jsonl_field is None:
@@ -164,7 +158,6 @@ class FileSource(Source):
             counts["bad_records"] += records.bad
 
     def describe(self) -> dict[str, Any]:
-        """Returns the flags that name the source."""
         described = {"input": self.pattern, "one_document_per_line": self.one_document_per_line}
         if self.jsonl_field is not None:
             described["jsonl_field"] = self.jsonl_field
@@ -177,7 +170,7 @@ class FileSource(Source):
         return described
 
     def _check(self, path: str) -> str:
-        """Tells what a file is, empty for text; refuses one that is none of what can be read."""
+        """Detects a file's format, empty for text; refuses unknown ones."""
         head = first_bytes(path)
         kind = _WARC if _WARC_HEAD.match(head) else columnar_format(head)
         if kind == _WARC:
@@ -186,8 +179,8 @@ class FileSource(Source):
             records = BadRecords(path, self.max_bad_share, "rows")
             check_column(path, kind, self.text_column, records)
         else:
-            if not has_mark(head):
-                refuse_what_is_no_text(path, head, self.encoding)
+            if not has_byte_order_mark(head):
+                check_is_text(path, head, self.encoding)
             fields = _json_fields(head)
             if fields and self.jsonl_field is None and not self.one_document_per_line:
                 raise UserError(
@@ -197,7 +190,7 @@ class FileSource(Source):
         return kind
 
     def _texts(self, path: str, kind: str, records: BadRecords) -> Iterator[str]:
-        """What a file has one after the other, for one document each."""
+        """Yields the texts of a file, each of which is one document or more."""
         if kind == _WARC:
             records.unit = "pages"
             return _wet_texts(path, records)
@@ -232,7 +225,7 @@ class TfdsSource(Source):
     Args:
         parts: Its sub-splits, one for each of its files.
         name: The dataset, as `tfds.builder` takes it, e.g. `"wikipedia/20230601.en"`.
-        field: The feature that holds the text of a document.
+        field: The feature with the text of a document.
         split: What `find` was given.
         data_dir: Where TensorFlow Datasets keeps its files; None for its default.
 
@@ -254,13 +247,10 @@ class TfdsSource(Source):
         """Opens a dataset, and downloads it if need be.
 
         Args:
-            name: As the class has it.
-            field: As the class has it.
-            split: The split, as `tfds.load` takes it, e.g. `"train[:10%]"`.
-            data_dir: As the class has it.
-
-        Returns:
-            The source.
+            name: See the class.
+            field: See the class.
+            split: As `tfds.load` takes it, e.g. `"train[:10%]"`.
+            data_dir: See the class.
 
         Raises:
             UserError: If there is no such dataset, split or text field, or it cannot be downloaded.
@@ -278,7 +268,6 @@ class TfdsSource(Source):
         return cls(tuple(_sub_splits(builder, split)), name, field, split, data_dir)
 
     def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
-        """Reads a sub-split."""
         builder = prepared_builder(self.name, self.data_dir)
         records = BadRecords(f"{self.name}, {part}", max_bad_share=1.0, unit="examples")
         for example in builder.as_dataset(split=part, shuffle_files=False).as_numpy_iterator():
@@ -292,7 +281,6 @@ class TfdsSource(Source):
             counts["bad_records"] += records.bad
 
     def describe(self) -> dict[str, Any]:
-        """Returns the flags that name the source."""
         return {"tfds": self.name, "tfds_field": self.field, "tfds_split": self.split}
 
 
@@ -300,8 +288,8 @@ class TfdsSource(Source):
 class DocstringSource(Source):
     """The docstrings of the standard library and of the installed packages: `find` makes one.
 
-    It is a corpus of millions of words of English that every machine with Python has: nothing to
-    download, and the same on the same environment. The modules are parsed, never imported. A
+    A corpus of millions of words of English that every machine with Python has: nothing to
+    download, and the same in the same environment. The modules are parsed, never imported. A
     document is the paragraphs of one module's docstrings; each distinct docstring counts once in
     its package.
 
@@ -323,12 +311,10 @@ class DocstringSource(Source):
         return cls(tuple(docstrings.installed_packages()), min_words)
 
     def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
-        """Parses a package."""
         for document in docstrings.documents(docstrings.package_modules(part), self.min_words):
             yield from _documents_of(document)
 
     def describe(self) -> dict[str, Any]:
-        """Returns the flags that name the source."""
         return {"docstrings": True}
 
 
@@ -336,7 +322,7 @@ class DocstringSource(Source):
 
 
 def _documents_in(lines: Iterable[str], one_document_per_line: bool) -> Iterator[str]:
-    """The documents that blank lines separate, or the lines; long lines come in parts."""
+    """Yields the documents of lines: between blank lines, or one a line; long lines in parts."""
     paragraphs: list[str] = []
     size, within = 0, False
     for line in lines:
@@ -355,7 +341,7 @@ def _documents_in(lines: Iterable[str], one_document_per_line: bool) -> Iterator
 
 
 def _documents_of(text: str) -> Iterator[str]:
-    """The document that a text is, or several where it is too long for one."""
+    """Yields a text as a document, or as several where it is too long for one."""
     lines = (line for line in text.split("\n") if line.strip())
     if len(text) <= LONGEST_DOCUMENT:
         if document := "\n".join(map(str.strip, lines)):
@@ -366,7 +352,7 @@ def _documents_of(text: str) -> Iterator[str]:
 
 
 def _wet_texts(path: str, records: BadRecords) -> Iterator[str]:
-    """The texts of the pages in a WET file."""
+    """Yields the texts of the pages of a WET file."""
     iterate, error_type = _import_warcio(path)
     try:
         for record in iterate(open_binary(path, records)):
@@ -418,7 +404,7 @@ def _json_field(line: str, field: str, where: str) -> str:
 
 
 def _json_fields(head: bytes) -> list[str]:
-    """The fields of a file's first line that are text, if that is a line of JSON."""
+    """The text fields of a file's first line, if that is a line of JSON."""
     try:
         row = json.loads(head.split(b"\n", 1)[0])
     except (ValueError, RecursionError):

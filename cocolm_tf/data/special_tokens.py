@@ -1,4 +1,4 @@
-"""The ids that mean something other than text."""
+"""The ids of special tokens."""
 
 import dataclasses
 
@@ -12,10 +12,10 @@ class SpecialTokens:
     """The special tokens of a vocabulary; all but the mask are the same in each.
 
     Args:
-        mask: int. The last id.
-        start: int. In front of every sequence.
-        pad: int. Behind a sequence shorter than its batch.
-        end: int. Behind every document.
+        mask: `<mask>`, the last id.
+        start: `<s>`, the first token of every sequence.
+        pad: `<pad>`, after a sequence shorter than its batch.
+        end: `</s>`, after every document.
 
     Example:
     ```python

@@ -1,4 +1,4 @@
-"""Datasets of TensorFlow Datasets, ready to read."""
+"""Prepared datasets of TensorFlow Datasets."""
 
 from typing import Any
 
@@ -6,23 +6,7 @@ from cocolm_tf.errors import UserError
 
 
 def prepared_builder(name: str, data_dir: str | None = None) -> Any:
-    """Finds a dataset and makes sure that it is on this machine.
-
-    Args:
-        name: The dataset, as `tfds.builder` takes it, e.g. `"glue/rte"`.
-        data_dir: Where TensorFlow Datasets keeps its files; None for its default.
-
-    Returns:
-        The `tfds.core.DatasetBuilder`, downloaded and prepared.
-
-    Raises:
-        UserError: If there is no such dataset, or it cannot be downloaded.
-
-    Example:
-    ```python
-    prepared_builder("glue/rte").as_dataset(split="validation")
-    ```
-    """
+    """The builder of a dataset, e.g. "glue/rte", prepared; UserError where that fails."""
     # Slow to import, and most sources do without it.
     import tensorflow as tf
     import tensorflow_datasets as tfds
@@ -42,11 +26,5 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, on one line.
-
-    Example:
-    ```python
-    first_line(ValueError("no such dataset\\nTry another."))  # "no such dataset"
-    ```
-    """
+    """The first line of an exception's message, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

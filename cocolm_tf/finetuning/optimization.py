@@ -6,7 +6,8 @@ import keras
 
 from cocolm_tf.finetuning.config import OptimizerConfig
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
+from cocolm_tf.training.optimization import AdamW
+from cocolm_tf.training.schedules import WarmupDecay
 
 
 def build_optimizer(
@@ -30,7 +31,7 @@ def build_optimizer(
     """
     warmup_steps = math.ceil(config.warmup_fraction * total_steps)
     optimizer = AdamW(
-        LinearWarmupDecay(config.learning_rate, warmup_steps, total_steps),
+        WarmupDecay(config.learning_rate, warmup_steps, total_steps),
         weight_decay=config.weight_decay,
         beta_1=config.beta_1,
         beta_2=config.beta_2,

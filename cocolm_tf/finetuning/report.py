@@ -78,7 +78,8 @@ def results_page(experiments: Sequence[dict[str, Any]]) -> str:
     if tuned:
         sections.append(
             "Every task by itself, all times 100 but for errors of numbers. What guessing scores, "
-            "beside it: always the commonest class of the training rows, their mean, or no answer."
+            "beside it: always the commonest class of the training rows, their mean, or no answer; "
+            "of vectors, what the encoder scores before it is fine-tuned."
             "\n\n" + _details(tuned)
         )
     if prompted:
@@ -111,10 +112,11 @@ def _assessment(folder: str, assessment: dict[str, Any]) -> str:
                 ],
             )
         )
-        if len(names) <= _MOST_CLASSES:
+        if "confusion" in assessment and len(names) <= _MOST_CLASSES:
             header = ["Label", *(f"predicted {name}" for name in names)]
             rows = zip(names, assessment["confusion"], strict=True)
             parts.append(markdown_table(header, [[name, *map(str, row)] for name, row in rows]))
+    if "calibration_error" in assessment:
         parts.append(
             f"Expected calibration error: {100 * assessment['calibration_error']:.1f}, by how much "
             "probabilities and shares of right predictions differ on average, times 100."

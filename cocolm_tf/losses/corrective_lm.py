@@ -91,7 +91,7 @@ def copy_or_label_cross_entropy(
     weights: tf.Tensor,
     stop_gradient: bool = True,
 ) -> tf.Tensor:
-    """Gives each row's term of `corrective_lm_loss` with the copy mechanism."""
+    """Each row's term of `corrective_lm_loss` with the copy mechanism: [N] float32."""
     log_p_lm = -label_cross_entropy(lm_logits, labels, weights)
     copy_logits = tf.cast(copy_logits, tf.float32)
     copy_logits.shape.assert_is_compatible_with(log_p_lm.shape)

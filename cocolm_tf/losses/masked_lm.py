@@ -31,7 +31,7 @@ def masked_lm_loss(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> 
 
 
 def label_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Gives `-log softmax(logits)[label]` of each row."""
+    """`-log softmax(logits)[label]` of each row: [N] float32."""
     logits, labels = tf.convert_to_tensor(logits), tf.cast(labels, tf.int32)
     labels.shape.assert_is_compatible_with(logits.shape[:1])
     # Looking up a label outside the vocabulary fails (CPU) or gives 0 (GPU).
@@ -51,7 +51,7 @@ def label_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
 
 @fused
 def log_normalizers(logits: tf.Tensor) -> tf.Tensor:
-    """Gives the logarithm of each row's sum of exponentials: `log softmax` is what remains."""
+    """The logarithm of each row's sum of exponentials, which `log softmax` subtracts."""
     logits = tf.cast(logits, tf.float32)
     largest = row_max(logits)
     return tf.squeeze(largest + tf.math.log(row_sum(tf.exp(logits - largest))), -1)

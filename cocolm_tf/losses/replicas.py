@@ -25,17 +25,19 @@ def sum_over_replicas(tensors: Any) -> Any:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors, packs)
 
 
-def gather_over_replicas(tensors: Any) -> Any:
+def gather_over_replicas(tensors: Any, replica: tf.Tensor | int | None = None) -> Any:
     """Concatenates the replicas' tensors along their first axis, in replica context."""
     # Gradients flow through it to the replica that a row came from, summed over all replicas'
-    # losses.
+    # losses. `replica` is the own number, as a tensor where it must not be part of the program.
     context = _context_of_several_replicas()
     if context is None:
         return tensors
-    own = tf.equal(tf.range(context.num_replicas_in_sync), context.replica_id_in_sync_group)
+    if replica is None:
+        replica = context.replica_id_in_sync_group
+    own = tf.equal(tf.range(context.num_replicas_in_sync), replica)
 
     def place(rows: tf.Tensor) -> tf.Tensor:
-        """`rows` where they stand in the whole, zeros elsewhere: the same program on each."""
+        """`rows` at their place in the whole, zeros elsewhere: the same program on each replica."""
         mask = tf.reshape(own, [-1] + [1] * rows.shape.rank)
         placed = tf.where(mask, rows, tf.zeros([], rows.dtype))
         return tf.reshape(placed, tf.concat([[-1], tf.shape(rows)[1:]], axis=0))
@@ -44,7 +46,7 @@ def gather_over_replicas(tensors: Any) -> Any:
 
 
 def compiles_communication(strategy: tf.distribute.Strategy) -> bool:
-    """Whether XLA may compile a step with all of this in it: of one replica, or one host's GPUs."""
+    """Whether XLA can compile a step with this in it: on one replica, or one host's GPUs."""
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return True

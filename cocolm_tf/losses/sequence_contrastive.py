@@ -3,9 +3,7 @@
 import tensorflow as tf
 
 from cocolm_tf.losses.replicas import gather_over_replicas, sum_over_replicas
-
-# A squared length below this is rounding of a zero vector.
-_ZERO_LENGTH = 1e-24
+from cocolm_tf.losses.unit_vectors import unit_vectors
 
 
 def sequence_contrastive_loss(
@@ -96,13 +94,4 @@ def _contrastive_cross_entropy(
 def _unit_vectors(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     first, second = tf.cast(first, tf.float32), tf.cast(second, tf.float32)
     first.shape.assert_is_compatible_with(second.shape)
-    return _normalize(first), _normalize(second)
-
-
-def _normalize(vectors: tf.Tensor) -> tf.Tensor:
-    squared_length = tf.reduce_sum(vectors * vectors, axis=1, keepdims=True)
-    is_zero = squared_length < _ZERO_LENGTH
-    # The inner `where` keeps the infinite slope of rsqrt at 0 out of the gradient, which the
-    # outer one alone would multiply by 0 into NaN.
-    inverse_length = tf.math.rsqrt(tf.where(is_zero, 1.0, squared_length))
-    return vectors * tf.where(is_zero, 0.0, inverse_length)
+    return unit_vectors(first), unit_vectors(second)

@@ -1,4 +1,4 @@
-"""The weighted mean that every token-level loss ends with."""
+"""The weighted mean that every token-level loss is."""
 
 import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Attention in as few passes over the tensors of every pair of tokens as products apart allow.
+"""Attention that reads and writes the tensors of all token pairs as few times as possible.
 
 Those tensors, [B, heads, Q, S], are what a Transformer's step reads and writes most of. Forward,
 the products are written once, and read once for the dropped-out probabilities, which the product
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from cocolm_tf.fusion import barrier, fused, row_softmax, row_sum
 from cocolm_tf.modeling.cudnn_attention import cudnn_attention, fits_cudnn
-from cocolm_tf.modeling.dropout import kept
+from cocolm_tf.modeling.dropout import dropout_mask
 
 ATTENTION_KERNELS = ("xla", "cudnn")
 
@@ -33,36 +33,17 @@ def attention(
     name: str = "",
     recompute: bool = False,
 ) -> tf.Tensor:
-    """Scaled dot-product attention with biases on its logits and dropout on its probabilities.
-
-    The probabilities are computed in float32 whatever the type of `query`: sums of exponentials
-    need more than a half-precision mantissa.
-
-    Args:
-        query: [B, heads, Q, D].
-        key: [B, heads, S, D].
-        value: [B, heads, S, D].
-        excluded: [B, 1, 1, S], very negative at padding. It gets no gradient.
-        relative: [B or 1, heads, Q, S], the bias by relative position; or [1, 1, 1, 1], which
-            gets no gradient.
-        rate: The share of the probabilities to drop.
-        seed: integer tensor [2] that decides what is dropped, or None to drop nothing.
-        kernel: one of `ATTENTION_KERNELS`. `cudnn` acts in steps compiled for NVIDIA GPUs, where Q
-            is S, and takes padding to stand at the end. It has random numbers of its own, which
-            `seed` does not decide.
-        name: of the layer; different ones drop differently with `cudnn`.
-        recompute: Whether the gradient computes the products and probabilities again, instead of
-            keeping two tensors [B, heads, Q, S].
-
-    Returns:
-        [B, heads, Q, D].
-
-    Example:
-    ```python
-    x, no_bias = tf.random.normal([2, 4, 8, 16]), tf.zeros([1, 1, 1, 1])
-    attention(x, x, x, tf.zeros([2, 1, 1, 8]), no_bias)
-    ```
-    """
+    """Scaled dot-product attention, [B, heads, Q, D], with logit biases and dropout."""
+    # `query` [B, heads, Q, D]; `key` and `value` [B, heads, S, D]. `excluded` [B, 1, 1, S] is very
+    # negative at padding, and gets no gradient. `relative` is the bias by relative position, [B or
+    # 1, heads, Q, S]; or [1, 1, 1, 1], which gets no gradient. `rate` is of dropout on the
+    # probabilities, which the integer `seed` [2] decides; None drops nothing.
+    # `kernel` is one of `ATTENTION_KERNELS`. cuDNN's acts in steps compiled for NVIDIA GPUs, where
+    # Q is S, and takes padding to stand at the end. It has random numbers of its own, which `seed`
+    # does not decide: layers of different `name` drop differently. With `recompute`, the gradient
+    # computes products and probabilities again, instead of keeping two tensors [B, heads, Q, S].
+    # Probabilities are float32 whatever the type of `query`: sums of exponentials need more than a
+    # half-precision mantissa.
     scale = query.shape[-1] ** -0.5
     rate = rate if seed is not None else 0.0
     if kernel == "cudnn" and fits_cudnn(query, key):
@@ -84,8 +65,8 @@ def attention(
         attended = tf.matmul(saved[1], value)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # What is dropped is decided again, in either case: a mask would be written and read.
-            again = _after(upstream, query, key, seed)
+            # The mask is computed again in either case, as a stored one would be written and read.
+            again = _wait_for(upstream, query, key, seed)
             products, dropped, normalizers = forward(*again) if recompute else saved
             slope = _logits_gradient(
                 products,
@@ -110,8 +91,8 @@ def attention(
     return compute(query, key, value, relative)
 
 
-def _after(upstream: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    """The tensors, so that what is computed of them waits for a gradient, and is not kept."""
+def _wait_for(upstream: tf.Tensor, *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Makes what is computed of tensors wait for a gradient, so that it is not kept."""
     with tf.control_dependencies([upstream]):
         return barrier(*(tf.identity(x) for x in tensors))
 
@@ -125,7 +106,7 @@ def _probabilities(
     scale: float,
     rate: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The softmax over keys after dropout, and the logarithm of what it was divided by."""
+    """The softmax over keys after dropout, and its log normalizer."""
     probabilities, normalizers = row_softmax(_logits(products, excluded, relative, scale))
     if rate:
         probabilities *= _kept(products, rate, seed)
@@ -155,7 +136,7 @@ def _logits_gradient(
 
 @fused
 def _row_products(upstream: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
-    """The mean, by their probabilities, of the slopes that the keys of a query have."""
+    """The probability-weighted mean of each query's gradients over the keys."""
     return row_sum(tf.cast(upstream, tf.float32) * tf.cast(attended, tf.float32))
 
 
@@ -168,7 +149,7 @@ def _logits(
 
 def _kept(products: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     shape = products.shape if products.shape.is_fully_defined() else tf.shape(products)
-    return kept(shape, rate, seed)
+    return dropout_mask(shape, rate, seed)
 
 
 def _relative_gradient(slope: tf.Tensor, relative: tf.Tensor, scale: float) -> tf.Tensor:

@@ -13,9 +13,10 @@ from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.relative_position import AttentionBias
 from cocolm_tf.modeling.residual_norm import ResidualNorm
 from cocolm_tf.modeling.transformer import (
+    SHARED_EMBEDDINGS,
     TransformerBlock,
+    rematerialize_mode,
     residual_scale,
-    what_to_rematerialize,
 )
 
 
@@ -29,44 +30,47 @@ class CocoLMBackbone(keras_hub.models.Backbone):
     `embeddings_of=main`, and then has the main model's word and position tables as its own.
 
     Args:
-        vocabulary_size: int.
-        num_layers: int.
-        num_heads: int. Divides `hidden_dim`.
-        hidden_dim: int. Width of the hidden states.
-        intermediate_dim: int. Width of the feed-forward networks' hidden layers.
-        dropout: float. Rate on the embeddings, the attention probabilities and the sublayers.
-        max_sequence_length: int. Rows of the position table.
-        relative_position_bins: int. Rows of the relative position table; 0 for none.
-        relative_position_max_distance: int. The distance from which on all pairs share a row.
-        neighbor_bias: float. What the relative position bias between a token and one neighbor, a
-            different one for each head, begins at. 0 is the paper's; with 4 to 8 a model starts
-            out looking next to each token, and learns from its first thousand steps what
-            otherwise takes many thousands.
-        embedding_dim: int, or None for `hidden_dim`. Width of the word and position tables; where
-            it differs, a dense layer follows them.
-        layer_norm_epsilon: float.
-        initializer_range: float. Standard deviation of the normal distribution that every matrix
+        vocabulary_size: Rows of the word table.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads; divides `hidden_dim`.
+        hidden_dim: Width of the hidden states.
+        intermediate_dim: Width of the feed-forward networks' hidden layers.
+        dropout: Rate on the embeddings, the attention probabilities and the sublayers.
+        max_sequence_length: Rows of the position table.
+        relative_position_bins: Rows of the relative position table; 0 for none.
+        relative_position_max_distance: The distance from which on all pairs share a row.
+        neighbor_bias: The initial relative position bias between a token and one neighbor, a
+            different one for each head. 0 is the paper's; with 4 to 8 a model starts out attending
+            next to each token, and learns from its first thousand steps what otherwise takes many
+            thousands.
+        embedding_dim: Width of the word and position tables, None for `hidden_dim`; where it
+            differs, a dense layer follows them.
+        layer_norm_epsilon: Added to the variances.
+        initializer_range: Standard deviation of the normal distribution that every matrix
             starts from. 0.02 suits a width of 768; narrow models learn sooner from more.
-        residual_init: what the matrices that write to the residual sum, attention's output and
+        residual_init: What the matrices that write to the residual sum, attention's output and
             the feed-forward network's, start with: "none", the same; "layer", divided by
             sqrt(2 l) in layer l, counted from 1; "total", by sqrt(2 `num_layers`) in each.
-        rematerialize: "none", "attention" or "block", what is computed again in the backward pass
-            to save memory; see `TransformerBlock`. True and False are the last and the first.
-        attention: which kernel computes attention, "xla" or "cudnn"; see
+        rematerialize: What is computed again in the backward pass to save memory: "none";
+            "attention", of every two positions (one product and a softmax more); or "block" (least
+            memory, about a third more time). True and False are the last and the first.
+        attention: Which kernel computes attention, "xla" or "cudnn"; see
             `cocolm_tf.modeling.attention`. Not part of the configuration: a preset runs anywhere.
-        dtype: dtype or policy of the computation, as in Keras.
-        embeddings_of: another `CocoLMBackbone` whose word and position tables this one shares, or
+        dtype: Dtype or policy of the computation, as in Keras.
+        embeddings_of: Another `CocoLMBackbone` whose word and position tables this one shares, or
             None. Not part of the configuration: a shared table is saved with its owner.
+        shared: what it shares of that one: "token", its word table alone; "token_position", both
+            tables; "token_position_norm", the LayerNorm on their sum, too.
 
     Call arguments:
-        inputs: dict of `token_ids` [B, S] int32 and `padding_mask` [B, S], non-zero at real
+        inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S], non-zero at real
             tokens.
 
     Returns:
         Hidden states [B, S, hidden_dim]. The first is the sequence's representation.
 
     Raises:
-        ValueError: if the sizes do not fit each other.
+        ValueError: If the sizes do not fit each other.
 
     Example:
     ```python
@@ -97,6 +101,7 @@ class CocoLMBackbone(keras_hub.models.Backbone):
         attention: str = "xla",
         dtype: Any = None,
         embeddings_of: Self | None = None,
+        shared: str = "token_position",
         **kwargs: Any,
     ) -> None:
         embedding_dim = embedding_dim or hidden_dim
@@ -105,6 +110,9 @@ class CocoLMBackbone(keras_hub.models.Backbone):
 
         def initializer() -> keras.initializers.Initializer:
             return keras.initializers.RandomNormal(stddev=initializer_range)
+
+        if shared not in SHARED_EMBEDDINGS:
+            raise ValueError(f"shared is one of {', '.join(SHARED_EMBEDDINGS)}, not {shared!r}.")
 
         # === Layers ===
         if embeddings_of is None:
@@ -115,12 +123,6 @@ class CocoLMBackbone(keras_hub.models.Backbone):
                 dtype=dtype,
                 name="token_embedding",
             )
-            position_embedding = keras_hub.layers.PositionEmbedding(
-                max_sequence_length,
-                initializer=initializer(),
-                dtype=dtype,
-                name="position_embedding",
-            )
         else:
             for name, size in (
                 ("vocabulary_size", vocabulary_size),
@@ -129,11 +131,22 @@ class CocoLMBackbone(keras_hub.models.Backbone):
                 if size != getattr(embeddings_of, name):
                     raise ValueError(f"{name}={size} is not that of the model that embeds.")
             token_embedding = embeddings_of.token_embedding
-            position_embedding = embeddings_of.position_embedding
             embedding_dim = token_embedding.output_dim
-        embeddings_norm = ResidualNorm(
-            epsilon=layer_norm_epsilon, dtype=dtype, name="embeddings_norm"
-        )
+        if embeddings_of is None or shared == "token":
+            position_embedding = keras_hub.layers.PositionEmbedding(
+                max_sequence_length,
+                initializer=initializer(),
+                dtype=dtype,
+                name="position_embedding",
+            )
+        else:
+            position_embedding = embeddings_of.position_embedding
+        if embeddings_of is None or shared != "token_position_norm":
+            embeddings_norm = ResidualNorm(
+                epsilon=layer_norm_epsilon, dtype=dtype, name="embeddings_norm"
+            )
+        else:
+            embeddings_norm = embeddings_of.get_layer("embeddings_norm")
         embeddings_dropout = Dropout(
             dropout, seed_generator, dtype=dtype, name="embeddings_dropout"
         )
@@ -215,17 +228,17 @@ class CocoLMBackbone(keras_hub.models.Backbone):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
         self.residual_init = residual_init
-        self.rematerialize = what_to_rematerialize(rematerialize)
+        self.rematerialize = rematerialize_mode(rematerialize)
 
     def states_at(
         self, inputs: dict[str, tf.Tensor], positions: tf.Tensor, training: bool = False
     ) -> tf.Tensor:
-        """The hidden states at some positions, whose last layer is computed for them alone.
+        """The hidden states at some positions, for which alone the last layer is computed.
 
         Args:
-            inputs: as for a call.
+            inputs: As for a call.
             positions: [B, M] int32.
-            training: bool. Whether dropout acts.
+            training: Whether dropout acts.
 
         Returns:
             [B, M, hidden_dim].
@@ -262,8 +275,8 @@ class CocoLMBackbone(keras_hub.models.Backbone):
     def save_to_preset(self, preset_dir: str, max_shard_size: float = 10) -> None:
         """Saves a preset, as KerasHub does, whose weights load at any precision.
 
-        How a model was computed, as in mixed precision, is not the preset's matter: `from_preset`
-        takes Keras's policy of the process, or `dtype`.
+        The precision of the computation, such as mixed precision, is not saved: `from_preset` takes
+        Keras's policy of the process, or `dtype`.
 
         Args:
             preset_dir: The folder.

@@ -1,4 +1,4 @@
-"""The bias of a matrix product, added apart from it."""
+"""The bias of a matrix product, added in an operation of its own."""
 
 from collections.abc import Callable
 
@@ -11,23 +11,9 @@ from cocolm_tf.fusion import column_sum, fused
 def add_bias(
     x: tf.Tensor, bias: tf.Tensor
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
-    """Adds a bias to rows.
-
-    TensorFlow joins a product and the sum after it into one operation, which in bfloat16 takes a
-    CPU three times as long as the product alone. It cannot join what is compiled.
-
-    Args:
-        x: [..., H].
-        bias: [H], of the type of `x`.
-
-    Returns:
-        A tensor like `x`.
-
-    Example:
-    ```python
-    add_bias(tf.zeros([2, 3]), tf.constant([1.0, 2.0, 3.0]))
-    ```
-    """
+    """Adds `bias` [H] to `x` [..., H], with its gradient."""
+    # TensorFlow joins a product and the sum after it into one operation, which in bfloat16 takes a
+    # CPU three times as long as the product alone. It cannot join what is compiled.
     return _add(x, bias), lambda upstream: (upstream, column_sum(upstream, bias.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Corruption of the main model's input: which token replaces a masked one."""
+"""Corruption of the main model's input: sampling replacements, and writing them in."""
 
 import tensorflow as tf
 
@@ -6,28 +6,15 @@ from cocolm_tf.fusion import fused
 from cocolm_tf.modeling.random_bits import random_bits
 
 
-def place(
+def replace_tokens(
     token_ids: tf.Tensor,
     positions: tf.Tensor,
     replacements: tf.Tensor | int,
     weights: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Writes tokens into sequences.
-
-    Args:
-        token_ids: [B, S] int32.
-        positions: [B, M] int32; those that are used are distinct within a sequence.
-        replacements: [B * M] int32, or a scalar for every position.
-        weights: [B, M], 0 at the positions that are not used; None for all of them.
-
-    Returns:
-        [B, S] int32: `token_ids` but for the used positions.
-
-    Example:
-    ```python
-    place(tf.constant([[5, 6, 7]]), tf.constant([[1]]), tf.constant([9]))  # [[5, 9, 7]]
-    ```
-    """
+    """Writes `replacements` at `positions` [B, M]: `token_ids` [B, S] but for those."""
+    # Replacements are [B * M] int32, or a scalar for every position. Positions of weight 0 are left
+    # alone; the others are distinct within a sequence.
     if weights is not None:
         kept = tf.reshape(tf.gather(token_ids, positions, batch_dims=1), [-1])
         replacements = tf.where(tf.reshape(weights, [-1]) > 0, replacements, kept)
@@ -43,25 +30,10 @@ def sample_tokens(
     first_row: tf.Tensor | int = 0,
     temperature: tf.Tensor | float = 1.0,
 ) -> tf.Tensor:
-    """Draws one token per row from the softmax of its logits (paper, Eq. 1).
-
-    By the Gumbel maximum, which needs no normalization and no second copy of the probabilities.
-    No gradient flows through the draw.
-
-    Args:
-        logits: [N, V] floating.
-        seed: integer tensor [2]; the draw is a function of it and of the row's number.
-        first_row: integer. The number of the first row, where these are some of many.
-        temperature: float scalar. What the logits are divided by.
-
-    Returns:
-        [N] int32.
-
-    Example:
-    ```python
-    sample_tokens(tf.zeros([4, 100]), seed=tf.constant([1, 2]))
-    ```
-    """
+    """Samples a token for each row of logits [N, V], from their softmax (Eq. 1): [N] int32."""
+    # By the Gumbel maximum, which needs no normalization and no second copy of the probabilities.
+    # No gradient flows through the draw. It is a function of the integer `seed` [2] and of the
+    # row's number, which counts from `first_row` where the rows are some of many.
     perturbed = _add_gumbel_noise(
         tf.stop_gradient(logits),
         tf.cast(seed, tf.int32),
@@ -77,7 +49,7 @@ def _add_gumbel_noise(
 ) -> tf.Tensor:
     start = tf.cast(first_row, tf.uint32) * tf.cast(tf.shape(logits)[1], tf.uint32)
     shape = logits.shape if logits.shape.is_fully_defined() else tf.shape(logits)
-    # As many bits as float32 holds, in the middle of their interval: never 0, never 1.
+    # As many bits as float32 has, centered in their interval: never 0, never 1.
     bits = tf.bitwise.right_shift(random_bits(shape, seed, start), tf.constant(9, tf.uint32))
     uniform = (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
     # The noise is scaled up instead of the logits down: the maximum is in the same place.
@@ -85,21 +57,7 @@ def _add_gumbel_noise(
 
 
 def random_tokens(shape: tf.Tensor, vocabulary_size: int, seed: tf.Tensor) -> tf.Tensor:
-    """Draws tokens uniformly: the "random replacements" of the paper's Table 3.
-
-    Args:
-        shape: of the result.
-        vocabulary_size: int.
-        seed: integer tensor [2]; the draw is a function of it.
-
-    Returns:
-        int32 tensor of the given shape.
-
-    Example:
-    ```python
-    random_tokens([4], vocabulary_size=100, seed=tf.constant([1, 2]))
-    ```
-    """
+    """Samples tokens uniformly, int32: the "random replacements" of the paper's Table 3."""
     return tf.random.stateless_uniform(
         shape, tf.cast(seed, tf.int32), maxval=vocabulary_size, dtype=tf.int32
     )

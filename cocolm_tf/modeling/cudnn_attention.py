@@ -24,7 +24,7 @@ _ELEMENTS = {tf.bfloat16: "bf16", tf.float16: "f16", tf.float32: "f32", tf.int32
 
 
 def fits_cudnn(query: tf.Tensor, key: tf.Tensor) -> bool:
-    """Whether `cudnn_attention` can compute this."""
+    """Whether `cudnn_attention` supports this."""
     return (
         is_compiled(query, key)
         and device_kind() == "GPU"
@@ -58,7 +58,7 @@ def cudnn_attention(
         query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, *biases: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
         spec = tf.TensorSpec([batch, length, heads, width], query.dtype)
-        operands = [_exchanged(x) for x in (query, key, value)]
+        operands = [_transposed(x) for x in (query, key, value)]
         attended, statistics = _call(
             target,
             config(
@@ -78,18 +78,18 @@ def cudnn_attention(
                     bmm2_grad_gemm1_dot_dimension_numbers=_product(2, 1, "01", "02"),
                     bmm2_grad_gemm2_dot_dimension_numbers=_product(3, 3, "02", "02"),
                 ),
-                [*operands, statistics, _exchanged(upstream), *biases, attended, *lengths],
+                [*operands, statistics, _transposed(upstream), *biases, attended, *lengths],
                 [spec] * 3 + [tf.TensorSpec(bias.shape, bias.dtype) for bias in biases],
             )
-            return *(_exchanged(slope) for slope in slopes[:3]), *slopes[3:]
+            return *(_transposed(slope) for slope in slopes[:3]), *slopes[3:]
 
-        return _exchanged(attended), gradient
+        return _transposed(attended), gradient
 
     return compute(query, key, value, *([relative] if has_bias else []))
 
 
-def _exchanged(x: tf.Tensor) -> tf.Tensor:
-    """From [B, heads, S, D], attention's shape, to cuDNN's [B, S, heads, D], or back."""
+def _transposed(x: tf.Tensor) -> tf.Tensor:
+    """[B, heads, S, D], attention's shape, to cuDNN's [B, S, heads, D], or back."""
     return tf.transpose(x, [0, 2, 1, 3])
 
 
@@ -135,7 +135,7 @@ def _call(
         Tout=[spec.dtype for spec in results],
         Sout=[spec.shape for spec in results],
         platforms=["CUDA"],
-        # A program for a GPU may be made where there is none.
+        # A program for a GPU may be compiled on a machine without one.
         disabled_checks=[xla.call_module_disable_check_platform()],
     )
 
@@ -157,7 +157,7 @@ def _config(
     seed: int,
     products: dict[str, dict[str, Any]],
 ) -> str:
-    """What XLA reads of a call: its `CudnnfMHABackendConfig` as JSON."""
+    """The JSON of a call's `CudnnfMHABackendConfig`, which XLA reads."""
     described = {
         "algorithm": {
             "algo_id": "0",

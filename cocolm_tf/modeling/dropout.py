@@ -1,4 +1,9 @@
-"""Dropout whose decisions are computed where they are needed, and never stored."""
+"""Dropout whose masks are computed where they are needed, and never stored.
+
+Random numbers made beforehand, one per element, are a large part of a pretraining step on a CPU,
+and masks kept for the backward pass a large part of its memory. Here each decision is computed from
+the seed and the element's index, in either direction.
+"""
 
 from collections.abc import Callable
 
@@ -10,25 +15,10 @@ from cocolm_tf.modeling.random_bits import random_bits
 
 
 class Dropout(keras.layers.Layer):
-    """Zeroes a share of its input while training, and scales the rest to keep the mean.
+    """Dropout by seeds from a `keras.random.SeedGenerator`, which layers may share."""
 
-    Random numbers made beforehand, one per element, are a large part of a pretraining step on a
-    CPU, and masks kept for the backward pass a large part of its memory. Here each decision is
-    computed from the seed and the element's index, in either direction.
-
-    The seed follows from the state of `seed_generator` alone. A training step that sets this state
-    makes every mask a function of what it set.
-
-    Args:
-        rate: float. The share to zero, in [0, 1).
-        seed_generator: `keras.random.SeedGenerator`. May be shared with other layers.
-
-    Example:
-    ```python
-    layer = Dropout(0.1, keras.random.SeedGenerator(0))
-    layer(tf.ones([2, 3]), training=True)
-    ```
-    """
+    # The seed follows from the state of `seed_generator` alone: a training step that sets this
+    # state makes every mask a function of what it set.
 
     def __init__(
         self, rate: float, seed_generator: keras.random.SeedGenerator, **kwargs: object
@@ -40,33 +30,16 @@ class Dropout(keras.layers.Layer):
         self.seed_generator = seed_generator
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Applies dropout to `x` of any shape; the identity unless `training`."""
         return dropout(x, self.rate, self.draw(training))
 
     def draw(self, training: bool) -> tf.Tensor | None:
-        """The next seed, [2], or None where nothing will be dropped.
-
-        Drawing apart from applying lets a rematerialized block drop the same elements twice.
-        """
+        """The next seed, [2], or None where nothing will be dropped."""
+        # Drawing apart from applying lets a rematerialized block drop the same elements twice.
         return self.seed_generator.next() if training and self.rate else None
 
 
 def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
-    """Drops elements of `x` as a pure function of `seed`.
-
-    Args:
-        x: floating tensor of any shape.
-        rate: float. The share to zero, in [0, 1).
-        seed: integer tensor [2], or None to return `x` as it is.
-
-    Returns:
-        A tensor like `x`.
-
-    Example:
-    ```python
-    dropout(tf.ones([4]), 0.5, tf.constant([1, 2]))
-    ```
-    """
+    """Drops elements of `x` as a pure function of the integer `seed` [2]; None drops none."""
     if seed is None:
         return x
 
@@ -77,22 +50,8 @@ def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
     return drop(x)
 
 
-def kept(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
-    """What dropout multiplies with: 0, or the inverse of the share that stays.
-
-    Args:
-        shape: int32 tensor or list of ints.
-        rate: float. The share of zeros, in [0, 1).
-        seed: integer tensor [2].
-
-    Returns:
-        float32 tensor of the given shape.
-
-    Example:
-    ```python
-    kept([2, 3], 0.5, tf.constant([1, 2]))  # zeros and twos
-    ```
-    """
+def dropout_mask(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
+    """The float32 factors of dropout: 0, or the inverse of the share that is kept."""
     bits = random_bits(shape, seed)
     return tf.cast(bits >= tf.constant(round(rate * 2**32), tf.uint32), tf.float32) / (1 - rate)
 
@@ -100,4 +59,4 @@ def kept(shape: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
 @fused
 def _drop(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     shape = x.shape if x.shape.is_fully_defined() else tf.shape(x)
-    return tf.cast(tf.cast(x, tf.float32) * kept(shape, rate, seed), x.dtype)
+    return tf.cast(tf.cast(x, tf.float32) * dropout_mask(shape, rate, seed), x.dtype)

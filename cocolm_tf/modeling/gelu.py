@@ -9,24 +9,10 @@ from cocolm_tf.fusion import barrier, column_sum, fused
 
 
 def exact_gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """GELU by the error function, z * Phi(z) with z = x + bias, not by its tanh approximation.
-
-    Written out, it is five passes over the widest activation of the model and many more for the
-    gradient, of which it keeps several results. Fused, each direction is one, and the gradient
-    needs the input alone. Computed in float32 whatever the type of `x`.
-
-    Args:
-        x: [..., H], floating.
-        bias: [H], of the type of `x`.
-
-    Returns:
-        A tensor like `x`.
-
-    Example:
-    ```python
-    exact_gelu(tf.constant([-1.0, 0.0, 1.0]), tf.zeros([3]))  # [-0.1587, 0.0, 0.8413]
-    ```
-    """
+    """GELU by the error function: z * Phi(z) with z = `x` [..., H] + `bias` [H]."""
+    # Written out, it is five passes over the widest activation of the model and many more for the
+    # gradient, which keeps several results. Fused, each direction is one pass, and the gradient
+    # needs the input alone. Computed in float32 whatever the type of `x`.
 
     @tf.custom_gradient
     def compute(

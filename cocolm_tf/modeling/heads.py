@@ -11,35 +11,18 @@ from cocolm_tf.modeling.row_chunks import RowFunction, map_row_chunks
 
 
 class TiedProjection(keras.layers.Layer):
-    """Logits over the vocabulary: the word embeddings in reverse, plus a bias.
-
-    Args:
-        token_embedding: `ReversibleEmbedding` of the model whose vocabulary is predicted.
-
-    Call arguments:
-        x: [N, embedding_dim].
-
-    Returns:
-        [N, vocabulary_size].
-
-    Example:
-    ```python
-    TiedProjection(backbone.token_embedding)(tf.ones([3, backbone.embedding_dim]))
-    ```
-    """
+    """Vocabulary logits by the transposed word embeddings and a bias: [N, E] to [N, V]."""
 
     def __init__(self, token_embedding: keras.layers.ReversibleEmbedding, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.token_embedding = token_embedding
 
     def build(self, x_shape: tuple[int | None, ...]) -> None:
-        """Creates the bias; the matrix is the embedding's."""
         self.bias = self.add_weight(
             name="bias", shape=(self.token_embedding.input_dim,), initializer="zeros"
         )
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Projects."""
         return _logits(x, *self._weights(x.dtype))
 
     def map_logits(
@@ -49,25 +32,10 @@ class TiedProjection(keras.layers.Layer):
         rows: Sequence[tf.Tensor] = (),
         chunk_rows: int = 0,
     ) -> tuple[tf.Tensor, ...]:
-        """Reads something from each row's logits, which need not all be there at once.
-
-        Args:
-            function: takes logits [n, vocabulary_size] and the same n of each of `rows`; returns
-                tensors [n].
-            x: [N, embedding_dim], of the type to compute in.
-            rows: tensors [N, ...].
-            chunk_rows: int. How many rows of logits are there at a time, computed a second time
-                for the gradient; 0 for all of them, computed once.
-
-        Returns:
-            Tensors [N].
-
-        Example:
-        ```python
-        guess = lambda logits: (tf.argmax(logits, axis=-1),)
-        TiedProjection(backbone.token_embedding).map_logits(guess, x, chunk_rows=100)
-        ```
-        """
+        """Computes [N] values of rows of logits, `chunk_rows` of which exist at a time."""
+        # `function` takes logits [n, V] and the same n rows of each tensor of `rows`, and returns
+        # tensors [n]. With `chunk_rows` logits are computed a second time for the gradient; with 0
+        # once, all at once.
         weights, count = self._weights(x.dtype), x.shape[0]
         if not chunk_rows or (count is not None and count <= chunk_rows):
             return function(_logits(x, *weights), *rows)
@@ -90,24 +58,7 @@ def _logits(x: tf.Tensor, matrix: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 
 
 class Transform(keras.layers.Layer):
-    """Dense, GELU, LayerNorm: what stands before a prediction or a comparison.
-
-    Args:
-        units: int. Width of the result.
-        layer_norm_epsilon: float.
-        initializer_range: float. Standard deviation that the matrix starts with.
-
-    Call arguments:
-        x: [..., width].
-
-    Returns:
-        [..., units].
-
-    Example:
-    ```python
-    Transform(8)(tf.ones([3, 4]))
-    ```
-    """
+    """Dense layer, GELU and LayerNorm before a prediction or a comparison: [..., units]."""
 
     def __init__(
         self,
@@ -126,35 +77,16 @@ class Transform(keras.layers.Layer):
         )
 
     def build(self, x_shape: tuple[int | None, ...]) -> None:
-        """Creates the sublayers."""
         self.dense.build(x_shape)
         self.norm.build((*x_shape[:-1], self.dense.units))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Transforms."""
         kernel, bias = (tf.convert_to_tensor(v) for v in (self.dense.kernel, self.dense.bias))
         return self.norm(exact_gelu(tf.matmul(x, kernel), bias))
 
 
 class MaskedLMHead(keras.layers.Layer):
-    """BERT's masked language modeling head: `Transform`, then the tied projection.
-
-    Args:
-        token_embedding: `ReversibleEmbedding` of the model whose vocabulary is predicted.
-        layer_norm_epsilon: float.
-        initializer_range: float. Standard deviation that the matrix starts with.
-
-    Call arguments:
-        x: hidden states at the masked positions, [N, H].
-
-    Returns:
-        Logits [N, vocabulary_size].
-
-    Example:
-    ```python
-    MaskedLMHead(backbone.token_embedding)(tf.ones([3, backbone.hidden_dim]))
-    ```
-    """
+    """BERT's masked language modeling head: states [N, H] to vocabulary logits [N, V]."""
 
     def __init__(
         self,
@@ -173,42 +105,30 @@ class MaskedLMHead(keras.layers.Layer):
         self.projection = TiedProjection(token_embedding, dtype=self.dtype_policy)
 
     def build(self, x_shape: tuple[int | None, ...]) -> None:
-        """Creates the sublayers."""
         self.transform.build(x_shape)
         self.projection.build((None, self.transform.dense.units))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Predicts."""
         return self.projection(self.transform(x))
 
 
 class CopyHead(keras.layers.Layer):
-    """One logit per token that it is the original: w_copy^T h (paper, section 3.3).
+    """Logits that tokens are original, w_copy^T h (section 3.3): [B, S, H] to [B, S]."""
 
-    Args:
-        initializer_range: float. Standard deviation that w_copy starts with.
-
-    Call arguments:
-        x: hidden states [B, S, H].
-
-    Returns:
-        Logits [B, S].
-
-    Example:
-    ```python
-    CopyHead()(tf.ones([2, 5, 8]))
-    ```
-    """
-
-    def __init__(self, initializer_range: float = 0.02, **kwargs: object) -> None:
+    def __init__(
+        self, initializer_range: float = 0.02, use_bias: bool = False, **kwargs: object
+    ) -> None:
         super().__init__(**kwargs)
         self.initializer_range = initializer_range
+        self.use_bias = use_bias
+        self.bias = None
 
     def build(self, x_shape: tuple[int | None, ...]) -> None:
-        """Creates w_copy."""
         initializer = keras.initializers.RandomNormal(stddev=self.initializer_range)
         self.kernel = self.add_weight(name="kernel", shape=(x_shape[-1],), initializer=initializer)
+        if self.use_bias:
+            self.bias = self.add_weight(name="bias", shape=(1,), initializer="zeros")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Scores."""
-        return tf.linalg.matvec(x, tf.convert_to_tensor(self.kernel))
+        logits = tf.linalg.matvec(x, tf.convert_to_tensor(self.kernel))
+        return logits if self.bias is None else logits + tf.convert_to_tensor(self.bias)

@@ -8,30 +8,27 @@ import tensorflow as tf
 
 from cocolm_tf.losses import weighted_mean
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.corruption import place
+from cocolm_tf.modeling.corruption import replace_tokens
 from cocolm_tf.modeling.masked_language_model import (
     MaskedLanguageModel,
     gather_positions,
-    judge_labels,
+    score_labels,
 )
 from cocolm_tf.modeling.measures import Measures, masked_lm_measures
 from cocolm_tf.modeling.training_step import Batch, TrainingStep
 
 
 class MaskedLMPretrainer(TrainingStep):
-    """A Transformer that learns to predict what `[MASK]` hides; `fit()` trains it.
+    """Masked language modeling, trained by `fit()`: the paper's RoBERTa baseline.
 
-    The paper's RoBERTa baseline: the main model with a masked language modeling head, without
-    auxiliary model and contrasting.
+    The main model with a masked language modeling head, without auxiliary model and contrasting. A
+    batch is that of `CocoLMPretrainer`; its crop is ignored.
 
     Args:
-        model: `MaskedLanguageModel`.
-        mask_token_id: int. The token that hides another. It does so at every masked position.
-        seed: int. Decides dropout.
-        logit_chunk_rows: int. How many positions' logits are there at a time; see
-            `TiedProjection.map_logits`.
-
-    A batch is that of `CocoLMPretrainer`; the second view is left alone.
+        model: The encoder with its head.
+        mask_token_id: The token that hides another. It does so at every masked position.
+        seed: Decides dropout.
+        logit_chunk_rows: How many positions' logits exist at a time; see `CocoLMPretrainer`.
 
     Example:
     ```python
@@ -43,7 +40,7 @@ class MaskedLMPretrainer(TrainingStep):
 
     coefficients = {"mlm_loss": 1.0}
 
-    # What `CocoLMPretrainer` has beside a main model.
+    # The parts of `CocoLMPretrainer` that this one lacks.
     auxiliary = copy_head = lm_head = projection = None
 
     def __init__(
@@ -68,15 +65,15 @@ class MaskedLMPretrainer(TrainingStep):
     def compute(self, batch: Batch, training: bool) -> tuple[dict[str, tf.Tensor], Measures]:
         """The loss of section 3.1, and the accuracy."""
         original, positions = batch["token_ids"], batch["masked_positions"]
-        masked = place(original, positions, self.mask_token_id, batch["masked_weights"])
+        masked = replace_tokens(original, positions, self.mask_token_id, batch["masked_weights"])
         inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
         labels = gather_positions(original, positions)
         weights = tf.reshape(batch["masked_weights"], [-1])
-        errors, guesses = self.model.map_logits(
-            judge_labels, inputs, positions, [labels, weights], self.logit_chunk_rows, training
+        errors, predictions = self.model.map_logits(
+            score_labels, inputs, positions, [labels, weights], self.logit_chunk_rows, training
         )
         losses = {"mlm_loss": weighted_mean(errors, weights)}
-        return losses, masked_lm_measures(guesses, labels, weights)
+        return losses, masked_lm_measures(predictions, labels, weights)
 
     def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The masked positions."""

@@ -13,12 +13,12 @@ import tensorflow as tf
 from cocolm_tf.losses import copy_loss, weighted_mean
 from cocolm_tf.losses.replicas import sum_over_replicas
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.corruption import place, sample_tokens
+from cocolm_tf.modeling.corruption import replace_tokens, sample_tokens
 from cocolm_tf.modeling.heads import CopyHead
 from cocolm_tf.modeling.masked_language_model import (
     MaskedLanguageModel,
     gather_positions,
-    judge_labels,
+    score_labels,
 )
 from cocolm_tf.modeling.measures import Measures, share
 from cocolm_tf.modeling.sampling import SAMPLING_MODES, SamplingTemperature
@@ -30,7 +30,7 @@ _GENERATOR_TASKS = {"rtd": "mlm", "std": "slm"}
 
 
 class Course(NamedTuple):
-    """What the generator is given to fill in, and what was there: [B, S], and [B, M] of slots."""
+    """The generator's input [B, S] in a course, and the positions to predict, [B, M]."""
 
     token_ids: tf.Tensor
     original: tf.Tensor
@@ -39,8 +39,8 @@ class Course(NamedTuple):
     weights: tf.Tensor
 
 
-class Lines(NamedTuple):
-    """What the discriminator is given to judge, all [B, S]."""
+class DetectorInput(NamedTuple):
+    """The discriminator's input in one course, all [B, S]."""
 
     token_ids: tf.Tensor
     is_original: tf.Tensor
@@ -51,9 +51,9 @@ class MCLPretrainer(TrainingStep):
     """MCL's generator and discriminator, and the courses that they take; `fit()` trains them.
 
     Three self-supervision courses: of replaced tokens (the generator learns what `[MASK]` hides,
-    and the discriminator to detect what it put there), of swapped tokens (the generator learns
-    what stood where tokens were reordered, and the discriminator to detect what it put there) and
-    of inserted tokens (the generator fills `[MASK]` where nothing stood, and the discriminator is
+    and the discriminator to detect its predictions), of swapped tokens (the generator learns the
+    original tokens of permuted ones, and the discriminator to detect its predictions) and of
+    inserted tokens (the generator fills `[MASK]` inserted between tokens, and the discriminator is
     to detect whatever it put there).
 
     Two self-correction courses, of replaced and of swapped tokens. Each token is one of four
@@ -63,42 +63,41 @@ class MCLPretrainer(TrainingStep):
     the original tokens at `pos4`.
 
     Courses are stacked on the batch axis: the generator and the discriminator read all of the
-    first three in one pass, and all corrections in another. A task whose weight is 0 is not built
-    and not paid for.
-
-    Args:
-        backbone: `CocoLMBackbone`, the discriminator.
-        auxiliary: `MaskedLanguageModel`, the generator.
-        mask_token_id: int. The token that hides another from the generator.
-        sampling: which pass of the generator is sampled from; see `CocoLMPretrainer`.
-        sampling_temperature: what its logits are divided by before; None for 1.
-        mlm_weight: float. Factor of masked language modeling's loss.
-        slm_weight: float. Factor of swapped language modeling's.
-        rtd_weight: float. Factor of replaced token detection's.
-        std_weight: float. Factor of swapped token detection's.
-        itd_weight: float. Factor of inserted token detection's.
-        re_mlm_weight: float. Factor of masked language modeling's second try. The corrections of
-            a course need the course itself.
-        re_slm_weight: float. Factor of swapped language modeling's second try.
-        re_rtd_weight: float. Factor of replaced token detection's second try.
-        re_std_weight: float. Factor of swapped token detection's second try.
-        shared_head: bool. Whether one head detects in all courses, instead of one in each.
-        revise_all_tokens: bool. Whether the discriminator revises its mistakes about all tokens,
-            or about those alone that the generator was asked for.
-        re_slm_masked: bool. Whether the generator sees `[MASK]` where it tries again after
-            swapping, instead of the token that came to stand there.
-        seed: int. Decides dropout and sampling.
-        logit_chunk_rows: int. How many positions' logits are there at a time; see
-            `TiedProjection.map_logits`.
-
-    A batch is a dict of `token_ids` [B, S] int32, `padding_mask` [B, S] bool, and what the courses
-    taken make of it: `masked_positions` [B, M] int32 and `masked_weights` [B, M] float32 (0 for
-    unused positions); `swapped_positions`, `swapped_weights` and `swapped_tokens` [B, M] int32,
-    what came to stand there; `inserted_token_ids` [B, S] int32, `inserted_padding_mask` [B, S]
-    bool, `inserted_positions` and `inserted_weights`.
+    first three in one pass, and all corrections in another. A task of weight 0 is not built and
+    costs nothing.
 
     The self-correction losses are means over what replicas hold at a time: of a batch that is cut
     into micro-batches, over each of these, and then over all.
+
+    Args:
+        backbone: The discriminator.
+        auxiliary: The generator.
+        mask_token_id: The token that hides another from the generator.
+        sampling: Which forward pass of the generator is sampled from; see `CocoLMPretrainer`.
+        sampling_temperature: What its logits are divided by before sampling; None for 1.
+        mlm_weight: Weight of the loss of masked language modeling.
+        slm_weight: Weight of swapped language modeling.
+        rtd_weight: Weight of replaced token detection.
+        std_weight: Weight of swapped token detection.
+        itd_weight: Weight of inserted token detection.
+        re_mlm_weight: Weight of masked language modeling's second try. The corrections of a
+            course need the course itself.
+        re_slm_weight: Weight of swapped language modeling's second try.
+        re_rtd_weight: Weight of replaced token detection's second try.
+        re_std_weight: Weight of swapped token detection's second try.
+        shared_head: Whether one head detects in all courses, instead of one in each.
+        revise_all_tokens: Whether the discriminator revises its mistakes about all tokens, or only
+            about those that the generator predicted.
+        re_slm_masked: Whether the generator sees `[MASK]` where it tries again after swapping,
+            instead of the token that came to stand there.
+        seed: Decides dropout and sampling.
+        logit_chunk_rows: How many positions' logits exist at a time; see `CocoLMPretrainer`.
+
+    A batch is a dict of `token_ids` [B, S] int32, `padding_mask` [B, S] bool, and the inputs of the
+    courses taken: `masked_positions` [B, M] int32 and `masked_weights` [B, M] float32 (0 for unused
+    positions); `swapped_positions`, `swapped_weights` and `swapped_tokens` [B, M] int32, the tokens
+    that come to stand there; `inserted_token_ids` [B, S] int32, `inserted_padding_mask` [B, S]
+    bool, `inserted_positions` and `inserted_weights`.
 
     Example:
     ```python
@@ -111,7 +110,7 @@ class MCLPretrainer(TrainingStep):
     ```
     """
 
-    # What `CocoLMPretrainer` has beside.
+    # The parts of `CocoLMPretrainer` that this one lacks.
     lm_head = projection = None
 
     def __init__(
@@ -173,53 +172,55 @@ class MCLPretrainer(TrainingStep):
         self.revise_all_tokens = revise_all_tokens
         self.re_slm_masked = re_slm_masked
         self.logit_chunk_rows = logit_chunk_rows
-        # How many tokens there are to correct, nobody knows before.
+        # The number of tokens to correct is known only within the step, where replicas exchange it.
         self.communicates = any(task.startswith("re_") for task in self.tasks)
 
     def compute(self, batch: Batch, training: bool) -> tuple[Losses, Measures]:
-        """The losses of all courses, and what is worth watching of each."""
+        """The losses and metrics of all courses."""
         courses = self._courses(batch)
         losses, measures, filled = self._fill(courses, training)
-        lines = {name: _lines(courses[name], token_ids) for name, token_ids in filled.items()}
-        logits = self._judge(lines, training)
-        for name, line in lines.items():
-            losses[f"{name}_loss"] = copy_loss(logits[name], line.is_original, line.is_real)
-            measures |= _detection_measures(name, logits[name], line)
+        inputs = {
+            name: _detector_input(courses[name], token_ids) for name, token_ids in filled.items()
+        }
+        logits = self._detect(inputs, training)
+        for name, read in inputs.items():
+            losses[f"{name}_loss"] = copy_loss(logits[name], read.is_original, read.is_real)
+            measures |= _detection_measures(name, logits[name], read)
         notebook = {
-            name: _kinds(logits[name], lines[name]) for name in _GENERATOR_TASKS if name in lines
+            name: _kinds(logits[name], inputs[name]) for name in _GENERATOR_TASKS if name in inputs
         }
         for name, kinds in notebook.items():
             measures |= _kind_measures(name, kinds, courses[name])
-        corrected, of_corrections = self._correct(courses, lines, notebook, training)
+        corrected, of_corrections = self._correct(courses, inputs, notebook, training)
         return losses | corrected, measures | of_corrections
 
     # The self-supervision courses.
 
     def _courses(self, batch: Batch) -> dict[str, Course]:
-        """Masked, swapped and inserted tokens."""
+        """The self-supervision courses: masked, swapped and inserted tokens."""
         original, is_real = batch["token_ids"], batch["padding_mask"]
         courses = {}
         if "mlm" in self.tasks or "rtd" in self.tasks:
             positions, weights = batch["masked_positions"], batch["masked_weights"]
-            masked = place(original, positions, self.mask_token_id, weights)
+            masked = replace_tokens(original, positions, self.mask_token_id, weights)
             courses["rtd"] = Course(masked, original, is_real, positions, weights)
         if "slm" in self.tasks or "std" in self.tasks:
             positions, weights = batch["swapped_positions"], batch["swapped_weights"]
             tokens = tf.reshape(batch["swapped_tokens"], [-1])
-            swapped = place(original, positions, tokens, weights)
+            swapped = replace_tokens(original, positions, tokens, weights)
             courses["std"] = Course(swapped, original, is_real, positions, weights)
         if "itd" in self.tasks:
             positions, weights = batch["inserted_positions"], batch["inserted_weights"]
             inserted, is_real = batch["inserted_token_ids"], batch["inserted_padding_mask"]
-            # No token was there, so that none is the original one.
-            nothing = place(inserted, positions, -1, weights)
+            # There was no token, so that none is the original one.
+            nothing = replace_tokens(inserted, positions, -1, weights)
             courses["itd"] = Course(inserted, nothing, is_real, positions, weights)
         return courses
 
     def _fill(
         self, courses: dict[str, Course], training: bool
     ) -> tuple[Losses, Measures, dict[str, tf.Tensor]]:
-        """The generator learns in two courses (MLM, SLM), and fills the slots of all three."""
+        """Trains the generator in MLM and SLM, and predicts at the positions of all courses."""
         learned = {
             name: course
             for name, course in courses.items()
@@ -227,29 +228,29 @@ class MCLPretrainer(TrainingStep):
         }
         sampled = {name: course for name, course in courses.items() if name in self.tasks}
         apart = training and self.sampling == "eval" and self.auxiliary.backbone.dropout
-        judged = self._predict(learned, training, judge=True, sample=not apart)
-        samples = {} if apart else {name: of_course[-1] for name, of_course in judged.items()}
-        # Who does not learn in a pass has no part in it.
+        scored = self._predict(learned, training, score=True, sample=not apart)
+        samples = {} if apart else {name: of_course[-1] for name, of_course in scored.items()}
+        # Courses without a loss are not in the pass with gradients.
         others = {name: course for name, course in sampled.items() if name not in samples}
         with_dropout = training and self.sampling == "train"
-        drawn = self._predict(others, with_dropout, judge=False, sample=True)
+        drawn = self._predict(others, with_dropout, score=False, sample=True)
         samples |= {name: of_course[-1] for name, of_course in drawn.items()}
         losses, measures = {}, {}
-        for name, (errors, guesses, *_) in judged.items():
+        for name, (errors, predictions, *_) in scored.items():
             task, weights = _GENERATOR_TASKS[name], tf.reshape(courses[name].weights, [-1])
             losses[f"{task}_loss"] = weighted_mean(errors, weights)
-            right = tf.equal(guesses, _labels(courses[name]))
+            right = tf.equal(predictions, _labels(courses[name]))
             measures[f"{task}_accuracy"] = share(right, weights)
         filled = {
-            name: place(course.original, course.positions, samples[name], course.weights)
+            name: replace_tokens(course.original, course.positions, samples[name], course.weights)
             for name, course in sampled.items()
         }
         return losses, measures, filled
 
     def _predict(
-        self, courses: Mapping[str, Course], training: bool, judge: bool, sample: bool
+        self, courses: Mapping[str, Course], training: bool, score: bool, sample: bool
     ) -> dict[str, list[tf.Tensor]]:
-        """Cross entropies and best guesses, samples, or all of them: [B * M] of each course."""
+        """Cross entropies and top-1 tokens, samples, or all of them: [B * M] of each course."""
         if not courses:
             return {}
         seed = self.sampling_seeds.next()
@@ -258,10 +259,10 @@ class MCLPretrainer(TrainingStep):
         def of_rows(
             logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor
         ) -> tuple[tf.Tensor, ...]:
-            judged = judge_labels(logits, labels, weights) if judge else ()
+            scored = score_labels(logits, labels, weights) if score else ()
             if not sample:
-                return judged
-            return *judged, sample_tokens(logits, seed, numbers[0], temperature)
+                return scored
+            return *scored, sample_tokens(logits, seed, numbers[0], temperature)
 
         stacked = Course(*(_stack(tensors) for tensors in zip(*courses.values(), strict=True)))
         inputs = {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real}
@@ -277,17 +278,19 @@ class MCLPretrainer(TrainingStep):
         parts = zip(*(tf.split(rows, len(courses)) for rows in found), strict=True)
         return dict(zip(courses, map(list, parts), strict=True))
 
-    def _judge(self, lines: Mapping[str, Lines], training: bool) -> dict[str, tf.Tensor]:
+    def _detect(self, courses: Mapping[str, DetectorInput], training: bool) -> dict[str, tf.Tensor]:
         """The discriminator's logits that each token is the original one, [B, S] of each course."""
-        if not lines:
+        if not courses:
             return {}
-        stacked = Lines(*(_stack(tensors) for tensors in zip(*lines.values(), strict=True)))
+        stacked = DetectorInput(
+            *(_stack(tensors) for tensors in zip(*courses.values(), strict=True))
+        )
         inputs = {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real}
-        hidden = tf.split(self.backbone(inputs, training=training), len(lines))
+        hidden = tf.split(self.backbone(inputs, training=training), len(courses))
         heads = {"std": self.swap_head, "itd": self.insert_head}
         return {
             name: (heads.get(name) or self.copy_head)(states)
-            for name, states in zip(lines, hidden, strict=True)
+            for name, states in zip(courses, hidden, strict=True)
         }
 
     # The self-correction courses.
@@ -295,14 +298,14 @@ class MCLPretrainer(TrainingStep):
     def _correct(
         self,
         courses: Mapping[str, Course],
-        lines: Mapping[str, Lines],
+        inputs: Mapping[str, DetectorInput],
         notebook: Mapping[str, dict[str, tf.Tensor]],
         training: bool,
     ) -> tuple[Losses, Measures]:
-        """Both models have a second lesson on what the notebook says of the first."""
+        """The self-correction courses of both models, by the kinds of tokens in the first."""
         again, revised, mistakes = {}, {}, {}
         for name, kinds in notebook.items():
-            course, line, task = courses[name], lines[name], _GENERATOR_TASKS[name]
+            course, read, task = courses[name], inputs[name], _GENERATOR_TASKS[name]
             failed = kinds["pos4"]
             if f"re_{task}" in self.tasks:
                 hidden = course.token_ids
@@ -314,15 +317,15 @@ class MCLPretrainer(TrainingStep):
                     weights=course.weights * slots,
                 )
             if f"re_{name}" in self.tasks:
-                restored = tf.where(failed, course.original, line.token_ids)
-                revised[name] = line._replace(token_ids=restored)
+                restored = tf.where(failed, course.original, read.token_ids)
+                revised[name] = read._replace(token_ids=restored)
                 mistakes[name] = kinds["pos2"] | kinds["pos3"]
                 if not self.revise_all_tokens:
                     mistakes[name] &= _is_chosen(course)
-        guesses = self._predict(again, training, judge=True, sample=False)
-        logits = self._judge(revised, training)
+        predictions = self._predict(again, training, score=True, sample=False)
+        logits = self._detect(revised, training)
         losses, measures, counts = {}, {}, {}
-        for name, (errors, best) in guesses.items():
+        for name, (errors, best) in predictions.items():
             task, weights = f"re_{_GENERATOR_TASKS[name]}", tf.reshape(again[name].weights, [-1])
             losses[f"{task}_loss"] = weighted_mean(errors, weights)
             right = tf.equal(best, _labels(again[name]))
@@ -337,10 +340,10 @@ class MCLPretrainer(TrainingStep):
             counts[f"re_{name}_loss"] = tf.reduce_sum(weights)
         return _means_over_replicas(losses, counts), measures
 
-    # What the step asks for.
+    # The interface of the training step.
 
     def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """Chosen positions, real tokens and, of corrections, sequences."""
+        """The numbers of masked positions, real tokens and, for corrections, sequences."""
         real = tf.reduce_sum(tf.cast(batch["padding_mask"], tf.float32))
         sequences = tf.cast(tf.shape(batch["token_ids"])[0], tf.float32)
         weights = {"rtd_loss": real, "std_loss": real}
@@ -354,13 +357,13 @@ class MCLPretrainer(TrainingStep):
         return {name: weights.get(name, sequences) for name in self.coefficients}
 
     def seed_generators(self) -> Iterator[keras.random.SeedGenerator]:
-        """Those of both models' dropout, and that of the samples."""
+        """The seed generators of both models' dropout, and that of the samples."""
         yield self.sampling_seeds
         yield self.backbone.seed_generator
         yield self.auxiliary.backbone.seed_generator
 
     def meter_names(self) -> list[str]:
-        """The measures that the courses at hand give."""
+        """The names of the losses and metrics of the courses taken."""
         names = list(self.coefficients)
         for task in self.tasks:
             if task.endswith("lm") or task.startswith("re_"):
@@ -389,40 +392,40 @@ def _labels(course: Course) -> tf.Tensor:
     return gather_positions(course.original, course.positions)
 
 
-def _lines(course: Course, filled: tf.Tensor) -> Lines:
-    """What the discriminator reads where the generator has filled in. Tokens are compared."""
-    return Lines(filled, tf.equal(filled, course.original), course.is_real)
+def _detector_input(course: Course, filled: tf.Tensor) -> DetectorInput:
+    """The discriminator's input with the generator's predictions; labels compare the tokens."""
+    return DetectorInput(filled, tf.equal(filled, course.original), course.is_real)
 
 
 def _is_chosen(course: Course) -> tf.Tensor:
     nowhere = tf.zeros_like(course.original)
-    return place(nowhere, course.positions, 1, course.weights) > 0
+    return replace_tokens(nowhere, course.positions, 1, course.weights) > 0
 
 
-def _kinds(logits: tf.Tensor, lines: Lines) -> dict[str, tf.Tensor]:
+def _kinds(logits: tf.Tensor, inputs: DetectorInput) -> dict[str, tf.Tensor]:
     """The correction notebook: which tokens are of which of the four kinds, bool [B, S]."""
-    is_original, says_original = lines.is_original, logits > 0
+    is_original, says_original = inputs.is_original, logits > 0
     return {
-        "pos1": lines.is_real & is_original & says_original,
-        "pos2": lines.is_real & ~is_original & says_original,
-        "pos3": lines.is_real & is_original & ~says_original,
-        "pos4": lines.is_real & ~is_original & ~says_original,
+        "pos1": inputs.is_real & is_original & says_original,
+        "pos2": inputs.is_real & ~is_original & says_original,
+        "pos3": inputs.is_real & is_original & ~says_original,
+        "pos4": inputs.is_real & ~is_original & ~says_original,
     }
 
 
-def _detection_measures(name: str, logits: tf.Tensor, lines: Lines) -> Measures:
-    """How often the discriminator is right about tokens of either label, and their rate."""
-    real = tf.cast(lines.is_real, tf.float32)
-    original, says_original = tf.cast(lines.is_original, tf.float32), logits > 0
+def _detection_measures(name: str, logits: tf.Tensor, inputs: DetectorInput) -> Measures:
+    """The discriminator's accuracies on tokens of either label, and the rate of labels."""
+    real = tf.cast(inputs.is_real, tf.float32)
+    original, says_original = tf.cast(inputs.is_original, tf.float32), logits > 0
     return {
         f"{name}_accuracy_original": share(says_original, real * original),
         f"{name}_accuracy_replaced": share(~says_original, real * (1 - original)),
-        f"{name}_replacement_rate": share(~lines.is_original, real),
+        f"{name}_replacement_rate": share(~inputs.is_original, real),
     }
 
 
 def _kind_measures(name: str, kinds: Mapping[str, tf.Tensor], course: Course) -> Measures:
-    """How many of the tokens that the generator was asked for are of each kind."""
+    """The shares of the four kinds among the tokens that the generator predicted."""
     return {
         f"{name}_{kind}": share(tf.gather(where, course.positions, batch_dims=1), course.weights)
         for kind, where in kinds.items()
@@ -430,7 +433,7 @@ def _kind_measures(name: str, kinds: Mapping[str, tf.Tensor], course: Course) ->
 
 
 def _means_over_replicas(losses: Losses, counts: dict[str, tf.Tensor]) -> Losses:
-    """Makes means over what each replica has to correct such that their mean is that of all."""
+    """Rescales means over each replica's corrections so that their mean is that of all."""
     if not losses:
         return {}
     totals = sum_over_replicas([*counts.values(), tf.ones([])])

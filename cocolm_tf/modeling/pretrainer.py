@@ -16,19 +16,19 @@ from cocolm_tf.losses import (
     weighted_mean,
 )
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
+from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
 from cocolm_tf.modeling.masked_language_model import (
     MaskedLanguageModel,
     gather_positions,
-    judge_labels,
+    score_labels,
 )
 from cocolm_tf.modeling.measures import (
     Measures,
     copy_measures,
-    corrected_guesses,
     corrective_lm_measures,
     masked_lm_measures,
+    top_corrected_tokens,
 )
 from cocolm_tf.modeling.sampling import SAMPLING_MODES, SamplingTemperature
 from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
@@ -37,40 +37,44 @@ from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
 class CocoLMPretrainer(TrainingStep):
     """COCO-LM's two Transformers and its objective; `fit()` trains them.
 
-    The auxiliary model fills masked positions with tokens that it samples, and learns by masked
-    language modeling. The main model reads the result, learns to tell which tokens were replaced
-    and what they were (corrective language modeling), and to keep two views of one text together
-    and apart from all others (sequence contrastive learning). All are trained jointly. A task
-    whose weight is 0 is not built and not paid for.
+    The auxiliary model (ELECTRA's generator) fills masked positions with tokens that it samples,
+    and learns by masked language modeling. The main model (the discriminator) reads the result,
+    learns to tell which tokens were replaced and what they were (corrective language modeling), and
+    to identify the two views of one text among all others (sequence contrastive learning). All are
+    trained jointly. A task of weight 0 is not built and costs nothing.
 
     Args:
-        backbone: `CocoLMBackbone`, the main model.
-        auxiliary: `MaskedLanguageModel`, the auxiliary model; where its `trainable` is False by
-            now, it samples but does not learn. None replaces masked tokens at random.
-        mask_token_id: int. The token that hides another from the auxiliary model.
-        sampling: which pass of the auxiliary model is sampled from. `"eval"`: a second one
+        backbone: The main model.
+        auxiliary: The auxiliary model; where its `trainable` is False by now, it samples but does
+            not learn. None takes the batch's `replacements` [B, M] int32, or where it has none
+            replaces masked tokens at random.
+        mask_token_id: The token that hides another from the auxiliary model.
+        sampling: Which forward pass of the auxiliary model is sampled from. `"eval"`: a second one
             without dropout (the paper's). `"train"`: the one that learns. `"zero_dropout"`: the
             one that learns, of an auxiliary model without dropout (METRO's; one pass serves both).
-        sampling_temperature: what its logits are divided by before; None for 1.
-        copy_weight: float. Factor of the copy loss, lambda_copy in the paper.
-        lm_weight: float. Factor of the LM loss.
-        scl_weight: float. Factor of the contrastive loss.
-        all_token_lm: bool. Whether the LM loss is over all tokens, as ELECTRA's All-Token MLM,
-            instead of the masked positions.
-        use_copy: bool. Whether the LM loss has the copy mechanism.
-        stop_gradient: bool. Whether the LM loss leaves the copy probability alone.
-        copy_head_zeros: bool. Whether w_copy starts at zero, where each token is as likely to be
+        sampling_temperature: What its logits are divided by before sampling; None for 1.
+        copy_weight: Weight of the copy loss, lambda_copy in the paper.
+        lm_weight: Weight of the LM loss.
+        scl_weight: Weight of the contrastive loss.
+        all_token_lm: Whether the LM loss is over all tokens, as ELECTRA's All-Token MLM, instead of
+            the masked positions.
+        use_copy: Whether the LM loss has the copy mechanism.
+        stop_gradient: Whether the LM loss has no gradient into the copy probability.
+        weighted_lm: Whether the LM loss at each position is multiplied by the probability, without
+            a gradient into it, that the copy head gives its token of being a replacement.
+        copy_head_zeros: Whether w_copy starts at zero, where each token is as likely to be
             replaced as not.
-        temperature: float. Of the contrastive loss.
-        projection: bool. Whether the sequence vectors pass a dense layer, GELU and LayerNorm
-            before they are compared. The paper does not mention it, the released models have it.
-        scl_over_micro_batches: bool. Whether, of a batch that is cut into micro-batches, all
-            sequences are contrasted, at the price of one more forward pass, instead of those of
-            one micro-batch.
-        seed: int. Decides dropout and sampling.
-        logit_chunk_rows: int. How many positions' logits over the vocabulary are there at a time,
-            computed a second time for the gradient; 0 for all of them, computed once. It changes
-            memory and time alone.
+        copy_head_bias: Whether the copy head has a bias.
+        temperature: Of the contrastive loss.
+        projection: Whether the sequence vectors pass a dense layer, GELU and LayerNorm before they
+            are compared. The paper does not mention it, the released models have it.
+        scl_over_micro_batches: Whether, of a batch that is cut into micro-batches, all sequences
+            are contrasted, at the price of one more forward pass, instead of those of one
+            micro-batch.
+        seed: Decides dropout and sampling.
+        logit_chunk_rows: How many positions' logits over the vocabulary exist at a time, computed a
+            second time for the gradient; 0 for all of them, computed once. It changes memory and
+            time alone.
 
     A batch is a dict of `token_ids` [B, S] int32, `padding_mask` [B, S] bool,
     `masked_positions` [B, M] int32, `masked_weights` [B, M] float32 (0 for unused positions), and
@@ -100,7 +104,9 @@ class CocoLMPretrainer(TrainingStep):
         all_token_lm: bool = False,
         use_copy: bool = True,
         stop_gradient: bool = True,
+        weighted_lm: bool = False,
         copy_head_zeros: bool = False,
+        copy_head_bias: bool = False,
         temperature: float = 1.0,
         projection: bool = True,
         scl_over_micro_batches: bool = False,
@@ -123,7 +129,9 @@ class CocoLMPretrainer(TrainingStep):
         self.copy_head = self.lm_head = self.projection = None
         if copy_weight or (lm_weight and use_copy):
             stddev = 0.0 if copy_head_zeros else backbone.initializer_range
-            self.copy_head = self._built(CopyHead, stddev, name="copy_head")
+            self.copy_head = self._built(CopyHead, stddev, copy_head_bias, name="copy_head")
+        elif weighted_lm:
+            raise ValueError("weighted_lm=True weighs by the copy head, which nothing trains.")
         if lm_weight:
             self.lm_head = self._built(TiedProjection, backbone.token_embedding, name="lm_head")
         if scl_weight and projection:
@@ -142,6 +150,7 @@ class CocoLMPretrainer(TrainingStep):
         self.all_token_lm = all_token_lm
         self.use_copy = use_copy
         self.stop_gradient = stop_gradient
+        self.weighted_lm = weighted_lm
         self.temperature = temperature
         self.logit_chunk_rows = logit_chunk_rows
         # Equation 4.
@@ -162,7 +171,7 @@ class CocoLMPretrainer(TrainingStep):
         training: bool,
         contrast: Callable[..., tuple[Losses, Measures]] | None = None,
     ) -> tuple[Losses, Measures]:
-        """The losses of section 3.3, and the measures of figures 7 and 8."""
+        """The losses of section 3.3, and the metrics of figures 7 and 8."""
         corrupted, losses, measures = self._corrupt(batch, training)
         inputs = {"token_ids": corrupted, "padding_mask": batch["padding_mask"]}
         hidden = self.backbone(inputs, training=training)
@@ -176,23 +185,27 @@ class CocoLMPretrainer(TrainingStep):
         return losses, measures
 
     def _corrupt(self, batch: Batch, training: bool) -> tuple[tf.Tensor, Losses, Measures]:
-        """Equation 1: the auxiliary model learns what [MASK] hides, and replaces it."""
+        """Eq. 1: trains the auxiliary model on masked tokens, and puts its samples there."""
         original, positions = batch["token_ids"], batch["masked_positions"]
         used, weights = batch["masked_weights"], tf.reshape(batch["masked_weights"], [-1])
         labels = gather_positions(original, positions)
         losses, measures = {}, {}
-        if self.auxiliary is None:
+        if self.auxiliary is None and "replacements" in batch:
+            sampled = tf.reshape(batch["replacements"], [-1])
+        elif self.auxiliary is None:
             size, vocabulary_size = tf.shape(labels), self.backbone.vocabulary_size
             sampled = random_tokens(size, vocabulary_size, self.sampling_seeds.next())
         else:
-            masked = place(original, positions, self.mask_token_id, used)
+            masked = replace_tokens(original, positions, self.mask_token_id, used)
             inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
-            errors, guesses, sampled = self._guess(inputs, positions, labels, weights, training)
+            errors, predictions, sampled = self._score_and_sample(
+                inputs, positions, labels, weights, training
+            )
             losses["mlm_loss"] = weighted_mean(errors, weights)
-            measures = masked_lm_measures(guesses, labels, weights)
-        return place(original, positions, sampled, used), losses, measures
+            measures = masked_lm_measures(predictions, labels, weights)
+        return replace_tokens(original, positions, sampled, used), losses, measures
 
-    def _guess(
+    def _score_and_sample(
         self,
         inputs: dict[str, tf.Tensor],
         positions: tf.Tensor,
@@ -200,30 +213,30 @@ class CocoLMPretrainer(TrainingStep):
         weights: tf.Tensor,
         training: bool,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The auxiliary model's cross entropy, best guess and sample at each masked position."""
+        """The auxiliary model's cross entropy, top-1 token and sample at each masked position."""
         seed, numbers = self.sampling_seeds.next(), tf.range(tf.shape(labels)[0])
         temperature = self.temperature_now(self.sampling_temperature)
 
         def sample(logits: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor]:
             return (sample_tokens(logits, seed, numbers[0], temperature),)
 
-        def judge_and_sample(
+        def score_and_sample(
             logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor
         ) -> tuple[tf.Tensor, ...]:
-            return *judge_labels(logits, labels, weights), *sample(logits, numbers)
+            return *score_labels(logits, labels, weights), *sample(logits, numbers)
 
         chunk, learns = self.logit_chunk_rows, training and self.auxiliary.trainable
         read = functools.partial(self.auxiliary.map_logits, inputs=inputs, positions=positions)
         if learns and self.sampling == "eval" and self.auxiliary.backbone.dropout:
-            judged = read(judge_labels, rows=[labels, weights], chunk_rows=chunk, training=True)
-            return *judged, *read(sample, rows=[numbers], chunk_rows=chunk)
+            scored = read(score_labels, rows=[labels, weights], chunk_rows=chunk, training=True)
+            return *scored, *read(sample, rows=[numbers], chunk_rows=chunk)
         rows = [labels, weights, numbers]
-        return read(judge_and_sample, rows=rows, chunk_rows=chunk, training=learns)
+        return read(score_and_sample, rows=rows, chunk_rows=chunk, training=learns)
 
     def _correct(
         self, hidden: tf.Tensor, corrupted: tf.Tensor, batch: Batch
     ) -> tuple[Losses, Measures]:
-        """Equation 2: the main model detects the replaced tokens and restores them (CLM)."""
+        """Eq. 2: the main model detects the replaced tokens and restores them (CLM)."""
         original, is_real = batch["token_ids"], batch["padding_mask"]
         is_original = tf.equal(corrupted, original)
         losses, measures = {}, {}
@@ -236,16 +249,22 @@ class CocoLMPretrainer(TrainingStep):
             hidden, corrupted, original = (
                 self._lm_rows(x, batch) for x in (hidden, corrupted, original)
             )
-            judge, rows = judge_labels, [original, weights]
+            score, rows = score_labels, [original, weights]
+            if self.copy_head:
+                copy_logits = self._lm_rows(copy_logits, batch)
             if self.use_copy:
-                judge = self._judge_copy_or_label
-                rows += [corrupted, self._lm_rows(copy_logits, batch)]
-            errors, guesses = self.lm_head.map_logits(judge, hidden, rows, self.logit_chunk_rows)
+                score = self._score_copy_or_label
+                rows += [corrupted, copy_logits]
+            errors, predictions = self.lm_head.map_logits(
+                score, hidden, rows, self.logit_chunk_rows
+            )
+            if self.weighted_lm:
+                errors *= tf.stop_gradient(tf.sigmoid(-tf.cast(copy_logits, tf.float32)))
             losses["lm_loss"] = weighted_mean(errors, weights)
-            measures |= corrective_lm_measures(guesses, corrupted, original, weights)
+            measures |= corrective_lm_measures(predictions, corrupted, original, weights)
         return losses, measures
 
-    def _judge_copy_or_label(
+    def _score_copy_or_label(
         self,
         logits: tf.Tensor,
         labels: tf.Tensor,
@@ -253,16 +272,16 @@ class CocoLMPretrainer(TrainingStep):
         input_ids: tf.Tensor,
         copy_logits: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`judge_labels`, where a token may also be copied."""
+        """`score_labels`, where a token may also be copied."""
         errors = copy_or_label_cross_entropy(
             logits, copy_logits, input_ids, labels, weights, self.stop_gradient
         )
-        return errors, corrected_guesses(logits, copy_logits, input_ids)
+        return errors, top_corrected_tokens(logits, copy_logits, input_ids)
 
     def _views(
         self, hidden: tf.Tensor, batch: Batch, training: bool
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The vectors of the corrupted texts, and those of crops of the original ones."""
+        """The projected vectors of the corrupted texts, and of crops of the original ones."""
         inputs = {"token_ids": batch["crop_token_ids"], "padding_mask": batch["crop_padding_mask"]}
         inputs = {name: pad_to_tiles(value) for name, value in inputs.items()}
         start = tf.zeros([tf.shape(batch["crop_token_ids"])[0], 1], tf.int32)
@@ -273,7 +292,7 @@ class CocoLMPretrainer(TrainingStep):
         return first, second
 
     def contrast(self, first: tf.Tensor, second: tf.Tensor) -> tuple[Losses, Measures]:
-        """Equation 3: the corrupted text and a crop of the original are two views of it (SCL)."""
+        """Eq. 3: contrasts the corrupted texts and crops of the original ones (SCL)."""
         positive, negative = contrastive_cosines(first, second)
         pairs = tf.cast(tf.shape(first)[0], tf.float32)
         return (
@@ -282,7 +301,7 @@ class CocoLMPretrainer(TrainingStep):
         )
 
     def _lm_rows(self, x: tf.Tensor, batch: Batch) -> tf.Tensor:
-        """What stands where the main model's language modeling is trained: [N] or [N, H]."""
+        """Gathers the positions of the main model's language modeling: [N] or [N, H]."""
         if self.all_token_lm:
             return tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], 0))
         return gather_positions(x, batch["masked_positions"])
@@ -293,7 +312,7 @@ class CocoLMPretrainer(TrainingStep):
         return batch["masked_weights"]
 
     def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """Masked positions, real tokens and sequences: what the losses are means over."""
+        """The numbers of masked positions, real tokens and sequences, which losses average over."""
         return {
             "mlm_loss": tf.reduce_sum(batch["masked_weights"]),
             "copy_loss": tf.reduce_sum(tf.cast(batch["padding_mask"], tf.float32)),
@@ -302,14 +321,14 @@ class CocoLMPretrainer(TrainingStep):
         }
 
     def seed_generators(self) -> Iterator[keras.random.SeedGenerator]:
-        """Those of both models' dropout, and that of the samples."""
+        """The seed generators of both models' dropout, and that of the samples."""
         yield self.sampling_seeds
         yield self.backbone.seed_generator
         if self.auxiliary is not None:
             yield self.auxiliary.backbone.seed_generator
 
     def meter_names(self) -> list[str]:
-        """The measures that the tasks at hand give."""
+        """The names of the losses and metrics of the tasks at hand."""
         names = []
         if self.auxiliary is not None:
             names += ["mlm_loss", "mlm_accuracy"]

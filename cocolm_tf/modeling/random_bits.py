@@ -15,25 +15,11 @@ _FIRST_FACTOR, _SECOND_FACTOR = 0x21F0AAAD, 0x735A2D97
 def random_bits(
     shape: tf.Tensor | tf.TensorShape | list[int], seed: tf.Tensor, start: tf.Tensor | int = 0
 ) -> tf.Tensor:
-    """Gives each element 32 random bits.
-
-    They are a hash of the seed and the element's index: a dozen integer operations that a `fused`
-    function computes along with what needs them, where a stream of random numbers would be written
-    to memory and read again. Good enough for dropout and for sampling, not for cryptography.
-
-    Args:
-        shape: of the result.
-        seed: integer tensor [2]. Any two that differ give independent bits.
-        start: integer. The index of the first element, for a part of a larger tensor.
-
-    Returns:
-        uint32 tensor.
-
-    Example:
-    ```python
-    random_bits([2, 3], tf.constant([1, 2]))
-    ```
-    """
+    """32 random bits for each element, uint32: a hash of the seed and the element's index."""
+    # A dozen integer operations that a `fused` function computes along with what needs them, where
+    # a stream of random numbers would be written to memory and read again. Good enough for dropout
+    # and for sampling, not for cryptography. Any two seeds, integers [2], give independent bits;
+    # `start` is the index of the first element, for a part of a larger tensor.
     low, high = tf.unstack(tf.cast(seed, tf.uint32))
     # Two keys, each of which depends on all of the seed. The one that enters between the rounds
     # keeps the bits of one seed from being those of another, moved along.
@@ -58,7 +44,7 @@ def _xor_shifted(x: tf.Tensor, bits: int) -> tf.Tensor:
 def _progression(
     shape: tf.Tensor | tf.TensorShape | list[int], origin: tf.Tensor, step: tf.Tensor
 ) -> tf.Tensor:
-    """origin + step * index, modulo 2^32; indices count along the last axis first."""
+    """The numbers origin + step * index, modulo 2^32; indices count along the last axis first."""
     sizes = _in_short_axes(shape)
     # The origin comes first, as it is not constant: a sum of constants alone would become one, as
     # large as the tensor and read from memory by the loop that is to do without.
@@ -71,7 +57,7 @@ def _progression(
 
 
 def _in_short_axes(shape: tf.Tensor | tf.TensorShape | list[int]) -> list[tf.Tensor | int]:
-    """The sizes of the axes, known long ones before the last cut into two: each is a constant."""
+    """Cuts long axes but the last in two: each axis's index is a constant of the program."""
     if isinstance(shape, tf.Tensor):
         return tf.unstack(shape, num=shape.shape[0])
     sizes = []

@@ -11,31 +11,15 @@ from cocolm_tf.modeling.relative_position_buckets import relative_position_bucke
 
 
 class AttentionBias(keras.layers.Layer):
-    """What is added to the attention logits: relative positions, and the exclusion of padding.
+    """What is added to attention logits: the relative position bias, and the padding mask."""
 
-    One table of `bins` x `num_heads` serves every layer of an encoder (paper, section 4), so this
-    is computed once a pass and handed to each block.
-
-    Args:
-        num_heads: int.
-        bins: int. Rows of the table; 0 for no relative positions.
-        max_distance: int. The distance from which on all pairs share a row.
-        max_positions: int. The longest sequence.
-        neighbor_bias: float. Where each head starts out looking: what its bias for one neighbor
-            begins at. The heads' neighbors are at the distances -1, +1, -2, +2 and so on.
-
-    Call arguments:
-        padding_mask: [B, S], non-zero at real tokens.
-
-    Returns:
-        A pair in the compute dtype: what excludes padding, [B, 1, 1, S]; and the bias by relative
-        position, [1, num_heads, S, S], or [1, 1, 1, 1] of zeros without it.
-
-    Example:
-    ```python
-    AttentionBias(num_heads=4, bins=32, max_distance=128, max_positions=64)(tf.ones([2, 10]))
-    ```
-    """
+    # One table of `bins` x `num_heads` (0 bins for none) serves every layer of an encoder (paper,
+    # section 4), so this is computed once a pass and handed to each block. From distance
+    # `max_distance` on all pairs share a row. `neighbor_bias` is the initial bias of each head for
+    # one neighbor; the heads' neighbors are at the distances -1, +1, -2, +2 and so on.
+    # Called with `padding_mask` [B, S], it returns in the compute dtype the padding mask [B, 1, 1,
+    # S], very negative at padding, and the bias [1, num_heads, S, S], or [1, 1, 1, 1] of zeros
+    # without table.
 
     def __init__(
         self,
@@ -56,7 +40,6 @@ class AttentionBias(keras.layers.Layer):
         )
 
     def build(self, padding_mask_shape: tuple[int | None, ...]) -> None:
-        """Creates the table, where there is one."""
         if self.bins:
             self.table = self.add_weight(
                 name="table",
@@ -74,7 +57,6 @@ class AttentionBias(keras.layers.Layer):
         return table + self.neighbor_bias * tf.cast(neighbors, dtype)
 
     def call(self, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Looks both up."""
         # float16 has no -1e9; either value leaves padding no weight after the softmax.
         excluded = -3e4 if self.compute_dtype == "float16" else -1e9
         is_padding = tf.cast(tf.equal(tf.cast(padding_mask, tf.int32), 0), self.compute_dtype)
@@ -99,16 +81,14 @@ class AttentionBias(keras.layers.Layer):
 
 @tf.custom_gradient
 def _with_one_gradient(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """`x`, the gradients of whose uses are added up before any is summed by distance."""
+    """Returns `x`, whose gradients from all uses are added before they are summed by distance."""
     return tf.identity(x), lambda upstream: barrier(upstream)[0]
 
 
 def _diagonals(values: tf.Tensor, length: tf.Tensor | int) -> tf.Tensor:
-    """From [heads, 2 * length - 1], one value a diagonal, the matrices [heads, length, length].
-
-    By a reshape: rows that are one longer than what they are cut into move on by one each. A
-    lookup of every pair would be slow on accelerators, and its gradient slower.
-    """
+    """Spreads [heads, 2 * length - 1], one value a diagonal, to [heads, length, length]."""
+    # By a reshape: rows that are one longer than what they are cut into shift by one each. A lookup
+    # of every pair would be slow on accelerators, and its gradient slower.
     rows = tf.tile(tf.pad(values, [[0, 0], [0, 1]]), [1, length])
     rows = tf.reshape(rows[:, : length * (2 * length - 1)], [-1, length, 2 * length - 1])
     return rows[:, :, length - 1 :]

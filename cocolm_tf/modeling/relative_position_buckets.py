@@ -1,33 +1,14 @@
-"""Which row of the relative position table a distance has."""
+"""The row of the relative position table for each distance."""
 
 import numpy as np
 
 
 def relative_position_buckets(bins: int, max_distance: int, max_positions: int) -> np.ndarray:
-    """Maps every signed distance key - query to a row of the bias table.
-
-    Half of the bins serve each direction. Near distances have a bin each, far ones share bins
-    whose width grows with the logarithm of the distance, up to `max_distance`. This is the layout
-    of the released COCO-LM models, which rounds up and orders by signed distance where T5 rounds
-    down and puts the directions side by side.
-
-    Args:
-        bins: int. Rows of the table, both directions together.
-        max_distance: int. The distance from which on all pairs share a bin.
-        max_positions: int. The longest sequence.
-
-    Returns:
-        int32 array [2 * max_positions - 1]; entry `max_positions - 1 + distance`. The smallest
-        bucket that occurs is 0.
-
-    Raises:
-        ValueError: if `bins` is not a multiple of 4 or `max_distance` is too small for it.
-
-    Example:
-    ```python
-    relative_position_buckets(bins=32, max_distance=128, max_positions=512)[511 - 2 : 511 + 3]
-    ```
-    """
+    """Maps distances key - query to table rows: int32 [2 * max_positions - 1], from 0 on."""
+    # Entry `max_positions - 1 + distance`. Half of the bins serve each direction. Near distances
+    # have a bin each, far ones share bins whose width grows with the logarithm of the distance, up
+    # to `max_distance`. This is the layout of the released COCO-LM models, which rounds up and
+    # orders by signed distance where T5 rounds down and puts the directions side by side.
     half, exact = bins // 2, bins // 4
     if bins < 4 or bins % 4:
         raise ValueError(f"relative_position_bins must be a multiple of 4, not {bins}.")

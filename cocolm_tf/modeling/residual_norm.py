@@ -6,38 +6,20 @@ import keras
 import tensorflow as tf
 
 from cocolm_tf.fusion import barrier, column_sum, fused, row_sum
-from cocolm_tf.modeling.dropout import kept
+from cocolm_tf.modeling.dropout import dropout_mask
 
 
 class ResidualNorm(keras.layers.LayerNormalization):
-    """LayerNorm of `x + dropout(update + bias)` over the last axis.
+    """LayerNorm of `x + dropout(update + bias)` over the last axis, with Keras's weights."""
 
-    The arguments and weights are those of `keras.layers.LayerNormalization`.
-
-    Args:
-        rate: float. The share of the update to drop.
-
-    Call arguments:
-        x: [..., H].
-        update: [..., H], as `x`.
-        bias: [H], or None for no bias. Of the layer that the update comes from.
-        seed: integer tensor [2] that decides what is dropped, or None to drop nothing.
-
-    Returns:
-        A tensor like `x`.
-
-    Example:
-    ```python
-    ResidualNorm(rate=0.1, epsilon=1e-5)(tf.ones([2, 8]), tf.ones([2, 8]), seed=None)
-    ```
-    """
+    # `x` and `update` are [..., H], `bias` [H] or None, of the layer that the update comes from.
+    # The integer `seed` [2] decides what is dropped; None drops nothing.
 
     def __init__(self, rate: float = 0.0, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.rate = rate
 
     def build(self, x_shape: tuple[int | None, ...], *_: object, **__: object) -> None:
-        """Creates scale and offset."""
         super().build(x_shape)
 
     def call(
@@ -47,7 +29,6 @@ class ResidualNorm(keras.layers.LayerNormalization):
         bias: tf.Tensor | None = None,
         seed: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Adds and normalizes."""
         return residual_norm(
             x,
             update,
@@ -76,26 +57,7 @@ def residual_norm(
     rate: float,
     seed: tf.Tensor | None,
 ) -> tf.Tensor:
-    """Computes `ResidualNorm`, in float32 whatever the type of `x`.
-
-    Args:
-        x: [..., H].
-        update: [..., H], as `x`.
-        bias: [H], added to the update, or None.
-        gamma: [H], the scale.
-        beta: [H], the offset.
-        epsilon: float, added to the variance.
-        rate: float. The share of the update to drop.
-        seed: integer tensor [2], or None to drop nothing.
-
-    Returns:
-        A tensor like `x`.
-
-    Example:
-    ```python
-    residual_norm(x, tf.zeros_like(x), None, tf.ones([8]), tf.zeros([8]), 1e-5, 0.0, None)
-    ```
-    """
+    """Computes `ResidualNorm` with scale `gamma` [H] and offset `beta` [H], in float32."""
     rate = rate if seed is not None else 0.0
     seed = tf.zeros([2], tf.int32) if seed is None else tf.cast(seed, tf.int32)
 
@@ -172,4 +134,4 @@ def _backward(
 def _dropped(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     if not rate:
         return x
-    return x * kept(x.shape if x.shape.is_fully_defined() else tf.shape(x), rate, seed)
+    return x * dropout_mask(x.shape if x.shape.is_fully_defined() else tf.shape(x), rate, seed)

@@ -1,4 +1,4 @@
-"""What a function says of many rows, computed for a few of them at a time."""
+"""Functions of many rows, computed for a chunk of them at a time."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,32 +13,12 @@ def map_row_chunks(
     shared: Sequence[tf.Tensor],
     chunk_rows: int,
 ) -> tuple[tf.Tensor, ...]:
-    """Applies a function to a few rows at a time, and again to find its gradient.
-
-    For a function that makes much of each row and returns little, as a loss does over a large
-    vocabulary: what it makes is there for one chunk at a time, in either direction. The price is
-    that the function runs twice.
-
-    Args:
-        function: takes a chunk of each of `rows` and all of `shared`, and returns tensors of one
-            number per row. Captures no variables.
-        rows: tensors [N, ...].
-        shared: tensors that all rows meet, such as a matrix. Their gradients are added in float32.
-        chunk_rows: int. Rows at a time. Zeros fill up the last chunk.
-
-    Returns:
-        Tensors [N].
-
-    Example:
-    ```python
-    map_row_chunks(
-        lambda x, matrix: (tf.reduce_logsumexp(x @ matrix, axis=-1),),
-        rows=[tf.ones([10, 4])],
-        shared=[tf.ones([4, 1000])],
-        chunk_rows=3,
-    )
-    ```
-    """
+    """Applies a function of rows, to [N] each, chunk by chunk, and again for its gradient."""
+    # For a function that makes much of each row and returns little, as a loss does over a large
+    # vocabulary: its intermediate results exist for one chunk at a time, in either direction. The
+    # price is that the function runs twice. It takes a chunk of each of `rows` [N, ...] and all of
+    # `shared`, such as a matrix, whose gradients are added in float32; it captures no variables.
+    # The last chunk is padded with zeros.
     count = _length(rows[0])
 
     def restored(chunks: tf.Tensor) -> tf.Tensor:

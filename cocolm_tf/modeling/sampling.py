@@ -1,25 +1,24 @@
-"""How the auxiliary model's replacements are sampled."""
+"""The temperature schedule of the auxiliary model's sampling."""
 
 import dataclasses
 
 import tensorflow as tf
 
-# Which pass of it they are sampled from; see `CocoLMPretrainer`.
+# The forward passes to sample from; see `CocoLMPretrainer`.
 SAMPLING_MODES = ("eval", "train", "zero_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingTemperature:
-    """What the auxiliary model's logits are divided by, falling to 1 as a run goes on.
+    """T(u) = 1 + (start - 1) * exp(-u / decay), u being the share of the run's steps that are done.
 
-    T(u) = 1 + (start - 1) * exp(-u / decay), u being the share of the run that is done
-    (Fast-ELECTRA: Dong et al., ICLR 2024): early replacements are easy to detect, also those of
-    an auxiliary model that has converged.
+    Fast-ELECTRA (Dong et al., ICLR 2024): the auxiliary model's logits are divided by it, so that
+    early replacements are easy to detect, also those of an auxiliary model that has converged.
 
     Args:
-        start: float. T(0).
-        decay: float. The share of the run after which 1/e is left of what exceeds 1.
-        steps: int. The length of the run.
+        start: T(0).
+        decay: The share of the run after which 1/e is left of what exceeds 1.
+        steps: The length of the run.
 
     Example:
     ```python

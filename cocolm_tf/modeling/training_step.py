@@ -4,6 +4,7 @@ Everything here holds for any model that states its losses; what COCO-LM's losse
 `cocolm_tf.modeling.pretrainer`.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -26,7 +27,11 @@ class WithholdingOptimizer(Protocol):
     """An optimizer that can leave a step out on every device alike, without a branch."""
 
     def apply_scaled(
-        self, gradients: list[tf.Tensor], variables: list[keras.Variable], scale: tf.Tensor
+        self,
+        gradients: list[tf.Tensor],
+        variables: list[keras.Variable],
+        scale: tf.Tensor,
+        replica: tf.Tensor | int = 0,
     ) -> None:
         """Updates by `scale * gradients`; not at all where `scale` is 0."""
 
@@ -142,6 +147,7 @@ class TrainingStep(keras.Model):
         micro_batches: int = 1,
         steps_per_execution: int = 1,
         jit_compile: bool = False,
+        ema_decay: float = 0.0,
     ) -> None:
         """Prepares for `fit()`.
 
@@ -156,6 +162,9 @@ class TrainingStep(keras.Model):
             jit_compile: bool. Compile the whole step with XLA, on one device or, with an
                 optimizer of `WithholdingOptimizer`'s kind, on the GPUs of one host. On a TPU
                 leave it off: there the strategy compiles.
+            ema_decay: float. Of an exponential moving average of the weights, `averages`, which
+                `averaged_weights()` puts in their place; 0 for none. In step t it is
+                (1 + t) / (10 + t) if that is less.
 
         Raises:
             ValueError: if `jit_compile` is asked for where XLA compiles no communication.
@@ -184,10 +193,27 @@ class TrainingStep(keras.Model):
             tf.Variable(value, trainable=False)
             for value in (tf.constant(0), tf.zeros([len(self.trainable_variables)]))
         )
+        self.ema_decay = ema_decay
+        learned = self.trainable_variables if ema_decay else []
+        self.averages = [
+            tf.Variable(tf.convert_to_tensor(variable), trainable=False) for variable in learned
+        ]
         training = ["gradient_norm", "learning_rate", "skipped_updates"]
         for name in ["loss", *self.meter_names(), *training]:
             kind = keras.metrics.Sum if name == "skipped_updates" else keras.metrics.Mean
             self._meters.setdefault(name, kind(name=name))
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Within it, the weights are their moving averages."""
+        weights = [variable.numpy() for variable in self.trainable_variables]
+        for variable, average in zip(self.trainable_variables, self.averages, strict=True):
+            variable.assign(average.numpy())
+        try:
+            yield
+        finally:
+            for variable, weight in zip(self.trainable_variables, weights, strict=True):
+                variable.assign(weight)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -209,6 +235,14 @@ class TrainingStep(keras.Model):
     def _train(self, batch: Batch, replica: tf.Tensor | int) -> None:
         totals = sum_over_replicas(self.loss_weights(batch))
         self._update(sum_over_replicas(self._accumulate(batch, totals, replica)), replica)
+        self._average()
+
+    def _average(self) -> None:
+        """Moves the averages towards the weights; every replica has, and updates, its own copy."""
+        step = tf.cast(self.optimizer.iterations, tf.float32)  # this one counted
+        rest = 1 - tf.minimum(self.ema_decay, (1 + step) / (10 + step))
+        for average, variable in zip(self.averages, self.trainable_variables, strict=False):
+            average.assign_add(rest * (variable.value - average))
 
     def _test(self, batch: Batch, replica: tf.Tensor | int) -> None:
         weights = self.loss_weights(batch)
@@ -384,7 +418,7 @@ class TrainingStep(keras.Model):
             tf.math.multiply_no_nan(norm, tf.cast(finite, norm.dtype)), tf.cast(finite, norm.dtype)
         )
         if isinstance(self.optimizer, WithholdingOptimizer):
-            self.optimizer.apply_scaled(gradients, self.trainable_variables, scale)
+            self.optimizer.apply_scaled(gradients, self.trainable_variables, scale, replica)
         else:
             # Keras's own optimizers add up over replicas what is the whole sum on each already.
             scale /= self.distribute_strategy.num_replicas_in_sync
@@ -417,14 +451,9 @@ class TrainingStep(keras.Model):
         self, replica: tf.Tensor | int, micro_batch: tf.Tensor | int
     ) -> keras.StatelessScope:
         """A scope in which every seed generator's state follows from where the run stands."""
-        seed = tf.constant([self.seed, 0x5EED], tf.int32)
-        for position in (self.optimizer.iterations, replica, micro_batch):
-            seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(position, tf.int32))
+        place = self.seed, self.optimizer.iterations, replica, micro_batch
         mapping = [
-            (
-                generator.state,
-                tf.cast(tf.random.experimental.stateless_fold_in(seed, number), tf.uint32),
-            )
+            (generator.state, generator_state(number, *place))
             for number, generator in enumerate(self.seed_generators())
         ]
         return keras.StatelessScope(state_mapping=mapping)
@@ -462,6 +491,14 @@ class TrainingStep(keras.Model):
             self._meters[name].update_state(loss, weights[name])
         for name, (value, weight) in measures.items():
             self._meters[name].update_state(value, weight)
+
+
+def generator_state(number: int, seed: int, *place: tf.Tensor | int) -> tf.Tensor:
+    """The state, uint32 [2], of a seed generator in a step, on a replica, in a micro-batch."""
+    state = tf.constant([seed, 0x5EED], tf.int32)
+    for position in (*place, number):
+        state = tf.random.experimental.stateless_fold_in(state, tf.cast(position, tf.int32))
+    return tf.cast(state, tf.uint32)
 
 
 def _own_number() -> tf.Tensor | int:

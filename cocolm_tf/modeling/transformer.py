@@ -13,26 +13,20 @@ from cocolm_tf.modeling.residual_norm import ResidualNorm
 
 REMATERIALIZE = ("none", "attention", "block")
 RESIDUAL_INITS = ("none", "layer", "total")
+# What an auxiliary model may share of the main model's embeddings; see `CocoLMBackbone`.
+SHARED_EMBEDDINGS = ("token", "token_position", "token_position_norm")
 
 
 def residual_scale(init: str, layer: int, num_layers: int) -> float:
-    """By what the matrices of a layer that write to the residual sum start smaller; from layer 1.
-
-    Raises:
-        ValueError: if `init` is none of `RESIDUAL_INITS`.
-    """
+    """The factor on initial matrices of a layer, from 1, that write to the residual sum."""
     if init not in RESIDUAL_INITS:
         raise ValueError(f"residual_init is one of {', '.join(RESIDUAL_INITS)}, not {init!r}.")
     sums = {"none": 1, "layer": 2 * layer, "total": 2 * num_layers}
     return sums[init] ** -0.5
 
 
-def what_to_rematerialize(value: str | bool) -> str:
-    """One of `REMATERIALIZE`, from what earlier configurations and presets hold as well.
-
-    Raises:
-        ValueError: if it is none of them.
-    """
+def rematerialize_mode(value: str | bool) -> str:
+    """One of `REMATERIALIZE`, also from the booleans of earlier configurations and presets."""
     if isinstance(value, bool):
         return "block" if value else "none"
     if value not in REMATERIALIZE:
@@ -41,40 +35,13 @@ def what_to_rematerialize(value: str | bool) -> str:
 
 
 class TransformerBlock(keras.layers.Layer):
-    """Self-attention and a feed-forward network, LayerNorm after each residual sum.
+    """Self-attention and a feed-forward network, with LayerNorm after each residual sum."""
 
-    Args:
-        num_heads: int. Attention heads; divides the width of the input.
-        intermediate_dim: int. Width of the feed-forward network's hidden layer.
-        dropout: float. Rate on the attention probabilities and on both sublayers' outputs.
-        seed_generator: `keras.random.SeedGenerator` that dropout draws from.
-        layer_norm_epsilon: float.
-        initializer_range: float. Standard deviation that the matrices start with.
-        rematerialize: one of `REMATERIALIZE`, what is computed again in the backward pass instead
-            of being kept: nothing, the attention of every two positions (one product and a
-            softmax more), or the block (least memory, about a third more time). True and
-            False are the last and the first.
-        attention: which kernel computes attention; see `cocolm_tf.modeling.attention`.
-        residual_scale: float. What `initializer_range` is multiplied by for the two matrices whose
-            products are added to the input.
-
-    Call arguments:
-        x: [B, S, H].
-        padding: [B, 1, 1, S], very negative at padding; see `AttentionBias`.
-        relative: [1, heads, S, S] or [1, 1, 1, 1], the bias by relative position.
-        positions: [B, M] int32, or None. Where alone the result is wanted; the rest of the
-            sequence is then only attended to.
-        training: bool. Whether dropout acts.
-
-    Returns:
-        [B, S, H], or [B, M, H].
-
-    Example:
-    ```python
-    block = TransformerBlock(2, 16, dropout=0.1, seed_generator=keras.random.SeedGenerator(0))
-    block(tf.ones([3, 5, 8]), tf.zeros([3, 1, 1, 5]), tf.zeros([1, 1, 1, 1]))
-    ```
-    """
+    # Called with `x` [B, S, H] and the results of `AttentionBias`: `padding` [B, 1, 1, S] and
+    # `relative` [1, heads, S, S] or [1, 1, 1, 1]. With `positions` [B, M] the result is [B, M, H],
+    # computed there alone; the rest of the sequence is then only attended to. For `rematerialize`
+    # and `attention` see `CocoLMBackbone`; `residual_scale` multiplies the initial range of the two
+    # matrices whose products are added to the input.
 
     def __init__(
         self,
@@ -96,11 +63,10 @@ class TransformerBlock(keras.layers.Layer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.initializer_range = initializer_range
         self.residual_scale = residual_scale
-        self.rematerialize = what_to_rematerialize(rematerialize)
+        self.rematerialize = rematerialize_mode(rematerialize)
         self.dropout = Dropout(dropout, seed_generator, dtype=self.dtype_policy, name="dropout")
 
     def build(self, x_shape: tuple[int | None, ...], *_: object) -> None:
-        """Creates the sublayers."""
         width = x_shape[-1]
         if width % self.num_heads:
             raise ValueError(f"hidden_dim {width} is not a multiple of {self.num_heads} heads.")
@@ -123,7 +89,6 @@ class TransformerBlock(keras.layers.Layer):
         positions: tf.Tensor | None = None,
         training: bool = False,
     ) -> tf.Tensor:
-        """Transforms `x`."""
         # Drawn before the transformation, so that a second run of it drops the same elements.
         seeds = [self.dropout.draw(training) for _ in range(3)]
         transform = functools.partial(self._transform, positions=positions, seeds=seeds)
@@ -180,9 +145,9 @@ class TransformerBlock(keras.layers.Layer):
     def _heads(
         self, batch: tf.Tensor, rows: tf.Tensor, *layers: keras.layers.Dense
     ) -> list[tf.Tensor]:
-        """From rows [B * S, H], what each layer makes of them: [B, heads, S, H / heads]."""
+        """Applies layers to rows [B * S, H]: [B, heads, S, H / heads] of each."""
         if self.attention == "cudnn" and len(layers) > 1:
-            # Products of their own write each as cuDNN reads it, side by side they would be copied.
+            # Separate products, whose results cuDNN reads as they are; joint ones would be copied.
             return [part for layer in layers for part in self._heads(batch, rows, layer)]
         x = add_bias(*_product(rows, *layers))
         head_dim = rows.shape[-1] // self.num_heads
@@ -215,8 +180,8 @@ class TransformerBlock(keras.layers.Layer):
 
 
 def _product(rows: tf.Tensor, *layers: keras.layers.Dense) -> tuple[tf.Tensor, tf.Tensor]:
-    """One product for all layers, side by side, and the bias that it still lacks."""
-    # A block that is run a second time, for its gradient, is so outside of Keras's casting.
+    """One product for all layers, side by side; and their biases, not yet added."""
+    # The second run of a rematerialized block is outside of Keras's casting.
     kernels, biases = (
         [tf.cast(tf.convert_to_tensor(getattr(layer, name)), rows.dtype) for layer in layers]
         for name in ("kernel", "bias")

@@ -1,9 +1,9 @@
-"""Asks an export: python -m cocolm_tf.serving exports/first --text='The cat sit on the mat.'
+"""Asks an export, as in python -m cocolm_tf.serving DIR --text='The cat sit on the mat.'.
 
 DIR is what scripts/export_saved_model.py wrote: the folder of all versions, or of one. Without
---signature it is asked what the first of its signatures answers. With --page instead of --text, a
-web page on this machine asks while you type. With --input=texts.jsonl --output=results.jsonl it is
-asked about all lines of a file: JSON strings, or objects with the signature's inputs.
+--signature the default one is asked. With --page instead of --text, a web page on this machine asks
+while you type. With --input=texts.jsonl --output=results.jsonl all lines of a file are asked about:
+JSON strings, or objects with the signature's inputs.
 """
 
 import os
@@ -22,7 +22,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_enum(
     "signature",
     None,
-    ["embed", "correct", "classify", "classify_pairs", "answer"],
+    ["embed", "correct", "classify", "classify_pairs", "answer", "tag"],
     "What to ask, instead of the export's default.",
 )
 flags.DEFINE_float(
@@ -48,7 +48,7 @@ FLAGS = flags.FLAGS
 
 
 def main(directory: str) -> str:
-    """Asks, and lays the answer out; or lets a page do it."""
+    """Asks, and prints the answer; or serves a page."""
     if FLAGS.page:
         return _serve_page(directory)
     if FLAGS.input or FLAGS.output:

@@ -1,4 +1,4 @@
-"""The signature `answer`: questions to the parts of their contexts that answer them."""
+"""The signature `answer`: extractive question answering, from questions to spans of contexts."""
 
 from collections.abc import Sequence
 
@@ -12,33 +12,19 @@ from cocolm_tf.serving.signature import MAX_BYTES, TOKEN_IDS, Reader, Signature,
 from cocolm_tf.tokenization.offsets import TokenOffsets
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
-# The logit of a token that is none.
-_NEVER = -1e4
-# How far below no answer the answer from a context without a single token scores.
-_NOTHING_TO_CHOOSE = 1e6
-# Windows whose spans are compared at once.
+# The logit of padding.
+_PADDING_LOGIT = -1e4
+# The score of an answer from a context without tokens, relative to no answer's.
+_NO_TOKENS_PENALTY = 1e6
+# Windows that are searched for spans at once.
 _WINDOWS_AT_ONCE = 32
 
 
 class Answerer:
-    """The functions of the signatures `answer` and `answer_ids`.
+    """The functions of the signatures `answer` and `answer_ids`."""
 
-    Args:
-        encoder: of the answerer's backbone.
-        tokenizer: its tokenizer.
-        answerer: the fine-tuned model.
-        max_tokens: int. What of a context is longer goes unread. Up to here, contexts longer than
-            the model are read in overlapping windows, as in fine-tuning.
-        max_bytes: int. What of a question or context is longer goes unread too.
-
-    Example:
-    ```python
-    preset = ServedPreset("runs/answers")
-    encoder = Encoder(InferenceEncoder(preset.backbone))
-    answerer = Answerer(encoder, preset.tokenizer, preset.answerer, 4096)
-    answerer.answer(tf.constant(["Who sat?"]), tf.constant(["The cat sat."]))["answers"]
-    ```
-    """
+    # Contexts longer than the model are read in overlapping windows, as in fine-tuning; what goes
+    # beyond `max_tokens`, or beyond `max_bytes` of a question or context, is not read.
 
     def __init__(
         self,
@@ -54,11 +40,7 @@ class Answerer:
         self._max_tokens = max_tokens
 
     def answer(self, questions: tf.Tensor, contexts: tf.Tensor) -> Tensors:
-        """Answers questions.
-
-        Args:
-            questions: [B] string.
-            contexts: [B] string.
+        """Answers questions [B] string from contexts [B] string.
 
         Returns:
             - `answers` [B] string: the best answer that the context has, also where there may be
@@ -95,7 +77,7 @@ class Answerer:
         by_question = tf.RaggedTensor.from_value_rowids(
             scores, tf.cast(windows.rows, tf.int64), num_questions
         )
-        # A column more, since a batch without questions has none to take the best of.
+        # One more column, since a batch without questions has none to take the maximum of.
         of_windows = tf.pad(
             by_question.to_tensor(-float("inf")), [[0, 0], [0, 1]], constant_values=-float("inf")
         )
@@ -109,7 +91,7 @@ class Answerer:
         starts, ends = (
             tf.where(is_found, tf.gather(spans[name], best), 0) for name in ("starts", "ends")
         )
-        scores = tf.where(is_found, scores, no_answer - _NOTHING_TO_CHOOSE)
+        scores = tf.where(is_found, scores, no_answer - _NO_TOKENS_PENALTY)
         threshold = self._answerer.null_threshold
         is_answered = is_found
         if threshold is not None:
@@ -141,10 +123,12 @@ class Answerer:
         return {"start_logits": start, "end_logits": end, "truncated": is_truncated}
 
     def _logits(self, rows: tf.RaggedTensor, width: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
-        """[B, width] each."""
+        """Start and end logits, [B, width] each."""
         states = self._encoder.states(rows)
         logits = tf.cast(self._answerer.answer_logits(states.flat_values), tf.float32)
-        dense = rows.with_flat_values(logits).to_tensor(_NEVER, shape=tf.stack([-1, width, 2]))
+        dense = rows.with_flat_values(logits).to_tensor(
+            _PADDING_LOGIT, shape=tf.stack([-1, width, 2])
+        )
         start, end = tf.unstack(dense, axis=-1)
         return start, end
 
@@ -176,19 +160,7 @@ class Answerer:
 
 
 def answering_signatures(answerer: Answerer) -> dict[str, Signature]:
-    """Makes `answer` and, for callers who tokenize, `answer_ids`.
-
-    Args:
-        answerer: its methods of these names document inputs and outputs.
-
-    Returns:
-        The signatures by name.
-
-    Example:
-    ```python
-    answering_signatures(answerer)["answer"]
-    ```
-    """
+    """The signatures `answer` and `answer_ids`."""
     inputs = tuple(tf.TensorSpec([None], tf.string, name) for name in ("questions", "contexts"))
     return {
         "answer": Signature(answerer.answer, inputs, _question_request),

@@ -1,4 +1,4 @@
-"""Asks an export about all texts of a file, and writes the answers to another."""
+"""Asks an export about all texts of a JSON lines file."""
 
 import itertools
 import json
@@ -19,31 +19,12 @@ UNFINISHED = ".unfinished"
 def answer_file(
     export: Export, signature: str, input_path: str, output_path: str, batch_size: int = 32
 ) -> int:
-    """Answers a file of JSON lines, one line for each in the same order, in constant memory.
-
-    What is written has another name until the last answer is there. Begun again after it was
-    ended, it goes on behind the last whole line.
-
-    Args:
-        export: who answers.
-        signature: one of `TEXT_INPUTS`.
-        input_path: each line is a text, as a JSON string; or an object that has the signature's
-            inputs by name, and whose other keys go to the answer as they are, such as an id.
-        output_path: each line is an object of the signature's outputs, without padding.
-        batch_size: int. How many lines are asked about together, 64 at most.
-
-    Returns:
-        The number of lines.
-
-    Raises:
-        UserError: if a line is not as it should be, the output is there already, or what is
-            unfinished was begun with another export, signature or input.
-
-    Example:
-    ```python
-    answer_file(Export("exports/first"), "embed", "texts.jsonl", "vectors.jsonl")
-    ```
-    """
+    """Answers a file of JSON lines, one line for each, in constant memory; returns their number."""
+    # Input lines are JSON strings, or objects with the signature's inputs, whose other keys are
+    # copied to the answer, such as an id. Output lines are objects of the signature's outputs,
+    # without padding. The output has another name until the last answer is there; when interrupted,
+    # the same call resumes after the last whole line. Groups of at most 64 lines are asked about
+    # together.
     if not files.is_file(input_path):
         raise UserError(f"--input={input_path} is not a file.")
     if files.is_remote(output_path):
@@ -72,7 +53,7 @@ def answer_file(
         while batch := list(itertools.islice(numbered, batch_size)):
             asked = [_parsed(input_path, number, line, signature) for number, line in batch]
             inputs = {name: [row[name] for row in asked] for name in TEXT_INPUTS[signature]}
-            answers = rows_of(export(signature, **inputs))
+            answers = outputs_by_row(export(signature, **inputs))
             rest = ({k: v for k, v in row.items() if k not in inputs} for row in asked)
             written = [
                 json.dumps(others | answer, ensure_ascii=False) + "\n"
@@ -89,10 +70,10 @@ def answer_file(
     return done
 
 
-def rows_of(outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """The outputs of a signature text by text, as JSON has them, without padding."""
+def outputs_by_row(outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """The outputs of a signature text by text, as JSON, without padding."""
     outputs = dict(outputs)
-    widths = outputs.pop("num_words", None)
+    widths = outputs.pop("num_words", outputs.pop("num_spans", None))
     columns = {}
     for name, values in outputs.items():
         if values.dtype == object:

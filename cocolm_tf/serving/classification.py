@@ -1,4 +1,4 @@
-"""The signature `classify`: texts, or pairs of texts, to classes or to a number."""
+"""The signature `classify`: texts or pairs of texts to class probabilities, or to a number."""
 
 from collections.abc import Sequence
 
@@ -23,28 +23,18 @@ from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 class Classifier:
     """The functions of the signatures `classify`, `classify_pairs` and `classify_ids`.
 
-    Each gives
+    Each returns
 
     - `labels` [B, C] string: the names of the classes; their numbers where they have none;
     - `probabilities` [B, C] float32: of the classes, in that order;
     - `truncated` [B] bool: whether the text or pair was longer than the model, and was cut as in
       fine-tuning;
 
-    or, of a model that rates texts, `values` [B] float32 in place of the first two.
+    of a model of several labels a text also
 
-    Args:
-        encoder: of the classifier's backbone.
-        tokenizer: its tokenizer.
-        classifier: the fine-tuned model.
-        max_bytes: int. What of a text is longer goes unread.
+    - `assigned` [B, C] bool: whether the text has the label, by the model's thresholds;
 
-    Example:
-    ```python
-    preset = ServedPreset("runs/reviews")
-    encoder = Encoder(InferenceEncoder(preset.backbone))
-    classifier = Classifier(encoder, preset.tokenizer, preset.classifier)
-    classifier.classify(tf.constant(["Great!"]))["probabilities"]
-    ```
+    or, of a regression model, `values` [B] float32 instead of the first two.
     """
 
     def __init__(
@@ -59,45 +49,30 @@ class Classifier:
         self.reader = Reader(tokenizer, classifier.preprocessor.sequence_length, max_bytes)
         names = classifier.label_names or [str(number) for number in range(classifier.num_classes)]
         self._names = tf.constant(names)
-        self.is_regression = classifier.num_classes == 1
+        self.is_multi_label = classifier.multi_label
+        self.is_regression = classifier.num_classes == 1 and not self.is_multi_label
+        self._thresholds = tf.constant(
+            classifier.thresholds or [0.5] * classifier.num_classes, tf.float32
+        )
 
     def classify(self, texts: tf.Tensor) -> Tensors:
-        """Classifies texts.
-
-        Args:
-            texts: [B] string.
-        """
+        """Classifies texts [B] string."""
         return self._classify_rows(*self.reader.rows(texts))
 
     def classify_pairs(self, first: tf.Tensor, second: tf.Tensor) -> Tensors:
-        """Classifies pairs of texts.
-
-        Args:
-            first: [B] string.
-            second: [B] string.
-        """
+        """Classifies pairs of texts, [B] string each."""
         return self._classify_rows(*self.reader.rows(first, second))
 
     def classify_ids(self, token_ids: tf.Tensor) -> Tensors:
-        """Classifies tokens, for callers who tokenize.
-
-        Args:
-            token_ids: [B, S] int32, special tokens included, padded with `<pad>`.
-        """
+        """Classifies token ids [B, S] int32, special tokens included, padded with `<pad>`."""
         return self._classify_rows(*self.reader.rows_of_ids(token_ids))
 
     def classify_examples(self, inputs: tf.Tensor) -> Tensors:
-        """Classifies or rates what TensorFlow Serving's Classify and Regress send.
-
-        Args:
-            inputs: [B] string, serialized `tf.Example`s with the features `first` and, of a pair,
-                `second`, of one text each. A missing text is an empty one.
-
-        Returns:
-            `classes` [B, C] string and `scores` [B, C] float32, the names that Classify gives to
-            labels and probabilities; or `outputs` [B] float32, the one that Regress gives to
-            values.
-        """
+        """Answers TensorFlow Serving's Classify and Regress."""
+        # Inputs are [B] string, serialized `tf.Example`s with the features `first` and, of a pair,
+        # `second`, of one text each; a missing text is an empty one. Outputs are `classes` [B, C]
+        # string and `scores` [B, C] float32, as Classify names labels and probabilities, or
+        # `outputs` [B] float32, as Regress names values.
         feature = tf.io.RaggedFeature(tf.string)
         texts = tf.io.parse_example(inputs, {"first": feature, "second": feature})
         first, second = (
@@ -116,8 +91,9 @@ class Classifier:
         if self.is_regression:
             return {"values": outputs[:, 0], "truncated": is_truncated}
         if classifier.output_dense.activation.__name__ == "linear":
-            outputs = tf.nn.softmax(outputs)
-        return {
+            outputs = tf.sigmoid(outputs) if self.is_multi_label else tf.nn.softmax(outputs)
+        assigned = {"assigned": outputs >= self._thresholds} if self.is_multi_label else {}
+        return assigned | {
             "labels": tf.tile(self._names[tf.newaxis], [rows.nrows(), 1]),
             "probabilities": outputs,
             "truncated": is_truncated,
@@ -125,19 +101,7 @@ class Classifier:
 
 
 def classification_signatures(classifier: Classifier) -> dict[str, Signature]:
-    """Makes `classify` and its variants for pairs, for tokens, and for Classify or Regress.
-
-    Args:
-        classifier: its methods of these names document inputs and outputs.
-
-    Returns:
-        The signatures by name.
-
-    Example:
-    ```python
-    classification_signatures(classifier)["classify_pairs"]
-    ```
-    """
+    """The signatures `classify`, its variants for pairs and tokens, and for Classify or Regress."""
     pair = tuple(tf.TensorSpec([None], tf.string, name) for name in ("first", "second"))
     inputs = tf.TensorSpec([None], tf.string, "inputs")
     method = REGRESS if classifier.is_regression else CLASSIFY

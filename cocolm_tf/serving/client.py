@@ -1,4 +1,4 @@
-"""An export, loaded as any program with TensorFlow and TensorFlow Text can load it."""
+"""A client of an export: loads it as any program with TensorFlow and TensorFlow Text can."""
 
 import os
 from typing import Any
@@ -12,7 +12,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
 SAVED_MODEL_FILENAME = "saved_model.pb"
-# The signatures that take raw texts, and what they take.
+# The signatures that take raw texts, and their inputs.
 TEXT_INPUTS = {
     "embed": ("texts",),
     "correct": ("texts",),
@@ -20,6 +20,8 @@ TEXT_INPUTS = {
     "classify": ("texts",),
     "classify_pairs": ("first", "second"),
     "answer": ("questions", "contexts"),
+    "tag": ("texts",),
+    "tag_tsv": ("texts",),
 }
 
 
@@ -27,11 +29,11 @@ class Export:
     """A SavedModel that `scripts/export_saved_model.py` wrote.
 
     Args:
-        directory: the folder of all versions, of which the highest is taken as TensorFlow Serving
-            does, or one version's.
+        directory: The folder of all versions, of which the highest is loaded, as TensorFlow Serving
+            does; or one version's.
 
     Raises:
-        UserError: if there is no SavedModel.
+        UserError: If there is no SavedModel.
 
     Example:
     ```python
@@ -55,7 +57,7 @@ class Export:
 
     @property
     def default(self) -> str:
-        """The signature that is `serving_default`, as far as its inputs and outputs tell."""
+        """The signature that is `serving_default`, as far as its inputs and outputs show."""
         default = self._model.signatures[tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY]
         for name in self.signatures:
             signature = self._model.signatures[name]
@@ -70,14 +72,14 @@ class Export:
         """Asks a signature.
 
         Args:
-            signature: its name.
-            **inputs: by name; lists of strings, or of ids for the signatures that take these.
+            signature: Its name.
+            **inputs: By name; lists of strings, or of ids for the signatures that take these.
 
         Returns:
             The outputs as arrays; strings are bytes.
 
         Raises:
-            UserError: if there is no such signature.
+            UserError: If there is no such signature.
         """
         if signature not in self._model.signatures:
             raise UserError(
@@ -95,22 +97,7 @@ class Export:
 
 
 def find_version(directory: str) -> str:
-    """Finds the SavedModel to load.
-
-    Args:
-        directory: as for `Export`.
-
-    Returns:
-        Its folder.
-
-    Raises:
-        UserError: if there is none.
-
-    Example:
-    ```python
-    find_version("exports/first")  # "exports/first/3"
-    ```
-    """
+    """The folder of the SavedModel that `Export` loads; UserError if there is none."""
     if not files.is_dir(directory):
         raise UserError(f"{directory} is not a folder.")
     if files.is_file(os.path.join(directory, SAVED_MODEL_FILENAME)):

@@ -15,13 +15,17 @@ from cocolm_tf.serving.signature import (
     Reader,
     Signature,
     Tensors,
+    dense_rows,
     text_request,
 )
-from cocolm_tf.serving.words import corrections, probability_of_not_belonging, whole_words
-from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
+from cocolm_tf.serving.word_corrections import (
+    best_corrections,
+    best_spellings,
+    replaced_probability,
+)
+from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID, UNKNOWN_TOKEN_ID
 from cocolm_tf.tokenization.normalization import PUNCTUATION
-from cocolm_tf.tokenization.offsets import TokenOffsets
-from cocolm_tf.tokenization.segment_packing import pack_ragged
+from cocolm_tf.tokenization.offsets import Characters, begins_word, whole_words_within
 from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -30,6 +34,9 @@ NUM_CORRECTIONS = 5
 MAX_TOKENS = 4096
 # A word of more tokens is judged and gets no corrections: it is a number, a key or an address.
 MAX_TOKENS_TO_CORRECT = 32
+# What the LM head says of a token that should be nothing: of a correction that has fewer tokens, or
+# of a word that should go. Only fine-tuning on corrections teaches it.
+NOTHING_ID = PAD_TOKEN_ID
 
 # Rows as wide as the vocabulary that are there at once.
 _LM_ROWS_AT_ONCE = 256
@@ -38,42 +45,19 @@ _BEGINNING, _CONTINUATION, _ANY, _NONE = range(4)
 
 
 class Candidates(NamedTuple):
-    """What may be the original of each token.
+    """What may be the original of each token."""
 
-    Attributes:
-        ids: [T, C] int32, the most probable other tokens.
-        log_probabilities: [T, C] float32, theirs; -inf where there are fewer.
-        own: [T] float32, the log probability of the token itself.
-    """
-
-    ids: tf.Tensor
-    log_probabilities: tf.Tensor
-    own: tf.Tensor
+    ids: tf.Tensor  # [T, C] int32, the most probable other tokens
+    log_probabilities: tf.Tensor  # [T, C] float32, of these; -inf where there are fewer
+    own: tf.Tensor  # [T] float32, the log probability of the token itself
 
 
 class Corrector:
-    """The functions of the signatures `correct`, `correct_tsv` and `correct_ids`.
+    """The functions of the signatures `correct`, `correct_tsv` and `correct_ids`."""
 
-    Args:
-        encoder: the main model.
-        tokenizer: its tokenizer.
-        copy_head: says whether a token is the original.
-        lm_head: says which token is, with the encoder's word embeddings.
-        num_corrections: int. How many to give for each word.
-        max_tokens: int. What of a text is longer goes unread. Up to here, texts longer than the
-            model are read in windows that overlap by a quarter.
-        min_probability: float. Words that belong more surely than that get no corrections, which
-            saves their part of the LM head's time.
-        max_bytes: int. What of a text is longer goes unread too.
-
-    Example:
-    ```python
-    preset = ServedPreset("runs/first/preset")
-    encoder = Encoder(InferenceEncoder(preset.backbone))
-    corrector = Corrector(encoder, preset.tokenizer, preset.copy_head, preset.lm_head)
-    corrector.correct(tf.constant(["The film was directed by a young directed from Canada."]))
-    ```
-    """
+    # Texts longer than the model are read in windows that overlap by a quarter; what goes beyond
+    # `max_tokens` or `max_bytes` is not read. Words whose probability of not belonging is less than
+    # `min_probability` get no corrections, which saves their part of the LM head's time.
 
     def __init__(
         self,
@@ -95,12 +79,13 @@ class Corrector:
         self._min_probability = min_probability
         # One more spells the word itself, and some spell the same.
         self._width = min(2 * num_corrections + 1, len(tokenizer.get_vocabulary()))
-        self._contents = tokenizer.graph_module().contents
+        contents = tokenizer.graph_module().contents
+        self._contents = tf.tensor_scatter_nd_update(contents, [[NOTHING_ID]], [""])
         self._is_byte = tf.constant(_is_byte(tokenizer))
         self._allowed = _allowed_replacements(tokenizer)
 
     def correct(self, texts: tf.Tensor) -> Tensors:
-        """Judges the words of texts.
+        """Finds the words of texts that do not belong, and corrections for them.
 
         Words are those that white space separates, and punctuation before and after them are
         words of their own. What cannot be read, such as control characters, is no word.
@@ -116,29 +101,25 @@ class Corrector:
               last, as Python indexes a string;
             - `probabilities` [B, W] float32: that the word does not belong;
             - `corrections` [B, W, K] string: what it may have been, the most probable first, as
-              the vocabulary spells it; "" where there are fewer;
+              the vocabulary spells it; "" where the word should go, which models say that were
+              fine-tuned on corrections, and, with a probability of 0, where there are fewer;
             - `correction_probabilities` [B, W, K] float32, whose sum is at most the word's in
-              `probabilities`: see `cocolm_tf.serving.words`;
+              `probabilities`: see `cocolm_tf.serving.word_corrections`;
             - `num_words` [B] int32: where a row of the others ends;
             - `truncated` [B] bool: whether the text was too long, and its end went unread.
 
         Raises:
-            tf.errors.InvalidArgumentError: when called, if the rows of a large batch would be as
+            tf.errors.InvalidArgumentError: When called, if the rows of a large batch would be as
                 wide as one long text; `correct_tsv` has no such rows.
         """
-        by_text, is_truncated = self._judged(texts)
-        counts = by_text["words"].row_lengths()
+        by_text, is_truncated = self._find_corrections(texts)
+        counts = tf.cast(by_text["words"].row_lengths(), tf.int32)
         most = LONGEST_TEXTS_OF_REQUEST * max(self._max_tokens, MAX_TOKENS)
-        num_cells = tf.size(counts, tf.int64) * tf.reduce_max(tf.concat([counts, [0]], 0))
-        message = f"texts times words of the longest may be {most} at most: ask for texts of "
-        message += "similar length together, or correct_tsv; here they are"
-        check = tf.debugging.Assert(num_cells <= most, [message, num_cells])
-        with tf.control_dependencies([check] if check is not None else []):
-            dense = {name: ragged.to_tensor() for name, ragged in by_text.items()}
-        return dense | {"num_words": tf.cast(counts, tf.int32), "truncated": is_truncated}
+        dense = dense_rows(by_text, most, "words", "correct_tsv")
+        return dense | {"num_words": counts, "truncated": is_truncated}
 
     def correct_tsv(self, texts: tf.Tensor) -> Tensors:
-        """Judges the words of texts as `correct` does, and gives each text one string.
+        """Corrects texts as `correct` does, and gives each text one string.
 
         No row is wider than its own text asks for, in whatever batch it was computed.
 
@@ -151,29 +132,31 @@ class Corrector:
               word, and then each correction and its probability;
             - `truncated` [B] bool.
         """
-        by_text, is_truncated = self._judged(texts)
+        by_text, is_truncated = self._find_corrections(texts)
         flat = {name: ragged.flat_values for name, ragged in by_text.items()}
         options, shares = flat["corrections"], flat["correction_probabilities"]
-        is_given = tf.concat([tf.fill([tf.shape(options)[0], 1], True), options != ""], axis=1)
-        fields = tf.strings.join([options, _shown(shares)], "\t")
+        is_given = tf.concat([tf.fill([tf.shape(options)[0], 1], True), shares > 0], axis=1)
+        fields = tf.strings.join([options, _formatted(shares)], "\t")
         word = [tf.strings.as_string(flat[name]) for name in ("starts", "ends")]
-        word = tf.strings.join([*word, _shown(flat["probabilities"]), flat["words"]], "\t")
+        word = tf.strings.join([*word, _formatted(flat["probabilities"]), flat["words"]], "\t")
         fields = tf.ragged.boolean_mask(tf.concat([word[:, tf.newaxis], fields], axis=1), is_given)
         lines = tf.strings.reduce_join(fields, axis=1, separator="\t")
         lines = by_text["words"].with_flat_values(lines)
         tsv = tf.strings.reduce_join(lines, axis=1, separator="\n")
         return {"tsv": tsv, "truncated": is_truncated}
 
-    def _judged(self, texts: tf.Tensor) -> tuple[dict[str, tf.RaggedTensor], tf.Tensor]:
-        """What `correct` gives, [B, (W), ...] each, and whether the texts were too long."""
+    def _find_corrections(self, texts: tf.Tensor) -> tuple[dict[str, tf.RaggedTensor], tf.Tensor]:
+        """The outputs of `correct`, [B, (W), ...] each; and whether the texts were too long."""
         (texts,), is_cut = self.reader.texts(texts)
         tokens = self.reader.graph.tokenize_with_offsets(texts)
-        tokens, is_truncated = _whole_words(tokens, self._max_tokens, is_cut)
-        states = self._states(tokens.ids)
+        tokens, is_truncated = whole_words_within(tokens, self._max_tokens, is_cut)
+        limit = self.reader.limit
+        # Two windows share a quarter of the room beside `<s>` and `</s>`.
+        states = self._encoder.states_in_windows(tokens.ids, limit, overlap=(limit - 2) // 4)
         rows = tokens.ids.value_rowids()
         ids, starts, ends, _ = (part.flat_values for part in tokens)
 
-        is_beginning = _begins_word(tokens)
+        is_beginning = begins_word(tokens)
         word_of = tf.cumsum(tf.cast(is_beginning, tf.int32)) - 1
         num_words = tf.reduce_sum(tf.cast(is_beginning, tf.int32))
         word_starts = tf.math.unsorted_segment_min(starts, word_of, num_words)
@@ -182,12 +165,12 @@ class Corrector:
         word_lengths = tf.math.bincount(word_of, minlength=num_words)
 
         copy_logits = tf.cast(self._copy_head(states), tf.float32)
-        probabilities = probability_of_not_belonging(copy_logits, word_of, num_words)
+        probabilities = replaced_probability(copy_logits, word_of, num_words)
         is_suspicious = probabilities >= self._min_probability
         is_suspicious &= word_lengths <= MAX_TOKENS_TO_CORRECT
         suspicious = tf.where(is_suspicious)
         wanted = tf.where(tf.gather(is_suspicious, word_of))[:, 0]
-        characters = _Characters(texts)
+        characters = Characters(texts)
         unknown = characters.between(rows, starts, ends, ids == UNKNOWN_TOKEN_ID)
         own = tf.where(ids == UNKNOWN_TOKEN_ID, unknown, tf.gather(self._contents, ids))
         found, found_probabilities = self._corrections(
@@ -231,6 +214,7 @@ class Corrector:
 
             - `probabilities` [B, S] float32: that the token is not the original;
             - `correction_ids` [B, S, K] int32: what it may have been, the most probable first;
+              `<pad>` for nothing;
             - `correction_probabilities` [B, S, K] float32;
             - `truncated` [B] bool.
         """
@@ -253,16 +237,6 @@ class Corrector:
             "truncated": is_truncated,
         }
 
-    def _states(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """The hidden states of the tokens of all texts, one after the other: [T, H]."""
-        room = self.reader.limit - 2  # beside `<s>` and `</s>`
-        windows = overlapping_windows(ids.row_lengths(), room, overlap=room // 4)
-        read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
-        states = self._encoder.states(pack_ragged(read, sequence_length=self.reader.limit))
-        first = states.row_starts() + 1 + windows.first_wanted
-        wanted = tf.ragged.range(first, first + windows.num_wanted).flat_values
-        return tf.gather(states.flat_values, wanted)
-
     def _corrections(
         self,
         states: tf.Tensor,
@@ -271,7 +245,7 @@ class Corrector:
         own: tf.Tensor,
         is_beginning: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """What words may have been, [W, K] each, given their tokens."""
+        """The corrections of words, [W, K] each, given their tokens."""
         kinds = tf.where(is_beginning, _BEGINNING, _CONTINUATION)
         kinds = tf.where(tf.gather(self._is_byte, ids), _NONE, kinds)
         found = self._candidates(states, copy_logits, ids, kinds)
@@ -280,14 +254,14 @@ class Corrector:
         word_of = tf.cumsum(tf.cast(is_beginning, tf.int32)) - 1
         num_words = tf.reduce_sum(tf.cast(is_beginning, tf.int32))
         lengths = tf.math.bincount(word_of, minlength=num_words, dtype=tf.int64)
-        spelled, scores = whole_words(contents, log_probabilities, lengths, self._width)
+        spelled, scores = best_spellings(contents, log_probabilities, lengths, self._width)
         own = tf.strings.unsorted_segment_join(own, word_of, num_words)
-        return corrections(spelled, scores, own, self._num_corrections)
+        return best_corrections(spelled, scores, own, self._num_corrections)
 
     def _candidates(
         self, states: tf.Tensor, copy_logits: tf.Tensor, ids: tf.Tensor, kinds: tf.Tensor
     ) -> Candidates:
-        """What tokens may have been, by the probabilities of the paper's section 3.3."""
+        """The candidates for tokens, by the probabilities of the paper's section 3.3."""
 
         def candidates_of_part(number: tf.Tensor) -> Candidates:
             first = number * _LM_ROWS_AT_ONCE
@@ -316,19 +290,7 @@ class Corrector:
 
 
 def correction_signatures(corrector: Corrector) -> dict[str, Signature]:
-    """Makes `correct`, `correct_tsv` and, for callers who tokenize, `correct_ids`.
-
-    Args:
-        corrector: its methods of these names document inputs and outputs.
-
-    Returns:
-        The signatures by name.
-
-    Example:
-    ```python
-    correction_signatures(corrector)["correct"]
-    ```
-    """
+    """The signatures `correct`, `correct_tsv` and `correct_ids`."""
     return {
         "correct": Signature(corrector.correct, (TEXTS,), text_request),
         "correct_tsv": Signature(corrector.correct_tsv, (TEXTS,), text_request),
@@ -336,81 +298,9 @@ def correction_signatures(corrector: Corrector) -> dict[str, Signature]:
     }
 
 
-class Windows(NamedTuple):
-    """Which tokens are read together.
-
-    Attributes:
-        tokens: [W, (N)] int64, the numbers of the tokens in each window, counted through all
-            texts.
-        first_wanted: [W] int64, the first token of a window whose result is wanted, counted from
-            the window's beginning.
-        num_wanted: [W] int64, how many are wanted. Together they are every token once, in order.
-    """
-
-    tokens: tf.RaggedTensor
-    first_wanted: tf.Tensor
-    num_wanted: tf.Tensor
-
-
-def overlapping_windows(lengths: tf.Tensor, room: int, overlap: int) -> Windows:
-    """Cuts texts into windows, and takes each token from the one where it has the most context.
-
-    Windows begin `room - overlap` tokens after each other, but the last one of a text is as full
-    as the others and ends where the text does. The results of what two windows share are taken
-    half from either.
-
-    Args:
-        lengths: [B] int64, of the texts.
-        room: int. The length of a window.
-        overlap: int. What two windows share, less than `room`.
-
-    Returns:
-        The windows: one of a text that fits into it, an empty text's too.
-
-    Example:
-    ```python
-    overlapping_windows(tf.constant([3, 10], tf.int64), room=6, overlap=2)  # windows 3, 6 and 6
-    ```
-    """
-    counts = 1 + tf.maximum(-(-(lengths - room) // (room - overlap)), 0)
-    texts = tf.repeat(tf.range(tf.size(counts)), counts)
-    number = tf.ragged.range(counts).flat_values
-    length = tf.gather(lengths, texts)
-    start = tf.minimum(number * (room - overlap), tf.maximum(length - room, 0))
-    end = tf.minimum(start + room, length)
-
-    is_first, is_last = number == 0, number == tf.gather(counts, texts) - 1
-    previous_end = tf.roll(end, 1, axis=0)
-    next_start = tf.roll(start, -1, axis=0)
-    from_token = tf.where(is_first, tf.zeros_like(start), (previous_end + start) // 2)
-    to_token = tf.where(is_last, length, (end + next_start) // 2)
-    offset = tf.gather(tf.cumsum(lengths, exclusive=True), texts)
-    return Windows(
-        tokens=tf.ragged.range(offset + start, offset + end),
-        first_wanted=from_token - start,
-        num_wanted=to_token - from_token,
-    )
-
-
-class _Characters:
-    """Texts by their characters."""
-
-    def __init__(self, texts: tf.Tensor) -> None:
-        self._characters = tf.strings.unicode_split(texts, "UTF-8")
-
-    def between(
-        self, rows: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, is_wanted: tf.Tensor
-    ) -> tf.Tensor:
-        """The characters from `starts` to `ends` of the texts `rows`; "" where not wanted."""
-        offset = tf.cast(tf.gather(self._characters.row_starts(), rows), tf.int32)
-        ends = tf.where(is_wanted, ends, starts)
-        taken = tf.ragged.range(offset + starts, offset + ends)
-        characters = tf.ragged.map_flat_values(tf.gather, self._characters.flat_values, taken)
-        return tf.strings.reduce_join(characters, axis=1)
-
-
 def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
-    """[4, V] bool: which pieces begin a word, continue it, may stand anywhere at all, or never."""
+    """[4, V] bool: which pieces may begin a word, continue it, stand anywhere, or nowhere."""
+    # `NOTHING_ID` is allowed wherever a piece may be.
     pieces = tokenizer.get_vocabulary()
     is_ordinary = np.ones(len(pieces), bool)
     is_ordinary[tokenizer.special_token_ids] = False
@@ -427,9 +317,12 @@ def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
         _BEGINNING: ((starts_word & has_content) | (is_punctuation & is_alone)) & is_character,
         _CONTINUATION: ~starts_word & is_character,
         _ANY: is_ordinary,
-        _NONE: np.zeros_like(is_ordinary),
     }
-    return tf.constant(np.stack([kinds[kind] & is_ordinary for kind in sorted(kinds)]))
+    allowed = np.zeros([_NONE + 1, len(pieces)], bool)
+    for kind, is_of_kind in kinds.items():
+        allowed[kind] = is_of_kind & is_ordinary
+        allowed[kind, NOTHING_ID] = True
+    return tf.constant(allowed)
 
 
 def _is_byte(tokenizer: CocoLMTokenizer) -> np.ndarray:
@@ -437,32 +330,5 @@ def _is_byte(tokenizer: CocoLMTokenizer) -> np.ndarray:
     return np.isin(np.arange(tokenizer.vocabulary_size()), tokenizer.byte_token_ids)
 
 
-def _begins_word(tokens: TokenOffsets) -> tf.Tensor:
-    """[T] bool, of the tokens of all texts: whether each is the first of a word."""
-    words, rows = tokens.words.flat_values, tokens.words.value_rowids()
-    is_new = (words[1:] != words[:-1]) | (rows[1:] != rows[:-1])
-    return tf.concat([tf.ones_like(words[:1], tf.bool), is_new], 0)
-
-
-def _whole_words(
-    tokens: TokenOffsets, limit: int, is_cut: tf.Tensor
-) -> tuple[TokenOffsets, tf.Tensor]:
-    """The words that are whole within the first `limit` tokens, and [B] whether that is not all.
-
-    Of texts that are cut, [B], the last word may not be whole.
-    """
-    lengths = tokens.ids.row_lengths()
-    limits = tf.where(is_cut, tf.minimum(lengths - 1, limit), limit)
-    position = tf.ragged.range(lengths)
-    is_end = _begins_word(tokens) & (position <= limits[:, tf.newaxis]).flat_values
-    last_end = tf.math.unsorted_segment_max(
-        tf.where(is_end, position.flat_values, 0), position.value_rowids(), tokens.ids.nrows()
-    )
-    is_truncated = is_cut | (lengths > limit)
-    kept = tf.where(is_truncated, last_end, lengths)
-    is_kept = position < kept[:, tf.newaxis]
-    return TokenOffsets(*(tf.ragged.boolean_mask(part, is_kept) for part in tokens)), is_truncated
-
-
-def _shown(probabilities: tf.Tensor) -> tf.Tensor:
+def _formatted(probabilities: tf.Tensor) -> tf.Tensor:
     return tf.strings.as_string(probabilities, precision=4)

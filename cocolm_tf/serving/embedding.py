@@ -1,4 +1,4 @@
-"""The signature `embed`: texts to vectors whose inner products say how similar they are."""
+"""The signature `embed`: texts to vectors whose inner products are cosine similarities."""
 
 import tensorflow as tf
 
@@ -24,30 +24,15 @@ def embedding_signatures(
     pooling: str = "cls",
     projection: Transform | None = None,
     max_bytes: int = MAX_BYTES,
+    dimension: int = 0,
 ) -> dict[str, Signature]:
-    """Makes `embed` and, for callers who tokenize, `embed_ids`.
-
-    Both give `embeddings` [B, H] float32, vectors of unit length, and `truncated` [B] bool, true
-    where a text was longer than the model and its end went unread.
-
-    Args:
-        encoder: the model.
-        tokenizer: its tokenizer.
-        pooling: what becomes the vector. `"cls"`: the hidden state of `<s>`, as the paper compares
-            sequences (section 3.3, Sequence Contrastive Learning). `"mean"`: the mean of all
-            tokens' hidden states. `"projection"`: `<s>` after the projection that the contrastive
-            loss was computed on.
-        projection: the pretrained one; for `"projection"` alone.
-        max_bytes: int. What of a text is longer goes unread.
-
-    Returns:
-        The signatures by name.
-
-    Example:
-    ```python
-    embedding_signatures(Encoder(backbone), tokenizer)["embed"].function(tf.constant(["A cat."]))
-    ```
-    """
+    """The signatures `embed` and `embed_ids`."""
+    # Both give `embeddings` [B, D] float32, vectors of unit length, and `truncated` [B] bool, true
+    # where a text was longer than the model and its end went unread. `pooling` makes the vector:
+    # "cls", the hidden state of `<s>`, as the paper compares sequences (section 3.3, Sequence
+    # Contrastive Learning); "mean", the mean of all tokens' hidden states; "projection", `<s>`
+    # after the pretrained `projection`, which the contrastive loss was computed on.
+    # Of a vector the first `dimension` numbers are kept, or all for 0.
     reader = Reader(tokenizer, encoder.model.max_sequence_length, max_bytes)
 
     def embeddings(ids: tf.RaggedTensor) -> tf.Tensor:
@@ -57,6 +42,8 @@ def embedding_signatures(
             vectors = encoder.first_states(ids)
         if pooling == "projection":
             vectors = tf.cast(projection(vectors), tf.float32)
+        if dimension:
+            vectors = vectors[:, :dimension]
         return tf.math.l2_normalize(vectors, axis=-1)
 
     def embed(texts: tf.Tensor) -> Tensors:

@@ -1,10 +1,16 @@
-"""An encoder for batches of texts of very different lengths."""
+"""An encoder for batches of texts of very different lengths.
+
+A batch is cut into groups of texts of similar length, since attention is computed on all of them as
+if they were as long as the longest; and groups into parts that bound the memory that a batch of any
+size takes.
+"""
 
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.tokenization.segment_packing import overlapping_windows, pack_ragged
 
 BUCKETS = (32, 64, 128, 256)
 MAX_TOKENS_AT_ONCE = 4096
@@ -13,24 +19,11 @@ _ROWS = tf.RaggedTensorSpec([None, None], tf.int32, ragged_rank=1, row_splits_dt
 
 
 class Encoder:
-    """Hidden states of texts, where short texts do not pay for long ones.
+    """Hidden states of texts, where short texts do not cost what long ones do."""
 
-    A batch is cut into groups of texts of similar length, since attention is computed on all of
-    them as if they were as long as the longest; and groups into parts that bound the memory that
-    a batch of any size takes.
-
-    Args:
-        model: `InferenceEncoder`.
-        buckets: the lengths in tokens, ascending, at which a new group begins.
-        max_tokens_at_once: int. The most tokens, attention's padding included, that are encoded
-            at once; a text that is longer is still encoded whole.
-
-    Example:
-    ```python
-    encoder = Encoder(InferenceEncoder(backbone))
-    encoder.first_states(tf.ragged.constant([[0, 5, 2], [0, 5, 6, 7, 2]]))  # [2, hidden_dim]
-    ```
-    """
+    # `buckets` are the ascending lengths, in tokens, at which a new group begins. At most
+    # `max_tokens_at_once` tokens, attention's padding included, are encoded together; a text that
+    # is longer is still encoded whole.
 
     def __init__(
         self,
@@ -46,30 +39,34 @@ class Encoder:
     # A function, so that a SavedModel holds the encoder once for all the signatures that call it.
     @tf.function(input_signature=[_ROWS], autograph=False)
     def states(self, ids: tf.RaggedTensor) -> tf.RaggedTensor:
-        """All hidden states.
-
-        Args:
-            ids: [B, (N)] int32, special tokens included, no row longer than the model.
-
-        Returns:
-            [B, (N), hidden_dim] float32.
-        """
+        """All hidden states [B, (N), H] float32 of ids [B, (N)], special tokens included."""
         order, states = self._encoded(ids, first_only=False)
         lengths = tf.gather(ids.row_lengths(), order)
         return tf.gather(tf.RaggedTensor.from_row_lengths(states, lengths), tf.argsort(order))
 
     @tf.function(input_signature=[_ROWS], autograph=False)
     def first_states(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """The hidden states of the first tokens, which stand for the whole texts.
-
-        Args:
-            ids: as for `states`.
-
-        Returns:
-            [B, hidden_dim] float32.
-        """
+        """The hidden states of the first tokens, which stand for the texts: [B, H] float32."""
         order, states = self._encoded(ids, first_only=True)
         return tf.gather(states, tf.argsort(order))
+
+    def states_in_windows(self, ids: tf.RaggedTensor, limit: int, overlap: int) -> tf.Tensor:
+        """The hidden states of texts of any length, read in overlapping windows.
+
+        Args:
+            ids: [B, (N)] int32, without special tokens.
+            limit: The longest row, with its special tokens.
+            overlap: What two windows of a text share, in tokens.
+
+        Returns:
+            [T, hidden_dim] float32, of the tokens of all texts, one after the other.
+        """
+        windows = overlapping_windows(ids.row_lengths(), limit - 2, overlap)
+        read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
+        states = self.states(pack_ragged(read, sequence_length=limit))
+        first = states.row_starts() + 1 + windows.first_wanted
+        wanted = tf.ragged.range(first, first + windows.num_wanted).flat_values
+        return tf.gather(states.flat_values, wanted)
 
     def _encoded(self, ids: tf.RaggedTensor, first_only: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """The states of the rows from short to long, and that order of the rows."""
@@ -99,26 +96,9 @@ def concatenated(
     count: tf.Tensor,
     outputs: tuple[tf.TensorSpec, ...],
 ) -> tuple[tf.Tensor, ...]:
-    """Joins what a function gives for the parts 0, 1, ... count - 1 of a batch.
-
-    The graph holds the function once, however often it runs, and one run's memory is free for
-    the next.
-
-    Args:
-        function: takes an int32 scalar, gives tensors that differ in their first axis alone.
-        count: int32 scalar; 0 gives tensors without rows.
-        outputs: what `function` gives, first axis None.
-
-    Returns:
-        The results, joined along their first axis.
-
-    Example:
-    ```python
-    squares = concatenated(
-        lambda i: (i[tf.newaxis] ** 2,), tf.constant(3), (tf.TensorSpec([None], tf.int32),)
-    )
-    ```
-    """
+    """Concatenates the results of a function of 0, 1, ... `count` - 1 along their first axis."""
+    # The graph holds the function once, however often it runs, and one run's memory is free for the
+    # next. `outputs` are the specs of its results, with first axis None.
     collected = tuple(
         tf.TensorArray(spec.dtype, size=count, element_shape=spec.shape, infer_shape=False)
         for spec in outputs

@@ -1,4 +1,4 @@
-"""A preset to something that TensorFlow Serving serves: versioned, and complete or not there."""
+"""Exports presets for TensorFlow Serving: versioned, and atomically."""
 
 import dataclasses
 import os
@@ -27,6 +27,7 @@ from cocolm_tf.serving.saved_model import (
     write_warmup_requests,
 )
 from cocolm_tf.serving.signature import MAX_BYTES, Signature
+from cocolm_tf.serving.tagging import Tagger, tagging_signatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +35,17 @@ class Settings:
     """How a preset is served.
 
     Args:
-        precision: one of `PRECISIONS`, what the matrices are stored and multiplied in.
-        int8: bool. Whether the matrices are stored in 8 bits.
-        buckets: lengths in tokens at which texts are encoded apart from shorter ones.
-        pooling: one of `POOLINGS`: what `embed` makes a vector of.
-        num_corrections: int. How many corrections `correct` gives for each word.
-        max_tokens: int. The longest text that `correct` reads, and context that `answer` does.
-        max_bytes: int. What is read of a text in bytes, by any signature.
-        min_probability: float. Words that belong more surely get no corrections.
-        pairs: bool. Whether `serving_default` of `classify` takes pairs of texts.
+        precision: One of `PRECISIONS`, what the matrices are stored and multiplied in.
+        int8: Whether the matrices are stored in 8 bits.
+        buckets: Lengths in tokens at which texts are encoded apart from shorter ones.
+        pooling: One of `POOLINGS`, how `embed` makes a vector; `""` for what the preset's embedder
+            was trained with, or `"cls"`.
+        dimension: The length of a vector; 0 for what the embedder was trained with, or all.
+        num_corrections: How many corrections `correct` gives for each word.
+        max_tokens: The longest text that `correct` and `tag` read, and context that `answer` does.
+        max_bytes: The bytes of a text that any signature reads.
+        min_probability: Words that belong more surely get no corrections.
+        pairs: Whether `serving_default` of `classify` takes pairs of texts.
 
     Example:
     ```python
@@ -53,7 +56,8 @@ class Settings:
     precision: str = "float32"
     int8: bool = False
     buckets: tuple[int, ...] = BUCKETS
-    pooling: str = "cls"
+    pooling: str = ""
+    dimension: int = 0
     num_corrections: int = NUM_CORRECTIONS
     max_tokens: int = MAX_TOKENS
     max_bytes: int = MAX_BYTES
@@ -70,22 +74,22 @@ def export_preset(
 ) -> str:
     """Writes a SavedModel of a preset to `output_dir/version`.
 
-    TensorFlow Serving, told of `output_dir`, loads the highest version that is there. The folder
-    appears when it is complete.
+    TensorFlow Serving, given `output_dir`, loads the highest version in it. The folder appears when
+    it is complete.
 
     Args:
-        preset: what pretraining or fine-tuning wrote.
-        names: the signatures, of `SIGNATURES`; the first is `serving_default` too. Each comes
+        preset: What pretraining or fine-tuning wrote.
+        names: The signatures, of `SIGNATURES`; the first is `serving_default` too. Each comes
             with its variants, such as `embed_ids`.
-        output_dir: the folder of all versions. Its name is the model's.
-        version: int. None for the next one.
+        output_dir: The folder of all versions. Its name is the model's.
+        version: None for the next one.
         settings: None for the defaults.
 
     Returns:
         The path of the version.
 
     Raises:
-        UserError: if the preset has not what a signature needs, or the version is there already.
+        UserError: If the preset lacks what a signature needs, or the version exists already.
 
     Example:
     ```python
@@ -122,22 +126,7 @@ def _write_version(
 
 
 def next_version(output_dir: str) -> int:
-    """The version that comes after those in a folder; 1 in a new one.
-
-    Args:
-        output_dir: whose subfolders are versions; what is no number does not count.
-
-    Returns:
-        The version.
-
-    Raises:
-        UserError: if the folder is a file.
-
-    Example:
-    ```python
-    next_version("exports/first")
-    ```
-    """
+    """The version after those in a folder, whose names are numbers; 1 in a new one."""
     if not files.exists(output_dir):
         return 1
     if not files.is_dir(output_dir):
@@ -148,9 +137,10 @@ def next_version(output_dir: str) -> int:
 
 
 def _embed(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
-    projection = parts.projection if settings.pooling == "projection" else None
+    pooling, dimension = parts.embedding(settings.pooling, settings.dimension)
+    projection = parts.projection if pooling == "projection" else None
     return embedding_signatures(
-        encoder, parts.tokenizer, settings.pooling, projection, settings.max_bytes
+        encoder, parts.tokenizer, pooling, projection, settings.max_bytes, dimension
     )
 
 
@@ -180,4 +170,17 @@ def _answer(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[s
     return answering_signatures(answerer)
 
 
-SIGNATURES = {"embed": _embed, "correct": _correct, "classify": _classify, "answer": _answer}
+def _tag(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
+    tagger = Tagger(
+        encoder, parts.tokenizer, parts.token_classifier, settings.max_tokens, settings.max_bytes
+    )
+    return tagging_signatures(tagger)
+
+
+SIGNATURES = {
+    "embed": _embed,
+    "correct": _correct,
+    "classify": _classify,
+    "answer": _answer,
+    "tag": _tag,
+}

@@ -1,10 +1,10 @@
 """The encoder's forward pass as a server runs it: no dropout, no gradients, no Keras.
 
-The same mathematics as `CocoLMBackbone`, laid out for batches of a few texts of any length. What
-each token goes through by itself, which is nearly everything, sees the real tokens one below the
-other and no padding. The matrices of one product are stored as one. And each step is written in
-the way that TensorFlow, when it loads a SavedModel, joins into the fewest operations: short texts
-spend most of their time between operations.
+The same mathematics as `CocoLMBackbone`, laid out for batches of a few texts of any length. Nearly
+everything is computed token by token, on the real tokens of all texts one after the other and no
+padding. The matrices of one product are stored as one. And each step is written in the way that
+TensorFlow, when it loads a SavedModel, fuses into the fewest operations: short texts spend most of
+their time between operations.
 """
 
 import math
@@ -18,36 +18,16 @@ from cocolm_tf.modeling.transformer import TransformerBlock
 
 PRECISIONS = ("float32", "bfloat16")
 
-# What padding has in place of an attention logit.
+# The attention logit of padding.
 _EXCLUDED = -1e9
 
 
 class InferenceEncoder(tf.Module):
-    """A `CocoLMBackbone` for serving.
+    """A `CocoLMBackbone` for serving, whose weights are copied."""
 
-    Args:
-        backbone: `CocoLMBackbone`, whose weights are copied.
-        precision: what the matrices are stored and multiplied in. The rest of the weights, the
-            softmax, LayerNorm and the result are float32.
-        int8: bool. Whether the matrices are stored in 8 bits, with a scale for each of their
-            outputs and of the tokens, and turned back when used: a quarter of the memory.
-
-    Call arguments:
-        ids: [B, (N)] int32 ragged tensor, special tokens included, no row longer than the model.
-        first_only: bool. Whether only the states of the rows' first tokens are wanted.
-
-    Returns:
-        float32 hidden states: [T, hidden_dim] of all tokens, one row of `ids` after the other; or
-        [B, hidden_dim] of the first ones.
-
-    Raises:
-        ValueError: if the backbone's embeddings are not as wide as its layers.
-
-    Example:
-    ```python
-    InferenceEncoder(backbone)(tf.ragged.constant([[0, 5, 6, 2], [0, 2]]))  # [6, hidden_dim]
-    ```
-    """
+    # Matrices are stored and multiplied in `precision`; the other weights, the softmax, LayerNorm
+    # and the result are float32. With `int8`, matrices are stored in 8 bits, with a scale for each
+    # of their outputs and of the tokens, and converted back when used: a quarter of the memory.
 
     def __init__(
         self, backbone: CocoLMBackbone, precision: str = "float32", int8: bool = False
@@ -71,7 +51,8 @@ class InferenceEncoder(tf.Module):
         ]
 
     def __call__(self, ids: tf.RaggedTensor, first_only: bool = False) -> tf.Tensor:
-        """Encodes."""
+        """Encodes ids [B, (N)]: states [T, H] of all T tokens, or [B, H] of the first ones."""
+        # No row is longer than the model; special tokens are included.
         layout = _Layout(ids, self._num_heads)
         positions = tf.gather(self._positions, layout.positions)
         x = self._embeddings_norm(self._tokens.rows(ids.flat_values), positions)
@@ -81,14 +62,7 @@ class InferenceEncoder(tf.Module):
         return self._blocks[-1](x, bias, layout, first_only)
 
     def token_logits(self, states: tf.Tensor) -> tf.Tensor:
-        """The products of hidden states and word embeddings, which a tied LM head begins with.
-
-        Args:
-            states: [N, hidden_dim] float32.
-
-        Returns:
-            [N, vocabulary_size] float32.
-        """
+        """States [N, H] times word embeddings, [N, V], which a tied LM head begins with."""
         return tf.cast(self._tokens.product(states, transpose=True), tf.float32)
 
     def _attention_bias(self, layout: "_Layout") -> tf.Tensor:
@@ -103,14 +77,10 @@ class InferenceEncoder(tf.Module):
 
 
 class _Layout:
-    """Where tokens that stand one below the other are in batches that are padded, head by head.
+    """The places of T tokens, stored one after the other, in padded batches by attention head."""
 
-    Attributes:
-        width: S, int32 scalar.
-        positions: [T] int32, the place of each token in its row.
-        is_real: [B, S] bool.
-        first: [B] int64, which of the tokens begin a row.
-    """
+    # `width` is S, `positions` [T] are places in rows, `is_real` is [B, S], `first` [B] are the
+    # tokens that begin rows.
 
     def __init__(self, ids: tf.RaggedTensor, num_heads: int) -> None:
         lengths = tf.cast(ids.row_lengths(), tf.int32)
@@ -205,10 +175,7 @@ class _Dense(tf.Module):
 
 
 class _Matrix(tf.Module):
-    """A matrix in full, half or a quarter of a float's 32 bits.
-
-    `axis` is the one along which the values of a row or column share their scale.
-    """
+    """A matrix of 32, 16 or 8 bits a value; `axis` is along which values share their scale."""
 
     def __init__(self, matrix: tf.Tensor, dtype: tf.DType, int8: bool, axis: int) -> None:
         super().__init__()

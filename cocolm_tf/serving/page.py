@@ -1,4 +1,4 @@
-"""A web page on this machine that shows what an export says of a text as it is typed."""
+"""A web page on this machine that shows an export's answers for a text as it is typed."""
 
 import http.server
 import importlib.resources
@@ -29,21 +29,7 @@ _HEADERS = {
 
 
 class PageServer(http.server.ThreadingHTTPServer):
-    """Serves the page to browsers on this machine.
-
-    Args:
-        export: with the signature `correct`, `embed` or both; the page has a part for each.
-        port: int. 0 for any that is free; `server_port` says which.
-
-    Raises:
-        UserError: if the export has neither signature, or the port is taken.
-
-    Example:
-    ```python
-    with PageServer(Export("exports/first"), 8080) as server:
-        server.serve_forever()
-    ```
-    """
+    """Serves a page for `correct` and `embed` on this machine; port 0 is any free one."""
 
     daemon_threads = True
 
@@ -67,11 +53,11 @@ class PageServer(http.server.ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """What to type into a browser."""
+        """The URL."""
         return f"http://localhost:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tells of defects; a browser that hangs up is none."""
+        """Reports defects; a browser that hangs up is none."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -81,7 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args: Any) -> None:
-        """Keeps the terminal quiet."""
+        """Logs nothing."""
 
     def do_GET(self) -> None:  # noqa: N802
         """Sends the page."""
@@ -93,7 +79,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send_error(404, "there is no such page")
 
     def do_POST(self) -> None:  # noqa: N802
-        """Answers what the page asks."""
+        """Answers the page's requests."""
         try:
             size = int(self.headers.get("Content-Length", ""))
         except ValueError:
@@ -113,7 +99,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             question = json.loads(body)
             with self.server.computing:
-                if self._is_taken_back():
+                if self._is_canceled():
                     self.close_connection = True
                     return
                 answer = self.server.answers[self.path](question)
@@ -123,15 +109,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(200, "application/json", json.dumps(answer).encode())
 
     def _is_local(self) -> bool:
-        """Whether the browser asked for this machine, and not for a name that leads to it."""
+        """Whether the request is for this machine, and not for a name that resolves to it."""
         try:
             host = urllib.parse.urlsplit(f"//{self.headers.get('Host', '')}").hostname
         except ValueError:
             return False
         return host in ("localhost", "127.0.0.1")
 
-    def _is_taken_back(self) -> bool:
-        """Whether the browser has hung up, which it does when its user has typed on."""
+    def _is_canceled(self) -> bool:
+        """Whether the browser has hung up, which it does when its user types on."""
         readable, _, _ = select.select([self.connection], [], [], 0)
         return bool(readable) and self.connection.recv(1, socket.MSG_PEEK) == b""
 
@@ -162,7 +148,7 @@ def _correct(export: Export, text: str) -> dict[str, Any]:
                     found["correction_probabilities"][index],
                     strict=True,
                 )
-                if correction
+                if probability > 0
             ],
         }
         for index in range(found["num_words"])

@@ -1,4 +1,4 @@
-"""A preset's models, ready to be served."""
+"""A preset's models, loaded for serving."""
 
 import functools
 import json
@@ -11,32 +11,26 @@ from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
+from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.preset import HEADS_FILENAME, check_finite_weights, load_preset
+from cocolm_tf.training.preset import (
+    HEADS_FILENAME,
+    check_finite_weights,
+    load_preset,
+    saved_heads,
+)
 
 _TASK_FILENAME = "task.json"
 
 
 class ServedPreset:
-    """What a preset has, each part loaded when it is first asked for.
-
-    Args:
-        directory: the preset, a local folder.
-
-    Raises:
-        UserError: here or when a part is asked for, if the preset is none or has no such part.
-
-    Example:
-    ```python
-    preset = ServedPreset("runs/first/preset")
-    preset.backbone, preset.copy_head
-    ```
-    """
+    """The parts of a preset, each loaded when it is first used; UserError for missing ones."""
 
     def __init__(self, directory: str) -> None:
         if not files.is_file(os.path.join(directory, "config.json")):
@@ -63,19 +57,38 @@ class ServedPreset:
         """The fine-tuned question answerer."""
         return self._task_of(CocoLMQuestionAnswerer, "question_answerer", "finetune_squad.py")
 
+    def embedding(self, pooling: str = "", dimension: int = 0) -> tuple[str, int]:
+        """The pooling and the dimension of vectors, 0 for all."""
+        # What is left open, "" or 0, is as the preset's embedder was trained, or "cls" and all.
+        width = self.backbone.hidden_dim
+        if dimension > width:
+            raise UserError(f"--dimension={dimension} is more than the {width} of a vector.")
+        embedder = self._task if isinstance(self._task, CocoLMTextEmbedder) else None
+        if embedder is None or pooling not in ("", embedder.pooling_mode):
+            return pooling or "cls", dimension
+        if dimension and dimension not in embedder.dimensions:
+            trained = ", ".join(map(str, embedder.dimensions))
+            raise UserError(f"--dimension={dimension}: the vectors were trained at {trained}.")
+        return embedder.pooling_mode, dimension or embedder.dimensions[0]
+
+    @property
+    def token_classifier(self) -> CocoLMTokenClassifier:
+        """The fine-tuned token classifier."""
+        return self._task_of(CocoLMTokenClassifier, "", "finetune_tokens.py")
+
     @property
     def copy_head(self) -> CopyHead:
-        """The head that says of each token whether it is the original."""
+        """The head for whether a token is the original."""
         return self._head("copy_head")
 
     @property
     def lm_head(self) -> TiedProjection:
-        """The head that says which token is the original."""
+        """The head for which token is the original."""
         return self._head("lm_head")
 
     @property
     def projection(self) -> Transform:
-        """What sequences pass before they are compared."""
+        """The projection of sequence vectors before contrastive learning compares them."""
         return self._head("projection")
 
     def _head(self, name: str) -> keras.layers.Layer:
@@ -89,7 +102,7 @@ class ServedPreset:
 
     def _task_of(self, kind: type[keras.Model], head: str, program: str) -> Any:
         if not isinstance(self._task, kind):
-            if converted_head(self.directory, head):
+            if head and converted_head(self.directory, head):
                 return kind.from_preset(self.directory, dtype="float32")
             raise UserError(
                 f"--preset={self.directory} is not that of a {kind.__name__}: it must be one that "
@@ -98,14 +111,19 @@ class ServedPreset:
         return self._task
 
     @functools.cached_property
-    def _task(self) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | None:
+    def _task(self) -> Any:
         """The fine-tuned model with its head; None if the preset is only pretrained."""
         path = os.path.join(self.directory, _TASK_FILENAME)
         if not files.is_file(path):
             return None
         kinds = {
             keras.saving.get_registered_name(kind): kind
-            for kind in (CocoLMTextClassifier, CocoLMQuestionAnswerer)
+            for kind in (
+                CocoLMTextClassifier,
+                CocoLMQuestionAnswerer,
+                CocoLMTextEmbedder,
+                CocoLMTokenClassifier,
+            )
         }
         try:
             name = json.loads(files.read_text(path))["registered_name"]
@@ -119,7 +137,7 @@ class ServedPreset:
 
     @functools.cached_property
     def _pretrained(self) -> tuple[CocoLMPretrainer, list[str]]:
-        """The main model with all of its heads, and the names of the weights not in the preset."""
+        """The main model with all heads, and the names of the weights that the preset lacks."""
         try:
             backbone = CocoLMBackbone.from_preset(
                 self.directory, load_weights=False, dtype="float32"
@@ -134,5 +152,7 @@ class ServedPreset:
                 f"--preset={self.directory} has a model of {backbone.vocabulary_size} tokens and "
                 f"a tokenizer of {size}."
             )
-        pretrainer = CocoLMPretrainer(backbone, None, self.tokenizer.mask_token_id)
+        has_bias = "copy_head.bias" in saved_heads(self.directory)
+        mask_token_id = self.tokenizer.mask_token_id
+        pretrainer = CocoLMPretrainer(backbone, None, mask_token_id, copy_head_bias=has_bias)
         return pretrainer, load_preset(pretrainer, self.directory)

@@ -1,10 +1,9 @@
-"""The folder of a version: a SavedModel, requests to warm it up with, batching parameters.
+"""The folder of a version: a SavedModel, warmup requests and batching parameters.
 
-It needs nothing but TensorFlow and TensorFlow Text to load. The requests are those that TensorFlow
-Serving makes of a model before it lets anybody else ask: in
-`assets.extra/tf_serving_warmup_requests`, TFRecords of `tensorflow.serving.PredictionLog`. The few
-fields of its messages that are needed are written here by their numbers, so that an export does not
-ask for the package `tensorflow-serving-api`:
+It needs nothing but TensorFlow and TensorFlow Text to load. Before TensorFlow Serving answers
+anybody, it asks a model the requests of `assets.extra/tf_serving_warmup_requests`, TFRecords of
+`tensorflow.serving.PredictionLog`. The few fields of its messages that are needed are written here
+by their numbers, so that an export does not need the package `tensorflow-serving-api`:
 
     PredictionLog           classify_log = 2, regress_log = 3, predict_log = 6
     PredictLog etc.         request = 1
@@ -28,8 +27,8 @@ DEFAULT_SIGNATURE = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 WARMUP_FILENAME = os.path.join("assets.extra", "tf_serving_warmup_requests")
 BATCHING_FILENAME = "batching_params.pbtxt"
 
-# A start for two cores: requests that come while one is computed wait for nothing else.
-# `scripts/benchmark_serving.py` measures what they are worth on a machine.
+# Defaults for two cores: requests that arrive while one is computed wait for nothing else.
+# `scripts/benchmark_serving.py` measures their effect on a machine.
 MAX_BATCH_SIZE = 32
 BATCH_TIMEOUT_MICROS = 0
 
@@ -40,23 +39,10 @@ _FILLER = "It was the best of times, it was the worst of times."
 def write_saved_model(
     signatures: dict[str, Signature], default: str, tokenizer: CocoLMTokenizer, directory: str
 ) -> None:
-    """Writes a SavedModel.
-
-    Args:
-        signatures: by name.
-        default: the one that is `serving_default` too.
-        tokenizer: the one that the signatures use.
-        directory: an empty folder.
-
-    Example:
-    ```python
-    signatures = embedding_signatures(Encoder(backbone), tokenizer)
-    write_saved_model(signatures, "embed", tokenizer, "/tmp/embed")
-    ```
-    """
+    """Writes a SavedModel of signatures, one of them the default, to an empty folder."""
     functions = {name: signature.concrete() for name, signature in signatures.items()}
     module = tf.Module()
-    # Of the models only what the functions read goes along.
+    # Only the variables that the functions read are saved.
     module.weights = _variables(functions.values())
     module.tokenizer = tokenizer.graph_module()
     tf.saved_model.save(
@@ -72,22 +58,7 @@ def write_saved_model(
 def write_warmup_requests(
     signatures: dict[str, Signature], texts: Iterable[Sequence[str]], model: str, directory: str
 ) -> int:
-    """Writes the requests of a SavedModel.
-
-    Args:
-        signatures: by name; each gets a request for every batch.
-        texts: the batches.
-        model: the name that the model will be served under.
-        directory: the SavedModel's.
-
-    Returns:
-        The number of requests.
-
-    Example:
-    ```python
-    write_warmup_requests(signatures, [["A cat."], ["A cat.", "A dog."]], "embed", "/tmp/embed")
-    ```
-    """
+    """Writes warmup requests, each batch of texts for each signature; returns their number."""
     path = os.path.join(directory, WARMUP_FILENAME)
     files.make_dirs(os.path.dirname(path))
     records = [
@@ -102,41 +73,13 @@ def write_warmup_requests(
 
 
 def warmup_texts(tokenizer: CocoLMTokenizer, lengths: Iterable[int]) -> list[list[str]]:
-    """Makes batches of one text each, of about as many tokens as asked for.
-
-    Args:
-        tokenizer: counts.
-        lengths: in tokens.
-
-    Returns:
-        The batches.
-
-    Example:
-    ```python
-    warmup_texts(tokenizer, [16, 64, 512])
-    ```
-    """
+    """Batches of one text each, of about `lengths` tokens."""
     tokens = len(tokenizer(_FILLER))
     return [[" ".join([_FILLER] * max(1, length // tokens))] for length in lengths]
 
 
 def prediction_log(name: str, signature: Signature, texts: Sequence[str], model: str) -> bytes:
-    """Makes one request, a serialized `PredictionLog`.
-
-    Args:
-        name: the signature's.
-        signature: the signature.
-        texts: what to ask it.
-        model: the name that the model will be served under.
-
-    Returns:
-        The message.
-
-    Example:
-    ```python
-    prediction_log("embed", signatures["embed"], ["A cat."], "embed")
-    ```
-    """
+    """A request as a serialized `PredictionLog`."""
     inputs = signature.request(texts)
     model_spec = _field(1, model.encode()) + _field(3, name.encode())
     if signature.method == PREDICT:
@@ -157,12 +100,10 @@ def prediction_log(name: str, signature: Signature, texts: Sequence[str], model:
 
 
 def batching_parameters() -> str:
-    """The file that `--enable_per_model_batching_parameters` reads from a SavedModel's folder.
-
-    The number of threads is not a model's: the server reads it from `--batching_parameters_file`.
-    Its option to split large requests stays off: it joins the parts' results as they are, and those
-    of `correct` are as wide as the text with the most words in each part.
-    """
+    """The file that `--enable_per_model_batching_parameters` reads from a SavedModel's folder."""
+    # The number of threads is not a model's: the server reads it from `--batching_parameters_file`.
+    # Its option to split large requests stays off: it joins the parts' results as they are, and
+    # those of `correct` are as wide as the text with the most words in each part.
     return (
         f"max_batch_size {{ value: {MAX_BATCH_SIZE} }}\n"
         f"batch_timeout_micros {{ value: {BATCH_TIMEOUT_MICROS} }}\n"
@@ -175,10 +116,8 @@ def _variables(functions: Iterable[tf.types.experimental.ConcreteFunction]) -> l
 
 
 def _set_methods(directory: str, methods: dict[str, str]) -> None:
-    """Says which of TensorFlow Serving's interfaces each signature is for.
-
-    `tf.saved_model.save` makes every one of them for Predict.
-    """
+    """Sets which of TensorFlow Serving's interfaces each signature is for."""
+    # `tf.saved_model.save` makes every one of them for Predict.
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(directory)
     for name, method in methods.items():
         updater.replace_method_name(name, method)

@@ -1,4 +1,4 @@
-"""What a SavedModel can be asked: functions of named tensors, and how they read a request."""
+"""The signatures of a SavedModel: functions of named tensors, and the reading of requests."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ Tensors = dict[str, tf.Tensor]
 # TensorFlow Serving's names of its interfaces.
 PREDICT, CLASSIFY, REGRESS = (f"tensorflow/serving/{x}" for x in ("predict", "classify", "regress"))
 
-# What is read of a text: some 20 pages of English.
+# The most bytes of a text that are read: some 20 pages of English.
 MAX_BYTES = 1 << 16
 # A request may have as much as this many of the longest texts; that is more than a batch of
 # TensorFlow Serving's has, so that no request is refused for what it was batched with.
 LONGEST_TEXTS_OF_REQUEST = 64
-# What a text counts at least: an empty one has its special tokens and its row of the result.
+# The least cost of a text: an empty one has special tokens and a row of the result.
 _LEAST_BYTES = 16
 
 TEXTS = tf.TensorSpec([None], tf.string, "texts")
@@ -29,24 +29,12 @@ TOKEN_IDS = tf.TensorSpec([None, None], tf.int32, "token_ids")
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """One signature of a SavedModel.
+    """One signature of a SavedModel."""
 
-    Args:
-        function: takes the inputs by their names, gives named tensors with one row per input row.
-        inputs: names, dtypes and shapes.
-        request: makes inputs of some English texts, for warming up.
-        method: which of TensorFlow Serving's interfaces it is for.
-
-    Example:
-    ```python
-    Signature(lambda texts: {"lengths": tf.strings.length(texts)}, (TEXTS,), text_request)
-    ```
-    """
-
-    function: Callable[..., Tensors]
-    inputs: tuple[tf.TensorSpec, ...]
-    request: Callable[[Sequence[str]], Tensors]
-    method: str = PREDICT
+    function: Callable[..., Tensors]  # named inputs to named outputs, a row each
+    inputs: tuple[tf.TensorSpec, ...]  # names, dtypes and shapes
+    request: Callable[[Sequence[str]], Tensors]  # makes inputs of English texts, for warmup
+    method: str = PREDICT  # which of TensorFlow Serving's interfaces it is for
 
     def concrete(self) -> tf.types.experimental.ConcreteFunction:
         """The function as a graph, for batches of any size."""
@@ -55,23 +43,38 @@ class Signature:
 
 
 def text_request(texts: Sequence[str]) -> Tensors:
-    """The request of a signature that takes `texts`."""
+    """The warmup inputs of a signature that takes `texts`."""
     return {"texts": tf.constant(texts, tf.string)}
 
 
-class Reader:
-    """Reads requests, none of which may cost more than its length, or more than a bound.
+def dense_rows(
+    by_text: dict[str, tf.RaggedTensor], most: int, things: str, alternative: str
+) -> Tensors:
+    """Fills the results of texts up to the same number of them.
 
     Args:
-        tokenizer: the model's.
-        limit: int. The longest row, in tokens, that the model takes.
-        max_bytes: int. What of a text goes beyond is not read.
+        by_text: [B, (N), ...] each.
+        most: How many there may be in all, filled up: a batch of texts would be as wide as the one
+            with the most.
+        things: What they are called in the message.
+        alternative: The signature that has no such rows.
 
-    Example:
-    ```python
-    rows, is_truncated = Reader(tokenizer, 512).rows(tf.constant(["The cat sat."]))
-    ```
+    Raises:
+        tf.errors.InvalidArgumentError: When called, if there are more.
     """
+    counts = next(iter(by_text.values())).row_lengths()
+    num_cells = tf.size(counts, tf.int64) * tf.reduce_max(tf.concat([counts, [0]], 0))
+    message = f"texts times {things} of the longest may be {most} at most: ask for texts of "
+    message += f"similar length together, or {alternative}; here they are"
+    check = tf.debugging.Assert(num_cells <= most, [message, num_cells])
+    with tf.control_dependencies([check] if check is not None else []):
+        return {name: ragged.to_tensor() for name, ragged in by_text.items()}
+
+
+class Reader:
+    """Reads requests, whose cost is bounded by their own length and by limits."""
+
+    # `limit` is the longest row in tokens, `max_bytes` the longest text that is read.
 
     def __init__(self, tokenizer: CocoLMTokenizer, limit: int, max_bytes: int = MAX_BYTES) -> None:
         self.limit = limit
@@ -80,18 +83,8 @@ class Reader:
         self._vocabulary_size = tokenizer.vocabulary_size()
 
     def texts(self, *columns: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Makes valid UTF-8 of what is read of texts.
-
-        Args:
-            *columns: [B] string each.
-
-        Returns:
-            The columns, cut between two characters where they are longer than `max_bytes`; and
-            [B] bool, whether one of the row's texts has been.
-
-        Raises:
-            tf.errors.InvalidArgumentError: when called, if there is too much of it in all.
-        """
+        """Columns [B] string as valid UTF-8 of at most `max_bytes`; and [B], if any was cut."""
+        # When called, too much text in all is a `tf.errors.InvalidArgumentError`.
         lengths = [tf.strings.length(texts) for texts in columns]
         read = [tf.clip_by_value(x, _LEAST_BYTES, self._max_bytes) for x in lengths]
         columns = self._bounded(tf.add_n([tf.reduce_sum(x) for x in read]), *columns)
@@ -104,17 +97,9 @@ class Reader:
         second: tf.Tensor | None = None,
         is_pair: tf.Tensor | None = None,
     ) -> tuple[tf.RaggedTensor, tf.Tensor]:
-        """Makes the rows that the model takes.
-
-        Args:
-            first: [B] string.
-            second: [B] string, the second texts of pairs; None for single texts.
-            is_pair: [B] bool, whether each row has a second text; None for all.
-
-        Returns:
-            [B, (N)] int32, special tokens included, no row longer than `limit`; and [B] bool,
-            whether the end of a text is missing.
-        """
+        """Rows of ids [B, (N)], special tokens included; and [B] bool, whether a text was cut."""
+        # `second` are the second texts of pairs; `is_pair` [B] says which rows have one, None for
+        # all.
         if second is None:
             (first,), is_cut = self.texts(first)
             first = self.graph.tokenize(first)
@@ -129,20 +114,11 @@ class Reader:
         return rows, is_cut | (whole > self.limit)
 
     def rows_of_ids(self, token_ids: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor]:
-        """Reads the ids of a caller who tokenizes.
-
-        Args:
-            token_ids: [B, S] int32, special tokens included. Rows are filled up with `<pad>`; or
-                with `<s>`, which is what TensorFlow Serving does to a batch of several requests:
-                it repeats the first element. Ids that are none count as `<unk>`.
-
-        Returns:
-            [B, (N)] int32, the rows, of one token at least. And [B] bool: whether they were longer
-            than `limit` and have been cut.
-
-        Raises:
-            tf.errors.InvalidArgumentError: when called, if there is too much of it in all.
-        """
+        """The rows [B, (N)] of padded `token_ids` [B, S]; and [B], whether they were cut."""
+        # They are cut at `limit`. Rows are filled up with `<pad>`; or with `<s>`, which is what
+        # TensorFlow Serving does to a batch of several requests: it repeats the first element.
+        # Unknown ids count as `<unk>`. Rows have one token at least. When called, too many ids in
+        # all are a `tf.errors.InvalidArgumentError`.
         rows, width = tf.unstack(tf.shape(token_ids))
         num_bytes = rows * tf.maximum(token_ids.dtype.size * width, _LEAST_BYTES)
         (token_ids,) = self._bounded(num_bytes, token_ids)
@@ -158,7 +134,7 @@ class Reader:
         return rows, lengths > self.limit
 
     def ids_request(self, texts: Sequence[str]) -> Tensors:
-        """The request of a signature that takes `token_ids`."""
+        """The warmup inputs of a signature that takes `token_ids`."""
         rows, _ = self.rows(tf.constant(texts))
         return {"token_ids": rows.to_tensor(PAD_TOKEN_ID)}
 
@@ -167,7 +143,7 @@ class Reader:
         message = f"a request may have {bound} bytes of text or ids, of each text at most "
         message += f"{self._max_bytes} and at least {_LEAST_BYTES} of them counted; this one has"
         check = tf.debugging.Assert(num_bytes <= bound, [message, num_bytes])
-        # None of the work begins before.
+        # The check comes before all work.
         with tf.control_dependencies([check] if check is not None else []):
             return [tf.identity(x) for x in inputs]
 

@@ -1,4 +1,4 @@
-"""What an export answers, for reading in a terminal."""
+"""Formats an export's answers for a terminal."""
 
 from collections.abc import Sequence
 
@@ -12,44 +12,18 @@ _BAR = 24
 
 
 class Printer:
-    """Lays answers out.
-
-    Args:
-        color: bool. Whether the terminal shows colors.
-        threshold: float. How probable it must be that a word does not belong for it to be marked.
-
-    Example:
-    ```python
-    print(Printer(color=True).correct(text, export("correct", texts=[text])))
-    ```
-    """
+    """Formats answers; words are marked from a `threshold` of not belonging on."""
 
     def __init__(self, color: bool, threshold: float = 0.5) -> None:
         self._color = color
         self._threshold = threshold
 
     def correct(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """Texts with their suspicious words marked, each followed by what may be right.
-
-        Args:
-            texts: what was asked.
-            outputs: of the signature `correct`.
-
-        Returns:
-            Some lines.
-        """
+        """Texts with their suspicious words marked, each followed by its corrections."""
         return "\n\n".join(self._corrected(text, outputs, row) for row, text in enumerate(texts))
 
     def embed(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """How similar texts are to each other; of a single one, how its vector begins.
-
-        Args:
-            texts: what was asked.
-            outputs: of the signature `embed`.
-
-        Returns:
-            Some lines.
-        """
+        """The cosines of texts; of a single one, the beginning of its vector."""
         vectors = outputs["embeddings"]
         lines = []
         for row, text in enumerate(texts):
@@ -63,15 +37,7 @@ class Printer:
         return "\n".join(lines)
 
     def classify(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """The classes of texts, the most probable first, or the number that rates them.
-
-        Args:
-            texts: what was asked.
-            outputs: of the signature `classify` or `classify_pairs`.
-
-        Returns:
-            Some lines.
-        """
+        """The classes of texts, the most probable first, or the predicted number."""
         blocks = []
         if "values" in outputs:
             for row, (text, value) in enumerate(zip(texts, outputs["values"], strict=True)):
@@ -84,20 +50,14 @@ class Printer:
             for index in np.argsort(-probabilities):
                 bar = "█" * round(_BAR * float(probabilities[index]))
                 name = names[index].decode("utf-8", "replace")
+                is_said = "assigned" in outputs and outputs["assigned"][row, index]
+                name = f"{self._bold(name)} ✓" if is_said else name
                 lines.append(f"  {probabilities[index]:6.1%} {self._green(f'{bar:{_BAR}}')} {name}")
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
 
     def answer(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """Questions with their answers.
-
-        Args:
-            texts: the questions.
-            outputs: of the signature `answer`.
-
-        Returns:
-            Some lines.
-        """
+        """Questions with their answers."""
         blocks = []
         for row, text in enumerate(texts):
             score, no_answer = outputs["scores"][row], outputs["no_answer_scores"][row]
@@ -107,6 +67,32 @@ class Printer:
             verdict = self._green(answer) if is_answered else self._dim(f"none, or {answer}")
             scores = f"  score {score:.2f}, of no answer {no_answer:.2f}, {place}"
             lines = [text, f"  {verdict}", self._dim(scores), *self._truncated(outputs, row)]
+            blocks.append("\n".join(lines))
+        return "\n\n".join(blocks)
+
+    def tag(self, texts: Sequence[str], outputs: Outputs) -> str:
+        """Texts with their labeled spans, a line for each.
+
+        Args:
+            texts: what was asked.
+            outputs: of the signature `tag`.
+
+        Returns:
+            Some lines.
+        """
+        blocks = []
+        for row, text in enumerate(texts):
+            lines = [text, *self._truncated(outputs, row)]
+            for index in range(outputs["num_spans"][row]):
+                start, end = (int(outputs[side][row, index]) for side in ("starts", "ends"))
+                label = outputs["labels"][row, index].decode("utf-8", "replace")
+                score = f"{outputs['scores'][row, index]:4.0%}"
+                place = self._dim(f"characters {start} to {end}")
+                lines.append(
+                    f"  {score} {self._bold(label)} {self._green(text[start:end])}  {place}"
+                )
+            if not outputs["num_spans"][row]:
+                lines.append(self._dim("  Nothing has a label."))
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
 
@@ -126,9 +112,9 @@ class Printer:
                 strict=True,
             )
             options = ", ".join(
-                f"{self._green(option.decode('utf-8', 'replace'))} {share:.0%}"
+                f"{self._green(option.decode('utf-8', 'replace') or '(nothing)')} {share:.0%}"
                 for option, share in found
-                if option
+                if share > 0
             )
             notes.append(f"  {probability:4.0%} {self._red(word)} → {options}")
         lines = ["".join([*marked, text[end:]]), *notes]

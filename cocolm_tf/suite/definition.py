@@ -10,6 +10,9 @@ rows:
     auxiliary_of: coco_lm                    # the row above that its auxiliary model is from
   shallow:
     changes: [{model: {num_layers: 3}}]      # or values in place
+  half:
+    decay_from: coco_lm@500                  # branches off the row above: trainer.decay_from
+    changes: [{trainer: {train_steps: 550}}]
   from_scratch:
     title: from scratch
     random_weights_of: coco_lm               # not pretrained: that row's architecture, afresh
@@ -27,7 +30,8 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.training.config_file import parse_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_KEYS = ("title", "group", "changes", "auxiliary_of", "random_weights_of")
+_KEYS = ("title", "group", "changes", "auxiliary_of", "decay_from", "random_weights_of")
+_OWN_TRAINING = ("changes", "auxiliary_of", "decay_from")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Row:
         changes: What it changes of the shared configuration, each as `--params_override` takes
             it; later ones hold where they disagree.
         auxiliary_of: The row whose auxiliary model it samples from, frozen; empty for its own.
+        decay_from: ROW@STEP, the row whose run it branches off to let the learning rate decay, and
+            the checkpoint; empty for a run from the beginning.
         random_weights_of: The row whose architecture it is fine-tuned in from random weights,
             instead of being pretrained; empty for a row that is pretrained.
 
@@ -55,7 +61,12 @@ class Row:
     group: str = ""
     changes: tuple[str, ...] = ()
     auxiliary_of: str = ""
+    decay_from: str = ""
     random_weights_of: str = ""
+
+    def needs(self) -> tuple[str, ...]:
+        """The rows that must have been pretrained before it is."""
+        return tuple(filter(None, (self.auxiliary_of, self.decay_from.rpartition("@")[0])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +136,19 @@ def _row(path: str, name: Any, fields: Any, above: Mapping[str, Row]) -> Row:
             raise UserError(f"{where}.{key} does not exist; a row has {', '.join(_KEYS)}.")
         if key != "changes" and not isinstance(value, str):
             raise UserError(f"{where}.{key} must be of type str, not {value!r}.")
-    for key in ("auxiliary_of", "random_weights_of"):
+    decay_from = fields.get("decay_from")
+    if decay_from is not None and not re.fullmatch(r".+@\d+", decay_from):
+        raise UserError(f"{where}.decay_from must be ROW@STEP, not {decay_from!r}.")
+    for key in ("auxiliary_of", "decay_from", "random_weights_of"):
         other = fields.get(key)
+        if key == "decay_from" and other:
+            other = other.rpartition("@")[0]
         if other is not None and (other not in above or above[other].random_weights_of):
             raise UserError(f"{where}.{key}: {other} is no pretrained row above this one.")
-    if "random_weights_of" in fields and {"changes", "auxiliary_of"} & fields.keys():
+    if "random_weights_of" in fields and fields.keys() & set(_OWN_TRAINING):
         raise UserError(
-            f"{where} has random_weights_of: it is not pretrained, so it cannot have changes or "
-            "auxiliary_of."
+            f"{where} has random_weights_of: it is not pretrained, so it cannot have "
+            f"{', '.join(_OWN_TRAINING[:-1])} or {_OWN_TRAINING[-1]}."
         )
     changes = fields.get("changes", [])
     changes = changes if isinstance(changes, list) else [changes]
@@ -142,6 +158,7 @@ def _row(path: str, name: Any, fields: Any, above: Mapping[str, Row]) -> Row:
         fields.get("group", ""),
         tuple(_change(where, path, change) for change in changes),
         fields.get("auxiliary_of", ""),
+        fields.get("decay_from", ""),
         fields.get("random_weights_of", ""),
     )
 

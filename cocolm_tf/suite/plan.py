@@ -1,7 +1,6 @@
 """What a suite's runs are, worked out and checked before the first of them begins."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from cocolm_tf.finetuning.flags import suitable_config
 from cocolm_tf.jobs import leave_devices
 from cocolm_tf.suite.definition import Row, Suite
 from cocolm_tf.training.config import PretrainingConfig, load_config
-from cocolm_tf.training.stages import Total, tokens_per_step
 
 # What an auxiliary model must have in common with the row that takes it over.
 _AUXILIARY_SIZES = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim")
@@ -36,15 +34,12 @@ class Budget:
     train_steps: int = 0  # 0 if `tokens` or the configuration says
     tokens: int = 0  # Padding included; the last step is a whole one
 
-    def overrides(self, config: PretrainingConfig) -> list[str]:
+    def overrides(self) -> list[str]:
         """What it changes of a configuration."""
-        trainer, steps = config.trainer, self.train_steps
         if self.tokens:
-            # A schedule's stages are shares of the steps, whatever their number.
-            per_step = Total(config, tokens_per_step)(trainer.train_steps) / trainer.train_steps
-            loops = math.ceil(self.tokens / (per_step * trainer.steps_per_loop))
-            steps = loops * trainer.steps_per_loop
-        return [f"trainer.train_steps={steps}"] if steps else []
+            return [f"trainer.train_tokens={self.tokens}"]
+        steps = f"trainer.train_steps={self.train_steps},trainer.train_tokens=0"
+        return [steps] if self.train_steps else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +101,11 @@ def pretraining_configs(
             _check_auxiliary_of(row, configs[row.auxiliary_of])
             preset = preset_folder(output_dir, row.auxiliary_of)
             changes.append(f"{{auxiliary: {{replacements: frozen, preset: '{preset}'}}}}")
-        config = load_config(config_file, changes)
-        if budget:
-            config = load_config(config_file, [*changes, *budget.overrides(config)])
+        if row.decay_from:
+            source, _, step = row.decay_from.rpartition("@")
+            run = files.absolute(run_folder(output_dir, source))
+            changes.append(f"{{trainer: {{decay_from: '{run}@{step}'}}}}")
+        config = load_config(config_file, [*changes, *(budget.overrides() if budget else [])])
         if row.auxiliary_of:
             _check_sizes(row, config, configs[row.auxiliary_of])
         configs[row.name] = config

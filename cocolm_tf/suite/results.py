@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from scipy import stats
+
 from cocolm_tf.analysis.comparison import Findings, write_comparison
 from cocolm_tf.analysis.figures import PALETTE
-from cocolm_tf.analysis.glossary import MEANINGS
+from cocolm_tf.analysis.glossary import METRICS
 from cocolm_tf.analysis.metrics_log import TRAINING, read_metrics
 from cocolm_tf.analysis.runs import read_run
 from cocolm_tf.costs.flops import pretraining_flops
@@ -90,12 +92,12 @@ def _of_task(seeds: Seeds) -> dict[str, Any]:
 
 def _averages(of_tasks: Mapping[str, Seeds]) -> dict[str, Any] | None:
     """The averages over the tasks of each seed that all tasks were fine-tuned with, summed up."""
-    averages = []
+    averages = {}
     for seed in sorted(set.intersection(*map(set, of_tasks.values()))) if of_tasks else ():
         scores = [seeds[seed].get("score") for seeds in of_tasks.values()]
         if None not in scores:
-            averages.append(statistics.fmean(scores))
-    return summarize(averages) if averages else None
+            averages[seed] = statistics.fmean(scores)
+    return summarize(list(averages.values())) | {"seeds": list(averages)} if averages else None
 
 
 _MISSING = "—"
@@ -129,6 +131,13 @@ def suite_page(results: Mapping[str, Any]) -> str:
             "standard deviation of each seed's average. Differences within these mean little."
         )
         sections.append(_spreads(results))
+        reference = _reference(rows)
+        sections.append(
+            f"Differences from {reference['title']} over the seeds that both have: their mean, "
+            "times 100, and the p of a paired t test. One comparison in twenty is below 0.05 by "
+            "chance."
+        )
+        sections.append(_differences(results, reference))
     if any(_held_out(row) for row in rows):
         sections.append(
             "What pretraining came to, on held-out text. Cosines of a row without contrastive "
@@ -189,17 +198,53 @@ def _spread(found: Mapping[str, Any] | None) -> str:
     return ", ".join(parts)
 
 
+def _reference(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the other rows are compared with: no pretraining, or else the first row."""
+    return next((row for row in rows if row["random_weights_of"]), rows[0])
+
+
+def _differences(results: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    tasks = results["tasks"]
+
+    def by_seed(row: Mapping[str, Any]) -> list[dict[int, float]]:
+        scored = [row["finetuning"].get(task["name"]) or {} for task in tasks]
+        found = [(one.get("seeds", ()), one.get("score")) for one in scored]
+        averages = row["averages"]
+        found.append((averages["seeds"], averages) if averages else ((), None))
+        return [
+            dict(zip(seeds, score["values"], strict=True)) if score else {}
+            for seeds, score in found
+        ]
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        return [_difference(*pair) for pair in zip(by_seed(row), by_seed(reference), strict=True)]
+
+    others = [row for row in results["rows"] if row is not reference]
+    return _table(others, [*(task["title"] for task in tasks), "AVG"], cells)
+
+
+def _difference(scores: Mapping[int, float], reference: Mapping[int, float]) -> str:
+    seeds = [seed for seed in scores if seed in reference]
+    if not seeds:
+        return _MISSING
+    pairs = [scores[seed] for seed in seeds], [reference[seed] for seed in seeds]
+    mean = f"{100 * (statistics.fmean(pairs[0]) - statistics.fmean(pairs[1])):+.1f}"
+    if len({one - other for one, other in zip(*pairs, strict=True)}) < 2:
+        return mean  # A single seed, or differences without a spread: there is nothing to test.
+    return f"{mean} (p = {stats.ttest_rel(*pairs).pvalue:.2g})"
+
+
 def _measures(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = [name for name in _HELD_OUT if any(name in _held_out(row) for row in rows)]
 
     def cells(row: Mapping[str, Any]) -> list[str]:
         found = _held_out(row)
         return [
-            MEANINGS[name][1].format(found[name]) if name in found else _MISSING for name in shown
+            METRICS[name][1].format(found[name]) if name in found else _MISSING for name in shown
         ]
 
     return _table(
-        [row for row in rows if _held_out(row)], [MEANINGS[name][0] for name in shown], cells
+        [row for row in rows if _held_out(row)], [METRICS[name][0] for name in shown], cells
     )
 
 

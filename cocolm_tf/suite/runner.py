@@ -11,7 +11,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cocolm_tf import files
@@ -25,7 +25,7 @@ from cocolm_tf.suite.definition import Row
 from cocolm_tf.suite.plan import Plan, Run, preset_folder, pretraining_folder, run_folder
 from cocolm_tf.suite.results import pretraining_cost, suite_page, suite_results, write_curves
 from cocolm_tf.training.identity import dataset_fingerprint
-from cocolm_tf.training.preemption import StopSignal
+from cocolm_tf.training.workers import StopSignal
 
 # Not imported: its processes are what needs TensorFlow.
 _MODULE = "cocolm_tf.suite.job"
@@ -124,10 +124,11 @@ class _SuiteRun:
         with concurrent.futures.ThreadPoolExecutor(processes) as pool:
             # A job waits only for one that is begun before it, so there always is one that goes on.
             for run in self._plan.runs():
-                needed = run.row.auxiliary_of
+                names = run.row.needs()
                 if run.task is not None:
-                    needed = self._plan.architecture(run.row)
-                future = pool.submit(self._do_one, run, pretrainings.get(needed), runner)
+                    names = (self._plan.architecture(run.row),)
+                needed = [pretrainings[name] for name in names if name in pretrainings]
+                future = pool.submit(self._do_one, run, needed, runner)
                 futures[future] = run
                 if run.task is None:
                     pretrainings[run.row.name] = future
@@ -152,10 +153,10 @@ class _SuiteRun:
         return path
 
     def _do_one(
-        self, run: Run, needed: concurrent.futures.Future | None, runner: JobRunner
+        self, run: Run, needed: Sequence[concurrent.futures.Future], runner: JobRunner
     ) -> dict[str, Any]:
-        if needed:
-            needed.result()
+        for pretraining in needed:
+            pretraining.result()
         return runner.run(self._job(run))
 
     def _take(self, run: Run, results: dict[str, Any] | None) -> None:
@@ -207,6 +208,6 @@ class _SuiteRun:
                 }
             },
             row.title,
-            goes_on=True,
+            resumes=True,
             options=self._options,
         )

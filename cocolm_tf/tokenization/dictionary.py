@@ -1,4 +1,4 @@
-"""Which token has which id: the special tokens, and fairseq's `dict.txt` format."""
+"""The mapping from tokens to ids: the special tokens, and fairseq's `dict.txt` format."""
 
 import dataclasses
 import functools
@@ -19,26 +19,13 @@ NUM_SPECIAL_TOKENS = len(_FIRST_TOKENS) + 1  # and <mask>
 
 @dataclasses.dataclass(frozen=True)
 class Dictionary:
-    """The pieces that have an id, in the order of their ids.
+    """The pieces that have an id, in the order of their ids."""
 
-    Ids are the released models': 0 to 3 are `<s>`, `<pad>`, `</s>` and `<unk>`, then come the
-    pieces, and `<mask>` is last. The pieces need not be those of the SentencePiece model: one
-    that is missing here is unknown, and one that is only here, such as a run of rare characters
-    that SentencePiece left whole, is known.
-
-    Args:
-        pieces: The pieces, all different.
-        counts: How often each was seen in the corpus; for people, no id depends on them.
-
-    Raises:
-        UserError: If a piece occurs twice or is a special token.
-
-    Example:
-    ```python
-    dictionary = Dictionary(pieces=("▁the", "▁cat"), counts=(7, 2))
-    dictionary.tokens  # ('<s>', '<pad>', '</s>', '<unk>', '▁the', '▁cat', '<mask>')
-    ```
-    """
+    # Ids are the released models': 0 to 3 are `<s>`, `<pad>`, `</s>` and `<unk>`, then come the
+    # pieces, and `<mask>` is last. The pieces need not be those of the SentencePiece model: one
+    # that is missing here is unknown, and one that is only here, such as a run of rare characters
+    # that SentencePiece left whole, is known. The counts, from the corpus, are for people: no id
+    # depends on them.
 
     pieces: tuple[str, ...]
     counts: tuple[int, ...]
@@ -52,41 +39,13 @@ class Dictionary:
 
     @classmethod
     def of(cls, pieces: Iterable[str]) -> "Dictionary":
-        """Makes a dictionary of pieces whose counts nobody knows.
-
-        Args:
-            pieces: The pieces, in the order of their ids.
-
-        Returns:
-            The dictionary, every count 1.
-
-        Example:
-        ```python
-        Dictionary.of(["▁the", "▁cat"])
-        ```
-        """
+        """Makes a dictionary of pieces without known counts: each is 1."""
         pieces = tuple(pieces)
         return cls(pieces, (1,) * len(pieces))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Dictionary":
-        """Reads a `dict.txt`.
-
-        Args:
-            path: A UTF-8 file with a piece, a space and a count on each line.
-
-        Returns:
-            The dictionary, in the order of the lines.
-
-        Raises:
-            UserError: If the file cannot be read, or a line is not of that form.
-
-        Example:
-        ```python
-        Dictionary.of(["▁the", "▁cat"]).write("/tmp/dict.txt")
-        Dictionary.read("/tmp/dict.txt").pieces  # ('▁the', '▁cat')
-        ```
-        """
+        """Reads a `dict.txt`: a piece, a space and a count on each line, in UTF-8."""
         try:
             # A piece may be a character that `str.splitlines` takes for the end of a line.
             with open(path, encoding="utf-8") as file:
@@ -110,16 +69,7 @@ class Dictionary:
             raise UserError(f"{path}: {error}") from error
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes a `dict.txt` that `read` understands.
-
-        Args:
-            path: The file.
-
-        Example:
-        ```python
-        Dictionary.of(["▁the", "▁cat"]).write("/tmp/dict.txt")
-        ```
-        """
+        """Writes a `dict.txt`."""
         with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.writelines(
                 f"{piece} {count}\n" for piece, count in zip(self.pieces, self.counts, strict=True)

@@ -1,4 +1,9 @@
-"""Text to ids and ids to text as one TensorFlow module, that can be exported and served."""
+"""Text to ids and back as one TensorFlow module without Keras, for export and serving.
+
+SentencePiece's time goes into finding the pieces of a word, and texts repeat their words: so each
+batch is cut into words, and each different word is segmented once. That gives the same pieces as
+segmenting whole texts, as long as no piece reaches across a space.
+"""
 
 import tensorflow as tf
 
@@ -17,34 +22,9 @@ from cocolm_tf.tokenization.segmenter import WORD_START, Segmenter
 
 
 class TokenizerGraph(tf.Module):
-    """The tokenizer's computation, and nothing of Keras.
+    """The tokenizer's computation; the pieces of `proto` hold no space but a leading one."""
 
-    SentencePiece's time goes into finding the pieces of a word, and texts repeat their words: so
-    each batch is cut into words, and each different word is segmented once. That gives the same
-    pieces as segmenting whole texts, as long as no piece reaches across a space.
-
-    Args:
-        proto: A serialized SentencePiece model whose pieces hold no space but a leading one.
-        dictionary: The ids of the pieces.
-        lowercase: Whether texts are lowercased first.
-
-    Attributes:
-        contents: `[V]` string, what the tokens say, spaces aside; of a piece that stands for a
-            byte, that byte.
-        byte_pieces: What `Segmenter.byte_pieces` is.
-
-    Example:
-    ```python
-    class Server(tf.Module):
-        def __init__(self, tokenizer):
-            super().__init__()
-            self.tokenizer = tokenizer.graph_module()
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-        def token_ids(self, text: tf.Tensor):
-            return self.tokenizer.tokenize(text).to_tensor(1)
-    ```
-    """
+    # `contents`, [V] string, is what the tokens spell, without spaces; for a byte piece, that byte.
 
     def __init__(self, proto: bytes, dictionary: Dictionary, lowercase: bool = False) -> None:
         super().__init__(name="tokenizer")
@@ -66,19 +46,7 @@ class TokenizerGraph(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")], autograph=False)
     def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Turns texts into ids, without special tokens around them.
-
-        Args:
-            texts: `[B]` string. UTF-8; invalid bytes become U+FFFD.
-
-        Returns:
-            `[B, (N)]` int32 ragged tensor. An empty text has no ids.
-
-        Example:
-        ```python
-        tokenizer.graph_module().tokenize(tf.constant(["The cat sat.", ""]))
-        ```
-        """
+        """Texts [B] string to ids [B, (N)] int32, without special tokens."""
         with tf.device("cpu"):
             words = tf.strings.split(normalize(texts, self.lowercase), " ")
             distinct, index = tf.unique(words.flat_values)
@@ -89,21 +57,7 @@ class TokenizerGraph(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")], autograph=False)
     def tokenize_with_offsets(self, texts: tf.Tensor) -> TokenOffsets:
-        """Turns texts into ids, and says which characters of the text each id stands for.
-
-        Args:
-            texts: `[B]` string. UTF-8.
-
-        Returns:
-            The ids, which are those of `tokenize`, and their places: see `TokenOffsets`.
-
-        Example:
-        ```python
-        ids, starts, ends, words = tokenizer.graph_module().tokenize_with_offsets(
-            tf.constant(["“The cat” sat."])
-        )
-        ```
-        """
+        """The ids of `tokenize` and the characters that they cover; see `TokenOffsets`."""
         with tf.device("cpu"):
             words = tf.strings.split(normalize(texts, self.lowercase), " ")
             distinct, index = tf.unique(words.flat_values)
@@ -132,20 +86,9 @@ class TokenizerGraph(tf.Module):
         autograph=False,
     )
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """Turns ids back into prepared text.
-
-        Args:
-            ids: `[B, (N)]` int32 ragged tensor, every id in the vocabulary.
-
-        Returns:
-            `[B]` string. Special tokens are left out, except that an unknown one shows as "⁇".
-            Bytes that make no character show as U+FFFD.
-
-        Example:
-        ```python
-        tokenizer.graph_module().detokenize(tf.ragged.constant([[0, 5, 6, 2], [7]]))
-        ```
-        """
+        """Ids [B, (N)] int32 to prepared texts [B] string."""
+        # Special tokens are left out, except that an unknown one shows as "⁇". Bytes that make no
+        # character show as U+FFFD.
         with tf.device("cpu"):
             is_text = (ids >= UNKNOWN_TOKEN_ID) & (ids < self._mask_token_id)
             ids = tf.ragged.boolean_mask(ids, is_text)
@@ -159,16 +102,9 @@ class TokenizerGraph(tf.Module):
     def _lay_out(
         self, pieces: tf.RaggedTensor, words: tf.RaggedTensor
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-        """Goes from the pieces of the different words to those of the texts.
-
-        Args:
-            pieces: `[W, (P)]` string, the pieces of the different words.
-            words: `[B, (N)]`, which of the W words the texts' words are.
-
-        Returns:
-            `[B, (T)]` each: which of `pieces.flat_values` the texts' pieces are, and which of
-            `words.flat_values` they belong to.
-        """
+        """For each piece of texts, [B, (T)]: its index in `pieces`, and its word's in `words`."""
+        # `pieces` [W, (P)] are those of the different words; `words` [B, (N)] says which of the W
+        # words the texts' words are. The indices are into the flat values of either.
         surfaces = pieces.flat_values
         is_space = tf.equal(surfaces, WORD_START)
         is_punctuation = tf.strings.regex_full_match(surfaces, rf"[{PUNCTUATION}](?s:.*)")

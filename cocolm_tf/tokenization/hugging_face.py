@@ -1,4 +1,4 @@
-"""Vocabularies as Hugging Face's `tokenizers` has them, in its `tokenizer.json`, out and in.
+"""Vocabularies in the format of Hugging Face's `tokenizers`, `tokenizer.json`: export and import.
 
 A `tokenizer.json` is a list of steps. What `normalization.normalize` does by substitution is there
 a sequence of `Replace` that insert or remove single spaces; SentencePiece's rule for characters is
@@ -49,22 +49,23 @@ _P = PUNCTUATION.replace(r"\pP", r"\p{P}")
 _NO_LETTER = r"[^\p{L}\p{N}_]|$"
 _CASED = r"\p{Lu}\p{Ll}\p{Lt}"
 # Characters that `Nmt` or `NFKC` changes and SentencePiece's rule of that name does not: they are
-# put out of reach for the while, as code points that no text has.
+# replaced meanwhile by code points that no text has.
 _PROTECTED = {"\u200d": "\ufdd1", "\uff5e": "\ufdd2"}
 
 
 def to_hugging_face(tokenizer: CocoLMTokenizer) -> tuple[_Json, list[str]]:
     """Writes a tokenizer as a `tokenizer.json`.
 
-    Its ids are the tokenizer's, but for what the module's docstring lists. `<s>` and `</s>` come
-    around texts and between those of a pair, as models take them.
+    Its ids are the tokenizer's, with the exceptions in the module's docstring. `<s>` and `</s>` are
+    added around texts and between those of a pair, as models take them.
 
     Args:
         tokenizer: One with a BPE vocabulary.
 
     Returns:
-        The content of the file, for `json.dump`; and where this vocabulary, and not any, cannot be
-        exact, a line each.
+        The content of the file, for `json.dump`; and a line for each inexactness that this
+            vocabulary
+        has besides.
 
     Raises:
         UserError: If the SentencePiece model is no BPE model, or has pieces that are not merged
@@ -163,18 +164,18 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> tuple[_Json, list[str]]:
 def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
     """Makes a tokenizer of a `tokenizer.json`.
 
-    It takes BPE models over characters with "▁" where words begin, as `to_hugging_face` wrote them,
-    as they are converted from SentencePiece models, and as the trainer of `tokenizers` makes them
-    with `Metaspace`. Words get the same pieces; texts are prepared as for the released models.
+    It takes BPE models over characters with "▁" where words begin: as `to_hugging_face` writes
+    them, as they are converted from SentencePiece models, and as the trainer of `tokenizers` makes
+    them with `Metaspace`. Words get the same pieces; texts are prepared as for the released models.
 
     Args:
         content: What `json.load` read.
 
     Returns:
-        The tokenizer, and what is not as it was, a line each.
+        The tokenizer, and a line for each difference from the original.
 
     Raises:
-        UserError: If it is no `tokenizer.json`, or is one of another kind, and why.
+        UserError: If it is no `tokenizer.json`, or one of another kind, and why.
 
     Example:
     ```python
@@ -231,7 +232,7 @@ def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
     return tokenizer, notes
 
 
-# --- Out ---
+# --- Export ---
 
 
 def _preparation(lowercase: bool) -> list[_Json]:
@@ -281,12 +282,12 @@ def _characters(spec: Any) -> list[_Json]:
 
 
 def _word_starts(pieces: list[str], byte_fallback: bool) -> list[_Json]:
-    """Marks where words begin, but for those whose mark would stand alone before punctuation."""
+    """Marks the beginnings of words, except where the mark would stand alone before punctuation."""
     marked = sorted({piece[1] for piece in pieces if re.match(f"{WORD_START}.", piece)})
     known = sorted(piece for piece in pieces if len(piece) == 1)
     steps = [{"type": "Prepend", "prepend": WORD_START}, _replace(" ", f" {WORD_START}")]
     dropped = rf"(?=[{_P}])(?!{_one_of(marked)})"
-    if byte_fallback:  # What has no piece is no punctuation, but bytes.
+    if byte_fallback:  # Punctuation without a piece is written in bytes.
         dropped += f"(?={_one_of(known)})"
     return [*steps, _replace(f"{WORD_START}{dropped}", "")]
 
@@ -296,7 +297,7 @@ def _one_of(characters: list[str]) -> str:
 
 
 def _merges(pieces: list[Any]) -> list[list[str]]:
-    """Every way to make a piece of two others, in the order in which SentencePiece prefers."""
+    """Every way to merge a piece from two others, in SentencePiece's order of preference."""
     known = {piece.piece for piece in pieces}
     merges = []
     for piece in sorted(pieces, key=lambda piece: -piece.score):
@@ -342,7 +343,7 @@ def _replace(pattern: str, content: str, regex: bool = True) -> _Json:
     }
 
 
-# --- In ---
+# --- Import ---
 
 
 def _flattened(steps: _Json | None, key: str) -> Iterator[_Json]:
@@ -356,12 +357,7 @@ def _flattened(steps: _Json | None, key: str) -> Iterator[_Json]:
 
 
 def _rule(normalizers: list[_Json]) -> tuple[bool, str, bytes, bool]:
-    """Which of our normalizations these steps are.
-
-    Returns:
-        Whether they are those of `to_hugging_face`; the name and the table of SentencePiece's
-        rule; and whether texts are lowercased.
-    """
+    """Recognizes normalizers: ours or not, SentencePiece's rule and its table, lowercase or not."""
     lowercase = any(step["type"] == "Lowercase" for step in normalizers)
     names = {step["type"] for step in normalizers}
     foreign = names - {"Nmt", "NFKC", "Precompiled", "Lowercase", "Replace", "Prepend", "Strip"}
@@ -399,7 +395,7 @@ def _proto(
     rule: str,
     charsmap: bytes,
 ) -> bytes:
-    """Returns the SentencePiece model with these merges."""
+    """The SentencePiece model with these merges."""
     rank: dict[str, int] = {}
     listed = collections.Counter()
     for number, merge in enumerate(merges):

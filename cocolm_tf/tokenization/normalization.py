@@ -21,7 +21,7 @@ OTHER_SPACE = (
 # The complement of Unicode's \w: RE2's \b knows ASCII words only.
 _NON_WORD = r"[^\pL\pN_]|$"
 
-# Two characters that become one.
+# Pairs of characters that become one.
 QUOTE_PAIRS = r"``|''"
 _QUOTES_AND_DASHES = (
     (QUOTE_PAIRS, '"'),
@@ -29,7 +29,7 @@ _QUOTES_AND_DASHES = (
     (r"[“”]", '"'),
     (r"[—–]", "-"),
 )
-# A lone plain space, by far the most frequent one, is no match: that is what makes it cheap.
+# Cheap, as a lone plain space, by far the most frequent white space, does not match.
 _SPACES = ((rf"[ {OTHER_SPACE}]{{2,}}|[{OTHER_SPACE}]", " "),)
 # A word of nothing but punctuation matches neither pattern, and stays whole.
 _EDGE_PUNCTUATION = (
@@ -45,25 +45,11 @@ _CONTRACTIONS = (
 
 
 def normalize(texts: tf.Tensor, lowercase: bool = False) -> tf.Tensor:
-    """Prepares texts for subword segmentation.
-
-    In this order: invalid UTF-8 becomes U+FFFD; typographic quotes and dashes become plain ones;
-    white space becomes single spaces; the runs of punctuation that begin and end a word become
-    words of their own; the English contractions that this tore apart ("' s") are rejoined
-    ("'s"). The rules are the released tokenizer's, in `microsoft/COCO-LM`.
-
-    Args:
-        texts: string tensor of any shape. UTF-8.
-        lowercase: Whether to lowercase first, by Unicode's rules, for an uncased vocabulary.
-
-    Returns:
-        string tensor of the same shape: words separated by single spaces, no space at the ends.
-
-    Example:
-    ```python
-    normalize(tf.constant(["He’ll  say “no” (twice)."]))  # b'He\\'ll say " no " ( twice ).'
-    ```
-    """
+    """Prepares string tensors of any shape for segmentation: words between single spaces."""
+    # In this order: invalid UTF-8 becomes U+FFFD; typographic quotes and dashes become plain ones;
+    # white space becomes single spaces; the runs of punctuation that begin and end a word become
+    # words of their own; the English contractions that this tore apart ("' s") are rejoined ("'s").
+    # So "He’ll  say “no” (twice)." becomes "He'll say \" no \" ( twice ).".
     texts = valid_utf8(texts)
     if lowercase:
         texts = lower(texts)
@@ -87,22 +73,7 @@ def lower(texts: tf.Tensor) -> tf.Tensor:
 
 
 def as_string_tensor(texts: Any) -> tf.Tensor:
-    """Makes a tensor of Python strings, whatever is in them.
-
-    Args:
-        texts: A string, a list or array of strings, or a string tensor.
-
-    Returns:
-        The string tensor.
-
-    Raises:
-        ValueError: If there is anything but strings.
-
-    Example:
-    ```python
-    as_string_tensor(["The cat sat.", "It slept."])  # shape [2]
-    ```
-    """
+    """Makes a tensor of strings in any form, whatever is in them; ValueError for anything else."""
     try:
         return tf.convert_to_tensor(texts, tf.string)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Which characters of a text its token ids stand for, through all that prepares it.
+"""Character offsets of token ids: which part of the original text each id stands for.
 
 Two things happen to a text on its way to ids. `normalization.normalize` maps some characters and
 moves spaces about, but keeps every other character and their order: so the n-th character of its
@@ -42,22 +42,36 @@ class TokenOffsets(NamedTuple):
     words: tf.RaggedTensor
 
 
-def character_offsets(texts: tf.Tensor, lowercase: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """Finds where the characters of `normalize(texts)` that are no spaces come from.
+def begins_word(tokens: TokenOffsets) -> tf.Tensor:
+    """[T] bool, of the tokens of all texts: whether each is the first of a word."""
+    words, rows = tokens.words.flat_values, tokens.words.value_rowids()
+    is_new = (words[1:] != words[:-1]) | (rows[1:] != rows[:-1])
+    return tf.concat([tf.ones_like(words[:1], tf.bool), is_new], 0)
 
-    Args:
-        texts: `[B]` string.
-        lowercase: As for `normalize`.
 
-    Returns:
-        `[C]` int32 each, for all texts one after the other: the first of the text's characters
-        that the prepared one comes from, and the one after the last.
+def whole_words_within(
+    tokens: TokenOffsets, limit: int, is_cut: tf.Tensor
+) -> tuple[TokenOffsets, tf.Tensor]:
+    """The words that are whole within the first `limit` tokens, and [B] whether that is not all.
 
-    Example:
-    ```python
-    character_offsets(tf.constant(["``No'' "]), False)  # [0, 2, 3, 4], [2, 3, 4, 6]
-    ```
+    Of texts that are cut, [B], the last word may not be whole.
     """
+    lengths = tokens.ids.row_lengths()
+    limits = tf.where(is_cut, tf.minimum(lengths - 1, limit), limit)
+    position = tf.ragged.range(lengths)
+    is_end = begins_word(tokens) & (position <= limits[:, tf.newaxis]).flat_values
+    last_end = tf.math.unsorted_segment_max(
+        tf.where(is_end, position.flat_values, 0), position.value_rowids(), tokens.ids.nrows()
+    )
+    is_truncated = is_cut | (lengths > limit)
+    kept = tf.where(is_truncated, last_end, lengths)
+    is_kept = position < kept[:, tf.newaxis]
+    return TokenOffsets(*(tf.ragged.boolean_mask(part, is_kept) for part in tokens)), is_truncated
+
+
+def character_offsets(texts: tf.Tensor, lowercase: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where the non-space characters of `normalize(texts)` come from: [C] int32 starts and ends."""
+    # For all texts, [B] string, one after the other.
     texts = valid_utf8(texts)
     characters = tf.strings.unicode_decode(texts, "UTF-8")
     origins = tf.ragged.range(tf.cast(characters.row_lengths(), tf.int32)).flat_values
@@ -67,7 +81,7 @@ def character_offsets(texts: tf.Tensor, lowercase: bool) -> tuple[tf.Tensor, tf.
         origins = tf.repeat(origins, tf.gather(tf.strings.length(lowered, unit="UTF8_CHAR"), index))
         texts = lower(texts)
         characters = tf.strings.unicode_decode(texts, "UTF-8")
-    # What `normalize` does at first, with as many characters as before: the second of two quotes
+    # The first steps of `normalize`, with as many characters as before: the second of two quotes
     # that become one is made a space.
     texts = tf.strings.regex_replace(texts, QUOTE_PAIRS, '" ')
     texts = tf.strings.regex_replace(texts, f"[{OTHER_SPACE}]", " ")
@@ -83,23 +97,9 @@ def character_offsets(texts: tf.Tensor, lowercase: bool) -> tuple[tf.Tensor, tf.
 def segment_with_offsets(
     segmenter: Segmenter, words: tf.Tensor
 ) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
-    """Cuts words into pieces, and says which characters of its word each piece stands for.
-
-    Time and memory are linear in the bytes of the words, however long one of them is.
-
-    Args:
-        segmenter: SentencePiece.
-        words: `[W]` string, valid UTF-8, without spaces.
-
-    Returns:
-        The pieces, `[W, (P)]` string; and for all of them one after the other, `[sum of P]` int32
-        each, the first character and the one after the last.
-
-    Example:
-    ```python
-    pieces, starts, ends = segment_with_offsets(segmenter, tf.constant(["cats", "x½"]))
-    ```
-    """
+    """The pieces of words [W], [W, (P)] string; their first and last characters, [sum of P]."""
+    # Words are valid UTF-8 without spaces; the last character is the one after, as in a slice. Time
+    # and memory are linear in their bytes, however long one of them is.
     pieces, starts, ends = segmenter.tokenize_with_offsets(words)
     rows = pieces.value_rowids()
     num_bytes = tf.cast(tf.strings.length(words), starts.dtype)
@@ -130,17 +130,9 @@ def to_text_offsets(
     starts: tf.Tensor,
     ends: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Goes from places in prepared words to places in the texts.
-
-    Args:
-        characters: `[C]` each, what `character_offsets` says of the words' characters.
-        first_characters: `[N]`, which of the C characters each piece's word begins with.
-        starts: `[N]`, each piece's first character in its word.
-        ends: `[N]`, the one after the last.
-
-    Returns:
-        The same places in the texts, `[N]` int32 each.
-    """
+    """Maps characters within prepared words, [N] each, to characters of the texts, [N] int32."""
+    # `characters` are the results of `character_offsets`; `first_characters` says which of those
+    # each piece's word begins with; `starts` and `ends` are within that word.
     text_starts, text_ends = characters
     last = tf.size(text_starts) - 1
     after = tf.gather(text_ends, tf.maximum(first_characters + ends - 1, 0))
@@ -151,6 +143,23 @@ def to_text_offsets(
     return tf.where(covers, before, ends), ends
 
 
+class Characters:
+    """Texts by their characters."""
+
+    def __init__(self, texts: tf.Tensor) -> None:
+        self._characters = tf.strings.unicode_split(texts, "UTF-8")
+
+    def between(
+        self, rows: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, is_wanted: tf.Tensor
+    ) -> tf.Tensor:
+        """The characters from `starts` to `ends` of the texts `rows`; "" where not wanted."""
+        offset = tf.cast(tf.gather(self._characters.row_starts(), rows), tf.int32)
+        ends = tf.where(is_wanted, ends, starts)
+        taken = tf.ragged.range(offset + starts, offset + ends)
+        characters = tf.ragged.map_flat_values(tf.gather, self._characters.flat_values, taken)
+        return tf.strings.reduce_join(characters, axis=1)
+
+
 def _cut_characters(
     segmenter: Segmenter,
     words: tf.Tensor,
@@ -159,12 +168,10 @@ def _cut_characters(
     starts: tf.Tensor,
     ends: tf.Tensor,
 ) -> tf.Tensor:
-    """Counts the character that a piece has only a part of: `[sum of P]` int32, 0 or 1.
-
-    SentencePiece's offsets give a character that it writes as several, or in bytes, to the last
-    piece with a part of it. Up to there, a word's pieces say more than the text that they are said
-    to cover.
-    """
+    """How many characters a piece has only a part of: [sum of P] int32, 0 or 1."""
+    # SentencePiece's offsets give a character that it writes as several, or in bytes, to the last
+    # piece with a part of it. Up to there, a word's pieces spell more than the text that they are
+    # said to cover.
     rows = pieces.value_rowids()
     contents = segmenter.content(pieces.flat_values)
     written = tf.strings.reduce_join(pieces.with_flat_values(contents), axis=-1)
@@ -173,7 +180,7 @@ def _cut_characters(
     covered = tf.ragged.range(tf.gather(starts, changed), tf.gather(ends, changed))
     covered = tf.ragged.map_flat_values(tf.gather, characters, covered)
     said = tf.strings.length(tf.gather(contents, changed))
-    excess = said - tf.strings.length(_written(segmenter, covered))
+    excess = said - tf.strings.length(_spelled(segmenter, covered))
     excess = tf.scatter_nd(changed[:, tf.newaxis], excess, tf.shape(ends, tf.int64))
     total = tf.concat([[0], tf.cumsum(excess)], 0)
     total_before_word = tf.gather(total, tf.gather(pieces.row_starts(), rows))
@@ -181,7 +188,7 @@ def _cut_characters(
 
 
 def _ends_of_bytes(segmenter: Segmenter, pieces: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
-    """Has all bytes of a character end where its last one does: `[sum of P]` int32."""
+    """Moves the end of every byte of a character to that of its last one, [sum of P] int32."""
     is_continued = tf.concat([segmenter.is_continuation(pieces)[1:], [False]], 0)
     is_continued = is_continued[: tf.size(ends)]
     last = tf.cumsum(tf.cast(~is_continued, tf.int32), exclusive=True)
@@ -195,10 +202,8 @@ def _leading_blanks(
     starts: tf.Tensor,
     ends: tf.Tensor,
 ) -> tf.Tensor:
-    """Counts the characters before a piece's own: `[sum of P]` int32.
-
-    A "▁" inside a word comes from characters that are spaces to SentencePiece alone.
-    """
+    """The number of characters before a piece's own, [sum of P] int32."""
+    # A "▁" inside a word comes from characters that are spaces to SentencePiece alone.
     first = tf.gather(pieces.row_starts(), pieces.value_rowids())
     is_first = tf.range(tf.size(starts, tf.int64)) == first
     is_marked = tf.strings.regex_full_match(pieces.flat_values, f"{WORD_START}(?s:.*)")
@@ -206,15 +211,15 @@ def _leading_blanks(
     starts, marked_ends = tf.gather(starts, marked), tf.gather(ends, marked)
     covered = tf.ragged.range(starts, marked_ends)
     distinct, index = tf.unique(tf.gather(characters, covered.flat_values))
-    is_blank = tf.gather(_written(segmenter, distinct[:, tf.newaxis]) == "", index)
+    is_blank = tf.gather(_spelled(segmenter, distinct[:, tf.newaxis]) == "", index)
     own = tf.where(is_blank, tf.gather(marked_ends, covered.value_rowids()), covered.flat_values)
     first_own = tf.math.unsorted_segment_min(own, covered.value_rowids(), tf.size(marked))
     leading = tf.minimum(first_own, marked_ends) - starts
     return tf.scatter_nd(marked[:, tf.newaxis], leading, tf.shape(ends, tf.int64))
 
 
-def _written(segmenter: Segmenter, characters: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
-    """What the pieces of texts say, spaces aside: the texts as SentencePiece normalizes them."""
+def _spelled(segmenter: Segmenter, characters: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    """What the pieces of texts spell, without spaces: texts as SentencePiece normalizes them."""
     pieces = segmenter.tokenize(tf.strings.unicode_encode(characters, "UTF-8"))
     contents = segmenter.content(pieces.flat_values)
     return tf.strings.reduce_join(pieces.with_flat_values(contents), axis=-1)

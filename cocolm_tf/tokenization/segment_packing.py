@@ -1,6 +1,6 @@
-"""Token ids to the fixed-size rows a model takes: special tokens, truncation, padding."""
+"""Token ids to the fixed-size rows that a model takes: special tokens, windows, padding."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -12,29 +12,11 @@ Ids = Any  # what `to_ragged` takes: TensorFlow has no name for it
 def pack_segments(
     first: Ids, second: Ids | None = None, *, sequence_length: int
 ) -> dict[str, tf.Tensor]:
-    """Lays out token ids as `<s> A </s>`, or as `<s> A </s> </s> B </s>` for pairs.
-
-    What is too long is cut at its end. Of a pair it is the longer text that is cut, until both
-    are equally long, and then both in turn.
-
-    Args:
-        first: `[B, (N)]` int ragged tensor, `[B, N]` tensor or list of lists of ids, without
-            special tokens; or `[N]` for a single text.
-        second: The same for the second texts of pairs; None for single texts.
-        sequence_length: S, how long every row becomes.
-
-    Returns:
-        A dictionary of `token_ids`, `[B, S]` int32, and `padding_mask`, `[B, S]` bool, true at
-        real tokens; `[S]` both if `first` was a single text.
-
-    Raises:
-        ValueError: If `sequence_length` leaves no room for a token of each text.
-
-    Example:
-    ```python
-    pack_segments([[7, 8, 9]], [[5]], sequence_length=8)["token_ids"]  # [[0, 7, 8, 9, 2, 2, 5, 2]]
-    ```
-    """
+    """Lays out ids as `<s> A </s>`, or `<s> A </s> </s> B </s>`: `token_ids` and `padding_mask`."""
+    # Texts are `[B, (N)]` ragged, `[B, N]` or lists of lists of ids without special tokens, giving
+    # `[B, S]` int32 and bool with S = `sequence_length`; or `[N]` for one text, giving `[S]`. Too
+    # long texts are cut at their ends: of a pair the longer one, until both are equally long, then
+    # both in turn. ValueError if S leaves no room for a token of each text.
     first, is_batched = to_ragged(first)
     second = second if second is None else to_ragged(second)[0]
     packed = pack_ragged(first, second, sequence_length=sequence_length)
@@ -51,10 +33,8 @@ def pack_ragged(
     *,
     sequence_length: int,
 ) -> tf.RaggedTensor:
-    """Lays out rows as `pack_segments` does, without padding.
-
-    `is_pair`, `[B]` bool, says which rows have a second text; None for all, if there is `second`.
-    """
+    """Lays out rows as `pack_segments` does, without padding: [B, (N)] int32."""
+    # `is_pair`, [B] bool, says which rows have a second text; None for all, if there is `second`.
     num_texts, num_special_tokens = (1, 2) if second is None else (2, 4)
     budget = sequence_length - num_special_tokens
     if budget < num_texts:
@@ -65,7 +45,7 @@ def pack_ragged(
     start, end = (tf.fill([first.nrows(), 1], id) for id in (START_TOKEN_ID, END_TOKEN_ID))
     if second is None:
         return tf.concat([start, first[:, :budget], end], axis=1)
-    # Half of the room is sure; what the other text leaves of its own half comes on top.
+    # Each text may take half of the room, and what the other leaves of its half.
     half = budget // 2
     limits = tf.maximum(budget - second.row_lengths(), budget - half)
     second_limits = tf.maximum(budget - first.row_lengths(), half)
@@ -79,23 +59,64 @@ def pack_ragged(
     return tf.concat([start, first, end, between, second, between], axis=1)
 
 
-def to_ragged(ids: Ids) -> tuple[tf.RaggedTensor, bool]:
-    """Brings token ids into one form.
+class OverlappingWindows(NamedTuple):
+    """Which tokens are read together.
+
+    Attributes:
+        tokens: [W, (N)] int64, the numbers of the tokens in each window, counted through all
+            texts.
+        first_wanted: [W] int64, the first token of a window whose result is wanted, counted from
+            the window's beginning.
+        num_wanted: [W] int64, how many are wanted. Together they are every token once, in order.
+    """
+
+    tokens: tf.RaggedTensor
+    first_wanted: tf.Tensor
+    num_wanted: tf.Tensor
+
+
+def overlapping_windows(lengths: tf.Tensor, room: int, overlap: int) -> OverlappingWindows:
+    """Cuts texts into windows, and takes each token from the one where it has the most context.
+
+    Windows begin `room - overlap` tokens after each other, but the last one of a text is as full
+    as the others and ends where the text does. The results of what two windows share are taken
+    half from either.
 
     Args:
-        ids: The ids of a text or of a batch: lists, or a dense or ragged integer tensor.
+        lengths: [B] int64, of the texts.
+        room: int. The length of a window.
+        overlap: int. What two windows share, less than `room`.
 
     Returns:
-        The ids as a `[B, (N)]` int32 ragged tensor, and whether they came as a batch.
-
-    Raises:
-        ValueError: If the ids have another rank.
+        The windows: one of a text that fits into it, an empty text's too.
 
     Example:
     ```python
-    to_ragged([7, 8])  # <tf.RaggedTensor [[7, 8]]>, False
+    overlapping_windows(tf.constant([3, 10], tf.int64), room=6, overlap=2)  # windows 3, 6 and 6
     ```
     """
+    counts = 1 + tf.maximum(-(-(lengths - room) // (room - overlap)), 0)
+    texts = tf.repeat(tf.range(tf.size(counts)), counts)
+    number = tf.ragged.range(counts).flat_values
+    length = tf.gather(lengths, texts)
+    start = tf.minimum(number * (room - overlap), tf.maximum(length - room, 0))
+    end = tf.minimum(start + room, length)
+
+    is_first, is_last = number == 0, number == tf.gather(counts, texts) - 1
+    previous_end = tf.roll(end, 1, axis=0)
+    next_start = tf.roll(start, -1, axis=0)
+    from_token = tf.where(is_first, tf.zeros_like(start), (previous_end + start) // 2)
+    to_token = tf.where(is_last, length, (end + next_start) // 2)
+    offset = tf.gather(tf.cumsum(lengths, exclusive=True), texts)
+    return OverlappingWindows(
+        tokens=tf.ragged.range(offset + start, offset + end),
+        first_wanted=from_token - start,
+        num_wanted=to_token - from_token,
+    )
+
+
+def to_ragged(ids: Ids) -> tuple[tf.RaggedTensor, bool]:
+    """The ids of a text or of a batch as [B, (N)] int32; and whether they came as a batch."""
     if isinstance(ids, list | tuple):
         ids = tf.ragged.constant(ids, dtype=tf.int32)
     if not isinstance(ids, tf.RaggedTensor):

@@ -1,4 +1,10 @@
-"""SentencePiece in the graph, held so that nothing TensorFlow does takes it away."""
+"""SentencePiece as a TensorFlow operation whose model survives a change of seed.
+
+TensorFlow Text gives the loaded model to the kernel that loaded it. `tf.random.set_seed`, and with
+it `keras.utils.set_random_seed`, throws all kernels away, and every tokenizer made before then
+fails. A resource with a name of its own stays. It is named after its content: tokenizers of one
+vocabulary share it, those loaded from a SavedModel included, so that nobody need own and free it.
+"""
 
 import hashlib
 
@@ -12,28 +18,10 @@ WORD_START = "▁"
 
 
 class Segmenter(tf_text.SentencepieceTokenizer):
-    """`tf_text.SentencepieceTokenizer` with pieces as strings, which outlives a change of seed.
+    """`tf_text.SentencepieceTokenizer` with pieces as strings; see the module's docstring."""
 
-    TensorFlow Text gives the loaded model to the kernel that loaded it. `tf.random.set_seed`,
-    and with it `keras.utils.set_random_seed`, throws all kernels away, and every tokenizer made
-    before then fails. A resource with a name of its own stays. It is named after its content:
-    tokenizers of one vocabulary share it, those loaded from a SavedModel included, so that it
-    needs no owner who takes it away.
-
-    Args:
-        proto: A serialized SentencePiece model.
-
-    Attributes:
-        byte_pieces: The pieces that stand for a byte, with that byte: those of a model with byte
-            fallback, which writes unknown characters in UTF-8. Empty for other models.
-
-    Example:
-    ```python
-    segmenter = Segmenter(proto)
-    tf.random.set_seed(1)
-    segmenter.tokenize(["The cat"])  # still works
-    ```
-    """
+    # `byte_pieces` maps the pieces that stand for a byte, those of a model with byte fallback, to
+    # it.
 
     def __init__(self, proto: bytes) -> None:
         super().__init__(proto, out_type=tf.string)
@@ -54,17 +42,17 @@ class Segmenter(tf_text.SentencepieceTokenizer):
             )
 
     def is_byte(self, pieces: tf.Tensor) -> tf.Tensor:
-        """Which pieces, `[P]` string, stand for a byte: `[P]` bool."""
+        """Which pieces, [P] string, stand for a byte: [P] bool."""
         if not self.byte_pieces:
             return tf.zeros_like(pieces, tf.bool)
         return self._bytes.lookup(pieces) != ""
 
     def is_continuation(self, pieces: tf.Tensor) -> tf.Tensor:
-        """Which pieces, `[P]` string, stand for a byte behind the first of a character."""
+        """Which pieces, [P] string, stand for a byte after the first of a character: [P] bool."""
         return self.is_byte(pieces) & tf.strings.regex_full_match(pieces, "<0x[89AB].>")
 
     def content(self, pieces: tf.Tensor) -> tf.Tensor:
-        """What pieces, `[P]` string, say, spaces aside: `[P]` string, bytes as they are."""
+        """What pieces, [P] string, spell without spaces: [P] string, bytes as they are."""
         content = tf.strings.regex_replace(pieces, WORD_START, "")
         if not self.byte_pieces:
             return content
@@ -78,7 +66,7 @@ class _SharedModel(tf.saved_model.experimental.TrackableResource):
         super().__init__()
         self._proto = proto
         self._shared_name = f"sentencepiece_{hashlib.sha256(proto).hexdigest()}"
-        _ = self.resource_handle  # Loads it now, so that what is no model fails here.
+        _ = self.resource_handle  # Loads the model now, so that an invalid one fails here.
 
     def _create_resource(self) -> tf.Tensor:
         operations = sentencepiece_tokenizer.gen_sentencepiece_tokenizer

@@ -34,7 +34,7 @@ from cocolm_tf.tokenization.segmenter import WORD_START
 CONFIG_FILENAME = "tokenizer.json"
 MODEL_FILENAME = "vocabulary.spm"
 DICTIONARY_FILENAME = "dict.txt"
-# Where KerasHub puts the last two in a preset.
+# KerasHub's names in a preset for the last two.
 ASSETS_FOLDER = os.path.join("assets", "tokenizer")
 
 
@@ -61,14 +61,13 @@ class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
     Attributes:
         start_token_id: 0, `<s>`, which BERT calls [CLS].
-        pad_token_id: 1, `<pad>`.
+        pad_token_id: 1, `<pad>`, the padding token.
         end_token_id: 2, `</s>`, which BERT calls [SEP].
         unk_token_id: 3, `<unk>`.
         mask_token_id: `<mask>`, the last id.
 
     Raises:
-        UserError: If a file is missing or is not what it should be, or the model's pieces reach
-            across spaces.
+        UserError: If a file is missing or malformed, or the model's pieces reach across spaces.
 
     Example:
     ```python
@@ -110,14 +109,7 @@ class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         self.file_assets = [MODEL_FILENAME, DICTIONARY_FILENAME]
 
     def set_proto(self, proto: str | bytes | os.PathLike[str] | None) -> None:
-        """Sets the SentencePiece model, and with it everything that depends on it.
-
-        Args:
-            proto: As for the class; None leaves the tokenizer without a vocabulary.
-
-        Raises:
-            UserError: As for the class.
-        """
+        """Sets the SentencePiece model, as for the class; None leaves the tokenizer without one."""
         self._dictionary = self._graph = self.mask_token_id = None
         if isinstance(proto, os.PathLike):
             proto = os.fspath(proto)
@@ -147,11 +139,6 @@ class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
         Raises:
             ValueError: If the inputs have another rank, or no vocabulary has been set.
-
-        Example:
-        ```python
-        tokenizer.tokenize(["The cat sat.", "It slept."])
-        ```
         """
         self._check_vocabulary()
         return self._tokenize_tf(as_string_tensor(inputs))
@@ -233,30 +220,12 @@ class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         return pack_segments(first, second, sequence_length=sequence_length)
 
     def graph_module(self) -> TokenizerGraph:
-        """Returns the computation as a `tf.Module`.
-
-        A SavedModel with a raw-text signature holds it as an attribute, so that the vocabulary is
-        saved too.
-
-        Example:
-        ```python
-        ids = tokenizer.graph_module().tokenize(tf.constant(["The cat sat."]))  # ragged
-        ```
-        """
+        """The computation as a `tf.Module`, which a SavedModel holds to save the vocabulary too."""
         self._check_vocabulary()
         return self._graph
 
     def fingerprint(self) -> str:
-        """Hashes everything that decides which ids a text gets.
-
-        Returns:
-            SHA-256 in hexadecimal. Two tokenizers that give different ids differ in it.
-
-        Example:
-        ```python
-        assert tokenizer.fingerprint() != CocoLMTokenizer("/tmp/sp.model", ["▁cat"]).fingerprint()
-        ```
-        """
+        """SHA-256, in hexadecimal, of everything that decides which ids a text gets."""
         self._check_vocabulary()
         parts = [self.proto, "\n".join(self._dictionary.pieces).encode()]
         digest = hashlib.sha256(b"lowercase" if self.lowercase else b"cased")
@@ -265,50 +234,23 @@ class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         return digest.hexdigest()
 
     def vocabulary_size(self) -> int:
-        """Returns the number of ids, special tokens included."""
+        """The number of ids, special tokens included."""
         return len(self.get_vocabulary())
 
     def get_vocabulary(self) -> list[str]:
-        """Lists every token at the index that is its id."""
+        """Every token at the index that is its id."""
         self._check_vocabulary()
         return list(self._dictionary.tokens)
 
     def id_to_token(self, id: int) -> str:
-        """Returns the token of an id.
-
-        Args:
-            id: From 0 to `vocabulary_size() - 1`.
-
-        Returns:
-            The piece or special token.
-
-        Raises:
-            ValueError: If there is no such id.
-
-        Example:
-        ```python
-        tokenizer.id_to_token(0)  # "<s>"
-        ```
-        """
+        """The token of an id; ValueError if there is no such id."""
         self._check_vocabulary()
         if not 0 <= id < len(self._dictionary.tokens):
             raise ValueError(f"id is {id}; ids go from 0 to {len(self._dictionary.tokens) - 1}.")
         return self._dictionary.tokens[id]
 
     def token_to_id(self, token: str) -> int:
-        """Returns the id of a piece or special token; that of `<unk>` if there is none.
-
-        Args:
-            token: With SentencePiece's "▁" where a word begins, as in "▁cat".
-
-        Returns:
-            The id.
-
-        Example:
-        ```python
-        tokenizer.token_to_id("<mask>") == tokenizer.mask_token_id
-        ```
-        """
+        """The id of a piece, such as "▁cat", or special token; `<unk>`'s if there is none."""
         self._check_vocabulary()
         return self._dictionary.token_ids.get(token, UNKNOWN_TOKEN_ID)
 
@@ -331,27 +273,19 @@ class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         return [id for id, token in enumerate(self._dictionary.tokens) if token in byte_pieces]
 
     def save_assets(self, dir_path: str) -> None:
-        """Writes the SentencePiece model and the dictionary into a folder.
-
-        Args:
-            dir_path: The folder, which exists.
-        """
+        """Writes the SentencePiece model and the dictionary into a folder."""
         self._check_vocabulary()
         with open(os.path.join(dir_path, MODEL_FILENAME), "wb") as file:
             file.write(self.proto)
         self._dictionary.write(os.path.join(dir_path, DICTIONARY_FILENAME))
 
     def load_assets(self, dir_path: str) -> None:
-        """Reads what `save_assets` wrote.
-
-        Args:
-            dir_path: The folder.
-        """
+        """Reads what `save_assets` wrote."""
         self._given_dictionary = Dictionary.read(os.path.join(dir_path, DICTIONARY_FILENAME))
         self.set_proto(os.path.join(dir_path, MODEL_FILENAME))
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the configuration; the vocabulary itself is saved as assets."""
+        """The configuration; the vocabulary itself is saved as assets."""
         config = super().get_config()
         del config["add_bos"], config["add_eos"]
         return {**config, "dictionary": None, "lowercase": self.lowercase}
@@ -367,16 +301,13 @@ class CocoLMTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
             config_file: The file in it that describes the tokenizer.
             **kwargs: Overrides of the saved configuration, such as `sequence_length`.
 
-        Returns:
-            The tokenizer.
-
         Example:
         ```python
         tokenizer.save_to_preset("/tmp/vocabulary")
         CocoLMTokenizer.from_preset("/tmp/vocabulary")
         ```
         """
-        # KerasHub's own way asks for the configuration of a model too, to find the class.
+        # KerasHub's own would need the configuration of a model, to find the class.
         loader = KerasPresetLoader(os.fspath(preset), config={})
         return loader.load_tokenizer(cls, config_file, **kwargs)
 
@@ -412,7 +343,7 @@ def _normal_pieces(processor: sentencepiece.SentencePieceProcessor) -> list[str]
 
 
 def _check_model(processor: sentencepiece.SentencePieceProcessor, name: str) -> None:
-    """Makes sure that segmenting word by word gives what segmenting the whole text would."""
+    """Checks that segmenting word by word gives what segmenting the whole text would."""
     for piece in _normal_pieces(processor):
         if WORD_START in piece.lstrip(WORD_START):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Learning a vocabulary from a corpus, and loading one from its folder."""
+"""Learns a vocabulary from a corpus, and loads one from its folder."""
 
 import collections
 import io
@@ -31,7 +31,7 @@ MODEL_FILENAME = "sp.model"
 # spaces go too, "cf" that upper and lower case become one.
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 
-# Where the vocabulary of a preset is, and what that of a released checkpoint is called.
+# The files of a vocabulary in a released checkpoint, and in a preset.
 _FILES = {
     MODEL_FILENAME: os.path.join(ASSETS_FOLDER, PRESET_MODEL_FILENAME),
     DICTIONARY_FILENAME: os.path.join(ASSETS_FOLDER, DICTIONARY_FILENAME),
@@ -39,9 +39,9 @@ _FILES = {
 # SentencePiece counts its own unknown piece; ours is among the special tokens.
 _NOT_IN_SENTENCEPIECE = NUM_SPECIAL_TOKENS - 1
 _MIN_CHARACTER_COVERAGE = 0.98
-# How much less than asked a vocabulary may cover until that is worth a warning.
+# The shortfall of coverage from which on there is a warning.
 _COVERAGE_TOLERANCE = 0.001
-# How many parts of a corpus a sample comes from at a time.
+# The parts of a corpus that are sampled in parallel.
 _PARTS_AT_A_TIME = 64
 _WORDS_AT_A_TIME = 100_000
 
@@ -62,11 +62,9 @@ def train_vocabulary(
 ) -> CocoLMTokenizer:
     """Learns a BPE vocabulary with SentencePiece and writes it to a folder.
 
-    The trainer gets the words that the tokenizer will see, with the number of times each occurs,
-    so the whole corpus counts while only its different words are held in memory. The same texts
-    give the same vocabulary, whatever `num_workers` is.
-
-    The folder is a KerasHub preset of the tokenizer, as the presets of models have it.
+    The trainer gets the words that the tokenizer will see, with their counts, so that the whole
+    corpus counts while only its different words are held in memory. The same texts give the same
+    vocabulary, whatever `num_workers` is. The folder is a KerasHub preset of the tokenizer.
 
     Args:
         texts: The corpus.
@@ -74,7 +72,7 @@ def train_vocabulary(
         output_dir: The folder, local or remote; it appears when it is complete.
         lowercase: Whether the vocabulary is uncased.
         character_coverage: The share of all characters that get a piece, in [0.98, 1]. The rare
-            rest is left to `<unk>`. What the vocabulary covers is told.
+            rest is left to `<unk>`. The coverage that results is reported.
         byte_fallback: Whether the vocabulary has a piece for each of the 256 bytes, by which
             characters without a piece are written in UTF-8, so that nothing is unknown.
         split_digits: Whether every digit is a piece of its own.
@@ -84,7 +82,7 @@ def train_vocabulary(
         sample_bytes: About how much text to learn from, of many parts of the corpus if it has
             any, as `data.sources.Source`; None for all.
         max_distinct_words: When there are more different words than this, the rarer half is
-            forgotten, and told.
+            forgotten, and that is reported.
         num_workers: The number of processes that count words. More than one need a program whose
             main module can be imported, as `multiprocessing` says.
         overwrite: Whether to replace `output_dir` if it is not empty.
@@ -133,33 +131,15 @@ def learn_vocabulary(
     forgotten: collections.Counter[str] | None = None,
     overwrite: bool = False,
 ) -> CocoLMTokenizer:
-    """Learns a vocabulary from words that have been counted, and writes it to a folder.
-
-    Args:
-        counts: The words, as `word_counts.count_words` counts them, in any order.
-        forgotten: How often each character occurs in words that are left out of `counts`, so that
-            what is told of the vocabulary's coverage is told of them too.
-        vocabulary_size, output_dir, lowercase, character_coverage, byte_fallback, split_digits,
-            normalization, overwrite: As for `train_vocabulary`.
-
-    Returns:
-        The tokenizer with that vocabulary.
-
-    Raises:
-        UserError: As `train_vocabulary`.
-
-    Example:
-    ```python
-    counts = count_words(["The cat sat on the mat."]) + count_words(["It slept."])
-    tokenizer = learn_vocabulary(counts, 30, "/tmp/vocabulary", overwrite=True)
-    ```
-    """
+    """Learns a vocabulary from the counts of words; otherwise as `train_vocabulary`."""
+    # `forgotten` counts the characters of words that are left out of `counts`, so that the reported
+    # coverage includes them.
     files.check_output_folder(output_dir, overwrite)
     _check_options(character_coverage, normalization)
     words = sorted((word, count) for word, count in counts.items() if RESERVED not in word)
     if not words:
         raise UserError("there is no text to learn a vocabulary from: the corpus is empty.")
-    _tell(f"learning {vocabulary_size} tokens from {len(words)} different words")
+    _report(f"learning {vocabulary_size} tokens from {len(words)} different words")
     proto = _train_bpe(
         words,
         vocabulary_size,
@@ -169,7 +149,7 @@ def learn_vocabulary(
         normalization_rule_name=normalization,
     )
     dictionary, without_piece = _count_pieces(words, proto)
-    _tell_coverage(
+    _report_coverage(
         counts,
         collections.Counter() if forgotten is None else forgotten,
         without_piece,
@@ -193,8 +173,8 @@ def load_vocabulary(directory: str | os.PathLike[str]) -> CocoLMTokenizer:
         The tokenizer.
 
     Raises:
-        UserError: If the folder or one of its files is missing or is not what it should be, or it
-            holds two vocabularies.
+        UserError: If the folder or one of its files is missing or malformed, or it holds two
+            vocabularies.
 
     Example:
     ```python
@@ -227,7 +207,7 @@ def _load_local(directory: str) -> CocoLMTokenizer:
 
 
 def _check_one_vocabulary(directory: str) -> None:
-    """Earlier versions wrote a second copy of the files beside the preset's."""
+    """Refuses two different vocabularies; earlier versions wrote two copies of one."""
     for released, preset in _FILES.items():
         paths = [os.path.join(directory, name) for name in (released, preset)]
         if all(map(os.path.isfile, paths)) and len(set(map(files.read_bytes, paths))) > 1:
@@ -285,16 +265,16 @@ def _check_options(character_coverage: float, normalization: str) -> None:
 
 
 def _sample(texts: Iterable[str], num_bytes: int) -> Iterator[str]:
-    """Yields texts up to a size; those of a corpus in parts from many parts in turn."""
+    """Yields texts up to a size; of a corpus in parts, from many parts in turn."""
     size = 0
-    for text in _in_turn(texts) if isinstance(texts, Parts) else texts:
+    for text in _interleaved(texts) if isinstance(texts, Parts) else texts:
         yield text
         size += len(text.encode("utf-8", "replace"))
         if size >= num_bytes:
             return
 
 
-def _in_turn(corpus: Parts) -> Iterator[str]:
+def _interleaved(corpus: Parts) -> Iterator[str]:
     # Parts are sorted by name, and neighbors alike.
     waiting = iter(sorted(corpus.parts, key=lambda part: (zlib.crc32(part.encode()), part)))
     reading = collections.deque(map(corpus.documents, itertools.islice(waiting, _PARTS_AT_A_TIME)))
@@ -309,7 +289,7 @@ def _in_turn(corpus: Parts) -> Iterator[str]:
 
 
 def _train_bpe(words: list[tuple[str, int]], vocabulary_size: int, **options: object) -> bytes:
-    """Returns a serialized SentencePiece model."""
+    """Trains a BPE model; returns it serialized."""
     model = io.BytesIO()
     if any(word.startswith(CUT) for word, _ in words):
         options["pretokenization_delimiter"] = CUT
@@ -347,10 +327,7 @@ def _train_bpe(words: list[tuple[str, int]], vocabulary_size: int, **options: ob
 def _count_pieces(
     words: list[tuple[str, int]], proto: bytes
 ) -> tuple[Dictionary, collections.Counter[str]]:
-    """Returns the model's pieces, in its order, with how often each occurs in the corpus.
-
-    And the characters that have none, likewise.
-    """
+    """The model's pieces in order, with their counts; and the characters without a piece."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
     # A part of a word begins where no space is.
     within = sentencepiece.SentencePieceProcessor(model_proto=_without_prefix(proto))
@@ -379,7 +356,7 @@ def _without_prefix(proto: bytes) -> bytes:
 
 
 def _without_piece(processor: sentencepiece.SentencePieceProcessor, word: str) -> Iterator[str]:
-    """Yields the characters of a word, as normalized, that are unknown or written in bytes."""
+    """Yields the normalized characters of a word that are unknown or written in bytes."""
     written = bytearray()
     for piece, id in zip(processor.encode(word, out_type=str), processor.encode(word), strict=True):
         if processor.is_unknown(id):
@@ -389,31 +366,31 @@ def _without_piece(processor: sentencepiece.SentencePieceProcessor, word: str) -
     yield from written.decode(errors="replace")
 
 
-def _tell_coverage(
+def _report_coverage(
     counts: collections.Counter[str],
     forgotten: collections.Counter[str],
     without_piece: collections.Counter[str],
     wanted: float,
     fate: str,
 ) -> None:
-    """Says which share of the corpus's characters have a piece, and warns where it is small."""
+    """Reports the share of characters that have a piece, and warns where it is small."""
     reserved = sum(count for word, count in counts.items() if RESERVED in word)
     characters = sum(len(word.removeprefix(CUT)) * count for word, count in counts.items())
     if forgotten:
         share = forgotten.total() / (characters + forgotten.total())
-        _tell(
+        _report(
             f"warning: there were so many different words that the rarest, {share:.4%} of the "
             "text, were left out; more --max_distinct_words take more memory"
         )
     without_piece = without_piece + collections.Counter({RESERVED: reserved})
     # NFKC may have made several of one.
     covered = 1 - min(1.0, without_piece.total() / characters)
-    told = f"the vocabulary covers {covered:.4%} of the characters"
+    message = f"the vocabulary covers {covered:.4%} of the characters"
     if covered < wanted - _COVERAGE_TOLERANCE:
         common = " ".join(character for character, _ in without_piece.most_common(10))
-        told = f"warning: {told}, less than {wanted:.4%}; {common} {fate}"
-    _tell(told)
+        message = f"warning: {message}, less than {wanted:.4%}; {common} {fate}"
+    _report(message)
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     tqdm.tqdm.write(line, file=sys.stderr)

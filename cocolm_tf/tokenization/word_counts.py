@@ -1,8 +1,8 @@
-"""Counting the words of a corpus, as learning a vocabulary needs them, without TensorFlow.
+"""Counts the words of a corpus, as learning a vocabulary needs them, without TensorFlow.
 
 `normalization.normalize` never looks beyond a word, with one exception: an apostrophe that ends a
-word may belong to a contraction that the next one begins. So what stands between spaces is counted
-as it is, which is fast, and only what differs is prepared.
+word may belong to a contraction that the next one begins. So the strings between spaces are counted
+as they are, which is fast, and only the different ones are prepared.
 """
 
 import collections
@@ -32,7 +32,7 @@ _MAX_WORD_CHARACTERS = 32
 
 _BATCH_CHARACTERS = 8_000_000
 _PENDING_PER_WORKER = 2
-# As of so many parts of a corpus, none is much of the whole, and processes read them themselves.
+# From so many parts of a corpus on, none is large, and processes read them themselves.
 _MANY_PARTS = 32
 _MAX_REMEMBERED = 1 << 17
 
@@ -41,39 +41,26 @@ _NO_CHARACTER = re.compile(f"[\ud800-\udfff{CUT}]")
 _CAPITALS_OF_UNICODE_14 = re.compile("([\u2c2f\ua7c0\ua7d0\ua7d6\ua7d8\U00010570-\U00010595]+)")
 _QUOTES_AND_DASHES = str.maketrans("‘’´“”—–", "'''\"\"--")
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
-# Of the punctuation that ends a word, what nothing is done to but to cut it off.
+# Punctuation that only needs to be split off where it ends a word.
 _PLAIN_ENDS = ".,;:!?)"
 _SHORT_ENDING, _ENDING, _UPPER_ENDING = r"([smdtSMDT])\b", r"(ll|re|ve)\b", r"(LL|RE|VE)\b"
-# More than these: an underscore behind them will be cut off.
+# Broader, as an underscore after them will be split off.
 _PERHAPS_ENDING = re.compile(r"(?:[smdtSMDT]|ll|re|ve|LL|RE|VE)(?![^\W_])")
 _TORN_CONTRACTION = re.compile(rf"['‘’´]\s+{_PERHAPS_ENDING.pattern}")
 
 
 def count_words(texts: Iterable[str], lowercase: bool = False) -> collections.Counter[str]:
-    """Counts the words of texts, as `normalization.normalize` prepares them.
-
-    A pure function of the texts, so that a corpus can be counted in parts: the counts add up.
-
-    Args:
-        texts: Any number of texts.
-        lowercase: Whether the vocabulary is uncased.
-
-    Returns:
-        How often each word occurs. One that is long, or has a character that the trainer does not
-        take, is cut into parts; all of them but the first begin with `CUT`.
-
-    Example:
-    ```python
-    count_words(["The cat sat.", "The cats"])  # The: 2, cat: 1, sat: 1, .: 1, cats: 1
-    ```
-    """
+    """Counts the words of texts as `normalization.normalize` prepares them."""
+    # A pure function of the texts, so that a corpus can be counted in parts: the counts add up. A
+    # word that is long, or has a character that the trainer does not take, is cut into parts; all
+    # of them but the first begin with `CUT`.
     between_spaces = collections.Counter()
     for text in texts:
         if lowercase:
             text = _lower(text)
         words = text.split()
         between_spaces.update(_rejoined(words) if _TORN_CONTRACTION.search(text) else words)
-    # Preparing takes longer than counting, so what needs none is set apart, and what needs little.
+    # Preparing takes longer than counting, so words that need none or little are handled apart.
     plain, other = {}, []
     for word, count in between_spaces.items():
         if word.isalnum() and len(word) <= _MAX_WORD_CHARACTERS:
@@ -106,18 +93,10 @@ class Parts(Protocol):
 def count_corpus(
     texts: Iterable[str], lowercase: bool, num_workers: int, max_distinct_words: int
 ) -> tuple[collections.Counter[str], collections.Counter[str]]:
-    """Counts the words of a corpus; in several processes, unless it is small.
-
-    Args:
-        texts: The corpus. If it has many parts, the processes read them too.
-        lowercase: As for `count_words`.
-        num_workers: The number of processes; up to 1 it is this one. No result depends on it.
-        max_distinct_words: When there are more different words than this, the rarer half is
-            forgotten; among equals a hash decides, so that every part of the corpus keeps some.
-
-    Returns:
-        How often each word occurs; and, in those that were forgotten, each character.
-    """
+    """Counts a corpus's words, by processes unless small; and the characters of forgotten words."""
+    # If the corpus has many parts, the processes read them too; the result does not depend on their
+    # number. When there are more than `max_distinct_words`, the rarer half is forgotten; among
+    # equals a hash decides, so that every part of the corpus keeps some.
     count = functools.partial(_count, lowercase=lowercase, max_distinct_words=max_distinct_words)
     if isinstance(texts, Parts) and len(texts.parts) >= _MANY_PARTS:
         shares = tqdm.tqdm(
@@ -139,7 +118,7 @@ def count_corpus(
 def _count(
     texts: list[str] | Callable[[], Iterator[str]], lowercase: bool, max_distinct_words: int
 ) -> tuple[collections.Counter[str], collections.Counter[str]]:
-    """What a process does: counts a batch, or a part that it reads itself."""
+    """Counts a batch, or a part that the process reads itself."""
     counts, forgotten = collections.Counter(), collections.Counter()
     for batch in [texts] if isinstance(texts, list) else _batches(texts()):
         counts.update(count_words(batch, lowercase))
@@ -163,7 +142,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 def _in_order(
     function: Callable[[Any], Any], arguments: Iterator[Any], num_workers: int
 ) -> Iterator[Any]:
-    """Yields the function's results, in the order of the arguments."""
+    """Yields a function's results in the order of its arguments."""
     first = list(itertools.islice(arguments, 2))
     arguments = itertools.chain(first, arguments)
     if num_workers <= 1 or len(first) < 2:
@@ -173,7 +152,7 @@ def _in_order(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # The parent tells of the interruption.
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # The parent reports the interruption.
     )
     try:
         pending = collections.deque()
@@ -227,7 +206,7 @@ def _rejoined(words: list[str]) -> Iterator[str]:
 
 @functools.lru_cache(_MAX_REMEMBERED)
 def _parts(unit: str) -> tuple[str, ...]:
-    """Prepares what stands between spaces, and cuts it into words and parts of words."""
+    """Prepares a string without spaces, and cuts it into words and parts of words."""
     unit = _NO_CHARACTER.sub("\ufffd", unit).replace("``", '"').replace("''", '"')
     unit = unit.translate(_QUOTES_AND_DASHES)
     unit = " ".join(part for word in unit.split() for part in _without_edges(word))
@@ -239,7 +218,7 @@ def _parts(unit: str) -> tuple[str, ...]:
 
 
 def _without_edges(word: str) -> list[str]:
-    """Cuts off the punctuation that begins and ends a word, unless it is nothing else."""
+    """Splits off the punctuation that begins and ends a word, unless it is nothing else."""
     if word.isalnum():
         return [word]
     start, end = 0, len(word)
@@ -271,13 +250,13 @@ def _cut(word: str) -> list[str]:
 
 @functools.cache
 def _runs() -> re.Pattern[str]:
-    """Matches letters with their marks, numbers, what is neither, and the reserved character."""
+    """A pattern of runs of letters with their marks, of numbers, of others, and of `CUT`."""
     letters, numbers = (_ranges(categories) for categories in ("LM", "N"))
     return re.compile(f"{RESERVED}|[{letters}]+|[{numbers}]+|[^{RESERVED}{letters}{numbers}]+")
 
 
 def _ranges(categories: str) -> str:
-    """Writes the characters of some of Unicode's categories as a regular expression's ranges."""
+    """The characters of some Unicode categories, as ranges of a regular expression."""
     groups = itertools.groupby(
         map(chr, range(sys.maxunicode + 1)),
         lambda character: unicodedata.category(character)[0] in categories,

@@ -5,9 +5,9 @@ import random
 
 import numpy as np
 
-from cocolm_tf.data.course_views import CourseViews
+from cocolm_tf.data.augmentation import Augmentation
+from cocolm_tf.data.mcl_augmentation import MCLAugmentation
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
@@ -15,14 +15,15 @@ from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
 from cocolm_tf.modeling.mcl import MCLPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.modeling.sampling import SamplingTemperature
-from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig
+from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig, decay_steps
 from cocolm_tf.training.distribution import compiles_step
-from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
+from cocolm_tf.training.optimization import AdamW, ShardedAdamW
+from cocolm_tf.training.schedules import SCHEDULES, WarmupDecay
 
 Pretrainer = CocoLMPretrainer | MaskedLMPretrainer | MCLPretrainer
 
 # The keys of the section `mcl` that are the data's matter.
-_OF_VIEWS = ("swap_fraction", "insert_fraction", "fixed_points")
+_OF_AUGMENTATION = ("swap_fraction", "insert_fraction", "fixed_points")
 
 
 def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretrainer:
@@ -59,37 +60,25 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     if name == "masked_lm":
         model = MaskedLanguageModel(main, name="masked_language_model")
         return MaskedLMPretrainer(model, mask_token_id, **runtime)
-    models = main, _build_auxiliary(config, main), mask_token_id
-    runtime |= _sampling(config)
+    models = main, build_auxiliary(config, main), mask_token_id
+    runtime |= {
+        "sampling": config.auxiliary.sampling,
+        "sampling_temperature": sampling_temperature(config),
+    }
     if name == "mcl":
         courses = config.mcl.as_dict()
-        courses = {key: value for key, value in courses.items() if key not in _OF_VIEWS}
+        courses = {key: value for key, value in courses.items() if key not in _OF_AUGMENTATION}
         return MCLPretrainer(*models, **courses, **runtime)
     return CocoLMPretrainer(*models, **runtime, **objective)
 
 
-def build_views(
+def build_augmentation(
     config: PretrainingConfig, mask_token_id: int, word_starts: np.ndarray | None = None
-) -> Views | CourseViews:
-    """What makes sequences into the batches of a configuration.
-
-    Args:
-        config: the run.
-        mask_token_id: int. Of the vocabulary.
-        word_starts: [V] bool, which tokens begin a word, where words are masked as a whole; None
-            for every token.
-
-    Returns:
-        The views.
-
-    Example:
-    ```python
-    build_views(PretrainingConfig(), mask_token_id=32_767)
-    ```
-    """
+) -> Augmentation | MCLAugmentation:
+    """What makes batches of sequences. `word_starts` [V]: the tokens that begin a word, or all."""
     special, data, mcl = SpecialTokens(mask=mask_token_id), config.data, config.mcl
     if config.objective.name == "mcl":
-        return CourseViews(
+        return MCLAugmentation(
             special,
             mask_fraction=data.mask_fraction if mcl.mlm_weight or mcl.rtd_weight else 0.0,
             swap_fraction=mcl.swap_fraction if mcl.slm_weight or mcl.std_weight else 0.0,
@@ -98,21 +87,25 @@ def build_views(
         )
     keys = ("mask_fraction", "crop_fraction", "masking", "span_words", "short_fraction")
     options = {key: getattr(data, key) for key in keys}
-    return Views(special, word_starts=word_starts, **options)
+    return Augmentation(special, word_starts=word_starts, **options)
 
 
-def _sampling(config: PretrainingConfig) -> dict[str, str | SamplingTemperature | None]:
-    auxiliary, temperature = config.auxiliary, None
-    if auxiliary.temperature != 1:
-        temperature = SamplingTemperature(
-            auxiliary.temperature, auxiliary.temperature_decay, config.trainer.train_steps
-        )
-    return {"sampling": auxiliary.sampling, "sampling_temperature": temperature}
-
-
-def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedLanguageModel | None:
+def sampling_temperature(config: PretrainingConfig) -> SamplingTemperature | None:
+    """The schedule of the auxiliary model's temperature; None for 1 throughout."""
     auxiliary = config.auxiliary
-    if auxiliary.replacements == "random":
+    if auxiliary.temperature == 1:
+        return None
+    return SamplingTemperature(
+        auxiliary.temperature, auxiliary.temperature_decay, config.trainer.train_steps
+    )
+
+
+def build_auxiliary(
+    config: PretrainingConfig, main: CocoLMBackbone | None = None
+) -> MaskedLanguageModel | None:
+    """Builds the auxiliary model, if there is one; one that learns shares tables of `main`."""
+    auxiliary = config.auxiliary
+    if auxiliary.replacements in ("random", "stored"):
         return None
     sizes = config.model.as_dict() | {"num_layers": auxiliary.num_layers}
     for key in ("num_heads", "hidden_dim", "intermediate_dim"):
@@ -121,7 +114,9 @@ def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedL
         sizes["dropout"] = 0.0
     frozen = auxiliary.replacements == "frozen"
     # A model that does not learn cannot share tables with one that does.
-    tables = {"embedding_dim": main.embedding_dim} if frozen else {"embeddings_of": main}
+    tables = {"embedding_dim": config.model.hidden_dim}
+    if not frozen:
+        tables = {"embeddings_of": main, "shared": auxiliary.shared}
     computed = {"attention": config.runtime.attention, "dtype": config.runtime.precision}
     backbone = CocoLMBackbone(**sizes, **tables, **computed, name="auxiliary")
     model = MaskedLanguageModel(backbone, name="auxiliary_model")
@@ -129,26 +124,24 @@ def _build_auxiliary(config: PretrainingConfig, main: CocoLMBackbone) -> MaskedL
     return model
 
 
-def build_optimizer(config: OptimizerConfig, train_steps: int, pretrainer: Pretrainer) -> AdamW:
-    """Builds the optimizer, which knows what not to decay.
-
-    Args:
-        config: the optimizer's part of the configuration.
-        train_steps: int. The length of the run.
-        pretrainer: whose variables it updates.
-
-    Returns:
-        The optimizer. Build it inside the scope of the strategy.
-
-    Example:
-    ```python
-    optimizer = build_optimizer(config.optimizer, config.trainer.train_steps, pretrainer)
-    ```
-    """
-    schedule = LinearWarmupDecay(
-        config.learning_rate, config.warmup_steps, train_steps, config.end_learning_rate
+def build_optimizer(
+    config: OptimizerConfig,
+    train_steps: int,
+    pretrainer: Pretrainer,
+    decay_steps: int | None = None,
+) -> AdamW:
+    """Builds the optimizer, in the scope of the strategy; it knows what not to decay."""
+    schedule = WarmupDecay(
+        config.learning_rate,
+        config.warmup_steps,
+        train_steps,
+        config.end_learning_rate,
+        SCHEDULES[config.schedule][0],
+        decay_steps,
     )
-    optimizer = AdamW(
+    several = pretrainer.distribute_strategy.num_replicas_in_sync > 1
+    kind = ShardedAdamW if config.sharded and several else AdamW
+    optimizer = kind(
         schedule,
         weight_decay=config.weight_decay,
         beta_1=config.beta_1,
@@ -169,25 +162,14 @@ def build_optimizer(config: OptimizerConfig, train_steps: int, pretrainer: Pretr
 def compile_pretrainer(
     pretrainer: Pretrainer, config: PretrainingConfig, steps_per_execution: int
 ) -> None:
-    """Gives a pretrainer its optimizer and its step.
-
-    Args:
-        pretrainer: as `build_pretrainer` made it.
-        config: the run.
-        steps_per_execution: int. Steps between two looks of the host.
-
-    Raises:
-        UserError: if the step is to be compiled and the devices do not allow it.
-
-    Example:
-    ```python
-    compile_pretrainer(pretrainer, config, config.trainer.steps_per_loop)
-    ```
-    """
+    """Gives a pretrainer its optimizer and its step; a `UserError` where XLA cannot compile it."""
     pretrainer.compile(
-        build_optimizer(config.optimizer, config.trainer.train_steps, pretrainer),
+        build_optimizer(
+            config.optimizer, config.trainer.train_steps, pretrainer, decay_steps(config)
+        ),
         clip_norm=config.optimizer.clip_norm,
         micro_batches=config.trainer.micro_batches,
         steps_per_execution=steps_per_execution,
         jit_compile=compiles_step(config.runtime.jit_compile, pretrainer.distribute_strategy),
+        ema_decay=config.trainer.ema_decay,
     )

@@ -16,6 +16,7 @@ import tensorflow as tf
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.training_step import TrainingStep
+from cocolm_tf.training.optimization import ShardedSlot
 from cocolm_tf.training.workers import Workers
 
 _FILE = re.compile(r"ckpt-(\d+)\.(index|data-.*)")
@@ -39,20 +40,8 @@ class Checkpoints:
     on, read back and compared, and only then gets its name, so that a run that is killed leaves
     none that is incomplete. The chief alone reads and writes them. (`tf.train.Checkpoint` would
     key the optimizer's variables by their positions, and `tf.train.CheckpointManager` neither
-    verifies, nor renames, nor keeps those of chosen steps.)
-
-    Args:
-        directory: where they are kept.
-        model: a `TrainingStep`, compiled with `cocolm_tf.training.optimization.AdamW`.
-        keep: int. How many of the latest to keep.
-        keep_interval: int. Those of its multiples are kept for ever; 0 for none.
-        workers: of the run; None where there is one.
-
-    Example:
-    ```python
-    checkpoints = Checkpoints("runs/first/checkpoints", pretrainer, keep=3)
-    step = checkpoints.restore()
-    ```
+    verifies, nor renames, nor keeps those of chosen steps.) The latest `keep` are kept, and for
+    ever those of the steps that are multiples of `keep_interval`.
     """
 
     def __init__(
@@ -75,44 +64,32 @@ class Checkpoints:
         }
         self._state = {
             _STATE + path: variable.value for path, variable in _state_variables(model).items()
-        }
+        } | _averages(model)
         self._restored_metrics: dict[str, np.ndarray] = {}
         self._saved_step: int | None = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
 
     def save(self) -> None:
-        """Takes the present values and has them written, once the checkpoint before is.
-
-        Every worker must call it: what metrics have summed up lies on all of them.
-
-        Raises:
-            UserError: if the checkpoint before could not be written, or a value is not finite.
-        """
+        """Takes the present values, on all workers, and has them written in the background."""
         self.wait()
         step = steps_taken(self._model)
         if step == self._saved_step:
             return
-        ruined = [name for name, variable in self._state.items() if not _is_finite(variable)]
-        if ruined:
-            raise self.hopeless(f"{len(ruined)} of the run's variables are not finite")
+        bad = [name for name, variable in self._state.items() if not _is_finite(variable)]
+        if bad:
+            raise self.hopeless(f"{len(bad)} of the run's variables are not finite")
         self._saved_step = step
         values = {name: variable.numpy() for name, variable in self._metrics.items()}
+        for name, variable in self._state.items():
+            # Of what is sharded, each worker has a part.
+            if self._workers.is_chief or isinstance(variable, ShardedSlot):
+                values[name] = variable.numpy()
         if self._workers.is_chief:
-            values |= {name: variable.numpy() for name, variable in self._state.items()}
             self._writing = self._writer.submit(self._write, step, values)
 
     def hopeless(self, why: str) -> UserError:
-        """Sets aside what cannot be gone on with, and makes the error that ends the run.
-
-        That is every checkpoint that has the weights after which all updates were skipped.
-
-        Args:
-            why: what has happened.
-
-        Returns:
-            An error that says what to change, and where the run goes on from then.
-        """
+        """Sets aside checkpoints of ruined weights, and makes the error that ends the run."""
         self.wait()
         step = steps_taken(self._model)
         updated = step - int(self._model.skipped_in_a_row.numpy())
@@ -120,7 +97,7 @@ class Checkpoints:
         sound = [one for one in steps if one < updated]
         if self._workers.is_chief and sound != steps:
             self._set_aside([one for one in steps if one >= updated])
-        then = f"goes on from its last sound checkpoint, of step {sound[-1]}" if sound else ""
+        then = f"resumes from its last sound checkpoint, of step {sound[-1]}" if sound else ""
         return UserError(
             f"{why} at step {step}: lower optimizer.learning_rate, lengthen "
             "optimizer.warmup_steps, or train in another runtime.precision, and start again with "
@@ -134,31 +111,20 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when what was saved is on the disk.
-
-        Raises:
-            UserError: if it could not be written, a full disk being the usual reason.
-        """
+        """Returns when what was saved is on the disk; a `UserError` if it could not be written."""
         if self._writing:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def restore(self, step: int | None = None) -> int:
-        """Loads the latest checkpoint that is whole, if there is one, or that of a step.
+    def restore(self, step: int | None = None, directory: str = "") -> int:
+        """Loads the latest whole checkpoint, if any, or that of a step, also another run's.
 
-        Args:
-            step: int. Of the checkpoint; None for the latest.
-
-        Returns:
-            The step that the run stands at.
-
-        Raises:
-            UserError: if the checkpoints are of another model, or all damaged, or that of the step
-                is, or there is none.
+        Returns the step that the run is then at. Checkpoints of another model are a `UserError`.
         """
         found = None
         if self._workers.is_chief:
-            found = self._read_latest() if step is None else self._read_step(step)
+            path = os.path.join(directory or self._directory, f"ckpt-{step}")
+            found = self._read_latest() if step is None else self._read_step(path)
         if not self._workers.any(found is not None):
             return steps_taken(self._model)
         variables = self._state | self._metrics
@@ -167,8 +133,8 @@ class Checkpoints:
         for name, variable in self._state.items():
             variable.assign(values[name])
         self._restored_metrics = {name: values[name] for name in self._metrics}
-        self._saved_step = steps_taken(self._model)
-        return self._saved_step
+        self._saved_step = None if directory else steps_taken(self._model)
+        return steps_taken(self._model)
 
     def restore_metrics(self) -> None:
         """Gives the metrics what the restored checkpoint says that they had summed up."""
@@ -233,8 +199,7 @@ class Checkpoints:
             )
         return None
 
-    def _read_step(self, step: int) -> dict[str, np.ndarray]:
-        path = os.path.join(self._directory, f"ckpt-{step}")
+    def _read_step(self, path: str) -> dict[str, np.ndarray]:
         try:
             values = _read_finite(path)
         except _FAILURES as error:
@@ -279,35 +244,23 @@ class Checkpoints:
             "of another shape or type is": others,
         }
         if any(differences.values()):
-            told = "; ".join(
+            text = "; ".join(
                 f"{what} {_some(names)}" for what, names in differences.items() if names
             )
             run = os.path.dirname(self._directory)
             raise UserError(
-                f"{path} does not fit this configuration: {told}. Give another --model_dir, or "
+                f"{path} does not fit this configuration: {text}. Give another --model_dir, or "
                 f"the configuration in {os.path.join(run, 'config.yaml')}."
             )
 
 
 def checkpoint_steps(directory: str) -> list[int]:
-    """The steps that there are checkpoints of, in order.
-
-    Example:
-    ```python
-    checkpoint_steps("runs/first/checkpoints")  # [5000, 10000]
-    ```
-    """
+    """The steps that there are checkpoints of, in order."""
     return sorted(step for path, step in _files_in(directory) if path.endswith(".index"))
 
 
 def steps_taken(model: TrainingStep) -> int:
-    """The number of steps that a model has been trained for, the skipped ones included.
-
-    Example:
-    ```python
-    steps_taken(pretrainer)
-    ```
-    """
+    """The number of steps that a model has been trained for, the skipped ones included."""
     # `int()` of the variable itself fails where it is mirrored.
     return int(model.optimizer.iterations.numpy())
 
@@ -364,7 +317,7 @@ def _sublayers(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
         yield from ((one.name, one) for one in layer.layers if id(one) not in found)
 
 
-def _state_variables(model: TrainingStep) -> dict[str, keras.Variable]:
+def _state_variables(model: TrainingStep) -> dict[str, keras.Variable | ShardedSlot]:
     """What a checkpoint holds beside metrics, by path."""
     paths, learned = variable_paths(model), {id(v) for v in model.trainable_variables}
     slots = {
@@ -373,9 +326,19 @@ def _state_variables(model: TrainingStep) -> dict[str, keras.Variable]:
         if id(variable) in learned
         for name, slot in model.optimizer.slots(variable).items()
     }
-    known = {id(slot) for slot in slots.values()}
-    others = (variable for variable in model.optimizer.variables if id(variable) not in known)
-    return paths | {f"optimizer/{variable.name}": variable for variable in others} | slots
+    counters = {f"optimizer/{one.name}": one for one in model.optimizer.counters()}
+    return paths | counters | slots
+
+
+def _averages(model: TrainingStep) -> dict[str, tf.Variable]:
+    """The moving averages of a model's weights, if it has any, as a checkpoint names them."""
+    if not model.averages:
+        return {}
+    path_of = {id(variable): path for path, variable in variable_paths(model).items()}
+    return {
+        f"{_STATE}average/{path_of[id(variable)]}": average
+        for variable, average in zip(model.trainable_variables, model.averages, strict=True)
+    }
 
 
 def _some(names: Sequence[str], count: int = 3) -> str:
@@ -445,7 +408,7 @@ def _read_finite(path: str) -> dict[str, np.ndarray]:
     return values
 
 
-def _is_finite(variable: tf.Variable) -> bool:
+def _is_finite(variable: tf.Variable | ShardedSlot) -> bool:
     """Whether all values are, found out on the device."""
     value = tf.convert_to_tensor(variable)
     return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))

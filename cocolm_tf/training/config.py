@@ -5,19 +5,27 @@ or, with the key `base`, from another file.
 """
 
 import dataclasses
+import itertools
 
 from official.modeling import hyperparams
 
-from cocolm_tf.data.views import MASKINGS
+from cocolm_tf.data.augmentation import MASKINGS
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.attention import ATTENTION_KERNELS
 from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
 from cocolm_tf.modeling.sampling import SAMPLING_MODES
-from cocolm_tf.modeling.transformer import REMATERIALIZE, RESIDUAL_INITS, what_to_rematerialize
+from cocolm_tf.modeling.transformer import (
+    REMATERIALIZE,
+    RESIDUAL_INITS,
+    SHARED_EMBEDDINGS,
+    rematerialize_mode,
+)
 from cocolm_tf.training import config_file
+from cocolm_tf.training.schedules import SCHEDULES
+from cocolm_tf.training.stages import check_schedule, resolve_durations, stage_ends
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-REPLACEMENTS = ("auxiliary", "frozen", "random")
+REPLACEMENTS = ("auxiliary", "frozen", "random", "stored")
 OBJECTIVES = ("coco_lm", "masked_lm", "mcl")
 
 
@@ -50,7 +58,8 @@ class AuxiliaryConfig(hyperparams.Config):
     """The auxiliary model. A size of 0 is the main model's."""
 
     # auxiliary: it learns and masked tokens are replaced by its samples. frozen: it is that of
-    # `preset`, and does not learn. random: there is none.
+    # `preset`, and does not learn. random: there is none. stored: there is none, either, but the
+    # data has its samples, which precompute_replacements.py drew with `frozen`.
     replacements: str = "auxiliary"
     # A finished run's. The frozen model keeps the word and position tables that it had there.
     preset: str = ""
@@ -58,6 +67,9 @@ class AuxiliaryConfig(hyperparams.Config):
     num_heads: int = 0
     hidden_dim: int = 0
     intermediate_dim: int = 0
+    # What it shares with the main model where it learns: token, the word table; token_position, the
+    # position table, too; token_position_norm, also LayerNorm on both.
+    shared: str = "token_position"
     # Which pass is sampled from; see `CocoLMPretrainer`. zero_dropout also takes its dropout away.
     sampling: str = "eval"
     # What the logits are divided by before samples are drawn falls from this to 1, what exceeds 1
@@ -79,8 +91,11 @@ class ObjectiveConfig(hyperparams.Config):
     all_token_lm: bool = False
     use_copy: bool = True
     stop_gradient: bool = True
-    # Whether the copy head starts at zero.
+    # Whether the LM loss of a position is weighted by the copy head's probability of replacement.
+    weighted_lm: bool = False
+    # Whether the copy head starts at zero, and whether it has a bias.
     copy_head_zeros: bool = False
+    copy_head_bias: bool = False
     temperature: float = 1.0
     projection: bool = True
     # Whether a batch in trainer.micro_batches parts is contrasted as a whole: a forward pass more.
@@ -136,11 +151,18 @@ class DataConfig(hyperparams.Config):
 
 @dataclasses.dataclass
 class OptimizerConfig(hyperparams.Config):
-    """AdamW with linear warm-up and decay."""
+    """AdamW, and the warm-up and decay of its learning rate."""
 
     learning_rate: float = 5e-4
     end_learning_rate: float = 0.0
     warmup_steps: int = 10_000
+    # The same in tokens, padding included; 0 for warmup_steps.
+    warmup_tokens: int = 0
+    # How it decays: linear or cosine, from the end of the warm-up on; wsd (warm-up, stable, decay),
+    # linearly in the last decay_steps alone; wsd_sqrt, there by 1 - sqrt(the share that is done).
+    schedule: str = "linear"
+    # 0 for a tenth of the run, or for all steps after trainer.decay_from.
+    decay_steps: int = 0
     beta_1: float = 0.9
     beta_2: float = 0.98
     epsilon: float = 1e-6
@@ -149,6 +171,8 @@ class OptimizerConfig(hyperparams.Config):
     decay_embeddings: bool = True
     # Bound on the gradients' global norm; 0 for none.
     clip_norm: float = 2.0
+    # Whether each replica keeps its share of the moments instead of all of them (ZeRO stage 1).
+    sharded: bool = False
 
 
 @dataclasses.dataclass
@@ -156,8 +180,13 @@ class TrainerConfig(hyperparams.Config):
     """The course of the run. All intervals are in steps."""
 
     train_steps: int = 125_000
+    # The same in tokens, padding included; 0 for train_steps.
+    train_tokens: int = 0
     # Sequences a step, over all replicas.
     batch_size: int = 2048
+    # Smaller batches first: the share of the steps after which a stage ends, its size, and so on.
+    # [0.1, 512] trains with 512 sequences for 10% of the steps, then with batch_size.
+    batch_size_schedule: list = dataclasses.field(default_factory=list)
     # Parts that each replica's batch is cut into to fit its memory.
     micro_batches: int = 1
     # Steps run between two looks of the host.
@@ -172,6 +201,12 @@ class TrainerConfig(hyperparams.Config):
     keep_checkpoint_interval: int = 0
     # A run whose updates were skipped this often in a row is ended.
     max_skipped_updates: int = 100
+    # RUN@STEP begins with all that the run in the folder RUN had become at the kept checkpoint of
+    # STEP, before its learning rate decayed, and lets it decay: optimizer.schedule=wsd or wsd_sqrt.
+    decay_from: str = ""
+    # Of an exponential moving average of the weights, also saved as preset_ema; 0 for none. In step
+    # t it is (1 + t) / (10 + t) if that is less.
+    ema_decay: float = 0.0
 
 
 @dataclasses.dataclass
@@ -194,13 +229,7 @@ class RuntimeConfig(hyperparams.Config):
 
 @dataclasses.dataclass
 class PretrainingConfig(hyperparams.Config):
-    """A pretraining run.
-
-    Example:
-    ```python
-    config = load_config("configs/pretrain/small.yaml", "trainer.train_steps=1000")
-    ```
-    """
+    """A pretraining run."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     auxiliary: AuxiliaryConfig = dataclasses.field(default_factory=AuxiliaryConfig)
@@ -250,8 +279,11 @@ _RANGES: config_file.Ranges = (
             *(f"mcl.{key.name}" for key in dataclasses.fields(MCLConfig) if "weight" in key.name),
             "optimizer.end_learning_rate",
             "optimizer.warmup_steps",
+            "optimizer.warmup_tokens",
+            "optimizer.decay_steps",
             "optimizer.weight_decay",
             "optimizer.clip_norm",
+            "trainer.train_tokens",
             "trainer.validation_steps",
             "trainer.keep_checkpoint_interval",
             "runtime.logit_chunk_rows",
@@ -273,7 +305,7 @@ _RANGES: config_file.Ranges = (
     (
         lambda value: 0 <= value < 1,
         "in [0, 1)",
-        ("model.dropout", "optimizer.beta_1", "optimizer.beta_2"),
+        ("model.dropout", "optimizer.beta_1", "optimizer.beta_2", "trainer.ema_decay"),
     ),
     (
         lambda value: 0 < value <= 1,
@@ -325,23 +357,10 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
 
 
 def check_config(config: PretrainingConfig, name: str) -> None:
-    """Checks types and combinations.
-
-    Args:
-        config: the configuration.
-        name: where it comes from, for the message.
-
-    Raises:
-        UserError: naming the first key that is wrong.
-
-    Example:
-    ```python
-    check_config(PretrainingConfig(), "the defaults")
-    ```
-    """
+    """Checks types and combinations, for messages by where it is from; sets what follows."""
     config_file.check_types(config, name)
     if isinstance(config.model.rematerialize, bool):
-        config.model.rematerialize = what_to_rematerialize(config.model.rematerialize)
+        config.model.rematerialize = rematerialize_mode(config.model.rematerialize)
     config_file.check_ranges(config, name, _RANGES)
     for key, value, allowed in (
         ("runtime.precision", config.runtime.precision, PRECISIONS),
@@ -350,19 +369,22 @@ def check_config(config: PretrainingConfig, name: str) -> None:
         ("runtime.attention", config.runtime.attention, ATTENTION_KERNELS),
         ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
         ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),
+        ("auxiliary.shared", config.auxiliary.shared, SHARED_EMBEDDINGS),
         ("objective.name", config.objective.name, OBJECTIVES),
         ("data.masking", config.data.masking, MASKINGS),
+        ("optimizer.schedule", config.optimizer.schedule, tuple(SCHEDULES)),
     ):
         config_file.check_choice(name, key, value, allowed)
     if config.runtime.attention == "cudnn" and config.runtime.precision == "float32":
         raise UserError(f"{name}: runtime.attention=cudnn needs a runtime.precision that is mixed.")
-    if (config.auxiliary.replacements == "frozen") != bool(config.auxiliary.preset):
+    replacements, preset = config.auxiliary.replacements, config.auxiliary.preset
+    if replacements != "stored" and (replacements == "frozen") != bool(preset):
         raise UserError(
             f"{name}: auxiliary.replacements=frozen and auxiliary.preset go together: the frozen "
             "auxiliary model is that of a finished run's preset."
         )
     _check_sizes(config, name)
-    _check_schedule(config, name)
+    _check_stages(config, name)
     trainer = config.trainer
     for key in ("train_steps", "log_interval", "validation_interval", "checkpoint_interval"):
         steps = getattr(trainer, key)
@@ -376,26 +398,32 @@ def check_config(config: PretrainingConfig, name: str) -> None:
             f"{name}: trainer.keep_checkpoint_interval={trainer.keep_checkpoint_interval} must be "
             f"a multiple of trainer.checkpoint_interval={trainer.checkpoint_interval}."
         )
-    if config.optimizer.warmup_steps > trainer.train_steps:
-        raise UserError(
-            f"{name}: optimizer.warmup_steps={config.optimizer.warmup_steps} is more than "
-            f"trainer.train_steps={trainer.train_steps}."
-        )
+    _check_decay(config, name)
     objective = config.objective
+    if replacements == "stored" and objective.name != "coco_lm":
+        raise UserError(
+            f"{name}: auxiliary.replacements=stored does not go with objective.name="
+            f"{objective.name}: it must be coco_lm."
+        )
+    schedules = config.data.sequence_length_schedule, config.trainer.batch_size_schedule
+    if replacements == "stored" and any(schedules):
+        raise UserError(
+            f"{name}: auxiliary.replacements=stored has batches of one shape, without a "
+            "data.sequence_length_schedule or a trainer.batch_size_schedule."
+        )
     if objective.name == "mcl":
         _check_courses(config, name)
     elif not (objective.copy_weight or objective.lm_weight or objective.scl_weight):
         raise UserError(f"{name}: objective gives the main model nothing to learn.")
+    elif objective.weighted_lm and not (objective.copy_weight or objective.use_copy):
+        raise UserError(
+            f"{name}: objective.weighted_lm=true weighs by the copy head, which nothing trains: "
+            "set objective.copy_weight."
+        )
 
 
 def save_config(config: PretrainingConfig, path: str) -> None:
-    """Writes a configuration so that `load_config` reads it back.
-
-    Example:
-    ```python
-    save_config(PretrainingConfig(), "/tmp/config.yaml")
-    ```
-    """
+    """Writes a configuration so that `load_config` reads it back."""
     config_file.save_config(config, path)
 
 
@@ -427,31 +455,20 @@ def _check_courses(config: PretrainingConfig, name: str) -> None:
                 f"{name}: mcl.{correction}_weight needs mcl.{course}_weight, whose verdicts it "
                 f"corrects: set mcl.{correction}_weight=0 too."
             )
-    for key, default in (("masking", "token"), ("short_fraction", 0.0)):
-        if getattr(config.data, key) != default:
-            raise UserError(
-                f"{name}: data.{key}={getattr(config.data, key)} does not go with "
-                f"objective.name=mcl, whose courses choose tokens: it must be {default}."
-            )
 
 
-def _check_schedule(config: PretrainingConfig, name: str) -> None:
-    data, trainer, before = config.data, config.trainer, 0.0
-    schedule = data.sequence_length_schedule
-    key = f"{name}: data.sequence_length_schedule={schedule}"
-    shares, lengths = schedule[::2], schedule[1::2]
-    if (
-        len(shares) != len(lengths)
-        or not all(isinstance(share, float) for share in shares)
-        or not all(isinstance(length, int) for length in lengths)
-    ):
-        raise UserError(
-            f"{key} must be shares of the steps, each followed by a length: [0.9, 128] is 128 "
-            "tokens for 90% of them."
-        )
-    for share, length in zip(shares, lengths, strict=True):
-        if not before < share < 1:
-            raise UserError(f"{key}: shares must grow, between 0 and 1.")
+def _check_stages(config: PretrainingConfig, name: str) -> None:
+    """Checks the schedules of a run, and sets its steps where they are given in tokens."""
+    data, trainer = config.data, config.trainer
+    schedules = {
+        "data.sequence_length_schedule": data.sequence_length_schedule,
+        "trainer.batch_size_schedule": trainer.batch_size_schedule,
+    }
+    for key, schedule in schedules.items():
+        for complaint in check_schedule(schedule, "size" if "size" in key else "length"):
+            raise UserError(f"{name}: {key}={schedule}: {complaint}")
+    key = f"{name}: data.sequence_length_schedule={data.sequence_length_schedule}"
+    for length in data.sequence_length_schedule[1::2]:
         if not 3 <= length <= config.model.max_sequence_length:
             raise UserError(
                 f"{key}: lengths must be from 3 to model.max_sequence_length="
@@ -462,12 +479,66 @@ def _check_schedule(config: PretrainingConfig, name: str) -> None:
                 f"{key}: with data.scale_batch_size no length may be more than "
                 f"data.sequence_length={data.sequence_length}."
             )
-        if (share - before) * trainer.train_steps < trainer.steps_per_loop:
+    sizes = trainer.batch_size_schedule[1::2]
+    if any(not 1 <= size <= trainer.batch_size for size in sizes):
+        raise UserError(
+            f"{name}: trainer.batch_size_schedule={trainer.batch_size_schedule}: sizes must be "
+            f"from 1 to trainer.batch_size={trainer.batch_size}."
+        )
+    resolve_durations(config)
+    for key, schedule in schedules.items():
+        ends = [0, *stage_ends(schedule, trainer.train_steps, trainer.steps_per_loop)]
+        if any(begin == end for begin, end in itertools.pairwise(ends)):
             raise UserError(
-                f"{key} has a stage of less than trainer.steps_per_loop={trainer.steps_per_loop} "
-                f"of trainer.train_steps={trainer.train_steps} steps."
+                f"{name}: {key}={schedule} has a stage of less than trainer.steps_per_loop="
+                f"{trainer.steps_per_loop} of trainer.train_steps={trainer.train_steps} steps."
             )
-        before = share
+
+
+def _check_decay(config: PretrainingConfig, name: str) -> None:
+    optimizer, trainer = config.optimizer, config.trainer
+    if optimizer.warmup_steps > trainer.train_steps:
+        raise UserError(
+            f"{name}: optimizer.warmup_steps={optimizer.warmup_steps} is more than "
+            f"trainer.train_steps={trainer.train_steps}."
+        )
+    has_stable_phase = SCHEDULES[optimizer.schedule][1]
+    if not has_stable_phase and (optimizer.decay_steps or trainer.decay_from):
+        key = "trainer.decay_from" if trainer.decay_from else "optimizer.decay_steps"
+        raise UserError(f"{name}: {key} needs optimizer.schedule=wsd or wsd_sqrt.")
+    if not has_stable_phase:
+        return
+    first = optimizer.warmup_steps
+    if trainer.decay_from:
+        run, at, step = trainer.decay_from.rpartition("@")
+        if not run or not at or not step.isdecimal():
+            raise UserError(
+                f"{name}: trainer.decay_from={trainer.decay_from} must be RUN@STEP: the folder of "
+                "a run and the step of a checkpoint that it has kept."
+            )
+        first = max(int(step), first)
+        if first >= trainer.train_steps:
+            raise UserError(
+                f"{name}: trainer.decay_from={trainer.decay_from} leaves no steps to decay in: "
+                f"trainer.train_steps={trainer.train_steps} must be more than {first}."
+            )
+    if first > trainer.train_steps - decay_steps(config):
+        raise UserError(
+            f"{name}: a decay of {decay_steps(config)} steps does not fit between step {first} and "
+            f"trainer.train_steps={trainer.train_steps}: lower optimizer.decay_steps."
+        )
+
+
+def decay_steps(config: PretrainingConfig) -> int:
+    """The steps at the end of a run in which its learning rate decays."""
+    optimizer, trainer = config.optimizer, config.trainer
+    if not SCHEDULES[optimizer.schedule][1]:
+        return trainer.train_steps - optimizer.warmup_steps
+    if trainer.decay_from:
+        rest = trainer.train_steps - int(trainer.decay_from.rpartition("@")[2])
+    else:
+        rest = -(-trainer.train_steps // 10)
+    return optimizer.decay_steps or rest
 
 
 def _check_sizes(config: PretrainingConfig, name: str) -> None:

@@ -1,4 +1,4 @@
-"""YAML to configuration dataclasses, with every mistake told by its key."""
+"""YAML to configuration dataclasses, with every mistake named by its key."""
 
 import contextlib
 import dataclasses

@@ -16,7 +16,7 @@ from official.common import distribute_utils
 
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.losses.replicas import compiles_communication
-from cocolm_tf.training.preemption import StopSignal
+from cocolm_tf.training.workers import StopSignal
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 

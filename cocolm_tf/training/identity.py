@@ -18,7 +18,8 @@ from cocolm_tf.data.manifest import resolve_shards
 from cocolm_tf.data.pipeline import parse_mixture
 from cocolm_tf.errors import UserError
 from cocolm_tf.fingerprints import fingerprint
-from cocolm_tf.training.config import PretrainingConfig, load_config
+from cocolm_tf.training.checkpoints import checkpoint_steps
+from cocolm_tf.training.config import PretrainingConfig, decay_steps, load_config
 from cocolm_tf.training.stages import stage_ends
 
 HISTORY_FILENAME = "history.json"
@@ -31,17 +32,28 @@ _MAY_CHANGE = (
     "optimizer.learning_rate",
     "optimizer.end_learning_rate",
     "optimizer.warmup_steps",
+    "optimizer.warmup_tokens",
+    "optimizer.schedule",
+    "optimizer.decay_steps",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
+    "optimizer.sharded",
     "trainer.",
     "runtime.",
     "--validation_data",
     "replicas",
 )
 # What of these sections must stay nevertheless.
-_MUST_STAY = ("trainer.batch_size", "runtime.seed")
-# What decides where stages of a schedule of sequence lengths end: those that were trained stay.
+_MUST_STAY = (
+    "trainer.batch_size",
+    "trainer.batch_size_schedule",
+    "trainer.decay_from",
+    "trainer.ema_decay",
+    "runtime.seed",
+)
+# What decides where stages end: those that were trained stay.
 _STAGES = ("trainer.train_steps", "trainer.steps_per_loop")
+_SCHEDULES = ("data.sequence_length_schedule", "trainer.batch_size_schedule")
 # Files are told apart by what they hold, and not by this.
 _PATHS = ("auxiliary.preset",)
 
@@ -121,9 +133,12 @@ def dataset_fingerprint(datasets: str) -> str:
 class History:
     """What a run has been through."""
 
-    def __init__(self, model_dir: str, stretches: Sequence[Stretch] = ()) -> None:
+    def __init__(
+        self, model_dir: str, stretches: Sequence[Stretch] = (), branched_from: str = ""
+    ) -> None:
         self.model_dir = model_dir
         self.stretches = list(stretches)
+        self.branched_from = branched_from  # RUN@STEP, until it has been resumed from its own
 
     @classmethod
     def read(cls, model_dir: str) -> "History":
@@ -151,6 +166,31 @@ class History:
             ) from error
         return cls(model_dir, stretches)
 
+    @classmethod
+    def branch(cls, decay_from: str, model_dir: str) -> "History":
+        """That of another run up to a checkpoint, RUN@STEP, as the beginning of a new one."""
+        run, step = split_decay_from(decay_from)
+        asked = f"trainer.decay_from={decay_from}"
+        past = cls.read(run)
+        if not past.stretches:
+            raise UserError(f"{asked}: {run} has no config.yaml: give the --model_dir of a run.")
+        kept = checkpoint_steps(os.path.join(run, "checkpoints"))
+        if step not in kept:
+            have = ", ".join(map(str, kept)) or "none"
+            raise UserError(
+                f"{asked}: {run} has kept checkpoints of these steps: {have}. "
+                "trainer.keep_checkpoint_interval has a run keep more."
+            )
+        config = _config_of(past._before(step))
+        begin = config.trainer.train_steps - decay_steps(config)
+        if step > begin:
+            raise UserError(
+                f"{asked}: the learning rate of that run decayed from step {begin} on: give a "
+                "checkpoint up to there."
+            )
+        stretches = [one for one in past.stretches if one.step < step]
+        return cls(model_dir, stretches, decay_from)
+
     def check(self, now: Stretch, step: int) -> dict[str, tuple[Any, Any]]:
         """What changes and may, old and new by key; refuses by name all that must not change."""
         before = self._before(step)
@@ -167,17 +207,24 @@ class History:
             for key, values in changes.items()
             if not _may_change(key) or (moved and key in _STAGES)
         }
+        if self.branched_from:
+            refused.pop("trainer.decay_from", None)
         if refused:
-            told = ", ".join(f"{key}={old}, not {new}" for key, (old, new) in refused.items())
+            text = ", ".join(f"{key}={old}, not {new}" for key, (old, new) in refused.items())
+            if self.branched_from:
+                raise UserError(
+                    f"trainer.decay_from={self.branched_from} is of a run with {text}: a decay "
+                    "continues that run, so give what it was begun with."
+                )
             raise UserError(
-                f"--model_dir={self.model_dir} stands at step {step} of a run with {told}: "
+                f"--model_dir={self.model_dir} stands at step {step} of a run with {text}: "
                 "give what it was begun with to go on, or another --model_dir for another run, "
                 f"which --init_preset={os.path.join(self.model_dir, 'preset')} starts from its "
                 "weights."
             )
         return changes
 
-    def go_on(self, now: Stretch, step: int) -> list[str]:
+    def resume(self, now: Stretch, step: int) -> list[str]:
         """Records what holds from a step on, in place of what was later; returns the changes."""
         changes = self.check(now, step)
         if not step or not self.stretches:
@@ -198,13 +245,13 @@ class History:
         files.write_text(path, json.dumps({"stretches": records}, indent=2) + "\n")
 
     def lines(self, steps: int) -> Iterator[str]:
-        """Tells the stretches one by one."""
+        """Describes the stretches, one a line."""
         ends = [stretch.step for stretch in self.stretches[1:]] + [steps]
         before = None
         for stretch, end in zip(self.stretches, ends, strict=True):
             changes = stretch.changes_from(before) if before else {}
-            told = "; ".join(_change(key, values) for key, values in changes.items())
-            yield f"steps {stretch.step + 1:,} to {end:,}" + (f": {told}" if told else "")
+            text = "; ".join(_change(key, values) for key, values in changes.items())
+            yield f"steps {stretch.step + 1:,} to {end:,}" + (f": {text}" if text else "")
             before = stretch
 
     def _before(self, step: int) -> Stretch | None:
@@ -221,11 +268,29 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def split_decay_from(decay_from: str) -> tuple[str, int]:
+    """RUN and STEP of `trainer.decay_from`, RUN@STEP."""
+    run, _, step = decay_from.rpartition("@")
+    return run, int(step)
+
+
+def _config_of(stretch: Stretch) -> PretrainingConfig:
+    """The configuration that held in a stretch."""
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in stretch.settings.items():
+        section, dot, field = key.partition(".")
+        if dot:
+            nested.setdefault(section, {})[field] = value
+    config = PretrainingConfig()
+    config.override(nested, is_strict=False)
+    return config
+
+
 def _stages_done(stretch: Stretch, step: int) -> list[int]:
     """Where the stages of a run end that have begun by a step."""
-    schedule = stretch.settings.get("data.sequence_length_schedule", [])
-    ends = stage_ends(schedule, *(stretch.settings.get(key, 1) for key in _STAGES))
-    return [min(end, step) for end in ends]
+    loops = [stretch.settings.get(key, 1) for key in _STAGES]
+    schedules = (stretch.settings.get(key, []) for key in _SCHEDULES)
+    return [min(end, step) for schedule in schedules for end in stage_ends(schedule, *loops)]
 
 
 def _may_change(key: str) -> bool:

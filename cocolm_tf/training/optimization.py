@@ -1,42 +1,13 @@
-"""AdamW and its learning rate."""
+"""AdamW."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-
-@keras.saving.register_keras_serializable(package="cocolm_tf")
-class LinearWarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly from 0 to a peak, then falls linearly to an end."""
-
-    def __init__(self, peak: float, warmup_steps: int, total_steps: int, end: float = 0.0) -> None:
-        super().__init__()
-        self.peak = peak
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
-        self.end = end
-
-    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
-        """The learning rate of the given step, counted from 0."""
-        step = tf.cast(step, tf.float32)
-        # Step 0 already learns: with it, the warm-up's last step is the peak.
-        rising = (step + 1) / max(1, self.warmup_steps)
-        falling = (self.total_steps - step) / max(1, self.total_steps - self.warmup_steps)
-        share = tf.clip_by_value(tf.minimum(rising, falling), 0.0, 1.0)
-        return tf.where(
-            step < self.warmup_steps, self.peak * share, self.end + (self.peak - self.end) * share
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "peak": self.peak,
-            "warmup_steps": self.warmup_steps,
-            "total_steps": self.total_steps,
-            "end": self.end,
-        }
+from cocolm_tf.losses.replicas import gather_over_replicas
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -58,10 +29,15 @@ class AdamW(keras.optimizers.AdamW):
         """Lets some variables learn, and decay, at a rate of their own."""
         self._rate_factors |= {self._var_key(variable): factor for variable in variables}
 
-    def slots(self, variable: keras.Variable) -> dict[str, keras.Variable]:
+    def slots(self, variable: keras.Variable) -> "dict[str, keras.Variable | ShardedSlot]":
         """The moments that the optimizer keeps of a variable, by name."""
         index = self._get_variable_index(variable)
         return {"momentum": self._momentums[index], "velocity": self._velocities[index]}
+
+    def counters(self) -> list[keras.Variable]:
+        """What the optimizer keeps beside the moments: the number of steps, above all."""
+        moments = {id(slot) for slot in (*self._momentums, *self._velocities)}
+        return [variable for variable in self.variables if id(variable) not in moments]
 
     def apply(
         self,
@@ -91,7 +67,11 @@ class AdamW(keras.optimizers.AdamW):
         """Keras's own pass over the variables: `update_step` decays them."""
 
     def apply_scaled(
-        self, gradients: list[tf.Tensor], variables: list[keras.Variable], scale: tf.Tensor
+        self,
+        gradients: list[tf.Tensor],
+        variables: list[keras.Variable],
+        scale: tf.Tensor,
+        replica: tf.Tensor | int = 0,
     ) -> None:
         """Updates the variables by `scale * gradients`, in replica context."""
         slots = [
@@ -176,3 +156,180 @@ class AdamW(keras.optimizers.AdamW):
             epsilon=self.epsilon,
             grad=tf.math.multiply_no_nan(gradient, scale),
         )
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class ShardedAdamW(AdamW):
+    """AdamW whose moments are shared out among the replicas: the first stage of ZeRO."""
+
+    # Rajbhandari et al., 2020. Of R replicas each keeps one of R equal parts of the moments of each
+    # variable, flat and filled up with zeros, updates that part of the variable, and gets the parts
+    # that the others have updated. The updates are AdamW's, of gradients that are summed already.
+    # It is for training steps that call `apply_scaled`; `fit()` of other models cannot use it.
+    #
+    # All-reduced gradients are sliced, and parts are gathered by an all-reduce of zeros around
+    # them: TensorFlow has no kernel of a reduce-scatter for CPUs (CollectiveReduceScatterV2), XLA
+    # none of that and of CollectiveGatherV2. The clipping needs the norm of all gradients, too.
+
+    def add_variable_from_reference(
+        self,
+        reference_variable: keras.Variable,
+        name: str | None = None,
+        initializer: str = "zeros",
+    ) -> keras.Variable:
+        """A replica's part of a slot; Keras calls it."""
+        with keras.name_scope(self.name, caller=self):
+            part = keras.Variable(
+                initializer,
+                shape=(_part_size(reference_variable, self._replicas),),
+                dtype=reference_variable.dtype,
+                trainable=False,
+                aggregation="sum",
+                synchronization="on_read",  # a value of its own on each replica
+                name=f"{reference_variable.path.replace('/', '_')}_{name}",
+            )
+        self._track_variable(part)
+        return part
+
+    def slots(self, variable: keras.Variable) -> "dict[str, ShardedSlot]":
+        """The moments that the optimizer keeps of a variable, by name, each as a whole."""
+        return {
+            name: ShardedSlot(part, variable.shape, self._distribution_strategy)
+            for name, part in super().slots(variable).items()
+        }
+
+    def update_step(
+        self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
+    ) -> None:
+        """Refuses Keras's own loop, in which replicas do not speak to each other."""
+        raise NotImplementedError("ShardedAdamW is for a TrainingStep, which calls apply_scaled.")
+
+    def apply_scaled(
+        self,
+        gradients: list[tf.Tensor],
+        variables: list[keras.Variable],
+        scale: tf.Tensor,
+        replica: tf.Tensor | int = 0,
+    ) -> None:
+        """Updates the variables by `scale * gradients`, in replica context."""
+        settings = self._settings(self.learning_rate, scale)
+        parts = [
+            self._updated_part(variable, gradient, replica, settings, **self._options(variable))
+            for variable, gradient in zip(variables, gradients, strict=True)
+        ]
+        wholes = [
+            tf.reshape(whole[: variable.shape.num_elements()], variable.shape)
+            for variable, whole in zip(
+                (variable.value for variable in variables),
+                gather_over_replicas(parts, replica),
+                strict=True,
+            )
+        ]
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            self._assign_everywhere,
+            self._distribution_strategy,
+            [variable.value for variable in variables],
+            wholes,
+        )
+
+    @property
+    def _replicas(self) -> int:
+        return self._distribution_strategy.num_replicas_in_sync
+
+    def _updated_part(
+        self,
+        variable: keras.Variable,
+        gradient: tf.Tensor,
+        replica: tf.Tensor | int,
+        settings: dict[str, tf.Tensor],
+        weight_decay: float,
+        rate_factor: float,
+    ) -> tf.Tensor:
+        """This replica's part of the variable after the step, and its moments' update in place."""
+        # Number by number what `_update_one` does.
+        index, scale = self._get_variable_index(variable), settings["scale"]
+        momentum, velocity = self._momentums[index].value, self._velocities[index].value
+        accepted = tf.cast(scale > 0, tf.float32)
+        rate = settings["learning_rate"] * accepted * rate_factor
+        size = _part_size(variable, self._replicas)
+        value = _part(tf.convert_to_tensor(variable.value), replica, size, self._replicas)
+        gradient = _part(gradient, replica, size, self._replicas)
+        gradient = tf.math.multiply_no_nan(gradient, scale)
+        first = momentum + (gradient - momentum) * ((1 - self.beta_1) * accepted)
+        second = velocity + (gradient**2 - velocity) * ((1 - self.beta_2) * accepted)
+        momentum.assign(first)
+        velocity.assign(second)
+        correction = tf.sqrt(1 - settings["beta_2_power"]) / (1 - settings["beta_1_power"])
+        value -= value * (weight_decay * rate)
+        return value - rate * correction * first / (tf.sqrt(second) + self.epsilon)
+
+    def _assign_everywhere(
+        self, strategy: tf.distribute.Strategy, variables: list[tf.Variable], values: list[Any]
+    ) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(variable, _assign, args=(value,), group=False)
+        strategy.extended.update(self.iterations.value, lambda count: count.assign_add(1))
+
+
+class ShardedSlot:
+    """A moment that is shared out among the replicas, to be read and written as one array."""
+
+    # Several hosts read it together, and write it together: each has its own replicas' parts.
+
+    def __init__(
+        self, part: keras.Variable, shape: tuple[int, ...], strategy: tf.distribute.Strategy
+    ) -> None:
+        self.shape, self.dtype = tf.TensorShape(shape), part.value.dtype
+        self._part, self._strategy = part, strategy
+
+    @property
+    def value(self) -> "ShardedSlot":
+        """As of a Keras variable: what lies behind it."""
+        return self
+
+    def numpy(self) -> np.ndarray:
+        """The whole."""
+        parts = self._local_parts()
+        rows = np.zeros(self._rows(), self.dtype.as_numpy_dtype)
+        for replica, part in parts.items():
+            rows[replica] = part.numpy()
+        if len(parts) < len(rows):  # The others have zeros in their place.
+            rows = self._strategy.reduce("SUM", tf.constant(rows), axis=None).numpy()
+        return rows.ravel()[: self.shape.num_elements()].reshape(self.shape)
+
+    def assign(self, value: np.ndarray) -> None:
+        """Gives each of this host's replicas its part of the whole."""
+        rows = np.zeros(self._rows(), self.dtype.as_numpy_dtype)
+        rows.ravel()[: self.shape.num_elements()] = np.ravel(value)
+        for replica, part in self._local_parts().items():
+            part.assign(rows[replica])
+
+    def __tf_tensor__(self, dtype: tf.DType | None = None, name: str | None = None) -> tf.Tensor:
+        return tf.convert_to_tensor(self.numpy(), dtype, name=name)
+
+    def _rows(self) -> tuple[int, int]:
+        return self._strategy.num_replicas_in_sync, self._part.shape[0]
+
+    def _local_parts(self) -> dict[int, tf.Variable]:
+        """This host's parts, by the numbers of their replicas."""
+        numbers = self._strategy.experimental_distribute_values_from_function(
+            lambda context: context.replica_id_in_sync_group
+        )
+        local = self._strategy.experimental_local_results
+        return dict(zip(map(int, local(numbers)), local(self._part.value), strict=True))
+
+
+def _part_size(variable: keras.Variable, replicas: int) -> int:
+    return -(-int(np.prod(variable.shape)) // replicas)
+
+
+def _part(x: tf.Tensor, replica: tf.Tensor | int, size: int, replicas: int) -> tf.Tensor:
+    """A replica's part of a tensor, flat: [size]."""
+    padding = replicas * size - x.shape.num_elements()
+    flat = tf.pad(tf.reshape(x, [-1]), [[0, padding]]) if padding else tf.reshape(x, [-1])
+    # Not `tf.slice`: XLA would make the number part of the program.
+    return tf.gather(tf.reshape(flat, [replicas, size]), replica)
+
+
+def _assign(variable: tf.Variable, value: tf.Tensor) -> None:
+    variable.assign(value)

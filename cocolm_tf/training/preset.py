@@ -10,7 +10,7 @@ preset/
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -22,15 +22,21 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import Transform
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
-from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
-from cocolm_tf.training.build import Pretrainer
+from cocolm_tf.tokenization.vocabulary import load_vocabulary
+from cocolm_tf.training.build import Pretrainer, build_pretrainer, compile_pretrainer
+from cocolm_tf.training.checkpoints import Checkpoints, checkpoint_steps
+from cocolm_tf.training.config import load_config
 from cocolm_tf.training.model_card import Facts, write_model_card
 
 # What makes a preset whole: it is written last.
 BACKBONE_FILENAME = "config.json"
 HEADS_FILENAME = "pretraining_heads.npz"
 AUXILIARY_DIRECTORY = "auxiliary"
+# Of a run, those of its checkpoints.
+PRESETS_DIRECTORY = "presets"
+# Of the preset beside another that has moving averages of its weights.
+AVERAGE_SUFFIX = "_ema"
 
 # What two models must have in common for one to take the other's weights.
 ARCHITECTURE = (
@@ -92,19 +98,7 @@ def write_models(
     auxiliary: CocoLMBackbone | None,
     heads: Mapping[str, keras.Variable | np.ndarray],
 ) -> None:
-    """Writes the models of a preset.
-
-    Args:
-        directory: where to.
-        backbone: the main model.
-        auxiliary: the auxiliary model, if there is one.
-        heads: the weights of the heads, as `head_variables` names them.
-
-    Example:
-    ```python
-    write_models("converted", backbone, None, {})
-    ```
-    """
+    """Writes the models of a preset; `heads` as `head_variables` names them."""
     backbone.save_to_preset(directory)
     if auxiliary is not None:
         auxiliary.save_to_preset(os.path.join(directory, AUXILIARY_DIRECTORY))
@@ -150,41 +144,21 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
         return missing + _load_heads(head_variables(pretrainer), local)
 
 
-def load_frozen_auxiliary(pretrainer: CocoLMPretrainer, directory: str) -> None:
-    """Gives a pretrainer the auxiliary model of another run, to sample from (paper, table 3).
-
-    Args:
-        pretrainer: the models, the auxiliary one with tables of its own.
-        directory: the other run's preset.
-
-    Raises:
-        UserError: if there is no such preset, or it is without auxiliary model, or that is of
-            other sizes or of another vocabulary.
-
-    Example:
-    ```python
-    load_frozen_auxiliary(pretrainer, "runs/first/preset")
-    ```
-    """
+def load_frozen_auxiliary(auxiliary: MaskedLanguageModel, directory: str) -> None:
+    """Loads the weights of the auxiliary model of another run's preset, to sample from."""
     if not files.is_dir(os.path.join(directory, AUXILIARY_DIRECTORY)):
         raise UserError(f"auxiliary.preset={directory} has no {AUXILIARY_DIRECTORY}/ in it.")
     with files.local_copy(directory) as local:
-        auxiliary = os.path.join(local, AUXILIARY_DIRECTORY)
-        _check_architecture(pretrainer.auxiliary.backbone, auxiliary, "auxiliary")
-        _load_weights(pretrainer.auxiliary.backbone, auxiliary)
-        missing = _load_heads(_masked_lm_variables(pretrainer.auxiliary, "masked_lm_head"), local)
+        saved = os.path.join(local, AUXILIARY_DIRECTORY)
+        _check_architecture(auxiliary.backbone, saved, "auxiliary")
+        _load_weights(auxiliary.backbone, saved)
+        missing = _load_heads(_masked_lm_variables(auxiliary, "masked_lm_head"), local)
     if missing:
         raise UserError(f"auxiliary.preset={directory} lacks {', '.join(missing)}.")
 
 
 def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
-    """The weights that are neither of the two backbones', by name.
-
-    Example:
-    ```python
-    list(head_variables(pretrainer))  # ["copy_head.kernel", "lm_head.bias", ...]
-    ```
-    """
+    """The weights that are neither of the two backbones', by name: `copy_head.kernel`."""
     if isinstance(pretrainer, MaskedLMPretrainer):
         return _masked_lm_variables(pretrainer.model, "main_masked_lm_head")
     variables = {}
@@ -192,6 +166,8 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     for name in ("copy_head", "swap_head", "insert_head"):
         if head := getattr(pretrainer, name, None):
             variables[f"{name}.kernel"] = head.kernel
+            if head.bias is not None:
+                variables[f"{name}.bias"] = head.bias
     if pretrainer.lm_head:
         variables["lm_head.bias"] = pretrainer.lm_head.bias
     if pretrainer.projection:
@@ -201,25 +177,55 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     return variables
 
 
+def saved_heads(directory: str) -> set[str]:
+    """The names of the weights of heads that a preset has."""
+    if not files.is_file(os.path.join(directory, HEADS_FILENAME)):
+        return set()
+    with files.local_copy(directory, [HEADS_FILENAME]) as local:
+        return set(np.load(os.path.join(local, HEADS_FILENAME)).files)
+
+
+def save_checkpoint_presets(
+    model_dir: str, vocabulary: str = "", steps: Sequence[int] = ()
+) -> Iterator[str]:
+    """Makes presets of checkpoints, which `trainer.keep_checkpoint_interval` has a run keep."""
+    config_file = os.path.join(model_dir, "config.yaml")
+    if not files.is_file(config_file):
+        raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
+    directory = os.path.join(model_dir, "checkpoints")
+    kept = checkpoint_steps(directory)
+    if not kept:
+        raise UserError(f"{directory} has no checkpoints.")
+    for step in steps:
+        if step not in kept:
+            have = ", ".join(map(str, kept))
+            raise UserError(f"--step={step}: {directory} has checkpoints of {have} only.")
+    preset = os.path.join(model_dir, "preset")
+    if not vocabulary and not files.is_file(os.path.join(preset, BACKBONE_FILENAME)):
+        raise UserError(f"{model_dir} has no preset yet: give the run's --vocabulary.")
+    tokenizer = load_vocabulary(vocabulary or preset)
+    config = load_config(config_file)
+    if tokenizer.vocabulary_size() != config.model.vocabulary_size:
+        raise UserError(
+            f"--vocabulary={vocabulary} has {tokenizer.vocabulary_size()} tokens, the run "
+            f"{config.model.vocabulary_size}."
+        )
+    pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
+    compile_pretrainer(pretrainer, config, steps_per_execution=1)
+    checkpoints = Checkpoints(directory, pretrainer, config.trainer.max_checkpoints)
+    for step in steps or kept:
+        checkpoints.restore(step)
+        path = os.path.join(model_dir, PRESETS_DIRECTORY, f"step_{step}")
+        save_preset(pretrainer, tokenizer, path)
+        yield path
+        if config.trainer.ema_decay:
+            with pretrainer.averaged_weights():
+                save_preset(pretrainer, tokenizer, path + AVERAGE_SUFFIX)
+            yield path + AVERAGE_SUFFIX
+
+
 def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
-    """Reads an encoder from a preset.
-
-    Args:
-        directory: the preset.
-        load_weights: bool. Whether its weights are the preset's, or fresh.
-
-    Returns:
-        The encoder.
-
-    Raises:
-        UserError: if it is not the preset of one, or a weight is NaN or infinite.
-
-    Example:
-    ```python
-    main = read_backbone("runs/first/preset")
-    auxiliary = read_backbone("runs/first/preset/auxiliary")
-    ```
-    """
+    """Reads an encoder from a preset, the main one or that of its folder `auxiliary`."""
     with files.local_copy(directory) as local:
         try:
             backbone = CocoLMBackbone.from_preset(local, load_weights=load_weights)
@@ -233,20 +239,7 @@ def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
 
 
 def check_finite_weights(model: keras.Model, directory: str) -> None:
-    """Makes sure that the weights of a preset are numbers.
-
-    Args:
-        model: What was loaded.
-        directory: The preset, for the message.
-
-    Raises:
-        UserError: If one is NaN or infinite, as those of a training that diverged.
-
-    Example:
-    ```python
-    check_finite_weights(read_backbone("runs/first/preset"), "runs/first/preset")
-    ```
-    """
+    """Makes sure that the weights of a preset are finite; a `UserError` that names it otherwise."""
     for variable in model.weights:
         value = tf.convert_to_tensor(variable)
         if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
@@ -274,6 +267,9 @@ def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[st
     """Loads weights of heads by their names, and returns the names that the preset lacks."""
     heads = os.path.join(directory, HEADS_FILENAME)
     saved = np.load(heads) if files.is_file(heads) else {}
+    unbiased = "copy_head.kernel" in variables and "copy_head.bias" not in variables
+    if unbiased and "copy_head.bias" in saved:
+        raise UserError(f"{heads} has a copy_head.bias: set objective.copy_head_bias=true.")
     missing = []
     for name, variable in variables.items():
         if name not in saved:

@@ -1,5 +1,6 @@
 """What the model card of a pretrained preset says: what its run knows, and no more."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,10 +14,11 @@ from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.build import Pretrainer
-from cocolm_tf.training.callbacks import METRICS_FILENAME, read_lines
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.identity import History, flat
 from cocolm_tf.training.model_card import Facts, Result
+from cocolm_tf.training.monitoring import METRICS_FILENAME, read_lines
+from cocolm_tf.training.preset import AVERAGE_SUFFIX
 from cocolm_tf.training.stages import Total, stages, tokens_per_step
 from cocolm_tf.versions import own_versions, versions_line
 
@@ -91,6 +93,20 @@ def pretraining_facts(
         hardware=_hardware(pretrainer.distribute_strategy),
         hours=hours or None,
         software=versions_line(own_versions()),
+    )
+
+
+def averaged_facts(facts: Facts, decay: float) -> Facts:
+    """Those of the preset that has moving averages of the weights, which no validation saw."""
+    average = (
+        f" Its weights are exponential moving averages, of decay {decay}, of those of a run that "
+        "were validated."
+    )
+    return dataclasses.replace(
+        facts,
+        description=facts.description + average,
+        usage=facts.usage.replace('/preset"', f'/preset{AVERAGE_SUFFIX}"'),
+        results=[],
     )
 
 

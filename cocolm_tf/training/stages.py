@@ -1,94 +1,67 @@
-"""The stages of a run: a schedule of sequence lengths, each with a step of its own."""
+"""The stages of a run: steps in a row whose batches are of one shape, each with a step of its own.
 
+A schedule, of sequence lengths or of batch sizes, is a list of shares of the run's steps, each
+followed by what holds up to there: [0.1, 64, 0.3, 128].
+"""
+
+from __future__ import annotations
+
+import bisect
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from cocolm_tf.training.config import PretrainingConfig
+if TYPE_CHECKING:  # which resolves durations by this module
+    from cocolm_tf.training.config import PretrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps in a row with sequences of one length.
+    """Steps in a row with batches of one shape."""
 
-    Args:
-        begin: int. The steps before it.
-        end: int. The steps up to its last, that included.
-        config: what a run of this length alone would have.
-
-    Example:
-    ```python
-    config = load_config("configs/pretrain/base.yaml", "data.sequence_length_schedule=[0.9,128]")
-    [(stage.end, stage.config.data.sequence_length) for stage in stages(config)]
-    # [(112500, 128), (125000, 512)]
-    ```
-    """
-
-    begin: int
-    end: int
-    config: PretrainingConfig
+    begin: int  # The steps before it
+    end: int  # The steps up to its last, that included
+    config: PretrainingConfig  # What a run of such batches alone would have
+    first_sequence: int  # How many sequences of its length come before it
 
 
 def stages(config: PretrainingConfig) -> list[Stage]:
-    """The stages of a run, in their order; one where there is no schedule.
-
-    Example:
-    ```python
-    len(stages(PretrainingConfig()))  # 1
-    ```
-    """
+    """The stages of a run, in their order; one where there is no schedule."""
     data, trainer = config.data, config.trainer
-    found, begin = [], 0
-    ends = stage_ends(data.sequence_length_schedule, trainer.train_steps, trainer.steps_per_loop)
-    lengths = data.sequence_length_schedule[1::2]
-    for end, length in zip(
-        [*ends, trainer.train_steps], [*lengths, data.sequence_length], strict=True
-    ):
+    loops = trainer.train_steps, trainer.steps_per_loop
+    schedules = data.sequence_length_schedule, trainer.batch_size_schedule
+    ends = {end for schedule in schedules for end in stage_ends(schedule, *loops)}
+    found, begin, before = [], 0, 0
+    for end in sorted(ends | {trainer.train_steps}):
+        length = _value_at(begin, schedules[0], data.sequence_length, *loops)
+        size = _value_at(begin, schedules[1], trainer.batch_size, *loops)
+        scale = data.sequence_length // length if data.scale_batch_size else 1
         of_stage = copy.deepcopy(config)
         of_stage.data.sequence_length, of_stage.data.sequence_length_schedule = length, []
-        if data.scale_batch_size:
-            of_stage.trainer.batch_size *= data.sequence_length // length
-        found.append(Stage(begin, end, of_stage))
-        begin = end
+        of_stage.trainer.batch_size, of_stage.trainer.batch_size_schedule = size * scale, []
+        # A smaller batch fits into memory in fewer parts.
+        of_stage.trainer.micro_batches = -(-trainer.micro_batches * size // trainer.batch_size)
+        found.append(Stage(begin, end, of_stage, before * scale))
+        begin, before = end, before + (end - begin) * size
     return found
 
 
 def stage_ends(schedule: Sequence[float], train_steps: int, steps_per_loop: int) -> list[int]:
-    """The steps that the stages of a schedule end with, the last stage aside: whole loops.
-
-    Example:
-    ```python
-    stage_ends([0.9, 128], train_steps=125_000, steps_per_loop=1)  # [112500]
-    ```
-    """
+    """The steps that the parts of a schedule end with, what follows it aside: whole loops."""
     return [
         round(share * train_steps) // steps_per_loop * steps_per_loop for share in schedule[::2]
     ]
 
 
 def stage_at(run: Sequence[Stage], steps: int) -> Stage:
-    """The stage that goes on after some steps; the last one at the end of the run.
-
-    Example:
-    ```python
-    stage_at(stages(config), 0).config.data.sequence_length  # 128
-    ```
-    """
+    """The stage that continues after some steps; the last one at the end of the run."""
     return next((stage for stage in run if steps < stage.end), run[-1])
 
 
 class Total:
-    """The sum over the first steps of a run of what is the same for each step of a stage.
-
-    Args:
-        config: the run.
-        of_step: what a step has of it, from the configuration of the stage.
-
-    Example:
-    ```python
-    Total(config, tokens_per_step)(1000)  # the tokens of the first thousand steps
-    ```
-    """
+    """The sum over the first steps of a run of what `of_step` says of each step of a stage."""
 
     def __init__(
         self, config: PretrainingConfig, of_step: Callable[[PretrainingConfig], float]
@@ -107,11 +80,58 @@ class Total:
 
 
 def tokens_per_step(config: PretrainingConfig) -> int:
-    """The tokens of a step of a stage, padding included.
-
-    Example:
-    ```python
-    tokens_per_step(PretrainingConfig())  # 2048 * 512
-    ```
-    """
+    """The tokens of a step of a stage, padding included."""
     return config.trainer.batch_size * config.data.sequence_length
+
+
+def resolve_durations(config: PretrainingConfig) -> None:
+    """Sets the steps of what is given in tokens: the fewest, for the run whole loops, with as many.
+
+    Padding is included, as everywhere where tokens are counted.
+    """
+    trainer, optimizer = config.trainer, config.optimizer
+    if trainer.train_tokens:
+        # The shares of the stages stay, whatever the number of steps.
+        loop = trainer.steps_per_loop
+        mean = _tokens(config, trainer.train_steps) / trainer.train_steps
+        steps = math.ceil(trainer.train_tokens / (mean * loop)) * loop
+        while _tokens(config, steps) < trainer.train_tokens:
+            steps += loop
+        while steps > loop and _tokens(config, steps - loop) >= trainer.train_tokens:
+            steps -= loop
+        trainer.train_steps = steps
+    if optimizer.warmup_tokens:
+        tokens = Total(config, tokens_per_step)
+        steps = range(trainer.train_steps + 1)
+        optimizer.warmup_steps = bisect.bisect_left(steps, optimizer.warmup_tokens, key=tokens)
+
+
+def check_schedule(schedule: Sequence[float], what: str) -> Iterator[str]:
+    """What is wrong with a schedule's form."""
+    shares, values = schedule[::2], schedule[1::2]
+    if (
+        len(shares) != len(values)
+        or not all(isinstance(share, float) for share in shares)
+        or not all(isinstance(value, int) for value in values)
+    ):
+        yield (
+            f"it must be shares of the steps, each followed by a {what}: [0.9, 128] is 128 for 90% "
+            "of them."
+        )
+    elif any(not a < b < 1 for a, b in zip([0.0, *shares], shares, strict=False)):
+        yield "shares must grow, between 0 and 1."
+
+
+def _tokens(config: PretrainingConfig, train_steps: int) -> float:
+    """The tokens of a run of another number of steps."""
+    config = copy.deepcopy(config)
+    config.trainer.train_steps = train_steps
+    return Total(config, tokens_per_step)(train_steps)
+
+
+def _value_at(
+    step: int, schedule: Sequence[float], last: int, train_steps: int, steps_per_loop: int
+) -> int:
+    """What a schedule has in a step, counted from 0."""
+    ends = stage_ends(schedule, train_steps, steps_per_loop)
+    return next((v for end, v in zip(ends, schedule[1::2], strict=True) if step < end), last)

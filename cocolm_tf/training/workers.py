@@ -1,8 +1,11 @@
-"""The workers of a run, one process a host: which of them writes, and what they agree on."""
+"""The processes of a run, one a host: which of them writes, what they agree on, and SIGTERM."""
 
 import contextlib
 import re
+import signal
+import threading
 from collections.abc import Iterator
+from types import FrameType, TracebackType
 
 import numpy as np
 import tensorflow as tf
@@ -65,8 +68,8 @@ class Workers:
         self.any(False)
 
     @contextlib.contextmanager
-    def loss_told(self) -> Iterator[None]:
-        """Tells the loss of a worker from a defect."""
+    def lost_worker_errors(self) -> Iterator[None]:
+        """Turns what the loss of a worker ends in into an error that says so."""
         try:
             yield
         except _LOST as error:
@@ -80,6 +83,50 @@ class Workers:
 
     def _sum(self, value: np.ndarray | np.generic) -> np.ndarray:
         return self._strategy.reduce("SUM", tf.convert_to_tensor(value), axis=None).numpy()
+
+
+class StopSignal:
+    """Looks out for SIGTERM while it is entered."""
+
+    # Where there is nothing to save, the signal ends the program at once. Inside `deferred()` it is
+    # noted in `received` only, for whoever can stop without a loss. Python sees no signal outside
+    # its main thread; there this does nothing.
+
+    def __init__(self) -> None:
+        self.received = False
+        self._is_deferred = False
+
+    def __enter__(self) -> "StopSignal":
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
+        if self._in_main_thread:
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._in_main_thread:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only notes the signal, until the block ends."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        if not self._is_deferred:
+            raise RestartableError(
+                "stopped by SIGTERM while there was nothing to save: start again with the same "
+                "flags to go on."
+            )
 
 
 def _reason(error: tf.errors.OpError) -> str:

@@ -151,12 +151,14 @@ def our_pipeline(
     data: str, vocabulary_size: int, sequence_length: int, batch_size: int, num_batches: int
 ) -> Callable[[], None]:
     """Builds the reading, shuffling, masking and cropping of some batches."""
+    from cocolm_tf.data.augmentation import Augmentation
     from cocolm_tf.data.pipeline import PretrainingData
     from cocolm_tf.data.special_tokens import SpecialTokens
-    from cocolm_tf.data.views import Views
 
-    views = Views(SpecialTokens(mask=vocabulary_size - 1))
-    batches = iter(PretrainingData.open(data, sequence_length, views).training_batches(batch_size))
+    augmentation = Augmentation(SpecialTokens(mask=vocabulary_size - 1))
+    batches = iter(
+        PretrainingData.open(data, sequence_length, augmentation).training_batches(batch_size)
+    )
 
     def read() -> None:
         for _ in range(num_batches):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.charts import draw_bands, draw_calibration
+from cocolm_tf.analysis.charts import draw_by_frequency, draw_calibration
 from cocolm_tf.analysis.detection import Detections, detect, detect_in_texts
 from cocolm_tf.analysis.inputs import CorruptedText
 from cocolm_tf.analysis.presets import load_pretrained
@@ -40,12 +40,12 @@ def test_measures_by_hand():
 
 
 def test_measures_by_the_frequency_of_the_original():
-    bands = FOUND.by_frequency()
+    measures = FOUND.by_frequency()
     # Of the three frequent tokens two are flagged, one of them rightly.
-    assert bands["frequent"]["precision"] == 0.5 and bands["frequent"]["recall"] == 1
-    assert bands["frequent"]["corrected_at_1"] == 1
-    assert (bands["common"]["corrected_at_1"], bands["common"]["corrected_at_5"]) == (0, 1)
-    assert (bands["rare"]["recall"], bands["rare"]["corrected_at_5"]) == (0, 0)
+    assert measures["frequent"]["precision"] == 0.5 and measures["frequent"]["recall"] == 1
+    assert measures["frequent"]["corrected_at_1"] == 1
+    assert (measures["common"]["corrected_at_1"], measures["common"]["corrected_at_5"]) == (0, 1)
+    assert (measures["rare"]["recall"], measures["rare"]["corrected_at_5"]) == (0, 0)
     assert FOUND.measures()["recall_rare"] == 0
     frequent = Detections(np.ones(1), np.ones(1, bool), np.zeros(1, int), np.zeros(1, int))
     assert list(frequent.by_frequency()) == ["frequent"]
@@ -165,7 +165,7 @@ def test_the_diagram_shows_each_range():
 
 
 def test_a_bar_stands_for_each_band_and_preset():
-    figure = draw_bands({"one": FOUND.by_frequency(), "two": {}})
+    figure = draw_by_frequency({"one": FOUND.by_frequency(), "two": {}})
     recall, corrected, _ = figure.axes
     assert [bar.get_height() for bar in recall.containers[0]] == [1, 1, 0]
     assert [bar.get_height() for bar in corrected.containers[0]] == [1, 0, 0]

@@ -5,11 +5,11 @@ from matplotlib import pyplot as plt
 
 from cocolm_tf.analysis.figures import (
     PALETTE,
-    looks,
     new_figure,
     new_panels,
     save_figure,
     styled,
+    styles_of,
 )
 
 
@@ -47,7 +47,7 @@ def test_the_same_figure_is_the_same_file(tmp_path: Path):
 def test_no_two_of_many_look_the_same():
     assert len(set(PALETTE)) == len(PALETTE) == 6
     names = [f"preset {number}" for number in range(20)]
-    found = looks(names)
+    found = styles_of(names)
     assert list(found) == names and [look.color for look in found.values()][:6] == list(PALETTE)
     assert len({(look.color, look.marker) for look in found.values()}) == 20
     assert len({(look.color, look.hatch) for look in found.values()}) == 20

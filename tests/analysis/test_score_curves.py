@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot as plt
 
-from cocolm_tf.analysis.charts import draw_scores, from_zero, in_percent, in_powers
+from cocolm_tf.analysis.charts import draw_scores, linear_axis, log_axis, percent_axis
 from cocolm_tf.analysis.runs import Run, read_run
 from cocolm_tf.analysis.scores import (
     Point,
@@ -84,7 +84,7 @@ def test_crops_join_runs_that_are_alike_in_everything_else(run: Run):
 
 def test_error_bars_mark_the_least_and_the_greatest():
     curves = {"RTE, accuracy": {"one": [Point(1, 0.6, 0.5, 0.65), Point(2, 0.7, 0.7, 0.7)]}}
-    for set_places in (from_zero, in_powers("{:g}".format), in_percent):
+    for set_places in (linear_axis, log_axis("{:g}".format), percent_axis):
         figure = draw_scores(curves, "step", set_places)
         figure.canvas.draw()
         (axes,) = figure.axes

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cocolm_tf.analysis.runs import read_run
-from cocolm_tf.analysis.scores import Score, place_scores, read_scores
+from cocolm_tf.analysis.scores import Score, match_scores, read_scores
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.report import summarize
 from cocolm_tf.fingerprints import fingerprint
@@ -72,11 +72,11 @@ def test_scores_are_placed_by_what_was_fine_tuned(finished_run: Path, tmp_path: 
         for preset in (finished_run / "preset", exported)
     ]
     scores.append(Score("other", "RTE", "accuracy", (0.5,), fingerprint="abc"))
-    last, before, other = place_scores(scores, {}, {str(finished_run): run})
+    last, before, other = match_scores(scores, {}, {str(finished_run): run})
     assert (last.model, last.run, last.step) == ("COCO-LM", run, 40)
     assert (before.model, before.run, before.step) == ("COCO-LM", run, 20)
     assert other == scores[2]
-    (named, *_) = place_scores(scores, {"mine": str(finished_run / "preset")}, {})
+    (named, *_) = match_scores(scores, {"mine": str(finished_run / "preset")}, {})
     assert named == dataclasses.replace(scores[0], model="mine")
 
 

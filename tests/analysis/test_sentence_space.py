@@ -12,7 +12,7 @@ from scipy import stats
 
 from cocolm_tf.analysis import sentence_space as similarity
 from cocolm_tf.analysis.charts import MARKED_PAIRS, draw_map
-from cocolm_tf.analysis.inputs import SentencePairs, draw_texts
+from cocolm_tf.analysis.inputs import SentencePairs, sample_texts
 from cocolm_tf.analysis.sentence_space import alignment, describe_space, map_sentences, uniformity
 from cocolm_tf.errors import UserError
 
@@ -47,14 +47,14 @@ def test_without_scores_all_pairs_are_similar():
 def test_texts_are_drawn_from_all_lines_once(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\ntwo\n")
     (tmp_path / "b.txt").write_text("three\n")
-    assert sorted(draw_texts(str(tmp_path / "*.txt"), 9, seed=0)) == ["one", "three", "two"]
-    assert len(draw_texts(str(tmp_path / "*.txt"), 2, seed=0)) == 2
+    assert sorted(sample_texts(str(tmp_path / "*.txt"), 9, seed=0)) == ["one", "three", "two"]
+    assert len(sample_texts(str(tmp_path / "*.txt"), 2, seed=0)) == 2
 
 
 def test_a_corpus_with_nothing_to_pair_is_named(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one\n\n")
     with pytest.raises(UserError, match="has no two lines of text"):
-        draw_texts(str(tmp_path / "a.txt"), 2, seed=0)
+        sample_texts(str(tmp_path / "a.txt"), 2, seed=0)
 
 
 @pytest.fixture

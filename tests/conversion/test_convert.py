@@ -398,15 +398,13 @@ def test_a_tensor_of_no_use_is_reported(tmp_path: Path):
     official = released.write_released(tmp_path / "official", tensors | extra, sizes)
     conversion = convert_to_preset(official, str(tmp_path / "preset"))
     assert conversion.used.keys() | conversion.unused.keys() == (tensors | extra).keys()
-    assert conversion.unused == {
-        "cocolm.embeddings.position_ids": "",
-        "binary_head.out_proj.bias": "0.25; the paper's copy head has no bias",
-    }
+    assert conversion.unused == {"cocolm.embeddings.position_ids": ""}
     for name in conversion.unused:
         assert f"not used: {name}" in conversion.text()
     heads = np.load(tmp_path / "preset" / HEADS_FILENAME)
     assert {"copy_head.kernel", "lm_head.bias"} <= set(heads)
     assert heads["copy_head.kernel"].shape == (16,)
+    assert heads["copy_head.bias"] == 0.25
 
 
 def test_weights_in_several_files_are_one_checkpoint(official: str, tmp_path: Path):

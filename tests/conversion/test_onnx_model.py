@@ -96,15 +96,16 @@ def test_classes_are_the_models(num_classes: int):
 
 def test_corrections_are_the_papers():
     backbone, special = make(8), [0, 1, 2, 3, 49]
-    copy_head, lm_head = CopyHead(), TiedProjection(backbone.token_embedding)
+    copy_head, lm_head = CopyHead(use_bias=True), TiedProjection(backbone.token_embedding)
     states = backbone(inputs()).numpy()
     copy_head.build(states.shape)
     lm_head.build(states.shape)
     rng = np.random.default_rng(0)
     lm_head.bias.assign(rng.normal(size=50))
+    copy_head.bias.assign([0.3])
     found = run(correction_model(backbone, copy_head, lm_head, special, 3))
     is_real = IDS != 1
-    replaced = 1 / (1 + np.exp(states @ copy_head.kernel.numpy())) * is_real
+    replaced = 1 / (1 + np.exp(states @ copy_head.kernel.numpy() + 0.3)) * is_real
     np.testing.assert_allclose(found["probabilities"], replaced, atol=1e-5)
     logits = states @ backbone.token_embedding.embeddings.numpy().T + lm_head.bias.numpy()
     shares = tf.nn.softmax(logits).numpy() * replaced[..., np.newaxis]

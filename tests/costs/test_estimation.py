@@ -73,6 +73,19 @@ def test_what_a_device_sends(devices: int):
     assert estimate(config, devices, accelerators=[])["gather_bytes"] == 0
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_sharded_moments_are_shared_out(devices: int):
+    config = tiny({"trainer": {"batch_size": 16}, "optimizer": {"sharded": True}})
+    result = estimate(config, devices, ["v5e"])
+    parameters = result["parameters"]
+    assert result["memory"]["kept"]["optimizer"] == 8 * -(-parameters // devices)
+    # The updated weights go the way of the gradients once more.
+    assert result["update_gather_bytes"] == result["all_reduce_bytes"]
+    assert ("of updated weights" in format_report(result)) is (devices > 1)
+    moved = 28 * parameters / devices + 8 * parameters * (devices > 1)
+    assert result["accelerators"]["v5e"]["update_seconds"] == pytest.approx(moved / 819e9)
+
+
 def test_links_and_memory_take_their_time():
     config = tiny({"trainer": {"batch_size": 8}})
     result = estimate(config, 4, ["v5e"])

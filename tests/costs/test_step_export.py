@@ -18,8 +18,8 @@ from cocolm_tf.costs.export import (
     stablehlo,
     write_program,
 )
+from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
 from cocolm_tf.training.build import build_pretrainer
@@ -108,7 +108,7 @@ def test_masks_and_crops_follow_from_the_number_of_the_step():
     )
     token_ids = tf.constant([[0, *range(10, 20), 2, 1, 1], [0, *range(20, 32), 2]])
     _from_tokens(pretrainer, config)({"token_ids": token_ids})
-    as_in_training = Views(SpecialTokens(mask=98))(token_ids, tf.constant([7, 3]))
+    as_in_training = Augmentation(SpecialTokens(mask=98))(token_ids, tf.constant([7, 3]))
     assert set(seen) == set(as_in_training)
     for name, value in as_in_training.items():
         np.testing.assert_array_equal(seen[name], value)

@@ -13,8 +13,8 @@ from cocolm_tf.data.cleaning import (
     Deduplication,
     DuplicateIndex,
     Duplicates,
-    numbers_of,
-    place,
+    document_id,
+    split_document_id,
 )
 from cocolm_tf.errors import UserError
 
@@ -137,11 +137,11 @@ def test_all_but_the_first_of_the_same_are_duplicates(corpus, rows_in_memory):
 
 def test_places():
     for numbers in ((0, 0, 0), (3, 2, 1), (2**19 - 1, 2**20 - 1, 2**24 - 1)):
-        assert numbers_of(place(*numbers)) == numbers
-        assert place(*numbers) < 2**63
-    assert place(0, 1, 0) > place(0, 0, 9)
+        assert split_document_id(document_id(*numbers)) == numbers
+        assert document_id(*numbers) < 2**63
+    assert document_id(0, 1, 0) > document_id(0, 0, 9)
     with pytest.raises(UserError, match="put the text into fewer, larger files"):
-        place(2**19, 0, 0)
-    places = np.array([place(1, 2, 3), place(1, 2, 5), place(1, 3, 0)], np.uint64)
-    assert Duplicates(places)[1, 2] == [3, 5]
-    assert Duplicates(places)[1, 4] == []
+        document_id(2**19, 0, 0)
+    ids = np.array([document_id(1, 2, 3), document_id(1, 2, 5), document_id(1, 3, 0)], np.uint64)
+    assert Duplicates(ids)[1, 2] == [3, 5]
+    assert Duplicates(ids)[1, 4] == []

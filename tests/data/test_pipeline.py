@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import json
 from pathlib import Path
 
 import keras
@@ -14,16 +15,16 @@ from tensorflow.python.eager import context
 
 from cocolm_tf.data import pipeline as module
 from cocolm_tf.data import reading
+from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import Dataset, Mixture, PretrainingData, cut, parse_mixture, pieces
 from cocolm_tf.data.shards import parse, serialize
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views
 from cocolm_tf.errors import UserError
 
 LENGTH, BATCH = 16, 4
 SPECIAL = SpecialTokens(mask=99)
-VIEWS = Views(SPECIAL)
+AUGMENTATION = Augmentation(SPECIAL)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def dataset(make_dataset) -> Manifest:
 
 
 def opened(dataset: Manifest, seed: int = 0) -> PretrainingData:
-    return PretrainingData.open(dataset.directory, LENGTH, VIEWS, seed)
+    return PretrainingData.open(dataset.directory, LENGTH, AUGMENTATION, seed)
 
 
 def size_of(data: PretrainingData) -> int:
@@ -114,7 +115,9 @@ def test_order_differs_between_epochs_and_seeds(dataset: Manifest):
 def test_sequences_of_different_shards_are_shuffled_together(data: PretrainingData):
     shard_of = {}
     for shard, path in enumerate(data.datasets[0].paths):
-        for row in sequences(PretrainingData([Dataset("", [path], [0], LENGTH)], LENGTH, VIEWS)):
+        for row in sequences(
+            PretrainingData([Dataset("", [path], [0], LENGTH)], LENGTH, AUGMENTATION)
+        ):
             shard_of[row] = shard
     group = [shard_of[row] for row in read(data, 8)]
     assert len(set(group)) == 2
@@ -129,18 +132,24 @@ def test_a_run_can_be_entered_at_any_batch(data: PretrainingData):
         assert_equal(batches(data.training_batches(BATCH, start), 2), whole[start : start + 2])
 
 
+def test_batches_of_another_size_continue_where_those_before_ended(data: PretrainingData):
+    grown = data.training_batches(3, start=3, first_sequence=3 * 2)
+    found = [row for batch in batches(grown, 4) for row in rows(batch["token_ids"])]
+    assert found == read(data, 3 * 2 + 4 * 3)[3 * 2 :]
+
+
 def test_masks_and_crops_differ_between_epochs(data: PretrainingData):
     size = size_of(data)
     found = batches(data.training_batches(1), 2 * size)
-    views = collections.defaultdict(list)
+    augmented = collections.defaultdict(list)
     for batch in found:
         masked = batch["masked_positions"][batch["masked_weights"] > 0]
-        views[rows(batch["token_ids"])[0]].append(
+        augmented[rows(batch["token_ids"])[0]].append(
             (masked.tolist(), batch["crop_token_ids"].tolist())
         )
-    assert len(views) == size
+    assert len(augmented) == size
     differing = [
-        sum(first[view] != second[view] for first, second in views.values()) / size
+        sum(first[view] != second[view] for first, second in augmented.values()) / size
         for view in range(2)
     ]
     assert min(differing) > 0.3
@@ -261,7 +270,9 @@ def test_global_seed_changes_nothing(data: PretrainingData, monkeypatch: pytest.
 
 
 def test_a_glob_selects_shards(dataset: Manifest):
-    data = PretrainingData.open(dataset.directory + "/data-0000[24]-*.tfrecord", LENGTH, VIEWS)
+    data = PretrainingData.open(
+        dataset.directory + "/data-0000[24]-*.tfrecord", LENGTH, AUGMENTATION
+    )
     assert [Path(path).name[:10] for path in data.datasets[0].paths] == ["data-00002", "data-00004"]
     assert data.datasets[0].records == [dataset.shards[2].sequences, dataset.shards[4].sequences]
     size = size_of(data)
@@ -279,7 +290,7 @@ def test_compressed_shards_give_the_same_batches(make_dataset, tmp_path: Path):
 
 
 def test_a_wider_batch_is_padded(dataset: Manifest):
-    wide = PretrainingData.open(dataset.directory, 2 * LENGTH, VIEWS)
+    wide = PretrainingData.open(dataset.directory, 2 * LENGTH, AUGMENTATION)
     (batch,) = batches(wide.training_batches(BATCH), 1)
     assert batch["token_ids"].shape == (BATCH, 2 * LENGTH)
     assert (batch["token_ids"][:, LENGTH:] == SPECIAL.pad).all()
@@ -288,7 +299,7 @@ def test_a_wider_batch_is_padded(dataset: Manifest):
 def test_shards_may_be_in_a_store(dataset: Manifest, data: PretrainingData):
     for path in Path(dataset.directory).iterdir():
         tf.io.gfile.copy(str(path), f"ram://pipeline/{path.name}", overwrite=True)
-    remote = PretrainingData.open("ram://pipeline", LENGTH, VIEWS)
+    remote = PretrainingData.open("ram://pipeline", LENGTH, AUGMENTATION)
     assert_equal(
         batches(remote.training_batches(BATCH, 3), 3), batches(data.training_batches(BATCH, 3), 3)
     )
@@ -297,7 +308,7 @@ def test_shards_may_be_in_a_store(dataset: Manifest, data: PretrainingData):
 @pytest.mark.parametrize("pattern", ["", "/*.tfrecord"])
 def test_missing_data_is_named(tmp_path: Path, pattern: str):
     with pytest.raises(UserError, match=str(tmp_path)):
-        PretrainingData.open(str(tmp_path) + pattern, LENGTH, VIEWS)
+        PretrainingData.open(str(tmp_path) + pattern, LENGTH, AUGMENTATION)
 
 
 def test_too_few_shards_for_the_hosts_are_refused(data: PretrainingData):
@@ -321,7 +332,9 @@ def mixed(make_dataset, tmp_path: Path) -> PretrainingData:
     for name, count in (("wiki", 30), ("books", 12)):
         documents = [f"{name}{index}a {name}{index}b " * 3 for index in range(count)]
         make_dataset(documents, num_shards=3, output_dir=str(tmp_path / name))
-    return PretrainingData.open(f"{tmp_path}/wiki=0.7,{tmp_path}/books=0.3", LENGTH, VIEWS, seed=3)
+    return PretrainingData.open(
+        f"{tmp_path}/wiki=0.7,{tmp_path}/books=0.3", LENGTH, AUGMENTATION, seed=3
+    )
 
 
 def test_a_mixture_can_be_entered_at_any_batch(mixed: PretrainingData):
@@ -334,10 +347,10 @@ def test_each_dataset_of_a_mixture_has_epochs_of_its_own(mixed: PretrainingData)
     """And what is counted is what was read."""
     count = 30
     visited = read(mixed, count * BATCH, batch_size=BATCH)
-    told = mixed.sequences_by_dataset(BATCH, count)
+    told = mixed.sequences_by_dataset(BATCH * count)
     assert sum(told.values()) == count * BATCH
     for dataset in mixed.datasets:
-        alone = PretrainingData([dataset], LENGTH, VIEWS)
+        alone = PretrainingData([dataset], LENGTH, AUGMENTATION)
         own = set(sequences(alone))
         found = [row for row in visited if row in own]
         assert len(found) == told[dataset.pattern]
@@ -438,7 +451,7 @@ def long_dataset(folder: Path, short: int = 0) -> PretrainingData:
                 writer.write(serialize([0, *range(first, first + size), 2]))
         paths.append(str(path))
         records.append(6 + shard)
-    return PretrainingData([Dataset(str(folder), paths, records, 18)], 8, VIEWS)
+    return PretrainingData([Dataset(str(folder), paths, records, 18)], 8, AUGMENTATION)
 
 
 def test_an_epoch_of_cut_sequences_has_every_token_once(tmp_path: Path):
@@ -459,3 +472,14 @@ def test_pieces_take_the_places_that_short_records_leave(tmp_path: Path):
     assert all(len(set(row) - {0, 1, 2}) for row in visited)
     tokens = {token for row in visited for token in row if token > 2}
     assert len(tokens) == 18 * 16 + 3 * 4
+
+
+def test_shards_that_were_never_shuffled_are_warned_of(dataset: Manifest, capsys):
+    opened(dataset)
+    assert capsys.readouterr().err == ""
+    path = Path(dataset.directory, "manifest.json")
+    manifest = json.loads(path.read_text())
+    del manifest["parameters"]["break"]
+    path.write_text(json.dumps(manifest))
+    opened(dataset)
+    assert "was built by a version that did not shuffle" in capsys.readouterr().err

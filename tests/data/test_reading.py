@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocolm_tf.data import reading as module
-from cocolm_tf.data.reading import ReadingOrder, patiently, read_errors_told
+from cocolm_tf.data.reading import ReadingOrder, explain_read_errors, with_retries
 from cocolm_tf.errors import RestartableError, UserError
 
 COUNTS = (3, 0, 11, 5, 1, 8)
@@ -172,7 +172,7 @@ def test_the_shards_that_are_being_read_come_first(shards: list[Path]):
 
 
 def told(paths: list[Path], error: type[BaseException] = UserError) -> str:
-    with pytest.raises(error) as caught, read_errors_told(lambda: map(str, paths)):
+    with pytest.raises(error) as caught, explain_read_errors(lambda: map(str, paths)):
         read(paths)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -217,7 +217,7 @@ def test_a_file_that_is_back_is_a_reason_to_go_on(own_shards: list[Path]):
     """What a network lost for a moment is no mistake: status 75, and the run goes on."""
     with (
         pytest.raises(RestartableError, match="could not be read .* start again with the same"),
-        read_errors_told(lambda: map(str, own_shards)),
+        explain_read_errors(lambda: map(str, own_shards)),
     ):
         raise tf.errors.UnavailableError(None, None, f"{own_shards[2]}; connection reset")
 
@@ -226,7 +226,7 @@ def test_a_file_that_is_back_is_a_reason_to_go_on(own_shards: list[Path]):
 def test_other_errors_are_left_alone(own_shards: list[Path], error):
     with (
         pytest.raises(error, match="something else"),
-        read_errors_told(lambda: map(str, own_shards)),
+        explain_read_errors(lambda: map(str, own_shards)),
     ):
         raise error(None, None, "something else")
 
@@ -241,9 +241,9 @@ def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch):
             raise OSError("the store hiccups")
         return "content"
 
-    assert patiently("x.json", read) == "content"
+    assert with_retries("x.json", read) == "content"
     assert len(calls) == 3
     calls.clear()
     monkeypatch.setattr(module, "ATTEMPTS", 2)
     with pytest.raises(UserError, match="x.json cannot be read: the store hiccups."):
-        patiently("x.json", read)
+        with_retries("x.json", read)

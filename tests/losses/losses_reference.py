@@ -60,6 +60,43 @@ def sequence_contrastive_loss(first, second, temperature=1.0) -> float:
     return float(np.mean(losses))
 
 
+def in_batch_negatives_loss(
+    queries, documents, temperature=0.05, weights=None, keys=None, dimensions=()
+) -> float:
+    queries, documents = np.float64(queries), np.float64(documents)
+    rows, per_row, width = documents.shape
+    weights = np.ones(rows) if weights is None else weights
+    if keys is None:
+        keys = np.arange(rows * per_row).reshape(rows, per_row)
+    losses = []
+    for size in dimensions or [width]:
+        total = 0.0
+        for i in range(rows):
+            candidates = [
+                (row, place)
+                for row in range(rows)
+                for place in range(per_row)
+                if (row, place) == (i, 0) or (weights[row] and keys[row, place] != keys[i, 0])
+            ]
+            similarity = {
+                one: np.exp(cosine(queries[i, :size], documents[one][:size]) / temperature)
+                for one in candidates
+            }
+            total -= weights[i] * np.log(similarity[i, 0] / sum(similarity.values()))
+        losses.append(total / sum(weights))
+    return float(np.mean(losses))
+
+
+def cosine_regression_loss(first, second, cosines, weights=None, dimensions=()) -> float:
+    first, second = np.float64(first), np.float64(second)
+    weights = np.ones(len(first)) if weights is None else np.float64(weights)
+    losses = []
+    for size in dimensions or [first.shape[1]]:
+        found = [cosine(a[:size], b[:size]) for a, b in zip(first, second, strict=True)]
+        losses.append(mean((np.array(found) - cosines) ** 2, weights))
+    return float(np.mean(losses))
+
+
 def contrastive_cosines(first, second) -> tuple[float, float]:
     first, second = np.float64(first), np.float64(second)
     vectors = [*first, *second]

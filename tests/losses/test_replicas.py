@@ -6,7 +6,12 @@ import pytest
 import tensorflow as tf
 from programs import run_python
 
-from cocolm_tf.losses import contrastive_cosines, masked_lm_loss, sequence_contrastive_loss
+from cocolm_tf.losses import (
+    contrastive_cosines,
+    in_batch_negatives_loss,
+    masked_lm_loss,
+    sequence_contrastive_loss,
+)
 from cocolm_tf.losses.replicas import gather_over_replicas, sum_over_replicas
 
 two_and_four_replicas = pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
@@ -50,6 +55,29 @@ def test_contrastive_loss_and_gradients_equal_one_device(mirrored_strategy, view
         gradients, tape.gradient(expected, [first, second]), strict=True
     ):
         np.testing.assert_allclose(np.concatenate(gradient), one_device, atol=1e-7)
+
+
+@two_and_four_replicas
+def test_in_batch_negatives_are_those_of_all_replicas(mirrored_strategy):
+    rng = np.random.default_rng(5)
+    queries, documents = rng.normal(size=[8, 5]), rng.normal(size=[8, 3, 5])
+    # Unlike each other on the replicas, so that shares which are not the batch's would show.
+    weights, keys = np.float32([1, 0, 2, 1, 1, 0, 0, 0.5]), rng.integers(9, size=[8, 3])
+    batch = (queries.astype(np.float32), documents.astype(np.float32), weights, keys)
+
+    def step(queries, documents, weights, keys, replicas=None):
+        replicas = replicas or mirrored_strategy.num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            tape.watch([queries, documents])
+            loss = in_batch_negatives_loss(queries, documents, 0.3, weights, keys, (5, 2))
+            share = loss / replicas
+        return loss, *tape.gradient(share, [queries, documents])
+
+    losses, *gradients = zip(*run(mirrored_strategy, step, *batch), strict=True)
+    expected, *expected_gradients = step(*map(tf.constant, batch), replicas=1)
+    np.testing.assert_allclose(losses, [expected] * len(losses), rtol=1e-6)
+    for gradient, one_device in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(np.concatenate(gradient), one_device, atol=1e-6)
 
 
 def test_the_contrastive_loss_of_several_gpus_is_one_program(gpu_strategy, views):

@@ -126,8 +126,15 @@ def masked_lm_loss(model, batch) -> float:
     return mean(cross_entropy(logits, labels), batch["masked_weights"])
 
 
+def copy_probability(pretrainer, hidden) -> np.ndarray:
+    """[B, S], that the token is the original."""
+    head = pretrainer.copy_head
+    bias = 0.0 if head.bias is None else array(head.bias)
+    return sigmoid(hidden @ array(head.kernel) + bias)
+
+
 def copy_loss(pretrainer, hidden, batch, corrupted) -> float:
-    p_copy = sigmoid(hidden @ array(pretrainer.copy_head.kernel))
+    p_copy = copy_probability(pretrainer, hidden)
     is_original = corrupted == batch["token_ids"]
     return mean(-np.log(np.where(is_original, p_copy, 1 - p_copy)), batch["padding_mask"])
 
@@ -142,9 +149,12 @@ def lm_loss(pretrainer, hidden, batch, corrupted) -> float:
         np.put_along_axis(weights, batch["masked_positions"], batch["masked_weights"], axis=1)
     likelihood = np.exp(-cross_entropy(tied_logits(hidden, pretrainer.lm_head), original))
     if pretrainer.use_copy:
-        p_copy = sigmoid(hidden @ array(pretrainer.copy_head.kernel))
+        p_copy = copy_probability(pretrainer, hidden)
         likelihood = (corrupted == original) * p_copy + (1 - p_copy) * likelihood
-    return mean(-np.log(likelihood), weights)
+    errors = -np.log(likelihood)
+    if pretrainer.weighted_lm:
+        errors = errors * (1 - copy_probability(pretrainer, hidden))
+    return mean(errors, weights)
 
 
 def scl_loss(pretrainer, hidden, batch) -> float:

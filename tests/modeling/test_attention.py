@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from cocolm_tf.fusion import compiling_for
 from cocolm_tf.modeling.attention import attention
-from cocolm_tf.modeling.dropout import kept
+from cocolm_tf.modeling.dropout import dropout_mask
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 2, 3, 5, 64, 16
 SCALE = WIDTH**-0.5
@@ -29,7 +29,7 @@ def formula(query, key, value, excluded, relative, rate=0.0):
     logits = tf.matmul(query, key, transpose_b=True) * SCALE + excluded + relative
     probabilities = tf.nn.softmax(logits)
     if rate:
-        probabilities *= kept(probabilities.shape, rate, SEED)
+        probabilities *= dropout_mask(probabilities.shape, rate, SEED)
     return tf.matmul(probabilities, value)
 
 

@@ -159,22 +159,33 @@ def test_half_precision_is_finite_with_float32_weights(dtype):
     )
 
 
-def test_shares_the_tables_of_another():
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 2),
+        ({"shared": "token"}, 1),
+        ({"shared": "token_position"}, 2),
+        ({"shared": "token_position_norm"}, 4),
+    ],
+    ids=str,
+)
+def test_shares_the_tables_of_another(options: dict, count: int):
     main = make_backbone()
-    other = make_backbone(num_layers=1, embeddings_of=main)
+    other = make_backbone(num_layers=1, embeddings_of=main, **options)
     assert other.token_embedding is main.token_embedding
-    assert other.position_embedding is main.position_embedding
+    norm = main.get_layer("embeddings_norm")
+    tables = [main.token_embedding.embeddings, main.position_embedding.position_embeddings]
+    expected = [*tables, norm.gamma, norm.beta][:count]
     shared = {id(v) for v in main.trainable_variables} & {id(v) for v in other.trainable_variables}
-    assert shared == {
-        id(main.token_embedding.embeddings),
-        id(main.position_embedding.position_embeddings),
-    }
-    assert other.get_layer("attention_bias") is not main.get_layer("attention_bias")
+    assert shared == {id(variable) for variable in expected}
+    with pytest.raises(ValueError, match="shared is one of token, .* not 'norm'"):
+        make_backbone(embeddings_of=main, shared="norm")
 
 
-def test_shares_tables_of_another_width():
+@pytest.mark.parametrize("shared", ["token", "token_position_norm"])
+def test_shares_tables_of_another_width(shared: str):
     main = make_random()
-    narrow = make_auxiliary(main, hidden_dim=8, intermediate_dim=8).backbone
+    narrow = make_auxiliary(main, hidden_dim=8, intermediate_dim=8, shared=shared).backbone
     randomize(narrow, seed=1)
     assert narrow.embedding_dim == 16
     inputs = make_inputs()

@@ -5,7 +5,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocolm_tf.modeling.corruption import place, random_tokens, sample_tokens
+from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 
 SEED = tf.constant([1, 2])
 
@@ -21,14 +21,14 @@ def test_place_writes_where_it_is_told_and_nowhere_else(sequences, length, slots
     new = rng.integers(50, 99, sequences * slots).astype(np.int32)
     expected = ids.copy()
     np.put_along_axis(expected, positions, new.reshape(sequences, slots), axis=1)
-    placed = place(tf.constant(ids), tf.constant(positions), tf.constant(new))
+    placed = replace_tokens(tf.constant(ids), tf.constant(positions), tf.constant(new))
     assert placed.dtype == tf.int32
     np.testing.assert_array_equal(placed, expected)
 
 
 def test_place_leaves_positions_that_are_not_used():
     """Also where they stand for the same token as others."""
-    placed = place(
+    placed = replace_tokens(
         tf.constant([[5, 6, 7], [8, 9, 10]]),
         tf.constant([[1, 2], [0, 0]]),
         59,
@@ -38,7 +38,7 @@ def test_place_leaves_positions_that_are_not_used():
 
 
 def test_place_takes_one_token_for_all_positions():
-    placed = place(tf.constant([[5, 6, 7], [8, 9, 10]]), tf.constant([[1, 2], [2, 0]]), 59)
+    placed = replace_tokens(tf.constant([[5, 6, 7], [8, 9, 10]]), tf.constant([[1, 2], [2, 0]]), 59)
     np.testing.assert_array_equal(placed, [[5, 59, 59], [59, 9, 59]])
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocolm_tf.costs.compiled import compiled_costs
-from cocolm_tf.modeling.dropout import Dropout, dropout, kept
+from cocolm_tf.modeling.dropout import Dropout, dropout, dropout_mask
 
 SEED = tf.constant([3, 4])
 
@@ -57,7 +57,7 @@ def test_different_seeds_drop_different_elements():
 
 def test_seeds_that_follow_each_other_are_independent():
     # A seed generator counts: neighbors in seed, and any shift of one mask against another.
-    masks = np.stack([kept([4096], 0.5, [7, count]).numpy() > 0 for count in range(20)])
+    masks = np.stack([dropout_mask([4096], 0.5, [7, count]).numpy() > 0 for count in range(20)])
     deviations = 2.0 * masks - 1
     correlations = deviations @ deviations.T / 4096
     assert np.abs(correlations[~np.eye(20, dtype=bool)]).max() < 5 / np.sqrt(4096)
@@ -70,20 +70,20 @@ def test_seeds_that_follow_each_other_are_independent():
 
 @pytest.mark.parametrize("offset", [1, 2, 64, 127, 128, 8192])
 def test_elements_share_no_fate(offset):
-    dropped = kept([400, 128, 8], 0.3, SEED).numpy().ravel() == 0
+    dropped = dropout_mask([400, 128, 8], 0.3, SEED).numpy().ravel() == 0
     one, other = dropped[:-offset], dropped[offset:]
     assert np.corrcoef(one, other)[0, 1] == pytest.approx(0, abs=5 / np.sqrt(len(one)))
 
 
 def test_runs_are_as_long_as_chance_makes_them():
     # The patterns of eight elements in a row, at even chances: all 256 are equally frequent.
-    bits = kept([2**18], 0.5, SEED).numpy().reshape(-1, 8) > 0
+    bits = dropout_mask([2**18], 0.5, SEED).numpy().reshape(-1, 8) > 0
     counts = np.bincount(bits @ (1 << np.arange(8)), minlength=256)
     assert scipy.stats.chisquare(counts).pvalue > 1e-4
 
 
 def test_every_row_and_column_gets_its_share():
-    dropped = kept([512, 512], 0.1, SEED).numpy() == 0
+    dropped = dropout_mask([512, 512], 0.1, SEED).numpy() == 0
     for axis in (0, 1):
         counts = dropped.sum(axis)
         # The variance of binomial counts, within what 512 of them tell.

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modeling_models import MASK, PAD, make_auxiliary, make_backbone, randomize, tensors, weights_of
 
-from cocolm_tf.data.course_views import CourseViews
+from cocolm_tf.data.mcl_augmentation import MCLAugmentation
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.modeling import mcl
-from cocolm_tf.modeling.mcl import Course, Lines, MCLPretrainer
+from cocolm_tf.modeling.mcl import Course, DetectorInput, MCLPretrainer
 
 TASKS = ("mlm", "slm", "rtd", "std", "itd", "re_mlm", "re_slm", "re_rtd", "re_std")
 GENERATOR = ("mlm", "slm", "re_mlm", "re_slm")
@@ -47,9 +47,9 @@ def make_batch(sequences: int = 6, length: int = 14, seed: int = 0) -> dict[str,
     real = np.arange(length) < np.resize([length, 9, 4, 12], sequences)[:, np.newaxis]
     token_ids[:, 0] = 0
     token_ids = np.where(real, token_ids, PAD)
-    make_views = CourseViews(SpecialTokens(mask=MASK), 0.3, 0.4, 0.2)
-    views = make_views(tf.constant(token_ids), tf.constant([seed, 7]))
-    return {name: value.numpy() for name, value in views.items()}
+    augment = MCLAugmentation(SpecialTokens(mask=MASK), 0.3, 0.4, 0.2)
+    batch = augment(tf.constant(token_ids), tf.constant([seed, 7]))
+    return {name: value.numpy() for name, value in batch.items()}
 
 
 class Watched:
@@ -58,25 +58,25 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, pretrainer: MCLPretrainer) -> None:
         self.courses: list[dict[str, Course]] = []
         self.samples: list[dict[str, np.ndarray]] = []
-        self.lines: list[dict[str, Lines]] = []
+        self.inputs: list[dict[str, DetectorInput]] = []
         self.logits: list[dict[str, np.ndarray]] = []
-        predict, judge = pretrainer._predict, pretrainer._judge
+        predict, detect = pretrainer._predict, pretrainer._detect
 
-        def watched_predict(courses, training, judge, sample):
-            found = predict(courses, training, judge, sample)
+        def watched_predict(courses, training, score, sample):
+            found = predict(courses, training, score, sample)
             self.courses.append(courses)
             if sample and found:
                 self.samples.append({name: rows[-1].numpy() for name, rows in found.items()})
             return found
 
-        def watched_judge(lines, training):
-            found = judge(lines, training)
-            self.lines.append(lines)
+        def watched_detect(inputs, training):
+            found = detect(inputs, training)
+            self.inputs.append(inputs)
             self.logits.append({name: logits.numpy() for name, logits in found.items()})
             return found
 
         monkeypatch.setattr(pretrainer, "_predict", watched_predict)
-        monkeypatch.setattr(pretrainer, "_judge", watched_judge)
+        monkeypatch.setattr(pretrainer, "_detect", watched_detect)
 
 
 def chosen(batch, name: str):
@@ -115,7 +115,7 @@ def test_the_models_read_what_the_courses_say(whole: MCLPretrainer, number: int)
     labels["itd"] = np.ones_like(is_real)
     for row, _, position in chosen(batch, "inserted"):
         labels["itd"][row, position] = False
-    lines, logits = watched.lines[0], watched.logits[0]
+    lines, logits = watched.inputs[0], watched.logits[0]
     for name in ("rtd", "std", "itd"):
         np.testing.assert_array_equal(first[name].token_ids, reads[name])
         np.testing.assert_array_equal(lines[name].token_ids, fills[name])
@@ -126,7 +126,7 @@ def test_the_models_read_what_the_courses_say(whole: MCLPretrainer, number: int)
         for tokens in (reads[name], fills[name]):
             assert (tokens[special] == original[special]).all()
     # The second lessons.
-    again, revised = watched.courses[2], watched.lines[1]
+    again, revised = watched.courses[2], watched.inputs[1]
     for name in ("rtd", "std"):
         tries, judged = original.copy(), fills[name].copy()
         failed = np.zeros_like(is_real)
@@ -151,7 +151,7 @@ def test_an_inserted_token_is_not_the_original_even_if_it_is_the_mask(monkeypatc
     monkeypatch.setattr(mcl, "sample_tokens", lambda logits, *_: tf.fill([len(logits)], MASK))
     watched, batch = Watched(monkeypatch, pretrainer), make_batch()
     pretrainer.compute(tensors(batch), training=True)
-    is_original = watched.lines[0]["itd"].is_original.numpy()
+    is_original = watched.inputs[0]["itd"].is_original.numpy()
     inserted = batch["inserted_token_ids"] == MASK
     assert inserted.any() and (is_original == ~inserted).all()
 
@@ -164,7 +164,7 @@ def test_a_swapped_token_that_is_guessed_right_is_the_original(monkeypatch):
     monkeypatch.setattr(mcl, "sample_tokens", lambda logits, *_: tf.fill([len(logits)], 7))
     watched = Watched(monkeypatch, pretrainer)
     pretrainer.compute(tensors(batch), training=True)
-    assert watched.lines[0]["std"].is_original.numpy()[0].all()
+    assert watched.inputs[0]["std"].is_original.numpy()[0].all()
 
 
 # The losses.
@@ -188,19 +188,19 @@ def test_losses_equal_the_equations(whole: MCLPretrainer, monkeypatch):
         labels = np.take_along_axis(original, positions, axis=1)
         return reference.mean(reference.cross_entropy(logits, labels), weights)
 
-    def logits(name: str, lines: Lines) -> np.ndarray:
+    def logits(name: str, lines: DetectorInput) -> np.ndarray:
         hidden = reference.encode(whole.backbone, np.asarray(lines[0]), np.asarray(lines[2]))
         return hidden @ reference.array(heads[name].kernel)
 
     for name, task in (("rtd", "mlm"), ("std", "slm")):
         expected[f"{task}_loss"] = cross_entropy(watched.courses[0][name])
         expected[f"re_{task}_loss"] = cross_entropy(watched.courses[2][name])
-    for name, lines in watched.lines[0].items():
+    for name, lines in watched.inputs[0].items():
         verdicts[name] = logits(name, lines)
         errors = binary_losses(verdicts[name], lines.is_original)
         expected[f"{name}_loss"] = errors[np.asarray(lines.is_real)].mean()
-    for name, lines in watched.lines[1].items():
-        first = np.asarray(watched.lines[0][name].is_original)
+    for name, lines in watched.inputs[1].items():
+        first = np.asarray(watched.inputs[0][name].is_original)
         wrong = np.asarray(lines.is_real) & (first != (verdicts[name] > 0))
         errors = binary_losses(logits(name, lines), first)
         expected[f"re_{name}_loss"] = errors[wrong].mean()
@@ -212,7 +212,7 @@ def test_losses_equal_the_equations(whole: MCLPretrainer, monkeypatch):
     for name in ("rtd", "std"):
         kinds = [float(measures[f"{name}_pos{kind}"][0]) for kind in (1, 2, 3, 4)]
         assert sum(kinds) == pytest.approx(1)
-        lines, real = watched.lines[0][name], batch["padding_mask"]
+        lines, real = watched.inputs[0][name], batch["padding_mask"]
         replaced = real & ~np.asarray(lines.is_original)
         value, weight = measures[f"{name}_accuracy_replaced"]
         assert float(weight) == replaced.sum()
@@ -328,7 +328,7 @@ def test_nobody_pays_for_what_is_not_taken(options, generated, judged, monkeypat
     watched = Watched(monkeypatch, pretrainer)
     pretrainer.compute(tensors(make_batch()), training=True)
     assert [len(courses) for courses in watched.courses if courses] == generated
-    assert [len(lines) for lines in watched.lines if lines] == judged
+    assert [len(lines) for lines in watched.inputs if lines] == judged
 
 
 # The step.

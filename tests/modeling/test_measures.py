@@ -4,11 +4,11 @@ import pytest
 import tensorflow as tf
 
 from cocolm_tf.modeling.measures import (
-    best_guesses,
     copy_measures,
-    corrected_guesses,
     corrective_lm_measures,
     masked_lm_measures,
+    top_corrected_tokens,
+    top_tokens,
 )
 
 
@@ -30,7 +30,7 @@ def test_masked_lm(rng):
     logits = rng.normal(size=(50, 4)).astype(np.float32)
     labels, weights = rng.integers(0, 4, 50).astype(np.int32), rng.integers(0, 2, 50)
     right = [row.argmax() == label for row, label in zip(logits, labels, strict=True)]
-    measures = masked_lm_measures(best_guesses(logits), labels, tf.constant(weights, tf.float32))
+    measures = masked_lm_measures(top_tokens(logits), labels, tf.constant(weights, tf.float32))
     check(measures, {"mlm_accuracy": np.array(right)[weights == 1]})
 
 
@@ -63,8 +63,8 @@ def test_corrective_lm(rng, copies):
             likelihood = (1 - p_copy) * likelihood + p_copy * (np.arange(4) == read)
         right.append(likelihood.argmax() == label)
     right, used = np.array(right), weights == 1
-    guesses = corrected_guesses(logits, copy_logits, ids) if copies else best_guesses(logits)
-    measures = corrective_lm_measures(guesses, ids, labels, tf.constant(weights, tf.float32))
+    predictions = top_corrected_tokens(logits, copy_logits, ids) if copies else top_tokens(logits)
+    measures = corrective_lm_measures(predictions, ids, labels, tf.constant(weights, tf.float32))
     check(
         measures,
         {

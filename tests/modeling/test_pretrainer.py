@@ -24,12 +24,12 @@ def corrupted(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """The sequences that pretrainers write from now on: masked ones, then corrupted ones."""
     written = []
 
-    def place(*arguments):
+    def replace_tokens(*arguments):
         written.append(place_itself(*arguments))
         return written[-1]
 
-    place_itself = pretrainer_module.place
-    monkeypatch.setattr(pretrainer_module, "place", place)
+    place_itself = pretrainer_module.replace_tokens
+    monkeypatch.setattr(pretrainer_module, "replace_tokens", replace_tokens)
     return written
 
 
@@ -61,6 +61,8 @@ OPTIONS = [
     {"sampling": "train"},
     {"sampling": "zero_dropout"},
     {"use_copy": False},
+    {"use_copy": False, "weighted_lm": True, "copy_head_bias": True},
+    {"weighted_lm": True, "all_token_lm": True},
     {"stop_gradient": False},
     {"all_token_lm": True, "copy_weight": 0.0, "stop_gradient": False},
     {"all_token_lm": True, "use_copy": False},

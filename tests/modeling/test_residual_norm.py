@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.modeling.dropout import kept
+from cocolm_tf.modeling.dropout import dropout_mask
 from cocolm_tf.modeling.residual_norm import ResidualNorm, residual_norm
 
 SEED = tf.constant([3, 4])
@@ -33,7 +33,7 @@ def test_adds_what_is_kept_and_normalizes(rate, shape, in_graph):
     def run(*arguments):
         return residual_norm(*arguments, 1e-3, rate, SEED if rate else None)
 
-    factors = kept(shape, rate, SEED).numpy() if rate else 1.0
+    factors = dropout_mask(shape, rate, SEED).numpy() if rate else 1.0
     expected = reference(*(a.numpy().astype(np.float64) for a in arguments), 1e-3, factors)
     actual = (tf.function(run) if in_graph else run)(*arguments)
     np.testing.assert_allclose(actual, expected, atol=2e-5)
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_the_formula(rate, width, in_graph):
     target = tf.constant(np.random.default_rng(1).normal(size=(4, width)), tf.float32)
 
     def formula(x, update, bias, gamma, beta):
-        total = x + (update + bias) * (kept(x.shape, rate, SEED) if rate else 1.0)
+        total = x + (update + bias) * (dropout_mask(x.shape, rate, SEED) if rate else 1.0)
         mean, variance = tf.nn.moments(total, [-1], keepdims=True)
         return (total - mean) * tf.math.rsqrt(variance + 1e-3) * gamma + beta
 

@@ -26,9 +26,9 @@ def gradients(compute, rows, upstream):
     x, matrix, bias = (tf.convert_to_tensor(value) for value in (rows[0], MATRIX, BIAS))
     with tf.GradientTape() as tape:
         tape.watch([x, matrix, bias])
-        errors, guesses, squares = compute([x, tf.convert_to_tensor(rows[1])], [matrix, bias])
+        errors, predictions, squares = compute([x, tf.convert_to_tensor(rows[1])], [matrix, bias])
         total = tf.reduce_sum(errors * upstream) + tf.reduce_sum(squares)
-    return [errors, guesses, squares], tape.gradient(total, [x, matrix, bias])
+    return [errors, predictions, squares], tape.gradient(total, [x, matrix, bias])
 
 
 def at_once(rows, shared):

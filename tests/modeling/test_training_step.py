@@ -10,7 +10,7 @@ from modeling_toy import Toy, toy_batch, toy_dataset, toy_objective
 
 from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.modeling import training_step
-from cocolm_tf.training.optimization import AdamW
+from cocolm_tf.training.optimization import AdamW, ShardedAdamW
 
 
 def make_toy(strategy=None, optimizer=None, model=None, **compile_options) -> Toy:
@@ -32,6 +32,10 @@ def reported(model) -> dict[str, float]:
 
 def make_adamw() -> AdamW:
     return AdamW(0.1, weight_decay=0.01, beta_2=0.98)
+
+
+def make_sharded() -> ShardedAdamW:
+    return ShardedAdamW(0.1, weight_decay=0.01, beta_2=0.98)
 
 
 OPTIMIZERS = [make_adamw, lambda: keras.optimizers.Adam(0.1), lambda: keras.optimizers.SGD(0.1)]
@@ -109,6 +113,31 @@ def test_measuring_changes_nothing():
     assert toy.optimizer.iterations == 0
     assert reported(toy)["loss"] == pytest.approx(total, rel=1e-5)
     assert reported(toy)["near"] == pytest.approx(losses["near"], rel=1e-5)
+
+
+def test_weights_are_averaged_and_can_take_the_place_of_the_last():
+    toy, average = make_toy(ema_decay=0.25), make_toy().kernel
+    for step in (1, 2, 3):
+        run_step(toy, toy_batch(step))
+        decay = min(0.25, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * toy.kernel
+    np.testing.assert_allclose(toy.averages[0], average, atol=1e-6)
+    kernel = toy.kernel
+    with toy.averaged_weights():
+        np.testing.assert_allclose(toy.kernel, average, atol=1e-6)
+    np.testing.assert_array_equal(toy.kernel, kernel)
+    assert not make_toy().averages
+
+
+@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
+def test_every_replica_has_the_average_of_one_device(mirrored_strategy):
+    batches = [toy_batch(0), toy_batch(1)]
+    alone = make_toy(optimizer=make_adamw, ema_decay=0.5)
+    run_step(alone, *batches)
+    together = make_toy(mirrored_strategy, make_adamw, ema_decay=0.5)
+    together.fit(toy_dataset(*batches), steps_per_epoch=2, verbose=0)
+    for replica in mirrored_strategy.experimental_local_results(together.averages[0]):
+        np.testing.assert_allclose(replica, alone.averages[0], atol=1e-6)
 
 
 # Steps that are left out.
@@ -199,13 +228,19 @@ def test_loss_scale_leaves_the_update_alone():
 
 @pytest.mark.parametrize(
     ("mirrored_strategy", "optimizer", "micro_batches"),
-    [(2, OPTIMIZERS[0], 2), (2, OPTIMIZERS[1], 1), (4, OPTIMIZERS[0], 1)],
+    [
+        (2, OPTIMIZERS[0], 2),
+        (2, OPTIMIZERS[1], 1),
+        (4, OPTIMIZERS[0], 1),
+        (2, make_sharded, 2),
+        (4, make_sharded, 1),
+    ],
     indirect=["mirrored_strategy"],
-    ids=["2-ours-2", "2-Adam-1", "4-ours-1"],
+    ids=["2-ours-2", "2-Adam-1", "4-ours-1", "2-sharded-2", "4-sharded-1"],
 )
 def test_replicas_make_the_step_of_one_device(mirrored_strategy, optimizer, micro_batches):
     batches = toy_batch(0), toy_batch(1)
-    alone = make_toy(None, optimizer, clip_norm=0.5)
+    alone = make_toy(None, make_adamw if optimizer is make_sharded else optimizer, clip_norm=0.5)
     run_step(alone, *batches)
     together = make_toy(mirrored_strategy, optimizer, clip_norm=0.5, micro_batches=micro_batches)
     history = together.fit(toy_dataset(*batches), steps_per_epoch=2, verbose=0).history
@@ -229,10 +264,15 @@ def test_refuses_to_compile_a_step_of_several_replicas(mirrored_strategy):
         make_toy(mirrored_strategy, jit_compile=True)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_the_step_of_several_gpus_is_one_program(gpu_strategy, micro_batches):
+@pytest.mark.parametrize(
+    ("optimizer", "micro_batches", "messages"),
+    [(make_adamw, 1, 2), (make_adamw, 2, 2), (make_sharded, 1, 3)],
+    ids=["1", "2", "sharded"],
+)
+def test_the_step_of_several_gpus_is_one_program(gpu_strategy, optimizer, micro_batches, messages):
     """Compiled as a whole: what replicas say to each other is all-reduces within it."""
-    toy = make_toy(gpu_strategy, make_adamw, jit_compile=True, micro_batches=micro_batches)
+    options = {"jit_compile": True, "micro_batches": micro_batches, "ema_decay": 0.9}
+    toy = make_toy(gpu_strategy, optimizer, **options)
     batch = tensors(toy_batch())
     step = toy._unconverted(toy._train)
     programs = []
@@ -246,8 +286,8 @@ def test_the_step_of_several_gpus_is_one_program(gpu_strategy, micro_batches):
     # Of different ones XLA might order the messages differently.
     assert programs[0] == programs[1]
     sums = [line for line in programs[0].splitlines() if " all-reduce(" in line]
-    # The weights of both losses, and the gradients.
-    assert len(sums) == 2
+    # The weights of both losses, the gradients and, if need be, the updated parts.
+    assert len(sums) == messages
     assert all("replica_groups={{0,1}}" in line for line in sums)
     # And both replicas have theirs in the function that `fit()` calls.
     for step in (toy._train, toy._test):

@@ -56,10 +56,10 @@ def test_what_was_ended_goes_on(
         asked += 1
         if asked == 3:
             raise KeyboardInterrupt
-        return rows_of(outputs)
+        return outputs_by_row(outputs)
 
-    rows_of = batch.rows_of
-    monkeypatch.setattr(batch, "rows_of", killed)
+    outputs_by_row = batch.outputs_by_row
+    monkeypatch.setattr(batch, "outputs_by_row", killed)
     with pytest.raises(KeyboardInterrupt):
         answer_file(*arguments, str(output), batch_size=2)
     assert not output.exists()

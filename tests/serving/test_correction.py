@@ -13,7 +13,7 @@ from serving_texts import ODD_TEXTS, WORDS
 
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving import correction
-from cocolm_tf.serving.correction import Corrector, correction_signatures
+from cocolm_tf.serving.correction import NOTHING_ID, Corrector, correction_signatures
 from cocolm_tf.serving.encoder import Encoder
 from cocolm_tf.serving.inference import InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
@@ -80,13 +80,16 @@ class Reference:
     def may_stand(self, id: int, is_first: bool) -> bool:
         piece = self.pieces[id]
         if id in self.tokenizer.special_token_ids:
-            return False
+            return id == NOTHING_ID
         if not is_first:
             return piece[0] != "▁"
         if piece[0] == "▁":
             return piece != "▁"
         is_punctuation = piece[0] in string.punctuation or unicodedata.category(piece[0])[0] == "P"
         return is_punctuation and f"▁{piece}" not in self.pieces
+
+    def content(self, id: int) -> str:
+        return "" if id == NOTHING_ID else self.pieces[id].lstrip("▁")
 
     def words(self, text: str) -> list[Word]:
         ids, starts, ends, numbers = (
@@ -102,7 +105,7 @@ class Reference:
                 spelled = characters if ids[t] == 3 else self.pieces[ids[t]].lstrip("▁")
                 own += spelled
                 others = [
-                    (self.pieces[id].lstrip("▁"), (1 - copied[t]) * softmax[t, id])
+                    (self.content(id), (1 - copied[t]) * softmax[t, id])
                     for id in range(len(self.pieces))
                     if id != ids[t] and self.may_stand(id, t == tokens[0])
                 ]
@@ -248,7 +251,7 @@ def test_ids_get_the_papers_distribution_token_by_token(
     np.testing.assert_allclose(outputs["probabilities"][0, own], 1 - copied, rtol=1e-4, atol=1e-6)
     for t, id in enumerate(ids):
         shares = (1 - copied[t]) * softmax[t]
-        shares[[id, *tokenizer.special_token_ids]] = 0
+        shares[[id, *(set(tokenizer.special_token_ids) - {NOTHING_ID})]] = 0
         best = np.argsort(-shares)[:COUNT]
         assert outputs["correction_ids"][0, 1 + t].numpy().tolist() == best.tolist()
         np.testing.assert_allclose(
@@ -284,15 +287,16 @@ def test_tsv_says_the_same_and_no_row_is_wider_than_its_text(corrector: Graphs):
             assert (int(start), int(end)) == (outputs["starts"][at], outputs["ends"][at])
             assert float(probability) == pytest.approx(outputs["probabilities"][at], abs=1e-4)
             assert word == outputs["words"][at].decode()
-            expected = [x.decode() for x in outputs["corrections"][at] if x]
+            shares = outputs["correction_probabilities"][at]
+            shares = shares[shares > 0]
+            expected = [x.decode() for x in outputs["corrections"][at][: len(shares)]]
             assert options[::2] == expected
-            shares = outputs["correction_probabilities"][at][: len(expected)]
             np.testing.assert_allclose(np.float64(options[1::2]), shares, atol=1e-4)
 
 
 def test_words_of_very_many_tokens_get_no_corrections(corrector: Graphs):
     outputs = corrector.correct(tf.constant(["the " + "x" * 90 + " cat"]))
-    is_corrected = (outputs["corrections"][0, :, 0] != "").numpy()
+    is_corrected = (outputs["correction_probabilities"][0, :, 0] > 0).numpy()
     assert is_corrected.tolist() == [True, False, True]
     assert np.all(outputs["probabilities"] > 0)
 

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from serving_texts import ODD_TEXTS
 
+from cocolm_tf import CocoLMTextEmbedder, UserError
 from cocolm_tf.serving.embedding import POOLINGS, embedding_signatures
 from cocolm_tf.serving.encoder import Encoder
 from cocolm_tf.serving.inference import InferenceEncoder
@@ -67,3 +68,22 @@ def test_ids_that_are_none_or_too_many(parts: ServedPreset):
     for empty in (tf.zeros([0, 5], tf.int32), tf.zeros([0, 0], tf.int32)):
         assert embed_ids(empty)["embeddings"].shape == (0, 16)
     assert np.isfinite(embed_ids(tf.zeros([2, 0], tf.int32))["embeddings"]).all()
+
+
+def test_vectors_are_those_that_the_presets_embedder_learned(preset, tmp_path):
+    embedder = CocoLMTextEmbedder.from_preset(str(preset), pooling_mode="mean", dimensions=[8, 4])
+    embedder.save_to_preset(str(tmp_path / "preset"))
+    parts = ServedPreset(str(tmp_path / "preset"))
+    assert parts.embedding() == ("mean", 8)
+    assert parts.embedding(dimension=4) == parts.embedding("mean", 4) == ("mean", 4)
+    assert parts.embedding("cls") == ("cls", 0)
+    with pytest.raises(UserError, match="--dimension=5: the vectors were trained at 8, 4"):
+        parts.embedding(dimension=5)
+    with pytest.raises(UserError, match="--dimension=17 is more than the 16 of a vector"):
+        ServedPreset(str(preset)).embedding(dimension=17)
+    pooling, dimension = parts.embedding()
+    encoder = Encoder(InferenceEncoder(parts.backbone), (8, 16))
+    embed = embedding_signatures(encoder, parts.tokenizer, pooling, dimension=dimension)["embed"]
+    texts = ["The cat sat.", "The others weren't there... " * 3]
+    found = embed.concrete()(tf.constant(texts))["embeddings"]
+    np.testing.assert_allclose(found, embedder(embedder.preprocessor(texts)), atol=1e-5)

@@ -37,6 +37,14 @@ def test_suspicious_words_are_marked_and_corrected():
     assert "not read" in Printer(color=False).correct([TEXT], correct_outputs(truncated=True))
 
 
+def test_a_word_that_should_go_has_nothing_for_a_correction():
+    outputs = correct_outputs()
+    outputs["corrections"][0, 1, 0] = b""
+    lines = Printer(color=False).correct([TEXT], outputs).splitlines()
+    assert "sit → (nothing) 70%, sits 10%" in lines[1]
+    assert "on → in 30%" in lines[2]
+
+
 def test_a_text_without_words_has_none_that_belong():
     outputs = correct_outputs() | {"num_words": np.array([0])}
     assert Printer(color=False).correct(["\x01"], outputs).endswith("There is no word.")
@@ -85,6 +93,24 @@ def test_an_answer_that_is_none_says_so():
     assert "none, or mat" in not_there
     assert "characters 10 to 13" in not_there
     assert "not read" in not_there and "not read" not in there
+
+
+def test_spans_have_a_line_each():
+    outputs = {
+        "labels": np.array([[b"PER", b"LOC"], [b"", b""]]),
+        "starts": np.array([[0, 13], [0, 0]]),
+        "ends": np.array([[3, 17], [0, 0]]),
+        "scores": np.array([[0.9, 0.5], [0.0, 0.0]]),
+        "num_spans": np.array([2, 0]),
+        "truncated": np.array([False, True]),
+    }
+    told = Printer(color=False).tag(["Ada lives in Rome", "Nobody"], outputs)
+    there, not_there = told.split("\n\n")
+    assert there.splitlines()[1:] == [
+        "   90% PER Ada  characters 0 to 3",
+        "   50% LOC Rome  characters 13 to 17",
+    ]
+    assert "Nothing has a label." in not_there and "not read" in not_there
 
 
 def test_all_tell_what_was_not_read():

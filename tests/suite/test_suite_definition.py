@@ -49,6 +49,7 @@ def test_a_suite_of_ones_own_names_files_by_their_path_from_it(tmp_path: Path):
         "  wide: {title: Wide, group: Size, changes: wide.yaml}\n"
         "  deep: {changes: [wide.yaml, {model: {num_layers: 3}}], auxiliary_of: plain}\n"
         "  fresh: {random_weights_of: wide}\n"
+        "  short: {decay_from: plain@40, changes: {trainer: {train_steps: 50}}}\n"
     )
     suite = load_suite(str(tmp_path / "mine.yaml"), SUITES)
     wide = str(tmp_path / "wide.yaml")
@@ -58,6 +59,7 @@ def test_a_suite_of_ones_own_names_files_by_their_path_from_it(tmp_path: Path):
         Row("wide", "Wide", "Size", (wide,)),
         Row("deep", "deep", "", (wide, '{"model": {"num_layers": 3}}'), auxiliary_of="plain"),
         Row("fresh", "fresh", random_weights_of="wide"),
+        Row("short", "short", "", ('{"trainer": {"train_steps": 50}}',), decay_from="plain@40"),
     )
 
 
@@ -76,6 +78,8 @@ def test_a_suite_of_ones_own_names_files_by_their_path_from_it(tmp_path: Path):
         ("rows: {a: {changes: b.yaml}}", "rows.a.changes: .*b.yaml does not exist"),
         ("rows: {a: {changes: [3]}}", "rows.a.changes are YAML files or values"),
         ("rows: {a: {auxiliary_of: b}, b: }", "rows.a.auxiliary_of: b is no pretrained row above"),
+        ("rows: {a: , b: {decay_from: a}}", "rows.b.decay_from must be ROW@STEP, not 'a'"),
+        ("rows: {a: {decay_from: b@5}, b: }", "rows.a.decay_from: b is no pretrained row above"),
         ("rows: {a: {random_weights_of: a}}", "a is no pretrained row above this one"),
         (
             "rows: {a: , b: {random_weights_of: a}, c: {auxiliary_of: b}}",

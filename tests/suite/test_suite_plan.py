@@ -91,6 +91,21 @@ def test_every_row_has_the_same_budget(tiny: str, budget: Budget, steps: int):
         assert config.trainer.train_steps == steps
 
 
+def test_rows_may_branch_off_one_above(tiny: str):
+    stable = "{optimizer: {schedule: wsd}, trainer: {train_steps: 100}}"
+    short = "{trainer: {train_steps: 50}}"
+    rows = (
+        Row("long", "long", changes=(stable,)),
+        Row("short", "short", changes=(stable, short), decay_from="long@40"),
+    )
+    configs = configs_of(Suite("mine", rows), tiny)
+    assert configs["long"].trainer.decay_from == ""
+    assert configs["short"].trainer.decay_from == "/out/pretraining/long/run@40"
+    assert rows[1].needs() == ("long",)
+    with pytest.raises(UserError, match="decay_from=.*leaves no steps to decay in"):
+        configs_of(Suite("mine", rows), tiny, budget=Budget(train_steps=40))
+
+
 def test_crops_cost_what_they_keep(tiny: str):
     costs = [
         sum(pretraining_flops(config).values())

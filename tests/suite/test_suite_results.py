@@ -52,6 +52,7 @@ def test_medians_are_over_seeds_and_averages_over_tasks():
     assert a["average"] == pytest.approx((0.6 + 0.45) / 2)
     # Of the seeds that all tasks have.
     assert a["averages"]["values"] == pytest.approx([0.45, 0.55])
+    assert a["averages"]["seeds"] == [0, 1]
     assert a["finetuning"]["rte"]["minutes"] == 1.5
     assert (b["average"], b["averages"]) == (None, None)
     assert (b["finetuning"]["rte"]["diverged"], b["finetuning"]["rte"]["seeds"]) == (1, [1])
@@ -92,3 +93,17 @@ def test_costs_are_those_of_the_whole_run(tmp_path: Path):
     assert cost["steps"] == 40 and cost["tokens"] == 40 * 4 * 16
     assert cost["tokens_per_second"] == 200.0 and cost["minutes"] == 2.5
     assert cost["flops"] == 40 * sum(pretraining_flops(config).values())
+
+
+def test_rows_differ_from_the_reference_by_pairs_of_seeds():
+    scores = {"a": [0.5, 0.6, 0.7], "b": [0.56, 0.63, 0.79], "c": [0.6]}
+    finetuned = {
+        (row, "rte"): {seed: run(score) for seed, score in enumerate(values)}
+        for row, values in scores.items()
+    }
+    page = suite_page(suite_results(PLAN, {}, finetuned))
+    table = page.split("Differences from A")[1].split("\n\n")[1].splitlines()
+    # Differences .06, .03, .09: their mean over its standard error is 2 * sqrt(3), of which
+    # Student's distribution with 2 degrees of freedom leaves 7.4% outside.
+    assert table[2] == "| Group | B | +6.0 (p = 0.074) | — | — |"
+    assert table[3] == "|  | C | +10.0 | — | — |"

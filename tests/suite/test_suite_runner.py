@@ -46,6 +46,8 @@ def do(spec, folder, reporter, **options):
         config = spec["pretraining"]["config"]
         donor = config["auxiliary"]["preset"]
         assert not donor or os.path.isdir(donor)
+        source = config["trainer"]["decay_from"].rpartition("@")[0]
+        assert not source or os.path.isdir(source)
         run = os.path.join(folder, "run")
         os.makedirs(os.path.join(run, "preset", "assets"), exist_ok=True)
         write_json(config, os.path.join(run, "config.yaml"))
@@ -155,13 +157,15 @@ def test_all_is_pretrained_and_then_fine_tuned_seed_by_seed(make, tmp_path: Path
 
 
 def test_several_processes_keep_to_what_needs_what(make, tmp_path: Path):
+    branch = Row("branch", "Branch", changes=("optimizer.schedule=wsd",), decay_from="whole@20")
     options = {"distribution_strategy": "mirrored"}
-    run_suite(make(*ROWS), INPUTS, str(tmp_path / "out"), processes=3, options=options)
+    run_suite(make(*ROWS, branch), INPUTS, str(tmp_path / "out"), processes=3, options=options)
     lines = (tmp_path / "log").read_text().splitlines()
-    assert len(lines) == 3 * (3 + 16)
-    assert len(log(tmp_path, "mirrored")) == 3 + 16
-    begun_frozen = lines.index("begin pretraining/frozen")
-    assert lines.index("end pretraining/whole") < begun_frozen
+    assert len(lines) == 3 * (4 + 20)
+    assert len(log(tmp_path, "mirrored")) == 4 + 20
+    for row in ("frozen", "branch"):
+        begun = lines.index(f"begin pretraining/{row}")
+        assert lines.index("end pretraining/whole") < begun
 
 
 def test_what_was_ended_goes_on_without_repeating(make, tmp_path: Path):

@@ -16,13 +16,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.data.course_views import CourseViews
+from cocolm_tf.data.mcl_augmentation import MCLAugmentation
 from cocolm_tf.data.pipeline import Dataset, PretrainingData
 from cocolm_tf.data.shards import serialize
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.modeling import mcl
 from cocolm_tf.modeling import pretrainer as pretrainer_module
-from cocolm_tf.training.build import build_pretrainer, build_views, compile_pretrainer
+from cocolm_tf.training.build import build_augmentation, build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy
 
@@ -43,6 +43,7 @@ class Case(NamedTuple):
     steps: int = 4
     exact: bool = False
     objective: str = "coco_lm"
+    sharded: bool = False
 
     @property
     def name(self) -> str:
@@ -93,7 +94,8 @@ def config_of(case: Case) -> PretrainingConfig:
             "objective": {"name": case.objective},
             "data": {"sequence_length": LENGTH},
             # So large that no weight moves by the sign of a gradient that is all rounding error.
-            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "epsilon": 1e-3},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "epsilon": 1e-3}
+            | {"sharded": case.sharded},
             "trainer": {
                 "batch_size": BATCH,
                 "micro_batches": case.micro_batches,
@@ -121,9 +123,9 @@ def batches(steps: int, objective: str = "coco_lm") -> dict[str, np.ndarray]:
         "masked_weights": (np.arange(3) < masked).astype(np.float32),
     }
     if objective == "mcl":
-        make_views = CourseViews(SPECIAL, 0.25, 0.2, 0.15)
-        views = make_views(tf.constant(token_ids), tf.constant([0, 1]))
-        return {name: np.asarray(value) for name, value in views.items()} | masks
+        augment = MCLAugmentation(SPECIAL, 0.25, 0.2, 0.15)
+        batch = augment(tf.constant(token_ids), tf.constant([0, 1]))
+        return {name: np.asarray(value) for name, value in batch.items()} | masks
     crop = np.concatenate([token_ids[:, :1], token_ids[:, 2:-1]], axis=1)
     crops = {"crop_token_ids": crop, "crop_padding_mask": crop != 1}
     return {"token_ids": token_ids, "padding_mask": real} | masks | crops
@@ -140,8 +142,8 @@ def write_shards(folder: Path) -> None:
 
 def validation_batches(folder: Path, config: PretrainingConfig) -> tf.data.Dataset:
     paths = [str(path) for path in sorted(folder.glob("*.tfrecord"))]
-    views = build_views(config, MASK)
-    data = PretrainingData([Dataset("shards", paths, [11, 18], LENGTH)], LENGTH, views)
+    augmentation = build_augmentation(config, MASK)
+    data = PretrainingData([Dataset("shards", paths, [11, 18], LENGTH)], LENGTH, augmentation)
     return data.validation_batches(BATCH)
 
 
@@ -149,7 +151,8 @@ def train(strategy: tf.distribute.Strategy, case: Case, shards: Path) -> dict[st
     """Trains and writes down, and validates an exact case.
 
     Returns:
-        `metrics` [loops, names], `names`, `weights` [loops, all of them], `validation` [names].
+        `metrics` [loops, names], `names`, `weights` [loops, all of them], `validation` [names],
+        `moments` [all of them].
     """
     config, found = config_of(case), {"metrics": [], "weights": []}
     with strategy.scope():
@@ -194,7 +197,17 @@ def train(strategy: tf.distribute.Strategy, case: Case, shards: Path) -> dict[st
                 validation_batches(shards, config), return_dict=True, verbose=0
             )
             found["validation"] = [float(measured[name]) for name in found["names"]]
+            found["moments"] = moments_of(pretrainer)
     return {name: np.array(values) for name, values in found.items()}
+
+
+def moments_of(pretrainer: keras.Model) -> np.ndarray:
+    """All moments, read, written back and read again."""
+    optimizer = pretrainer.optimizer
+    slots = [s for v in pretrainer.trainable_variables for s in optimizer.slots(v).values()]
+    for slot in slots:
+        slot.assign(slot.numpy())
+    return np.concatenate([slot.numpy().ravel() for slot in slots])
 
 
 def likeliest(logits: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:

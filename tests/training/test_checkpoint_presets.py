@@ -9,10 +9,9 @@ import pytest
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.vocabulary import load_vocabulary, train_vocabulary
 from cocolm_tf.training.build import build_pretrainer, compile_pretrainer
-from cocolm_tf.training.checkpoint_presets import save_checkpoint_presets
 from cocolm_tf.training.checkpoints import Checkpoints
 from cocolm_tf.training.config import PretrainingConfig, save_config
-from cocolm_tf.training.preset import load_preset, save_preset
+from cocolm_tf.training.preset import load_preset, save_checkpoint_presets, save_preset
 
 TEXT = "the cat sat on a mat and dog ran to its house when it was cold outside again "
 

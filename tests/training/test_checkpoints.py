@@ -21,7 +21,7 @@ from cocolm_tf.training.checkpoints import (
     steps_taken,
     variable_paths,
 )
-from cocolm_tf.training.optimization import AdamW
+from cocolm_tf.training.optimization import AdamW, ShardedAdamW
 
 
 @pytest.fixture
@@ -232,6 +232,23 @@ def test_layers_made_in_another_order_are_still_their_own(tmp_path: Path):
             np.testing.assert_array_equal(*(slot[name] for slot in slots))
 
 
+@pytest.mark.parametrize("mirrored_strategy", [4], indirect=True)
+def test_moments_are_read_by_any_number_of_replicas(mirrored_strategy, compiled, tmp_path: Path):
+    """Whoever wrote them: what a checkpoint has of sharded ones is the same."""
+    whole = compiled()
+    move(whole, step=7, seed=5)
+    save(tmp_path / "whole", whole)
+    with mirrored_strategy.scope():
+        sharded = compiled(seed=1, optimizer={"sharded": True})
+    assert isinstance(sharded.optimizer, ShardedAdamW)
+    assert restore(tmp_path / "whole", sharded) == 7
+    save(tmp_path / "sharded", sharded)
+    again = compiled(seed=2)
+    assert restore(tmp_path / "sharded", again) == 7
+    for restored, saved in zip(state_of(again), state_of(whole), strict=True):
+        np.testing.assert_array_equal(restored, saved)
+
+
 def test_paths_are_each_variables_own(compiled):
     """And the same in a model that the process has made later, whatever Keras calls it."""
     first, second = compiled(), compiled()
@@ -393,7 +410,7 @@ def test_what_is_not_finite_is_not_saved(run: Path, compiled):
     with pytest.raises(UserError) as caught:
         checkpoints.save()
     assert "1 of the run's variables are not finite at step 8: lower" in str(caught.value)
-    assert f"--model_dir={run.parent}: the run goes on from its last sound" in str(caught.value)
+    assert f"--model_dir={run.parent}: the run resumes from its last sound" in str(caught.value)
     assert steps_in(run) == [2, 4, 6]
 
 
@@ -419,7 +436,7 @@ def test_a_hopeless_run_loses_the_checkpoints_that_led_there(run: Path, compiled
     model.skipped_in_a_row.assign(6)
     error = checkpoints.hopeless("it is hopeless")
     assert str(error).startswith("it is hopeless at step 10: lower optimizer.learning_rate")
-    assert str(error).endswith("goes on from its last sound checkpoint, of step 2.")
+    assert str(error).endswith("resumes from its last sound checkpoint, of step 2.")
     assert steps_in(run) == [2] and (run / "damaged-ckpt-4.index").exists()
     assert tf.train.latest_checkpoint(str(run)) == str(run / "ckpt-2")
     model.skipped_in_a_row.assign(10)

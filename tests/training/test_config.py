@@ -232,6 +232,19 @@ def test_a_wrong_override_is_named(write, override: str, complaint: str):
         ("auxiliary.hidden_dim=100", "the auxiliary model's width 100 .* heads 12"),
         ("auxiliary.sampling=none", "auxiliary.sampling is one of eval, train, zero_dropout"),
         ("auxiliary.replacements=none", "auxiliary.replacements is one of .* 'none'"),
+        (
+            "auxiliary.replacements=stored,objective.name=masked_lm",
+            "auxiliary.replacements=stored does not go with objective.name=masked_lm",
+        ),
+        (
+            "auxiliary.replacements=stored,trainer.batch_size_schedule=[0.5, 512]",
+            "auxiliary.replacements=stored has batches of one shape",
+        ),
+        ("auxiliary.shared=all", "auxiliary.shared is one of token, .* 'all'"),
+        (
+            "objective.weighted_lm=true,objective.copy_weight=0,objective.use_copy=false",
+            "objective.weighted_lm=true weighs by the copy head, which nothing trains",
+        ),
         ("auxiliary.replacements=frozen", "replacements=frozen and auxiliary.preset go together"),
         ("auxiliary.preset=runs/a", "replacements=frozen and auxiliary.preset go together"),
         ("objective.name=bert", "objective.name is one of coco_lm, masked_lm, mcl, not 'bert'"),

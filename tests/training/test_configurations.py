@@ -186,7 +186,9 @@ def test_a_row_pays_for_nothing_that_it_does_without():
     assert crops[0] < crops[1] < whole["main_crop"] < crops[2]
 
 
-@pytest.mark.parametrize(("size", "billions"), [("base", 0.13), ("xl", 1.6), ("xxl", 5.4)])
+@pytest.mark.parametrize(
+    ("size", "billions"), [("base", 0.184), ("large", 0.434), ("xl", 1.6), ("xxl", 5.4)]
+)
 def test_metro_sizes(size: str, billions: float):
     model = load_config(str(CONFIGS / "metro" / f"{size}.yaml")).model
     width, inner = model.hidden_dim, model.intermediate_dim
@@ -203,6 +205,7 @@ def test_metro_is_zero_dropout_and_language_modeling_without_copy_beside_rtd():
     assert not config.objective.use_copy and not config.objective.scl_weight
     assert config.model.rematerialize == "block"
     assert (config.model.residual_init, config.model.initializer_range) == ("layer", 0.02)
+    assert (config.auxiliary.shared, config.optimizer.sharded) == ("token_position_norm", True)
     assert "auxiliary_sampling" not in pretraining_flops(config)
 
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from cocolm_tf.errors import RestartableError, UserError
-from cocolm_tf.training.callbacks import METRICS_FILENAME
+from cocolm_tf.training.monitoring import METRICS_FILENAME
 
 
 @pytest.fixture

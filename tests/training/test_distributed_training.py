@@ -17,6 +17,7 @@ from cocolm_tf.training.distribution import make_strategy
 
 EXACT = Case(steps=20, exact=True)
 COURSES = EXACT._replace(objective="mcl")
+SHARDED = EXACT._replace(sharded=True)
 LEARNING = Case(precision="mixed_bfloat16", steps=20)
 FEW, OTHERS = matrix()
 
@@ -83,7 +84,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def workers(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Results]]:
     """What two workers made of the cases that every run of the tests has, one after the other."""
-    cases = [EXACT, COURSES, *on("workers", FEW)]
+    cases = [EXACT, COURSES, SHARDED, *on("workers", FEW)]
     return run_workers(cases, shards, tmp_path_factory.mktemp("workers"))
 
 
@@ -108,6 +109,7 @@ def assert_same_steps(found: Results, expected: Results) -> None:
     np.testing.assert_allclose(found["weights"], expected["weights"], rtol=1e-4, atol=2e-5)
     # The same batches, shared out, and none of them twice.
     np.testing.assert_allclose(found["validation"], expected["validation"], rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(found["moments"], expected["moments"], rtol=2e-4, atol=2e-5)
     moved = np.abs(expected["weights"][-1] - expected["weights"][0]).mean()
     assert moved > 0.01, "the tolerance is far below what 20 steps change"
 
@@ -127,9 +129,16 @@ def test_replicas_take_the_steps_of_one_device(
     assert_same_steps(train(mirrored_strategy, EXACT, shards), one_device)
 
 
-def test_workers_take_the_steps_of_one_device(workers, one_device: Results):
+def test_replicas_with_shares_of_the_moments_take_the_steps_of_one_device(
+    mirrored_strategy: tf.distribute.Strategy, one_device: Results, shards: Path
+):
+    assert_same_steps(train(mirrored_strategy, SHARDED, shards), one_device)
+
+
+@pytest.mark.parametrize("case", [EXACT, SHARDED], ids=["whole", "sharded"])
+def test_workers_take_the_steps_of_one_device(workers, case: Case, one_device: Results):
     for worker in workers:
-        assert_same_steps(worker[EXACT.name], one_device)
+        assert_same_steps(worker[case.name], one_device)
 
 
 @pytest.fixture(scope="module")

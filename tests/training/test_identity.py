@@ -29,7 +29,7 @@ def stretch(inputs: dict[str, Input] | None = None, **changes: dict) -> Stretch:
 def history(tmp_path: Path) -> History:
     """Of a run that has begun, as it is read again."""
     history = History(str(tmp_path))
-    assert history.go_on(stretch(), 0) == []
+    assert history.resume(stretch(), 0) == []
     history.save()
     return History.read(str(tmp_path))
 
@@ -39,13 +39,13 @@ def lower(rate: float) -> Stretch:
 
 
 def test_nothing_new_is_no_stretch(history: History):
-    assert history.go_on(stretch(), 40) == []
+    assert history.resume(stretch(), 40) == []
     assert [one.step for one in history.stretches] == [0]
 
 
 def test_what_changes_is_a_stretch_and_read_again(history: History):
     now = stretch({"--validation_data": Input("held", "h1")}, trainer={"train_steps": 9})
-    assert history.go_on(now, 40) == [
+    assert history.resume(now, 40) == [
         "trainer.train_steps: 125000 -> 9",
         "--validation_data: none -> held (h1)",
     ]
@@ -59,12 +59,12 @@ def test_what_changes_is_a_stretch_and_read_again(history: History):
 
 def test_what_never_came_to_be_is_forgotten(history: History):
     """A run that was killed before the first checkpoint after its resumption."""
-    history.go_on(lower(1e-4), 40)
-    assert history.go_on(lower(2e-4), 40) == ["optimizer.learning_rate: 0.0005 -> 0.0002"]
+    history.resume(lower(1e-4), 40)
+    assert history.resume(lower(2e-4), 40) == ["optimizer.learning_rate: 0.0005 -> 0.0002"]
     assert [one.step for one in history.stretches] == [0, 40]
-    assert history.go_on(stretch(), 40) == []
+    assert history.resume(stretch(), 40) == []
     assert [one.step for one in history.stretches] == [0]
-    history.go_on(lower(3e-4), 0)
+    history.resume(lower(3e-4), 0)
     assert [one.settings["optimizer.learning_rate"] for one in history.stretches] == [3e-4]
 
 
@@ -114,7 +114,7 @@ def test_inputs_are_known_by_what_they_hold(history: History, name: str):
 def test_the_preset_that_it_was_started_from_may_be_gone(history: History):
     for preset in (Input("", ""), Input("start", "")):
         assert history.check(stretch({"--init_preset": preset}), 40) == {}
-    history.go_on(dataclasses.replace(lower(1e-4), inputs=INPUTS | {"--init_preset": preset}), 40)
+    history.resume(dataclasses.replace(lower(1e-4), inputs=INPUTS | {"--init_preset": preset}), 40)
     assert all(one.inputs["--init_preset"].fingerprint == "p1" for one in history.stretches)
 
 
@@ -123,7 +123,7 @@ def test_a_run_from_before_there_were_histories_has_its_configuration(tmp_path: 
     history = History.read(str(tmp_path))
     with pytest.raises(UserError, match="objective.copy_weight=50.0, not 20.0"):
         history.check(stretch(objective={"copy_weight": 20.0}), 40)
-    assert history.go_on(lower(1e-4), 40) == ["optimizer.learning_rate: 0.0005 -> 0.0001"]
+    assert history.resume(lower(1e-4), 40) == ["optimizer.learning_rate: 0.0005 -> 0.0001"]
     assert history.stretches[0].inputs == INPUTS
 
 
@@ -139,3 +139,79 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str):
     (tmp_path / HISTORY_FILENAME).write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path}/{HISTORY_FILENAME} cannot be read"):
         History.read(str(tmp_path))
+
+
+# Branches: a run that lets the learning rate of another decay.
+
+
+def wsd(train_steps: int = 100, **trainer) -> Stretch:
+    optimizer = {"schedule": "wsd", "warmup_steps": 10, "decay_steps": 20}
+    return stretch(optimizer=optimizer, trainer={"train_steps": train_steps} | trainer)
+
+
+@pytest.fixture
+def stable(tmp_path: Path) -> str:
+    """A run of 100 steps, the last 20 of which decay, and its checkpoints."""
+    history = History(str(tmp_path / "stable"))
+    history.resume(wsd(), 0)
+    (tmp_path / "stable" / "checkpoints").mkdir(parents=True)
+    for step in (40, 80, 90):
+        (tmp_path / "stable" / "checkpoints" / f"ckpt-{step}.index").touch()
+    history.save()
+    return history.model_dir
+
+
+def test_a_branch_has_the_history_of_the_run_before_it(stable: str, tmp_path: Path):
+    asked = f"{stable}@40"
+    history = History.branch(asked, str(tmp_path / "branch"))
+    assert history.resume(wsd(60, decay_from=asked), 40) == [
+        "trainer.train_steps: 100 -> 60",
+        f"trainer.decay_from:  -> {asked}",
+    ]
+    assert [one.step for one in history.stretches] == [0, 40]
+    history.model_dir = str(tmp_path / "stable")
+    history.save()
+    resumed = History.read(history.model_dir)
+    assert resumed.check(wsd(60, decay_from=asked), 50) == {}
+    with pytest.raises(UserError, match="trainer.decay_from=.*@40, not .*@20"):
+        resumed.check(wsd(60, decay_from=f"{stable}@20"), 50)
+    with pytest.raises(UserError, match="trainer.decay_from=.*@40, not"):
+        resumed.check(wsd(60), 50)
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "complaint"),
+    [
+        (50, {}, "has kept checkpoints of these steps: 40, 80, 90"),
+        (90, {}, "learning rate of that run decayed from step 80 on: give a checkpoint up to"),
+        (80, {"batch_size": 64}, "is of a run with trainer.batch_size=2048, not 64: a decay cont"),
+    ],
+)
+def test_what_cannot_be_branched_off_is_refused(stable: str, step: int, changes, complaint: str):
+    asked = f"{stable}@{step}"
+
+    with pytest.raises(UserError, match=complaint) as caught:
+        History.branch(asked, "branch").check(wsd(99, decay_from=asked, **changes), step)
+    assert str(caught.value).startswith(f"trainer.decay_from={asked}")
+
+
+def test_the_last_step_before_the_decay_can_be_branched_off(stable: str):
+    asked = f"{stable}@80"
+    assert History.branch(asked, "branch").check(wsd(99, decay_from=asked), 80)
+
+
+def test_a_folder_that_is_no_run_cannot_be_branched_off(tmp_path: Path):
+    with pytest.raises(UserError, match="has no config.yaml: give the --model_dir of a run"):
+        History.branch(f"{tmp_path}@40", "branch")
+
+
+def test_a_run_whose_rate_always_decays_can_be_branched_off_its_warm_up_alone(
+    history: History,
+):
+    checkpoints = Path(history.model_dir) / "checkpoints"
+    checkpoints.mkdir()
+    for step in (10_000, 20_000):
+        (checkpoints / f"ckpt-{step}.index").touch()
+    assert History.branch(f"{history.model_dir}@10000", "branch").stretches
+    with pytest.raises(UserError, match="decayed from step 10000 on"):
+        History.branch(f"{history.model_dir}@20000", "branch")

@@ -2,10 +2,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cocolm_tf.training.optimization import AdamW, LinearWarmupDecay
+from cocolm_tf.training.optimization import AdamW, ShardedAdamW
+from cocolm_tf.training.schedules import WarmupDecay
 
 SHAPES = [(3, 4), (4,), ()]
 
@@ -25,7 +24,7 @@ def make_gradients(step: int) -> list[tf.Tensor]:
 
 def make_optimizer(kind, variables, **changes):
     arguments = {
-        "learning_rate": LinearWarmupDecay(0.1, 2, 6),
+        "learning_rate": WarmupDecay(0.1, 2, 6),
         "weight_decay": 0.05,
         "beta_1": 0.9,
         "beta_2": 0.98,
@@ -107,64 +106,56 @@ def test_excluded_variables_do_not_decay():
 
 
 @pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
-def test_every_replica_makes_the_same_update(mirrored_strategy):
+@pytest.mark.parametrize("kind", [AdamW, ShardedAdamW])
+def test_every_replica_makes_the_same_update(mirrored_strategy, kind):
     alone = make_variables()
     optimizer = make_optimizer(AdamW, alone)
+    optimizer.scale_learning_rate(alone[:1], 0.25)
     with mirrored_strategy.scope():
         mirrored = make_variables()
-        mirrored_optimizer = make_optimizer(AdamW, mirrored)
+        mirrored_optimizer = make_optimizer(kind, mirrored)
+        mirrored_optimizer.scale_learning_rate(mirrored[:1], 0.25)
 
     @tf.function(autograph=False)
     def step(gradients, scale):
-        mirrored_strategy.run(lambda: mirrored_optimizer.apply_scaled(gradients, mirrored, scale))
+        def update():
+            own = tf.distribute.get_replica_context().replica_id_in_sync_group
+            mirrored_optimizer.apply_scaled(gradients, mirrored, scale, own)
+
+        mirrored_strategy.run(update)
 
     for number, scale in enumerate([1.0, 0.0, 0.3]):
-        run_step(optimizer, alone, make_gradients(number), scale)
-        step(make_gradients(number), tf.constant(scale))
+        gradients = [g / (scale > 0) for g in make_gradients(number)]  # Skipped ones are infinite.
+        run_step(optimizer, alone, gradients, scale)
+        step(gradients, tf.constant(scale))
     for one, other in zip(alone, mirrored, strict=True):
         for replica in mirrored_strategy.experimental_local_results(other.value):
             np.testing.assert_allclose(replica, one, rtol=1e-6, atol=1e-6)
+        found, expected = mirrored_optimizer.slots(other), optimizer.slots(one)
+        for name, slot in expected.items():
+            np.testing.assert_allclose(found[name].numpy(), slot, rtol=1e-6, atol=1e-6)
     assert int(mirrored_optimizer.iterations.numpy()) == 3
 
 
+@pytest.mark.parametrize("mirrored_strategy", [4], indirect=True)
+def test_each_replica_keeps_its_part_of_the_moments(mirrored_strategy):
+    with mirrored_strategy.scope():
+        variables = make_variables()
+        optimizer = make_optimizer(ShardedAdamW, variables)
+    slot = optimizer.slots(variables[0])["momentum"]
+    slot.assign(np.arange(12.0).reshape(3, 4))
+    parts = mirrored_strategy.experimental_local_results(optimizer._momentums[0].value)
+    np.testing.assert_array_equal(parts, np.arange(12.0).reshape(4, 3))
+    np.testing.assert_array_equal(tf.convert_to_tensor(slot), np.arange(12.0).reshape(3, 4))
+    # A scalar's whole part is the first one's, and there is nothing in the others.
+    assert [part.shape[0] for part in optimizer._momentums] == [3, 1, 1]
+
+
 def test_optimizer_config_round_trip():
-    optimizer = AdamW(LinearWarmupDecay(0.1, 2, 6, end=0.01), weight_decay=0.05, beta_2=0.98)
+    optimizer = AdamW(WarmupDecay(0.1, 2, 6, end=0.01), weight_decay=0.05, beta_2=0.98)
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert type(again) is AdamW
     assert again.get_config() == optimizer.get_config()
-
-
-# The schedule.
-
-
-def expected_rate(step, peak, warmup, total, end) -> float:
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if step >= total:
-        return end
-    return end + (peak - end) * (total - step) / (total - warmup)
-
-
-@settings(max_examples=80)
-@given(st.integers(0, 50), st.integers(1, 100), st.integers(0, 200), st.sampled_from([0.0, 1e-5]))
-def test_schedule_is_piecewise_linear(warmup, decay, step, end):
-    schedule = LinearWarmupDecay(1e-3, warmup, warmup + decay, end)
-    expected = expected_rate(step, 1e-3, warmup, warmup + decay, end)
-    assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-10)
-
-
-def test_schedule_of_the_paper():
-    schedule = LinearWarmupDecay(peak=5e-4, warmup_steps=10_000, total_steps=125_000)
-    rates = [float(schedule(tf.constant(step, tf.int64))) for step in (0, 9_999, 10_000, 67_500)]
-    assert rates == pytest.approx([5e-8, 5e-4, 5e-4, 2.5e-4], rel=1e-5)
-    assert float(schedule(125_000)) == float(schedule(200_000)) == 0
-
-
-def test_schedule_config_round_trip():
-    schedule = LinearWarmupDecay(1e-3, 3, 9, end=1e-5)
-    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
-    assert again.get_config() == schedule.get_config()
-    assert float(again(5)) == float(schedule(5))
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
@@ -193,7 +184,7 @@ def test_apply_follows_keras(clip_norm):
 def test_a_variable_may_learn_at_a_rate_of_its_own(by_keras):
     plain, scaled, slow = make_variables(), make_variables(), make_variables()
     optimizers = [make_optimizer(AdamW, variables) for variables in (plain, scaled)]
-    optimizers.append(make_optimizer(AdamW, slow, learning_rate=LinearWarmupDecay(0.025, 2, 6)))
+    optimizers.append(make_optimizer(AdamW, slow, learning_rate=WarmupDecay(0.025, 2, 6)))
     optimizers[1].scale_learning_rate(scaled[:1], 0.25)
     for step in range(4):
         for optimizer, variables in zip(optimizers, (plain, scaled, slow), strict=True):

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from cocolm_tf.errors import RestartableError
-from cocolm_tf.training.preemption import StopSignal
+from cocolm_tf.training.workers import StopSignal
 
 
 def terminate() -> None:

@@ -219,7 +219,7 @@ def test_shared_tables_are_the_main_models(build, preset: str, tmp_path: Path):
 def test_a_frozen_auxiliary_is_that_of_the_preset(build, preset: str):
     frozen = build(seed=2, auxiliary={"replacements": "frozen", "preset": preset})
     before = [variable.numpy() for variable in frozen.trainable_variables]
-    load_frozen_auxiliary(frozen, preset)
+    load_frozen_auxiliary(frozen.auxiliary, preset)
     source = build(seed=1)
     for one, two in zip(frozen.auxiliary.weights, source.auxiliary.weights, strict=True):
         np.testing.assert_array_equal(one, two, err_msg=one.path)
@@ -232,12 +232,12 @@ def test_a_preset_without_auxiliary_cannot_be_frozen(build, preset: str):
     frozen = build(auxiliary={"replacements": "frozen", "preset": preset})
     Path(preset, HEADS_FILENAME).unlink()
     with pytest.raises(UserError, match="auxiliary.preset=.* lacks masked_lm_head.dense.kernel"):
-        load_frozen_auxiliary(frozen, preset)
+        load_frozen_auxiliary(frozen.auxiliary, preset)
     shutil.rmtree(Path(preset, "auxiliary"))
     with pytest.raises(UserError, match="auxiliary.preset=.* has no auxiliary/ in it"):
-        load_frozen_auxiliary(frozen, preset)
+        load_frozen_auxiliary(frozen.auxiliary, preset)
     with pytest.raises(UserError, match="auxiliary.preset=/nowhere has no auxiliary/"):
-        load_frozen_auxiliary(frozen, "/nowhere")
+        load_frozen_auxiliary(frozen.auxiliary, "/nowhere")
 
 
 def test_masked_language_modeling_leaves_a_preset_too(build, preset: str, corpus):

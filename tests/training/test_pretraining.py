@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cocolm_tf import files
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.fingerprints import fingerprint
+from cocolm_tf.training import loop as loop_module
 from cocolm_tf.training import pretraining as module
-from cocolm_tf.training.callbacks import METRICS_FILENAME, ProgressBar
-from cocolm_tf.training.config import load_config
+from cocolm_tf.training.config import check_config, load_config
 from cocolm_tf.training.identity import History, Input, stretch_of
+from cocolm_tf.training.monitoring import METRICS_FILENAME
 from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
 
 CLOCK = ("seconds", "tokens_per_second")
@@ -104,16 +103,27 @@ class KilledError(Exception):
     """What ends a run in the place of a signal."""
 
 
-class KilledAtStep7(ProgressBar):
+class Kill(keras.callbacks.Callback):
+    """Ends a run after a step, once all else that is due at it has been done."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
     def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.optimizer.iterations) == 7:
+        if int(self.model.optimizer.iterations) == self.step:
             raise KilledError
+
+
+def start_and_kill(pretrain_on, *arguments, step: int, **given) -> None:
+    with pytest.raises(KilledError):
+        pretrain_on(*arguments, callbacks=[Kill(step)], **given)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    finished, corpus, pretrain_on, to_store, tmp_path: Path, monkeypatch, is_remote: bool
+    finished, corpus, pretrain_on, to_store, tmp_path: Path, is_remote: bool
 ):
     model_dir, given = str(tmp_path / "run"), {}
     if is_remote:  # with all that it reads and writes
@@ -121,15 +131,12 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
         names = ("train", "validation", "vocabulary")
         train, validation, vocabulary = (to_store(getattr(corpus, name)) for name in names)
         given = {"train_data": train, "validation_data": validation, "vocabulary": vocabulary}
-    monkeypatch.setattr(module, "ProgressBar", KilledAtStep7)
-    with pytest.raises(KilledError):
-        pretrain_on(finished.config, model_dir, **given)
+    start_and_kill(pretrain_on, finished.config, model_dir, step=7, **given)
     assert not files.exists(f"{model_dir}/preset")
     with files.local_copy(model_dir) as copy:
         assert metrics(Path(copy))[-1]["step"] == 6
     with files.open_append(f"{model_dir}/{METRICS_FILENAME}") as file:
         file.write('{"step": 8, "split": "train"}\n{"step": 8, "spl')
-    monkeypatch.undo()
 
     assert pretrain_on(finished.config, model_dir, **given) == f"{model_dir}/preset"
     with files.local_copy(model_dir) as copy:
@@ -150,21 +157,11 @@ def test_a_schedule_of_lengths_over_a_mixture_goes_on_exactly(
     )
     mixture = f"{corpus.train}=0.75,{corpus.validation}=0.25"
 
-    class Kill(keras.callbacks.Callback):
-        def __init__(self, steps: list[int]) -> None:
-            super().__init__()
-            self.steps = steps
-
-        def on_train_batch_end(self, batch, logs=None):
-            if int(self.model.optimizer.iterations) in self.steps:
-                raise KeyboardInterrupt
-
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrain_on(config, whole, train_data=mixture)
     assert "are cut into 3 of up to 7 for a length of 8" in capsys.readouterr().err
     for stop in (3, 5):
-        with pytest.raises(KeyboardInterrupt):
-            pretrain_on(config, parts, train_data=mixture, callbacks=[Kill([stop])])
+        start_and_kill(pretrain_on, config, parts, step=stop, train_data=mixture)
     pretrain_on(config, parts, train_data=mixture)
     assert_same_run(parts, whole, step=6)
     assert metrics(parts) == metrics(whole)
@@ -193,6 +190,78 @@ def test_a_schedule_of_lengths_over_a_mixture_goes_on_exactly(
 
 
 @pytest.mark.slow
+def test_ramps_averages_and_durations_in_tokens_go_on_exactly(
+    tiny, pretrain_on, corpus, tmp_path: Path
+):
+    """Stopped in either stage of a batch size; the last step decays."""
+    trainer = {"batch_size_schedule": [0.4, 2], "micro_batches": 2, "train_tokens": 16 * 16}
+    config = tiny(
+        optimizer={"schedule": "wsd_sqrt", "decay_steps": 1, "warmup_steps": 1},
+        trainer=trainer | {"train_steps": 1, "ema_decay": 0.5, "log_interval": 1},
+    )
+    check_config(config, "it")
+    assert config.trainer.train_steps == 5
+    mixture = f"{corpus.train}=0.75,{corpus.validation}=0.25"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pretrain_on(config, whole, train_data=mixture)
+    for stop in (1, 3):
+        start_and_kill(pretrain_on, config, parts, step=stop, train_data=mixture)
+    pretrain_on(config, parts, train_data=mixture)
+    assert_same_run(parts, whole, step=5)
+    assert metrics(parts) == metrics(whole)
+    lines = [line for line in metrics(whole) if line["split"] == "train"]
+    assert [sum(line[f"sequences/{path}"] for path in corpus[2:]) for line in lines] == [
+        2,
+        4,
+        8,
+        12,
+        16,
+    ]
+    peak = config.optimizer.learning_rate
+    assert [line["learning_rate"] for line in lines] == pytest.approx([peak] * 5)
+
+    # The second preset has the averages, which the checkpoint has too.
+    saved = weights(whole, 5)
+    for preset, of in (("preset", "state/"), ("preset_ema", "state/average/")):
+        heads = np.load(whole / preset / HEADS_FILENAME)
+        np.testing.assert_array_equal(heads["lm_head.bias"], saved[f"{of}lm_head/bias"])
+        backbone = read_backbone(str(whole / preset))
+        table = saved[f"{of}backbone/token_embedding/embeddings"]
+        np.testing.assert_array_equal(backbone.token_embedding.embeddings, table)
+    assert (saved["state/lm_head/bias"] != saved["state/average/lm_head/bias"]).any()
+    card = (whole / "preset_ema" / "README.md").read_text()
+    assert "exponential moving averages, of decay 0.5" in card and 'preset_ema"' in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_decay_that_branches_off_is_that_of_a_run_by_itself(
+    tiny, pretrain_on, to_store, tmp_path: Path, is_remote: bool
+):
+    def wsd(train_steps: int, **trainer):
+        kept = {"keep_checkpoint_interval": 2, "max_checkpoints": 1, "log_interval": 1}
+        return tiny(
+            optimizer={"schedule": "wsd", "decay_steps": 2, "warmup_steps": 1},
+            trainer=kept | {"train_steps": train_steps, "validation_interval": 3} | trainer,
+        )
+
+    stable, alone, branch = (tmp_path / name for name in ("stable", "alone", "branch"))
+    pretrain_on(wsd(9), stable)
+    source = to_store(str(stable)) if is_remote else str(stable)
+    config = wsd(6, decay_from=f"{source}@4")
+    pretrain_on(wsd(6), alone)
+    start_and_kill(pretrain_on, config, branch, step=5)  # before there is a checkpoint
+    pretrain_on(config, branch)
+    assert_same_run(branch, alone, step=6)
+    assert metrics(branch) == metrics(alone)
+    card = (branch / "preset" / "README.md").read_text()
+    assert f"steps 5 to 6: trainer.train_steps: 9 -> 6; trainer.decay_from:  -> {source}@4" in card
+    # Its own checkpoints resume it; the run that it came from may be gone.
+    shutil.rmtree(stable)
+    pretrain_on(config, branch)
+
+
+@pytest.mark.slow
 def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_on, tmp_path: Path):
     preset = finished.model_dir / "preset"
     auxiliary = {"replacements": "frozen", "preset": str(preset), "num_layers": 1}
@@ -213,16 +282,11 @@ def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_
 
 
 @pytest.mark.slow
-def test_mcl_takes_its_courses_and_goes_on_after_an_interruption(
-    tiny, pretrain_on, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_mcl_takes_its_courses_and_goes_on_after_an_interruption(tiny, pretrain_on, tmp_path: Path):
     config = tiny(objective={"name": "mcl"}, trainer={"train_steps": 8})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pretrain_on(config, whole)
-    monkeypatch.setattr(module, "ProgressBar", KilledAtStep7)
-    with pytest.raises(KilledError):
-        pretrain_on(config, cut)
-    monkeypatch.undo()
+    start_and_kill(pretrain_on, config, cut, step=7)
     pretrain_on(config, cut)
     assert_same_run(cut, whole, step=8)
     lines = metrics(whole)
@@ -279,47 +343,30 @@ def test_the_preset_has_a_model_card(finished, corpus):
 
 
 @pytest.mark.slow
-def test_a_validation_that_was_lost_is_made_up_for(
-    finished, pretrain_on, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_validation_that_was_lost_is_made_up_for(finished, pretrain_on, tmp_path: Path):
     """Killed after the checkpoint of a step, and before the validation of the same."""
-
-    class KilledError(Exception):
-        pass
-
-    class Bar(ProgressBar):
-        def on_test_begin(self, logs=None):
-            raise KilledError
-
-    monkeypatch.setattr(module, "ProgressBar", Bar)
-    with pytest.raises(KilledError):
-        pretrain_on(finished.config, tmp_path)
+    start_and_kill(pretrain_on, finished.config, tmp_path, step=4)
     last = metrics(tmp_path)[-1]
     assert (last["step"], last["split"]) == (4, "train")
-    monkeypatch.undo()
     pretrain_on(finished.config, tmp_path)
     assert metrics(tmp_path) == metrics(finished.model_dir)
 
 
 @pytest.mark.slow
-def test_a_run_told_to_stop_goes_on_from_that_very_step(
-    tiny, pretrain_on, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_run_told_to_stop_goes_on_from_that_very_step(tiny, pretrain_on, tmp_path: Path):
     """With no checkpoint due before, in the midst of a log interval."""
     config = tiny(trainer={"log_interval": 5, "checkpoint_interval": 10, "validation_interval": 8})
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     pretrain_on(config, whole)
 
-    class Bar(ProgressBar):
+    class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if int(self.model.optimizer.iterations) == 6:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(module, "ProgressBar", Bar)
     with pytest.raises(RestartableError, match="stopped by SIGTERM at step 7, which is saved"):
-        pretrain_on(config, stopped)
+        pretrain_on(config, stopped, callbacks=[Terminate()])
     assert not (stopped / "preset").exists()
-    monkeypatch.undo()
 
     pretrain_on(config, stopped)
     assert_same_run(stopped, whole, step=10)
@@ -386,27 +433,6 @@ def test_replicas_share_the_batch(
     assert shapes == {name: v.shape for name, v in weights(finished.model_dir, 10).items()}
 
 
-@given(
-    step=st.integers(0, 40),
-    train_steps=st.integers(1, 40),
-    interval=st.integers(1, 15),
-    switch=st.integers(0, 39),
-)
-def test_what_is_left_is_cut_at_validations_and_stages(
-    step: int, train_steps: int, interval: int, switch: int
-):
-    stage_ends = sorted({min(switch, train_steps), train_steps})
-    ends = []
-    at = step
-    for steps, epochs in module._segments(step, interval, stage_ends):
-        assert steps > 0 and epochs > 0
-        for _ in range(epochs):
-            at += steps
-            ends.append(at)
-    due = [end for end in range(step + 1, train_steps) if end % interval == 0 or end in stage_ends]
-    assert ends == due + [train_steps] * (step < train_steps)
-
-
 @pytest.mark.parametrize(
     ("mine", "all_together"), [(2800.0, 5600.0), (None, math.nan)], ids=["known", "unknown"]
 )
@@ -428,11 +454,13 @@ def test_the_peak_is_that_of_the_device_or_as_configured(
 ):
     config = tiny()
     flops = sum(pretraining_flops(config).values())
-    assert module._peak_seconds(config, mirrored_strategy) is None
-    monkeypatch.setattr(module, "peak_flops", lambda strategy, precision: 5.0 * flops)
-    assert module._peak_seconds(config, mirrored_strategy)(10) == pytest.approx(10 / 5)
+    peak_seconds = loop_module._peak_seconds
+    pretrainer = types.SimpleNamespace(distribute_strategy=mirrored_strategy)
+    assert peak_seconds(config, pretrainer) is None
+    monkeypatch.setattr(loop_module, "peak_flops", lambda strategy, precision: 5.0 * flops)
+    assert peak_seconds(config, pretrainer)(10) == pytest.approx(10 / 5)
     config.runtime.peak_flops = 3.0 * flops  # of each of two devices
-    assert module._peak_seconds(config, mirrored_strategy)(10) == pytest.approx(10 / 6)
+    assert peak_seconds(config, pretrainer)(10) == pytest.approx(10 / 6)
 
 
 # What is wrong is said before anything is written.
@@ -463,6 +491,13 @@ def test_data_that_matches_nothing_is_named(refused, corpus):
 
 def test_the_folder_above_the_data_is_told_apart(refused, corpus):
     assert f"give {corpus.train}" in refused(train_data=str(Path(corpus.train).parent))
+
+
+def test_a_checkpoint_to_branch_off_that_is_not_there_is_named(refused, tiny, finished):
+    trainer = {"decay_from": f"{finished.model_dir}@6", "train_steps": 12}
+    complaint = refused(tiny(optimizer={"schedule": "wsd"}, trainer=trainer))
+    assert complaint.startswith(f"trainer.decay_from={finished.model_dir}@6: ")
+    assert "has kept checkpoints of these steps: 8, 10." in complaint
 
 
 def test_a_vocabulary_of_another_size_is_refused(refused, tiny):

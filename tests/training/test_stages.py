@@ -1,4 +1,4 @@
-"""What a schedule of sequence lengths makes of a run."""
+"""What schedules of sequence lengths and batch sizes make of a run."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from cocolm_tf.costs.memory import step_memory
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import check_config
 from cocolm_tf.training.identity import History, Stretch, flat
-from cocolm_tf.training.stages import Total, stage_at, stages, tokens_per_step
+from cocolm_tf.training.stages import Total, resolve_durations, stage_at, stages, tokens_per_step
 
 
 def run(schedule: list, scale: bool = False, **trainer):
@@ -40,6 +40,46 @@ def test_a_schedule_is_of_shares_of_the_steps():
     assert lengths(run([0.55, 8], steps_per_loop=10))[0] == (50, 8, 8)
 
 
+def test_batches_grow_by_shares_of_the_steps():
+    config = run([0.5, 8], batch_size_schedule=[0.25, 2, 0.75, 4], micro_batches=4)
+    assert lengths(config) == [(25, 8, 2), (50, 8, 4), (75, 26, 4), (100, 26, 8)]
+    # Parts stay as large as they were, where they divide.
+    assert [stage.config.trainer.micro_batches for stage in stages(config)] == [1, 2, 2, 4]
+    # Each sequence is read once: the data continues where the stage before ended.
+    assert [stage.first_sequence for stage in stages(config)] == [0, 50, 150, 250]
+    config = run([0.5, 13], scale=True, batch_size_schedule=[0.25, 4])
+    assert lengths(config) == [(25, 13, 8), (50, 13, 16), (100, 26, 8)]
+    assert [stage.first_sequence for stage in stages(config)] == [0, 200, 300]
+
+
+@given(
+    tokens=st.integers(1, 10**6),
+    loop=st.integers(1, 7),
+    schedule=st.sampled_from([[], [0.5, 8, 0.9, 13]]),
+    sizes=st.sampled_from([[], [0.3, 2]]),
+)
+def test_durations_in_tokens_are_the_fewest_loops_that_hold_them(tokens, loop, schedule, sizes):
+    config = run(schedule, steps_per_loop=loop, train_tokens=tokens, batch_size_schedule=sizes)
+    config.optimizer.warmup_tokens = max(1, tokens // 3)
+    resolve_durations(config)
+    steps = config.trainer.train_steps
+    total = Total(config, tokens_per_step)
+    assert steps % loop == 0 and total(steps) >= tokens
+    if steps > loop:
+        config.trainer.train_steps = steps - loop
+        assert Total(config, tokens_per_step)(steps - loop) < tokens
+    warmup = config.optimizer.warmup_steps
+    assert total(warmup) >= max(1, tokens // 3)
+    assert not warmup or total(warmup - 1) < max(1, tokens // 3)
+
+
+def test_tokens_are_instead_of_steps():
+    config = run([], train_tokens=10 * 8 * 26 + 1)
+    config.optimizer.warmup_tokens = 4 * 8 * 26
+    check_config(config, "it")
+    assert (config.trainer.train_steps, config.optimizer.warmup_steps) == (11, 4)
+
+
 @given(steps=st.integers(0, 120))
 def test_totals_are_sums_over_the_steps(steps: int):
     config = run([0.5, 8, 0.9, 13], scale=True)
@@ -61,6 +101,20 @@ def test_totals_are_sums_over_the_steps(steps: int):
 def test_schedules_that_make_no_sense_are_refused(schedule: list, message: str):
     with pytest.raises(UserError, match=message):
         check_config(run(schedule, validation_interval=50), "it")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([0.5], "must be shares of the steps, each followed by a size"),
+        ([0.5, 9], "sizes must be from 1 to trainer.batch_size=8"),
+        ([0.5, 0], "sizes must be from 1 to trainer.batch_size=8"),
+        ([0.001, 4], "a stage of less than trainer.steps_per_loop=1"),
+    ],
+)
+def test_ramps_that_make_no_sense_are_refused(sizes: list, message: str):
+    with pytest.raises(UserError, match=f"trainer.batch_size_schedule=.*{message}"):
+        check_config(run([], validation_interval=50, batch_size_schedule=sizes), "it")
 
 
 def test_an_estimate_is_of_all_stages():

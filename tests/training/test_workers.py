@@ -40,7 +40,7 @@ def test_most_strategies_have_one(mirrored_strategy: tf.distribute.Strategy):
 def test_alone_an_error_is_no_loss():
     with (
         pytest.raises(tf.errors.UnavailableError),
-        Workers(tf.distribute.get_strategy()).loss_told(),
+        Workers(tf.distribute.get_strategy()).lost_worker_errors(),
     ):
         raise tf.errors.UnavailableError(None, None, "the store is down")
 
@@ -86,7 +86,7 @@ def test_what_the_chief_has_arrives_to_the_bit(dtype: type, shape: tuple[int, ..
 
 def test_a_loss_is_told_in_one_line():
     said = "Graph execution error:\n\nCollective ops is aborted by: worker 1 is gone\nThe error"
-    with pytest.raises(RestartableError) as caught, Together(0, np.int32(0)).loss_told():
+    with pytest.raises(RestartableError) as caught, Together(0, np.int32(0)).lost_worker_errors():
         raise tf.errors.UnavailableError(None, None, said)
     message = str(caught.value)
     assert message.startswith("worker 0 of 2 has lost another one")
@@ -95,7 +95,10 @@ def test_a_loss_is_told_in_one_line():
 
 
 def test_a_defect_stays_one():
-    with pytest.raises(tf.errors.InvalidArgumentError), Together(0, np.int32(0)).loss_told():
+    with (
+        pytest.raises(tf.errors.InvalidArgumentError),
+        Together(0, np.int32(0)).lost_worker_errors(),
+    ):
         raise tf.errors.InvalidArgumentError(None, None, "shapes differ")
 
 

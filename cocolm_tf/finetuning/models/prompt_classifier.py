@@ -766,8 +766,9 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
 class BoundedCrossentropy(keras.losses.Loss):
-    """The cross entropy of a number between two bounds, read as a share of the way from one to
-    the other: up to a constant the divergence that LM-BFF minimizes for regressions.
+    """The cross entropy of a number between two bounds, as a share of the way between them.
+
+    Up to a constant it is the divergence that LM-BFF minimizes for regressions.
 
     Args:
         bounds: The lowest and the highest number.

@@ -131,6 +131,46 @@ def class_numbers(
     return numbers.astype(np.int32)
 
 
+def multi_hot(
+    labels: Any, rows: int, num_classes: int, label_names: Sequence[str] | None
+) -> np.ndarray:
+    """Several labels a text, [N, num_classes] float32 of 0 and 1.
+
+    Args:
+        labels: [N, num_classes], 0 or 1; or for each text a list of the names of its labels.
+        rows: N, as the texts have it.
+        num_classes: How many labels there are.
+        label_names: Their names in order; None where there are none.
+
+    Raises:
+        ValueError: Naming the first row that is wrong.
+    """
+    if labels is None:
+        raise ValueError("there are no labels: give y.")
+    if len(labels) != rows:
+        raise ValueError(f"{rows} texts, but labels of {len(labels)}: each text has some or none.")
+    if not rows:
+        raise ValueError("there are no texts.")
+    wanted = f"0 or 1 for each of the {num_classes} labels, or a list of names"
+    numbers = {name: number for number, name in enumerate(label_names or ())}
+    table = np.zeros([rows, num_classes], np.float32)
+    for row, given in enumerate(labels):
+        if isinstance(given, str | bytes) or not hasattr(given, "__len__"):
+            raise ValueError(f"row {row} has the labels {given!r}: give {wanted}.")
+        names = [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in given]
+        if all(isinstance(name, str) for name in names):
+            for name in names:
+                if name not in numbers:
+                    known = ", ".join(numbers) or "as there are no label_names"
+                    raise ValueError(f"row {row} has the label {name!r}, none of {known}.")
+                table[row, numbers[name]] = 1.0
+        elif len(names) == num_classes and all(one in (0, 1) for one in names):
+            table[row] = names
+        else:
+            raise ValueError(f"row {row} has the labels {given!r}: give {wanted}.")
+    return table
+
+
 def finite_numbers(labels: Any, rows: int, bounds: Sequence[float] | None = None) -> np.ndarray:
     """The labels of a regression, float32; `ValueError` names the first that is none."""
     labels = _counted(labels, rows)
@@ -419,14 +459,8 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 if class_weight:
                     factors = [class_weight.get(int(label), 1.0) for label in labels]
                     weights = np.float32(factors) * (1 if weights is None else weights)
-                # Python's generator is what seeds the weights too.
-                x, steps = training_batches(
-                    self.tokens_of(columns),
-                    labels,
-                    self._batch_size(batch_size),
-                    random.randrange(2**31),
-                    8 if self.trim_padding else 0,
-                    weights,
+                x, steps = self._learning_batches(
+                    columns, labels, self._batch_size(batch_size), weights
                 )
                 y = batch_size = None
                 kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
@@ -540,6 +574,19 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             check_weights(weights, rows)
             weights = None if weights is None else np.asarray(weights, np.float32)
             return self.checked_labels(y, rows), weights
+
+        def _learning_batches(
+            self, columns: Columns, labels: Any, batch_size: int, weights: Any
+        ) -> tuple[tf.data.Dataset, int]:
+            """Endless batches of texts, shuffled, and how many of them an epoch has."""
+            return training_batches(
+                self.tokens_of(columns),
+                labels,
+                batch_size,
+                random.randrange(2**31),  # Python's generator is what seeds the weights too.
+                8 if self.trim_padding else 0,
+                weights,
+            )
 
         def _measuring_batches(
             self, columns: Columns, y: Any, weights: Any, batch_size: int | None
@@ -712,7 +759,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
         def _accumulate(self, batch: Any, total: tf.Tensor, replica: Any) -> list[tf.Tensor]:
             """`_gradients` of the micro-batches, one after the other, added up."""
             count = self._micro_batches
-            parts = tf.nest.map_structure(lambda x: _cut(x, count), batch)
+            parts = tf.nest.map_structure(lambda x: cut(x, count), batch)
 
             def add(number: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
                 part = tf.nest.map_structure(lambda x: x[number], parts)
@@ -894,7 +941,8 @@ def _count(x: Any, weights: tf.Tensor | None) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(tf.not_equal(weights, 0), tf.float32))
 
 
-def _cut(x: tf.Tensor, parts: int) -> tf.Tensor:
+def cut(x: tf.Tensor, parts: int) -> tf.Tensor:
+    """Cuts [B, ...] into parts, [parts, B / parts, ...]."""
     rest = x.shape[1:] if x.shape[1:].is_fully_defined() else tf.shape(x)[1:]
     return tf.reshape(x, tf.concat([[parts, -1], rest], 0))
 

@@ -7,8 +7,14 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cocolm_tf.data.augmentation import (
+    Augmentation,
+    crop_sequences,
+    mask_positions,
+    shorten,
+    word_starts,
+)
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import Views, crop_views, mask_views, shorten, word_starts
 
 MASK = 99
 SPECIAL = SpecialTokens(mask=MASK)
@@ -45,8 +51,8 @@ numbers = st.integers(0, 1000)
 @settings(max_examples=80)
 @given(batches(), fractions, numbers)
 def test_masks_are_distinct_ordinary_positions(batch, fraction, number):
-    views = mask_views(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
-    positions, weights = views["masked_positions"].numpy(), views["masked_weights"].numpy()
+    found = mask_positions(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
+    positions, weights = found["masked_positions"].numpy(), found["masked_weights"].numpy()
     slots = math.ceil(batch.shape[1] * fraction)
     assert positions.shape == weights.shape == (len(batch), slots)
     assert (positions.dtype, weights.dtype) == (np.int32, np.float32)
@@ -65,7 +71,7 @@ def test_masks_are_distinct_ordinary_positions(batch, fraction, number):
 def test_masks_meet_their_share_whatever_the_length(ordinary):
     rows = 8000
     batch = tf.constant([sequence(ordinary + 2, 40)] * rows)
-    weights = mask_views(batch, 0.15, SPECIAL, SEED)["masked_weights"].numpy()
+    weights = mask_positions(batch, 0.15, SPECIAL, SEED)["masked_weights"].numpy()
     # Rounding up or down has a standard deviation of at most 1/2.
     expected = 0.15 * ordinary
     assert weights.sum(axis=1).mean() == pytest.approx(expected, abs=5 * 0.5 / math.sqrt(rows))
@@ -74,8 +80,8 @@ def test_masks_meet_their_share_whatever_the_length(ordinary):
 
 def test_masks_fall_on_all_positions_alike():
     batch = tf.constant([sequence(14, 16)] * 4000)
-    views = mask_views(batch, 0.15, SPECIAL, SEED)
-    used = views["masked_positions"].numpy()[views["masked_weights"].numpy() == 1]
+    found = mask_positions(batch, 0.15, SPECIAL, SEED)
+    used = found["masked_positions"].numpy()[found["masked_weights"].numpy() == 1]
     counts = np.bincount(used, minlength=16)
     assert counts[[0, 13, 14, 15]].sum() == 0
     assert scipy.stats.chisquare(counts[1:13]).pvalue > 1e-4
@@ -83,7 +89,7 @@ def test_masks_fall_on_all_positions_alike():
 
 def test_masks_have_slots_for_a_sequence_of_ordinary_tokens():
     batch = tf.fill([500, 20], 7)
-    weights = mask_views(batch, 0.15, SPECIAL, SEED)["masked_weights"]
+    weights = mask_positions(batch, 0.15, SPECIAL, SEED)["masked_weights"]
     assert weights.shape == (500, 3)
     np.testing.assert_array_equal(weights, np.ones([500, 3]))
 
@@ -94,8 +100,8 @@ def test_masks_have_slots_for_a_sequence_of_ordinary_tokens():
 @settings(max_examples=80)
 @given(batches(), fractions, numbers)
 def test_crops_are_spans_behind_the_first_token(batch, fraction, number):
-    views = crop_views(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
-    crops, masks = views["crop_token_ids"].numpy(), views["crop_padding_mask"].numpy()
+    found = crop_sequences(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
+    crops, masks = found["crop_token_ids"].numpy(), found["crop_padding_mask"].numpy()
     length = 1 + round((batch.shape[1] - 1) * fraction)
     assert crops.shape == masks.shape == (len(batch), length)
     assert (crops.dtype, masks.dtype) == (np.int32, bool)
@@ -114,14 +120,14 @@ def test_crops_are_spans_behind_the_first_token(batch, fraction, number):
 @settings(max_examples=20)
 @given(batches(), numbers)
 def test_the_whole_crop_is_the_original(batch, number):
-    views = crop_views(tf.constant(batch), 1.0, SPECIAL, tf.constant([number, 1]))
-    np.testing.assert_array_equal(views["crop_token_ids"], batch)
+    found = crop_sequences(tf.constant(batch), 1.0, SPECIAL, tf.constant([number, 1]))
+    np.testing.assert_array_equal(found["crop_token_ids"], batch)
 
 
 @pytest.mark.parametrize("real", [21, 16, 11])
 def test_crops_start_anywhere_alike(real):
     batch = tf.constant([sequence(real, 21)] * 6000)
-    crops = crop_views(batch, 0.6, SPECIAL, SEED)["crop_token_ids"].numpy()
+    crops = crop_sequences(batch, 0.6, SPECIAL, SEED)["crop_token_ids"].numpy()
     starts = crops[:, 1] - 3
     choices = real - 1 - round((real - 1) * 0.6) + 1
     counts = np.bincount(starts, minlength=choices)
@@ -131,21 +137,21 @@ def test_crops_start_anywhere_alike(real):
 
 def test_padding_alone_does_no_harm():
     batch = tf.ones([3, 10], tf.int32)
-    crop = crop_views(batch, 0.9, SPECIAL, SEED)
+    crop = crop_sequences(batch, 0.9, SPECIAL, SEED)
     assert not crop["crop_padding_mask"].numpy().any()
-    masks = mask_views(batch, 0.15, SPECIAL, SEED)
+    masks = mask_positions(batch, 0.15, SPECIAL, SEED)
     assert not masks["masked_weights"].numpy().any()
 
 
 # Both.
 
 
-@pytest.mark.parametrize(("views", "fraction"), [(mask_views, 0.15), (crop_views, 0.6)])
-def test_views_are_a_function_of_the_seed(views, fraction):
+@pytest.mark.parametrize(("augment", "fraction"), [(mask_positions, 0.15), (crop_sequences, 0.6)])
+def test_augmentations_are_a_function_of_the_seed(augment, fraction):
     batch = tf.constant([sequence(40, 40)] * 8)
 
     def run(*seed):
-        values = views(batch, fraction, SPECIAL, tf.constant(seed, tf.int64)).values()
+        values = augment(batch, fraction, SPECIAL, tf.constant(seed, tf.int64)).values()
         return [value.numpy() for value in values]
 
     for first, again in zip(run(3, 5), run(3, 5), strict=True):
@@ -159,7 +165,7 @@ def test_shapes_are_static_in_a_pipeline(batch_size):
     signature = [tf.TensorSpec([batch_size, 20], tf.int32)]
     both = tf.function(
         lambda batch: (
-            mask_views(batch, 0.15, SPECIAL, SEED) | crop_views(batch, 0.9, SPECIAL, SEED)
+            mask_positions(batch, 0.15, SPECIAL, SEED) | crop_sequences(batch, 0.9, SPECIAL, SEED)
         ),
         input_signature=signature,
     )
@@ -192,19 +198,19 @@ def text_of_words(rows: int, length: int, longest: int = 4) -> tuple[np.ndarray,
     return ids, words
 
 
-def masked_of(views: Views, ids: np.ndarray, seed: int = 0) -> np.ndarray:
+def masked_of(augmentation: Augmentation, ids: np.ndarray, seed: int = 0) -> np.ndarray:
     """[B, S] bool."""
-    batch = views(tf.constant(ids), tf.constant([seed, 1]))
+    batch = augmentation(tf.constant(ids), tf.constant([seed, 1]))
     positions, weights = (batch[f"masked_{name}"].numpy() for name in ("positions", "weights"))
-    assert positions.shape == (len(ids), math.ceil(ids.shape[1] * views.mask_fraction))
+    assert positions.shape == (len(ids), math.ceil(ids.shape[1] * augmentation.mask_fraction))
     assert (np.diff(positions, axis=1) > 0).all()
     masked = np.zeros(ids.shape, bool)
     np.put_along_axis(masked, positions, weights > 0, axis=1)
     return masked
 
 
-def views_of(masking: str, **changes) -> Views:
-    return Views(SPECIAL, masking=masking, word_starts=word_starts(PIECES), **changes)
+def augmentation_of(masking: str, **changes) -> Augmentation:
+    return Augmentation(SPECIAL, masking=masking, word_starts=word_starts(PIECES), **changes)
 
 
 def test_words_begin_at_marks_and_punctuation():
@@ -216,7 +222,7 @@ def test_words_begin_at_marks_and_punctuation():
 @given(seed=numbers, fraction=st.sampled_from([0.15, 0.3, 0.5]))
 def test_words_are_masked_whole(masking, seed, fraction):
     ids, words = text_of_words(6, 64)
-    masked = masked_of(views_of(masking, mask_fraction=fraction), ids, seed)
+    masked = masked_of(augmentation_of(masking, mask_fraction=fraction), ids, seed)
     assert not masked[words < 0].any()
     for row in range(len(ids)):
         for word in range(words[row].max() + 1):
@@ -229,7 +235,7 @@ def test_words_are_masked_whole(masking, seed, fraction):
 @pytest.mark.parametrize(("masking", "missing"), [("token", 0.0), ("word", 0.01), ("span", 0.03)])
 def test_every_masking_meets_its_share(masking, missing):
     ids, _ = text_of_words(1500, 128)
-    share = masked_of(views_of(masking), ids).sum() / (1500 * 126)
+    share = masked_of(augmentation_of(masking), ids).sum() / (1500 * 126)
     assert 0.15 * (1 - missing) - 0.0005 <= share <= 0.15 + 0.0005
 
 
@@ -237,12 +243,15 @@ def test_spans_are_of_words_in_a_row():
     """Longer than words are, by how many words they have on average."""
     ids, words = text_of_words(800, 128, longest=1)
 
-    def mean_run(views: Views) -> float:
-        masked = masked_of(views, ids)
+    def mean_run(augmentation: Augmentation) -> float:
+        masked = masked_of(augmentation, ids)
         begins = masked[:, 1:] & ~masked[:, :-1]
         return masked.sum() / begins.sum()
 
-    by_word, by_span = mean_run(views_of("word")), mean_run(views_of("span", span_words=3.0))
+    by_word, by_span = (
+        mean_run(augmentation_of("word")),
+        mean_run(augmentation_of("span", span_words=3.0)),
+    )
     # Words that are chosen alone have neighbors with a chance of 0.15.
     assert by_word == pytest.approx(1 / 0.85, rel=0.03)
     assert 2.5 < by_span < 4.0
@@ -252,13 +261,13 @@ def test_long_words_are_taken_apart():
     """What has no spaces would else never be masked."""
     ids = np.full([400, 128], 6, np.int32)
     ids[:, 0], ids[:, -1] = 0, 2
-    assert masked_of(views_of("word"), ids).mean() > 0.12
+    assert masked_of(augmentation_of("word"), ids).mean() > 0.12
 
 
 @settings(max_examples=40, deadline=None)
 @given(batches(), fractions, numbers, st.sampled_from(["word", "span"]))
 def test_masks_of_units_are_distinct_ordinary_positions(batch, fraction, number, masking):
-    masked = masked_of(views_of(masking, mask_fraction=fraction), batch, number)
+    masked = masked_of(augmentation_of(masking, mask_fraction=fraction), batch, number)
     assert not np.isin(batch[masked], [0, 1, 2, MASK]).any()
 
 
@@ -290,10 +299,10 @@ def test_shorter_sequences_are_sequences(batch, number):
         assert kept == real or after[kept - 1] == 2
 
 
-def test_views_of_shorter_sequences_go_together():
+def test_augmentations_of_shortened_sequences_agree():
     batch = tf.constant([sequence(24, 24)] * 50)
-    views = Views(SPECIAL, short_fraction=1.0)(batch, SEED)
-    np.testing.assert_array_equal(views["padding_mask"], views["token_ids"] != SPECIAL.pad)
-    masked = tf.gather(views["token_ids"], views["masked_positions"], batch_dims=1).numpy()
-    assert not np.isin(masked[views["masked_weights"].numpy() > 0], [0, 1, 2]).any()
-    assert (views["crop_token_ids"].numpy() != 1).sum() < 50 * 20
+    found = Augmentation(SPECIAL, short_fraction=1.0)(batch, SEED)
+    np.testing.assert_array_equal(found["padding_mask"], found["token_ids"] != SPECIAL.pad)
+    masked = tf.gather(found["token_ids"], found["masked_positions"], batch_dims=1).numpy()
+    assert not np.isin(masked[found["masked_weights"].numpy() > 0], [0, 1, 2]).any()
+    assert (found["crop_token_ids"].numpy() != 1).sum() < 50 * 20

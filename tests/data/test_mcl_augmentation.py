@@ -1,4 +1,4 @@
-"""The courses' views against what plain Python makes of the same choices."""
+"""The courses' augmentations against what plain Python makes of the same choices."""
 
 import math
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocolm_tf.data.course_views import CourseViews, insert_views, swap_views
+from cocolm_tf.data.mcl_augmentation import MCLAugmentation, insert_masks, swap_tokens
 from cocolm_tf.data.special_tokens import SpecialTokens
 
 START, PAD, END, MASK = 0, 1, 2, 99
@@ -48,11 +48,11 @@ def counts_that_fit(row, fraction: float) -> set[int]:
 @settings(max_examples=60)
 @given(batches(), fractions, seeds, st.booleans())
 def test_swapping_reorders_ordinary_tokens_among_themselves(batch, fraction, seed, fixed_points):
-    views = swap_views(tf.constant(batch), fraction, SPECIAL, seed, fixed_points)
-    views = {name: value.numpy() for name, value in views.items()}
+    found = swap_tokens(tf.constant(batch), fraction, SPECIAL, seed, fixed_points)
+    found = {name: value.numpy() for name, value in found.items()}
     shape = (len(batch), math.ceil(batch.shape[1] * fraction))
-    assert {value.shape for value in views.values()} == {shape}
-    for row, positions, weights, tokens in zip(batch, *views.values(), strict=True):
+    assert {value.shape for value in found.values()} == {shape}
+    for row, positions, weights, tokens in zip(batch, *found.values(), strict=True):
         chosen = used(positions, weights)
         standing = {place: row[place] for place in chosen}
         assert all(token > END and token != MASK for token in standing.values())
@@ -73,8 +73,8 @@ def test_swapping_reorders_ordinary_tokens_among_themselves(batch, fraction, see
 def test_any_order_is_as_likely_as_any_other():
     batch = tf.constant([[START, 3, 4, 5, END]] * 6000)
     for fixed_points, orders in ((True, 6), (False, 2)):
-        views = swap_views(batch, 1.0, SPECIAL, tf.constant([3, 5]), fixed_points)
-        tokens = views["swapped_tokens"].numpy()[views["swapped_weights"].numpy() == 1]
+        found = swap_tokens(batch, 1.0, SPECIAL, tf.constant([3, 5]), fixed_points)
+        tokens = found["swapped_tokens"].numpy()[found["swapped_weights"].numpy() == 1]
         _, counts = np.unique(tokens.reshape(-1, 3), axis=0, return_counts=True)
         assert len(counts) == orders
         assert counts == pytest.approx(6000 / orders, rel=0.12)
@@ -83,8 +83,8 @@ def test_any_order_is_as_likely_as_any_other():
 @settings(max_examples=60)
 @given(batches(), fractions, seeds)
 def test_inserting_keeps_length_order_and_both_ends(batch, fraction, seed):
-    views = insert_views(tf.constant(batch), fraction, SPECIAL, seed)
-    token_ids, is_real, positions, weights = (value.numpy() for value in views.values())
+    found = insert_masks(tf.constant(batch), fraction, SPECIAL, seed)
+    token_ids, is_real, positions, weights = (value.numpy() for value in found.values())
     assert token_ids.shape == is_real.shape == batch.shape
     assert positions.shape == weights.shape == (len(batch), math.ceil(batch.shape[1] * fraction))
     length = batch.shape[1]
@@ -109,47 +109,47 @@ def test_inserting_keeps_length_order_and_both_ends(batch, fraction, seed):
 @pytest.mark.parametrize("ordinary", [1, 5, 18, 38])
 def test_insertions_meet_their_share_whatever_the_length(ordinary: int):
     batch = tf.constant([[START, *range(3, 3 + ordinary), END] + [PAD] * (38 - ordinary)] * 4000)
-    weights = insert_views(batch, 0.15, SPECIAL, tf.constant([3, 5]))["inserted_weights"]
+    weights = insert_masks(batch, 0.15, SPECIAL, tf.constant([3, 5]))["inserted_weights"]
     assert float(tf.reduce_sum(weights)) / 4000 == pytest.approx(0.15 * ordinary, abs=0.04)
 
 
 def test_every_place_between_the_ends_is_as_likely():
     batch = tf.constant([[START, *range(3, 13), END]] * 8000)
-    views = insert_views(batch, 0.1, SPECIAL, tf.constant([3, 5]))
-    places = views["inserted_positions"].numpy()[views["inserted_weights"].numpy() == 1]
+    found = insert_masks(batch, 0.1, SPECIAL, tf.constant([3, 5]))
+    places = found["inserted_positions"].numpy()[found["inserted_weights"].numpy() == 1]
     _, counts = np.unique(places, return_counts=True)
     assert len(counts) == 10 and counts == pytest.approx(len(places) / 10, rel=0.15)
 
 
 def test_courses_have_the_same_slots_and_views_of_their_own():
     batch = tf.constant([[START, *range(3, 21), END]] * 3)
-    views = CourseViews(SPECIAL, 0.2, 0.1, 0.4)(batch, tf.constant([1, 2]))
+    found = MCLAugmentation(SPECIAL, 0.2, 0.1, 0.4)(batch, tf.constant([1, 2]))
     for name in ("masked", "swapped", "inserted"):
-        assert views[f"{name}_positions"].shape == views[f"{name}_weights"].shape == (3, 8)
-    assert views["swapped_tokens"].shape == (3, 8)
-    assert views["padding_mask"].numpy().all()
-    used = {name: views[f"{name}_weights"].numpy().sum(axis=1) for name in ("masked", "swapped")}
+        assert found[f"{name}_positions"].shape == found[f"{name}_weights"].shape == (3, 8)
+    assert found["swapped_tokens"].shape == (3, 8)
+    assert found["padding_mask"].numpy().all()
+    used = {name: found[f"{name}_weights"].numpy().sum(axis=1) for name in ("masked", "swapped")}
     assert set(used["masked"]) <= {3, 4} and set(used["swapped"]) <= {1, 2}
-    # A course that is not taken has no views.
-    few = CourseViews(SPECIAL, 0.2, 0.0, 0.0)(batch, tf.constant([1, 2]))
+    # A course that is not taken has no entries.
+    few = MCLAugmentation(SPECIAL, 0.2, 0.0, 0.0)(batch, tf.constant([1, 2]))
     assert few.keys() == {"token_ids", "padding_mask", "masked_positions", "masked_weights"}
     assert few["masked_positions"].shape == (3, 4)
 
 
-def test_views_are_a_function_of_the_seed():
+def test_augmentations_are_a_function_of_the_seed():
     batch = tf.constant([[START, *range(3, 21), END, PAD, PAD]] * 3)
     first, again, other = (
-        CourseViews(SPECIAL)(batch, tf.constant(seed)) for seed in ([1, 2], [1, 2], [1, 3])
+        MCLAugmentation(SPECIAL)(batch, tf.constant(seed)) for seed in ([1, 2], [1, 2], [1, 3])
     )
     for name, value in first.items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
     assert (first["swapped_tokens"] != other["swapped_tokens"]).numpy().any()
 
 
-def test_views_compile_with_static_shapes():
+def test_augmentations_compile_with_static_shapes():
     batch = tf.constant([[START, *range(3, 21), END, PAD, PAD]] * 3)
     compiled = tf.function(
-        CourseViews(SPECIAL).__call__,
+        MCLAugmentation(SPECIAL).__call__,
         [tf.TensorSpec([3, 22], tf.int32), tf.TensorSpec([2], tf.int32)],
         jit_compile=True,
         autograph=False,
@@ -157,9 +157,9 @@ def test_views_compile_with_static_shapes():
     traced = compiled.get_concrete_function()
     assert all(shape.is_fully_defined() for shape in traced.output_shapes.values())
     # XLA's random numbers are others.
-    views = compiled(batch, tf.constant([1, 2]))
+    found = compiled(batch, tf.constant([1, 2]))
     for name in ("masked", "swapped", "inserted"):
         for positions, weights in zip(
-            views[f"{name}_positions"].numpy(), views[f"{name}_weights"].numpy(), strict=True
+            found[f"{name}_positions"].numpy(), found[f"{name}_weights"].numpy(), strict=True
         ):
             assert used(positions, weights)

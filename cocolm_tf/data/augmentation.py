@@ -1,6 +1,7 @@
-"""The two views of a batch that pretraining learns from: what to mask, and a crop.
+"""Augmentation of COCO-LM's batches: which tokens to mask, and a crop of each sequence.
 
-Both are functions of the batch and a seed, so that where a run stands decides what it sees.
+Pure functions of the batch and a seed, so that a resumed run sees what an uninterrupted one does.
+B sequences of S tokens are [B, S] int32, padded at the end, S static; seeds are integers [2].
 """
 
 import dataclasses
@@ -13,33 +14,37 @@ import tensorflow as tf
 from cocolm_tf.data.special_tokens import SpecialTokens
 
 MASKINGS = ("token", "word", "span")
-# A word of more tokens, as text without spaces is, is taken for several: it would never be masked.
+# Longer words, as texts without spaces are, count as several: they would never be masked.
 LONGEST_WORD = 16
 _WORD_MARK = "▁"
-# How often what is left of a sequence's share is filled with units that still fit: less than a
-# tenth of a token is left after that.
-_PASSES = 4
-# ELECTRA's: no sequence is made shorter.
+# How often the rest of a sequence's share is filled with units that still fit: less than a tenth
+# of a token is left after that.
+_FILL_ROUNDS = 4
+# The shortest random length, ELECTRA's.
 _SHORTEST = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Views:
-    """Makes a batch of sequences into the batch that `CocoLMPretrainer` takes.
+class Augmentation:
+    """Turns a batch of sequences into the batch that `CocoLMPretrainer` takes.
+
+    Called with `token_ids` [B, S] int32, padded at the end, S static, and an integer `seed` [2], it
+    returns `token_ids`, `padding_mask` [B, S] bool, and the results of `mask_positions` and
+    `crop_sequences`.
 
     Args:
-        special: the special tokens.
-        mask_fraction: float. The share of the ordinary tokens to mask.
-        crop_fraction: float. See `crop_views`.
-        masking: what is masked as a whole; see `mask_views`.
-        span_words: float. The mean number of words of a span.
+        special: The special tokens.
+        mask_fraction: The share of the ordinary tokens to mask.
+        crop_fraction: The share of each sequence that its crop keeps.
+        masking: What is masked as a whole: `"token"`, `"word"` or `"span"`.
+        span_words: The mean number of words of a span.
         word_starts: [V] bool, which tokens begin a word (see `word_starts`); None for all of them.
-        short_fraction: float. The share of the sequences that `shorten` makes shorter.
+        short_fraction: The share of the sequences that are cut to random lengths, see `shorten`.
 
     Example:
     ```python
-    views = Views(SpecialTokens(mask=10))
-    views(tf.constant([[0, 7, 8, 9, 2]]), seed=tf.constant([1, 2]))
+    augmentation = Augmentation(SpecialTokens(mask=10))
+    augmentation(tf.constant([[0, 7, 8, 9, 2]]), seed=tf.constant([1, 2]))
     ```
     """
 
@@ -52,15 +57,6 @@ class Views:
     short_fraction: float = 0.0
 
     def __call__(self, token_ids: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Makes the views of a batch.
-
-        Args:
-            token_ids: [B, S] int32, padded at the end; S is static.
-            seed: integer tensor [2].
-
-        Returns:
-            `token_ids`, `padding_mask` [B, S] bool, and what `mask_views` and `crop_views` return.
-        """
         seed = tf.cast(seed, tf.int32)
         mask_seed, crop_seed = tf.unstack(tf.random.split(seed, 2))
         if self.short_fraction:
@@ -72,12 +68,12 @@ class Views:
         return {
             "token_ids": token_ids,
             "padding_mask": token_ids != self.special.pad,
-            **mask_views(token_ids, self.mask_fraction, self.special, mask_seed, starts),
-            **crop_views(token_ids, self.crop_fraction, self.special, crop_seed),
+            **mask_positions(token_ids, self.mask_fraction, self.special, mask_seed, starts),
+            **crop_sequences(token_ids, self.crop_fraction, self.special, crop_seed),
         }
 
     def _unit_starts(self, token_ids: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Where words begin; of spans, only those words that begin one."""
+        """Where words begin; with spans, only those words that begin one."""
         starts = tf.ones_like(token_ids, tf.bool)
         if self.word_starts is not None:
             starts = tf.gather(tf.constant(self.word_starts, tf.bool), token_ids)
@@ -92,22 +88,9 @@ class Views:
 
 
 def word_starts(vocabulary: Sequence[str]) -> np.ndarray:
-    """Which tokens begin a word: those that SentencePiece marks, and punctuation.
-
-    The tokenizer drops the lone mark of a word that is punctuation; so does a sign within a word
-    begin a new one.
-
-    Args:
-        vocabulary: the tokens, each at the index that is its id.
-
-    Returns:
-        [V] bool.
-
-    Example:
-    ```python
-    word_starts(["▁cat", "s", "."])  # [True, False, True]
-    ```
-    """
+    """Which tokens begin a word, [V] bool: those with SentencePiece's mark, and punctuation."""
+    # The tokenizer drops the lone mark of a word that is punctuation; so a sign within a word
+    # begins a new one.
     return np.array(
         [
             token.startswith(_WORD_MARK) or not any(sign.isalnum() for sign in token)
@@ -119,23 +102,8 @@ def word_starts(vocabulary: Sequence[str]) -> np.ndarray:
 def shorten(
     token_ids: tf.Tensor, fraction: float, special: SpecialTokens, seed: tf.Tensor
 ) -> tf.Tensor:
-    """Cuts a random share of the sequences to random lengths, as ELECTRA's data has them.
-
-    Args:
-        token_ids: [B, S] int32, padded at the end.
-        fraction: float. The share to cut; each to a length from 5 to what it has, all alike.
-        special: the special tokens; the last token left is an `end`.
-        seed: integer tensor [2].
-
-    Returns:
-        [B, S] int32.
-
-    Example:
-    ```python
-    ids = tf.constant([[0, 7, 8, 9, 10, 11, 2]])
-    shorten(ids, 1.0, SpecialTokens(mask=12), tf.constant([1, 2]))
-    ```
-    """
+    """Cuts a random share of the sequences to random lengths, as in ELECTRA: [B, S] int32."""
+    # Lengths are uniform from 5 to the sequence's own; the last token left is `special.end`.
     size = tf.reduce_sum(tf.cast(token_ids != special.pad, tf.int32), 1, keepdims=True)
     whether, how = tf.unstack(
         tf.random.stateless_uniform([2, *tf.unstack(tf.shape(size))], tf.cast(seed, tf.int32))
@@ -148,37 +116,21 @@ def shorten(
     return tf.where((place < kept - 1) | (kept == size), token_ids, cut)
 
 
-def mask_views(
+def mask_positions(
     token_ids: tf.Tensor,
     fraction: float,
     special: SpecialTokens,
     seed: tf.Tensor,
     starts: tf.Tensor | None = None,
 ) -> dict[str, tf.Tensor]:
-    """Chooses the positions to mask (paper, section 3.1): a share of the ordinary tokens.
-
-    Of a sequence with n ordinary tokens, n * `fraction` are chosen, rounded up or down at random
-    so that the share is met on average whatever the length. Of units of several tokens, words or
-    spans, whole ones are chosen in random order as long as they fit, then smaller ones: a few
-    tokens less where all units are large.
-
-    Args:
-        token_ids: [B, S] int32; S is static.
-        fraction: float. The share to mask.
-        special: the tokens that are never masked.
-        seed: integer tensor [2].
-        starts: [B, S] bool, the tokens that begin a unit, as does the first behind a special
-            token; None where every token is one.
-
-    Returns:
-        `masked_positions` [B, M] int32, distinct within a sequence, and `masked_weights` [B, M]
-        float32, 0 for those not used, with M = ceil(S * `fraction`).
-
-    Example:
-    ```python
-    mask_views(tf.constant([[0, 7, 8, 9, 2]]), 0.5, SpecialTokens(mask=10), tf.constant([1, 2]))
-    ```
-    """
+    """Chooses the positions to mask (paper, section 3.1), a `fraction` of the ordinary tokens."""
+    # Returns `masked_positions` [B, M] int32, distinct within a sequence, and `masked_weights` [B,
+    # M] float32, 0 for unused ones, with M = ceil(S * `fraction`).
+    # Of n ordinary tokens n * `fraction` are chosen, rounded up or down at random, so that the
+    # share is met on average whatever the length. `starts` [B, S] bool marks the tokens that begin
+    # a unit (a word or a span), as does the first one after a special token; None where every token
+    # is one. Whole units are chosen in random order as long as they fit, then smaller ones: a few
+    # tokens fewer where all units are large.
     batch, length = token_ids.shape[0] or tf.shape(token_ids)[0], token_ids.shape[1]
     slots = math.ceil(length * fraction)
     seeds = tf.random.split(tf.cast(seed, tf.int32), 2)
@@ -205,13 +157,13 @@ def mask_views(
 def _whole_units(
     starts: tf.Tensor, is_ordinary: tf.Tensor, priority: tf.Tensor, share: tf.Tensor
 ) -> tf.Tensor:
-    """Chooses units of together at most `share` [B, 1] tokens: [B, S] bool, their tokens."""
+    """Chooses units of at most `share` [B, 1] tokens together; their tokens, [B, S] bool."""
     unit, _ = _runs((starts | _behind_special(is_ordinary)) & is_ordinary)
     sizes = _by_run(tf.math.unsorted_segment_sum, tf.cast(is_ordinary, tf.int32), unit)
     order = tf.argsort(priority, axis=1)
     sizes = tf.gather(sizes, order, batch_dims=1)
     taken = tf.zeros_like(starts)
-    for _ in range(_PASSES):
+    for _ in range(_FILL_ROUNDS):
         fits = ~taken & (sizes <= share)
         fits &= tf.cumsum(tf.where(fits, sizes, 0), axis=1) <= share
         share -= tf.reduce_sum(tf.where(fits, sizes, 0), axis=1, keepdims=True)
@@ -225,41 +177,26 @@ def _behind_special(is_ordinary: tf.Tensor) -> tf.Tensor:
 
 
 def _runs(starts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Numbers what begins at each start, from 0 in each row: [B, S], and where each begins."""
+    """The number of each token's run, from 0 in each row, [B, S]; and where each run begins."""
     number = tf.maximum(tf.cumsum(tf.cast(starts, tf.int32), axis=1) - 1, 0)
     place = tf.zeros_like(number) + tf.range(starts.shape[1])
     return number, _by_run(tf.math.unsorted_segment_min, place, number)
 
 
 def _by_run(reduce: Callable[..., tf.Tensor], values: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-    """Reduces values [B, S] by the numbers of their runs: [B, S], by number."""
+    """Reduces values [B, S] over runs, by their numbers: [B, S]."""
     rows, length = tf.shape(values)[0], values.shape[1]
     flat = tf.reshape(number + length * tf.range(rows)[:, tf.newaxis], [-1])
     return tf.reshape(reduce(tf.reshape(values, [-1]), flat, rows * length), [rows, length])
 
 
-def crop_views(
+def crop_sequences(
     token_ids: tf.Tensor, fraction: float, special: SpecialTokens, seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Crops each sequence to a random contiguous span of its tokens (paper, section 3.3).
-
-    The first token stays in front; of the n others, round(n * `fraction`) in a row are kept.
-
-    Args:
-        token_ids: [B, S] int32, padded at the end; S is static.
-        fraction: float. The share to keep, in (0, 1].
-        special: which token is padding.
-        seed: integer tensor [2].
-
-    Returns:
-        `crop_token_ids` [B, C] int32 and `crop_padding_mask` [B, C] bool, with
-        C = 1 + round((S - 1) * `fraction`).
-
-    Example:
-    ```python
-    crop_views(tf.constant([[0, 7, 8, 9, 2]]), 0.5, SpecialTokens(mask=10), tf.constant([1, 2]))
-    ```
-    """
+    """Crops each sequence to a random contiguous span of its tokens (paper, section 3.3)."""
+    # The first token stays in front; of the n others, round(n * `fraction`) consecutive ones are
+    # kept. Returns `crop_token_ids` [B, C] int32 and `crop_padding_mask` [B, C] bool, with C = 1 +
+    # round((S - 1) * `fraction`).
     batch, length = tf.shape(token_ids)[0], token_ids.shape[1]
     others = tf.reduce_sum(tf.cast(token_ids != special.pad, tf.int32), axis=1) - 1
     # Rounded as Python does it below: half to even.

@@ -1,6 +1,7 @@
-"""What MCL's three self-supervision courses make of a batch: masked, swapped, inserted tokens.
+"""Augmentation of MCL's batches for its self-supervision courses: mask, swap and insert tokens.
 
-Functions of the batch and a seed, as those of `views`, and of static shapes throughout.
+Pure functions of the batch and a seed, as those of `augmentation`, and of static shapes throughout.
+M is ceil(S * `fraction`); weights are 0 for unused ones of M positions.
 """
 
 import dataclasses
@@ -8,25 +9,29 @@ import math
 
 import tensorflow as tf
 
+from cocolm_tf.data.augmentation import mask_positions
 from cocolm_tf.data.special_tokens import SpecialTokens
-from cocolm_tf.data.views import mask_views
 
 
 @dataclasses.dataclass(frozen=True)
-class CourseViews:
-    """Makes a batch of sequences into the batch that `MCLPretrainer` takes.
+class MCLAugmentation:
+    """Turns a batch of sequences into the batch that `MCLPretrainer` takes.
+
+    Called with `token_ids` [B, S] int32, padded at the end, S static, and an integer `seed` [2], it
+    returns `token_ids`, `padding_mask` [B, S] bool, and the results of `mask_positions`,
+    `swap_tokens` and `insert_masks`, with as many positions in each as the largest fraction needs.
 
     Args:
         special: The special tokens.
-        mask_fraction: See `mask_views`; 0 for a course that is not taken, whose views are left out.
-        swap_fraction: See `swap_views`; 0 likewise.
-        insert_fraction: See `insert_views`; 0 likewise.
-        fixed_points: See `swap_views`.
+        mask_fraction: The share of the ordinary tokens to mask; 0 leaves out the course.
+        swap_fraction: The share to swap; 0 likewise.
+        insert_fraction: The number of masks to insert, relative to the ordinary tokens; 0 likewise.
+        fixed_points: Whether some tokens may stay in place when swapped; see `swap_tokens`.
 
     Example:
     ```python
-    views = CourseViews(SpecialTokens(mask=10))
-    views(tf.constant([[0, 7, 8, 9, 2]]), seed=tf.constant([1, 2]))
+    augmentation = MCLAugmentation(SpecialTokens(mask=10))
+    augmentation(tf.constant([[0, 7, 8, 9, 2]]), seed=tf.constant([1, 2]))
     ```
     """
 
@@ -37,68 +42,46 @@ class CourseViews:
     fixed_points: bool = False
 
     def __call__(self, token_ids: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Makes the views of a batch.
-
-        Args:
-            token_ids: [B, S] int32, padded at the end; S is static.
-            seed: Integer tensor [2].
-
-        Returns:
-            `token_ids`, `padding_mask` [B, S] bool, and what `mask_views`, `swap_views` and
-            `insert_views` return, all of the same number of slots: the largest of theirs.
-        """
         special, seeds = self.special, tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 3))
-        views = {}
+        batch = {}
         if self.mask_fraction:
-            views |= mask_views(token_ids, self.mask_fraction, special, seeds[0])
+            batch |= mask_positions(token_ids, self.mask_fraction, special, seeds[0])
         if self.swap_fraction:
-            views |= swap_views(token_ids, self.swap_fraction, special, seeds[1], self.fixed_points)
+            batch |= swap_tokens(
+                token_ids, self.swap_fraction, special, seeds[1], self.fixed_points
+            )
         if self.insert_fraction:
-            views |= insert_views(token_ids, self.insert_fraction, special, seeds[2])
+            batch |= insert_masks(token_ids, self.insert_fraction, special, seeds[2])
         fractions = self.mask_fraction, self.swap_fraction, self.insert_fraction
         slots = _slots(token_ids, max(fractions))
-        for name, value in views.items():
+        for name, value in batch.items():
             if name.endswith(("_positions", "_weights", "_tokens")):
-                # What fills up stands for the first token, and is not used.
-                views[name] = tf.pad(value, [[0, 0], [0, slots - value.shape[1]]])
-        return {"token_ids": token_ids, "padding_mask": token_ids != special.pad, **views}
+                # Padding points at the first token, and has weight 0.
+                batch[name] = tf.pad(value, [[0, 0], [0, slots - value.shape[1]]])
+        return {"token_ids": token_ids, "padding_mask": token_ids != special.pad, **batch}
 
 
-def swap_views(
+def swap_tokens(
     token_ids: tf.Tensor,
     fraction: float,
     special: SpecialTokens,
     seed: tf.Tensor,
     fixed_points: bool = False,
 ) -> dict[str, tf.Tensor]:
-    """Chooses positions as `mask_views` does, and reorders the tokens that stand there.
-
-    Args:
-        token_ids: [B, S] int32; S is static.
-        fraction: float. The share of the ordinary tokens to choose.
-        special: the tokens that are never chosen.
-        seed: integer tensor [2].
-        fixed_points: bool. Whether any order will do, in which some tokens may stay in place. If
-            not, each goes where another stood: along a cycle in random order. Where there are
-            equal ones, or one alone is chosen, a position may see its own token come either way.
-
-    Returns:
-        `swapped_positions` [B, M] int32 and `swapped_weights` [B, M] float32, as `mask_views`
-        has them, and `swapped_tokens` [B, M] int32, what comes to stand there; where the weight
-        is 0, what stood there.
-
-    Example:
-    ```python
-    swap_views(tf.constant([[0, 7, 8, 9, 2]]), 0.7, SpecialTokens(mask=10), tf.constant([1, 2]))
-    ```
-    """
+    """Chooses positions as `mask_positions` does, and permutes the tokens there."""
+    # Returns `swapped_positions` [B, M] int32, `swapped_weights` [B, M] float32, and
+    # `swapped_tokens` [B, M] int32, the tokens that come to stand there; the original ones where
+    # the weight is 0.
+    # With `fixed_points` any permutation will do, in which some tokens may stay in place. Without,
+    # each token moves, along one cycle in random order; among equal tokens, or where only one is
+    # chosen, a position may still get the token that it had.
     choice, first, second = tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 3))
-    views = mask_views(token_ids, fraction, special, choice)
-    positions, weights = views["masked_positions"], views["masked_weights"]
+    masked = mask_positions(token_ids, fraction, special, choice)
+    positions, weights = masked["masked_positions"], masked["masked_weights"]
     used = weights > 0
 
     def shuffled(seed: tf.Tensor) -> tf.Tensor:
-        """The slots in random order, those that are used before the others."""
+        """The slots in random order, used ones before the others."""
         priority = tf.random.stateless_uniform(tf.shape(used), seed)
         return tf.argsort(tf.where(used, priority, 2.0), axis=1)
 
@@ -119,32 +102,16 @@ def swap_views(
     }
 
 
-def insert_views(
+def insert_masks(
     token_ids: tf.Tensor, fraction: float, special: SpecialTokens, seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """Inserts `[MASK]` between the tokens of each sequence.
-
-    Of a sequence with n ordinary tokens, n * `fraction` are inserted, rounded up or down at
-    random, anywhere behind its first token and before its last. The length stays: if there is not
-    enough padding for them, the tokens in front of the last one fall off.
-
-    Args:
-        token_ids: [B, S] int32, padded at the end; S is static.
-        fraction: float. The share of the ordinary tokens that is inserted.
-        special: the special tokens.
-        seed: integer tensor [2].
-
-    Returns:
-        `inserted_token_ids` [B, S] int32, `inserted_padding_mask` [B, S] bool,
-        `inserted_positions` [B, M] int32, distinct within a sequence, where `[MASK]` was inserted,
-        and `inserted_weights` [B, M] float32, 0 for those not used, with M = ceil(S * `fraction`).
-
-    Example:
-    ```python
-    ids = tf.constant([[0, 7, 8, 2, 1, 1]])
-    insert_views(ids, 0.5, SpecialTokens(mask=10), tf.constant([1, 2]))
-    ```
-    """
+    """Inserts `[MASK]` between tokens: n * `fraction` into a sequence of n ordinary tokens."""
+    # Returns `inserted_token_ids` [B, S] int32, `inserted_padding_mask` [B, S] bool,
+    # `inserted_positions` [B, M] int32, distinct within a sequence, where `[MASK]` was inserted,
+    # and `inserted_weights` [B, M] float32.
+    # Their number is rounded up or down at random, and their places are anywhere after the first
+    # token and before the last. The length stays: without enough padding, the tokens before the
+    # last one drop out.
     seeds = tf.unstack(tf.random.split(tf.cast(seed, tf.int32), 2))
     slots, length = _slots(token_ids, fraction), token_ids.shape[1]
     real = _count(token_ids != special.pad)
@@ -181,5 +148,5 @@ def _slots(token_ids: tf.Tensor, fraction: float) -> int:
 
 
 def _count(events: tf.Tensor) -> tf.Tensor:
-    """How many of a row hold, [B, 1]."""
+    """The number of true events in each row, [B, 1]."""
     return tf.reduce_sum(tf.cast(events, tf.int32), axis=1, keepdims=True)

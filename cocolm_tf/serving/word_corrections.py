@@ -1,6 +1,6 @@
-"""From what a model says of tokens to what it says of words.
+"""From probabilities of tokens to those of words and their corrections.
 
-The main model says two things of each token x of its input (paper, section 3.3): p_copy, the
+The main model predicts two things of each token x of its input (paper, section 3.3): p_copy, the
 probability that x is the original, which every token trains; and a distribution softmax(LM) over
 the tokens that may stand there instead. Together they give the probability of each original token,
 
@@ -14,60 +14,37 @@ So for a word of the tokens x_1 ... x_n,
 - the original was the word v_1 ... v_n with the probability p_1(v_1) * ... * p_n(v_n).
 
 The second sums to one over all words of n tokens, the word itself included, which has at least the
-first: what all of its corrections have together is at most the probability that it does not
-belong. A word with another number of tokens is none that the model could have been shown: the
-corruption that it learned from replaces token by token.
+first: the probabilities of all corrections together are at most the probability that the word does
+not belong.
+
+The corruption of pretraining replaces token by token, so that the original of a word has as many
+tokens as the word. A model that was fine-tuned on people's mistakes (`cocolm_tf.corrections`) has
+also learned that a token should be nothing: the original may have fewer tokens then, and where it
+has none, the word should go. It never has more.
 """
 
 import tensorflow as tf
 
 
-def probability_of_not_belonging(
+def replaced_probability(
     copy_logits: tf.Tensor, word_numbers: tf.Tensor, num_words: tf.Tensor
 ) -> tf.Tensor:
-    """The probability that at least one token of each word is not the original.
-
-    Args:
-        copy_logits: [T] float32, the copy head's.
-        word_numbers: [T] int, the word that each token is of, ascending.
-        num_words: W, int scalar.
-
-    Returns:
-        [W] float32.
-
-    Example:
-    ```python
-    probability_of_not_belonging(tf.constant([4.0, -1.0, 2.0]), tf.constant([0, 0, 1]), 2)
-    ```
-    """
+    """The probability that a token of each word is not the original: [W] float32."""
+    # `copy_logits` [T] float32; `word_numbers` [T], the word of each token, ascending.
     log_belongs = tf.math.segment_sum(tf.math.log_sigmoid(copy_logits), word_numbers)
     # Not 1 - exp(x): most words belong, and a float32 has no digits left for what is close to 1.
     return -tf.math.expm1(_padded(log_belongs, num_words))
 
 
-def whole_words(
+def best_spellings(
     contents: tf.Tensor, log_probabilities: tf.Tensor, word_lengths: tf.Tensor, width: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Finds the most probable spellings of each word, given its tokens' candidates.
-
-    The tokens are independent, so the best `width` beginnings of a word lead to its best `width`
-    spellings: nothing is missed that is spelled with the candidates.
-
-    Args:
-        contents: [T, C] string, what the candidates of each token spell.
-        log_probabilities: [T, C] float32, of the candidates; -inf for none.
-        word_lengths: [W] int64, the number of tokens of each word, at least 1.
-        width: int. How many token sequences to find.
-
-    Returns:
-        [W, width] each: the spellings and their log probabilities, in descending order; -inf
-        where there are fewer. The same spelling may occur several times.
-
-    Example:
-    ```python
-    whole_words([["play", "go"], ["ing", "ed"]], tf.math.log([[0.9, 0.1], [0.6, 0.4]]), [2], 3)
-    ```
-    """
+    """The `width` likeliest spellings of each word and their log probabilities, [W, width]."""
+    # The candidates of each of T tokens are `contents` and `log_probabilities` [T, C], -inf for
+    # none; `word_lengths` [W] int64 are in tokens, at least 1. Results are in descending order,
+    # -inf where there are fewer; the same spelling may occur several times. The tokens are
+    # independent, so the best `width` beginnings of a word lead to its best `width` spellings:
+    # nothing is missed that is spelled with the candidates.
     first_tokens = tf.cumsum(word_lengths, exclusive=True)
     num_words = tf.size(word_lengths)
     spelled = tf.fill([num_words, width], "")
@@ -109,33 +86,20 @@ def whole_words(
     return spelled, scores
 
 
-def corrections(
+def best_corrections(
     spelled: tf.Tensor, scores: tf.Tensor, own: tf.Tensor, count: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The most probable words other than the word itself.
-
-    Args:
-        spelled: [W, C] string, from `whole_words`.
-        scores: [W, C] float32, from `whole_words`.
-        own: [W] string, what each word's own tokens spell.
-        count: int. How many to find.
-
-    Returns:
-        [W, count] each: the corrections, best first, and their probabilities; "" and 0 where
-        there are fewer. Token sequences that spell the same word count together.
-
-    Example:
-    ```python
-    corrections(tf.constant([["are", "is"]]), tf.math.log([[0.7, 0.2]]), tf.constant(["are"]), 1)
-    ```
-    """
+    """The `count` likeliest words other than the word itself, and their probabilities."""
+    # [W, count] each; "" says that the word should go, and is followed by 0 where there are fewer.
+    # `spelled` and `scores` [W, C] are from `best_spellings`, `own` [W] is what each word's own
+    # tokens spell. Token sequences that spell the same word count together.
     is_same = tf.equal(spelled[:, :, tf.newaxis], spelled[:, tf.newaxis, :])
     together = tf.linalg.matvec(tf.cast(is_same, tf.float32), tf.exp(scores))
     is_first = tf.equal(
         tf.argmax(tf.cast(is_same, tf.int32), axis=2, output_type=tf.int32),
         tf.range(tf.shape(spelled)[1]),
     )
-    is_other = (spelled != own[:, tf.newaxis]) & (spelled != "")
+    is_other = spelled != own[:, tf.newaxis]
     probabilities = tf.where(is_first & is_other, tf.minimum(together, 1.0), 0.0)
     best, index = tf.math.top_k(probabilities, count)
     return tf.where(best > 0, tf.gather(spelled, index, batch_dims=1), ""), best

@@ -1,0 +1,92 @@
+"""Pairs of texts to batches of few shapes, in which short texts do not pay for long ones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf.finetuning.batches import WIDTH_STEP, Column, Rows, Tokens, batch_widths
+
+
+def pair_batches(
+    columns: Sequence[Tokens],
+    cosines: np.ndarray | None,
+    batch_size: int,
+    seed: int | None,
+    buckets: int = 8,
+    weights: np.ndarray | None = None,
+) -> tuple[tf.data.Dataset, int]:
+    """Makes batches of pairs: endless ones, shuffled anew in every epoch, or those of one epoch.
+
+    All batches have as many rows. A batch holds rows whose second texts are of like lengths, as
+    those of `training_batches` are; first texts have a width of their own, one for each of the
+    others. What the last batch lacks is filled with rows of weight 0. Every row is there once an
+    epoch.
+
+    Args:
+        columns: The first texts, the second texts, and hard negatives.
+        cosines: [N], how similar the first two are to be; None where they belong together.
+        batch_size: int, B.
+        seed: int. Decides the order of endless batches; None for one epoch, the shortest rows
+            first.
+        buckets: int. How many widths of the second texts there are at most, see `batch_widths`; 0
+            for batches that are all as wide as the longest row may be.
+        weights: [N], of the rows; None for 1 each.
+
+    Returns:
+        Batches of `(x, cosines [B] or None, weights [B])`, where `x` is `{"queries": features of
+        [B, S], "documents": features of [B, 1 + K, T]}`, and how many of them an epoch has.
+
+    Example:
+    ```python
+    batches, steps = pair_batches([queries, documents], None, batch_size=32, seed=0)
+    embedder.fit(batches, steps_per_epoch=steps, epochs=3)
+    ```
+    """
+    first, *others = columns
+    count, steps = len(first), -(-len(first) // batch_size)
+    lengths = np.max([tokens.lengths for tokens in others], axis=0)
+    widths = batch_widths(lengths, first.limit, batch_size, buckets)
+    group_of_row = np.searchsorted(widths, lengths)
+    # The longest first text of a group and of those before, whose last rows join it.
+    longest = np.zeros(len(widths), int)
+    np.maximum.at(longest, group_of_row, first.lengths)
+    first_widths = -(-np.maximum.accumulate(longest) // WIDTH_STEP) * WIDTH_STEP
+    first_widths = np.minimum(first_widths, first.limit) if buckets else widths
+
+    weights = np.ones(count) if weights is None else weights
+    values = {"weights": Column(np.asarray(weights, np.float32))}
+    if cosines is not None:
+        values["labels"] = Column(np.asarray(cosines, np.float32))
+    queries = Rows(first, first_widths, values)
+    documents = [Rows(tokens, widths, {}) for tokens in others]
+    groups, missing = tf.constant(group_of_row, tf.int32), steps * batch_size - count
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        order, turns = tf.range(count), tf.range(steps)
+        if seed is not None:
+            place = tf.stack([tf.constant(seed, tf.int64), number])
+            order = tf.random.experimental.stateless_shuffle(order, place)
+            turns = tf.random.experimental.stateless_shuffle(turns, place + 1)
+        order = tf.gather(order, tf.argsort(tf.gather(groups, order), stable=True))
+        # Where there are no more rows, the last is repeated.
+        batches = tf.concat([order, tf.fill([missing], order[-1])], axis=0)
+        batches = tf.reshape(batches, [steps, batch_size])
+        real = tf.reshape(tf.range(steps * batch_size) < count, [steps, batch_size])
+        slices = tuple(tf.gather(part, turns) for part in (batches, real))
+        return tf.data.Dataset.from_tensor_slices(slices)
+
+    def batch(numbers: tf.Tensor, real: tf.Tensor) -> tuple[Any, ...]:
+        group = tf.reduce_max(tf.gather(groups, numbers))
+        first_features, found = queries.batch(numbers, group)
+        features = [rows.batch(numbers, group)[0] for rows in documents]
+        stacked = {name: tf.stack([one[name] for one in features], axis=1) for name in features[0]}
+        x = {"queries": first_features, "documents": stacked}
+        return x, found.get("labels"), found["weights"] * tf.cast(real, tf.float32)
+
+    if seed is None:
+        batches = epoch(tf.constant(0, tf.int64))
+    else:
+        batches = tf.data.Dataset.counter().flat_map(epoch)
+    return batches.map(batch, num_parallel_calls=2).prefetch(4), steps

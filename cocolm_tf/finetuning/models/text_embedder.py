@@ -1,0 +1,538 @@
+"""A pretrained encoder that turns texts into vectors, similar ones for similar texts."""
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import keras
+import keras_hub
+import numpy as np
+import tensorflow as tf
+from keras_hub.src.utils.tensor_utils import preprocessing_function
+
+from cocolm_tf.finetuning.models.pair_batches import pair_batches
+from cocolm_tf.finetuning.models.raw_text import (
+    BATCH_SIZE,
+    Columns,
+    check_dataset,
+    check_row_length,
+    cut,
+    finite_numbers,
+    raw_text_task,
+    text_columns,
+)
+from cocolm_tf.finetuning.presets import local_preset
+from cocolm_tf.losses.embedding import cosine_regression_loss, in_batch_negatives_loss
+from cocolm_tf.losses.replicas import sum_over_replicas
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.tokenization.normalization import as_string_tensor
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+
+POOLING_MODES = ("cls", "mean")
+
+PairFeatures = dict[str, dict[str, tf.Tensor]]
+"""`token_ids` and `padding_mask` of `queries`, [B, S], and of `documents`, [B, 1 + K, T]."""
+
+# Of a polynomial modulo 2^64 that tells texts apart; any odd number does.
+_HASH_BASE = 0x9E3779B97F4A7C15
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class CocoLMTextEmbedderPreprocessor(keras_hub.models.TextEmbedderPreprocessor):
+    """Tokenizes texts and lays them out as `<s> A </s>`; what is too long is cut at its end.
+
+    Args:
+        tokenizer: `CocoLMTokenizer`.
+        sequence_length: int. S, how long every row becomes. `from_preset` takes what the model
+            has positions for.
+        **kwargs: As for `keras.layers.Layer`.
+
+    Call arguments:
+        x: A text or a batch of texts, or a tuple of this alone. Strings or a string tensor.
+        y: Labels, passed through.
+        sample_weight: Weights of the labels, passed through.
+
+    Returns:
+        A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S] bool, [S] for a single text;
+        in a tuple with `y` and `sample_weight` where these are given.
+
+    Raises:
+        ValueError: If there are several texts to a row.
+
+    Example:
+    ```python
+    preprocessor = CocoLMTextEmbedderPreprocessor.from_preset("runs/first/preset")
+    preprocessor(["The cat sat.", "It slept."])
+    ```
+    """
+
+    backbone_cls = CocoLMBackbone
+    tokenizer_cls = CocoLMTokenizer
+
+    def __init__(
+        self, tokenizer: CocoLMTokenizer, sequence_length: int = 512, **kwargs: Any
+    ) -> None:
+        super().__init__(tokenizer, sequence_length, **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        """There is nothing to build: the tokenizer packs."""
+        self.built = True
+
+    def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Turns texts into the model's input."""
+        if isinstance(x, tuple):
+            if len(x) > 1:
+                raise ValueError(f"a row is a text, not {len(x)} texts.")
+            (x,) = x
+        return self._pack(as_string_tensor(x), y, sample_weight)
+
+    @preprocessing_function
+    def _pack(self, x: tf.Tensor, y: Any = None, sample_weight: Any = None) -> Any:
+        features = self.tokenizer.pack(self.tokenizer(x), sequence_length=self.sequence_length)
+        return keras.utils.pack_x_y_sample_weight(features, y, sample_weight)
+
+    @classmethod
+    def _add_missing_kwargs(cls, loader: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        # KerasHub calls this where the preset, as one that was only pretrained, has a tokenizer
+        # but no preprocessor.
+        positions = loader.config["config"].get("max_sequence_length")
+        if positions:
+            kwargs.setdefault("sequence_length", positions)
+        return super()._add_missing_kwargs(loader, kwargs)
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
+    """Turns texts into vectors whose inner products say how similar they are.
+
+    `fit()` fine-tunes it on raw strings. Without labels, pairs of texts belong together, and each
+    first text learns to find its second among those of the whole batch, of all replicas; further
+    columns are hard negatives. With labels, the cosines of pairs learn to be these.
+
+    Args:
+        backbone: `CocoLMBackbone`.
+        preprocessor: `CocoLMTextEmbedderPreprocessor`, or None where `fit()` gets tokens.
+        pooling_mode: What becomes the vector: `"mean"`, the mean of all tokens' hidden states, or
+            `"cls"`, the hidden state of `<s>`.
+        dimensions: The numbers of leading dimensions that vectors may be cut to, each of which
+            learns (Matryoshka representations). Vectors have the greatest of them; None for all
+            of the backbone's.
+        temperature: float. Divides the cosines that are told apart.
+        trim_padding: bool. Whether `evaluate()` and `predict()` cut off the padding that all rows
+            of a batch have in common, and `fit()` makes groups of like lengths.
+
+    Call arguments:
+        inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
+
+    Returns:
+        [B, D] float32, vectors of unit length.
+
+    Raises:
+        ValueError: If the arguments do not fit each other.
+
+    Example:
+    ```python
+    embedder = CocoLMTextEmbedder.from_preset("runs/first/preset", dimensions=[256, 64])
+    questions, answers = ["Who sat?", "Who flew?"], ["The cat sat.", "The bird flew."]
+    embedder.fit((questions, answers), batch_size=2, epochs=3)
+    embedder.fit((questions, answers, ["The dog ran.", "The cat sat."]))  # with hard negatives
+    embedder.fit((questions, answers), [0.9, 0.8])  # with cosines
+    embedder.similarity(embedder.encode_text("Who sat?"), embedder.encode_text(answers))
+    embedder.save_to_preset("runs/embedder")
+    short = CocoLMTextEmbedder.from_preset("runs/embedder", dimensions=[64])
+    ```
+    """
+
+    backbone_cls = CocoLMBackbone
+    preprocessor_cls = CocoLMTextEmbedderPreprocessor
+
+    def __init__(
+        self,
+        backbone: CocoLMBackbone,
+        preprocessor: CocoLMTextEmbedderPreprocessor | None = None,
+        pooling_mode: str = "mean",
+        dimensions: Sequence[int] | None = None,
+        temperature: float = 0.05,
+        trim_padding: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        dimensions = sorted(set(dimensions or [backbone.hidden_dim]), reverse=True)
+        if pooling_mode not in POOLING_MODES:
+            raise ValueError(
+                f"pooling_mode={pooling_mode!r} is none of {', '.join(POOLING_MODES)}."
+            )
+        if dimensions[-1] < 1 or dimensions[0] > backbone.hidden_dim:
+            raise ValueError(
+                f"dimensions={dimensions}: hidden states have 1 to {backbone.hidden_dim} of them."
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature} must be more than 0.")
+        check_row_length(preprocessor, backbone)
+
+        # === Layers ===
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+
+        # === Functional model ===
+        inputs = backbone.input
+        states = backbone(inputs)
+        pooled = states[:, 0] if pooling_mode == "cls" else _mean(states, inputs["padding_mask"])
+        pooled = keras.ops.cast(pooled, "float32")[:, : dimensions[0]]
+        super().__init__(inputs=inputs, outputs=keras.ops.normalize(pooled, axis=-1), **kwargs)
+
+        # === Configuration ===
+        self.pooling_mode = pooling_mode
+        self.dimensions = dimensions
+        self.temperature = temperature
+        self.trim_padding = trim_padding
+
+    def compile(self, optimizer: Any = "auto", **kwargs: Any) -> None:
+        """Readies the model for `fit()`, whose loss follows from what it is given.
+
+        Args:
+            optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
+                of 2e-5, or what Keras takes.
+            **kwargs: `micro_batches`, in how many parts a batch is encoded, which is still compared
+                as a whole: the memory of a small batch, the negatives of a large one, for one more
+                forward pass (GradCache: Gao et al., 2021); `jit_compile`, whether XLA compiles the
+                whole step, by default where there is a GPU; and what else `keras.Model.compile`
+                takes, but no loss and no metrics.
+
+        Raises:
+            ValueError: If there is a loss or a metric, which know nothing of other rows.
+        """
+        if given := [name for name in ("loss", "metrics") if kwargs.pop(name, None)]:
+            raise ValueError(f"{given[0]} is not to be given: it follows from what `fit()` gets.")
+        if optimizer == "auto":
+            optimizer = self.default_optimizer()
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def fit(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Fine-tunes the model.
+
+        Texts are tokenized once, shuffled in every epoch, and those of like lengths share a batch,
+        unless they come as a `tf.data.Dataset` or are to stay in order.
+
+        Args:
+            x: A tuple of columns of strings: the first texts, the second texts and, where wanted,
+                one or more columns of hard negatives; or a `tf.data.Dataset` of batches of
+                `(x, y)` or `(x,)`.
+            y: [N], the cosines of the first two, from -1 to 1; None where they belong together.
+            batch_size: int. 32 where it is None. More rows are more negatives.
+            **kwargs: `sample_weight` [N], where a row of weight 0 is not even a negative;
+                `validation_data`, which is `(x, y)` or `(x,)`; and what else `keras.Model.fit`
+                takes.
+
+        Returns:
+            Keras's `History`.
+
+        Raises:
+            ValueError: Saying which text or label is wrong.
+        """
+        columns = self._columns(x)
+        if columns is not None and len(columns) < 2:
+            raise ValueError("texts alone teach nothing: give pairs, (first, second).")
+        return super().fit(x, y, batch_size, **kwargs)
+
+    def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> np.ndarray:
+        """Embeds texts.
+
+        Args:
+            x: A list, array or column of strings, or a `tf.data.Dataset` of batches of these.
+            batch_size: int. 32 where it is None.
+            **kwargs: As for `keras.Model.predict`.
+
+        Returns:
+            [N, D] float32, vectors of unit length, in the order of `x`.
+
+        Raises:
+            ValueError: Saying which text is wrong.
+        """
+        if len(self._columns(x) or ()) > 1:
+            raise ValueError("texts are embedded one by one: give a list of texts, not pairs.")
+        return super().predict(x, batch_size, **kwargs)
+
+    def similarity(self, first: Any, second: Any) -> np.ndarray:
+        """Compares vectors.
+
+        Args:
+            first: [N, D], what `encode_text` gave.
+            second: [M, D].
+
+        Returns:
+            [N, M] float32, the cosines of all pairs.
+
+        Example:
+        ```python
+        embedder.similarity(embedder.encode_text("A cat."), embedder.encode_text(["A cat."]))
+        ```
+        """
+        return np.asarray(first) @ np.asarray(second).T
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that rebuild this model."""
+        return {
+            **super().get_config(),
+            "pooling_mode": self.pooling_mode,
+            "dimensions": self.dimensions,
+            "temperature": self.temperature,
+            "trim_padding": self.trim_padding,
+        }
+
+    @classmethod
+    def from_preset(
+        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
+    ) -> Self:
+        """Loads an embedder, or makes one of a pretrained encoder.
+
+        Args:
+            preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
+            load_weights: Whether the weights are the preset's, or fresh.
+            **kwargs: Arguments of the class, in the place of the preset's.
+
+        Returns:
+            The embedder, compiled with the defaults.
+
+        Example:
+        ```python
+        CocoLMTextEmbedder.from_preset("runs/first/preset", pooling_mode="cls")
+        ```
+        """
+        with local_preset(preset) as local:
+            return super().from_preset(local, load_weights, **kwargs)
+
+    # What `raw_text_task` calls.
+
+    def checked(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any]:
+        """Texts and cosines as KerasHub takes them; a dataset may have no labels."""
+        if isinstance(x, tf.data.Dataset):
+            check_dataset(x, None, has_labels=False)
+            return x, y
+        return super().checked(x, y, sample_weight)
+
+    def checked_labels(self, y: Any, rows: int) -> np.ndarray | None:
+        """Cosines as the loss takes them; a `ValueError` says what is wrong."""
+        return None if y is None else finite_numbers(y, rows, bounds=(-1, 1))
+
+    def _columns(self, x: Any) -> Columns | None:
+        # Beside pairs, there are triplets and more.
+        if self.preprocessor is None or not (isinstance(x, tuple) and len(x) > 2):
+            return super()._columns(x)
+        columns = tuple(text_columns(column)[0] for column in x)
+        if len({len(column) for column in columns}) > 1:
+            raise ValueError(f"columns of {[*map(len, columns)]} texts: each row has one of all.")
+        return columns
+
+    def _learning_batches(
+        self, columns: Columns, labels: Any, batch_size: int, weights: Any
+    ) -> tuple[tf.data.Dataset, int]:
+        seed = random.randrange(2**31)  # Python's generator is what seeds the weights too.
+        return self._pair_batches(columns, labels, batch_size, seed, weights)
+
+    def _measuring_batches(
+        self, columns: Columns, y: Any, weights: Any, batch_size: int | None
+    ) -> tf.data.Dataset:
+        labels, weights = self._labels(columns, y, weights)
+        batch_size = min(batch_size or BATCH_SIZE, len(columns[0]))
+        return self._pair_batches(columns, labels, batch_size, None, weights)[0]
+
+    def _pair_batches(
+        self, columns: Columns, labels: Any, batch_size: int, seed: int | None, weights: Any
+    ) -> tuple[tf.data.Dataset, int]:
+        tokens = [self.tokens_of((column,)) for column in columns]
+        buckets = 8 if self.trim_padding else 0
+        return pair_batches(tokens, labels, batch_size, seed, buckets, weights)
+
+    def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Turns a batch of texts, or of pairs and hard negatives, into tokens."""
+        if self.preprocessor is None or not isinstance(x, tuple):
+            return super().preprocess_samples(x, y, sample_weight)
+        first, *others = map(as_string_tensor, x)
+        documents = self._features(tf.concat(others, axis=0))
+        documents = {
+            name: tf.stack(tf.split(feature, len(others)), axis=1)
+            for name, feature in documents.items()
+        }
+        x = {"queries": self._features(first), "documents": documents}
+        return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+
+    def _features(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        return super().preprocess_samples(texts)
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        # Built it is. Keras, to be sure, would call the model with pairs.
+        pass
+
+    # How a step works.
+
+    def _train(self, batch: Any, replica: tf.Tensor | int) -> None:
+        x, y, weights = _unpacked(batch)
+
+        def encode(part: PairFeatures, number: tf.Tensor | int) -> list[tf.Tensor]:
+            with self._seeded(replica, number):
+                return self._vectors(part, training=True)
+
+        def objective(vectors: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            loss, share = self._pair_loss(vectors, x, y, weights)
+            return self.optimizer.scale_loss(loss * share), loss
+
+        loss, gradients = cached_gradients(
+            encode,
+            objective,
+            x,
+            self._signature(x),
+            [variable.value for variable in self.trainable_variables],
+            self._micro_batches,
+        )
+        self._loss_tracker.update_state(loss, tf.reduce_sum(weights))
+        self._update(sum_over_replicas(gradients))
+
+    def _test(self, batch: Any, replica: tf.Tensor | int) -> None:
+        x, y, weights = _unpacked(batch)
+        loss, _ = self._pair_loss(self._vectors(x, training=False), x, y, weights)
+        self._loss_tracker.update_state(loss, tf.reduce_sum(weights))
+
+    def _vectors(self, x: PairFeatures, training: bool) -> list[tf.Tensor]:
+        """The vectors [B, H] of queries and [B, 1 + K, H] of documents, of any length."""
+        documents, width = x["documents"], self.backbone.hidden_dim
+        per_row = documents["token_ids"].shape[1]
+        flat = {
+            name: tf.reshape(feature, [-1, feature.shape[2] or tf.shape(feature)[2]])
+            for name, feature in documents.items()
+        }
+        found = self._pooled(flat, training)
+        return [self._pooled(x["queries"], training), tf.reshape(found, [-1, per_row, width])]
+
+    def _signature(self, x: PairFeatures) -> list[tf.TensorSpec]:
+        """What `_vectors` gives of a micro-batch."""
+        rows, per_row, _ = x["documents"]["token_ids"].shape
+        rows, width = rows and rows // self._micro_batches, self.backbone.hidden_dim
+        return [tf.TensorSpec([rows, width]), tf.TensorSpec([rows, per_row, width])]
+
+    def _pooled(self, features: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
+        if self.pooling_mode == "cls":
+            token_ids = features["token_ids"]
+            first = tf.zeros([token_ids.shape[0] or tf.shape(token_ids)[0], 1], tf.int32)
+            # The last layer is computed for these alone.
+            pooled = self.backbone.states_at(features, first, training=training)[:, 0]
+        else:
+            pooled = _mean(self.backbone(features, training=training), features["padding_mask"])
+        return tf.cast(pooled, tf.float32)
+
+    def _pair_loss(
+        self,
+        vectors: list[tf.Tensor],
+        x: PairFeatures,
+        y: tf.Tensor | None,
+        weights: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The loss, and the factor that makes it this replica's share of the whole batch's."""
+        queries, documents = vectors
+        if y is None:
+            loss = in_batch_negatives_loss(
+                queries,
+                documents,
+                self.temperature,
+                weights,
+                _keys(**x["documents"]),
+                self.dimensions,
+            )
+            return loss, tf.constant(1 / self.distribute_strategy.num_replicas_in_sync)
+        loss = cosine_regression_loss(queries, documents[:, 0], y, weights, self.dimensions)
+        weight = tf.reduce_sum(weights)
+        return loss, tf.math.divide_no_nan(weight, sum_over_replicas(weight))
+
+
+def cached_gradients(
+    encode: Callable[[Any, tf.Tensor | int], list[tf.Tensor]],
+    objective: Callable[[list[tf.Tensor]], tuple[tf.Tensor, tf.Tensor]],
+    batch: Any,
+    signature: list[tf.TensorSpec],
+    variables: list[tf.Variable],
+    micro_batches: int,
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Gradients of what compares a batch's rows, in the memory of a part of them.
+
+    All vectors are computed first, then their gradients, then each part's vectors again, whose
+    backward pass begins with those (GradCache: Gao et al., 2021).
+
+    Args:
+        encode: Gives the vectors, each [rows, ...], of a part and its number: the same, whenever it
+            is asked for.
+        objective: Gives what to differentiate, of all vectors, and what else of it is wanted.
+        batch: A structure of tensors [B, ...].
+        signature: Of the vectors of a part.
+        variables: What to differentiate by.
+        micro_batches: int. How many parts; with 1 nothing is computed twice.
+
+    Returns:
+        What else is wanted of the objective, and the gradients.
+    """
+    zero = tf.UnconnectedGradients.ZERO
+    if micro_batches == 1:
+        with tf.GradientTape() as tape:
+            value, wanted = objective(encode(batch, 0))
+        gradients = tape.gradient(value, variables, unconnected_gradients=zero)
+        return wanted, [tf.convert_to_tensor(gradient) for gradient in gradients]
+    parts = tf.nest.map_structure(lambda x: cut(x, micro_batches), batch)
+
+    def vectors_of(number: tf.Tensor) -> list[tf.Tensor]:
+        return encode(tf.nest.map_structure(lambda x: x[number], parts), number)
+
+    vectors = tf.map_fn(
+        vectors_of,
+        tf.range(micro_batches),
+        parallel_iterations=1,
+        fn_output_signature=signature,
+    )
+    rows = [tf.reshape(x, [-1, *x.shape[2:]]) for x in vectors]
+    with tf.GradientTape() as tape:
+        tape.watch(rows)
+        value, wanted = objective(rows)
+    slopes = tape.gradient(value, rows, unconnected_gradients=zero)
+    slopes = [tf.reshape(slope, tf.shape(x)) for slope, x in zip(slopes, vectors, strict=True)]
+
+    def add(number: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            found = vectors_of(number)
+        gradients = tape.gradient(
+            found,
+            variables,
+            output_gradients=[slope[number] for slope in slopes],
+            unconnected_gradients=zero,
+        )
+        return number + 1, [one + two for one, two in zip(sums, gradients, strict=True)]
+
+    _, gradients = tf.while_loop(
+        lambda number, _: number < micro_batches,
+        add,
+        (tf.constant(0), [tf.zeros_like(variable) for variable in variables]),
+        parallel_iterations=1,  # More would hold the activations of several.
+    )
+    return wanted, gradients
+
+
+def _mean(states: Any, padding_mask: Any) -> Any:
+    """The mean [B, H] float32 of the hidden states of real tokens."""
+    mask = keras.ops.expand_dims(keras.ops.cast(padding_mask, "float32"), -1)
+    total = keras.ops.sum(keras.ops.cast(states, "float32") * mask, axis=1)
+    return total / keras.ops.maximum(keras.ops.sum(mask, axis=1), 1.0)
+
+
+def _keys(token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
+    """A number for each document, the same for the same tokens, whatever the padding is."""
+    token_ids = tf.cast(token_ids + 1, tf.int64)
+    real = tf.cast(padding_mask, tf.int64)
+    base = tf.constant(_HASH_BASE - 2**64, tf.int64)
+    powers = tf.math.cumprod(tf.fill([tf.shape(token_ids)[-1]], base))
+    return tf.reduce_sum(token_ids * real * powers, axis=-1)
+
+
+def _unpacked(data: Any) -> tuple[Any, tf.Tensor | None, tf.Tensor]:
+    x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+    if weights is None:
+        weights = tf.ones(tf.shape(x["queries"]["token_ids"])[:1])
+    return x, y, tf.cast(weights, tf.float32)

@@ -1,0 +1,165 @@
+import losses_reference as reference
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cocolm_tf.losses import cosine_regression_loss, in_batch_negatives_loss
+
+ROWS, WIDTH = 6, 5
+
+
+def make_batch(seed: int, negatives: int = 2) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "queries": rng.normal(size=(ROWS, WIDTH)).astype(np.float32),
+        "documents": rng.normal(size=(ROWS, 1 + negatives, WIDTH)).astype(np.float32),
+        "weights": np.float32([1, 0, 0.5, 2, 1, 0]),
+        # Some documents are there twice: as two rows' own, and as a negative of another.
+        "document_keys": rng.integers(0, 9, size=(ROWS, 1 + negatives)).astype(np.int64),
+    }
+
+
+def in_batch(batch: dict[str, np.ndarray], **options):
+    """The loss, its gradients by queries and documents, and the reference."""
+    options = {name: batch[name] for name in options.pop("give", ())} | options
+    vectors = [tf.constant(batch[name]) for name in ("queries", "documents")]
+    with tf.GradientTape() as tape:
+        tape.watch(vectors)
+        loss = in_batch_negatives_loss(*vectors, **options)
+    expected = reference.in_batch_negatives_loss(
+        batch["queries"],
+        batch["documents"],
+        **{name.replace("document_", ""): value for name, value in options.items()},
+    )
+    return loss, tape.gradient(loss, vectors), expected
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0, 1, 3]),
+    st.sampled_from([0.05, 1.0]),
+    st.sets(st.sampled_from(["weights", "document_keys"])),
+    st.sampled_from([(), (3,), (5, 2)]),
+)
+def test_in_batch_negatives_equal_the_equation(seed, negatives, temperature, give, dimensions):
+    loss, _, expected = in_batch(
+        make_batch(seed, negatives), temperature=temperature, give=give, dimensions=dimensions
+    )
+    assert loss.dtype == tf.float32 and loss.shape == []
+    assert float(loss) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_in_batch_gradients_equal_finite_differences():
+    batch = make_batch(1)
+    options = {"temperature": 0.5, "dimensions": (5, 2)}
+    give = ("weights", "document_keys")
+    _, gradients, _ = in_batch(batch, **options, give=give)
+    for name, gradient in zip(("queries", "documents"), gradients, strict=True):
+        expected = reference.gradient(
+            lambda at, name=name: reference.in_batch_negatives_loss(
+                **{n: batch[n] for n in ("queries", "documents")} | {name: at},
+                weights=batch["weights"],
+                keys=batch["document_keys"],
+                **options,
+            ),
+            batch[name],
+        )
+        np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_in_batch_negatives_of_orthogonal_vectors(temperature):
+    loss = in_batch_negatives_loss(tf.eye(5), 7 * tf.eye(5)[:, tf.newaxis], temperature)
+    expected = np.log(np.exp(1 / temperature) + 4) - 1 / temperature
+    assert float(loss) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_documents_that_are_all_the_same_cannot_be_told_apart():
+    same = tf.ones([4, 3, 2])
+    assert float(in_batch_negatives_loss(same[:, 0], same)) == pytest.approx(np.log(12), rel=1e-6)
+    # Unless they are known to be the same.
+    keys = tf.zeros([4, 3], tf.int64)
+    loss = in_batch_negatives_loss(same[:, 0], same, document_keys=keys)
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+
+
+def test_rows_of_weight_0_leave_the_batch():
+    batch = make_batch(3)
+    batch["weights"] = np.float32([1, 1, 1, 1, 0, 0])
+    loss, gradients, _ = in_batch(batch, give=("weights",))
+    fewer = {name: value[:4] for name, value in batch.items()}
+    expected, expected_gradients, _ = in_batch(fewer)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    for gradient, of_fewer in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient[:4], of_fewer, atol=1e-6)
+        np.testing.assert_array_equal(gradient[4:], np.zeros_like(gradient[4:]))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_no_weights_and_zero_vectors_give_finite_values(jit_compile):
+    batch = make_batch(4)
+    batch["queries"][0] = batch["documents"][2] = 0
+
+    @tf.function(jit_compile=jit_compile)
+    def loss_and_gradients(queries, documents, weights):
+        with tf.GradientTape() as tape:
+            tape.watch([queries, documents])
+            loss = in_batch_negatives_loss(queries, documents, weights=weights)
+        return loss, *tape.gradient(loss, [queries, documents])
+
+    vectors = tf.constant(batch["queries"], tf.float16), tf.constant(batch["documents"], tf.float16)
+    for weights in (tf.zeros([ROWS]), tf.ones([ROWS])):
+        loss, *gradients = loss_and_gradients(*vectors, weights)
+        assert np.isfinite(loss) and all(np.isfinite(one).all() for one in gradients)
+        assert bool(loss > 0) == bool(weights[0])
+
+
+def test_cosines_of_known_vectors():
+    loss = cosine_regression_loss(tf.eye(2), tf.eye(2)[::-1], tf.constant([0.0, 0.6]))
+    assert float(loss) == pytest.approx(0.18, rel=1e-6)
+    same = tf.ones([3, 4])
+    assert float(cosine_regression_loss(same, 2 * same, tf.ones([3]))) == pytest.approx(0, abs=1e-6)
+    assert float(cosine_regression_loss(same, -same, tf.ones([3]))) == pytest.approx(4, rel=1e-6)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10_000), st.sampled_from([(), (4,), (5, 1)]), st.booleans())
+def test_cosine_regression_equals_the_equation(seed, dimensions, weighted):
+    rng = np.random.default_rng(seed)
+    first, second = rng.normal(size=(2, ROWS, WIDTH)).astype(np.float32)
+    cosines = rng.uniform(-1, 1, ROWS)
+    weights = np.float32([1, 0, 0.5, 2, 1, 0]) if weighted else None
+    loss = cosine_regression_loss(first, second, cosines, weights, dimensions)
+    expected = reference.cosine_regression_loss(first, second, cosines, weights, dimensions)
+    assert float(loss) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_cosine_regression_gradients_equal_finite_differences():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, ROWS, WIDTH)).astype(np.float32)
+    cosines = rng.uniform(-1, 1, ROWS)
+    at = tf.constant(first)
+    with tf.GradientTape() as tape:
+        tape.watch(at)
+        loss = cosine_regression_loss(at, second, cosines, dimensions=(5, 3))
+    expected = reference.gradient(
+        lambda at: reference.cosine_regression_loss(at, second, cosines, dimensions=(5, 3)), first
+    )
+    np.testing.assert_allclose(tape.gradient(loss, at), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [(0,), (6,), (5, -1)])
+def test_dimensions_that_vectors_have_not_are_refused(dimensions):
+    batch = make_batch(0)
+    with pytest.raises(ValueError, match="vectors have 1 to 5 of them"):
+        in_batch_negatives_loss(batch["queries"], batch["documents"], dimensions=dimensions)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="incompatible"):
+        in_batch_negatives_loss(tf.ones([4, 3]), tf.ones([3, 1, 3]))
+    with pytest.raises(ValueError, match="incompatible"):
+        cosine_regression_loss(tf.ones([4, 3]), tf.ones([4, 3]), tf.ones([4, 1]))

@@ -1,0 +1,51 @@
+"""Docstrings are in full for what a package exports, and one line for all else."""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cocolm_tf
+
+PACKAGE = Path(cocolm_tf.__file__).parent
+# Where internal names still have more.
+NOT_YET = (
+    "finetuning/",
+    "suite/",
+    "training/",
+    *(f"data/{name}" for name in ("examples", "few_shot", "glue", "labeled_tables", "squad")),
+    "data/table",
+    "modeling/training_step",
+)
+MODULES = [
+    path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not str(path.relative_to(PACKAGE)).startswith(NOT_YET)
+]
+
+
+def definitions(
+    tree: ast.AST, exported: set[str], of_class: bool = False, is_public: bool = False
+) -> Iterator[tuple[ast.FunctionDef | ast.ClassDef, bool]]:
+    """Functions and classes, and whether they are exported: methods with their class."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield from definitions(node, exported, of_class, is_public)
+            continue
+        public = is_public if of_class else node.name in exported
+        yield node, public
+        yield from definitions(node, exported, isinstance(node, ast.ClassDef), public)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_internal_names_have_one_line(path: Path):
+    package = ".".join(("cocolm_tf", *path.relative_to(PACKAGE).parts[:-1]))
+    exported = {*cocolm_tf.__all__, *getattr(importlib.import_module(package), "__all__", ())}
+    long = [
+        f"{node.name}: {len(text.splitlines())} lines"
+        for node, is_public in definitions(ast.parse(path.read_text()), exported)
+        if not is_public and len((text := ast.get_docstring(node) or "").splitlines()) > 1
+    ]
+    assert not long, "neither exported nor of one line; say why in comments, or export them"
