@@ -1,4 +1,4 @@
-"""From a corpus to the batches of pretraining: sources, packing, shards, manifest, pipeline."""
+"""From a corpus to the batches of pretraining, and from tables to what fine-tuning reads."""
 
 from cocolm_tf import lazy
 
@@ -13,5 +13,6 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "pipeline": ["PretrainingData"],
         "sources": ["DocstringSource", "FileSource", "Source", "TfdsSource"],
         "special_tokens": ["SpecialTokens"],
+        "text_pairs": ["Retrieval", "TextPairs", "read_pairs", "read_retrieval"],
     },
 )

@@ -53,7 +53,16 @@ class TextPairs:
     def split(self, fraction: float) -> tuple["TextPairs", "TextPairs"]:
         """Draws a share of the pairs, always the same; returns the rest and the share.
 
-        No text is in both: pairs that share their first text stay together.
+        No first text is in both: pairs that share theirs stay together.
+
+        Args:
+            fraction: float. The share of the first texts, in (0, 1).
+
+        Returns:
+            The rest, and the share.
+
+        Raises:
+            UserError: If the fraction is none, or leaves nothing of either.
         """
         if not 0 < fraction < 1:
             raise UserError(f"--dev_fraction={fraction} must be in (0, 1).")
