@@ -33,6 +33,10 @@ __getattr__, __dir__, __all__ = lazy.exports(
             "CocoLMTextEmbedder",
             "CocoLMTextEmbedderPreprocessor",
         ],
+        "finetuning.models.token_classifier": [
+            "CocoLMTokenClassifier",
+            "CocoLMTokenClassifierPreprocessor",
+        ],
         "losses": [],
         "modeling.backbone": ["CocoLMBackbone"],
         "modeling.pretrainer": ["CocoLMPretrainer"],

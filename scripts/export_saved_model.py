@@ -16,7 +16,7 @@ flags.DEFINE_string("preset", None, "Folder that pretraining or fine-tuning wrot
 flags.DEFINE_multi_enum(
     "signature",
     None,
-    ["embed", "correct", "classify", "answer"],
+    ["embed", "correct", "classify", "answer", "tag"],
     "What to serve. Repeatable; the first is serving_default.",
     required=True,
 )
@@ -69,7 +69,7 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "max_tokens",
     4096,
-    "correct, answer: the longest text or context; its end goes unread.",
+    "correct, tag, answer: the longest text or context; its end goes unread.",
     lower_bound=1,
 )
 flags.DEFINE_integer(

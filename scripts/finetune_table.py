@@ -6,6 +6,7 @@ from typing import Any
 from absl import flags
 
 from cocolm_tf import files, program
+from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.flags import (
     define_classifier_flags,
     define_run_flags,
@@ -15,6 +16,12 @@ from cocolm_tf.finetuning.flags import (
 )
 
 define_table_flags()
+flags.DEFINE_bool(
+    "tune_thresholds",
+    False,
+    "multi_label: choose on the dev set from which probability on a text has each label, for the "
+    "best F1, instead of 0.5.",
+)
 define_run_flags()
 define_classifier_flags()
 
@@ -24,12 +31,17 @@ ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 def main() -> str:
     table = table_from_flags()
+    if FLAGS.tune_thresholds and not FLAGS.multi_label:
+        raise UserError("--tune_thresholds goes with --multi_label.")
 
     def make_task(**fields: Any) -> Any:
         from cocolm_tf.finetuning.tasks.classification import ClassificationTask
 
         return ClassificationTask(
-            data={"table": table}, class_weights=FLAGS.class_weights, **fields
+            data={"table": table},
+            class_weights=FLAGS.class_weights,
+            tune_thresholds=FLAGS.tune_thresholds,
+            **fields,
         )
 
     configs = os.path.join(ROOT, "configs", "finetune")

@@ -32,6 +32,8 @@ PROGRAMS = {
         "--output_dir",
         ["--preset={folder}", "--train_file={text}", "--text_column=a", "--label_column=b"],
     ),
+    "finetune_superglue.py": ("--output_dir", ["--preset={folder}", "--task=rte"]),
+    "finetune_tokens.py": ("--output_dir", ["--preset={folder}", "--train_file={text}"]),
     "run_suite.py": (
         "--output_dir",
         ["--suite=tasks", "--config_file={text}", "--train_data={folder}", "--vocabulary={folder}"],

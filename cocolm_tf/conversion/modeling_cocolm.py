@@ -86,7 +86,7 @@ class CocoLMPreTrainedModel(PreTrainedModel):
 class CocoLMModel(CocoLMPreTrainedModel):
     """The encoder: hidden states of ids."""
 
-    # A BERT with LayerNorm behind each block, and one table of relative positions, shared by all
+    # A BERT with LayerNorm after each block, and one table of relative positions, shared by all
     # layers, in the attention logits. `pooler_output` is `<s>` after the projection that the
     # contrastive loss compared, where `config.need_pooler`.
 

@@ -15,8 +15,8 @@ class Examples:
     Args:
         first: The texts, or the first texts of pairs.
         second: The second texts of pairs; None for single texts.
-        labels: [N] int32, the number of each one's class; [N] float32 for a regression; None
-            where they are not known.
+        labels: [N] int32, the number of each one's class; [N] float32 for a regression; [N, K]
+            int32, 0 or 1, where each may have several of K; None where they are not known.
         source: Where the examples come from, for people.
         rows: [N] int, where each stands in the source: the line of a file, the number of a
             dataset; None where that is not known.
@@ -69,6 +69,8 @@ class TaskData:
         label_values: How files write the classes; None as `label_names`.
         bounds: The lowest and the highest number of a regression; None for any.
         metrics: What it is measured by, the first to choose by; empty for what suits its classes.
+        label_separator: What is between the labels of a text, where it may have several; empty
+            where it has one class.
 
     Example:
     ```python
@@ -85,6 +87,12 @@ class TaskData:
     label_values: Sequence[str] | None = None
     bounds: tuple[float, float] | None = None
     metrics: tuple[str, ...] = ()
+    label_separator: str = ""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have several labels, or none."""
+        return bool(self.label_separator)
 
     @property
     def num_classes(self) -> int:
@@ -98,7 +106,8 @@ def stratified(
     """Draws a share of some examples that has every label's share.
 
     Args:
-        labels: [N], of the examples: classes, int, or numbers, float.
+        labels: [N], of the examples: classes, int, or numbers, float; or several, [N, K] int, of
+            which an example's rarest counts.
         fraction: float. The share, in (0, 1]. Of every class at least one example is drawn.
         seed: int. Another seed draws others.
         bins: int. The numbers of a regression are put into so many equally full bins first.
@@ -117,6 +126,10 @@ def stratified(
     """
     if not 0 < fraction <= 1:
         raise UserError(f"a fraction is in (0, 1], not {fraction}.")
+    if labels.ndim == 2:
+        counts = labels.sum(axis=0)
+        rarest = np.where(labels > 0, counts, len(labels) + 1).argmin(axis=1)
+        labels = np.where(labels.any(axis=1), rarest, labels.shape[1])
     if labels.dtype.kind == "f":
         ranks = np.argsort(np.argsort(labels, kind="stable"), kind="stable")
         labels = ranks * bins // len(labels)

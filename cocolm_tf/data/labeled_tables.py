@@ -18,7 +18,7 @@ _SHOWN = 20
 def labeled_examples(
     table: Table,
     num_texts: int,
-    parse_label: Callable[[str], int | float] | None,
+    parse_label: Callable[[str], int | float | np.ndarray] | None,
     max_bad_share: float = 0.0,
     allow_empty: bool = False,
 ) -> Examples:
@@ -27,9 +27,9 @@ def labeled_examples(
     Args:
         table: Its columns are one or two texts, then the label where there is one.
         num_texts: int. 1, or 2 for pairs.
-        parse_label: Gives a class its number, an int, or a number its value, a float; it raises
-            `ValueError` with what is wrong. None where there are no labels: then a blank line is
-            a row, too, that lacks its text.
+        parse_label: Gives a class its number, an int, a number its value, a float, or several
+            labels their row of 0 and 1; it raises `ValueError` with what is wrong. None where there
+            are no labels: then a blank line is a row, too, that lacks its text.
         max_bad_share: float. The share of all rows that may be left out, because they have the
             wrong columns, a label that is none, or no text.
         allow_empty: bool. Whether a text may be empty.
@@ -64,10 +64,10 @@ def labeled_examples(
 def checked_rows(
     table: Table,
     num_texts: int,
-    parse_label: Callable[[str], int | float] | None,
+    parse_label: Callable[[str], int | float | np.ndarray] | None,
     max_bad_share: float = 0.0,
     allow_empty: bool = False,
-) -> tuple[list[tuple[str, ...]], list[int | float], np.ndarray, list[str]]:
+) -> tuple[list[tuple[str, ...]], list[int | float | np.ndarray], np.ndarray, list[str]]:
     """Texts, labels, lines and what is left out, see `labeled_examples`; any number of texts."""
     bad_rows = list(table.bad_rows)
     if parse_label is None:
@@ -92,7 +92,7 @@ def checked_rows(
         line, reason = bad_rows[0]
         more = f"; {len(bad_rows)} of {total} rows are bad" if len(bad_rows) > 1 else ""
         raise UserError(f"{table.path}:{line} {reason}{more}.")
-    return texts, labels, np.array(rows), _told(bad_rows)
+    return texts, labels, np.array(rows), told_rows(bad_rows)
 
 
 def label_parser(values: Sequence[str]) -> Callable[[str], int]:
@@ -119,6 +119,25 @@ def label_parser(values: Sequence[str]) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def labels_parser(values: Sequence[str], separator: str) -> Callable[[str], np.ndarray]:
+    """Reads any number of labels, none included: [K] int32, 0 or 1 for each of the values."""
+    parse_one = label_parser(values)
+
+    def parse(value: str) -> np.ndarray:
+        row = np.zeros(len(values), np.int32)
+        for label in split_labels(value, separator):
+            row[parse_one(label)] = 1
+        return row
+
+    return parse
+
+
+def split_labels(value: str, separator: str) -> list[str]:
+    """The labels of a cell."""
+    labels = (label.strip() for label in value.split(separator))
+    return [label for label in labels if class_of(label)]
 
 
 def class_of(label: str) -> str:
@@ -159,7 +178,8 @@ def number_parser(bounds: tuple[float, float] | None = None) -> Callable[[str], 
     return parse
 
 
-def _told(bad_rows: Sequence[tuple[int, str]]) -> list[str]:
+def told_rows(bad_rows: Sequence[tuple[int, str]]) -> list[str]:
+    """The first of the rows that are left out, a line for people each, and how many more."""
     told = [f"line {line} {reason}" for line, reason in bad_rows[:_TOLD]]
     if len(bad_rows) > _TOLD:
         told.append(f"{len(bad_rows) - _TOLD} more")

@@ -12,7 +12,9 @@ from cocolm_tf.data.labeled_tables import (
     class_of,
     label_parser,
     labeled_examples,
+    labels_parser,
     number_parser,
+    split_labels,
 )
 from cocolm_tf.data.tables import Table, read_table
 from cocolm_tf.errors import UserError
@@ -34,6 +36,7 @@ def read_table_task(
     encoding: str = "",
     delimiter: str = "",
     name: str = "",
+    label_separator: str = "",
 ) -> TaskData:
     """Reads a task from TSV, CSV or JSON lines.
 
@@ -51,6 +54,8 @@ def read_table_task(
         encoding: Of the files, see `text_lines`.
         delimiter: Between their columns, see `read_table`.
         name: Of the task, for people; none for `table_name(train_file)`.
+        label_separator: What is between the labels of a row, which may have any number of them;
+            none where it has one.
 
     Returns:
         The examples.
@@ -69,8 +74,16 @@ def read_table_task(
         return read_table(path, columns, encoding=encoding, delimiter=delimiter)
 
     table = read(train_file, [*texts, label_column])
-    label_names = None if regression else _classes(table, label_column)
-    parse = number_parser() if regression else label_parser(label_names)
+    if regression and label_separator:
+        raise UserError("--regression and --multi_label: numbers are one to a text.")
+    if regression:
+        label_names, parse = None, number_parser()
+    elif label_separator:
+        label_names = _separated_labels(table, label_column, label_separator)
+        parse = labels_parser(label_names, label_separator)
+    else:
+        label_names = _classes(table, label_column)
+        parse = label_parser(label_names)
     train = labeled_examples(table, len(texts), parse, max_bad_share)
     if dev_file:
         dev_table = read(dev_file, [*texts, label_column])
@@ -81,7 +94,14 @@ def read_table_task(
     if test_file:
         # Every row of a test file wants a prediction.
         test["test"] = labeled_examples(read(test_file, texts), len(texts), None, allow_empty=True)
-    return TaskData(name or table_name(train_file), label_names, train, {"dev": dev}, test)
+    return TaskData(
+        name or table_name(train_file),
+        label_names,
+        train,
+        {"dev": dev},
+        test,
+        label_separator=label_separator,
+    )
 
 
 def table_name(path: str) -> str:
@@ -128,6 +148,24 @@ def _classes(table: Table, label_column: str) -> Sequence[str]:
         return sorted(classes)
 
 
+def _separated_labels(table: Table, label_column: str, separator: str) -> Sequence[str]:
+    """All labels of the rows that can be learned from, each as it is written first."""
+    written: dict[str, str] = {}
+    for line, (*texts, value) in zip(table.lines, table.rows, strict=True):
+        if not all(map(str.strip, texts)):
+            continue
+        for label in split_labels(value, separator):
+            if any(end in label for end in "\t\r\n"):
+                raise UserError(
+                    f"{table.path}:{line} has the label {label!r}: a label is text without tabs "
+                    "and line ends."
+                )
+            written.setdefault(class_of(label), label)
+    if not written:
+        raise UserError(f"{table.path}: column {label_column!r} has no labels.")
+    return sorted(written.values())
+
+
 def _split(
     examples: Examples, dev_fraction: float, label_names: Sequence[str] | None
 ) -> tuple[Examples, Examples]:
@@ -143,7 +181,8 @@ def _split(
     train, dev = examples.select(rest), examples.select(chosen)
     if label_names is None:
         return train, dev
-    unseen = sorted(set(range(len(label_names))) - set(dev.labels.tolist()))
+    seen = np.flatnonzero(dev.labels.any(axis=0)) if dev.labels.ndim == 2 else dev.labels
+    unseen = sorted(set(range(len(label_names))) - set(seen.tolist()))
     told = [
         f"any row of {label_names[number]!r}, as its only one is learned from" for number in unseen
     ]

@@ -33,16 +33,21 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "macro_f1": lambda labels, predictions: metrics.f1_score(
         labels, predictions, average="macro", zero_division=0.0
     ),
+    "micro_f1": lambda labels, predictions: metrics.f1_score(
+        labels, predictions, average="micro", zero_division=0.0
+    ),
+    "exact_match": metrics.accuracy_score,
     "matthews": metrics.matthews_corrcoef,
     "pearson": _pearson,
     "spearman": _spearman,
     "mae": metrics.mean_absolute_error,
     "rmse": metrics.root_mean_squared_error,
 }
-"""Each takes the labels and the predictions, both [N], and gives a number. `f1` is that of class
-1."""
+"""Each takes the labels and the predictions, both [N], or of several labels [N, K], and gives a
+number. `f1` is that of class 1."""
 
 _OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews")
+_OF_SEVERAL = ("micro_f1", "macro_f1", "exact_match")
 _OF_NUMBERS = ("pearson", "spearman", "mae", "rmse")
 _LOWER_IS_BETTER = ("mae", "rmse")
 
@@ -67,7 +72,9 @@ def metrics_of(data: TaskData, chosen: str = "") -> tuple[str, ...]:
     metrics_of(read_glue("stsb", "glue_data"))[0]  # "spearman"
     ```
     """
-    if data.num_classes == 1:
+    if data.multi_label:
+        names = possible = _OF_SEVERAL
+    elif data.num_classes == 1:
         names, possible = ("spearman", "pearson", "mae", "rmse"), _OF_NUMBERS
     else:
         usual = ("accuracy", "f1") if data.num_classes == 2 else ("accuracy", "macro_f1")
@@ -77,6 +84,7 @@ def metrics_of(data: TaskData, chosen: str = "") -> tuple[str, ...]:
         return names
     if chosen not in possible:
         kind = "a regression" if data.num_classes == 1 else f"{data.num_classes} classes"
+        kind = "several labels a text" if data.multi_label else kind
         raise UserError(f"--metric={chosen}: that of {kind} is one of {', '.join(possible)}.")
     return chosen, *(name for name in names if name != chosen)
 
@@ -102,10 +110,39 @@ def evaluate(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) 
 
 
 def guesses(train_labels: np.ndarray, count: int) -> np.ndarray:
-    """Predicts without looking, what a model must beat: the commonest class, or the mean."""
+    """Predicts without looking, what a model must beat: the commonest class, or the mean.
+
+    Of several labels it is those that more than half of the texts have.
+    """
+    if train_labels.ndim == 2:
+        return np.tile(train_labels.mean(axis=0) > 0.5, [count, 1]).astype(train_labels.dtype)
     is_regression = train_labels.dtype.kind == "f"
     guess = train_labels.mean() if is_regression else np.bincount(train_labels).argmax()
     return np.full(count, guess, train_labels.dtype)
+
+
+def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> list[float]:
+    """Finds, for each label by itself, from which probability on to say it for the best F1.
+
+    Args:
+        labels: [N, K], 0 or 1.
+        probabilities: [N, K].
+
+    Returns:
+        A threshold for each label, between two of its probabilities; 0.5 where no text has it.
+    """
+    thresholds = []
+    for truth, shares in zip(labels.T, probabilities.T.astype(np.float64), strict=True):
+        order = np.argsort(-shares, kind="stable")
+        shares, right = shares[order], np.cumsum(truth[order])
+        f1 = 2 * right / (np.arange(1, len(shares) + 1) + truth.sum())
+        # Only where the next probability is another one can a threshold be.
+        below = np.append(shares[1:], 0.0)
+        f1[shares == below] = 0.0
+        best = int(f1.argmax())
+        threshold = (shares[best] + below[best]) / 2
+        thresholds.append(float(threshold) if truth.any() else 0.5)
+    return thresholds
 
 
 def predicted(outputs: np.ndarray) -> np.ndarray:

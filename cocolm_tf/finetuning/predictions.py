@@ -9,12 +9,13 @@ A run leaves beside its preset
 
 import csv
 import io
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn import metrics
 
 from cocolm_tf import files
@@ -32,12 +33,20 @@ _ERRORS, _CHARACTERS = 10, 120
 _MOST_CLASSES = 30
 
 
-def probabilities(outputs: np.ndarray) -> np.ndarray:
+Decide = Callable[[np.ndarray], np.ndarray]
+"""Predictions of shares [N, classes]: [N], or of several labels a text [N, classes], 0 or 1."""
+
+
+def probabilities(outputs: np.ndarray, multi_label: bool = False) -> np.ndarray:
     """[N, classes] of logits [N, classes]; the numbers [N, 1] of a regression are what they are."""
+    if multi_label:
+        return expit(outputs.astype(np.float64))
     return outputs if outputs.shape[1] == 1 else softmax(outputs.astype(np.float64), axis=1)
 
 
-def write_predictions(path: str, outputs: np.ndarray, data: TaskData) -> None:
+def write_predictions(
+    path: str, outputs: np.ndarray, data: TaskData, decide: Decide = predicted
+) -> None:
     """Writes a file of predictions: `index` and `prediction`, tab-separated.
 
     A quote and a backslash are characters as any other, as they are in the files that are read.
@@ -46,19 +55,25 @@ def write_predictions(path: str, outputs: np.ndarray, data: TaskData) -> None:
         path: The file.
         outputs: [N, classes] logits or probabilities, or [N, 1] numbers, row for row.
         data: The task, whose classes and bounds decide how a prediction is written.
+        decide: What outputs predict.
     """
-    predictions = predicted(outputs)
+    predictions = decide(outputs)
     # Here alone: a number that is out of bounds by more is further off all the same.
     predictions = np.clip(predictions, *data.bounds) if data.bounds else predictions
     names = data.label_values or data.label_names
-    values = _written(predictions, names)
+    values = _written(predictions, names, separator=data.label_separator)
     files.make_dirs(os.path.dirname(path) or ".")
     rows = "".join(f"{index}\t{value}\n" for index, value in enumerate(values))
     files.write_text(path, "index\tprediction\n" + rows)
 
 
 def write_outputs(
-    path: str, shares: np.ndarray, examples: Examples, label_names: Sequence[str] | None
+    path: str,
+    shares: np.ndarray,
+    examples: Examples,
+    label_names: Sequence[str] | None,
+    decide: Decide = predicted,
+    separator: str = "",
 ) -> None:
     """Writes all that a model says of some examples as CSV.
 
@@ -67,14 +82,16 @@ def write_outputs(
         shares: [N, classes], as `probabilities` gives them.
         examples: What was predicted.
         label_names: The classes; None for a regression.
+        decide: What shares predict.
+        separator: What is between several labels of an example.
 
     The columns are `row`, where an example stands in its source; `label`, where it is known;
     `prediction`; and for classes `probability of NAME`, for each of them.
     """
     columns: dict[str, Sequence[Any]] = {"row": _rows(examples)}
     if examples.labels is not None:
-        columns["label"] = _written(examples.labels, label_names)
-    columns["prediction"] = _written(predicted(shares), label_names, "{:.6g}")
+        columns["label"] = _written(examples.labels, label_names, separator=separator)
+    columns["prediction"] = _written(decide(shares), label_names, "{:.6g}", separator)
     if label_names is not None:
         for name, column in zip(label_names, shares.T, strict=True):
             columns[f"probability of {name}"] = [f"{share:.6g}" for share in column]
@@ -95,7 +112,10 @@ def read_outputs(path: str, label_names: Sequence[str] | None) -> np.ndarray:
 
 
 def assess(
-    shares: np.ndarray, examples: Examples, label_names: Sequence[str] | None
+    shares: np.ndarray,
+    examples: Examples,
+    label_names: Sequence[str] | None,
+    decide: Decide = predicted,
 ) -> dict[str, Any]:
     """Says how good predictions are, class by class, and where they are worst.
 
@@ -103,14 +123,16 @@ def assess(
         shares: [N, classes], as `probabilities` gives them.
         examples: What was predicted, with labels.
         label_names: The classes; None for a regression.
+        decide: What shares predict.
 
     Returns:
         What JSON can hold. `errors`: the rows with the largest errors, or those that the model was
         surest of. Of classes also `names`; `confusion`, a row for each label and a column for each
         prediction; `classes`, their `precision`, `recall`, `f1` and `rows`; `calibration_error`,
         the expected one; and `calibration`, a `confidence`, an `accuracy` and `rows` for each bin.
+        Of several labels an example `classes` alone, and the errors with most wrong labels.
     """
-    predictions, labels = predicted(shares), examples.labels
+    predictions, labels = decide(shares), examples.labels
     texts = [
         " / ".join(filter(None, pair)).replace("\n", " ")[:_CHARACTERS]
         for pair in zip(examples.first, examples.second or [""] * len(examples), strict=True)
@@ -136,6 +158,34 @@ def assess(
     scores = metrics.precision_recall_fscore_support(
         labels, predictions, labels=list(numbers), zero_division=0.0
     )
+    classes = {
+        name: {
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "rows": int(count),
+        }
+        for name, precision, recall, f1, count in zip(label_names, *scores, strict=True)
+    }
+    if labels.ndim == 2:
+        wrong = (predictions != labels).sum(axis=1)
+        worst = [number for number in np.argsort(-wrong, kind="stable")[:_ERRORS] if wrong[number]]
+        said, true = (
+            _written(values, label_names, separator=", ") for values in (predictions, labels)
+        )
+        return {
+            "names": list(label_names),
+            "classes": classes,
+            "errors": [
+                {
+                    "row": int(rows[number]),
+                    "label": true[number],
+                    "prediction": said[number],
+                    "text": texts[number],
+                }
+                for number in worst
+            ],
+        }
     confidence = shares.max(axis=1)
     is_right = predictions == labels
     wrong = np.flatnonzero(~is_right)
@@ -144,15 +194,7 @@ def assess(
     return {
         "names": list(label_names),
         "confusion": metrics.confusion_matrix(labels, predictions, labels=list(numbers)).tolist(),
-        "classes": {
-            name: {
-                "precision": float(precision),
-                "recall": float(recall),
-                "f1": float(f1),
-                "rows": int(rows),
-            }
-            for name, precision, recall, f1, rows in zip(label_names, *scores, strict=True)
-        },
+        "classes": classes,
         "calibration_error": sum(
             one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in bins
         )
@@ -178,13 +220,13 @@ def draw_assessment(folder: str, part: str, assessment: Mapping[str, Any]) -> li
 
     drawn = {}
     with figures.styled():
-        if "confusion" not in assessment:
+        if "points" in assessment:
             figure, axes = figures.new_figure(part, "label", "prediction")
             axes.scatter(*zip(*assessment["points"], strict=True), s=8, color=figures.BLUE)
             low, high = axes.get_xlim()
             axes.plot([low, high], [low, high], color=figures.FAINT_INK, linewidth=0.8)
             drawn["numbers"] = figure
-        elif len(assessment["names"]) <= _MOST_CLASSES:
+        elif "confusion" in assessment and len(assessment["names"]) <= _MOST_CLASSES:
             names, counts = assessment["names"], np.array(assessment["confusion"])
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             figure, axes = figures.new_figure(part, "predicted", "label")
@@ -213,7 +255,11 @@ def draw_assessment(folder: str, part: str, assessment: Mapping[str, Any]) -> li
 
 
 def leave_predictions(
-    folder: str, shares: Mapping[str, np.ndarray], data: TaskData
+    folder: str,
+    shares: Mapping[str, np.ndarray],
+    data: TaskData,
+    decide: Decide = predicted,
+    write: Callable[[str, str, np.ndarray], None] | None = None,
 ) -> dict[str, Any]:
     """Writes all files of what a model predicts of some dev and test sets.
 
@@ -221,6 +267,9 @@ def leave_predictions(
         folder: Of the run, see above.
         shares: From the names of the sets, as `probabilities` gives them.
         data: The task.
+        decide: What shares predict.
+        write: Writes the predictions of a test set, given a folder, its name and its shares; None
+            for `write_predictions`.
 
     Returns:
         For each dev set what `assess` says, and its `figures` by their paths in the folder.
@@ -229,12 +278,15 @@ def leave_predictions(
     for part, of_part in shares.items():
         examples = data.dev[part] if part in data.dev else data.test[part]
         path = os.path.join(folder, OUTPUTS_DIRECTORY, f"{part}.csv")
-        write_outputs(path, of_part, examples, data.label_names)
+        write_outputs(path, of_part, examples, data.label_names, decide, data.label_separator)
         if part in data.test:
-            path = os.path.join(folder, PREDICTIONS_DIRECTORY, f"{part}.tsv")
-            write_predictions(path, of_part, data)
+            predictions = os.path.join(folder, PREDICTIONS_DIRECTORY)
+            if write:
+                write(predictions, part, of_part)
+            else:
+                write_predictions(os.path.join(predictions, f"{part}.tsv"), of_part, data, decide)
             continue
-        assessment = assess(of_part, examples, data.label_names)
+        assessment = assess(of_part, examples, data.label_names, decide)
         drawn = draw_assessment(os.path.join(folder, FIGURES_DIRECTORY), part, assessment)
         assessment.pop("points", None)
         figures = [f"{FIGURES_DIRECTORY}/{name}" for name in drawn]
@@ -246,9 +298,16 @@ def _rows(examples: Examples) -> np.ndarray:
     return np.arange(len(examples)) if examples.rows is None else examples.rows
 
 
-def _written(values: np.ndarray, names: Sequence[str] | None, number: str = "{:.3f}") -> list[str]:
+def _written(
+    values: np.ndarray,
+    names: Sequence[str] | None,
+    number: str = "{:.3f}",
+    separator: str = "",
+) -> list[str]:
     if names is None:
         return [number.format(value) for value in values]
+    if values.ndim == 2:
+        return [separator.join(itertools.compress(names, row)) for row in values.tolist()]
     return [names[value] for value in values]
 
 

@@ -112,10 +112,11 @@ def _assessment(folder: str, assessment: dict[str, Any]) -> str:
                 ],
             )
         )
-        if len(names) <= _MOST_CLASSES:
+        if "confusion" in assessment and len(names) <= _MOST_CLASSES:
             header = ["Label", *(f"predicted {name}" for name in names)]
             rows = zip(names, assessment["confusion"], strict=True)
             parts.append(markdown_table(header, [[name, *map(str, row)] for name, row in rows]))
+    if "calibration_error" in assessment:
         parts.append(
             f"Expected calibration error: {100 * assessment['calibration_error']:.1f}, by how much "
             "probabilities and shares of right predictions differ on average, times 100."

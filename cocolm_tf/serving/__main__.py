@@ -22,7 +22,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_enum(
     "signature",
     None,
-    ["embed", "correct", "classify", "classify_pairs", "answer"],
+    ["embed", "correct", "classify", "classify_pairs", "answer", "tag"],
     "What to ask, instead of the export's default.",
 )
 flags.DEFINE_float(

@@ -73,7 +73,7 @@ def answer_file(
 def outputs_by_row(outputs: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """The outputs of a signature text by text, as JSON, without padding."""
     outputs = dict(outputs)
-    widths = outputs.pop("num_words", None)
+    widths = outputs.pop("num_words", outputs.pop("num_spans", None))
     columns = {}
     for name, values in outputs.items():
         if values.dtype == object:

@@ -30,6 +30,10 @@ class Classifier:
     - `truncated` [B] bool: whether the text or pair was longer than the model, and was cut as in
       fine-tuning;
 
+    of a model of several labels a text also
+
+    - `assigned` [B, C] bool: whether the text has the label, by the model's thresholds;
+
     or, of a regression model, `values` [B] float32 instead of the first two.
     """
 
@@ -45,7 +49,11 @@ class Classifier:
         self.reader = Reader(tokenizer, classifier.preprocessor.sequence_length, max_bytes)
         names = classifier.label_names or [str(number) for number in range(classifier.num_classes)]
         self._names = tf.constant(names)
-        self.is_regression = classifier.num_classes == 1
+        self.is_multi_label = classifier.multi_label
+        self.is_regression = classifier.num_classes == 1 and not self.is_multi_label
+        self._thresholds = tf.constant(
+            classifier.thresholds or [0.5] * classifier.num_classes, tf.float32
+        )
 
     def classify(self, texts: tf.Tensor) -> Tensors:
         """Classifies texts [B] string."""
@@ -83,8 +91,9 @@ class Classifier:
         if self.is_regression:
             return {"values": outputs[:, 0], "truncated": is_truncated}
         if classifier.output_dense.activation.__name__ == "linear":
-            outputs = tf.nn.softmax(outputs)
-        return {
+            outputs = tf.sigmoid(outputs) if self.is_multi_label else tf.nn.softmax(outputs)
+        assigned = {"assigned": outputs >= self._thresholds} if self.is_multi_label else {}
+        return assigned | {
             "labels": tf.tile(self._names[tf.newaxis], [rows.nrows(), 1]),
             "probabilities": outputs,
             "truncated": is_truncated,

@@ -20,6 +20,8 @@ TEXT_INPUTS = {
     "classify": ("texts",),
     "classify_pairs": ("first", "second"),
     "answer": ("questions", "contexts"),
+    "tag": ("texts",),
+    "tag_tsv": ("texts",),
 }
 
 

@@ -15,6 +15,7 @@ from cocolm_tf.serving.signature import (
     Reader,
     Signature,
     Tensors,
+    dense_rows,
     text_request,
 )
 from cocolm_tf.serving.word_corrections import (
@@ -24,8 +25,7 @@ from cocolm_tf.serving.word_corrections import (
 )
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID, UNKNOWN_TOKEN_ID
 from cocolm_tf.tokenization.normalization import PUNCTUATION
-from cocolm_tf.tokenization.offsets import TokenOffsets
-from cocolm_tf.tokenization.segment_packing import pack_ragged
+from cocolm_tf.tokenization.offsets import Characters, begins_word, whole_words_within
 from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
@@ -113,15 +113,10 @@ class Corrector:
                 wide as one long text; `correct_tsv` has no such rows.
         """
         by_text, is_truncated = self._find_corrections(texts)
-        counts = by_text["words"].row_lengths()
+        counts = tf.cast(by_text["words"].row_lengths(), tf.int32)
         most = LONGEST_TEXTS_OF_REQUEST * max(self._max_tokens, MAX_TOKENS)
-        num_cells = tf.size(counts, tf.int64) * tf.reduce_max(tf.concat([counts, [0]], 0))
-        message = f"texts times words of the longest may be {most} at most: ask for texts of "
-        message += "similar length together, or correct_tsv; here they are"
-        check = tf.debugging.Assert(num_cells <= most, [message, num_cells])
-        with tf.control_dependencies([check] if check is not None else []):
-            dense = {name: ragged.to_tensor() for name, ragged in by_text.items()}
-        return dense | {"num_words": tf.cast(counts, tf.int32), "truncated": is_truncated}
+        dense = dense_rows(by_text, most, "words", "correct_tsv")
+        return dense | {"num_words": counts, "truncated": is_truncated}
 
     def correct_tsv(self, texts: tf.Tensor) -> Tensors:
         """Corrects texts as `correct` does, and gives each text one string.
@@ -154,12 +149,14 @@ class Corrector:
         """The outputs of `correct`, [B, (W), ...] each; and whether the texts were too long."""
         (texts,), is_cut = self.reader.texts(texts)
         tokens = self.reader.graph.tokenize_with_offsets(texts)
-        tokens, is_truncated = _whole_words(tokens, self._max_tokens, is_cut)
-        states = self._states(tokens.ids)
+        tokens, is_truncated = whole_words_within(tokens, self._max_tokens, is_cut)
+        limit = self.reader.limit
+        # Two windows share a quarter of the room beside `<s>` and `</s>`.
+        states = self._encoder.states_in_windows(tokens.ids, limit, overlap=(limit - 2) // 4)
         rows = tokens.ids.value_rowids()
         ids, starts, ends, _ = (part.flat_values for part in tokens)
 
-        is_beginning = _begins_word(tokens)
+        is_beginning = begins_word(tokens)
         word_of = tf.cumsum(tf.cast(is_beginning, tf.int32)) - 1
         num_words = tf.reduce_sum(tf.cast(is_beginning, tf.int32))
         word_starts = tf.math.unsorted_segment_min(starts, word_of, num_words)
@@ -173,7 +170,7 @@ class Corrector:
         is_suspicious &= word_lengths <= MAX_TOKENS_TO_CORRECT
         suspicious = tf.where(is_suspicious)
         wanted = tf.where(tf.gather(is_suspicious, word_of))[:, 0]
-        characters = _Characters(texts)
+        characters = Characters(texts)
         unknown = characters.between(rows, starts, ends, ids == UNKNOWN_TOKEN_ID)
         own = tf.where(ids == UNKNOWN_TOKEN_ID, unknown, tf.gather(self._contents, ids))
         found, found_probabilities = self._corrections(
@@ -240,16 +237,6 @@ class Corrector:
             "truncated": is_truncated,
         }
 
-    def _states(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """The hidden states of the tokens of all texts, one after the other: [T, H]."""
-        room = self.reader.limit - 2  # beside `<s>` and `</s>`
-        windows = overlapping_windows(ids.row_lengths(), room, overlap=room // 4)
-        read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
-        states = self._encoder.states(pack_ragged(read, sequence_length=self.reader.limit))
-        first = states.row_starts() + 1 + windows.first_wanted
-        wanted = tf.ragged.range(first, first + windows.num_wanted).flat_values
-        return tf.gather(states.flat_values, wanted)
-
     def _corrections(
         self,
         states: tf.Tensor,
@@ -311,57 +298,6 @@ def correction_signatures(corrector: Corrector) -> dict[str, Signature]:
     }
 
 
-class Windows(NamedTuple):
-    """Which tokens are read together; together, the wanted ones are every token once, in order."""
-
-    tokens: tf.RaggedTensor  # [W, (N)] int64, token numbers, counted through all texts
-    # [W] int64, the first token that is wanted of a window, from its beginning
-    first_wanted: tf.Tensor
-    num_wanted: tf.Tensor  # [W] int64, the number of wanted tokens
-
-
-def overlapping_windows(lengths: tf.Tensor, room: int, overlap: int) -> Windows:
-    """Cuts texts of `lengths` [B] int64 into windows, one at least, of at most `room` tokens."""
-    # Windows begin `room - overlap` tokens after each other, but the last one of a text is as full
-    # as the others and ends where the text does. Each token is wanted of the window where it has
-    # the most context: what two windows share, half of either.
-    counts = 1 + tf.maximum(-(-(lengths - room) // (room - overlap)), 0)
-    texts = tf.repeat(tf.range(tf.size(counts)), counts)
-    number = tf.ragged.range(counts).flat_values
-    length = tf.gather(lengths, texts)
-    start = tf.minimum(number * (room - overlap), tf.maximum(length - room, 0))
-    end = tf.minimum(start + room, length)
-
-    is_first, is_last = number == 0, number == tf.gather(counts, texts) - 1
-    previous_end = tf.roll(end, 1, axis=0)
-    next_start = tf.roll(start, -1, axis=0)
-    from_token = tf.where(is_first, tf.zeros_like(start), (previous_end + start) // 2)
-    to_token = tf.where(is_last, length, (end + next_start) // 2)
-    offset = tf.gather(tf.cumsum(lengths, exclusive=True), texts)
-    return Windows(
-        tokens=tf.ragged.range(offset + start, offset + end),
-        first_wanted=from_token - start,
-        num_wanted=to_token - from_token,
-    )
-
-
-class _Characters:
-    """Texts, for slicing by characters."""
-
-    def __init__(self, texts: tf.Tensor) -> None:
-        self._characters = tf.strings.unicode_split(texts, "UTF-8")
-
-    def between(
-        self, rows: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, is_wanted: tf.Tensor
-    ) -> tf.Tensor:
-        """The characters from `starts` to `ends` of the texts `rows`; "" where not wanted."""
-        offset = tf.cast(tf.gather(self._characters.row_starts(), rows), tf.int32)
-        ends = tf.where(is_wanted, ends, starts)
-        taken = tf.ragged.range(offset + starts, offset + ends)
-        characters = tf.ragged.map_flat_values(tf.gather, self._characters.flat_values, taken)
-        return tf.strings.reduce_join(characters, axis=1)
-
-
 def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
     """[4, V] bool: which pieces may begin a word, continue it, stand anywhere, or nowhere."""
     # `NOTHING_ID` is allowed wherever a piece may be.
@@ -392,31 +328,6 @@ def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
 def _is_byte(tokenizer: CocoLMTokenizer) -> np.ndarray:
     """[V] bool: which pieces stand for a byte."""
     return np.isin(np.arange(tokenizer.vocabulary_size()), tokenizer.byte_token_ids)
-
-
-def _begins_word(tokens: TokenOffsets) -> tf.Tensor:
-    """[T] bool, of the tokens of all texts: whether each is the first of a word."""
-    words, rows = tokens.words.flat_values, tokens.words.value_rowids()
-    is_new = (words[1:] != words[:-1]) | (rows[1:] != rows[:-1])
-    return tf.concat([tf.ones_like(words[:1], tf.bool), is_new], 0)
-
-
-def _whole_words(
-    tokens: TokenOffsets, limit: int, is_cut: tf.Tensor
-) -> tuple[TokenOffsets, tf.Tensor]:
-    """The words that are whole within the first `limit` tokens; and [B], whether there are more."""
-    # Of texts that are cut, [B], the last word may not be whole.
-    lengths = tokens.ids.row_lengths()
-    limits = tf.where(is_cut, tf.minimum(lengths - 1, limit), limit)
-    position = tf.ragged.range(lengths)
-    is_end = _begins_word(tokens) & (position <= limits[:, tf.newaxis]).flat_values
-    last_end = tf.math.unsorted_segment_max(
-        tf.where(is_end, position.flat_values, 0), position.value_rowids(), tokens.ids.nrows()
-    )
-    is_truncated = is_cut | (lengths > limit)
-    kept = tf.where(is_truncated, last_end, lengths)
-    is_kept = position < kept[:, tf.newaxis]
-    return TokenOffsets(*(tf.ragged.boolean_mask(part, is_kept) for part in tokens)), is_truncated
 
 
 def _formatted(probabilities: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.tokenization.segment_packing import overlapping_windows, pack_ragged
 
 BUCKETS = (32, 64, 128, 256)
 MAX_TOKENS_AT_ONCE = 4096
@@ -48,6 +49,24 @@ class Encoder:
         """The hidden states of the first tokens, which stand for the texts: [B, H] float32."""
         order, states = self._encoded(ids, first_only=True)
         return tf.gather(states, tf.argsort(order))
+
+    def states_in_windows(self, ids: tf.RaggedTensor, limit: int, overlap: int) -> tf.Tensor:
+        """The hidden states of texts of any length, read in overlapping windows.
+
+        Args:
+            ids: [B, (N)] int32, without special tokens.
+            limit: The longest row, with its special tokens.
+            overlap: What two windows of a text share, in tokens.
+
+        Returns:
+            [T, hidden_dim] float32, of the tokens of all texts, one after the other.
+        """
+        windows = overlapping_windows(ids.row_lengths(), limit - 2, overlap)
+        read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
+        states = self.states(pack_ragged(read, sequence_length=limit))
+        first = states.row_starts() + 1 + windows.first_wanted
+        wanted = tf.ragged.range(first, first + windows.num_wanted).flat_values
+        return tf.gather(states.flat_values, wanted)
 
     def _encoded(self, ids: tf.RaggedTensor, first_only: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """The states of the rows from short to long, and that order of the rows."""

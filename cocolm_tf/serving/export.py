@@ -27,6 +27,7 @@ from cocolm_tf.serving.saved_model import (
     write_warmup_requests,
 )
 from cocolm_tf.serving.signature import MAX_BYTES, Signature
+from cocolm_tf.serving.tagging import Tagger, tagging_signatures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Settings:
             was trained with, or `"cls"`.
         dimension: The length of a vector; 0 for what the embedder was trained with, or all.
         num_corrections: How many corrections `correct` gives for each word.
-        max_tokens: The longest text that `correct` reads, and context that `answer` does.
+        max_tokens: The longest text that `correct` and `tag` read, and context that `answer` does.
         max_bytes: The bytes of a text that any signature reads.
         min_probability: Words that belong more surely get no corrections.
         pairs: Whether `serving_default` of `classify` takes pairs of texts.
@@ -169,4 +170,17 @@ def _answer(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[s
     return answering_signatures(answerer)
 
 
-SIGNATURES = {"embed": _embed, "correct": _correct, "classify": _classify, "answer": _answer}
+def _tag(parts: ServedPreset, encoder: Encoder, settings: Settings) -> dict[str, Signature]:
+    tagger = Tagger(
+        encoder, parts.tokenizer, parts.token_classifier, settings.max_tokens, settings.max_bytes
+    )
+    return tagging_signatures(tagger)
+
+
+SIGNATURES = {
+    "embed": _embed,
+    "correct": _correct,
+    "classify": _classify,
+    "answer": _answer,
+    "tag": _tag,
+}

@@ -12,6 +12,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
+from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
@@ -57,8 +58,8 @@ class ServedPreset:
         return self._task_of(CocoLMQuestionAnswerer, "question_answerer", "finetune_squad.py")
 
     def embedding(self, pooling: str = "", dimension: int = 0) -> tuple[str, int]:
-        """How vectors are made: pooling, and how many numbers are kept, 0 for all."""
-        # What is left open, `""` or 0, is as the preset's embedder was trained, or "cls" and all.
+        """The pooling and the dimension of vectors, 0 for all."""
+        # What is left open, "" or 0, is as the preset's embedder was trained, or "cls" and all.
         width = self.backbone.hidden_dim
         if dimension > width:
             raise UserError(f"--dimension={dimension} is more than the {width} of a vector.")
@@ -69,6 +70,11 @@ class ServedPreset:
             trained = ", ".join(map(str, embedder.dimensions))
             raise UserError(f"--dimension={dimension}: the vectors were trained at {trained}.")
         return embedder.pooling_mode, dimension or embedder.dimensions[0]
+
+    @property
+    def token_classifier(self) -> CocoLMTokenClassifier:
+        """The fine-tuned token classifier."""
+        return self._task_of(CocoLMTokenClassifier, "", "finetune_tokens.py")
 
     @property
     def copy_head(self) -> CopyHead:
@@ -96,7 +102,7 @@ class ServedPreset:
 
     def _task_of(self, kind: type[keras.Model], head: str, program: str) -> Any:
         if not isinstance(self._task, kind):
-            if converted_head(self.directory, head):
+            if head and converted_head(self.directory, head):
                 return kind.from_preset(self.directory, dtype="float32")
             raise UserError(
                 f"--preset={self.directory} is not that of a {kind.__name__}: it must be one that "
@@ -105,16 +111,19 @@ class ServedPreset:
         return self._task
 
     @functools.cached_property
-    def _task(
-        self,
-    ) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | CocoLMTextEmbedder | None:
+    def _task(self) -> Any:
         """The fine-tuned model with its head; None if the preset is only pretrained."""
         path = os.path.join(self.directory, _TASK_FILENAME)
         if not files.is_file(path):
             return None
         kinds = {
             keras.saving.get_registered_name(kind): kind
-            for kind in (CocoLMTextClassifier, CocoLMQuestionAnswerer, CocoLMTextEmbedder)
+            for kind in (
+                CocoLMTextClassifier,
+                CocoLMQuestionAnswerer,
+                CocoLMTextEmbedder,
+                CocoLMTokenClassifier,
+            )
         }
         try:
             name = json.loads(files.read_text(path))["registered_name"]

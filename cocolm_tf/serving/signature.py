@@ -47,6 +47,30 @@ def text_request(texts: Sequence[str]) -> Tensors:
     return {"texts": tf.constant(texts, tf.string)}
 
 
+def dense_rows(
+    by_text: dict[str, tf.RaggedTensor], most: int, things: str, alternative: str
+) -> Tensors:
+    """Fills the results of texts up to the same number of them.
+
+    Args:
+        by_text: [B, (N), ...] each.
+        most: How many there may be in all, filled up: a batch of texts would be as wide as the one
+            with the most.
+        things: What they are called in the message.
+        alternative: The signature that has no such rows.
+
+    Raises:
+        tf.errors.InvalidArgumentError: When called, if there are more.
+    """
+    counts = next(iter(by_text.values())).row_lengths()
+    num_cells = tf.size(counts, tf.int64) * tf.reduce_max(tf.concat([counts, [0]], 0))
+    message = f"texts times {things} of the longest may be {most} at most: ask for texts of "
+    message += f"similar length together, or {alternative}; here they are"
+    check = tf.debugging.Assert(num_cells <= most, [message, num_cells])
+    with tf.control_dependencies([check] if check is not None else []):
+        return {name: ragged.to_tensor() for name, ragged in by_text.items()}
+
+
 class Reader:
     """Reads requests, whose cost is bounded by their own length and by limits."""
 

@@ -50,6 +50,8 @@ class Printer:
             for index in np.argsort(-probabilities):
                 bar = "█" * round(_BAR * float(probabilities[index]))
                 name = names[index].decode("utf-8", "replace")
+                is_said = "assigned" in outputs and outputs["assigned"][row, index]
+                name = f"{self._bold(name)} ✓" if is_said else name
                 lines.append(f"  {probabilities[index]:6.1%} {self._green(f'{bar:{_BAR}}')} {name}")
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
@@ -65,6 +67,32 @@ class Printer:
             verdict = self._green(answer) if is_answered else self._dim(f"none, or {answer}")
             scores = f"  score {score:.2f}, of no answer {no_answer:.2f}, {place}"
             lines = [text, f"  {verdict}", self._dim(scores), *self._truncated(outputs, row)]
+            blocks.append("\n".join(lines))
+        return "\n\n".join(blocks)
+
+    def tag(self, texts: Sequence[str], outputs: Outputs) -> str:
+        """Texts with their labeled spans, a line for each.
+
+        Args:
+            texts: what was asked.
+            outputs: of the signature `tag`.
+
+        Returns:
+            Some lines.
+        """
+        blocks = []
+        for row, text in enumerate(texts):
+            lines = [text, *self._truncated(outputs, row)]
+            for index in range(outputs["num_spans"][row]):
+                start, end = (int(outputs[side][row, index]) for side in ("starts", "ends"))
+                label = outputs["labels"][row, index].decode("utf-8", "replace")
+                score = f"{outputs['scores'][row, index]:4.0%}"
+                place = self._dim(f"characters {start} to {end}")
+                lines.append(
+                    f"  {score} {self._bold(label)} {self._green(text[start:end])}  {place}"
+                )
+            if not outputs["num_spans"][row]:
+                lines.append(self._dim("  Nothing has a label."))
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
 

@@ -42,6 +42,33 @@ class TokenOffsets(NamedTuple):
     words: tf.RaggedTensor
 
 
+def begins_word(tokens: TokenOffsets) -> tf.Tensor:
+    """[T] bool, of the tokens of all texts: whether each is the first of a word."""
+    words, rows = tokens.words.flat_values, tokens.words.value_rowids()
+    is_new = (words[1:] != words[:-1]) | (rows[1:] != rows[:-1])
+    return tf.concat([tf.ones_like(words[:1], tf.bool), is_new], 0)
+
+
+def whole_words_within(
+    tokens: TokenOffsets, limit: int, is_cut: tf.Tensor
+) -> tuple[TokenOffsets, tf.Tensor]:
+    """The words that are whole within the first `limit` tokens, and [B] whether that is not all.
+
+    Of texts that are cut, [B], the last word may not be whole.
+    """
+    lengths = tokens.ids.row_lengths()
+    limits = tf.where(is_cut, tf.minimum(lengths - 1, limit), limit)
+    position = tf.ragged.range(lengths)
+    is_end = begins_word(tokens) & (position <= limits[:, tf.newaxis]).flat_values
+    last_end = tf.math.unsorted_segment_max(
+        tf.where(is_end, position.flat_values, 0), position.value_rowids(), tokens.ids.nrows()
+    )
+    is_truncated = is_cut | (lengths > limit)
+    kept = tf.where(is_truncated, last_end, lengths)
+    is_kept = position < kept[:, tf.newaxis]
+    return TokenOffsets(*(tf.ragged.boolean_mask(part, is_kept) for part in tokens)), is_truncated
+
+
 def character_offsets(texts: tf.Tensor, lowercase: bool) -> tuple[tf.Tensor, tf.Tensor]:
     """Where the non-space characters of `normalize(texts)` come from: [C] int32 starts and ends."""
     # For all texts, [B] string, one after the other.
@@ -114,6 +141,23 @@ def to_text_offsets(
     covers = starts < ends
     ends = tf.where(ends > 0, after, before)
     return tf.where(covers, before, ends), ends
+
+
+class Characters:
+    """Texts by their characters."""
+
+    def __init__(self, texts: tf.Tensor) -> None:
+        self._characters = tf.strings.unicode_split(texts, "UTF-8")
+
+    def between(
+        self, rows: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, is_wanted: tf.Tensor
+    ) -> tf.Tensor:
+        """The characters from `starts` to `ends` of the texts `rows`; "" where not wanted."""
+        offset = tf.cast(tf.gather(self._characters.row_starts(), rows), tf.int32)
+        ends = tf.where(is_wanted, ends, starts)
+        taken = tf.ragged.range(offset + starts, offset + ends)
+        characters = tf.ragged.map_flat_values(tf.gather, self._characters.flat_values, taken)
+        return tf.strings.reduce_join(characters, axis=1)
 
 
 def _cut_characters(

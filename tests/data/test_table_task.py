@@ -214,3 +214,26 @@ def test_a_table_is_never_called_as_a_built_in_task():
     built_in = {*GLUE_TASKS, *(task.title for task in GLUE_TASKS.values()), "squad", "submission"}
     for name in built_in | {"rte-prompts", "Qqp", ""}:
         assert table_name(f"folder/{name}.csv") == f"{name}-table"
+
+
+def test_several_labels(tmp_path: Path):
+    def write(name: str, content: str) -> str:
+        (tmp_path / name).write_text(content)
+        return str(tmp_path / name)
+
+    train = write("t.tsv", "x\ty\na\tred; blue\nb\t\nc\tblue\nd\tgreen;red\n")
+    arguments = {"text_column": "x", "label_column": "y", "label_separator": ";"}
+    data = read_table_task(train, dev_file=train, **arguments)
+    assert data.multi_label and data.label_names == ["blue", "green", "red"]
+    assert data.train.labels.tolist() == [[1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1]]
+    dev = write("d.tsv", "x\ty\na\tred;pink\n")
+    with pytest.raises(UserError, match=r"d.tsv:2 has the label 'pink', none of blue, green, red"):
+        read_table_task(train, dev_file=dev, **arguments)
+    rows = "".join(f"t{n}\t{'red' if n % 2 else 'red;blue'}\n" for n in range(20))
+    split = read_table_task(write("s.tsv", "x\ty\n" + rows), dev_fraction=0.2, **arguments)
+    assert split.dev["dev"].labels.sum(axis=0).tolist() == [2, 4]
+    with pytest.raises(UserError, match="--regression and --multi_label"):
+        read_table_task(train, regression=True, **arguments)
+    empty = write("e.tsv", "x\ty\na\t\nb\t\n")
+    with pytest.raises(UserError, match="column 'y' has no labels"):
+        read_table_task(empty, **arguments)

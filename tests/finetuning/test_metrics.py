@@ -8,6 +8,7 @@ from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.metrics import (
     METRICS,
+    best_thresholds,
     evaluate,
     guesses,
     metrics_of,
@@ -60,7 +61,8 @@ def test_predictions_that_never_change_are_worth_a_number(name):
     labels = np.array([0, 1, 1, 0])
     value = evaluate([name], labels, np.zeros(4, labels.dtype))[name]
     assert np.isfinite(value)
-    others = {"accuracy": 0.5, "macro_f1": 1 / 3, "mae": 0.5, "rmse": 0.5**0.5}
+    others = dict.fromkeys(("accuracy", "exact_match", "micro_f1", "mae"), 0.5)
+    others |= {"macro_f1": 1 / 3, "rmse": 0.5**0.5}
     assert value == pytest.approx(others.get(name, 0))
 
 
@@ -111,3 +113,35 @@ def test_another_metric_may_choose():
 def test_a_metric_of_another_kind_of_task_is_refused(classes, metric):
     with pytest.raises(UserError, match=f"--metric={metric}: that of .* is one of "):
         metrics_of(task("mine", classes), metric)
+
+
+SEVERAL = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]])
+
+
+def test_several_labels_are_scored_as_scikit_learn_has_it():
+    data = TaskData("t", ["a", "b", "c"], None, {}, {}, label_separator=",")
+    names = metrics_of(data)
+    assert names == ("micro_f1", "macro_f1", "exact_match")
+    found = np.array([[1, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    scores = evaluate(names, SEVERAL, found)
+    # Right 3 of 5, said 3; a and b by themselves 1 and 2/3, c 0; two rows are right.
+    assert scores["micro_f1"] == pytest.approx(2 * 3 / (5 + 3))
+    assert scores["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert scores["exact_match"] == 0.5
+    with pytest.raises(UserError, match="that of several labels a text is one of micro_f1"):
+        metrics_of(data, "accuracy")
+    assert guesses(np.array([[1, 0], [1, 0], [0, 1]]), 2).tolist() == [[1, 0], [1, 0]]
+
+
+def test_thresholds_are_best_for_f1():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        labels = rng.integers(0, 2, [12, 3])
+        labels[:, 2] = 0
+        shares = rng.choice(np.linspace(0.1, 0.9, 9), [12, 3]).astype(np.float32)
+        thresholds = best_thresholds(labels, shares)
+        assert thresholds[2] == 0.5
+        for truth, share, threshold in zip(labels.T[:2], shares.T, thresholds, strict=False):
+            cuts = np.linspace(0.0, 1.0, 101) + 1e-3
+            found = max(METRICS["f1"](truth, share >= cut) for cut in cuts)
+            assert METRICS["f1"](truth, share >= threshold) == pytest.approx(found)

@@ -11,6 +11,7 @@ from serving_texts import MAX_LENGTH
 
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving.client import Export
 from cocolm_tf.serving.export import Settings, export_preset
@@ -143,15 +144,24 @@ def answerer(preset: Path) -> CocoLMQuestionAnswerer:
 
 
 @pytest.fixture(scope="session")
+def tagger(preset: Path) -> CocoLMTokenClassifier:
+    names = ["LOC", "PER"]
+    tagger = CocoLMTokenClassifier.from_preset(preset, label_names=names, scheme="BIOES")
+    with_large_weights(tagger.tag_logits)
+    return tagger
+
+
+@pytest.fixture(scope="session")
 def exports(
     request: pytest.FixtureRequest, exported: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The folders of four exports: `pretrained`, `classifier`, `rater` and `answerer`."""
+    """The folders of exports: `pretrained`, `classifier`, `rater`, `answerer` and `tagger`."""
     folders = {"pretrained": exported}
     for name, signature in (
         ("classifier", "classify"),
         ("rater", "classify"),
         ("answerer", "answer"),
+        ("tagger", "tag"),
     ):
         folder = tmp_path_factory.mktemp("fine_tuned")
         request.getfixturevalue(name).save_to_preset(str(folder / "preset"))

@@ -15,6 +15,7 @@ from serving_texts import MAX_LENGTH, ODD_TEXTS, WORDS, random_texts
 
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving.client import find_version
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -59,6 +60,9 @@ def ask(exports: dict[str, Path], token_ids: np.ndarray, tmp_path_factory: Any) 
         ("rater", "classify_examples"): {"inputs": examples(TEXTS)},
         ("answerer", "answer"): {"questions": QUESTIONS, "contexts": TEXTS},
         ("answerer", "answer_ids"): ids,
+        ("tagger", "tag"): texts,
+        ("tagger", "tag_tsv"): texts,
+        ("tagger", "tag_ids"): ids,
     }
     folder = tmp_path_factory.mktemp("bare")
     asked = [
@@ -215,3 +219,26 @@ def test_answer(ask: Ask, answerer: CocoLMQuestionAnswerer):
     assert compared > 100
     logits = ask("answerer", "answer_ids")
     assert logits["start_logits"].shape == (len(TEXTS), MAX_LENGTH)
+
+
+def test_tag(ask: Ask, tagger: CocoLMTokenClassifier, token_ids: np.ndarray):
+    texts = [text.decode("utf-8", "replace") for text in TEXTS]
+    found, lines = ask("tagger", "tag"), ask("tagger", "tag_tsv")
+    assert found["spans"].shape[1] == max(found["num_spans"])
+    for row, spans in enumerate(tagger.predict(texts)):
+        count = len(spans)
+        assert found["num_spans"][row] == count
+        places = zip(found["starts"][row], found["ends"][row], strict=True)
+        labels = decoded(found["labels"][row, :count])
+        assert [*places][:count] == [(span.start, span.end) for span in spans]
+        assert labels == [span.label for span in spans]
+        assert decoded(found["spans"][row, :count]) == [span.text for span in spans]
+        np.testing.assert_allclose(
+            found["scores"][row, :count], [span.score for span in spans], atol=1e-4
+        )
+        told = [line.split("\t") for line in decoded(lines["tsv"][[row]])[0].split("\n") if line]
+        assert [(int(line[0]), line[2]) for line in told] == [(s.start, s.label) for s in spans]
+    mask = (token_ids != 1).astype(np.int32)
+    best = np.array(tagger({"token_ids": token_ids, "padding_mask": mask})).argmax(axis=-1)
+    tags = np.array(decoded(ask("tagger", "tag_ids")["tags"].ravel())).reshape(token_ids.shape)
+    assert (tags == np.where(mask, np.array(tagger.tag_names)[best], "")).mean() > 0.999

@@ -16,6 +16,7 @@ from tensorflow.python.framework import op_callbacks
 
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
+from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.serving.answering import Answerer
 from cocolm_tf.serving.classification import Classifier
 from cocolm_tf.serving.correction import Corrector
@@ -23,6 +24,7 @@ from cocolm_tf.serving.embedding import embedding_signatures
 from cocolm_tf.serving.encoder import Encoder
 from cocolm_tf.serving.inference import InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.serving.tagging import Tagger
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 SIZE = 6000
@@ -78,7 +80,10 @@ def test_tokens_and_their_places(tokenizer: CocoLMTokenizer, kind: str):
 
 @pytest.mark.slow
 def test_signatures(
-    parts: ServedPreset, classifier: CocoLMTextClassifier, answerer: CocoLMQuestionAnswerer
+    parts: ServedPreset,
+    classifier: CocoLMTextClassifier,
+    answerer: CocoLMQuestionAnswerer,
+    tagger: CocoLMTokenClassifier,
 ):
     encoder, tokenizer = Encoder(InferenceEncoder(parts.backbone)), parts.tokenizer
     corrector = Corrector(encoder, tokenizer, parts.copy_head, parts.lm_head, 3, max_tokens=60)
@@ -91,5 +96,7 @@ def test_signatures(
         corrector.correct,
         corrector.correct_tsv,
         functools.partial(answer, few),
+        Tagger(encoder, tokenizer, tagger, max_tokens=60).tag,
+        Tagger(encoder, tokenizer, tagger, max_tokens=60).tag_tsv,
     ):
         assert growth(ask, text) <= MOST

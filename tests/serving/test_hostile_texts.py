@@ -108,6 +108,16 @@ def check_answer(outputs: Outputs, inputs: dict[str, tf.Tensor]) -> None:
         assert outputs["answers"][row].decode() == context[start:end]
 
 
+def check_tag(outputs: Outputs, inputs: dict[str, tf.Tensor]) -> None:
+    check_probabilities(outputs["scores"])
+    for row, text in enumerate(inputs["texts"].numpy()):
+        text, end = text.decode("utf-8", "replace"), 0
+        for index in range(outputs["num_spans"][row]):
+            previous, start, end = end, outputs["starts"][row, index], outputs["ends"][row, index]
+            assert previous <= start < end <= len(text)
+            assert outputs["spans"][row, index].decode() == text[start:end]
+
+
 def no_check(outputs: Outputs, inputs: dict[str, tf.Tensor]) -> None:
     pass
 
@@ -134,6 +144,9 @@ def load(exports: dict[str, Path]) -> Callable[[str], Any]:
         ("rater", "classify_examples", examples_inputs, no_check),
         ("answerer", "answer", pair_inputs("questions", "contexts"), check_answer),
         ("answerer", "answer_ids", ids_inputs, no_check),
+        ("tagger", "tag", texts_inputs, check_tag),
+        ("tagger", "tag_tsv", texts_inputs, no_check),
+        ("tagger", "tag_ids", ids_inputs, no_check),
     ],
 )
 def test_no_text_is_too_odd(

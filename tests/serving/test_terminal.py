@@ -95,6 +95,24 @@ def test_an_answer_that_is_none_says_so():
     assert "not read" in not_there and "not read" not in there
 
 
+def test_spans_have_a_line_each():
+    outputs = {
+        "labels": np.array([[b"PER", b"LOC"], [b"", b""]]),
+        "starts": np.array([[0, 13], [0, 0]]),
+        "ends": np.array([[3, 17], [0, 0]]),
+        "scores": np.array([[0.9, 0.5], [0.0, 0.0]]),
+        "num_spans": np.array([2, 0]),
+        "truncated": np.array([False, True]),
+    }
+    told = Printer(color=False).tag(["Ada lives in Rome", "Nobody"], outputs)
+    there, not_there = told.split("\n\n")
+    assert there.splitlines()[1:] == [
+        "   90% PER Ada  characters 0 to 3",
+        "   50% LOC Rome  characters 13 to 17",
+    ]
+    assert "Nothing has a label." in not_there and "not read" in not_there
+
+
 def test_all_tell_what_was_not_read():
     cut = np.array([True])
     printer = Printer(color=False)

@@ -131,6 +131,46 @@ def class_numbers(
     return numbers.astype(np.int32)
 
 
+def multi_hot(
+    labels: Any, rows: int, num_classes: int, label_names: Sequence[str] | None
+) -> np.ndarray:
+    """Several labels a text, [N, num_classes] float32 of 0 and 1.
+
+    Args:
+        labels: [N, num_classes], 0 or 1; or for each text a list of the names of its labels.
+        rows: N, as the texts have it.
+        num_classes: How many labels there are.
+        label_names: Their names in order; None where there are none.
+
+    Raises:
+        ValueError: Naming the first row that is wrong.
+    """
+    if labels is None:
+        raise ValueError("there are no labels: give y.")
+    if len(labels) != rows:
+        raise ValueError(f"{rows} texts, but labels of {len(labels)}: each text has some or none.")
+    if not rows:
+        raise ValueError("there are no texts.")
+    wanted = f"0 or 1 for each of the {num_classes} labels, or a list of names"
+    numbers = {name: number for number, name in enumerate(label_names or ())}
+    table = np.zeros([rows, num_classes], np.float32)
+    for row, given in enumerate(labels):
+        if isinstance(given, str | bytes) or not hasattr(given, "__len__"):
+            raise ValueError(f"row {row} has the labels {given!r}: give {wanted}.")
+        names = [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in given]
+        if all(isinstance(name, str) for name in names):
+            for name in names:
+                if name not in numbers:
+                    known = ", ".join(numbers) or "as there are no label_names"
+                    raise ValueError(f"row {row} has the label {name!r}, none of {known}.")
+                table[row, numbers[name]] = 1.0
+        elif len(names) == num_classes and all(one in (0, 1) for one in names):
+            table[row] = names
+        else:
+            raise ValueError(f"row {row} has the labels {given!r}: give {wanted}.")
+    return table
+
+
 def finite_numbers(labels: Any, rows: int, bounds: Sequence[float] | None = None) -> np.ndarray:
     """The labels of a regression, float32; `ValueError` names the first that is none."""
     labels = _counted(labels, rows)

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import keras
 import keras_hub
+import numpy as np
 import tensorflow as tf
 from keras_hub.src.utils.tensor_utils import preprocessing_function
 
@@ -14,6 +15,7 @@ from cocolm_tf.finetuning.models.raw_text import (
     class_numbers,
     class_numbers_in_graph,
     finite_numbers,
+    multi_hot,
     raw_text_task,
 )
 from cocolm_tf.finetuning.presets import converted_head, local_preset
@@ -110,7 +112,8 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
 
     The head is that of the released models, on the hidden state of `<s>`: dropout, dense, GELU,
     dropout, output. With one class it is a regression: the output is a number, and the default
-    loss the squared error.
+    loss the squared error. With `multi_label` a text has any number of the classes, each by itself:
+    the default loss is their binary cross entropy.
 
     `from_preset(directory, num_classes=...)` puts a new head on a pretrained encoder; without
     `num_classes` it restores a classifier that was fine-tuned, its head included, be it here or
@@ -126,6 +129,10 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         dropout: float, or None for the backbone's. Rate of both dropouts.
         trim_padding: bool. Whether `fit()`, `evaluate()` and `predict()` cut off the padding that
             all rows of a batch have in common, down to one of at most 8 widths.
+        multi_label: bool. Whether a text may have several of the classes, or none: labels are
+            [N, num_classes], 0 or 1, or for each text a list of names.
+        thresholds: Of several labels, how probable each must be for a text to have it; None for
+            0.5. See `assigned`.
 
     Call arguments:
         inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
@@ -148,6 +155,12 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
 
     pairs = CocoLMTextClassifier.from_preset("runs/first/preset", num_classes=1)
     pairs.fit((["A cat sat."], ["A cat was sitting."]), [4.8])
+
+    topics = CocoLMTextClassifier.from_preset(
+        "runs/first/preset", num_classes=2, label_names=["cats", "dogs"], multi_label=True
+    )
+    topics.fit(["A cat sat.", "It rained."], [["cats"], []])
+    topics.assigned(topics.predict(["A dog saw a cat."]))  # [1, 2] bool
     ```
     """
 
@@ -164,12 +177,19 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         hidden_dim: int | None = None,
         dropout: float | None = None,
         trim_padding: bool = True,
+        multi_label: bool = False,
+        thresholds: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be at least 1.")
         if label_names is not None and len(label_names) != num_classes:
             raise ValueError(f"num_classes={num_classes}, but {len(label_names)} label_names.")
+        if thresholds is not None and (not multi_label or len(thresholds) != num_classes):
+            raise ValueError(
+                f"thresholds={thresholds} must be one for each of num_classes={num_classes}, with "
+                "multi_label=True."
+            )
         check_row_length(preprocessor, backbone)
         hidden_dim = hidden_dim or backbone.hidden_dim
         dropout = backbone.dropout if dropout is None else dropout
@@ -177,6 +197,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
+        self.multi_label = multi_label  # which `compile` asks for, within the base's constructor
         dtype = backbone.dtype_policy
         self.pooled_dropout = Dropout(
             dropout, backbone.seed_generator, dtype=dtype, name="pooled_dropout"
@@ -213,6 +234,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         self.hidden_dim = hidden_dim
         self.dropout = dropout
         self.trim_padding = trim_padding
+        self.thresholds = None if thresholds is None else [float(one) for one in thresholds]
 
     def compile(
         self,
@@ -227,22 +249,46 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         Args:
             optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
                 of 2e-5, or what Keras takes.
-            loss: `"auto"` for the cross entropy, the squared error of a regression, or what Keras
-                takes.
-            metrics: `"auto"` for the accuracy, none of a regression, or what Keras takes.
+            loss: `"auto"` for the cross entropy, the squared error of a regression, the binary
+                cross entropy of several labels, or what Keras takes.
+            metrics: `"auto"` for the accuracy, of several labels that of each by itself, none of a
+                regression, or what Keras takes.
             **kwargs: `jit_compile`, whether XLA compiles the whole step, by default where there is
                 a GPU; `micro_batches`, how many parts a batch is cut into whose gradients are
                 added; and what else `keras.Model.compile` takes.
         """
         # The base class compiles in its constructor, before the configuration is set.
-        is_regression = self.output_shape[-1] == 1
+        is_regression = self.output_shape[-1] == 1 and not self.multi_label
         if optimizer == "auto":
             optimizer = self.default_optimizer()
         if loss == "auto" and is_regression:
             loss = keras.losses.MeanSquaredError()
         if metrics == "auto" and is_regression:
             metrics = []
+        if self.multi_label:
+            has_logits = self.output_dense.activation is keras.activations.linear
+            if loss == "auto":
+                loss = keras.losses.BinaryCrossentropy(from_logits=has_logits)
+            if metrics == "auto":
+                threshold = 0.0 if has_logits else 0.5
+                metrics = [keras.metrics.BinaryAccuracy("accuracy", threshold=threshold)]
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+
+    def probabilities(self, outputs: Any) -> np.ndarray:
+        """The probabilities of the classes, [N, num_classes] float32, given the outputs."""
+        outputs = np.asarray(outputs, np.float32)
+        if self.output_dense.activation is not keras.activations.linear:
+            return outputs
+        return np.array(
+            tf.nn.sigmoid(outputs) if self.multi_label else tf.nn.softmax(outputs), np.float32
+        )
+
+    def assigned(self, outputs: Any) -> np.ndarray:
+        """Which of several labels each text has, [N, num_classes] bool, given the outputs."""
+        if not self.multi_label:
+            raise ValueError("a text has one class: that is for multi_label=True.")
+        thresholds = self.thresholds or [0.5] * self.num_classes
+        return self.probabilities(outputs) >= np.float32(thresholds)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild this model."""
@@ -254,6 +300,8 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
             "hidden_dim": self.hidden_dim,
             "dropout": self.dropout,
             "trim_padding": self.trim_padding,
+            "multi_label": self.multi_label,
+            "thresholds": self.thresholds,
         }
 
     @classmethod
@@ -279,8 +327,8 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         head = {}
         with local_preset(preset) as local:
             if "num_classes" in kwargs:
-                # The names of the classes that the preset had.
-                kwargs.setdefault("label_names", None)
+                # The names of the classes that the preset had, and what else was said of them.
+                kwargs = {"label_names": None, "thresholds": None, "multi_label": False} | kwargs
             elif head := converted_head(local, "classifier"):
                 kwargs["hidden_dim"], kwargs["num_classes"] = head["output.kernel"].shape
             classifier = super().from_preset(local, load_weights, **kwargs)
@@ -291,13 +339,15 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
 
     def checked_labels(self, y: Any, rows: int) -> Any:
         """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""
+        if self.multi_label:
+            return multi_hot(y, rows, self.num_classes, self.label_names)
         if self.num_classes == 1:
             return finite_numbers(y, rows)
         return class_numbers(y, rows, self.num_classes, self.label_names, self._has_class_loss)
 
     def labels_in_graph(self, y: Any) -> Any:
         """The same for the labels of a dataset's batch."""
-        if self.num_classes == 1:
+        if self.num_classes == 1 or self.multi_label:
             return y
         return class_numbers_in_graph(y, self.num_classes, self.label_names, self._has_class_loss)
 

@@ -11,6 +11,8 @@ FAMILIES = {
     "question_answering": "QuestionAnsweringTask",
     "prompting": "PromptingTask",
     "embedding": "EmbeddingTask",
+    "superglue": "SuperGlueClassificationTask",
+    "tokens": "TokensTask",
 }
 """The class of each family, in the module of the family's name."""
 

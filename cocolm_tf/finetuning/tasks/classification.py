@@ -1,6 +1,7 @@
 """Classes and numbers of texts: the tasks of GLUE and tables of one's own."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from cocolm_tf.finetuning.batches import (
 )
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.encoder import encoder_of, row_length
-from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
+from cocolm_tf.finetuning.metrics import best_thresholds, evaluate, guesses, metrics_of, predicted
 from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifier,
     CocoLMTextClassifierPreprocessor,
@@ -85,8 +86,12 @@ class TextTask(Task):
     def check(self) -> str:
         """Reads the data, so that a mistake in it is told before any process starts."""
         data = self.read()
-        metrics_of(data, self.metric)
+        self.metrics_of(data)
         return data.name
+
+    def metrics_of(self, data: TaskData) -> tuple[str, ...]:
+        """The metrics, the one to choose by first."""
+        return metrics_of(data, self.metric)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,8 @@ class ClassificationTask(TextTask):
         class_weights: How much an example of each class counts: `balanced`, all classes alike
             whatever their numbers, or `NAME=WEIGHT,...`, 1 for those that are not named; empty for
             all examples alike.
+        tune_thresholds: Whether to choose for each of several labels, on the dev set, from which
+            probability on a text has it; else that is 0.5.
         **kwargs: As for `TextTask`.
 
     Example:
@@ -110,26 +117,45 @@ class ClassificationTask(TextTask):
     family: ClassVar[str] = "classification"
 
     class_weights: str = ""
+    tune_thresholds: bool = False
 
     def check(self) -> str:
         """Reads the data, so that a mistake in it is told before any process starts."""
         data = self.read()
-        metrics_of(data, self.metric)
+        self.metrics_of(data)
         weights_of_classes(self.class_weights, data)
         return data.name
+
+    def drawn(self, data: TaskData) -> np.ndarray:
+        """Which of the training examples the run learns from, where that is not all."""
+        return stratified(data.train.labels, self.train_fraction, self.seed)
+
+    def predicted(self, data: TaskData, part: str, shares: np.ndarray) -> np.ndarray:
+        """What shares [N, classes] predict of a part's examples."""
+        return (shares >= 0.5).astype(np.int32) if data.multi_label else predicted(shares)
+
+    def evaluated(self, data: TaskData, part: str, predictions: np.ndarray) -> dict[str, float]:
+        """Scores the predictions of a dev set."""
+        return evaluate(self.metrics_of(data), data.dev[part].labels, predictions)
+
+    def left(
+        self, folder: str, shares: Mapping[str, np.ndarray], data: TaskData, decide: Any = None
+    ) -> dict[str, Any]:
+        """Writes what is predicted, see `leave_predictions`."""
+        default = functools.partial(self.predicted, data, "")
+        return leave_predictions(folder, shares, data, decide or default)
 
     def ensemble(self, runs: Sequence[str], folder: str) -> dict[str, Any]:
         """Takes the mean of the probabilities, or of the numbers, that several runs predict."""
         data = self.read()
-        names = metrics_of(data, self.metric)
         shares = {}
         for part in (*data.dev, *data.test):
             paths = [os.path.join(run, OUTPUTS_DIRECTORY, f"{part}.csv") for run in runs]
             shares[part] = np.mean([read_outputs(path, data.label_names) for path in paths], axis=0)
-        assessment = leave_predictions(folder, shares, data)
+        assessment = self.left(folder, shares, data)
         dev = {
-            part: evaluate(names, examples.labels, predicted(shares[part]))
-            for part, examples in data.dev.items()
+            part: self.evaluated(data, part, self.predicted(data, part, shares[part]))
+            for part in data.dev
         }
         return {"dev": dev, "assessment": assessment}
 
@@ -144,11 +170,10 @@ class PreparedClassification(Prepared):
     def __init__(self, task: ClassificationTask, config: FinetuningConfig) -> None:
         self._task, self._config = task, config
         self._data = data = task.read()
-        self._metrics = metrics_of(data, task.metric)
+        self._metrics = task.metrics_of(data)
         self._train = data.train
         if task.train_fraction < 1:
-            drawn = stratified(data.train.labels, task.train_fraction, task.seed)
-            self._train = data.train.select(drawn)
+            self._train = data.train.select(task.drawn(data))
         # The numbers of a regression are learned as deviations from their mean.
         self._mean, self._scale = 0.0, 1.0
         if data.label_names is None:
@@ -185,7 +210,7 @@ class PreparedClassification(Prepared):
 
     def measure(self) -> Scores:
         """The metrics of each dev set."""
-        return {part: self._scores(part, examples) for part, examples in self._data.dev.items()}
+        return {part: self._scores(part) for part in self._data.dev}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
         """Predicts the dev and the test sets, see `leave_predictions`."""
@@ -195,11 +220,17 @@ class PreparedClassification(Prepared):
         for part, examples in data.test.items():
             self._tokens[part] = tokenized(self.model.preprocessor, examples)
             self.report[part]["tokens"] = describe_lengths(self._tokens[part])
-        shares = {part: probabilities(self._outputs(part)) for part in (*data.dev, *data.test)}
+        shares = {
+            part: probabilities(self._outputs(part), data.multi_label)
+            for part in (*data.dev, *data.test)
+        }
+        tuned = self._tuned(shares) if data.multi_label and self._task.tune_thresholds else {}
+        decide = self._assigned if data.multi_label else None
         return {
-            "assessment": leave_predictions(folder, shares, data),
+            **tuned,
+            "assessment": self._task.left(folder, shares, data, decide),
             "baseline": {
-                part: evaluate(self._metrics, examples.labels, guesses(train, len(examples)))
+                part: self._task.evaluated(data, part, guesses(train, len(examples)))
                 for part, examples in data.dev.items()
             },
         }
@@ -223,11 +254,28 @@ class PreparedClassification(Prepared):
             **shared_facts(results, self.model.backbone, "a classification head"),
         )
 
-    def _scores(self, part: str, examples: Examples) -> dict[str, float]:
-        outputs = self._outputs(part)
+    def _scores(self, part: str) -> dict[str, float]:
+        outputs, data = self._outputs(part), self._data
         if not np.isfinite(outputs).all():
             raise FloatingPointError
-        return evaluate(self._metrics, examples.labels, predicted(outputs))
+        shares = probabilities(outputs, data.multi_label)
+        return self._task.evaluated(data, part, self._task.predicted(data, part, shares))
+
+    def _assigned(self, shares: np.ndarray) -> np.ndarray:
+        """Which of several labels examples have, [N, classes], by the model's thresholds."""
+        thresholds = self.model.thresholds or [0.5] * self.model.num_classes
+        return (shares >= np.array(thresholds)).astype(np.int32)
+
+    def _tuned(self, shares: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Gives the model the thresholds that are best for the first dev set."""
+        data = self._data
+        part, examples = next(iter(data.dev.items()))
+        self.model.thresholds = best_thresholds(examples.labels, shares[part])
+        scores = {
+            part: self._task.evaluated(data, part, self._assigned(shares[part]))
+            for part in data.dev
+        }
+        return {"thresholds": self.model.thresholds, "tuned": scores}
 
     def _outputs(self, part: str) -> np.ndarray:
         """[N, classes], in the order of the part's examples."""
@@ -255,8 +303,9 @@ def weights_of_classes(
     """
     if not text:
         return None
-    if data.label_names is None:
-        raise UserError("--class_weights: a regression has no classes.")
+    if data.label_names is None or data.multi_label:
+        kind = "several labels a text have" if data.multi_label else "a regression has"
+        raise UserError(f"--class_weights: {kind} no classes.")
     labels = data.train.labels if train_labels is None else train_labels
     counts = np.bincount(labels, minlength=data.num_classes)
     weights = np.ones(data.num_classes)
@@ -286,6 +335,11 @@ def smoothed_loss(smoothing: float, data: TaskData) -> dict[str, Any]:
     if data.label_names is None:
         raise UserError("trainer.label_smoothing: a regression has no classes.")
 
+    if data.multi_label:
+        return {
+            "loss": keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing)
+        }
+
     def loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         wanted = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), data.num_classes)
         return keras.losses.categorical_crossentropy(
@@ -301,7 +355,13 @@ def build_classifier(task: Task, config: FinetuningConfig, data: TaskData) -> Co
         backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
         length = row_length(config.data.sequence_length, backbone)
         preprocessor = CocoLMTextClassifierPreprocessor.from_preset(preset, sequence_length=length)
-    return CocoLMTextClassifier(backbone, data.num_classes, preprocessor, data.label_names)
+    return CocoLMTextClassifier(
+        backbone,
+        data.num_classes,
+        preprocessor,
+        data.label_names,
+        multi_label=data.multi_label,
+    )
 
 
 def describe_data(data: TaskData, train: Examples, tokens: Mapping[str, Tokens]) -> dict[str, Any]:
@@ -355,7 +415,10 @@ def _labels(examples: Examples, data: TaskData) -> dict[str, float] | None:
     if data.label_names is None:
         values = examples.labels
         return {name: float(getattr(values, name)()) for name in ("mean", "min", "max")}
-    counts = np.bincount(examples.labels, minlength=data.num_classes)
+    if data.multi_label:
+        counts = examples.labels.sum(axis=0)
+    else:
+        counts = np.bincount(examples.labels, minlength=data.num_classes)
     return {name: int(count) for name, count in zip(data.label_names, counts, strict=True)}
 
 
@@ -382,7 +445,8 @@ def classes_line(data: TaskData) -> str:
     """What a model of a task predicts, in a sentence."""
     if data.label_names is None:
         return "It predicts a number."
-    return f"Its classes: {', '.join(data.label_names)}."
+    several = ", of which a text has any number" if data.multi_label else ""
+    return f"Its classes{several}: {', '.join(data.label_names)}."
 
 
 def usage(name: str, data: TaskData) -> str:
@@ -408,6 +472,7 @@ def evaluation_lines(data: TaskData, baseline: Scores) -> str:
         for metric, value in metrics.items()
     )
     guess = "mean" if data.label_names is None else "commonest class"
+    guess = "labels of more than half" if data.multi_label else guess
     return (
         f"{'; '.join(evaluated)}. Always to predict the {guess} of the training rows scores "
         f"{', '.join(scores)}."

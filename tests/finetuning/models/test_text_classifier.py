@@ -421,3 +421,62 @@ def test_a_regression_learns_from_numbers(tiny_preset, handed_on):
     assert batch[1].dtype == tf.float32
     with pytest.raises(ValueError, match="label 1 is 'good', not a finite number"):
         rater.fit(TEXTS[:2], [1, "good"])
+
+
+@pytest.fixture(scope="module")
+def topics(tiny_preset: str) -> CocoLMTextClassifier:
+    """Of several labels, with outputs far enough apart to tell."""
+    random.seed(3)
+    classifier = CocoLMTextClassifier.from_preset(
+        tiny_preset,
+        num_classes=3,
+        label_names=["a", "b", "c"],
+        multi_label=True,
+        thresholds=[0.2, 0.5, 0.8],
+    )
+    classifier.output_dense.kernel.assign(np.random.default_rng(0).normal(size=[16, 3]))
+    return classifier
+
+
+def test_several_labels_have_binary_cross_entropies(topics, tmp_path):
+    texts = ["a cat saw", "the dog", "some rain"]
+    labels = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]])
+    outputs = topics.predict(texts, verbose=0)
+    shares = 1 / (1 + np.exp(-outputs))
+    np.testing.assert_allclose(topics.probabilities(outputs), shares, rtol=1e-5)
+    expected = -np.where(labels, np.log(shares), np.log(1 - shares)).mean()
+    loss, accuracy = topics.evaluate(texts, labels, verbose=0)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert accuracy == pytest.approx(((shares > 0.5) == labels).mean())
+    names = [["a", "c"], [], ["b"]]
+    assert topics.evaluate(texts, names, verbose=0)[0] == pytest.approx(loss)
+    np.testing.assert_array_equal(topics.assigned(outputs), shares >= [0.2, 0.5, 0.8])
+    topics.save_to_preset(tmp_path / "preset")
+    again = CocoLMTextClassifier.from_preset(tmp_path / "preset")
+    assert again.multi_label and again.thresholds == [0.2, 0.5, 0.8]
+    np.testing.assert_allclose(again.predict(texts, verbose=0), outputs, atol=1e-5)
+    fresh = CocoLMTextClassifier.from_preset(tmp_path / "preset", num_classes=2)
+    assert not fresh.multi_label and fresh.thresholds is None
+    again.fit(texts, names, epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "there are no labels"),
+        ([["a"]], "2 texts, but labels of 1"),
+        (["a", "b"], "row 0 has the labels 'a': give 0 or 1 for each of the 3 labels"),
+        ([["a"], ["x"]], "row 1 has the label 'x', none of a, b, c"),
+        ([[0, 1, 0], [0, 2, 0]], r"row 1 has the labels \[0, 2, 0\]"),
+        ([[0, 1], [0, 1]], r"row 0 has the labels \[0, 1\]"),
+    ],
+)
+def test_labels_that_are_none_are_named(topics, labels, message):
+    with pytest.raises(ValueError, match=message):
+        topics.fit(["a", "b"], labels)
+
+
+def test_thresholds_go_with_several_labels(topics):
+    for arguments in ({"multi_label": True, "thresholds": [0.5]}, {"thresholds": [0.5, 0.5]}):
+        with pytest.raises(ValueError, match="thresholds="):
+            CocoLMTextClassifier(topics.backbone, 2, **arguments)

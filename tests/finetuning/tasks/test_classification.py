@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 import yaml
 from scipy.special import softmax
+from tiny_presets import opinions
 
 from cocolm_tf import CocoLMTextClassifier, files
 from cocolm_tf.data.examples import Examples, TaskData
@@ -267,3 +268,36 @@ def test_a_regression(run, write, tmp_path: Path):
     loaded = CocoLMTextClassifier.from_preset(str(tmp_path / "preset"))
     found = loaded.predict(["a cat good", "a cat good good good good good"], verbose=0)
     np.testing.assert_allclose(found[:, 0], [low, high], atol=1e-2)
+
+
+def test_several_labels_a_text(tiny_preset, tmp_path: Path):
+    rows = []
+    for text, label in opinions(80, seed=4):
+        labels = [("bad", "good")[label], *(["cat"] if "cat" in text.split() else [])]
+        rows.append(f"{text}\t{'|'.join(labels)}\n")
+    (tmp_path / "t.tsv").write_text("text\ttopics\n" + "".join(rows))
+    path = str(tmp_path / "t.tsv")
+    table = {"train_file": path, "dev_file": path, "test_file": path, "label_separator": "|"}
+    table |= {"text_column": "text", "label_column": "topics"}
+    config = FinetuningConfig()
+    config.override(FAST)
+    task = ClassificationTask(
+        preset=tiny_preset,
+        config=config.as_dict(),
+        data={"table": table},
+        tune_thresholds=True,
+        metric="macro_f1",
+    )
+    (tmp_path / "run").mkdir()
+    results = run_task(task.spec(), str(tmp_path / "run"), Listener())
+    assert json.loads(json.dumps(results)) == results
+    assert list(results["dev"]["dev"]) == ["macro_f1", "micro_f1", "exact_match"]
+    assert results["score"] == results["dev"]["dev"]["macro_f1"] > 0.6
+    assert results["tuned"]["dev"]["macro_f1"] >= results["score"]
+    classifier = CocoLMTextClassifier.from_preset(str(tmp_path / "run" / "preset"))
+    assert classifier.thresholds == pytest.approx(results["thresholds"])
+    lines = (tmp_path / "run" / "predictions" / "test.tsv").read_text().splitlines()[1:]
+    texts = [row.split("\t")[0] for row in rows]
+    found = classifier.assigned(classifier.predict(texts, verbose=0))
+    names = np.array(classifier.label_names)
+    assert [line.split("\t")[1] for line in lines] == ["|".join(names[row]) for row in found]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cocolm_tf.serving.correction import overlapping_windows
+from cocolm_tf.tokenization.segment_packing import overlapping_windows
 
 
 @pytest.mark.parametrize(("room", "overlap"), [(6, 2), (10, 0), (8, 7), (5, 1)])

@@ -1,0 +1,524 @@
+"""The tasks of SuperGLUE, from their official JSON lines or from TensorFlow Datasets.
+
+Every task becomes the classification of texts or pairs, so that one model serves all. Where a
+question has several candidates, each is a row with the label right or wrong, and the rows of a
+question are a group. How COPA, WiC, WSC and ReCoRD are written as texts is ours: no paper on
+COCO-LM has settings or inputs for them.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cocolm_tf import files
+from cocolm_tf.data.examples import Examples, TaskData
+from cocolm_tf.data.tfds_builder import prepared_builder
+from cocolm_tf.errors import UserError
+from cocolm_tf.text_files import text_lines, without_surrogates
+
+TFDS_NAME = "super_glue"
+# The files of the official folders, and the splits of TFDS.
+_SPLITS = {"train": "train", "dev": "val", "test": "test"}
+_TFDS_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+
+Row = Mapping[str, Any]
+"""A row with the official names of its fields. Those of MultiRC and ReCoRD are an answer's and a
+query's; `idx` is a number, or a dict of numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What the rows of a set are, beside their texts.
+
+    Args:
+        ids: The official `idx` of each row, with `answer` or `choice` in it where rows are
+            candidates.
+        groups: [N] int, the question that each row is a candidate of, numbered in their order;
+            each row by itself where there are no candidates.
+        candidates: What each row's candidate is called; empty where nobody asks.
+        references: For each question its right answers; empty where nobody asks.
+    """
+
+    ids: Sequence[Any]
+    groups: np.ndarray
+    candidates: Sequence[str] = ()
+    references: Sequence[Sequence[str]] = ()
+
+    @property
+    def num_groups(self) -> int:
+        """How many questions there are."""
+        return int(self.groups.max(initial=-1)) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperGlueData(TaskData):
+    """All examples of a task of SuperGLUE.
+
+    Args:
+        key: The task's, one of `SUPERGLUE_TASKS`.
+        rows: What the rows of `train`, of each dev and of each test set are.
+        **kwargs: As for `TaskData`.
+
+    Example:
+    ```python
+    read_superglue("copa", "superglue").rows["dev"].num_groups  # 100
+    ```
+    """
+
+    key: str = ""
+    rows: Mapping[str, Rows] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperGlueTask:
+    """One task, as its files are.
+
+    Args:
+        title: Of its folder, and of its file on the leaderboard.
+        fields: What a row must have, its label aside.
+        texts: Makes the one or two texts of a row.
+        label_names: The classes in order, as TFDS has them.
+        metrics: The first is the one to choose by.
+        chooses: Whether exactly one of a question's candidates is chosen.
+        extra_tests: Other test sets that its model predicts: of each the folder and name on the
+            leaderboard, and the row's fields in the order of this task's own.
+        tfds: Its configuration in TFDS; None for its key.
+
+    Example:
+    ```python
+    SUPERGLUE_TASKS["boolq"].title  # "BoolQ"
+    ```
+    """
+
+    title: str
+    fields: tuple[str, ...]
+    texts: Callable[[Row], tuple[str, ...]]
+    label_names: tuple[str, ...] = ("False", "True")
+    metrics: tuple[str, ...] = ("accuracy",)
+    chooses: bool = False
+    extra_tests: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    tfds: str | None = None
+
+
+def _fields(*names: str) -> Callable[[Row], tuple[str, ...]]:
+    return lambda row: tuple(row[name] for name in names)
+
+
+def _copa(row: Row) -> tuple[str, ...]:
+    link = {"cause": "because", "effect": "so"}[row["question"]]
+    return row["premise"], f"{link} {row['choice']}"
+
+
+def _wic(row: Row) -> tuple[str, ...]:
+    return tuple(_marked(row[f"sentence{n}"], row[f"start{n}"], row[f"end{n}"]) for n in (1, 2))
+
+
+def _wsc(row: Row) -> tuple[str, ...]:
+    # The indices count words that white space separates, and some are one off.
+    words = row["text"].split(" ")
+    pronoun, place = row["span2_text"], row["span2_index"]
+    near = sorted(range(len(words)), key=lambda at: abs(at - place))
+    bare = [word.strip(string.punctuation).lower() for word in words]
+    at = next((at for at in near[:5] if bare[at] == pronoun.lower()), min(place, len(words) - 1))
+    words[at] = f"* {words[at]} *"
+    return " ".join(words), row["span1_text"]
+
+
+def _multirc(row: Row) -> tuple[str, ...]:
+    return row["paragraph"], f"{row['question']} {row['answer']}"
+
+
+def _record(row: Row) -> tuple[str, ...]:
+    passage = re.sub(r"\s*@highlight\s*", " ", row["passage"]).strip()
+    return passage, row["query"].replace("@placeholder", row["entity"])
+
+
+def _marked(text: str, start: int, end: int) -> str:
+    return f"{text[:start]}* {text[start:end]} *{text[end:]}"
+
+
+_RIGHT = ("wrong", "right")
+_PAIR = ("premise", "hypothesis")
+
+SUPERGLUE_TASKS = {
+    "boolq": SuperGlueTask("BoolQ", ("question", "passage"), _fields("question", "passage")),
+    "cb": SuperGlueTask(
+        "CB",
+        _PAIR,
+        _fields(*_PAIR),
+        ("entailment", "contradiction", "neutral"),
+        ("macro_f1", "accuracy"),
+    ),
+    "copa": SuperGlueTask(
+        "COPA", ("premise", "choice1", "choice2", "question"), _copa, _RIGHT, chooses=True
+    ),
+    "multirc": SuperGlueTask(
+        "MultiRC", ("paragraph", "question", "answer"), _multirc, _RIGHT, ("f1a", "em")
+    ),
+    "record": SuperGlueTask(
+        "ReCoRD", ("passage", "query", "entities"), _record, _RIGHT, ("f1", "em"), chooses=True
+    ),
+    "rte": SuperGlueTask(
+        "RTE",
+        _PAIR,
+        _fields(*_PAIR),
+        ("entailment", "not_entailment"),
+        extra_tests={"AX-b": ("sentence1", "sentence2"), "AX-g": _PAIR},
+    ),
+    "wic": SuperGlueTask(
+        "WiC", ("word", "sentence1", "sentence2", "start1", "start2", "end1", "end2"), _wic
+    ),
+    "wsc": SuperGlueTask(
+        "WSC", ("text", "span1_text", "span2_text", "span2_index"), _wsc, tfds="wsc.fixed"
+    ),
+}
+
+
+def read_superglue(task: str, data_dir: str | None = None) -> SuperGlueData:
+    """Reads a task of SuperGLUE.
+
+    Args:
+        task: One of `SUPERGLUE_TASKS`.
+        data_dir: The folder of the official folders, with `BoolQ/train.jsonl` and so on, or the
+            task's own; None for TensorFlow Datasets, which downloads what it has not.
+
+    Returns:
+        The examples. Test files that are not there are no test sets.
+
+    Raises:
+        UserError: If a file is missing or is not what it should be.
+
+    Example:
+    ```python
+    read_superglue("boolq", "superglue").train
+    ```
+    """
+    if task not in SUPERGLUE_TASKS:
+        raise UserError(f"--task is one of {', '.join(SUPERGLUE_TASKS)}, not {task!r}.")
+    known = SUPERGLUE_TASKS[task]
+    parts, rows = {}, {}
+    for part, file in _SPLITS.items():
+        source, found = _read(task, known.title, file, data_dir)
+        if found is None and part != "test":
+            raise UserError(
+                f"--data_dir={data_dir} has no {os.path.join(known.title, file)}.jsonl: it is the "
+                "folder that SuperGLUE's own folders lie in."
+            )
+        if found is not None:
+            name = known.title if part == "test" else part
+            parts[name], rows[name] = _examples(task, known, source, found, part != "test")
+    for title, names in known.extra_tests.items():
+        source, found = _read(task, title, "test" if not data_dir else title, data_dir)
+        if found is not None:
+            renamed = [
+                (line, row | {own: row.get(name) for own, name in zip(_PAIR, names, strict=True)})
+                for line, row in found
+            ]
+            parts[title], rows[title] = _examples(task, known, source, renamed, False)
+    return SuperGlueData(
+        f"{known.title} (SuperGLUE)" if known.title == "RTE" else known.title,
+        known.label_names,
+        parts.pop("train"),
+        {"dev": parts.pop("dev")},
+        parts,
+        metrics=known.metrics,
+        key=task,
+        rows=rows,
+    )
+
+
+def superglue_files(task: str, data_dir: str | None = None) -> list[str]:
+    """The paths that `read_superglue` reads, those included that may be missing."""
+    if not data_dir:
+        return []
+    known = SUPERGLUE_TASKS[task]
+    own = [_path(known.title, file, data_dir) for file in _SPLITS.values()]
+    return own + [_path(title, title, data_dir) for title in known.extra_tests]
+
+
+def leaderboard_lines(key: str, rows: Rows, predictions: np.ndarray) -> Iterator[str]:
+    """Writes predictions as the leaderboard takes them, a JSON object a line.
+
+    Args:
+        key: Of the task.
+        rows: Of the test set.
+        predictions: [N], the class of each row; of tasks that choose, 1 for the chosen candidate.
+    """
+    known = SUPERGLUE_TASKS[key]
+    if key == "multirc":
+        paragraphs: dict[int, dict[int, list]] = {}
+        for id, prediction in zip(rows.ids, predictions.tolist(), strict=True):
+            questions = paragraphs.setdefault(id["paragraph"], {})
+            answers = questions.setdefault(id["question"], [])
+            answers.append({"idx": id["answer"], "label": int(prediction)})
+        for paragraph, questions in paragraphs.items():
+            found = [{"idx": idx, "answers": answers} for idx, answers in questions.items()]
+            yield _line({"idx": paragraph, "passage": {"questions": found}})
+        return
+    for at in np.flatnonzero(predictions) if known.chooses else range(len(predictions)):
+        id = rows.ids[at]
+        if key == "copa":
+            label = id["choice"]
+        elif key == "record":
+            label = rows.candidates[at]
+        elif key in ("boolq", "wic"):
+            label = known.label_names[predictions[at]].lower()
+        else:
+            label = known.label_names[predictions[at]]
+        yield _line({"idx": id["query"] if key == "record" else _number(id), "label": label})
+
+
+def chosen(rows: Rows, scores: np.ndarray) -> np.ndarray:
+    """[N] int32: 1 for the candidate of each question that scores highest, the first of several."""
+    order = np.lexsort((np.arange(len(scores)), -scores, rows.groups))
+    is_best = np.diff(rows.groups[order], prepend=-1) != 0
+    predictions = np.zeros(len(scores), np.int32)
+    predictions[order[is_best]] = 1
+    return predictions
+
+
+def superglue_scores(
+    data: SuperGlueData, part: str, labels: np.ndarray, predictions: np.ndarray
+) -> dict[str, float]:
+    """Scores the predictions of a set by the metrics of the task.
+
+    Args:
+        data: The task.
+        part: The set, a key of `data.rows`.
+        labels: [N], the true classes of its rows.
+        predictions: [N], the predicted ones; see `leaderboard_lines`.
+
+    Returns:
+        `accuracy` is that of questions where candidates are chosen; `macro_f1` is CB's; `f1a` is
+        MultiRC's F1 over all answers, and its `em` the share of questions whose answers are all
+        labeled right; ReCoRD's `f1` and `em` compare the chosen entity's words with those of the
+        best reference, as SQuAD's evaluation does.
+    """
+    from sklearn import metrics
+
+    rows = data.rows[part]
+    if data.key == "multirc":
+        is_wrong = np.bincount(rows.groups, labels != predictions, rows.num_groups) > 0
+        f1a = metrics.f1_score(labels, predictions, zero_division=0.0)
+        return {"f1a": float(f1a), "em": float(1 - is_wrong.mean())}
+    if data.key == "record":
+        found = [rows.candidates[at] for at in np.flatnonzero(predictions)]
+        pairs = [
+            [_overlap(answer, reference) for reference in references] or [(0.0, 0.0)]
+            for answer, references in zip(found, rows.references, strict=True)
+        ]
+        f1, em = np.mean([np.max(pair, axis=0) for pair in pairs], axis=0)
+        return {"f1": float(f1), "em": float(em)}
+    if data.key == "copa":
+        is_chosen = predictions == 1
+        return {"accuracy": float(labels[is_chosen].mean())}
+    scores = {"accuracy": float(metrics.accuracy_score(labels, predictions))}
+    if "macro_f1" in data.metrics:
+        scores["macro_f1"] = float(
+            metrics.f1_score(labels, predictions, average="macro", zero_division=0.0)
+        )
+    return scores
+
+
+def _overlap(answer: str, reference: str) -> tuple[float, float]:
+    """F1 of words and exact match, both as SQuAD's evaluation has them."""
+    first, second = _plain(answer), _plain(reference)
+    same = sum((collections.Counter(first) & collections.Counter(second)).values())
+    f1 = 2 * same / (len(first) + len(second)) if same else 0.0
+    return f1, float(first == second)
+
+
+def _plain(text: str) -> list[str]:
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+# A row with its line, or its place in TFDS.
+_Found = list[tuple[int, dict[str, Any]]]
+
+
+def _path(title: str, file: str, data_dir: str) -> str:
+    folder = os.path.join(data_dir, title)
+    if not files.is_dir(folder):
+        folder = data_dir
+    return files.normal(files.join(folder, f"{file}.jsonl"))
+
+
+def _read(task: str, title: str, file: str, data_dir: str | None) -> tuple[str, _Found | None]:
+    """Reads a set, from whichever source; None where its file is not there."""
+    if not data_dir:
+        extra = {"AX-b": "axb", "AX-g": "axg"}.get(title)
+        config = f"{TFDS_NAME}/{extra or SUPERGLUE_TASKS[task].tfds or task}"
+        split = _TFDS_SPLITS[file]
+        rows = prepared_builder(config).as_dataset(split=split, shuffle_files=False)
+        found = [_plain_row(row) for row in rows.as_numpy_iterator()]
+        # TFDS shuffles the rows when it writes them.
+        found.sort(key=lambda row: _order(row["idx"]))
+        return f"{config} ({split})", [*enumerate(found)]
+    path = _path(title, file, data_dir)
+    if not files.is_file(path):
+        return path, None
+    found = []
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            flat = [*_flat_rows(row, task)]
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number} is not JSON: {error}.") from error
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(f"{path}:{number} lacks or misplaces {error} of {title}.") from error
+        found += [(number, one) for one in flat]
+    if not found:
+        raise UserError(f"{path} has no rows.")
+    return path, found
+
+
+def _flat_rows(row: dict[str, Any], task: str) -> Iterator[dict[str, Any]]:
+    """The official row with the fields of TFDS."""
+    if task == "multirc":
+        passage = row["passage"]
+        for question in passage["questions"]:
+            for answer in question["answers"]:
+                yield {
+                    "paragraph": passage["text"],
+                    "question": question["question"],
+                    "answer": answer["text"],
+                    "idx": {
+                        "paragraph": row["idx"],
+                        "question": question["idx"],
+                        "answer": answer["idx"],
+                    },
+                    "label": answer.get("label"),
+                }
+    elif task == "record":
+        passage = row["passage"]
+        text = passage["text"]
+        # The end is that of the last character.
+        entities = [text[place["start"] : place["end"] + 1] for place in passage["entities"]]
+        for query in row["qas"]:
+            yield {
+                "passage": text,
+                "query": query["query"],
+                "entities": list(dict.fromkeys(entities)),
+                "answers": list(
+                    dict.fromkeys(answer["text"] for answer in query.get("answers", ()))
+                ),
+                "idx": {"passage": row["idx"], "query": query["idx"]},
+            }
+    elif task == "wsc":
+        yield {**row, **row["target"]}
+    else:
+        yield dict(row)
+
+
+def _plain_row(row: Row) -> dict[str, Any]:
+    """A row of TFDS in Python's types."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, np.ndarray):
+            return [plain(one) for one in value.tolist()]
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace")
+        return value.item() if isinstance(value, np.generic) else value
+
+    plain_row = plain(dict(row))
+    if "entities" in plain_row:
+        plain_row["entities"] = list(dict.fromkeys(plain_row["entities"]))
+    return plain_row
+
+
+def _examples(
+    task: str, known: SuperGlueTask, source: str, found: _Found, is_labeled: bool
+) -> tuple[Examples, Rows]:
+    """Makes the examples of a set, candidate by candidate."""
+    texts, labels, ids, groups, candidates, references = [], [], [], [], [], []
+    questions: dict[Any, int] = {}
+    for line, row in found:
+        for name in known.fields:
+            is_number = re.fullmatch(r"(start|end)\d|span2_index", name)
+            kind = int if is_number else list if name == "entities" else str
+            if not isinstance(row.get(name), kind):
+                raise UserError(f"{source}:{line} has in {name!r} no {kind.__name__}.")
+        try:
+            for candidate in _candidates(task, row):
+                key = _group(task, candidate)
+                # Rows that are no candidates are questions of their own.
+                group = questions.setdefault(key if key is not None else len(ids), len(questions))
+                label = _label(known, candidate) if is_labeled else 0
+                texts.append(tuple(map(without_surrogates, known.texts(candidate))))
+                labels.append(label)
+                ids.append(candidate["idx"])
+                groups.append(group)
+                if task == "record":
+                    candidates.append(candidate["entity"])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{source}:{line} has what is wrong for {known.title}: {error}.") from (
+                error
+            )
+        if task == "record":
+            references.append(row["answers"])
+    first, second = map(list, zip(*texts, strict=True))
+    examples = Examples(first, second, np.int32(labels) if is_labeled else None, source)
+    return examples, Rows(ids, np.array(groups), candidates, references)
+
+
+def _candidates(task: str, row: Row) -> Iterator[dict[str, Any]]:
+    if task == "copa":
+        for choice in (0, 1):
+            label = row.get("label")
+            is_right = None if label is None else int(label == choice)
+            idx = {"idx": _number(row["idx"]), "choice": choice}
+            text = row[f"choice{choice + 1}"]
+            yield {**row, "choice": text, "label": is_right, "idx": idx}
+    elif task == "record":
+        if not row["entities"]:
+            raise ValueError("it has no entities")
+        for entity in row["entities"]:
+            yield {**row, "entity": entity, "label": int(entity in row["answers"])}
+    else:
+        yield dict(row)
+
+
+def _group(task: str, row: Row) -> Any:
+    idx = row["idx"]
+    if task == "multirc":
+        return idx["paragraph"], idx["question"]
+    if task == "record":
+        return idx["passage"], idx["query"]
+    return idx["idx"] if task == "copa" else None
+
+
+def _label(known: SuperGlueTask, row: Row) -> int:
+    label = row.get("label")
+    names = {name.lower(): number for number, name in enumerate(known.label_names)}
+    if isinstance(label, str | bool) and str(label).lower() in names:
+        return names[str(label).lower()]
+    if isinstance(label, int) and 0 <= label < len(names):
+        return label
+    raise ValueError(f"the label {label!r}, none of {', '.join(known.label_names)}")
+
+
+def _number(idx: Any) -> int:
+    return int(idx["idx"]) if isinstance(idx, dict) else int(idx)
+
+
+def _order(idx: Any) -> tuple[int, ...]:
+    if not isinstance(idx, dict):
+        return (int(idx),)
+    names = ("passage", "paragraph", "query", "question", "answer")
+    return tuple(int(idx[name]) for name in names if name in idx)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,613 @@
+"""A pretrained encoder that labels the words of texts, and the preprocessor of its texts."""
+
+import os
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Self
+
+import keras
+import keras_hub
+import numpy as np
+import tensorflow as tf
+from keras_hub.src.utils.preset_utils import get_preset_loader
+from keras_hub.src.utils.tensor_utils import preprocessing_function
+
+from cocolm_tf.data.tags import (
+    NO_SCHEME,
+    SCHEMES,
+    Chunk,
+    TagCodes,
+    chunks_of_numbers,
+    converted,
+    tag_names,
+    tags_of_chunks,
+)
+from cocolm_tf.finetuning.batches import (
+    BATCH_SIZE,
+    PREDICTION_BATCH,
+    Column,
+    predict_rows,
+    prediction_batches,
+    training_batches,
+)
+from cocolm_tf.finetuning.models.raw_text import check_row_length, raw_text_task
+from cocolm_tf.finetuning.models.token_rows import (
+    SILENT,
+    UNITS,
+    TokenRows,
+    joined_words,
+    lay_out_rows,
+    ragged_words,
+    texts_or_words,
+    token_rows,
+    units_of_texts,
+    units_of_words,
+)
+from cocolm_tf.finetuning.presets import local_preset
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.modeling.dropout import Dropout
+from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
+from cocolm_tf.tokenization.normalization import as_string_tensor
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+
+_LABELS_WANTED = (
+    "y has, for each text, its spans (start, end, label) in characters; or, where texts come as "
+    "lists of words, a tag for each word"
+)
+
+
+class TaggedSpan(NamedTuple):
+    """A part of a text with its label.
+
+    Attributes:
+        start: Its first character.
+        end: The one after its last.
+        label: The label.
+        text: The characters.
+        score: How probable the tags of its words are, all of them together.
+    """
+
+    start: int
+    end: int
+    label: str
+    text: str
+    score: float
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class CocoLMTokenClassifierPreprocessor(keras_hub.models.Preprocessor):
+    """Tokenizes texts or words, and reads long texts in overlapping windows.
+
+    A batch of B texts becomes W >= B rows `<s> tokens </s>`.
+
+    Args:
+        tokenizer: `CocoLMTokenizer`.
+        sequence_length: int. S, how long every row becomes. `from_preset` takes what the model has
+            positions for.
+        overlap: int. How many tokens two windows of a text share; None for a quarter of a row.
+        unit: What of a text that comes as a string has a label: `"word"`, what white space
+            separates, and punctuation by itself; or `"token"`, the tokenizer's pieces, for
+            languages that do not separate words.
+        **kwargs: As for `keras.layers.Layer`.
+
+    Call arguments:
+        x: A batch of strings; or of lists of words, a [B, (N)] ragged tensor.
+        y: The numbers of the words' tags, as `x`. Only words have them: the spans of strings are
+            aligned by `CocoLMTokenClassifier.fit`.
+        sample_weight: Not taken: it weighs tokens.
+
+    Returns:
+        A dict of `token_ids` [W, S] int32 and `padding_mask` [W, S] bool; with `y` in a tuple with
+        the tokens' labels [W, S] int32 and weights [W, S] float32, which are 0 for tokens that are
+        not the first of a word.
+
+    Example:
+    ```python
+    preprocessor = CocoLMTokenClassifierPreprocessor.from_preset("runs/first/preset")
+    preprocessor(["Ada met Bo."])
+    features, labels, weights = preprocessor([["Ada", "sat", "."]], [[1, 0, 0]])
+    ```
+    """
+
+    backbone_cls = CocoLMBackbone
+    tokenizer_cls = CocoLMTokenizer
+
+    def __init__(
+        self,
+        tokenizer: CocoLMTokenizer,
+        sequence_length: int = 512,
+        overlap: int | None = None,
+        unit: str = "word",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if unit not in UNITS:
+            raise ValueError(f"unit is one of {', '.join(UNITS)}, not {unit!r}.")
+        room = sequence_length - 2
+        if room < 1:
+            raise ValueError(f"sequence_length={sequence_length} has no room beside <s> and </s>.")
+        self.tokenizer = tokenizer
+        self.sequence_length = sequence_length
+        self.overlap = room // 4 if overlap is None else overlap
+        self.unit = unit
+        if not 0 <= self.overlap < room:
+            raise ValueError(f"overlap={overlap} must be in [0, {room}), the room of a window.")
+
+    def build(self, input_shape: Any) -> None:
+        """There is nothing to build."""
+        self.built = True
+
+    def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Turns texts into the model's input."""
+        if sample_weight is not None:
+            raise ValueError("texts have no weights: sample_weight must be None.")
+        if not isinstance(x, tf.Tensor | tf.RaggedTensor):
+            texts = texts_or_words(x)
+            has_words = bool(texts) and not isinstance(texts[0], str)
+            x = ragged_words(texts) if has_words else as_string_tensor(texts)
+        if y is not None and not isinstance(y, tf.Tensor | tf.RaggedTensor):
+            y = tf.ragged.constant(y, tf.int32, ragged_rank=1, row_splits_dtype=tf.int64)
+        return self._lay_out(x, y)
+
+    @preprocessing_function
+    def _lay_out(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        graph = self.tokenizer.graph_module()
+        has_words = isinstance(x, tf.RaggedTensor)
+        if y is not None and not has_words:
+            raise ValueError("y has a number for each word: x must be lists of words.")
+        tokens = graph.tokenize_with_offsets(joined_words(x) if has_words else x)
+        units = units_of_words(tokens, x) if has_words else units_of_texts(tokens, self.unit)
+        rows, spoken = lay_out_rows(
+            tokens.ids,
+            units.of_tokens,
+            sequence_length=self.sequence_length,
+            overlap=self.overlap,
+        )
+        shape = [None, self.sequence_length]
+        features = {
+            "token_ids": rows.to_tensor(PAD_TOKEN_ID, shape=shape),
+            "padding_mask": tf.sequence_mask(rows.row_lengths(), self.sequence_length),
+        }
+        if y is None:
+            return features
+        spoken = spoken.to_tensor(SILENT, shape=shape)
+        numbers = tf.concat([tf.cast(y.flat_values, tf.int32), [0]], 0)
+        labels = tf.gather(numbers, tf.where(spoken == SILENT, tf.size(numbers) - 1, spoken))
+        return features, labels, tf.cast(spoken != SILENT, tf.float32)
+
+    def rows(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> TokenRows:
+        """The rows of many texts on the host, without padding: see `token_rows`."""
+        with tf.device("cpu"):
+            return token_rows(
+                self.tokenizer,
+                texts,
+                sequence_length=self.sequence_length,
+                overlap=self.overlap,
+                unit=self.unit,
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that rebuild this layer."""
+        return {
+            **super().get_config(),
+            "sequence_length": self.sequence_length,
+            "overlap": self.overlap,
+            "unit": self.unit,
+        }
+
+    @classmethod
+    def _add_missing_kwargs(cls, loader: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        # KerasHub calls this where the preset, as one that was only pretrained, has a tokenizer
+        # but no preprocessor.
+        positions = loader.config["config"].get("max_sequence_length")
+        if positions:
+            kwargs.setdefault("sequence_length", positions)
+        return super()._add_missing_kwargs(loader, kwargs)
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
+    """Finds labeled spans in texts, or tags words; `fit()` fine-tunes it on raw strings.
+
+    The head is BERT's: dropout, and one dense layer from each token's hidden state to the logits of
+    its tags. The first token of a word speaks for it. Texts that are longer than the model are read
+    in overlapping windows, and none of them is cut.
+
+    `from_preset(directory, label_names=[...])` puts a new head on a pretrained encoder; without
+    `label_names` it restores a token classifier that was fine-tuned, its head included.
+
+    Args:
+        backbone: `CocoLMBackbone`.
+        label_names: The labels of spans, as `["LOC", "PER"]`; without a scheme the tags of words.
+        preprocessor: `CocoLMTokenClassifierPreprocessor`, or None where `fit()` gets tokens.
+        scheme: How spans are written as tags of words: `"BIO"`, whose first words have tags of
+            their own; `"BIOES"`, whose last words and single words have them too; or `"none"`,
+            where each word has a label for itself.
+        dropout: float, or None for the backbone's.
+
+    Call arguments:
+        inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
+
+    Returns:
+        [B, S, number of tags] float32 logits.
+
+    Raises:
+        ValueError: If the arguments do not fit each other.
+
+    Example:
+    ```python
+    tagger = CocoLMTokenClassifier.from_preset("runs/first/preset", label_names=["LOC", "PER"])
+    tagger.fit(["Ada lives in Rome."], [[(0, 3, "PER"), (13, 17, "LOC")]], epochs=3)
+    tagger.predict(["Bo lives in Paris."])  # a list of `TaggedSpan` for each text
+
+    tagger.fit([["Ada", "sat"]], [["B-PER", "O"]])
+    tagger.predict([["Bo", "sat"]])  # a list of tags for each text
+    tagger.save_to_preset("runs/names")
+    tagger = CocoLMTokenClassifier.from_preset("runs/names")
+    ```
+    """
+
+    backbone_cls = CocoLMBackbone
+    preprocessor_cls = CocoLMTokenClassifierPreprocessor
+    trim_padding = True
+
+    def __init__(
+        self,
+        backbone: CocoLMBackbone,
+        label_names: Sequence[str],
+        preprocessor: CocoLMTokenClassifierPreprocessor | None = None,
+        scheme: str = "BIO",
+        dropout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        names = list(label_names)
+        if scheme not in (*SCHEMES, NO_SCHEME):
+            raise ValueError(f"scheme={scheme!r} is none of {', '.join((*SCHEMES, NO_SCHEME))}.")
+        if len(set(names)) != len(names) or len(names) < (2 if scheme == NO_SCHEME else 1):
+            raise ValueError(f"label_names={names} must be different labels, and some.")
+        check_row_length(preprocessor, backbone)
+        tags = names if scheme == NO_SCHEME else tag_names(names, scheme)
+        dropout = backbone.dropout if dropout is None else dropout
+
+        # === Layers ===
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        self.output_dropout = Dropout(
+            dropout, backbone.seed_generator, dtype=backbone.dtype_policy, name="output_dropout"
+        )
+        self.tag_logits = keras.layers.Dense(
+            len(tags),
+            kernel_initializer=keras.initializers.RandomNormal(stddev=backbone.initializer_range),
+            # Half precision would round the scores that decide.
+            dtype="float32",
+            name="tag_logits",
+        )
+
+        # === Functional model ===
+        inputs = backbone.input
+        outputs = self.tag_logits(self.output_dropout(backbone(inputs)))
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+
+        # === Configuration ===
+        self.label_names = names
+        self.scheme = scheme
+        self.tag_names = tags
+        self.dropout = dropout
+
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        weighted_metrics: Any = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """Readies the model for `fit()`.
+
+        Args:
+            optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
+                of 2e-5, or what Keras takes.
+            loss: `"auto"` for the mean cross entropy of the words' tags, or what Keras takes.
+            weighted_metrics: `"auto"` for the share of words whose tag is right, or what Keras
+                takes. Metrics that take no weights count every token.
+            **kwargs: `jit_compile`, whether XLA compiles the whole step, by default where there is
+                a GPU; `micro_batches`, how many parts a batch is cut into whose gradients are
+                added; and what else `keras.Model.compile` takes.
+        """
+        if optimizer == "auto":
+            optimizer = self.default_optimizer()
+        if loss == "auto":
+            # The base class means over what has a weight: the words.
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if weighted_metrics == "auto":
+            weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            weighted_metrics=weighted_metrics,
+            **kwargs,
+        )
+
+    def fit(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Fine-tunes the model.
+
+        Args:
+            x: Strings, or for each text a list of its words; or a `tf.data.Dataset` of batches of
+                `(features, labels, weights)`, see the preprocessor.
+            y: For each text its spans `(start, end, label)`, in characters; or a tag for each of
+                its words, which may be written in any scheme.
+            batch_size: int. How many windows a step learns from; 32 where it is None. They are
+                shuffled in every epoch, and those of like lengths share a batch.
+            **kwargs: As for `keras.Model.fit`; `validation_data` is like `(x, y)`.
+
+        Returns:
+            Keras's `History`.
+
+        Raises:
+            ValueError: Saying which text or label is wrong.
+        """
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, tuple) and self._is_raw(validation[0]):
+            kwargs["validation_data"] = self._measuring_batches(*validation, batch_size)
+        if not self._is_raw(x):
+            return super().fit(x, y, batch_size, **kwargs)
+        if kwargs.get("sample_weight") is not None:
+            raise ValueError("texts have no weights: sample_weight must be None.")
+        rows, labels = self.labeled_rows(x, y)
+        # Python's generator is what seeds the weights too.
+        batches, steps = self.learning_batches(
+            rows, labels, self._batch_size(batch_size), seed=random.randrange(2**31)
+        )
+        kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
+        return super().fit(batches, **kwargs)
+
+    def evaluate(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Computes the loss and the metrics of words, not the scores of spans.
+
+        Args:
+            x: As for `fit`.
+            y: As for `fit`.
+            batch_size: int. 32 where it is None.
+            **kwargs: As for `keras.Model.evaluate`.
+
+        Returns:
+            What `keras.Model.evaluate` returns.
+        """
+        if self._is_raw(x):
+            x, y, batch_size = self._measuring_batches(x, y, batch_size), None, None
+        return super().evaluate(x, y, batch_size, **kwargs)
+
+    def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Finds spans in texts, or tags words.
+
+        Args:
+            x: Strings, or for each text a list of its words. With tokens instead, the result is
+                that of `keras.Model.predict`, logits.
+            batch_size: int. How many windows are read at once; 64 where it is None.
+            **kwargs: As for `keras.Model.predict`, of tokens.
+
+        Returns:
+            For each string a list of `TaggedSpan`, in order; without a scheme one for each word.
+            For each list of words a list of tags, valid in the model's scheme; a word that the
+            tokenizer cannot read is outside.
+
+        Example:
+        ```python
+        tagger.predict(["Ada sat."])[0][0].label
+        ```
+        """
+        if not self._is_raw(x):
+            return super().predict(x, batch_size, **kwargs)
+        texts = texts_or_words(x)
+        if not texts:
+            return []
+        rows = self.preprocessor.rows(texts)
+        found = self.spans_of(rows, self.unit_logits(rows, batch_size or PREDICTION_BATCH))
+        if isinstance(texts[0], str):
+            return [
+                [TaggedSpan(*place, text[place[0] : place[1]], score) for _, place, score in spans]
+                for text, spans in zip(texts, found, strict=True)
+            ]
+        if self.scheme == NO_SCHEME:
+            return [[chunk.label for chunk, _, _ in spans] for spans in found]
+        return [
+            tags_of_chunks([chunk for chunk, _, _ in spans], len(words), self.scheme)
+            for words, spans in zip(texts, found, strict=True)
+        ]
+
+    def unit_logits(self, rows: TokenRows, batch_size: int = PREDICTION_BATCH) -> np.ndarray:
+        """Computes the logits of all units.
+
+        Args:
+            rows: Of the texts.
+            batch_size: int. How many windows are read at once.
+
+        Returns:
+            [U, number of tags] float32. A word without tokens is outside, or has the first label.
+        """
+        logits = np.zeros([len(rows.starts), len(self.tag_names)], np.float32)
+        logits[:, 0] = 1.0
+        outputs = predict_rows(self, rows.tokens, min(batch_size, len(rows.tokens)))
+        speaks = rows.units != SILENT
+        logits[rows.units[speaks]] = np.concatenate(outputs)[speaks]
+        return logits
+
+    def spans_of(
+        self, rows: TokenRows, logits: np.ndarray
+    ) -> list[list[tuple[Chunk, Chunk, float]]]:
+        """Reads the spans of texts off the logits of their units.
+
+        Args:
+            rows: Of the texts.
+            logits: [U, number of tags].
+
+        Returns:
+            For each text its spans, each in units, in characters, and with its score.
+        """
+        numbers = logits.argmax(axis=1)
+        shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+        log_probabilities = -np.log(np.exp(shifted).sum(axis=1))
+        total = np.concatenate([[0.0], np.cumsum(log_probabilities)])
+        if self.scheme == NO_SCHEME:
+            places = np.arange(len(numbers))
+            found, labels = np.stack([places, places + 1, numbers], axis=1), self.tag_names
+        else:
+            codes = TagCodes.of(self.tag_names)
+            found, labels = chunks_of_numbers(numbers, rows.counts, codes), codes.labels
+        first_units = rows.first_units
+        by_text: list[list[tuple[Chunk, Chunk, float]]] = [[] for _ in rows.counts]
+        texts = np.searchsorted(first_units, found[:, 0], side="right") - 1
+        for text, (start, end, number) in zip(texts.tolist(), found.tolist(), strict=True):
+            label, first = labels[number], int(first_units[text])
+            characters = Chunk(int(rows.starts[start]), int(rows.ends[end - 1]), label)
+            score = float(np.exp(total[end] - total[start]))
+            by_text[text].append((Chunk(start - first, end - first, label), characters, score))
+        return by_text
+
+    def labeled_rows(self, x: Any, y: Any) -> tuple[TokenRows, np.ndarray]:
+        """Aligns labels with the units of texts.
+
+        Args:
+            x: As for `fit`.
+            y: As for `fit`.
+
+        Returns:
+            The rows, and [U] int32, the number of each unit's tag.
+
+        Raises:
+            ValueError: Saying which text or label is wrong.
+        """
+        texts = texts_or_words(x)
+        if not texts:
+            raise ValueError("there are no texts.")
+        if y is None or isinstance(y, str) or len(y) != len(texts):
+            count = "nothing" if y is None else f"labels of {len(y)}"
+            raise ValueError(f"{len(texts)} texts, but {count}: {_LABELS_WANTED}.")
+        rows = self.preprocessor.rows(texts)
+        if not isinstance(texts[0], str):
+            tags = [self._tags_of_words(at, *row) for at, row in _numbered(texts, y)]
+        elif self.scheme == NO_SCHEME:
+            raise ValueError("without a scheme words have labels: give texts as lists of words.")
+        else:
+            tags = []
+            for at, (text, spans) in _numbered(texts, y):
+                units = slice(*rows.first_units[at : at + 2])
+                chunks = _chunks_of_spans(
+                    _checked_spans(at, text, spans), rows.starts[units], rows.ends[units]
+                )
+                tags.append(tags_of_chunks(chunks, int(rows.counts[at]), self.scheme))
+        numbers = {name: number for number, name in enumerate(self.tag_names)}
+        labels = []
+        for at, row in enumerate(tags):
+            for tag in row:
+                if tag not in numbers:
+                    raise ValueError(
+                        f"text {at} has the label {tag.partition('-')[2] or tag!r}, none of "
+                        f"{', '.join(self.label_names)}."
+                    )
+                labels.append(numbers[tag])
+        return rows, np.array(labels, np.int32)
+
+    def learning_batches(
+        self, rows: TokenRows, labels: np.ndarray, batch_size: int, seed: int, buckets: int = 8
+    ) -> tuple[tf.data.Dataset, int]:
+        """Makes endless batches for `fit()`, and says how many of them an epoch has."""
+        labels, weights = rows.labels_of_tokens(labels)
+        return training_batches(rows.tokens, labels, batch_size, seed, buckets, weights)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that rebuild this model."""
+        return {
+            **super().get_config(),
+            "label_names": self.label_names,
+            "scheme": self.scheme,
+            "dropout": self.dropout,
+        }
+
+    @classmethod
+    def from_preset(
+        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
+    ) -> Self:
+        """Loads a token classifier, or puts a new head on a pretrained encoder.
+
+        Args:
+            preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
+            load_weights: Whether the weights are the preset's, or fresh.
+            **kwargs: Arguments of the class. `label_names` asks for a new head, also where the
+                preset has one.
+
+        Returns:
+            The classifier, compiled with the defaults.
+
+        Example:
+        ```python
+        CocoLMTokenClassifier.from_preset("runs/first/preset", label_names=["LOC"], scheme="BIOES")
+        ```
+        """
+        with local_preset(preset) as local:
+            loader = get_preset_loader(local)
+            return loader.load_task(cls, load_weights, "label_names" not in kwargs, **kwargs)
+
+    def _is_raw(self, x: Any) -> bool:
+        return self.preprocessor is not None and (
+            isinstance(x, tuple | list | str | tf.RaggedTensor) or hasattr(x, "__array__")
+        )
+
+    def _tags_of_words(self, at: int, words: Sequence[str], tags: Any) -> Sequence[str]:
+        tags = [tag.decode() if isinstance(tag, bytes) else tag for tag in tags]
+        if len(tags) != len(words) or not all(isinstance(tag, str) for tag in tags):
+            raise ValueError(
+                f"text {at} has {len(words)} words and the labels {tags!r}: {_LABELS_WANTED}."
+            )
+        if self.scheme == NO_SCHEME:
+            return tags
+        try:
+            return converted(tags, self.scheme)
+        except ValueError as error:
+            raise ValueError(f"text {at}: {error}.") from error
+
+    def _measuring_batches(self, x: Any, y: Any, batch_size: int | None) -> tf.data.Dataset:
+        rows, labels = self.labeled_rows(x, y)
+        labels, weights = rows.labels_of_tokens(labels)
+        batches, _ = prediction_batches(
+            rows.tokens,
+            min(batch_size or BATCH_SIZE, len(rows.tokens)),
+            columns={"labels": Column(labels), "weights": Column(weights)},
+        )
+        return batches.map(
+            lambda x, row: (x, row["labels"], row["weights"] * row["real"][:, tf.newaxis])
+        )
+
+
+def _numbered(texts: Sequence[Any], labels: Sequence[Any]) -> Iterable[tuple[int, tuple[Any, Any]]]:
+    return enumerate(zip(texts, labels, strict=True))
+
+
+def _checked_spans(at: int, text: str, spans: Any) -> list[Chunk]:
+    try:
+        found = sorted(Chunk(int(start), int(end), str(label)) for start, end, label in spans)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"text {at} has the spans {spans!r}: {_LABELS_WANTED}.") from error
+    before = 0
+    for span in found:
+        if not before <= span.start < span.end <= len(text):
+            where = f"a text of {len(text)} characters, after {before}"
+            raise ValueError(f"text {at} has the span {tuple(span)!r}, which is not in {where}.")
+        before = span.end
+    return found
+
+
+def _chunks_of_spans(spans: Sequence[Chunk], starts: np.ndarray, ends: np.ndarray) -> list[Chunk]:
+    """The units that spans of characters have a part of; what has no unit for itself has none."""
+    chunks, taken = [], 0
+    for start, end, label in spans:
+        first = max(taken, int(np.searchsorted(ends, start, side="right")))
+        last = int(np.searchsorted(starts, end, side="left"))
+        if first < last:
+            chunks.append(Chunk(first, last, label))
+            taken = last
+    return chunks

@@ -1,0 +1,239 @@
+"""Texts or words to rows of tokens, and which of the tokens speak for what has a label.
+
+What has a label is a unit: a word, or, where words are no help, a single token. The first token of
+a unit speaks for it, as in BERT. A text that is too long for one row is read in windows that
+overlap, and a unit's token speaks in the one window where it has the most context.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from cocolm_tf.finetuning.batches import Tokens
+from cocolm_tf.tokenization.normalization import as_string_tensor, valid_utf8
+from cocolm_tf.tokenization.offsets import TokenOffsets, begins_word
+from cocolm_tf.tokenization.segment_packing import overlapping_windows, pack_ragged
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+
+UNITS = ("word", "token")
+# Of a token that speaks for no unit.
+SILENT = -1
+
+_TOKENIZED_AT_ONCE = 256
+# More than a text has characters: places in all texts are in one order.
+_LONGEST = 1 << 32
+
+
+class Units(NamedTuple):
+    """What has a label, in the texts of a batch.
+
+    Attributes:
+        of_tokens: [T] int32, of the tokens of all texts, one after the other: the number of the
+            unit that each is the first token of, or `SILENT`.
+        starts: [U] int32, the units' first characters in their texts.
+        ends: [U] int32, the ones after their last.
+        texts: [U] int64, their texts.
+    """
+
+    of_tokens: tf.Tensor
+    starts: tf.Tensor
+    ends: tf.Tensor
+    texts: tf.Tensor
+
+
+def units_of_texts(tokens: TokenOffsets, unit: str) -> Units:
+    """Finds the units of raw texts: the tokenizer's words, or its tokens that have characters."""
+    texts = tokens.ids.value_rowids()
+    is_first = begins_word(tokens)
+    starts, ends = tokens.starts.flat_values, tokens.ends.flat_values
+    if unit == "word":
+        word_of = tf.cumsum(tf.cast(is_first, tf.int32)) - 1
+        num_words = tf.reduce_sum(tf.cast(is_first, tf.int32))
+        starts = tf.gather(tf.math.unsorted_segment_min(starts, word_of, num_words), word_of)
+        ends = tf.gather(tf.math.unsorted_segment_max(ends, word_of, num_words), word_of)
+    else:
+        is_first = tf.ones_like(is_first)
+    # A lone "▁" has no characters, and a word may be one.
+    is_first &= starts < ends
+    numbers = tf.cumsum(tf.cast(is_first, tf.int32)) - 1
+    found = (tf.boolean_mask(part, is_first) for part in (starts, ends, texts))
+    return Units(tf.where(is_first, numbers, SILENT), *found)
+
+
+def units_of_words(tokens: TokenOffsets, words: tf.RaggedTensor) -> Units:
+    """The units of words, [B, (N)] string, that were joined by spaces into the tokens' texts."""
+    texts = words.value_rowids()
+    lengths = tf.strings.length(words.flat_values, unit="UTF8_CHAR")
+    starts = tf.cumsum(lengths + 1, exclusive=True)
+    padded = tf.concat([starts, [0]], 0)
+    starts -= tf.gather(tf.gather(padded, words.row_starts()), texts)
+    ordered = texts * _LONGEST + tf.cast(starts, tf.int64)
+    places = tokens.ids.value_rowids() * _LONGEST + tf.cast(tokens.starts.flat_values, tf.int64)
+    word_of = tf.searchsorted(ordered, places, side="right") - 1
+    is_first = word_of != tf.concat([[SILENT], word_of[:-1]], 0)[: tf.size(word_of)]
+    return Units(tf.where(is_first, word_of, SILENT), starts, starts + lengths, texts)
+
+
+def lay_out_rows(
+    ids: tf.RaggedTensor, units: tf.Tensor, *, sequence_length: int, overlap: int
+) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+    """Cuts texts into rows `<s> window </s>`.
+
+    Args:
+        ids: [B, (N)] int32, the tokens of texts.
+        units: [T] int32, see `Units.of_tokens`.
+        sequence_length: The longest row.
+        overlap: What two windows of a text share, in tokens.
+
+    Returns:
+        [W, (N)] int32 each: the rows, one at least for each text, and the units that their tokens
+        speak for. No two tokens speak for the same.
+    """
+    windows = overlapping_windows(ids.row_lengths(), sequence_length - 2, overlap)
+    read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
+    place = tf.ragged.range(read.row_lengths())
+    first = windows.first_wanted[:, tf.newaxis]
+    is_wanted = (place >= first) & (place < first + windows.num_wanted[:, tf.newaxis])
+    spoken = tf.gather(units, windows.tokens.flat_values)
+    spoken = read.with_flat_values(tf.where(is_wanted.flat_values, spoken, SILENT))
+    silent = tf.fill([read.nrows(), 1], SILENT)
+    return (
+        pack_ragged(read, sequence_length=sequence_length),
+        tf.concat([silent, spoken, silent], axis=1),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRows:
+    """The rows of texts on the host, without padding.
+
+    Args:
+        tokens: The rows; `truncated` is 0, as texts are read whole.
+        units: As long as all token ids: the units that the tokens speak for, counted through all
+            texts, or `SILENT`.
+        starts: [U] int32, the units' first characters in their texts, or in their words joined by
+            spaces.
+        ends: [U] int32, the ones after their last.
+        counts: [B], the number of units of each text.
+
+    Example:
+    ```python
+    token_rows(preprocessor, ["The cat sat."]).counts  # [4]
+    ```
+    """
+
+    tokens: Tokens
+    units: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def first_units(self) -> np.ndarray:
+        """[B + 1], the first unit of each text, and the number of all."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    def labels_of_tokens(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of all tokens the labels and, 0 for those that speak for none, the weights of these.
+
+        The labels, [U] int32, are those of the units.
+        """
+        speaks = self.units != SILENT
+        padded = np.append(labels, 0).astype(np.int32)
+        return padded[np.where(speaks, self.units, len(labels))], speaks.astype(np.float32)
+
+
+def token_rows(
+    tokenizer: CocoLMTokenizer,
+    texts: Sequence[str] | Sequence[Sequence[str]],
+    *,
+    sequence_length: int,
+    overlap: int,
+    unit: str,
+) -> TokenRows:
+    """Makes the rows of texts.
+
+    Args:
+        tokenizer: Of the model.
+        texts: Strings, or for each text a list of its words.
+        sequence_length: As for `lay_out_rows`.
+        overlap: As for `lay_out_rows`.
+        unit: One of `UNITS`, of texts that come as strings.
+
+    Returns:
+        The rows, those of one text after those of another.
+    """
+    graph = tokenizer.graph_module()
+    parts: dict[str, list[np.ndarray]] = {}
+    num_units = 0
+    for first in range(0, max(1, len(texts)), _TOKENIZED_AT_ONCE):
+        part = texts[first : first + _TOKENIZED_AT_ONCE]
+        if part and not isinstance(part[0], str | bytes):
+            words = ragged_words(part)
+            tokens = graph.tokenize_with_offsets(joined_words(words))
+            units = units_of_words(tokens, words)
+        else:
+            tokens = graph.tokenize_with_offsets(as_string_tensor(list(part)))
+            units = units_of_texts(tokens, unit)
+        rows, spoken = lay_out_rows(
+            tokens.ids, units.of_tokens, sequence_length=sequence_length, overlap=overlap
+        )
+        spoken = spoken.flat_values.numpy()
+        found = {
+            "token_ids": rows.flat_values.numpy(),
+            "lengths": rows.row_lengths().numpy(),
+            "units": np.where(spoken == SILENT, SILENT, spoken + num_units),
+            "starts": units.starts.numpy(),
+            "ends": units.ends.numpy(),
+            "counts": np.bincount(units.texts.numpy(), minlength=len(part)),
+        }
+        num_units += len(found["starts"])
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+    arrays = {name: np.concatenate(values) for name, values in parts.items()}
+    tokens = Tokens(arrays.pop("token_ids"), arrays.pop("lengths"), sequence_length, 0)
+    return TokenRows(tokens, **arrays)
+
+
+def ragged_words(words: Sequence[Sequence[str | bytes]]) -> tf.RaggedTensor:
+    """[B, (N)] string, valid UTF-8."""
+    flat = valid_utf8(as_string_tensor([word for row in words for word in row]))
+    return tf.RaggedTensor.from_row_lengths(flat, np.array([len(row) for row in words], np.int64))
+
+
+def joined_words(words: tf.RaggedTensor) -> tf.Tensor:
+    """[B] string, the texts that words make: one space is between two of them."""
+    return tf.strings.reduce_join(words, axis=1, separator=" ")
+
+
+def texts_or_words(x: Any) -> list[str] | list[list[str]]:
+    """Texts, or their words, as lists; a `ValueError` says which is none."""
+    if isinstance(x, str | bytes):
+        raise ValueError(f"texts come in batches: give a list of texts instead of {x!r}.")
+    if isinstance(x, tf.RaggedTensor | tf.Tensor):
+        x = x.to_list() if isinstance(x, tf.RaggedTensor) else x.numpy().tolist()
+    elif hasattr(x, "__array__"):
+        x = np.asarray(x).tolist()
+    texts: list[Any] = []
+    for at, text in enumerate(x):
+        is_text = isinstance(text, str | bytes)
+        if not is_text and isinstance(text, list | tuple | np.ndarray):
+            text = [*map(_as_string, text)]
+        elif is_text:
+            text = _as_string(text)
+        is_good = isinstance(text, str) if is_text else isinstance(text, list)
+        if not is_good or (texts and isinstance(texts[0], str) != is_text):
+            raise ValueError(
+                f"text {at} is {x[at]!r}: texts are all strings, or all lists of words."
+            )
+        texts.append(text)
+    return texts
+
+
+def _as_string(word: Any) -> str:
+    if not isinstance(word, str | bytes):
+        raise ValueError(f"{word!r} is no word: texts are all strings, or all lists of words.")
+    return word.decode("utf-8", "replace") if isinstance(word, bytes) else word
