@@ -10,6 +10,7 @@ and a process, `python -m MODULE FOLDER SLOT SLOTS OPTIONS`, whose module calls 
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
@@ -318,7 +319,8 @@ def leave_devices() -> None:
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
-        tf.config.set_visible_devices([], "GPU")
+        with contextlib.suppress(RuntimeError):  # TensorFlow has them already.
+            tf.config.set_visible_devices([], "GPU")
 
 
 def _take_share(slot: int, slots: int, strategy: str) -> None:

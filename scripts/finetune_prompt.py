@@ -1,4 +1,15 @@
-"""Fine-tunes a pretrained language model on a few examples of a GLUE task, by prompts."""
+"""Fine-tunes a pretrained language model on a few examples, by prompts.
+
+Of a task of GLUE:
+
+    finetune_prompt.py --preset=runs/base/preset --task=sst2 --data_dir=glue --output_dir=runs/few
+
+Of a table of one's own:
+
+    finetune_prompt.py --preset=runs/base/preset --train_file=reviews.csv --text_column=review \\
+        --label_column=stars --template="{first} It was {mask} ." --label_word=1=terrible \\
+        --label_word="5=great|good" --output_dir=runs/few
+"""
 
 import os
 from typing import Any
@@ -6,18 +17,33 @@ from typing import Any
 from absl import flags
 
 from cocolm_tf import files, program
+from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.flags import (
     check_start_flags,
     define_glue_flags,
     define_start_flags,
+    define_table_flags,
     run_from_flags,
+    table_from_flags,
 )
 
 # LM-BFF's, whose splits they draw.
 SEEDS = (13, 21, 42, 87, 100)
 
 define_start_flags()
-define_glue_flags()
+define_glue_flags(required=False)
+define_table_flags(required=False)
+flags.DEFINE_string(
+    "template",
+    "",
+    "Of a table: a sentence with {first} and {second} for the texts and {mask} for the label word.",
+)
+flags.DEFINE_multi_string(
+    "label_word",
+    [],
+    "Of a table: CLASS=WORD, or CLASS=WORD|WORD to take the first that is one token; for every "
+    "class, low and high of a regression. Repeatable.",
+)
 flags.DEFINE_integer(
     "shots",
     16,
@@ -39,26 +65,48 @@ def main() -> str:
 
     language_model_bias(FLAGS.preset)
 
-    def make_task(**fields: Any) -> Any:
-        from cocolm_tf.finetuning.tasks.prompting import PromptingTask, prompt_of_glue
-
-        prompt = prompt_of_glue(FLAGS.config_file or CONFIG_FILE, FLAGS.task)
-        data_dir = files.absolute(FLAGS.data_dir) if FLAGS.data_dir else None
-        return PromptingTask(
-            data={"glue": {"task": FLAGS.task, "data_dir": data_dir}},
-            template=prompt.template,
-            words=prompt.words,
-            shots=FLAGS.shots,
-            **fields,
-        )
-
+    if bool(FLAGS.task) == bool(FLAGS.train_file):
+        raise UserError("give either --task, one of GLUE, or --train_file, a table of your own.")
+    if FLAGS.train_file and not FLAGS.template:
+        raise UserError("--template is missing: '{first} It was {mask} .' or the like.")
+    name = FLAGS.task or table_from_flags()["name"]
+    make_task = _of_glue if FLAGS.task else _of_table
     return run_from_flags(
-        f"{FLAGS.task}-prompts",
+        f"{name}-prompts",
         make_task,
         CONFIGS,
-        settings=FLAGS.task,
+        settings=FLAGS.task or "",
         config_file=CONFIG_FILE,
         seeds=[*SEEDS, *range(SEEDS[-1] + 1, SEEDS[-1] + FLAGS.splits)][: FLAGS.splits],
+    )
+
+
+def _of_glue(**fields: Any) -> Any:
+    from cocolm_tf.finetuning.tasks.prompting import PromptingTask, prompt_of_glue
+
+    prompt = prompt_of_glue(FLAGS.config_file or CONFIG_FILE, FLAGS.task)
+    data_dir = files.absolute(FLAGS.data_dir) if FLAGS.data_dir else None
+    return PromptingTask(
+        data={"glue": {"task": FLAGS.task, "data_dir": data_dir}},
+        template=prompt.template,
+        words=prompt.words,
+        shots=FLAGS.shots,
+        **fields,
+    )
+
+
+def _of_table(**fields: Any) -> Any:
+    from cocolm_tf.data.table_task import read_table_task
+    from cocolm_tf.finetuning.tasks.prompting import PromptingTask, prompt_of_table
+
+    table = table_from_flags()
+    prompt = prompt_of_table(FLAGS.template, FLAGS.label_word, read_table_task(**table))
+    return PromptingTask(
+        data={"table": table},
+        template=prompt.template,
+        words=prompt.words,
+        shots=FLAGS.shots,
+        **fields,
     )
 
 

@@ -70,6 +70,13 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "processes", 1, "How many runs to do at a time, each a process of its own.", lower_bound=1
 )
+flags.DEFINE_enum(
+    "distribution_strategy",
+    "one_device",
+    ["one_device", "mirrored", "tpu"],
+    "Over which devices each run is spread: one, all GPUs that it has, or a TPU.",
+)
+flags.DEFINE_string("tpu", "", "Address of the TPU, or local, for --distribution_strategy=tpu.")
 flags.DEFINE_string(
     "output_dir", None, "Folder of the results. Runs that are in it already are not done again."
 )
@@ -85,6 +92,8 @@ def main() -> str:
     for flag in ("config_file", "finetuning_config_file"):
         if FLAGS[flag].value and not files.is_file(FLAGS[flag].value):
             raise UserError(f"--{flag}={FLAGS[flag].value} does not exist.")
+    if FLAGS.tpu and FLAGS.distribution_strategy != "tpu":
+        raise UserError("--tpu goes with --distribution_strategy=tpu.")
     files.check_writable(FLAGS.output_dir, "--output_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
@@ -114,6 +123,10 @@ def main() -> str:
         PretrainingInputs(FLAGS.train_data, FLAGS.vocabulary, FLAGS.validation_data),
         FLAGS.output_dir,
         FLAGS.processes,
+        {
+            "distribution_strategy": FLAGS.distribution_strategy,
+            **({"tpu": FLAGS.tpu} if FLAGS.tpu else {}),
+        },
     )
 
 

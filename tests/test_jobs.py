@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
+from cocolm_tf import jobs
 from cocolm_tf.errors import RestartableError, UserError
-from cocolm_tf.jobs import Job, JobRunner
+from cocolm_tf.jobs import Job, JobRunner, leave_devices
 
 # What a job's module is like. A job may wait for the company of others that have begun too.
 MODULE = """
@@ -24,7 +26,7 @@ def begun(folder):
     with open(os.path.join(os.path.dirname(folder), "begun")) as file:
         return len(file.readlines())
 
-def do(spec, folder, reporter):
+def do(spec, folder, reporter, **options):
     print("chatter on standard output")
     reporter.say("all jobs say this")
     reporter.progress(0.5, "half")
@@ -50,6 +52,8 @@ def do(spec, folder, reporter):
         "slot": sys.argv[2:4],
         "company": begun(folder),
         "headline": "done well",
+        "options": options,
+        **({"until": options["until"]} if "until" in options else {}),
     }
 
 if __name__ == "__main__":
@@ -206,7 +210,7 @@ def test_a_job_that_was_never_done_may_become_another(make):
 
 def test_a_process_ends_when_nobody_listens(make, tmp_path: Path):
     program = textwrap.dedent(f"""
-        from cocolm_tf.jobs import Job, JobRunner
+        from cocolm_tf.jobs import Job, JobRunner, leave_devices
         spec = {{"name": "a", "number": 1, "seconds": 60}}
         job = Job({str(tmp_path / "runs" / "a")!r}, spec, "a")
         with JobRunner("jobs_module", 1, 1) as jobs:
@@ -226,3 +230,66 @@ def test_a_process_ends_when_nobody_listens(make, tmp_path: Path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not (tmp_path / "runs" / "a" / "results.json").exists()
+
+
+class Config:
+    """What of TensorFlow's configuration jobs ask for, on a machine of four GPUs."""
+
+    def __init__(self, monkeypatch):
+        self.visible, self.growing, gpus = [], [], ["a", "b", "c", "d"]
+        config = tf.config
+        monkeypatch.setattr(config, "list_physical_devices", lambda kind: gpus)
+        monkeypatch.setattr(
+            config, "set_visible_devices", lambda some, _: self.visible.append(some)
+        )
+        monkeypatch.setattr(
+            config.experimental, "set_memory_growth", lambda gpu, _: self.growing.append(gpu)
+        )
+        monkeypatch.setattr(config.threading, "set_intra_op_parallelism_threads", lambda _: None)
+
+
+def test_a_parent_takes_no_gpu(monkeypatch):
+    config = Config(monkeypatch)
+    leave_devices()
+    assert config.visible == [[]]
+
+
+@pytest.mark.parametrize(
+    ("slot", "slots", "strategy", "gpus"),
+    [
+        (0, 1, "one_device", "a"),
+        (0, 1, "mirrored", "abcd"),
+        (1, 2, "one_device", "b"),
+        (1, 2, "mirrored", "bd"),
+        (5, 6, "mirrored", "b"),
+    ],
+)
+def test_jobs_share_the_gpus(monkeypatch, slot, slots, strategy, gpus):
+    config = Config(monkeypatch)
+    jobs._take_share(slot, slots, strategy)
+    assert config.visible == [list(gpus)] and config.growing == list(gpus)
+
+
+def test_a_part_of_a_job_is_done_before_the_rest(make, tmp_path: Path):
+    """And what the rest is resumed by stays, whatever else was left."""
+    part = dataclasses.replace(make("a"), until=0.5, keeps=("left.over",), options={"tpu": "x"})
+    with runner() as jobs:
+        assert jobs.run(part)["options"] == {"tpu": "x", "until": 0.5}
+    folder = tmp_path / "runs" / "a"
+    (folder / "left.over").touch()
+    (folder / "else").touch()
+    for until, times in ((0.5, 1), (0.25, 1), (1.0, 2), (1.0, 2), (0.0, 3), (0.5, 3)):
+        with runner() as jobs:
+            jobs.run(dataclasses.replace(part, until=until))
+        assert begun(tmp_path) == ["a"] * times
+    assert (folder / "left.over").exists() and not (folder / "else").exists()
+
+
+def test_what_a_job_is_resumed_by_outlives_an_interruption_but_no_mistake(make, tmp_path: Path):
+    for name, is_left in (("killed", True), ("mistaken", False)):
+        job = dataclasses.replace(make(name), keeps=("state",))
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "state").touch()
+        with runner() as jobs, pytest.raises(UserError):
+            jobs.run(job)
+        assert (tmp_path / "runs" / name / "state").exists() == is_left

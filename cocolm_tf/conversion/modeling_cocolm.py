@@ -84,12 +84,11 @@ class CocoLMPreTrainedModel(PreTrainedModel):
 
 
 class CocoLMModel(CocoLMPreTrainedModel):
-    """The encoder: hidden states of ids.
+    """The encoder: hidden states of ids."""
 
-    A BERT with LayerNorm behind each block, and one table of relative positions, shared by all
-    layers, in the attention logits. `pooler_output` is `<s>` after the projection that the
-    contrastive loss compared, where `config.need_pooler`.
-    """
+    # A BERT with LayerNorm after each block, and one table of relative positions, shared by all
+    # layers, in the attention logits. `pooler_output` is `<s>` after the projection that the
+    # contrastive loss compared, where `config.need_pooler`.
 
     def __init__(self, config: CocoLMConfig) -> None:
         super().__init__(config)
@@ -291,11 +290,9 @@ class _Transform(nn.Module):
 
 @functools.lru_cache
 def _buckets(bins: int, max_distance: int, max_positions: int) -> np.ndarray:
-    """The row of the table for each distance key - query, from 1 - max_positions upwards.
-
-    Half of the bins serve each direction: near distances have one each, far ones share bins whose
-    width grows with the logarithm of the distance. The smallest that occurs is 0.
-    """
+    """The row of the table for each distance key - query, from 1 - max_positions upwards."""
+    # Half of the bins serve each direction: near distances have one each, far ones share bins whose
+    # width grows with the logarithm of the distance. The smallest that occurs is 0.
     half, exact = bins // 2, bins // 4
     distance = np.arange(1 - max_positions, max_positions)
     magnitude = np.abs(distance)

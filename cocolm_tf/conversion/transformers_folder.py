@@ -58,7 +58,7 @@ def write_transformers_folder(
         folder: Appears when it is complete.
         pooling: `"cls"` or `"mean"`; `""` for what the preset's embedder was trained with, and
             `"cls"` where there is none.
-        dimension: int. How many numbers a vector has; 0 for as many as the embedder was trained
+        dimension: How many numbers a vector has; 0 for as many as the embedder was trained
             with, or all.
         overwrite: Whether to replace `folder` if it is not empty.
 

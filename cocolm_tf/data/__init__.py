@@ -13,5 +13,6 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "pipeline": ["PretrainingData"],
         "sources": ["DocstringSource", "FileSource", "Source", "TfdsSource"],
         "special_tokens": ["SpecialTokens"],
+        "text_pairs": ["Retrieval", "TextPairs", "read_pairs", "read_retrieval"],
     },
 )

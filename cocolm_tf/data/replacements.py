@@ -54,7 +54,7 @@ def parse_replaced(records: tf.Tensor, length: int, slots: int, pad: int) -> dic
 
 @dataclasses.dataclass(frozen=True)
 class ReplacedData(PretrainingData):
-    """A dataset with replacements, read in its own order."""
+    """A dataset with stored replacements, read in its own order."""
 
     batch_size: int = 0  # sequences of a step, over all replicas
     slots: int = 0  # the most masked positions of a sequence: M
@@ -69,7 +69,7 @@ class ReplacedData(PretrainingData):
         vocabulary: Vocabulary | None = None,
         checksums: bool = True,
     ) -> "ReplacedData":
-        """Finds the shards of a dataset and verifies them; see `PretrainingData.open`."""
+        """Finds and verifies shards as `PretrainingData.open`; they fit the configuration."""
         paths, manifest = resolve_shards(dataset)
         facts = manifest.replacements
         if facts is None:
@@ -122,7 +122,8 @@ class ReplacedData(PretrainingData):
         pipeline: int = 0,
         first_sequence: int | None = None,
     ) -> tf.data.Dataset:
-        """See `PretrainingData.training_batches`; after the last step the first one follows."""
+        """As `PretrainingData.training_batches`; after the last step the first one follows."""
+        # All batches are of one size, so that `start` says what `first_sequence` does.
         replicas = self.batch_size // batch_size // pipelines
         if first_sequence is None:
             first_sequence = start * batch_size

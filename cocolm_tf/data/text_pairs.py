@@ -19,14 +19,14 @@ _SPLIT_SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class TextPairs:
-    """Pairs of texts, where wanted with texts that do not belong to them or with similarities.
+    """Pairs of texts, with hard negatives or similarities where wanted.
 
     Args:
         columns: The first texts, the second texts, and any number of hard negatives.
         scores: [N] float32 from -1 to 1, how similar the two texts of a pair are; None where they
             belong together.
         source: Where the pairs come from, for people.
-        left_out: Which rows of the source are not among them and why, a line for people each.
+        left_out: A line for each kind of rows that were left out, for people.
 
     Example:
     ```python
@@ -51,10 +51,8 @@ class TextPairs:
         )
 
     def split(self, fraction: float) -> tuple["TextPairs", "TextPairs"]:
-        """Draws a share of the pairs, always the same; returns the rest and the share.
-
-        No text is in both: pairs that share their first text stay together.
-        """
+        """Samples a share of the pairs, always the same; returns the rest and the share."""
+        # No text is in both: pairs that share their first text stay together.
         if not 0 < fraction < 1:
             raise UserError(f"--dev_fraction={fraction} must be in (0, 1).")
         _, groups = np.unique(np.array(self.columns[0], object).astype(str), return_inverse=True)
@@ -87,7 +85,7 @@ def read_pairs(
             together.
         score_range: The scores of texts that have nothing in common, and of texts that mean the
             same: they become 0 and 1.
-        max_bad_share: float. The share of the rows that may be left out, as their columns, scores
+        max_bad_share: The share of the rows that may be left out, as their columns, scores
             or texts are missing or wrong.
         encoding: Of the file, see `text_lines`.
         delimiter: Between its columns, see `read_table`.

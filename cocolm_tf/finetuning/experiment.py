@@ -23,16 +23,13 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import Grid, from_dict, with_values
 from cocolm_tf.finetuning.metrics import worth
 from cocolm_tf.finetuning.report import summarize_runs, write_results
-from cocolm_tf.finetuning.tasks.task import Task
+from cocolm_tf.finetuning.tasks.task import METRICS_FILENAME, RESUMED_BY, STATE_FILENAME, Task
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
 from cocolm_tf.jobs import RESULTS_FILENAME, Job, JobRunner, leave_devices, write_json
 
 # Not imported: its processes are what needs the devices.
 MODULE = "cocolm_tf.finetuning.run"
 
-# What a run that was ended halfway goes on from.
-_STATE_FILENAME = "state.npz"
-_RESUMED_BY = (_STATE_FILENAME, "metrics.jsonl", "tensorboard")
 _PREDICTIONS, _SUBMISSION, _ENSEMBLE = "predictions", "submission", "ensemble"
 
 
@@ -148,7 +145,7 @@ def run_experiment(
 
 
 def _job(folder: str, task: Task, label: str, options: Mapping[str, Any] | None, until=0.0) -> Job:
-    return Job(folder, task.spec(), label, keeps=_RESUMED_BY, until=until, options=options or {})
+    return Job(folder, task.spec(), label, keeps=RESUMED_BY, until=until, options=options or {})
 
 
 def _summary(
@@ -268,7 +265,7 @@ class _Search:
             if seed not in self._seeds or job.results() is not None:
                 continue
             source = self._jobs[seed][self._best(seed)].folder
-            for name, move in ((_STATE_FILENAME, files.rename), ("metrics.jsonl", files.copy)):
+            for name, move in ((STATE_FILENAME, files.rename), (METRICS_FILENAME, files.copy)):
                 if files.is_file(os.path.join(source, name)):
                     files.make_dirs(job.folder)
                     move(os.path.join(source, name), os.path.join(job.folder, name))
@@ -277,7 +274,7 @@ class _Search:
         """Removes the checkpoints, which nobody needs any more."""
         for jobs in self._jobs.values():
             for job in jobs:
-                files.remove(os.path.join(job.folder, _STATE_FILENAME))
+                files.remove(os.path.join(job.folder, STATE_FILENAME))
 
     def report(self) -> Any:
         """What was tried and found, by seeds where each had its own search; None without one."""

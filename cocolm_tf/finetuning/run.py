@@ -28,18 +28,18 @@ from cocolm_tf.finetuning.config import FinetuningConfig, TrainerConfig, from_di
 from cocolm_tf.finetuning.metrics import worth
 from cocolm_tf.finetuning.optimization import build_optimizer
 from cocolm_tf.finetuning.tasks import task_of
-from cocolm_tf.finetuning.tasks.task import Prepared
+from cocolm_tf.finetuning.tasks.task import (
+    METRICS_FILENAME,
+    STATE_FILENAME,
+    TENSORBOARD_DIRECTORY,
+    Prepared,
+)
 from cocolm_tf.jobs import UNTIL_KEY, Reporter, serve
 from cocolm_tf.training.distribution import make_strategy
 from cocolm_tf.training.model_card import write_model_card
 from cocolm_tf.versions import own_versions
 
 PRESET_DIRECTORY = "preset"
-STATE_FILENAME = "state.npz"
-METRICS_FILENAME, TENSORBOARD_DIRECTORY = "metrics.jsonl", "tensorboard"
-RESUMED_BY = (STATE_FILENAME, METRICS_FILENAME, TENSORBOARD_DIRECTORY)
-"""What a run that was ended halfway goes on from; `Job.keeps`."""
-
 DIVERGED = {"diverged": True, "headline": "diverged"}
 """The results of a run whose outputs never were finite."""
 

@@ -58,10 +58,8 @@ class ServedPreset:
         return self._task_of(CocoLMQuestionAnswerer, "question_answerer", "finetune_squad.py")
 
     def embedding(self, pooling: str = "", dimension: int = 0) -> tuple[str, int]:
-        """How vectors are made: pooling, and how many numbers are kept, 0 for all.
-
-        What is left open, `""` or 0, is as the preset's embedder was trained, or `"cls"` and all.
-        """
+        """The pooling and the dimension of vectors, 0 for all."""
+        # What is left open, "" or 0, is as the preset's embedder was trained, or "cls" and all.
         width = self.backbone.hidden_dim
         if dimension > width:
             raise UserError(f"--dimension={dimension} is more than the {width} of a vector.")

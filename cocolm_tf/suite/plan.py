@@ -10,6 +10,7 @@ from cocolm_tf.data.glue import GLUE_TASKS, read_glue
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config
 from cocolm_tf.finetuning.flags import suitable_config
+from cocolm_tf.jobs import leave_devices
 from cocolm_tf.suite.definition import Row, Suite
 from cocolm_tf.training.config import PretrainingConfig, load_config
 
@@ -120,6 +121,7 @@ def glue_tasks(
     finetuning_configs: str = "",
 ) -> list[Task]:
     """Reads what the rows are to be fine-tuned on, and how."""
+    leave_devices()
     tasks = []
     for name in names:
         if name not in GLUE_TASKS:

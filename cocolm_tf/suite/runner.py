@@ -11,13 +11,14 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cocolm_tf import files
 from cocolm_tf.data.glue import glue_files
 from cocolm_tf.data.pipeline import absolute_datasets
 from cocolm_tf.finetuning.tasks.classification import ClassificationTask
+from cocolm_tf.finetuning.tasks.task import RESUMED_BY
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
 from cocolm_tf.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
 from cocolm_tf.suite.definition import Row
@@ -41,7 +42,13 @@ class PretrainingInputs:
     validation_data: str = ""  # Folder or glob of shards held out, or nothing
 
 
-def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes: int = 1) -> str:
+def run_suite(
+    plan: Plan,
+    inputs: PretrainingInputs,
+    output_dir: str,
+    processes: int = 1,
+    devices: Mapping[str, str] | None = None,
+) -> str:
     """Runs a suite, or goes on where an earlier call with the same folder was ended.
 
     All rows are pretrained first, in their order. With the first seed all of them are fine-tuned on
@@ -53,6 +60,8 @@ def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes:
         inputs: What to pretrain on.
         output_dir: OUT, see above.
         processes: How many runs to do at a time. They share the cores and the GPUs.
+        devices: Over which each run is spread, the arguments of `make_strategy`:
+            `distribution_strategy` and `tpu`; None for one device.
 
     Returns:
         The path of the table.
@@ -67,7 +76,7 @@ def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes:
     run_suite(plan, PretrainingInputs("data/train", "vocabulary"), "runs/table3", processes=2)
     ```
     """
-    suite_run = _SuiteRun(plan, inputs, output_dir)
+    suite_run = _SuiteRun(plan, inputs, output_dir, devices or {})
     suite_run.look()
     with StopSignal(), JobRunner(_MODULE, processes, len(plan.runs())) as runner:
         suite_run.do(runner, processes)
@@ -78,8 +87,11 @@ def run_suite(plan: Plan, inputs: PretrainingInputs, output_dir: str, processes:
 class _SuiteRun:
     """The jobs of a suite, and what came out of those that are done."""
 
-    def __init__(self, plan: Plan, inputs: PretrainingInputs, output_dir: str) -> None:
+    def __init__(
+        self, plan: Plan, inputs: PretrainingInputs, output_dir: str, devices: Mapping[str, str]
+    ) -> None:
         self._plan, self._inputs, self._output_dir = plan, inputs, output_dir
+        self._devices = devices
         self._contents = {
             task.name: content_fingerprints(glue_files(**task.data["glue"])) for task in plan.tasks
         }
@@ -173,6 +185,8 @@ class _SuiteRun:
                 ).spec()
             },
             f"{run.row.title}, {run.task.title}, seed {run.seed}",
+            keeps=RESUMED_BY,
+            options=self._devices,
         )
 
     def _pretraining_job(self, row: Row) -> Job:
@@ -191,4 +205,5 @@ class _SuiteRun:
             },
             row.title,
             resumes=True,
+            options=self._devices,
         )

@@ -25,6 +25,21 @@ def test_the_draw_is_the_seeds():
     assert first == again != other
 
 
+@pytest.mark.parametrize("seed", [13, 100])
+def test_the_draw_is_that_of_lm_bff(seed):
+    """The lines of a file are shuffled, and the first of each label taken in their order."""
+    labels = np.random.default_rng(0).integers(0, 2, 200)
+    data = task(labels.astype(np.int32))
+    lines = list(zip(data.train.first, labels.tolist(), strict=True))
+    np.random.RandomState(seed).shuffle(lines)
+    train, dev = few_shot_split(data, 5, seed)
+    for number, part in ((0, train), (5, dev)):
+        expected = [
+            [text for text, label in lines if label == one][number : number + 5] for one in (0, 1)
+        ]
+        assert part.first == [*expected[0], *expected[1]]
+
+
 def test_numbers_have_a_low_and_a_high_class():
     data = task(np.float32(np.arange(40) / 8), None, (0.0, 5.0))
     np.testing.assert_array_equal(classes_of(data.train, data), [0] * 20 + [1] * 20)

@@ -90,9 +90,9 @@ def run(tiny_preset, sst2_dir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         Runner.done.clear()
         monkeypatch.setattr(Runner, "score", staticmethod(score), raising=False)
         how = {key: fields.pop(key) for key in ("reduction", "search_each_seed") if key in fields}
-        data = {"glue": {"task": "sst2", "data_dir": sst2_dir}}
+        fields = {"data": {"glue": {"task": "sst2", "data_dir": sst2_dir}}} | fields
         config = FinetuningConfig().as_dict()
-        task = of(preset=tiny_preset, config=config, data=data, **fields)
+        task = of(preset=tiny_preset, config=config, **fields)
         return run_experiment(Experiment("sst2", task, grid or {}, seeds, **how), str(tmp_path))
 
     return run
@@ -281,6 +281,14 @@ def test_only_whole_runs_from_the_preset_are_submitted(run, tmp_path: Path):
     run(train_fraction=0.1)
     run(from_scratch=True)
     assert not (tmp_path / "submission").exists()
+
+
+def test_tables_are_not_submitted_where_they_would_be_in_each_others_way(run, tmp_path, write):
+    rows = "text,label\n" + "a cat,x\na dog,y\n" * 10
+    table = {"train_file": write("a.csv", rows), "text_column": "text", "label_column": "label"}
+    run(data={"table": table})
+    assert not (tmp_path / "submission").exists()
+    assert list(tmp_path.glob("sst2/seed_0/predictions/*"))
 
 
 @pytest.mark.parametrize("kind", ["glue", "table"])

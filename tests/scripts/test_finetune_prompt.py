@@ -53,6 +53,39 @@ def test_prompts_over_splits(inputs: Path, tmp_path: Path):
     assert "| SST-2 |" in (tmp_path / "results.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_table_of_ones_own(inputs: Path, tmp_path: Path):
+    rows = "".join(f"{text},{('one', 'five')[label]}\n" for text, label in opinions(60, seed=1))
+    (tmp_path / "reviews.csv").write_text("review,stars\n" + rows)
+    done = finetune_prompt(
+        f"--preset={inputs}/preset",
+        f"--train_file={tmp_path}/reviews.csv",
+        "--text_column=review",
+        "--label_column=stars",
+        "--template={first} {mask} .",
+        "--label_word=one=awful|bad",
+        "--label_word=five=good",
+        f"--config_file={inputs}/prompts.yaml",
+        f"--output_dir={tmp_path}/out",
+        "--shots=4",
+        "--splits=1",
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "reviews-prompts" / "results.json").read_text())
+    assert results["label_words"] == ["▁good", "▁awful"] and results["task"] == "reviews"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--train_file=a.csv"], "give either --task, one of GLUE, or --train_file"),
+    ],
+)
+def test_it_is_a_task_or_a_table(inputs: Path, tmp_path: Path, arguments, complaint):
+    (said,) = finetune_prompt.mistakes(*flags(inputs, tmp_path / "out"), *arguments)
+    assert complaint in said
+
+
 def test_a_model_without_a_language_modeling_head_is_refused_at_once(inputs, tmp_path: Path):
     preset = shutil.copytree(inputs / "preset", tmp_path / "preset")
     (preset / "pretraining_heads.npz").unlink()

@@ -129,17 +129,17 @@ def test_no_other_page_may_show_this_one(server: PageServer):
     assert headers["X-Frame-Options"] == "DENY"
 
 
-def test_a_question_that_is_taken_back_is_not_computed(
+def test_a_question_that_is_canceled_is_not_computed(
     server: PageServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     asked, judged = [], []
-    is_taken_back = page._Handler._is_taken_back
+    is_canceled = page._Handler._is_canceled
 
     def judge(handler: page._Handler) -> bool:
-        judged.append(is_taken_back(handler))
+        judged.append(is_canceled(handler))
         return judged[-1]
 
-    monkeypatch.setattr(page._Handler, "_is_taken_back", judge)
+    monkeypatch.setattr(page._Handler, "_is_canceled", judge)
     monkeypatch.setitem(server.answers, "/correct", lambda question: asked.append(question) or {})
     body = b'{"text": "a"}'
     head = "POST /correct HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -31,9 +31,10 @@ def once(name):
         return True
     return False
 
-def do(spec, folder, reporter):
+def do(spec, folder, reporter, **devices):
     out = folder.split("/out/")[1]
     tell("begin " + out)
+    assert devices in ({}, {"distribution_strategy": "mirrored"}), devices
     for name, error in (("mistake", UserError), ("stop", RestartableError)):
         if once(name + "_" + out.replace("/", "_")):
             raise error("told so")
@@ -122,7 +123,8 @@ def results(tmp_path: Path) -> dict:
 
 def test_all_is_pretrained_and_then_fine_tuned_seed_by_seed(make, tmp_path: Path):
     out = str(tmp_path / "out")
-    assert run_suite(make(*ROWS), INPUTS, out) == f"{out}/results.md"
+    devices = {"distribution_strategy": "mirrored"}
+    assert run_suite(make(*ROWS), INPUTS, out, devices=devices) == f"{out}/results.md"
     assert log(tmp_path) == [
         *(f"pretraining/{row}" for row in ("whole", "half", "frozen")),
         *(

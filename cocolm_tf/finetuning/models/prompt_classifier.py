@@ -8,11 +8,24 @@ from typing import Any, Self
 
 import keras
 import keras_hub
+import numpy as np
 import tensorflow as tf
 from keras_hub.src.utils.tensor_utils import preprocessing_function
 
+from cocolm_tf.data.examples import Examples
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.batches import (
+    PREDICTION_BATCH,
+    TOKENIZED_AT_ONCE,
+    Tokens,
+    predict_rows,
+    prediction_batches,
+    tokenized,
+    without_padding,
+)
 from cocolm_tf.finetuning.models.raw_text import (
+    BATCH_SIZE,
+    Columns,
     check_row_length,
     class_numbers,
     class_numbers_in_graph,
@@ -174,6 +187,8 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
         y: Labels, passed through.
         sample_weight: Weights of the labels, passed through.
         draw: int. Another number draws other demonstrations.
+        candidates: For every class [B, K] int32, the numbers of the demonstrations to draw from
+            for each row; None for all of them.
 
     Returns:
         A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S] bool, [S] for a single text;
@@ -259,13 +274,27 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
             "another word."
         )
 
-    def call(self, x: Any, y: Any = None, sample_weight: Any = None, draw: Any = 0) -> Any:
+    def call(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        draw: Any = 0,
+        candidates: Sequence[tf.Tensor] | None = None,
+    ) -> Any:
         """Turns texts into the model's input."""
         x = tuple(map(as_string_tensor, x)) if isinstance(x, tuple) else as_string_tensor(x)
-        return self._pack(x, y, sample_weight, draw=draw)
+        return self._pack(x, y, sample_weight, draw=draw, candidates=candidates)
 
     @preprocessing_function
-    def _pack(self, x: Any, y: Any = None, sample_weight: Any = None, draw: Any = 0) -> Any:
+    def _pack(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        draw: Any = 0,
+        candidates: Sequence[tf.Tensor] | None = None,
+    ) -> Any:
         if isinstance(x, tf.Tensor) and x.shape.rank == 2:
             x = tuple(tf.unstack(x, axis=1))
         texts = x if isinstance(x, tuple) else (x,)
@@ -276,18 +305,21 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
             )
         is_batched = texts[0].shape.rank == 1
         batches = texts if is_batched else [text[tf.newaxis] for text in texts]
-        features = self._features(batches, draw)
+        features = self._features(batches, draw, candidates)
         if not is_batched:
             features = {name: feature[0] for name, feature in features.items()}
         return keras.utils.pack_x_y_sample_weight(features, y, sample_weight)
 
-    def _features(self, texts: Sequence[tf.Tensor], draw: Any) -> dict[str, tf.Tensor]:
+    def _features(
+        self, texts: Sequence[tf.Tensor], draw: Any, candidates: Sequence[tf.Tensor] | None
+    ) -> dict[str, tf.Tensor]:
         words = {part.words: self._ids_of(part.words) for part in self._fixed() if part.words}
         room = self.room
         filled = [(self.tokenizer.mask_token_id, texts)]
         if self.demonstrations is not None:
             ids = self.label_word_ids
-            filled += [(ids[label], self._drawn(label, texts, draw)) for label in range(len(ids))]
+            for label, own in enumerate(candidates or [None] * len(ids)):
+                filled.append((ids[label], self._drawn(label, texts, draw, own)))
         size = tf.shape(texts[0])[0]
         rows: list[Any] = [tf.fill([size, 1], START_TOKEN_ID)]
         for middle, own in filled:
@@ -302,14 +334,19 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
         with tf.init_scope():
             return self.tokenizer.graph_module().tokenize(tf.constant([text]))[0].numpy().tolist()
 
-    def _drawn(self, label: int, texts: Sequence[tf.Tensor], draw: Any) -> list[tf.Tensor]:
+    def _drawn(
+        self, label: int, texts: Sequence[tf.Tensor], draw: Any, candidates: tf.Tensor | None
+    ) -> list[tf.Tensor]:
         """Draws an example of a class for every row."""
         examples = self.demonstrations[label]
+        count = len(examples) if candidates is None else candidates.shape[1]
         names = tf.constant([_SEPARATOR.join(example) for example in examples])
         name = tf.strings.join(list(texts), _SEPARATOR)
         place = [str(self.seed), str(label), tf.strings.as_string(draw)]
         place = tf.strings.join([name, *place], _SEPARATOR)
-        number = tf.strings.to_hash_bucket_fast(place, len(examples))
+        number = tf.strings.to_hash_bucket_fast(place, count)
+        if candidates is not None:
+            number = tf.cast(tf.gather(candidates, number, batch_dims=1), tf.int64)
         is_itself = tf.equal(tf.gather(names, number), name)
         number = (number + tf.cast(is_itself, tf.int64)) % len(examples)
         return [tf.gather(tf.constant(column), number) for column in zip(*examples, strict=True)]
@@ -451,6 +488,9 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         preprocessor: `CocoLMPromptClassifierPreprocessor`, or None where `fit()` gets tokens.
         label_names: The classes by name, in order; kept in the preset.
         bounds: The lowest and the highest number of a regression; None for classes.
+        draws: int. How many sets of demonstrations `predict()` of texts is the mean of.
+        similar: bool. Whether demonstrations are drawn among the half of each class that is most
+            like the text, by the cosine of what the encoder says at `<s>`.
         trim_padding: bool. Whether padding that all rows of a batch have in common is cut off.
 
     Call arguments:
@@ -486,6 +526,8 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         preprocessor: CocoLMPromptClassifierPreprocessor | None = None,
         label_names: Sequence[str] | None = None,
         bounds: Sequence[float] | None = None,
+        draws: int = 1,
+        similar: bool = False,
         trim_padding: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -526,7 +568,78 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         self.label_word_ids = [*label_word_ids]
         self.mask_token_id = mask_token_id
         self.label_names = None if label_names is None else list(label_names)
+        self.draws, self.similar = draws, similar
         self.trim_padding = trim_padding
+
+    def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Computes the outputs, of texts the mean over `draws` sets of demonstrations.
+
+        Args:
+            x: As for `fit`.
+            batch_size: int. 32 where it is None.
+            **kwargs: As for `keras.Model.predict`.
+
+        Returns:
+            [N, classes] logits, or [N, 1] numbers.
+        """
+        columns = self._columns(x)
+        if not columns or not columns[0] or self.preprocessor.demonstrations is None:
+            return super().predict(x, batch_size, **kwargs)
+        candidates = self.candidates(columns)
+        total = 0.0
+        for draw in range(self.draws):
+            tokens = self.tokens_of(columns, draw, candidates)
+            total = total + predict_rows(self, tokens, batch_size or BATCH_SIZE).astype(np.float64)
+        return (total / self.draws).astype(np.float32)
+
+    def tokens_of(
+        self, columns: Columns, draw: int = 0, candidates: Sequence[np.ndarray] | None = None
+    ) -> Tokens:
+        """Texts as the model reads them, without padding."""
+        features = []
+        for start in range(0, len(columns[0]), TOKENIZED_AT_ONCE):
+            part = slice(start, start + TOKENIZED_AT_ONCE)
+            features.append(
+                self.preprocessor(
+                    x=tuple(texts[part] for texts in columns),
+                    draw=draw,
+                    candidates=candidates and [tf.constant(one[part]) for one in candidates],
+                )
+            )
+        return without_padding(features, self.preprocessor.sequence_length)
+
+    def candidates(self, columns: Columns) -> list[np.ndarray] | None:
+        """For every class [N, K] int32, the half of its demonstrations that is most like each text.
+
+        None where all of them are drawn from.
+        """
+        demonstrations = self.preprocessor.demonstrations
+        if demonstrations is None or not self.similar:
+            return None
+        vectors, found = self._vectors(columns), []
+        texts = list(zip(*columns, strict=True))
+        for examples in demonstrations:
+            likeness = vectors @ self._vectors(tuple(zip(*examples, strict=True))).T
+            # A text is no demonstration for itself, unless there is no other.
+            names = list(map(tuple, examples))
+            likeness[[[name == text for name in names] for text in texts]] = -2.0
+            count = max(1, -(-len(examples) // 2))
+            order = np.argsort(-likeness, axis=1, kind="stable")
+            found.append(order[:, :count].astype(np.int32))
+        return found
+
+    def _vectors(self, columns: Columns) -> np.ndarray:
+        """[N, H], of length 1."""
+        second = columns[1] if len(columns) > 1 else None
+        tokens = tokenized(self.preprocessor, Examples(list(columns[0]), second))
+        batches, order = prediction_batches(tokens, PREDICTION_BATCH)
+        read = tf.function(
+            lambda features: self.backbone(features, training=False)[:, 0], reduce_retracing=True
+        )
+        found = np.concatenate([read(features) for features in batches])[: len(order)]
+        vectors = np.empty(found.shape, np.float64)
+        vectors[order] = found
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def compile(
         self,
@@ -580,6 +693,8 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
             "mask_token_id": self.mask_token_id,
             "label_names": self.label_names,
             "bounds": self.bounds,
+            "draws": self.draws,
+            "similar": self.similar,
             "trim_padding": self.trim_padding,
         }
 

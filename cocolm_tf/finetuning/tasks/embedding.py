@@ -33,8 +33,9 @@ from cocolm_tf.finetuning.models.text_embedder import (
     CocoLMTextEmbedder,
     CocoLMTextEmbedderPreprocessor,
 )
+from cocolm_tf.finetuning.predictions import PREDICTIONS_DIRECTORY
 from cocolm_tf.finetuning.retrieval import RETRIEVAL_METRICS, search_scores
-from cocolm_tf.finetuning.tasks.classification import PREDICTIONS_DIRECTORY, data_lines
+from cocolm_tf.finetuning.tasks.classification import data_lines
 from cocolm_tf.finetuning.tasks.task import (
     Prepared,
     Scores,

@@ -12,13 +12,7 @@ from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.data.few_shot import classes_of, few_shot_split
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.batches import (
-    Tokens,
-    parts_of,
-    predict_rows,
-    trimmed,
-    without_padding,
-)
+from cocolm_tf.finetuning.batches import PREDICTION_BATCH, trimmed
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.encoder import encoder_of, row_length
 from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
@@ -90,6 +84,24 @@ def prompt_of_glue(path: str, task: str) -> Prompt:
     return load_prompt(path, task, known.label_names or REGRESSION_LABELS, len(known.texts))
 
 
+def prompt_of_table(template: str, words: Sequence[str], data: TaskData) -> Prompt:
+    """The prompt that flags give for a table: `words` as `CLASS=WORD|WORD`, for each class."""
+    classes = data.label_names or REGRESSION_LABELS
+    given = {}
+    for flag in words:
+        name, _, choices = flag.rpartition("=")
+        if name not in classes or not choices:
+            raise UserError(
+                f"--label_word={flag}: give CLASS=WORD or CLASS=WORD|WORD, where the class is one "
+                f"of {', '.join(classes[:20])}."
+            )
+        given[name] = choices.split("|")
+    if missing := [name for name in classes if name not in given]:
+        raise UserError(f"--label_word={missing[0]}=... is missing: every class has a word.")
+    listed = [given[name] for name in classes]
+    return checked_prompt(template, listed, 1 + (data.train.second is not None), "--template")
+
+
 def checked_prompt(
     template: str, words: Sequence[Sequence[str]], num_texts: int, name: str
 ) -> Prompt:
@@ -135,10 +147,22 @@ class PromptingTask(TextTask):
         """It has none: a few examples are no entry."""
         return False
 
+    def read(self) -> TaskData:
+        """Reads the examples; a regression's numbers lie between those of its training rows."""
+        data = super().read()
+        if data.label_names is not None or data.bounds:
+            return data
+        labels = data.train.labels
+        return dataclasses.replace(data, bounds=(float(labels.min()), float(labels.max())))
+
     def check(self) -> str:
         """Reads the data, so that a mistake in it is told before any process starts."""
         data = self.read()
         metrics_of(data, self.metric)
+        classes, texts = data.label_names or REGRESSION_LABELS, 1 + (data.train.second is not None)
+        checked_prompt(self.template, self.words, texts, "the template")
+        if len(self.words) != len(classes):
+            raise UserError(f"label words are those of {', '.join(classes)}.")
         few_shot_split(data, self.shots, self.seed)
         return data.name
 
@@ -162,7 +186,6 @@ class PreparedPrompting(Prepared):
         self.model = build_prompt_classifier(task, config, data, self._train)
         tokenizer = self.model.preprocessor.tokenizer
         self._words = [tokenizer.id_to_token(id) for id in self.model.label_word_ids]
-        self._few_tokens = self._tokens_of(self._few)
         self.name, self.metric = data.name, self._metrics[0]
         drawn = dataclasses.replace(data, dev={_FEW: self._few, **data.dev}, test={})
         self.report = describe_data(drawn, self._train, {})
@@ -183,15 +206,13 @@ class PreparedPrompting(Prepared):
 
     def measure(self) -> Scores:
         """The metrics of the few examples to choose by."""
-        outputs = self._outputs(self._few_tokens)
+        outputs = self._outputs(self._few)
         return {_FEW: evaluate(self._metrics, self._few.labels, predicted(outputs))}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
         """Measures the whole dev sets, which were not looked at before."""
         data = dataclasses.replace(self._data, test={})
-        outputs = {
-            part: self._outputs(self._tokens_of(examples)) for part, examples in data.dev.items()
-        }
+        outputs = {part: self._outputs(examples) for part, examples in data.dev.items()}
         test = {
             part: evaluate(self._metrics, examples.labels, predicted(outputs[part]))
             for part, examples in data.dev.items()
@@ -231,13 +252,10 @@ class PreparedPrompting(Prepared):
             **shared_facts(results, self.model.backbone, "the language modeling head at the mask"),
         )
 
-    def _tokens_of(self, examples: Examples) -> list[Tokens]:
-        prompt = self._config.prompt
-        draws = prompt.draws if prompt.demonstrations != "none" else 1
-        return [prompt_tokens(self.model, examples, draw) for draw in range(draws)]
-
-    def _outputs(self, tokens: Sequence[Tokens]) -> np.ndarray:
-        outputs = mean_outputs(self.model, tokens)
+    def _outputs(self, examples: Examples) -> np.ndarray:
+        """What the model says of texts, as it will when it is loaded again."""
+        texts = tuple(filter(None, (examples.first, examples.second)))
+        outputs = self.model.predict(texts, batch_size=PREDICTION_BATCH, verbose=0)
         if not np.isfinite(outputs).all():
             raise FloatingPointError
         return outputs
@@ -266,6 +284,8 @@ def build_prompt_classifier(
             backbone=backbone,
             label_names=data.label_names,
             bounds=data.bounds,
+            draws=config.prompt.draws,
+            similar=config.prompt.demonstrations == "similar",
         )
 
 
@@ -273,6 +293,8 @@ def prompt_batches(
     classifier: CocoLMPromptClassifier, train: Examples, batch_size: int, seed: int
 ) -> tf.data.Dataset:
     """Makes endless batches of prompts, with other demonstrations in every epoch.
+
+    Which of these are similar to a text is what the encoder says before it learns.
 
     Args:
         classifier: Whose preprocessor fills the templates.
@@ -290,6 +312,8 @@ def prompt_batches(
     """
     texts = [tf.constant(column) for column in zip(*_texts(train), strict=True)]
     labels = tf.constant(train.labels)
+    candidates = classifier.candidates(tuple(zip(*_texts(train), strict=True)))
+    candidates = candidates and list(map(tf.constant, candidates))
     count, steps = len(train), -(-len(train) // batch_size)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
@@ -301,7 +325,10 @@ def prompt_batches(
 
         def fill(rows: tf.Tensor, weights: tf.Tensor) -> Any:
             x = tuple(tf.gather(column, rows) for column in texts)
-            features, y = classifier.preprocessor(x=x, y=tf.gather(labels, rows), draw=number)
+            own = candidates and [tf.gather(one, rows) for one in candidates]
+            features, y = classifier.preprocessor(
+                x=x, y=tf.gather(labels, rows), draw=number, candidates=own
+            )
             features = trimmed(features)
             # Keras adds up the batches of several replicas, and booleans have no sum.
             features["padding_mask"] = tf.cast(features["padding_mask"], tf.int32)
@@ -311,48 +338,6 @@ def prompt_batches(
         return rows.batch(batch_size, drop_remainder=True).map(fill)
 
     return tf.data.Dataset.counter().flat_map(epoch).prefetch(2)
-
-
-def prompt_tokens(classifier: CocoLMPromptClassifier, examples: Examples, draw: int) -> Tokens:
-    """Fills templates for prediction.
-
-    Args:
-        classifier: Whose preprocessor fills them.
-        examples: The texts.
-        draw: int. Which demonstrations.
-
-    Returns:
-        The prompts, without padding.
-
-    Example:
-    ```python
-    prompt_tokens(classifier, Examples(["It was fun."]), draw=0)
-    ```
-    """
-    preprocessor = classifier.preprocessor
-    features = [
-        preprocessor(x=tuple(list(column) for column in zip(*_texts(part), strict=True)), draw=draw)
-        for part in parts_of(examples)
-    ]
-    return without_padding(features, preprocessor.sequence_length)
-
-
-def mean_outputs(classifier: CocoLMPromptClassifier, tokens: Sequence[Tokens]) -> np.ndarray:
-    """Predicts with several sets of demonstrations.
-
-    Args:
-        classifier: As it is.
-        tokens: The same examples, with other demonstrations each.
-
-    Returns:
-        [N, classes], the mean of the outputs.
-
-    Example:
-    ```python
-    mean_outputs(classifier, [prompt_tokens(classifier, examples, draw) for draw in range(16)])
-    ```
-    """
-    return np.mean([predict_rows(classifier, one) for one in tokens], axis=0, dtype=np.float64)
 
 
 def _texts(examples: Examples) -> list[list[str]]:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 FAMILY_KEY = "family"
 
+STATE_FILENAME = "state.npz"
+METRICS_FILENAME, TENSORBOARD_DIRECTORY = "metrics.jsonl", "tensorboard"
+RESUMED_BY = (STATE_FILENAME, METRICS_FILENAME, TENSORBOARD_DIRECTORY)
+"""What a run that was ended halfway goes on from; `Job.keeps`."""
+
 Scores = Mapping[str, Mapping[str, float]]
 """The metrics of each set that a model was measured on."""
 

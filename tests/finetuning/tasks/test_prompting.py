@@ -3,8 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from cocolm_tf import CocoLMPromptClassifier
+from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.data.few_shot import few_shot_split
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
@@ -13,10 +15,9 @@ from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.finetuning.tasks.prompting import (
     PromptingTask,
     build_prompt_classifier,
-    mean_outputs,
     prompt_batches,
     prompt_of_glue,
-    prompt_tokens,
+    prompt_of_table,
 )
 
 PROMPTS = str(Path(__file__).parents[3] / "configs" / "finetune" / "prompts.yaml")
@@ -145,7 +146,11 @@ def test_every_epoch_has_every_example_and_other_demonstrations(make):
     train, _ = few_shot_split(data, task.shots, task.seed)
     classifier = build_prompt_classifier(task, config, data, train)
     batches = prompt_batches(classifier, train, batch_size=5, seed=0).take(8)
-    rows = [tuple(ids) for x, _ in batches for ids in np.array(x["token_ids"]).tolist()]
+    rows = [
+        tuple(ids)
+        for x, _, weights in batches
+        for ids in np.array(x["token_ids"])[np.array(weights) > 0].tolist()
+    ]
     first, second = rows[:16], rows[16:]
     mask = classifier.mask_token_id
 
@@ -156,16 +161,60 @@ def test_every_epoch_has_every_example_and_other_demonstrations(make):
     assert sorted(first) != sorted(second)
 
 
-def test_predictions_are_the_mean_over_draws(make):
-    task, config = make(prompt=RANDOM)
+def test_predictions_are_the_mean_over_draws_also_of_a_saved_preset(make, tmp_path):
+    task, config = make(prompt=RANDOM | {"draws": 3})
     data = task.read()
     train, dev = few_shot_split(data, task.shots, task.seed)
     classifier = build_prompt_classifier(task, config, data, train)
-    tokens = [prompt_tokens(classifier, dev, draw) for draw in range(3)]
-    found = mean_outputs(classifier, tokens)
+    found = classifier.predict(dev.first, verbose=0)
     outputs = [classifier(classifier.preprocessor(list(dev.first), draw=draw)) for draw in range(3)]
     np.testing.assert_allclose(found, np.mean(outputs, axis=0), atol=1e-5)
     assert not np.allclose(outputs[0], outputs[1])
+    classifier.save_to_preset(str(tmp_path / "preset"))
+    loaded = CocoLMPromptClassifier.from_preset(str(tmp_path / "preset"))
+    np.testing.assert_allclose(loaded.predict(dev.first, verbose=0), found, atol=1e-5)
+
+
+def test_demonstrations_are_among_the_half_that_is_most_like_a_text(make):
+    task, config = make(prompt={"demonstrations": "similar", "draws": 2})
+    data = task.read()
+    train, dev = few_shot_split(data, task.shots, task.seed)
+    classifier = build_prompt_classifier(task, config, data, train)
+    candidates = classifier.candidates((dev.first,))
+    assert [one.shape for one in candidates] == [(16, 4), (16, 4)]
+
+    def vectors(texts):
+        rows = [
+            classifier.preprocessor.tokenizer.pack([t], sequence_length=24)
+            for t in classifier.preprocessor.tokenizer(list(texts))
+        ]
+        found = [np.array(classifier.backbone(row))[0, 0] for row in rows]
+        return [one / np.linalg.norm(one) for one in found]
+
+    of_texts = vectors(dev.first)
+    for label, own in enumerate(candidates):
+        examples = [example for (example,) in classifier.preprocessor.demonstrations[label]]
+        likeness = np.array(of_texts) @ np.array(vectors(examples)).T
+        for row, chosen in zip(likeness, own, strict=True):
+            others = np.delete(row, chosen)
+            assert row[chosen].min() >= others.max() - 1e-5
+    # No text is a demonstration for itself.
+    own = classifier.candidates((train.first,))[0]
+    demonstrations = [example for (example,) in classifier.preprocessor.demonstrations[0]]
+    pairs = zip(train.first, own, strict=True)
+    assert all(text not in [demonstrations[number] for number in row] for text, row in pairs)
+    # What is drawn is among them, whichever draw.
+    for draw in range(3):
+        one = classifier.preprocessor(
+            list(dev.first), draw=draw, candidates=[tf.constant(c[:, :1]) for c in candidates]
+        )
+        other = classifier.preprocessor(
+            list(dev.first), draw=draw + 1, candidates=[tf.constant(c[:, :1]) for c in candidates]
+        )
+        np.testing.assert_array_equal(one["token_ids"], other["token_ids"])
+    assert np.isfinite(classifier.predict(dev.first, verbose=0)).all()
+    x, _, _ = next(iter(prompt_batches(classifier, train, 4, seed=0)))
+    assert x["token_ids"].shape[0] == 4
 
 
 def test_a_length_that_the_model_has_not_is_refused(make):
@@ -178,3 +227,24 @@ def test_a_length_that_the_model_has_not_is_refused(make):
 def test_a_run_that_diverges_says_so(make, tmp_path: Path):
     task, _ = make(optimizer={"learning_rate": 1e30})
     assert run_task(task.spec(), str(tmp_path), Listener())["diverged"] is True
+
+
+TABLE = TaskData("T", ["1", "5"], Examples(["a", "b"], labels=np.int32([0, 1])), {}, {})
+
+
+def test_flags_give_the_prompt_of_a_table():
+    prompt = prompt_of_table("{first} {mask}", ["5=good|great", "1=bad"], TABLE)
+    assert prompt.words == [["bad"], ["good", "great"]] and prompt.template == "{first} {mask}"
+
+
+@pytest.mark.parametrize(
+    ("template", "words", "complaint"),
+    [
+        ("{first} {mask}", ["5=good"], "--label_word=1=... is missing"),
+        ("{first} {mask}", ["5=good", "2=bad"], "--label_word=2=bad: give CLASS=WORD"),
+        ("{first} {mask} {second}", ["5=good", "1=bad"], r"--template has 2 text\(s\), the task 1"),
+    ],
+)
+def test_mistakes_in_them_are_named(template, words, complaint):
+    with pytest.raises(UserError, match=complaint):
+        prompt_of_table(template, words, TABLE)
