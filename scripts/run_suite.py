@@ -19,6 +19,7 @@ from absl import flags
 from cocolm_tf import files, program
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.flags import STRATEGIES
 
 flags.DEFINE_string("suite", None, "The rows: table3, figure4, baselines, tasks or a YAML file.")
 flags.DEFINE_string(
@@ -73,8 +74,9 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "distribution_strategy",
     "one_device",
-    ["one_device", "mirrored", "tpu"],
-    "Over which devices each run is spread: one, all GPUs that it has, or a TPU.",
+    STRATEGIES,
+    "The devices of each run, of the pretrainings and the fine-tunings: one of them, all GPUs, or "
+    "a TPU.",
 )
 flags.DEFINE_string("tpu", "", "Address of the TPU, or local, for --distribution_strategy=tpu.")
 flags.DEFINE_string(
@@ -92,8 +94,11 @@ def main() -> str:
     for flag in ("config_file", "finetuning_config_file"):
         if FLAGS[flag].value and not files.is_file(FLAGS[flag].value):
             raise UserError(f"--{flag}={FLAGS[flag].value} does not exist.")
-    if FLAGS.tpu and FLAGS.distribution_strategy != "tpu":
-        raise UserError("--tpu goes with --distribution_strategy=tpu.")
+    is_tpu = FLAGS.distribution_strategy == "tpu"
+    if bool(FLAGS.tpu) != is_tpu:
+        raise UserError("--distribution_strategy=tpu and --tpu=ADDRESS go together.")
+    if is_tpu and FLAGS.processes > 1:
+        raise UserError("a TPU does one run at a time: leave out --processes.")
     files.check_writable(FLAGS.output_dir, "--output_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.

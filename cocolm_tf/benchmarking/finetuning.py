@@ -1,10 +1,14 @@
-"""What batches of like lengths are worth in fine-tuning."""
+"""How fast fine-tuning is, beside what it was without static shapes, on the same batches."""
 
 import functools
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from cocolm_tf.benchmarking.alternation import (
     Contender,
@@ -14,110 +18,191 @@ from cocolm_tf.benchmarking.alternation import (
     thread_environment,
 )
 from cocolm_tf.costs.step_benchmark import describe_device, summarize
-from cocolm_tf.finetuning.batches import describe_lengths, tokenized, training_batches
 from cocolm_tf.finetuning.config import from_dict
 from cocolm_tf.finetuning.optimization import build_optimizer
-from cocolm_tf.finetuning.tasks.classification import ClassificationTask, build_classifier
+from cocolm_tf.finetuning.tasks import task_of
+from cocolm_tf.finetuning.tasks.task import Prepared
 
-WAYS = {"full_width": 0, "as_they_come": 1, "bucketed": 8}
-"""The numbers of groups of like lengths, see `training_batches`: none with padding to the longest
-row that the model can read; one with padding to the longest row of a batch; some."""
-
-_SLOWEST = "full_width"
+WAYS = ("unknown_shapes", "static_shapes")
+"""One program for all widths, operation by operation, as Keras makes it; and one for each width,
+with fused operations, or compiled as a whole where there is a GPU."""
 
 
-def measure_bucketing(
-    run: ClassificationTask, rows: int, rounds: int, threads: int
+def measure_finetuning(
+    spec: Mapping[str, Any], batches: int, rounds: int, threads: int
 ) -> dict[str, Any]:
-    """Times epochs of fine-tuning with each of `WAYS`, in alternation.
+    """Times the same steps of fine-tuning in each of `WAYS`, in alternation.
 
     Args:
-        run: whose preset, data and configuration it takes.
-        rows: How many training examples an epoch has, drawn once for all.
-        rounds: How many epochs of each way to time, after one that is not.
+        spec: What `Task.spec()` gave.
+        batches: How many steps a round has.
+        rounds: How often each way is timed, after a first time.
         threads: That each may use.
 
     Returns:
-        What JSON can hold: `device`, `precision`, `threads`, `rounds`, `batch_size`, `rows`,
-        `tokens` (see `describe_lengths`), and for each of `ways` its `epoch_seconds` (see
-        `summarize`), `examples_per_second`, the median, and `speedup` over `full_width`: its
-        `first_quartile`, `median` and `third_quartile` over the rounds.
+        What JSON can hold: `device`, `precision`, `threads`, `rounds`, `batch_size`, `rows`, and
+        `tokens`, padding among them, of a round; and of each of `ways` its `seconds` and
+        `cpu_seconds` (see `summarize`), `first_seconds`, with its compilation,
+        `examples_per_second`, the median, and `speedup` and `cpu_speedup` over `unknown_shapes`:
+        `first_quartile`, `median` and `third_quartile` over the rounds. Where other processes want
+        the machine too, only those of `cpu_seconds` tell something.
 
     Raises:
         UserError: if the data or the preset is not what it should be.
-
-    Example:
-    ```python
-    run = ClassificationTask(
-        preset="runs/first/preset", config=config.as_dict(), data={"glue": {"task": "sst2"}}
-    )
-    measure_bucketing(run, 1024, rounds=5, threads=2)["ways"]["bucketed"]["speedup"]["median"]
-    ```
     """
     contenders = [
         Contender(
             name,
-            functools.partial(fine_tuning_epoch, run, rows, buckets),
+            functools.partial(finetuning_steps, spec, batches, name),
             thread_environment(threads),
         )
-        for name, buckets in WAYS.items()
+        for name in WAYS
     ]
     timings = alternate(contenders, rounds, warmup_calls=0)
-    facts = timings[_SLOWEST].first_result
-    config = from_dict(run.config, "the configuration")
+    config = from_dict(spec["config"], "the configuration")
+    facts = timings[WAYS[0]].first_result
+    cpu = {
+        name: [result["cpu_seconds"] for result in timing.results]
+        for name, timing in timings.items()
+    }
+    slowest = WAYS[0]
     return {
         "device": describe_device(),
         "precision": config.runtime.precision,
         "threads": threads,
         "rounds": rounds,
         "batch_size": config.trainer.batch_size,
-        **facts,
+        "batches": batches,
+        "rows": facts["rows"],
+        "tokens": facts["tokens"],
         "ways": {
             name: {
-                "epoch_seconds": summarize(timing.seconds),
+                "seconds": summarize(timing.seconds),
+                "cpu_seconds": summarize(cpu[name]),
+                "first_seconds": timing.first_seconds,
                 "examples_per_second": facts["rows"] / float(np.median(timing.seconds)),
-                "speedup": spread_of_ratios(timings[_SLOWEST].seconds, timing.seconds),
+                "speedup": spread_of_ratios(timings[slowest].seconds, timing.seconds),
+                "cpu_speedup": spread_of_ratios(cpu[slowest], cpu[name]),
             }
             for name, timing in timings.items()
         },
     }
 
 
-def format_bucketing(result: dict[str, Any]) -> str:
-    """Formats the result of `measure_bucketing` for a terminal."""
-    tokens = result["tokens"]
+def format_finetuning(result: dict[str, Any]) -> str:
+    """Formats the result of `measure_finetuning` for a terminal."""
     lines = [
         f"device      {result['device']}, {result['threads']} threads",
-        f"epochs      {result['rows']:,} rows in batches of {result['batch_size']}, "
-        f"{result['precision']}, {result['rounds']} of each way in turn",
-        f"tokens      median {tokens['median']}, 95% up to {tokens['percentile_95']}, longest "
-        f"{tokens['longest']}",
+        f"rounds      {result['rounds']} of {result['batches']} batches of {result['batch_size']}, "
+        f"{result['rows']:,} rows, {result['tokens']:,} tokens with padding, {result['precision']}",
         "",
-        f"{'':<14} {'examples/s':>10} {'speedup, median and quartiles':>32}",
+        f"{'':<16} {'examples/s':>10} {'speedup, median and quartiles':>32} "
+        f"{'in CPU seconds':>24} {'first round':>12}",
     ]
     for name, way in result["ways"].items():
-        speedup = describe_spread(way["speedup"])
-        lines.append(f"{name:<14} {way['examples_per_second']:>10.1f} {speedup:>32}")
+        speedup, of_cpu = (describe_spread(way[key]) for key in ("speedup", "cpu_speedup"))
+        lines.append(
+            f"{name:<16} {way['examples_per_second']:>10.1f} {speedup:>32} {of_cpu:>24} "
+            f"{way['first_seconds']:>10.1f} s"
+        )
     return "\n".join(lines)
 
 
-def fine_tuning_epoch(
-    run: ClassificationTask, rows: int, buckets: int
-) -> Callable[[], dict[str, Any]]:
-    """Builds a classifier and its batches."""
-    data, config = run.read(), from_dict(run.config, "the configuration")
-    chosen = np.random.default_rng(run.seed).permutation(len(data.train))[:rows]
-    train = data.train.select(chosen)
-    classifier = build_classifier(run, config, data)
-    tokens = tokenized(classifier.preprocessor, train)
-    batches, steps = training_batches(
-        tokens, train.labels, config.trainer.batch_size, run.seed, buckets
+def finetuning_steps(spec: Mapping[str, Any], count: int, way: str) -> Callable[[], dict[str, Any]]:
+    """Builds a model and returns the function that learns from so many batches."""
+    prepared, batches = _prepared(spec, count)
+    model = prepared.model
+    rows = sum(int(_is_there(weights)) for _, _, weights in batches)
+    tokens = sum(int(tf.size(x["token_ids"])) for x, *_ in batches)
+    step = model.make_train_function
+    if way == WAYS[0]:
+        step = functools.partial(_make_train_function_of_keras, model)
+    step(force=True)
+
+    def steps() -> dict[str, Any]:
+        started = time.process_time()
+        for batch in batches:
+            logs = model.train_function(iter([batch]) if way == WAYS[0] else _Known(batch))
+        float(logs["loss"])
+        spent = time.process_time() - started
+        return {"rows": rows, "tokens": tokens, "cpu_seconds": spent}
+
+    return steps
+
+
+def export_batches(spec: Mapping[str, Any], count: int, path: str) -> None:
+    """Writes the batches that are timed, for programs without TensorFlow.
+
+    Args:
+        spec: What `Task.spec()` gave.
+        count: How many.
+        path: The file, as `numpy.savez` writes it: `batch{i}/token_ids`, `/padding_mask`,
+            `/weights` and `/label`, or `/start` and `/end`; and `sizes`, the encoder's and the
+            optimizer's settings as JSON.
+    """
+    prepared, batches = _prepared(spec, count)
+    backbone, config = prepared.model.backbone, from_dict(spec["config"], "the configuration")
+    arrays: dict[str, Any] = {}
+    for number, (x, y, weights) in enumerate(batches):
+        labels = y if isinstance(y, dict) else {"label": y}
+        for name, value in {**x, **labels, "weights": weights}.items():
+            arrays[f"batch{number}/{name}"] = np.asarray(value)
+    sizes = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+    sizes += ("dropout", "max_sequence_length", "initializer_range")
+    described = {name: getattr(backbone, name) for name in sizes}
+    described["classes"] = getattr(prepared.model, "num_classes", 0)
+    described |= {
+        "precision": config.runtime.precision,
+        "optimizer": config.optimizer.as_dict(),
+        "name": prepared.name,
+    }
+    np.savez(path, sizes=json.dumps(described), **arrays)
+
+
+class _Known:
+    """One batch as an iterator whose shapes are announced, as those of `training_batches` are."""
+
+    def __init__(self, batch: Any) -> None:
+        self._batches: Iterator[Any] = iter([batch])
+        self.element_spec = tf.nest.map_structure(
+            lambda x: tf.TensorSpec([x.shape[0], *[None] * (x.shape.rank - 1)], x.dtype), batch
+        )
+
+    def __iter__(self) -> "_Known":
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+
+def _prepared(spec: Mapping[str, Any], count: int) -> tuple[Prepared, list[Any]]:
+    """A compiled model and the first so many batches of its training."""
+    config = from_dict(spec["config"], "the configuration")
+    prepared = task_of(spec).prepare(config)
+    dataset, steps, _ = prepared.training()
+    model = prepared.model
+    model.compile(
+        build_optimizer(config.optimizer, 100 * steps, model, model.backbone),
+        metrics=[],
+        **prepared.compile_arguments(),
     )
-    optimizer = build_optimizer(config.optimizer, 100 * steps, classifier, classifier.backbone)
-    classifier.compile(optimizer, metrics=[])
+    return prepared, list(dataset.take(count))
 
-    def epoch() -> dict[str, Any]:
-        classifier.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
-        return {"rows": len(train), "tokens": describe_lengths(tokens)}
 
-    return epoch
+def _make_train_function_of_keras(model: keras.Model, force: bool) -> None:
+    """Keras's own step, which takes batches of any shape."""
+    del force
+    model.optimizer.build(model.trainable_variables)
+    trainer = keras.Model
+
+    def step(data: Any) -> Any:
+        return trainer.train_step(model, data)
+
+    model.train_function = trainer._make_function(
+        model, tf.autograph.experimental.do_not_convert(step)
+    )
+
+
+def _is_there(weights: tf.Tensor) -> tf.Tensor:
+    rows = tf.reshape(weights, [tf.shape(weights)[0], -1])
+    return tf.reduce_sum(tf.cast(tf.reduce_any(rows != 0, axis=1), tf.int32))

@@ -47,7 +47,7 @@ def run_suite(
     inputs: PretrainingInputs,
     output_dir: str,
     processes: int = 1,
-    devices: Mapping[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> str:
     """Runs a suite, or goes on where an earlier call with the same folder was ended.
 
@@ -60,8 +60,8 @@ def run_suite(
         inputs: What to pretrain on.
         output_dir: OUT, see above.
         processes: How many runs to do at a time. They share the cores and the GPUs.
-        devices: Over which each run is spread, the arguments of `make_strategy`:
-            `distribution_strategy` and `tpu`; None for one device.
+        options: On which devices each run is computed, `distribution_strategy` and `tpu` as
+            `make_strategy` takes them; one device where they say nothing.
 
     Returns:
         The path of the table.
@@ -76,7 +76,7 @@ def run_suite(
     run_suite(plan, PretrainingInputs("data/train", "vocabulary"), "runs/table3", processes=2)
     ```
     """
-    suite_run = _SuiteRun(plan, inputs, output_dir, devices or {})
+    suite_run = _SuiteRun(plan, inputs, output_dir, options or {})
     suite_run.look()
     with StopSignal(), JobRunner(_MODULE, processes, len(plan.runs())) as runner:
         suite_run.do(runner, processes)
@@ -88,10 +88,14 @@ class _SuiteRun:
     """The jobs of a suite, and what came out of those that are done."""
 
     def __init__(
-        self, plan: Plan, inputs: PretrainingInputs, output_dir: str, devices: Mapping[str, str]
+        self,
+        plan: Plan,
+        inputs: PretrainingInputs,
+        output_dir: str,
+        options: Mapping[str, str],
     ) -> None:
         self._plan, self._inputs, self._output_dir = plan, inputs, output_dir
-        self._devices = devices
+        self._options = options
         self._contents = {
             task.name: content_fingerprints(glue_files(**task.data["glue"])) for task in plan.tasks
         }
@@ -186,7 +190,7 @@ class _SuiteRun:
             },
             f"{run.row.title}, {run.task.title}, seed {run.seed}",
             keeps=RESUMED_BY,
-            options=self._devices,
+            options=self._options,
         )
 
     def _pretraining_job(self, row: Row) -> Job:
@@ -205,5 +209,5 @@ class _SuiteRun:
             },
             row.title,
             resumes=True,
-            options=self._devices,
+            options=self._options,
         )

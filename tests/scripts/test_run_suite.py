@@ -148,6 +148,7 @@ def test_help_is_instant():
         ("--train_steps=5", "error: --train_steps and --tokens say the same in two ways"),
         ("--tokens=-1", "--tokens=-1"),
         ("--processes=0", "--processes=0"),
+        ("--distribution_strategy=tpu", "--distribution_strategy=tpu and --tpu=ADDRESS go"),
         ("--output_dir=/dev/null", "error: --output_dir=/dev/null is a file"),
     ],
 )

@@ -31,10 +31,11 @@ def once(name):
         return True
     return False
 
-def do(spec, folder, reporter, **devices):
+def do(spec, folder, reporter, **options):
     out = folder.split("/out/")[1]
     tell("begin " + out)
-    assert devices in ({}, {"distribution_strategy": "mirrored"}), devices
+    if options:
+        tell(options["distribution_strategy"] + " " + out)
     for name, error in (("mistake", UserError), ("stop", RestartableError)):
         if once(name + "_" + out.replace("/", "_")):
             raise error("told so")
@@ -123,8 +124,7 @@ def results(tmp_path: Path) -> dict:
 
 def test_all_is_pretrained_and_then_fine_tuned_seed_by_seed(make, tmp_path: Path):
     out = str(tmp_path / "out")
-    devices = {"distribution_strategy": "mirrored"}
-    assert run_suite(make(*ROWS), INPUTS, out, devices=devices) == f"{out}/results.md"
+    assert run_suite(make(*ROWS), INPUTS, out) == f"{out}/results.md"
     assert log(tmp_path) == [
         *(f"pretraining/{row}" for row in ("whole", "half", "frozen")),
         *(
@@ -158,9 +158,11 @@ def test_all_is_pretrained_and_then_fine_tuned_seed_by_seed(make, tmp_path: Path
 
 def test_several_processes_keep_to_what_needs_what(make, tmp_path: Path):
     branch = Row("branch", "Branch", changes=("optimizer.schedule=wsd",), decay_from="whole@20")
-    run_suite(make(*ROWS, branch), INPUTS, str(tmp_path / "out"), processes=3)
+    options = {"distribution_strategy": "mirrored"}
+    run_suite(make(*ROWS, branch), INPUTS, str(tmp_path / "out"), processes=3, options=options)
     lines = (tmp_path / "log").read_text().splitlines()
-    assert len(lines) == 2 * (4 + 20)
+    assert len(lines) == 3 * (4 + 20)
+    assert len(log(tmp_path, "mirrored")) == 4 + 20
     for row in ("frozen", "branch"):
         begun = lines.index(f"begin pretraining/{row}")
         assert lines.index("end pretraining/whole") < begun

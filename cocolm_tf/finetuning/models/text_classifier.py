@@ -106,6 +106,24 @@ class CocoLMTextClassifierPreprocessor(keras_hub.models.TextClassifierPreprocess
         return super()._add_missing_kwargs(loader, kwargs)
 
 
+class FirstState(keras.layers.Layer):
+    """The hidden state of `<s>`, [B, H]: the last block is computed for it alone."""
+
+    def __init__(self, backbone: CocoLMBackbone, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.backbone = backbone
+        self.built = True
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
+        """Encodes."""
+        first = tf.zeros([tf.shape(inputs["token_ids"])[0], 1], tf.int32)
+        return self.backbone.states_at(inputs, first, training)[:, 0]
+
+    def compute_output_shape(self, inputs_shape: dict[str, Any]) -> tuple[int | None, ...]:
+        """The shape of the states, for the functional graph."""
+        return (inputs_shape["token_ids"][0], self.backbone.hidden_dim)
+
+
 @keras.saving.register_keras_serializable(package="cocolm_tf")
 class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
     """Classifies texts or pairs of texts; `fit()` fine-tunes it on raw strings.
@@ -223,7 +241,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
 
         # === Functional model ===
         inputs = backbone.input
-        x = self.pooled_dropout(backbone(inputs)[:, 0])
+        x = self.pooled_dropout(FirstState(backbone, dtype=dtype)(inputs))
         x = self.output_dropout(self.pooled_dense(x))
         super().__init__(inputs=inputs, outputs=self.output_dense(x), **kwargs)
 

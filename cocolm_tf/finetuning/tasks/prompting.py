@@ -329,7 +329,9 @@ def prompt_batches(
             features, y = classifier.preprocessor(
                 x=x, y=tf.gather(labels, rows), draw=number, candidates=own
             )
-            features = trimmed(features)
+            features = trimmed(
+                {name: tf.ensure_shape(x, [batch_size, None]) for name, x in features.items()}
+            )
             # Keras adds up the batches of several replicas, and booleans have no sum.
             features["padding_mask"] = tf.cast(features["padding_mask"], tf.int32)
             return features, y, weights

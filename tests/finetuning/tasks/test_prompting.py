@@ -149,8 +149,9 @@ def test_every_epoch_has_every_example_and_other_demonstrations(make):
     rows = [
         tuple(ids)
         for x, _, weights in batches
-        for ids in np.array(x["token_ids"])[np.array(weights) > 0].tolist()
+        for ids in np.array(x["token_ids"])[weights.numpy() > 0].tolist()
     ]
+    assert {spec.shape[0] for spec in tf.nest.flatten(batches.element_spec)} == {5}
     first, second = rows[:16], rows[16:]
     mask = classifier.mask_token_id
 
