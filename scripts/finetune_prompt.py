@@ -30,7 +30,7 @@ from cocolm_tf.finetuning.flags import (
 # LM-BFF's, whose splits they draw.
 SEEDS = (13, 21, 42, 87, 100)
 
-define_start_flags()
+define_start_flags(search_reduction=1)
 define_glue_flags(required=False)
 define_table_flags(required=False)
 flags.DEFINE_string(

@@ -27,7 +27,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ -]*")
 _CONFIGS = ((1024, "large_pp.yaml"), (768, "base_pp.yaml"), (0, "small.yaml"))
 
 
-def define_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+def define_start_flags(
+    flag_values: flags.FlagValues = flags.FLAGS, search_reduction: int = 3
+) -> None:
     """Defines the flags of every fine-tuning program."""
     flags.DEFINE_string(
         "preset", None, "Folder of the pretrained model to start from.", flag_values=flag_values
@@ -60,7 +62,7 @@ def define_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     )
     flags.DEFINE_integer(
         "search_reduction",
-        3,
+        search_reduction,
         "A search goes on with one in so many of its combinations after each stage, and trains "
         "these so many times as long; 1 trains all of them to the end.",
         lower_bound=1,
