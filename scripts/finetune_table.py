@@ -17,6 +17,10 @@ from cocolm_tf.finetuning.flags import (
 
 define_table_flags()
 flags.DEFINE_bool(
+    "multi_label", False, "A text has any number of labels, as --label_separator separates them."
+)
+flags.DEFINE_string("label_separator", ",", "multi_label: what is between two labels of a row.")
+flags.DEFINE_bool(
     "tune_thresholds",
     False,
     "multi_label: choose on the dev set from which probability on a text has each label, for the "
@@ -31,7 +35,11 @@ ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 def main() -> str:
     table = table_from_flags()
-    if FLAGS.tune_thresholds and not FLAGS.multi_label:
+    if FLAGS.multi_label:
+        if not FLAGS.label_separator.strip("\t\r\n"):
+            raise UserError("--label_separator must be text without tabs and line ends.")
+        table["label_separator"] = FLAGS.label_separator
+    elif FLAGS.tune_thresholds:
         raise UserError("--tune_thresholds goes with --multi_label.")
 
     def make_task(**fields: Any) -> Any:

@@ -1,4 +1,4 @@
-"""From a corpus to the batches of pretraining: sources, packing, shards, manifest, pipeline."""
+"""From a corpus to the batches of pretraining, and from tables to what fine-tuning reads."""
 
 from cocolm_tf import lazy
 

@@ -23,13 +23,7 @@ NO_TYPE = -1
 
 
 class Chunk(NamedTuple):
-    """Words that belong together.
-
-    Attributes:
-        start: The first word.
-        end: The one after the last.
-        label: The type, as `"PER"`.
-    """
+    """Words that belong together, from `start` to before `end`, of the type `label`."""
 
     start: int
     end: int
@@ -47,20 +41,7 @@ def split_tag(tag: str) -> tuple[int, str]:
 
 
 def tag_names(labels: Iterable[str], scheme: str) -> list[str]:
-    """Names the tags of a scheme.
-
-    Args:
-        labels: The types of chunks.
-        scheme: One of `SCHEMES`.
-
-    Returns:
-        `O`, and then those of each type.
-
-    Example:
-    ```python
-    tag_names(["LOC", "PER"], "BIO")  # ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-    ```
-    """
+    """The tags of a scheme: `O`, and then those of each type of chunks."""
     prefixes = _PREFIXES_OF[_checked(scheme)]
     return [OUTSIDE, *(f"{prefix}-{label}" for label in labels for prefix in prefixes)]
 
@@ -71,13 +52,10 @@ def chunk_labels(names: Iterable[str]) -> list[str]:
 
 
 class TagCodes(NamedTuple):
-    """What tags are made of, by the numbers of the tags.
+    """The prefixes and types of tags, by the numbers of the tags."""
 
-    Attributes:
-        prefixes: [K] int32, places in `PREFIXES`.
-        types: [K] int32, places in `labels`; `NO_TYPE` of `O`.
-        labels: The types, sorted.
-    """
+    # `prefixes` [K] int32 are indices of `PREFIXES`, `types` [K] int32 of `labels`; `NO_TYPE` of
+    # `O`.
 
     prefixes: np.ndarray
     types: np.ndarray
@@ -94,21 +72,12 @@ class TagCodes(NamedTuple):
 
 
 def begins_chunk(before: Any, prefixes: Any, types_before: Any, types: Any) -> Any:
-    """Says where chunks begin, of arrays and of tensors alike.
-
-    Args:
-        before: [N] int, the prefix before each word; that of `O` at the beginning of a text.
-        prefixes: [N] int, the word's own.
-        types_before: [N] int, the type before each word.
-        types: [N] int, the word's own.
-
-    Returns:
-        [N] bool.
-    """
-    goes_on = (prefixes == _I) | (prefixes == _E)
+    """Where chunks begin, [N] bool, by the prefixes and types of words and those before."""
+    # For arrays and for tensors. Before the first word of a text is the prefix of `O`.
+    continues = (prefixes == _I) | (prefixes == _E)
     was_complete = (before == _O) | (before == _E) | (before == _S)
     is_other = (prefixes != _O) & (types_before != types)
-    return (prefixes == _B) | (prefixes == _S) | (goes_on & was_complete) | is_other
+    return (prefixes == _B) | (prefixes == _S) | (continues & was_complete) | is_other
 
 
 def ends_chunk(prefixes: Any, after: Any, types: Any, types_after: Any) -> Any:
@@ -120,23 +89,9 @@ def ends_chunk(prefixes: Any, after: Any, types: Any, types_after: Any) -> Any:
 
 
 def chunks_of_numbers(numbers: np.ndarray, lengths: np.ndarray, codes: TagCodes) -> np.ndarray:
-    """Finds the chunks of all sequences at once.
-
-    Args:
-        numbers: [N] int, the numbers of the tags, of all sequences one after the other.
-        lengths: [B] int, of the sequences.
-        codes: What the tags are made of.
-
-    Returns:
-        [C, 3] int: first word and the one after the last, both counted through all sequences, and
-        the type.
-
-    Example:
-    ```python
-    codes = TagCodes.of(["O", "B-X", "I-X"])
-    chunks_of_numbers(np.array([0, 1, 2, 2]), np.array([3, 1]), codes)  # [[1, 3, 0], [3, 4, 0]]
-    ```
-    """
+    """The chunks of all sequences, [C, 3]: first word, the one after the last, and type."""
+    # `numbers` [N] are those of the tags of all sequences, of `lengths` [B], one after the other;
+    # words are counted through all of them.
     prefixes, types = codes.prefixes[numbers], codes.types[numbers]
     texts = np.repeat(np.arange(len(lengths)), lengths)
     is_first = np.diff(texts, prepend=-1) != 0
@@ -151,22 +106,7 @@ def chunks_of_numbers(numbers: np.ndarray, lengths: np.ndarray, codes: TagCodes)
 
 
 def chunks(tags: Sequence[str]) -> list[Chunk]:
-    """Reads the tags of one sequence.
-
-    Args:
-        tags: Of either scheme, valid or not.
-
-    Returns:
-        The chunks in order.
-
-    Raises:
-        ValueError: If something is no tag at all.
-
-    Example:
-    ```python
-    chunks(["B-PER", "I-PER", "O", "I-LOC"])  # [Chunk(0, 2, "PER"), Chunk(3, 4, "LOC")]
-    ```
-    """
+    """The chunks of a sequence's tags, of either scheme, valid or not, in order."""
     names = sorted(set(tags))
     codes = TagCodes.of(names)
     numbers = np.array([names.index(tag) for tag in tags], int)
@@ -175,21 +115,7 @@ def chunks(tags: Sequence[str]) -> list[Chunk]:
 
 
 def tags_of_chunks(found: Iterable[Chunk], length: int, scheme: str) -> list[str]:
-    """Writes chunks as tags.
-
-    Args:
-        found: The chunks, none of which overlaps another.
-        length: int. The number of words.
-        scheme: One of `SCHEMES`.
-
-    Returns:
-        A tag for each word.
-
-    Example:
-    ```python
-    tags_of_chunks([Chunk(0, 2, "PER")], 3, "BIOES")  # ["B-PER", "E-PER", "O"]
-    ```
-    """
+    """A tag for each of `length` words, from chunks that do not overlap."""
     has_ends = _checked(scheme) == "BIOES"
     tags = [OUTSIDE] * length
     for start, end, label in found:
@@ -202,13 +128,7 @@ def tags_of_chunks(found: Iterable[Chunk], length: int, scheme: str) -> list[str
 
 
 def converted(tags: Sequence[str], scheme: str) -> list[str]:
-    """Writes the same chunks in a scheme, which mends what breaks its rules.
-
-    Example:
-    ```python
-    converted(["I-PER", "I-PER", "O"], "BIO")  # ["B-PER", "I-PER", "O"]
-    ```
-    """
+    """The tags of the same chunks in a scheme, whose rules they then keep."""
     return tags_of_chunks(chunks(tags), len(tags), scheme)
 
 

@@ -180,18 +180,6 @@ def define_table_flags(flag_values: flags.FlagValues = flags.FLAGS, required: bo
         "The share of a file's rows that may be left out because something is wrong with them.",
         flag_values=flag_values,
     )
-    flags.DEFINE_bool(
-        "multi_label",
-        False,
-        "A text has any number of labels, as --label_separator separates them.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_string(
-        "label_separator",
-        ",",
-        "multi_label: what is between two labels of a row.",
-        flag_values=flag_values,
-    )
     if required:
         names = ["train_file", "text_column", "label_column"]
         flags.mark_flags_as_required(names, flag_values=flag_values)
@@ -214,10 +202,6 @@ def table_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, A
     kept = (*columns, "dev_fraction", "regression", "max_bad_share")
     table |= {flag: flag_values[flag].value for flag in kept}
     table["name"] = name or table_name(flag_values.train_file)
-    if flag_values.multi_label:
-        if not flag_values.label_separator.strip("\t\r\n"):
-            raise UserError("--label_separator must be text without tabs and line ends.")
-        table["label_separator"] = flag_values.label_separator
     # Only where they are given, so that runs from before there were such go on.
     optional = ("encoding", "delimiter")
     return table | {flag: flag_values[flag].value for flag in optional if flag_values[flag].value}

@@ -35,7 +35,7 @@ from cocolm_tf.finetuning.tasks.task import (
     Prepared,
 )
 from cocolm_tf.jobs import UNTIL_KEY, Reporter, serve
-from cocolm_tf.training.distribution import make_strategy
+from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.model_card import write_model_card
 from cocolm_tf.versions import own_versions
 
@@ -87,6 +87,8 @@ def run_task(
     task = task_of(spec)
     config = from_dict(task.config, "the run's configuration")
     with strategy_scope(distribution_strategy, tpu):
+        trainer, strategy = config.trainer, tf.distribute.get_strategy()
+        per_replica_batch(trainer.batch_size, trainer.micro_batches, strategy)
         prepared = task.prepare(config)
         reporter.say(prepared.summary)
         batches, steps, rows = prepared.training()

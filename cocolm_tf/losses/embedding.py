@@ -15,6 +15,7 @@ def in_batch_negatives_loss(
     temperature: float = 0.05,
     weights: tf.Tensor | None = None,
     document_keys: tf.Tensor | None = None,
+    query_keys: tf.Tensor | None = None,
     dimensions: Sequence[int] = (),
 ) -> tf.Tensor:
     """Cross entropy of finding each query's document among those of the whole batch.
@@ -34,6 +35,8 @@ def in_batch_negatives_loss(
             documents are no candidates.
         document_keys: `[B, 1 + K]` int64, the same number for the same document; None where all
             differ. The document that is right is no negative where another row has it too.
+        query_keys: `[B]` int64, the same number for the same query; None where all differ. What is
+            right for a query is no negative where another row has the query too.
         dimensions: The numbers of leading dimensions to compare, of whose losses the mean is taken
             (Matryoshka representations: Kusupati et al., 2022); empty for all H.
 
@@ -54,15 +57,22 @@ def in_batch_negatives_loss(
     if weights is None:
         weights = tf.ones(tf.shape(queries)[:1])
     gathered = [queries, documents, tf.cast(weights, tf.float32)]
-    gathered += [] if document_keys is None else [document_keys]
-    queries, documents, weights, *keys = gather_over_replicas(gathered)
+    keys = {"documents": document_keys, "queries": query_keys}
+    keys = {name: one for name, one in keys.items() if one is not None}
+    found = gather_over_replicas([*gathered, *keys.values()])
+    queries, documents, weights, *found = found
+    keys = dict(zip(keys, found, strict=True))
     per_query = tf.shape(documents)[1]
-    right = per_query * tf.range(tf.shape(queries)[0])
+    rows = tf.shape(queries)[0]
+    candidate, right = tf.range(per_query * rows), per_query * tf.range(rows)
     is_none = tf.repeat(weights <= 0, per_query)[tf.newaxis]
-    if keys:
-        is_none |= tf.equal(keys[0][:, :1], tf.reshape(keys[0], [1, -1]))
+    if "documents" in keys:
+        is_none |= tf.equal(keys["documents"][:, :1], tf.reshape(keys["documents"], [1, -1]))
+    if "queries" in keys:
+        same = tf.equal(keys["queries"][:, tf.newaxis], keys["queries"])
+        is_none |= tf.repeat(same, per_query, axis=1) & tf.equal(candidate % per_query, 0)
     # What is right is a candidate whatever its weight: a row without any would give no number.
-    is_none &= tf.not_equal(tf.range(tf.size(is_none[0]))[tf.newaxis], right[:, tf.newaxis])
+    is_none &= tf.not_equal(candidate, right[:, tf.newaxis])
 
     def loss(width: int) -> tf.Tensor:
         first = unit_vectors(queries[:, :width])

@@ -10,5 +10,6 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "client": ["Export"],
         "correction": ["Corrector"],
         "export": ["Settings", "export_preset"],
+        "tagging": ["Tagger"],
     },
 )

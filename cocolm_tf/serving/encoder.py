@@ -51,16 +51,10 @@ class Encoder:
         return tf.gather(states, tf.argsort(order))
 
     def states_in_windows(self, ids: tf.RaggedTensor, limit: int, overlap: int) -> tf.Tensor:
-        """The hidden states of texts of any length, read in overlapping windows.
-
-        Args:
-            ids: [B, (N)] int32, without special tokens.
-            limit: The longest row, with its special tokens.
-            overlap: What two windows of a text share, in tokens.
-
-        Returns:
-            [T, hidden_dim] float32, of the tokens of all texts, one after the other.
-        """
+        """The hidden states of texts of any length, read in overlapping windows: [T, H] float32."""
+        # `ids` [B, (N)] are without special tokens; `limit` is the longest row with them; `overlap`
+        # is how many tokens two windows of a text share. T tokens are of all texts, one after the
+        # other.
         windows = overlapping_windows(ids.row_lengths(), limit - 2, overlap)
         read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
         states = self.states(pack_ragged(read, sequence_length=limit))

@@ -50,18 +50,8 @@ def text_request(texts: Sequence[str]) -> Tensors:
 def dense_rows(
     by_text: dict[str, tf.RaggedTensor], most: int, things: str, alternative: str
 ) -> Tensors:
-    """Fills the results of texts up to the same number of them.
-
-    Args:
-        by_text: [B, (N), ...] each.
-        most: How many there may be in all, filled up: a batch of texts would be as wide as the one
-            with the most.
-        things: What they are called in the message.
-        alternative: The signature that has no such rows.
-
-    Raises:
-        tf.errors.InvalidArgumentError: When called, if there are more.
-    """
+    """Pads results [B, (N), ...] to the longest text's; fails for more than `most` in all."""
+    # `things` are what the message calls them, `alternative` is the signature without such rows.
     counts = next(iter(by_text.values())).row_lengths()
     num_cells = tf.size(counts, tf.int64) * tf.reduce_max(tf.concat([counts, [0]], 0))
     message = f"texts times {things} of the longest may be {most} at most: ask for texts of "

@@ -29,9 +29,9 @@ class Tagger:
         encoder: of the classifier's backbone.
         tokenizer: its tokenizer.
         classifier: the fine-tuned model.
-        max_tokens: int. What of a text is longer goes unread. Up to here, texts longer than the
+        max_tokens: What of a text is longer goes unread. Up to here, texts longer than the
             model are read in overlapping windows, as in fine-tuning.
-        max_bytes: int. What of a text is longer goes unread too.
+        max_bytes: What of a text is longer goes unread too.
 
     Example:
     ```python
@@ -208,19 +208,7 @@ class Tagger:
 
 
 def tagging_signatures(tagger: Tagger) -> dict[str, Signature]:
-    """Makes `tag`, `tag_tsv` and, for callers who tokenize, `tag_ids`.
-
-    Args:
-        tagger: its methods of these names document inputs and outputs.
-
-    Returns:
-        The signatures by name.
-
-    Example:
-    ```python
-    tagging_signatures(tagger)["tag"]
-    ```
-    """
+    """The signatures `tag`, `tag_tsv` and `tag_ids`."""
     return {
         "tag": Signature(tagger.tag, (TEXTS,), text_request),
         "tag_tsv": Signature(tagger.tag_tsv, (TEXTS,), text_request),

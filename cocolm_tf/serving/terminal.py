@@ -71,15 +71,7 @@ class Printer:
         return "\n\n".join(blocks)
 
     def tag(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """Texts with their labeled spans, a line for each.
-
-        Args:
-            texts: what was asked.
-            outputs: of the signature `tag`.
-
-        Returns:
-            Some lines.
-        """
+        """Texts with their labeled spans, a line for each."""
         blocks = []
         for row, text in enumerate(texts):
             lines = [text, *self._truncated(outputs, row)]

@@ -52,10 +52,8 @@ def begins_word(tokens: TokenOffsets) -> tf.Tensor:
 def whole_words_within(
     tokens: TokenOffsets, limit: int, is_cut: tf.Tensor
 ) -> tuple[TokenOffsets, tf.Tensor]:
-    """The words that are whole within the first `limit` tokens, and [B] whether that is not all.
-
-    Of texts that are cut, [B], the last word may not be whole.
-    """
+    """The words that are whole within the first `limit` tokens; and [B], whether there are more."""
+    # Of texts that are cut, [B], the last word may not be whole.
     lengths = tokens.ids.row_lengths()
     limits = tf.where(is_cut, tf.minimum(lengths - 1, limit), limit)
     position = tf.ragged.range(lengths)

@@ -60,41 +60,19 @@ def pack_ragged(
 
 
 class OverlappingWindows(NamedTuple):
-    """Which tokens are read together.
+    """Which tokens are read together; together, the wanted ones are every token once, in order."""
 
-    Attributes:
-        tokens: [W, (N)] int64, the numbers of the tokens in each window, counted through all
-            texts.
-        first_wanted: [W] int64, the first token of a window whose result is wanted, counted from
-            the window's beginning.
-        num_wanted: [W] int64, how many are wanted. Together they are every token once, in order.
-    """
-
-    tokens: tf.RaggedTensor
+    tokens: tf.RaggedTensor  # [W, (N)] int64, token numbers, counted through all texts
+    # [W] int64, the first token that is wanted of a window, from its beginning
     first_wanted: tf.Tensor
-    num_wanted: tf.Tensor
+    num_wanted: tf.Tensor  # [W] int64, the number of wanted tokens
 
 
 def overlapping_windows(lengths: tf.Tensor, room: int, overlap: int) -> OverlappingWindows:
-    """Cuts texts into windows, and takes each token from the one where it has the most context.
-
-    Windows begin `room - overlap` tokens after each other, but the last one of a text is as full
-    as the others and ends where the text does. The results of what two windows share are taken
-    half from either.
-
-    Args:
-        lengths: [B] int64, of the texts.
-        room: int. The length of a window.
-        overlap: int. What two windows share, less than `room`.
-
-    Returns:
-        The windows: one of a text that fits into it, an empty text's too.
-
-    Example:
-    ```python
-    overlapping_windows(tf.constant([3, 10], tf.int64), room=6, overlap=2)  # windows 3, 6 and 6
-    ```
-    """
+    """Cuts texts of `lengths` [B] int64 into windows, one at least, of at most `room` tokens."""
+    # Windows begin `room - overlap` tokens after each other, but the last one of a text is as full
+    # as the others and ends where the text does. Each token is wanted of the window where it has
+    # the most context: what two windows share, half of either.
     counts = 1 + tf.maximum(-(-(lengths - room) // (room - overlap)), 0)
     texts = tf.repeat(tf.range(tf.size(counts)), counts)
     number = tf.ragged.range(counts).flat_values

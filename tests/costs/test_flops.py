@@ -167,6 +167,7 @@ def test_parts_that_are_not_built_are_not_counted():
     assert without(auxiliary={"sampling": "zero_dropout"}) == {"auxiliary_sampling"}
     random = {"auxiliary", "mlm_head", "auxiliary_sampling"}
     assert without(auxiliary={"replacements": "random"}) == random
+    assert without(auxiliary={"replacements": "stored"}) == random
 
 
 def test_rematerialization_is_not_counted():

@@ -61,13 +61,21 @@ def sequence_contrastive_loss(first, second, temperature=1.0) -> float:
 
 
 def in_batch_negatives_loss(
-    queries, documents, temperature=0.05, weights=None, keys=None, dimensions=()
+    queries,
+    documents,
+    temperature=0.05,
+    weights=None,
+    document_keys=None,
+    query_keys=None,
+    dimensions=(),
 ) -> float:
     queries, documents = np.float64(queries), np.float64(documents)
     rows, per_row, width = documents.shape
     weights = np.ones(rows) if weights is None else weights
+    keys = document_keys
     if keys is None:
         keys = np.arange(rows * per_row).reshape(rows, per_row)
+    of_query = np.arange(rows) if query_keys is None else query_keys
     losses = []
     for size in dimensions or [width]:
         total = 0.0
@@ -76,7 +84,10 @@ def in_batch_negatives_loss(
                 (row, place)
                 for row in range(rows)
                 for place in range(per_row)
-                if (row, place) == (i, 0) or (weights[row] and keys[row, place] != keys[i, 0])
+                if (row, place) == (i, 0)
+                or weights[row]
+                and keys[row, place] != keys[i, 0]
+                and (place or of_query[row] != of_query[i])
             ]
             similarity = {
                 one: np.exp(cosine(queries[i, :size], documents[one][:size]) / temperature)

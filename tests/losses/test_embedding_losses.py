@@ -18,6 +18,7 @@ def make_batch(seed: int, negatives: int = 2) -> dict[str, np.ndarray]:
         "weights": np.float32([1, 0, 0.5, 2, 1, 0]),
         # Some documents are there twice: as two rows' own, and as a negative of another.
         "document_keys": rng.integers(0, 9, size=(ROWS, 1 + negatives)).astype(np.int64),
+        "query_keys": rng.integers(0, 4, size=ROWS).astype(np.int64),
     }
 
 
@@ -28,11 +29,7 @@ def in_batch(batch: dict[str, np.ndarray], **options):
     with tf.GradientTape() as tape:
         tape.watch(vectors)
         loss = in_batch_negatives_loss(*vectors, **options)
-    expected = reference.in_batch_negatives_loss(
-        batch["queries"],
-        batch["documents"],
-        **{name.replace("document_", ""): value for name, value in options.items()},
-    )
+    expected = reference.in_batch_negatives_loss(batch["queries"], batch["documents"], **options)
     return loss, tape.gradient(loss, vectors), expected
 
 
@@ -41,7 +38,7 @@ def in_batch(batch: dict[str, np.ndarray], **options):
     st.integers(0, 10_000),
     st.sampled_from([0, 1, 3]),
     st.sampled_from([0.05, 1.0]),
-    st.sets(st.sampled_from(["weights", "document_keys"])),
+    st.sets(st.sampled_from(["weights", "document_keys", "query_keys"])),
     st.sampled_from([(), (3,), (5, 2)]),
 )
 def test_in_batch_negatives_equal_the_equation(seed, negatives, temperature, give, dimensions):
@@ -55,14 +52,15 @@ def test_in_batch_negatives_equal_the_equation(seed, negatives, temperature, giv
 def test_in_batch_gradients_equal_finite_differences():
     batch = make_batch(1)
     options = {"temperature": 0.5, "dimensions": (5, 2)}
-    give = ("weights", "document_keys")
+    give = ("weights", "document_keys", "query_keys")
     _, gradients, _ = in_batch(batch, **options, give=give)
     for name, gradient in zip(("queries", "documents"), gradients, strict=True):
         expected = reference.gradient(
             lambda at, name=name: reference.in_batch_negatives_loss(
                 **{n: batch[n] for n in ("queries", "documents")} | {name: at},
                 weights=batch["weights"],
-                keys=batch["document_keys"],
+                document_keys=batch["document_keys"],
+                query_keys=batch["query_keys"],
                 **options,
             ),
             batch[name],
@@ -84,6 +82,13 @@ def test_documents_that_are_all_the_same_cannot_be_told_apart():
     keys = tf.zeros([4, 3], tf.int64)
     loss = in_batch_negatives_loss(same[:, 0], same, document_keys=keys)
     assert float(loss) == pytest.approx(0, abs=1e-6)
+
+
+def test_what_is_right_for_the_same_query_is_no_negative():
+    documents, queries = tf.eye(3)[:, tf.newaxis], tf.ones([3, 3])
+    loss = in_batch_negatives_loss(queries, documents, query_keys=tf.constant([4, 4, 5], tf.int64))
+    # Two rows have one other candidate, the third has two.
+    assert float(loss) == pytest.approx((2 * np.log(2) + np.log(3)) / 3, rel=1e-6)
 
 
 def test_rows_of_weight_0_leave_the_batch():

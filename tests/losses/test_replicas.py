@@ -69,7 +69,9 @@ def test_in_batch_negatives_are_those_of_all_replicas(mirrored_strategy):
         replicas = replicas or mirrored_strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
             tape.watch([queries, documents])
-            loss = in_batch_negatives_loss(queries, documents, 0.3, weights, keys, (5, 2))
+            loss = in_batch_negatives_loss(
+                queries, documents, 0.3, weights, keys, keys[:, 1], dimensions=(5, 2)
+            )
             share = loss / replicas
         return loss, *tape.gradient(share, [queries, documents])
 

@@ -1,7 +1,7 @@
 """What schedules of sequence lengths and batch sizes make of a run."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_configs import tiny
 
@@ -52,6 +52,7 @@ def test_batches_grow_by_shares_of_the_steps():
     assert [stage.first_sequence for stage in stages(config)] == [0, 200, 300]
 
 
+@settings(max_examples=25)
 @given(
     tokens=st.integers(1, 10**6),
     loop=st.integers(1, 7),

@@ -438,6 +438,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
                 self.temperature,
                 weights,
                 _keys(**x["documents"]),
+                _keys(**x["queries"]),
                 self.dimensions,
             )
             return loss, tf.constant(1 / self.distribute_strategy.num_replicas_in_sync)
@@ -523,7 +524,7 @@ def _mean(states: Any, padding_mask: Any) -> Any:
 
 
 def _keys(token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
-    """A number for each document, the same for the same tokens, whatever the padding is."""
+    """A number for each text, the same for the same tokens, whatever the padding is."""
     token_ids = tf.cast(token_ids + 1, tf.int64)
     real = tf.cast(padding_mask, tf.int64)
     base = tf.constant(_HASH_BASE - 2**64, tf.int64)

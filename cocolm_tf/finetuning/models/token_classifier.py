@@ -23,14 +23,13 @@ from cocolm_tf.data.tags import (
     tags_of_chunks,
 )
 from cocolm_tf.finetuning.batches import (
-    BATCH_SIZE,
     PREDICTION_BATCH,
     Column,
     predict_rows,
     prediction_batches,
     training_batches,
 )
-from cocolm_tf.finetuning.models.raw_text import check_row_length, raw_text_task
+from cocolm_tf.finetuning.models.raw_text import BATCH_SIZE, check_row_length, raw_text_task
 from cocolm_tf.finetuning.models.token_rows import (
     SILENT,
     UNITS,

@@ -34,6 +34,7 @@ from cocolm_tf.finetuning.models.text_embedder import (
     CocoLMTextEmbedderPreprocessor,
 )
 from cocolm_tf.finetuning.predictions import PREDICTIONS_DIRECTORY
+from cocolm_tf.finetuning.presets import backbone_config
 from cocolm_tf.finetuning.retrieval import RETRIEVAL_METRICS, search_scores
 from cocolm_tf.finetuning.tasks.classification import data_lines
 from cocolm_tf.finetuning.tasks.task import (
@@ -163,6 +164,9 @@ class EmbeddingTask(Task):
 
     def check(self) -> str:
         """Reads the data, so that a mistake in it is told before any process starts."""
+        width = backbone_config(self.preset)["hidden_dim"]
+        if odd := [one for one in self.dimensions if not 0 < one <= width]:
+            raise UserError(f"--dimensions={odd[0]}: vectors have 1 to {width} of them.")
         return self.read().name
 
     def files_read(self) -> list[str]:
@@ -288,12 +292,9 @@ def build_embedder(task: EmbeddingTask, config: FinetuningConfig) -> CocoLMTextE
         backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
         length = row_length(config.data.sequence_length, backbone)
         preprocessor = CocoLMTextEmbedderPreprocessor.from_preset(preset, sequence_length=length)
-    try:
-        return CocoLMTextEmbedder(
-            backbone, preprocessor, task.pooling, task.dimensions, task.temperature
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return CocoLMTextEmbedder(
+        backbone, preprocessor, task.pooling, task.dimensions, task.temperature
+    )
 
 
 def _texts(part: TextPairs | Retrieval) -> Iterable[str]:

@@ -107,6 +107,13 @@ def test_several_steps_may_be_one_call(make, batch):
     assert_same(expected, learned(make(**metrics(), steps_per_execution=2), whole, 12))
 
 
+def test_a_step_that_xla_compiles_learns_the_same(make, batch):
+    whole = filled(batch, 12)
+    expected = learned(make(**metrics()), whole, 12)
+    compiled = make(**metrics(), jit_compile=True, micro_batches=2)
+    assert_same(expected, learned(compiled, whole, 12), atol=1e-5)
+
+
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_replicas_learn_as_one_device(make, batch, mirrored_strategy, micro_batches):
     whole = filled(batch, 12)

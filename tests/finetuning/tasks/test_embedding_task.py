@@ -103,7 +103,7 @@ def test_a_dev_set_is_split_off_and_rows_are_drawn(tiny_preset, data_dir):
     ("fields", "complaint"),
     [
         ({"metric": "pearson"}, "--metric=pearson is none of ndcg@10, recall@1"),
-        ({"dimensions": [99]}, "dimensions=.99.: hidden states have 1 to 16 of them"),
+        ({"dimensions": [99]}, "--dimensions=99: vectors have 1 to 16 of them"),
         ({"data": {"columns": ["first", "third"]}}, "no column 'third'"),
     ],
 )
@@ -111,4 +111,3 @@ def test_what_cannot_be_is_told(tiny_preset, data_dir, fields, complaint):
     task = make(tiny_preset, data_dir, **fields)
     with pytest.raises(UserError, match=complaint):
         task.check()
-        task.prepare(FinetuningConfig())
