@@ -11,6 +11,7 @@ from tiny_presets import opinions
 from cocolm_tf import CocoLMTextClassifier, files
 from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning import run as run_module
 from cocolm_tf.finetuning.config import FinetuningConfig, from_dict
 from cocolm_tf.finetuning.predictions import leave_predictions
 from cocolm_tf.finetuning.run import Training, run_task
@@ -158,6 +159,18 @@ def test_a_run_that_was_ended_within_an_epoch_has_the_same_outcome(done, run, mo
     assert steps == list(range(20, 90))
     for one, other in zip(resumed["epochs"], done[0]["epochs"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["dev"] == other["dev"]
+
+
+def test_a_run_on_several_devices(done, spec_of, tmp_path, monkeypatch, mirrored_strategy):
+    monkeypatch.setattr(run_module, "make_strategy", lambda *_: mirrored_strategy)
+    spec = spec_of({"trainer": {"epochs": 6}}, save_preset=False)
+    where = {"distribution_strategy": "mirrored"}
+    first = run_task(spec, str(tmp_path), Listener(), until=1 / 6, **where)
+    assert len(first["epochs"]) == 1 and (tmp_path / "state.npz").exists()
+    second = run_task(spec, str(tmp_path), Listener(), until=2 / 6, **where)
+    for one, other in zip(second["epochs"], done[0]["epochs"][:2], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
         assert one["dev"] == other["dev"]
 
 
