@@ -162,6 +162,8 @@ def evaluate(
     """
     scored = list(range(len(texts)))
     if threshold is None:
+        if len(texts) < 2:
+            raise ValueError("one text cannot choose a threshold and be scored: give --threshold")
         order = np.random.default_rng(seed).permutation(len(texts))
         chosen, scored = order[: len(order) // 2], order[len(order) // 2 :]
         words = _words([texts[i] for i in chosen], [judged[i] for i in chosen])
