@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
         "alternation": ["Contender", "Timings", "alternate"],
-        "finetuning": ["measure_bucketing"],
+        "finetuning": ["export_batches", "measure_finetuning"],
         "scaling": ["measure_scaling"],
         "serving": ["compare_serving"],
     },

@@ -254,8 +254,9 @@ def read_preset_heads(preset: str) -> tuple[dict[str, Head], list[str]]:
         arrays |= {name: file.read(name) for name in file.names}
     heads = {}
     for head, names in HEADS.items():
-        if any(f"{head}.{name}" in arrays for name in names):
-            heads[head] = {name: keras.Variable(arrays.pop(f"{head}.{name}")) for name in names}
+        found = [name for name in names if f"{head}.{name}" in arrays]
+        if found:
+            heads[head] = {name: keras.Variable(arrays.pop(f"{head}.{name}")) for name in found}
     return heads, sorted(arrays)
 
 

@@ -54,6 +54,11 @@ def judge(preset: str, texts: Sequence[str], batch_size: int = 16) -> list[Judgm
 
     Raises:
         UserError: If the preset lacks a head.
+
+    Example:
+    ```python
+    judge("runs/corrector/preset", ["He go home."])[0].probabilities
+    ```
     """
     parts = ServedPreset(preset)
     encoder = Encoder(InferenceEncoder(parts.backbone))
@@ -159,9 +164,18 @@ def evaluate(
 
     Raises:
         ValueError: if there is no mistake to choose a threshold by, or to score.
+
+    Example:
+    ```python
+    texts = [maker(text, seed) for seed, text in enumerate(passages)]
+    judged = judge("runs/corrector/preset", [marked.text for marked in texts])
+    evaluate(texts, judged)["detection"]["f0.5"]
+    ```
     """
     scored = list(range(len(texts)))
     if threshold is None:
+        if len(texts) < 2:
+            raise ValueError("one text cannot choose a threshold and be scored: give --threshold")
         order = np.random.default_rng(seed).permutation(len(texts))
         chosen, scored = order[: len(order) // 2], order[len(order) // 2 :]
         words = _words([texts[i] for i in chosen], [judged[i] for i in chosen])

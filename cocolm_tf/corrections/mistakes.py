@@ -85,6 +85,11 @@ def codespell_dictionary() -> Dictionary:
 
     Raises:
         UserError: If the package is not installed.
+
+    Example:
+    ```python
+    codespell_dictionary().spelling["receive"]  # ["receieve", "recieve", ...]
+    ```
     """
     try:
         import codespell_lib

@@ -21,7 +21,13 @@ _NO_EDIT = "noop"
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """A stretch of a text and its correction."""
+    """A stretch of a text and its correction.
+
+    Example:
+    ```python
+    Edit(3, 5, "goes", "R:VERB:SVA").of("He go home.")  # (3, 5, "goes")
+    ```
+    """
 
     start: int  # the first character, as Python indexes a string
     end: int  # the one after the last
@@ -38,7 +44,13 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class MarkedText:
-    """A text with its edits, from left to right, by each of its annotators."""
+    """A text with its edits, from left to right, by each of its annotators.
+
+    Example:
+    ```python
+    MarkedText("He go home.", ((Edit(3, 5, "goes"),),)).corrected()  # "He goes home."
+    ```
+    """
 
     text: str
     references: tuple[tuple[Edit, ...], ...]

@@ -238,6 +238,13 @@ def finetune_correction(
     Raises:
         UserError: If the preset is none, or the run in `model_dir` is another.
         RestartableError: If SIGTERM ends the run; called again, it resumes.
+
+    Example:
+    ```python
+    config = load_config("configs/finetune/correction.yaml", "data.sequence_length=64")
+    examples = Examples(passages, maker)
+    finetune_correction(config, "runs/first/preset", examples, "runs/corrector")
+    ```
     """
     tokenizer = load_vocabulary(preset)
     sizes = backbone_config(preset)

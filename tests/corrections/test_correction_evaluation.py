@@ -63,6 +63,8 @@ def test_without_a_mistake_there_is_nothing_to_score():
         evaluate(TEXTS[1:2], JUDGED[1:2], threshold=0.5)
     with pytest.raises(ValueError, match="to choose a threshold by"):
         evaluate(TEXTS[1:2] * 2, JUDGED[1:2] * 2)
+    with pytest.raises(ValueError, match="give --threshold"):
+        evaluate(TEXTS[:1], JUDGED[:1])
 
 
 def test_for_people_and_for_programs():

@@ -46,6 +46,7 @@ def test_the_released_settings(name: str, task: str):
     assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.9, 0.98, 1e-6)
     assert (optimizer.weight_decay, optimizer.clip_norm, config.model.dropout) == (0.01, 0, 0.1)
     assert optimizer.learning_rate in grid["optimizer.learning_rate"] or task in ("qqp", "squad")
+    assert ("trainer.batch_size" in grid) == (task not in ("mnli", "qqp", "qnli"))
 
 
 def test_the_small_configuration_loads():

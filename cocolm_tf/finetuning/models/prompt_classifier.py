@@ -589,7 +589,8 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         total = 0.0
         for draw in range(self.draws):
             tokens = self.tokens_of(columns, draw, candidates)
-            total = total + predict_rows(self, tokens, batch_size or BATCH_SIZE).astype(np.float64)
+            outputs = predict_rows(self, tokens, min(batch_size or BATCH_SIZE, len(tokens)))
+            total = total + outputs.astype(np.float64)
         return (total / self.draws).astype(np.float32)
 
     def tokens_of(

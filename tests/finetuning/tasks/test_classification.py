@@ -13,7 +13,7 @@ from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig, from_dict
 from cocolm_tf.finetuning.predictions import leave_predictions
-from cocolm_tf.finetuning.run import run_task
+from cocolm_tf.finetuning.run import Training, run_task
 from cocolm_tf.finetuning.tasks import task_of
 from cocolm_tf.finetuning.tasks.classification import (
     ClassificationTask,
@@ -133,6 +133,32 @@ def test_the_same_run_has_the_same_outcome(done, run):
     assert [epoch["loss"] for epoch in again["epochs"]] == [
         epoch["loss"] for epoch in done[0]["epochs"]
     ]
+
+
+def test_a_run_that_was_ended_within_an_epoch_has_the_same_outcome(done, run, monkeypatch):
+    ordinary = Training.on_train_batch_begin
+
+    def end_at_step_20(training, batch, logs=None):
+        ordinary(training, batch, logs)
+        if training._step == 20:
+            raise KeyboardInterrupt
+
+    # A checkpoint before every step; the run has 15 an epoch.
+    often = {"trainer": {"checkpoint_minutes": 0.0}}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "on_train_batch_begin", end_at_step_20)
+        run(often, save_preset=False)
+    steps = []
+
+    def watch(training, batch, logs=None):
+        steps.append(training._begun + batch)
+
+    monkeypatch.setattr(Training, "on_train_batch_begin", watch)
+    resumed = run(often, save_preset=False)
+    assert steps == list(range(20, 90))
+    for one, other in zip(resumed["epochs"], done[0]["epochs"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["dev"] == other["dev"]
 
 
 def test_the_seed_and_the_start_decide_the_weights(spec_of):
