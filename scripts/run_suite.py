@@ -21,7 +21,11 @@ from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.flags import STRATEGIES
 
-flags.DEFINE_string("suite", None, "The rows: table3, figure4, baselines, tasks or a YAML file.")
+flags.DEFINE_string(
+    "suite",
+    None,
+    "The rows: baselines, fast_electra, figure4, mcl, table3, tasks or a YAML file.",
+)
 flags.DEFINE_string(
     "config_file", None, "YAML file that defines what the rows share; see configs/pretrain."
 )

@@ -214,7 +214,7 @@ class RuntimeConfig(hyperparams.Config):
     """How it is computed."""
 
     precision: str = "float32"
-    # Whether to compile the whole step with XLA, on one device; null for what suits the device.
+    # Whether to compile the whole step with XLA; null: on the GPUs of one host it is, on CPUs not.
     jit_compile: bool | None = None
     # What computes attention: xla, or cudnn, NVIDIA's fused kernels, in steps that are compiled for
     # a GPU in mixed precision. Its dropout does not follow from the seed.
