@@ -1,7 +1,7 @@
-"""What defines a pretraining run: Model Garden configuration dataclasses, read from YAML.
+"""The configuration of a pretraining run: Model Garden dataclasses, read from YAML.
 
-A file states what differs from the defaults here, which are those of the paper's *base* setting,
-or, with the key `base`, from another file.
+A file has the values that differ from the defaults here, which are those of the paper's *base*
+setting, or, with the key `base`, from another file.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class AuxiliaryConfig(hyperparams.Config):
     # `preset`, and does not learn. random: there is none. stored: there is none, either, but the
     # data has its samples, which precompute_replacements.py drew with `frozen`.
     replacements: str = "auxiliary"
-    # A finished run's. The frozen model keeps the word and position tables that it had there.
+    # That of a finished run, whose word and position tables the frozen model keeps.
     preset: str = ""
     num_layers: int = 4
     num_heads: int = 0
@@ -104,7 +104,7 @@ class ObjectiveConfig(hyperparams.Config):
 
 @dataclasses.dataclass
 class MCLConfig(hyperparams.Config):
-    """The courses of `objective.name: mcl`; see `MCLPretrainer`. Of weight 0, none is taken."""
+    """The courses of `objective.name: mcl`; see `MCLPretrainer`. Weight 0 leaves one out."""
 
     mlm_weight: float = 1.0
     slm_weight: float = 1.0
@@ -189,11 +189,11 @@ class TrainerConfig(hyperparams.Config):
     batch_size_schedule: list = dataclasses.field(default_factory=list)
     # Parts that each replica's batch is cut into to fit its memory.
     micro_batches: int = 1
-    # Steps run between two looks of the host.
+    # Steps that run before the host looks at their results.
     steps_per_loop: int = 1
     log_interval: int = 100
     validation_interval: int = 5_000
-    # Batches of one validation; 0 for all there are.
+    # Batches of one validation; 0 for all.
     validation_steps: int = 0
     checkpoint_interval: int = 5_000
     max_checkpoints: int = 3
@@ -211,7 +211,7 @@ class TrainerConfig(hyperparams.Config):
 
 @dataclasses.dataclass
 class RuntimeConfig(hyperparams.Config):
-    """How it is computed."""
+    """How a run is computed."""
 
     precision: str = "float32"
     # Whether to compile the whole step with XLA, on one device; null for what suits the device.
@@ -331,9 +331,9 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
     """Reads a configuration and checks it.
 
     Args:
-        path: a YAML file. Its key `base` names another, by its path from the file, whose values
+        path: A YAML file. Its key `base` names another, by its path from the file, whose values
             hold where the file has none of its own.
-        overrides: what `--params_override` takes: `a.b=1,c.d=x`, YAML or JSON text, a YAML file,
+        overrides: What `--params_override` takes: `a.b=1,c.d=x`, YAML or JSON text, a YAML file,
             or a list of these. Of a file with a `base` only its own values are taken: what it
             changes is put over this configuration instead.
 
@@ -341,7 +341,7 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
         The configuration, complete with defaults.
 
     Raises:
-        UserError: naming the file and the key that does not exist, has the wrong type or does
+        UserError: Naming the file and the key that does not exist, has the wrong type or does
             not go together with others.
 
     Example:
@@ -357,7 +357,7 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
 
 
 def check_config(config: PretrainingConfig, name: str) -> None:
-    """Checks types and combinations, for messages by where it is from; sets what follows."""
+    """Checks types and combinations, and sets derived values; messages call it by its `name`."""
     config_file.check_types(config, name)
     if isinstance(config.model.rematerialize, bool):
         config.model.rematerialize = rematerialize_mode(config.model.rematerialize)
