@@ -46,7 +46,7 @@ _SECONDS_BETWEEN_REPORTS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Something to do once."""
+    """Work that a process of its own does once."""
 
     folder: str  # Its own: a folder has one `spec`.
     spec: dict[str, Any]  # what to do, as JSON

@@ -207,7 +207,7 @@ class MistakeMaker:
     def _change(
         self, text: str, spans: Sequence[tuple[int, int]], free: set[int], draw: random.Random
     ) -> tuple[int, int, str, str] | None:
-        """A mistake where there is none: first and last character of what is right, wrong, kind."""
+        """A mistake in a free place: start and end of the right text, the wrong text, the kind."""
         weights = dict(self._weights)
         while weights and free:
             kind = draw.choices(list(weights), list(weights.values()))[0]

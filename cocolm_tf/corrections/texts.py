@@ -23,19 +23,25 @@ _NO_EDIT = "noop"
 class Edit:
     """A stretch of a text and its correction.
 
+    Args:
+        start: The first character, as Python indexes a string.
+        end: The one after the last.
+        correction: What should stand there; "" to remove the stretch.
+        kind: The kind of mistake.
+
     Example:
     ```python
     Edit(3, 5, "goes", "R:VERB:SVA").of("He go home.")  # (3, 5, "goes")
     ```
     """
 
-    start: int  # the first character, as Python indexes a string
-    end: int  # the one after the last
-    correction: str  # "" to remove the stretch
-    kind: str = ""  # the kind of mistake
+    start: int
+    end: int
+    correction: str
+    kind: str = ""
 
     def of(self, text: str) -> tuple[int, int, str]:
-        """What makes two edits of a text equal: without white space around, and the kind."""
+        """Place and correction without white space around: edits that share them are the same."""
         covered = text[self.start : self.end]
         start = self.start + len(covered) - len(covered.lstrip())
         end = self.end - len(covered) + len(covered.rstrip())
@@ -44,7 +50,11 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class MarkedText:
-    """A text with its edits, from left to right, by each of its annotators.
+    """A text with its edits.
+
+    Args:
+        text: The text with its mistakes.
+        references: The edits of each annotator, from left to right.
 
     Example:
     ```python

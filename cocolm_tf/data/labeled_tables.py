@@ -92,7 +92,7 @@ def label_parser(values: Sequence[str]) -> Callable[[str], int]:
 
 
 def labels_parser(values: Sequence[str], separator: str) -> Callable[[str], np.ndarray]:
-    """Reads any number of labels, none included: [K] int32, 0 or 1 for each of the values."""
+    """A function from any number of labels, also none, to [K] int32: 0 or 1 for each value."""
     parse_one = label_parser(values)
 
     def parse(value: str) -> np.ndarray:

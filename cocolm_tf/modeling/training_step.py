@@ -66,6 +66,33 @@ class TrainingStep(keras.Model):
 
     Randomness is a function of (`seed`, step, replica, micro-batch): the state of every seed
     generator is set from them in each step, none is carried from step to step.
+
+    Args:
+        seed: Of all randomness in the step.
+        **kwargs: As for `keras.Model`.
+
+    Example:
+    ```python
+    class Regressor(TrainingStep):
+        coefficients = {"squared_error": 1.0}
+
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def loss_weights(self, batch):
+            return {"squared_error": tf.cast(tf.shape(batch["x"])[0], tf.float32)}
+
+        def compute(self, batch, training):
+            errors = self.dense(batch["x"]) - batch["y"]
+            return {"squared_error": tf.reduce_mean(errors**2)}, {}
+
+        def seed_generators(self):
+            return iter(())
+
+        def meter_names(self):
+            return ["squared_error"]
+    ```
     """
 
     coefficients: dict[str, float]
@@ -205,7 +232,7 @@ class TrainingStep(keras.Model):
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Within it, the weights are their moving averages."""
+        """A context in which the weights are their moving averages."""
         weights = [variable.numpy() for variable in self.trainable_variables]
         for variable, average in zip(self.trainable_variables, self.averages, strict=True):
             variable.assign(average.numpy())
@@ -217,7 +244,7 @@ class TrainingStep(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """What `fit()` and `evaluate()` report, reset at the start of each epoch."""
+        """The metrics that `fit()` and `evaluate()` report, reset at the start of each epoch."""
         return list(self._meters.values())
 
     def train_step(self, batch: Batch) -> None:

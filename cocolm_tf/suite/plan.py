@@ -196,7 +196,7 @@ def glue_tasks(
 
 
 def pretraining_folder(output_dir: str, row: str) -> str:
-    """Where a row is pretrained; its run is in the folder `run` there."""
+    """The folder of a row's pretraining job; its run is in the folder `run` there."""
     return os.path.join(output_dir, "pretraining", row)
 
 
@@ -206,7 +206,7 @@ def run_folder(output_dir: str, row: str) -> str:
 
 
 def preset_folder(output_dir: str, row: str) -> str:
-    """Where a row's preset will be."""
+    """The folder of a row's preset."""
     return os.path.join(files.absolute(run_folder(output_dir, row)), "preset")
 
 

@@ -130,7 +130,7 @@ def build_optimizer(
     pretrainer: Pretrainer,
     decay_steps: int | None = None,
 ) -> AdamW:
-    """Builds the optimizer, in the scope of the strategy, with weight decay only where wanted."""
+    """Builds the optimizer, in the scope of the strategy; vectors never decay, tables by choice."""
     schedule = WarmupDecay(
         config.learning_rate,
         config.warmup_steps,

@@ -67,13 +67,13 @@ class AuxiliaryConfig(hyperparams.Config):
     num_heads: int = 0
     hidden_dim: int = 0
     intermediate_dim: int = 0
-    # What it shares with the main model where it learns: token, the word table; token_position, the
-    # position table, too; token_position_norm, also LayerNorm on both.
+    # Parts that it shares with the main model where it learns: token, the word table;
+    # token_position, the position table, too; token_position_norm, also LayerNorm on both.
     shared: str = "token_position"
     # Which pass is sampled from; see `CocoLMPretrainer`. zero_dropout also takes its dropout away.
     sampling: str = "eval"
-    # What the logits are divided by before samples are drawn falls from this to 1, what exceeds 1
-    # by 1/e in each temperature_decay of the run; see `SamplingTemperature`.
+    # Logits are divided by a temperature before samples are drawn. It falls from this to 1: its
+    # excess over 1 to 1/e in each temperature_decay of the run; see `SamplingTemperature`.
     temperature: float = 1.0
     temperature_decay: float = 0.1
 
@@ -137,7 +137,7 @@ class DataConfig(hyperparams.Config):
     # Whether a stage's batch has as many times trainer.batch_size as its sequences are shorter.
     scale_batch_size: bool = False
     mask_fraction: float = 0.15
-    # What is masked as a whole: token, word, or span, which is span_words words on average.
+    # The unit of masking: token, word, or span, which is span_words words on average.
     masking: str = "token"
     span_words: float = 3.0
     crop_fraction: float = 0.9
@@ -199,13 +199,13 @@ class TrainerConfig(hyperparams.Config):
     max_checkpoints: int = 3
     # Checkpoints of this step and its multiples are kept for ever; 0 for none.
     keep_checkpoint_interval: int = 0
-    # A run whose updates were skipped this often in a row is ended.
+    # How many skipped updates in a row end a run.
     max_skipped_updates: int = 100
-    # RUN@STEP begins with all that the run in the folder RUN had become at the kept checkpoint of
-    # STEP, before its learning rate decayed, and lets it decay: optimizer.schedule=wsd or wsd_sqrt.
+    # RUN@STEP begins from the kept checkpoint of STEP of the run in the folder RUN, before its
+    # learning rate decayed, and lets it decay: optimizer.schedule=wsd or wsd_sqrt.
     decay_from: str = ""
-    # Of an exponential moving average of the weights, also saved as preset_ema; 0 for none. In step
-    # t it is (1 + t) / (10 + t) if that is less.
+    # The decay of a moving average of the weights, also saved as preset_ema; 0 for none. In step t
+    # it is (1 + t) / (10 + t) if that is less.
     ema_decay: float = 0.0
 
 
@@ -219,17 +219,33 @@ class RuntimeConfig(hyperparams.Config):
     # What computes attention: xla, or cudnn, NVIDIA's fused kernels, in steps that are compiled for
     # a GPU in mixed precision. Its dropout does not follow from the seed.
     attention: str = "xla"
-    # Positions whose logits over the vocabulary are there at a time, computed twice; 0 for all,
+    # Positions whose logits over the vocabulary are in memory at a time, computed twice; 0 for all,
     # computed once. Saves memory where positions are many and the vocabulary is large.
     logit_chunk_rows: int = 0
-    # Of one device, in FLOPs a second of products, for `mfu` in the log; 0 for its vendor's figure.
+    # A device's peak, FLOPs a second of products, for `mfu` in the log; 0 for its vendor's figure.
     peak_flops: float = 0.0
     seed: int = 0
 
 
 @dataclasses.dataclass
 class PretrainingConfig(hyperparams.Config):
-    """A pretraining run."""
+    """A pretraining run, in sections.
+
+    Args:
+        model: The main model.
+        auxiliary: The auxiliary model, whose samples replace masked tokens.
+        objective: The main model's tasks.
+        mcl: The tasks of MCL, if `objective.name` is `mcl`.
+        data: From shards to batches.
+        optimizer: AdamW and its learning rate.
+        trainer: Steps, batches, checkpoints and validations.
+        runtime: How the run is computed, and its seed.
+
+    Example:
+    ```python
+    PretrainingConfig().trainer.batch_size  # 2048
+    ```
+    """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     auxiliary: AuxiliaryConfig = dataclasses.field(default_factory=AuxiliaryConfig)

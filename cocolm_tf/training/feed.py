@@ -1,4 +1,4 @@
-"""What a run trains and validates on: the batches of each of its stages."""
+"""The data of a run: the batches that each of its stages trains and validates on."""
 
 import dataclasses
 import sys

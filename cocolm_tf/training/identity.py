@@ -60,7 +60,7 @@ _PATHS = ("auxiliary.preset",)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Input:
-    """A dataset, vocabulary or preset that a run takes: the same one wherever it lies."""
+    """A dataset, vocabulary or preset of a run; equal if the contents are, whatever the path."""
 
     path: str  # As it was given, for people
     fingerprint: str  # Of its content
@@ -239,7 +239,7 @@ class History:
         return [_change(key, values) for key, values in changes.items()]
 
     def save(self) -> None:
-        """Writes the record into the model directory, in one step."""
+        """Writes the record into the model directory, atomically."""
         path = os.path.join(self.model_dir, HISTORY_FILENAME)
         records = [dataclasses.asdict(stretch) for stretch in self.stretches]
         files.write_text(path, json.dumps({"stretches": records}, indent=2) + "\n")
@@ -287,7 +287,7 @@ def _config_of(stretch: Stretch) -> PretrainingConfig:
 
 
 def _stages_done(stretch: Stretch, step: int) -> list[int]:
-    """Where the stages of a run end that have begun by a step."""
+    """The ends of the stages that a run has begun by a step, none later than that step."""
     loops = [stretch.settings.get(key, 1) for key in _STAGES]
     schedules = (stretch.settings.get(key, []) for key in _SCHEDULES)
     return [min(end, step) for schedule in schedules for end in stage_ends(schedule, *loops)]

@@ -162,7 +162,7 @@ class Profile:
 
     @contextlib.contextmanager
     def record(self, first: int, last: int) -> Iterator[None]:
-        """Surrounds one call of the compiled function; of several steps, all are recorded."""
+        """A context for one call of the compiled function, all of whose steps are recorded."""
         if self._begun_at is None and first <= self._last_step and last >= self._first_step:
             self._begun_at = first
             tf.profiler.experimental.start(self._directory)

@@ -58,7 +58,7 @@ def save_preset(
     directory: str,
     facts: Facts | None = None,
 ) -> None:
-    """Saves all that was pretrained, in one atomic step.
+    """Saves all that was pretrained, atomically.
 
     Args:
         pretrainer: The models.
@@ -84,7 +84,7 @@ def write_preset(
     tokenizer: CocoLMTokenizer,
     facts: Facts | None = None,
 ) -> None:
-    """Writes a whole preset, in one step."""
+    """Writes a whole preset, atomically."""
     with files.new_folder(directory, overwrite=True, last=BACKBONE_FILENAME) as unfinished:
         write_models(unfinished, backbone, auxiliary, heads)
         tokenizer.save_to_preset(unfinished)

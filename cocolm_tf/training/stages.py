@@ -56,7 +56,7 @@ def stage_ends(schedule: Sequence[float], train_steps: int, steps_per_loop: int)
 
 
 def stage_at(run: Sequence[Stage], steps: int) -> Stage:
-    """The stage that continues after some steps; the last one at the end of the run."""
+    """The stage of the step that follows some steps; the last one at the end of the run."""
     return next((stage for stage in run if steps < stage.end), run[-1])
 
 

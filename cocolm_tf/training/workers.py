@@ -46,7 +46,7 @@ class Workers:
         return self.index == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether any worker says yes."""
+        """Whether the flag is true on any worker."""
         return bool(self._sum(np.int32(flag))) if self.count > 1 else flag
 
     def sum(self, value: float) -> float:
