@@ -447,7 +447,7 @@ class TrainingStep(keras.Model):
         if isinstance(self.optimizer, WithholdingOptimizer):
             self.optimizer.apply_scaled(gradients, self.trainable_variables, scale, replica)
         else:
-            # Keras's own optimizers add up over replicas what is the whole sum on each already.
+            # Keras's own optimizers sum over the replicas, each of which has the whole sum already.
             scale /= self.distribute_strategy.num_replicas_in_sync
             self.optimizer.apply(
                 [tf.math.multiply_no_nan(gradient, scale) for gradient in gradients],

@@ -46,10 +46,10 @@ class Budget:
 class Task:
     """A task that every row is fine-tuned on."""
 
-    name: str  # That of `finetune_glue.py --task`, and of its folder
+    name: str  # Its value of `finetune_glue.py --task`, and its folder
     title: str  # Its name in tables
     data: dict[str, dict[str, Any]]  # See `ClassificationTask`
-    config: FinetuningConfig  # That of every run
+    config: FinetuningConfig  # The same for all runs
 
 
 class Run(NamedTuple):

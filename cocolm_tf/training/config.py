@@ -48,7 +48,7 @@ class ModelConfig(hyperparams.Config):
     # What the matrices that write to the residual sum start with, in both models: none, the same;
     # layer, divided by sqrt(2 * the layer's number); total, by sqrt(2 * num_layers).
     residual_init: str = "none"
-    # What is computed again in the backward pass instead of being kept: none, attention (tensors of
+    # Parts computed again in the backward pass instead of being kept: none, attention (tensors of
     # every two positions) or block; true and false are the last and the first.
     rematerialize: bool | str = "none"
 
@@ -57,7 +57,7 @@ class ModelConfig(hyperparams.Config):
 class AuxiliaryConfig(hyperparams.Config):
     """The auxiliary model. A size of 0 is the main model's."""
 
-    # auxiliary: it learns and masked tokens are replaced by its samples. frozen: it is that of
+    # auxiliary: it learns and masked tokens are replaced by its samples. frozen: it is the one of
     # `preset`, and does not learn. random: there is none. stored: there is none, either, but the
     # data has its samples, which precompute_replacements.py drew with `frozen`.
     replacements: str = "auxiliary"

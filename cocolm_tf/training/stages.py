@@ -23,7 +23,7 @@ class Stage:
 
     begin: int  # The steps before it
     end: int  # The steps up to its last, that included
-    config: PretrainingConfig  # That of a run of such batches alone
+    config: PretrainingConfig  # As of a run of such batches alone
     first_sequence: int  # How many sequences of its length come before it
 
 
