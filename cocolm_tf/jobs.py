@@ -46,12 +46,12 @@ _SECONDS_BETWEEN_REPORTS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Something to do once."""
+    """Work that a process of its own does once."""
 
-    folder: str  # Its own, for one `spec` alone.
+    folder: str  # Its own: a folder has one `spec`.
     spec: dict[str, Any]  # what to do, as JSON
     label: str  # its name for people
-    # Whether it makes use of all that an earlier process left in the folder. Otherwise an
+    # Whether its process resumes from all that an earlier one left in the folder. Otherwise an
     # interrupted job begins in a folder that is empty but for `keeps`.
     resumes: bool = False
     keeps: Sequence[str] = ()  # files and folders in it by which an interrupted job resumes
@@ -64,8 +64,8 @@ class Job:
 
     def results(self) -> dict[str, Any] | None:
         """The results, or None if the job is not done as far as wanted."""
-        # Raises UserError for the results of another job; but those that `diverged` do not count:
-        # the user tries other settings.
+        # Raises UserError for the results of another job, except where they `diverged`: then the
+        # user is free to try other settings.
         path = os.path.join(self.folder, RESULTS_FILENAME)
         if not files.is_file(path):
             return None
@@ -105,7 +105,7 @@ class JobRunner:
             unit="run",
             file=sys.stderr,
             bar_format="{percentage:3.0f}%|{bar:20}| {n:.2f} of {total} runs [{elapsed}]{postfix}",
-            # A log file wants a line now and then.
+            # In a log file, a line now and then is enough.
             mininterval=0.5 if sys.stderr.isatty() else 30.0,
         )
 
@@ -163,7 +163,7 @@ class JobRunner:
                 self._bar.write(text, file=sys.stderr)
 
     def _prepare(self, job: Job) -> None:
-        # The results first: they would make the rest look done.
+        # The results first: with them, the job would look done.
         files.remove(os.path.join(job.folder, RESULTS_FILENAME))
         if not job.resumes:
             _clear(job)
@@ -246,7 +246,7 @@ class JobRunner:
 
 
 class Reporter:
-    """The reports of a job's process to its parent."""
+    """Sends reports of a job's process to its parent."""
 
     def __init__(self) -> None:
         self._last = 0.0
@@ -267,12 +267,12 @@ class Reporter:
         self._send({"mistake": text})
 
     def _send(self, event: dict[str, Any]) -> None:
-        # Fails where nobody listens any more, which ends the process: its parent is gone.
+        # Fails once the parent is gone, which ends this process too.
         print(json.dumps(event), flush=True)
 
 
 def serve(do: Callable[..., dict[str, Any]]) -> None:
-    """Does the job of the command line: what a job's module calls as a program."""
+    """Runs the job that the command line names; a job's module calls it as a program."""
     # `do` gets the spec, the folder and a reporter, and as keywords the options, and `until` if the
     # job has one; it returns the results as JSON, whose `headline`, if any, is shown.
     folder, slot, slots, text = sys.argv[1:]
@@ -319,7 +319,7 @@ def leave_devices() -> None:
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):  # TensorFlow has them already.
+        with contextlib.suppress(RuntimeError):  # TensorFlow has initialized them already.
             tf.config.set_visible_devices([], "GPU")
 
 
@@ -354,7 +354,7 @@ def _kept(job: Job) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    # The process finds this package where this one has found it.
+    # The process imports this package from where this one did.
     root = os.path.dirname(os.path.dirname(files.absolute(__file__)))
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}

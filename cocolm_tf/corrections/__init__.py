@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "mistakes": ["MistakeMaker", "codespell_dictionary"],
         "scores": ["gleu"],
         "texts": ["Edit", "MarkedText"],
-        "training": ["finetune_correction"],
+        "training": ["Examples", "finetune_correction"],
     },
 )

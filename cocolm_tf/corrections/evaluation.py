@@ -16,22 +16,22 @@ from cocolm_tf.serving.encoder import Encoder
 from cocolm_tf.serving.inference import InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
 
-# The recall at which precision is told, whatever the threshold.
+# The recall at which precision is reported, whatever the threshold.
 RECALL = 0.5
 _BEST = (1, 5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgment:
-    """What a model says of the W words of a text, as `Corrector.correct` describes it."""
+    """A model's verdicts on the W words of a text; see `Corrector.correct`."""
 
     starts: np.ndarray  # [W] int
     ends: np.ndarray  # [W] int
     probabilities: np.ndarray  # [W] float, that each word does not belong
-    corrections: list[list[str]]  # of each word, the most probable first; "" for nothing
+    corrections: list[list[str]]  # of each word, the most probable first; "" to remove it
 
     def edits(self, text: str, threshold: float) -> list[Edit]:
-        """The best corrections of the words that are at least so suspicious."""
+        """The best corrections of the words whose probability is at least the threshold."""
         edits = []
         words = zip(self.starts, self.ends, self.probabilities, self.corrections, strict=True)
         for start, end, probability, found in words:
@@ -51,6 +51,9 @@ def judge(preset: str, texts: Sequence[str], batch_size: int = 16) -> list[Judgm
         preset: A local folder, with a copy head and an LM head.
         texts: Any number.
         batch_size: Texts at a time.
+
+    Returns:
+        For each text, the places, probabilities and corrections of its words.
 
     Raises:
         UserError: If the preset lacks a head.
@@ -142,17 +145,17 @@ def evaluate(
     threshold: float | None = None,
     seed: int = 0,
 ) -> dict[str, object]:
-    """Scores what a model says of texts with known mistakes.
+    """Scores a model's verdicts on texts with known mistakes.
 
     Words and GLEU's sources are the model's and the texts' own; of several annotators the first
     says which words are wrong, and all count for the edits and GLEU.
 
     Args:
-        texts: the texts with their edits.
-        judged: what `judge` gives for them.
-        threshold: from which probability on a word is flagged and corrected. None chooses it on a
-            random half of the texts, by the F0.5 of detection, and scores on the other half.
-        seed: decides the halves.
+        texts: The texts with their edits.
+        judged: What `judge` returns for them.
+        threshold: The probability from which on a word is flagged and corrected. None chooses it
+            on a random half of the texts, by the F0.5 of detection, and scores on the other half.
+        seed: Decides the halves.
 
     Returns:
         `texts`, `words` and `wrong_words` that were scored; `threshold`; `detection` with
@@ -163,7 +166,7 @@ def evaluate(
         `accuracy_at_1`, and the `corrected` share of its edits; `gleu` and `gleu_of_uncorrected`.
 
     Raises:
-        ValueError: if there is no mistake to choose a threshold by, or to score.
+        ValueError: If there is no mistake to choose a threshold by, or to score.
 
     Example:
     ```python
@@ -221,7 +224,7 @@ def evaluate(
         "by_kind": {
             kind: {
                 "count": count,
-                # What is missing has no word of its own.
+                # A missing word is no word of the text that could be flagged.
                 "flagged": _mean(flagged[of_kind[kind]]),
                 "accuracy_at_1": _mean(words.ranks[of_kind[kind]] == 0),
                 "corrected": hits / count,

@@ -12,7 +12,7 @@ from cocolm_tf import files
 from cocolm_tf.corrections.texts import Edit, MarkedText
 from cocolm_tf.errors import UserError
 
-# What is made how often. A kind that a text has no place for leaves its turn to the others.
+# How often each kind is made. Where a text has no place for a kind, another one is made.
 WEIGHTS = {
     "spelling": 3.0,  # a misspelling that people have made: recieve
     "slip": 2.0,  # of the fingers: letters swapped, left out, doubled, or a key's neighbor
@@ -25,7 +25,7 @@ WEIGHTS = {
     "order": 1.0,  # two neighbors swapped
 }
 
-# Of the dictionary's misspellings, one in so many is made in held-out text alone.
+# One in so many of the dictionary's misspellings is made in held-out text only.
 _HELD_OUT = 10
 
 _WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
@@ -57,8 +57,8 @@ _PREPOSITIONS = "in on at of for to with from by about into over under between a
 class Dictionary:
     """Misspellings and the words that they stand for, by the right word."""
 
-    spelling: Mapping[str, Sequence[str]]  # what is no word
-    confusion: Mapping[str, Sequence[str]]  # what is another word
+    spelling: Mapping[str, Sequence[str]]  # wrong forms that are no words
+    confusion: Mapping[str, Sequence[str]]  # wrong forms that are other words
 
     def part(self, held_out: bool) -> "Dictionary":
         """The tenth that is for held-out text, or the rest, for training."""
@@ -158,7 +158,7 @@ class MistakeMaker:
 
     Args:
         dictionary: Misspellings and confusions.
-        words: The words of good text: what endings may produce, and slips may not.
+        words: The words of good text: changed endings produce only these, and slips none of them.
         rate: The mean share of a text's words that are mistaken.
         weights: The relative frequency of each kind of mistake, as in `WEIGHTS`.
 
@@ -207,7 +207,7 @@ class MistakeMaker:
     def _change(
         self, text: str, spans: Sequence[tuple[int, int]], free: set[int], draw: random.Random
     ) -> tuple[int, int, str, str] | None:
-        """A mistake where there is none: first and last character of what is right, wrong, kind."""
+        """A mistake in a free place: start and end of the right text, the wrong text, the kind."""
         weights = dict(self._weights)
         while weights and free:
             kind = draw.choices(list(weights), list(weights.values()))[0]
@@ -232,7 +232,7 @@ class MistakeMaker:
                     if not wrong or wrong == word.lower():
                         continue
                     change = (start, end, _like(word, wrong), kind)
-                # Not beside another, so that each is told apart.
+                # Never beside another mistake, so that each is an edit of its own.
                 free -= {near + step for near in taken for step in (-1, 0, 1)}
                 return change
             del weights[kind]

@@ -106,7 +106,7 @@ def gleu(
         sources: The texts with their mistakes.
         hypotheses: Their corrections.
         references: Of each text, the corrections of annotators, one at least.
-        draws: Where a text has several references, how many times one of each is drawn; the score
+        draws: Where a text has several references, how many times one of them is drawn; the score
             is the mean.
         seed: Decides what is drawn.
 

@@ -10,10 +10,10 @@ from cocolm_tf.data.tables import read_table
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import text_lines
 
-# Words and signs, as far as texts are compared and counted by them.
+# Words and signs, by which texts are compared and counted.
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 _UNSPACED = re.compile(r"\S+")
-# The types of edits that have no other: words replaced, missing, unnecessary. ERRANT's tiers.
+# The types of edits without a finer one: words replaced, missing, unnecessary. ERRANT's tiers.
 REPLACED, MISSING, UNNECESSARY = "R", "M", "U"
 # How M2 files mark an annotator who found nothing wrong.
 _NO_EDIT = "noop"
@@ -23,19 +23,25 @@ _NO_EDIT = "noop"
 class Edit:
     """A stretch of a text and its correction.
 
+    Args:
+        start: The first character, as Python indexes a string.
+        end: The one after the last.
+        correction: What should stand there; "" to remove the stretch.
+        kind: The kind of mistake.
+
     Example:
     ```python
     Edit(3, 5, "goes", "R:VERB:SVA").of("He go home.")  # (3, 5, "goes")
     ```
     """
 
-    start: int  # the first character, as Python indexes a string
-    end: int  # the one after the last
-    correction: str  # "" where nothing should stand
-    kind: str = ""  # what kind of mistake it is
+    start: int
+    end: int
+    correction: str
+    kind: str = ""
 
     def of(self, text: str) -> tuple[int, int, str]:
-        """What makes two edits of a text equal: without white space around, and the kind."""
+        """Place and correction without white space around: edits that share them are the same."""
         covered = text[self.start : self.end]
         start = self.start + len(covered) - len(covered.lstrip())
         end = self.end - len(covered) + len(covered.rstrip())
@@ -44,7 +50,11 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True)
 class MarkedText:
-    """A text with its edits, from left to right, by each of its annotators.
+    """A text with its edits.
+
+    Args:
+        text: The text with its mistakes.
+        references: The edits of each annotator, from left to right.
 
     Example:
     ```python
@@ -97,7 +107,7 @@ def edit_of_words(
     kind: str,
 ) -> Edit:
     """The edit that replaces the words from `first` to before `last` by a correction."""
-    # What is missing comes behind the word before it, and a word that goes takes a space with it.
+    # A missing word follows the word before it, and a word that is removed takes a space with it.
     if first == last:
         start = end = words[first - 1][1] if first else 0
         correction = f" {correction}" if first else f"{correction} "
@@ -121,7 +131,7 @@ def _join(left: str, right: str) -> bool:
 
 
 def differences(text: str, corrected: str) -> tuple[Edit, ...]:
-    """The edits between two texts, word by word where as many replace as many."""
+    """The edits between two texts, word by word where as many words replace as many."""
     words, right = word_spans(text), word_spans(corrected)
     matcher = difflib.SequenceMatcher(
         a=[text[slice(*span)] for span in words],

@@ -61,10 +61,18 @@ class CorrectionTrainer(CocoLMPretrainer):
 
 
 class Examples:
-    """Texts with mistakes by number, without end: each epoch in another order."""
+    """Texts with mistakes by number, without end: each epoch in another order.
 
-    # `texts` have their mistakes; or they are good ones, in which `maker` makes mistakes, other
-    # ones in each epoch. `seed` decides order and mistakes.
+    Args:
+        texts: Texts with their mistakes; or good ones, in which `maker` makes mistakes.
+        maker: Makes other mistakes in each epoch; None where the texts have theirs.
+        seed: Decides order and mistakes.
+
+    Example:
+    ```python
+    Examples(["He goes home."], MistakeMaker(codespell_dictionary(), {"he", "goes", "home"}))[0]
+    ```
+    """
 
     def __init__(
         self, texts: Sequence[MarkedText | str], maker: MistakeMaker | None = None, seed: int = 0
@@ -99,7 +107,7 @@ class Rows:
 
     def __init__(self, tokenizer: CocoLMTokenizer, sequence_length: int, lm_slots: int) -> None:
         self._tokenize = tokenizer.graph_module().tokenize_with_offsets
-        # No token of a text: what should stand there is not known, or no single token.
+        # A token that no text has marks targets that are not known, or are several tokens.
         self._unknown = tokenizer.mask_token_id
         self._shape = sequence_length, lm_slots
 
@@ -207,10 +215,10 @@ class _Feed:
         return tf.data.Dataset.from_generator(batches, output_signature=shapes).prefetch(4)
 
     def validation(self, step: int) -> None:
-        """No batches: `scripts/evaluate_corrections.py` scores the results."""
+        """None, for no batches: `scripts/evaluate_corrections.py` scores the results."""
 
     def sequences_by_dataset(self) -> None:
-        """Counts nothing, as there is one dataset."""
+        """None, as there is one dataset."""
 
 
 def finetune_correction(
@@ -230,10 +238,10 @@ def finetune_correction(
         examples: What to learn from.
         model_dir: Gets `config.yaml`, `metrics.jsonl`, `checkpoints/` and, at the end, `preset/`,
             which has the main model, its tokenizer and its heads.
-        source: What the examples are, for the model card.
+        source: Where the examples come from, for the model card.
 
     Returns:
-        The path of the preset.
+        The path of the preset that was written.
 
     Raises:
         UserError: If the preset is none, or the run in `model_dir` is another.

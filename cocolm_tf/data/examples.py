@@ -10,43 +10,25 @@ from cocolm_tf.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Texts or pairs of texts, with their labels where these are known.
-
-    Args:
-        first: The texts, or the first texts of pairs.
-        second: The second texts of pairs; None for single texts.
-        labels: [N] int32, the number of each one's class; [N] float32 for a regression; [N, K]
-            int32, 0 or 1, where each may have several of K; None where they are not known.
-        source: Where the examples come from, for people.
-        rows: [N] int, where each stands in the source: the line of a file, the number of a
-            dataset; None where that is not known.
-        left_out: Which rows of the source are not among them and why, a line for people each.
-
-    Example:
-    ```python
-    Examples(("Great!", "Bad."), None, np.int32([1, 0]))
-    ```
-    """
+    """Texts or pairs of texts, with their labels where these are known."""
 
     first: Sequence[str]
-    second: Sequence[str] | None = None
+    second: Sequence[str] | None = None  # Of pairs; None for single texts
+    # [N] int32, the classes' numbers; [N] float32 for a regression; [N, K] int32, 0 or 1, where
+    # each may have several of K; None where they are not known.
     labels: np.ndarray | None = None
-    source: str = ""
+    source: str = ""  # Where they come from, for people
+    # Rows of the source that are left out and why, a line for people each
     left_out: Sequence[str] = ()
+    # [N] int, the place of each in the source: the line of a file, the number of a dataset; None
+    # where that is not known.
     rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.first)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Examples":
-        """Takes some of the examples.
-
-        Args:
-            indices: Which ones, in the order wanted.
-
-        Returns:
-            The examples; `left_out` is that of the source.
-        """
+        """Some of the examples, in the order of the indices; `left_out` stays the source's."""
         return dataclasses.replace(
             self,
             first=[self.first[index] for index in indices],
@@ -58,36 +40,19 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """All examples of a task.
+    """All examples of a task."""
 
-    Args:
-        name: Of the task, for people.
-        label_names: The classes in order; None for a regression.
-        train: What to learn from.
-        dev: What to choose by; a task may have several sets. The first decides.
-        test: What to predict, by the name of its file of predictions.
-        label_values: How files write the classes; None as `label_names`.
-        bounds: The lowest and the highest number of a regression; None for any.
-        metrics: What it is measured by, the first to choose by; empty for what suits its classes.
-        label_separator: What is between the labels of a text, where it may have several; empty
-            where it has one class.
-
-    Example:
-    ```python
-    data = read_glue("rte", "glue_data")
-    data.dev["dev"].labels
-    ```
-    """
-
-    name: str
-    label_names: Sequence[str] | None
+    name: str  # The task's, for people
+    label_names: Sequence[str] | None  # The classes in order; None for a regression
     train: Examples
-    dev: Mapping[str, Examples]
-    test: Mapping[str, Examples]
-    label_values: Sequence[str] | None = None
+    dev: Mapping[str, Examples]  # The sets to choose by; the first decides
+    test: Mapping[str, Examples]  # The sets to predict, by the names of their files of predictions
+    label_values: Sequence[str] | None = None  # How files write the classes; None as `label_names`
+    # The lowest and the highest number of a regression; None for any.
     bounds: tuple[float, float] | None = None
+    # The first is the one to choose by; empty for those that suit the classes.
     metrics: tuple[str, ...] = ()
-    label_separator: str = ""
+    label_separator: str = ""  # Between the labels of a text, where it may have several
 
     @property
     def multi_label(self) -> bool:
@@ -103,27 +68,11 @@ class TaskData:
 def stratified(
     labels: np.ndarray, fraction: float, seed: int, bins: int = 5, leave: int = 0
 ) -> np.ndarray:
-    """Draws a share of some examples that has every label's share.
-
-    Args:
-        labels: [N], of the examples: classes, int, or numbers, float; or several, [N, K] int, of
-            which an example's rarest counts.
-        fraction: float. The share, in (0, 1]. Of every class at least one example is drawn.
-        seed: int. Another seed draws others.
-        bins: int. The numbers of a regression are put into so many equally full bins first.
-        leave: int. So many of every class are not drawn, even if that is all of it.
-
-    Returns:
-        The indices of the drawn examples, in ascending order.
-
-    Raises:
-        UserError: If the fraction is none.
-
-    Example:
-    ```python
-    few = train.select(stratified(train.labels, 0.1, seed=0))
-    ```
-    """
+    """Samples a fraction, in (0, 1], of every label's examples; the indices, ascending."""
+    # `labels` [N] are classes, int; numbers, float, which are put into `bins` equally full bins
+    # first; or several labels each, [N, K] int, of which an example's rarest counts. At least one
+    # example of every class is drawn, but `leave` of every class are not, even if that is all of
+    # it.
     if not 0 < fraction <= 1:
         raise UserError(f"a fraction is in (0, 1], not {fraction}.")
     if labels.ndim == 2:

@@ -7,21 +7,8 @@ from cocolm_tf.errors import UserError
 
 
 def classes_of(examples: Examples, data: TaskData) -> np.ndarray:
-    """Says which class each example is of.
-
-    Args:
-        examples: With labels.
-        data: Their task.
-
-    Returns:
-        [N]: the labels; of a regression 0 below the middle of its bounds, or of what its training
-        examples have, and 1 above.
-
-    Example:
-    ```python
-    classes_of(data.train, data)
-    ```
-    """
+    """The class of each example, [N]; of a regression 0 for the lower half, 1 for the upper."""
+    # The halves of its bounds, or else of the range of its training labels.
     if data.label_names is not None:
         return examples.labels
     low, high = data.bounds or (data.train.labels.min(), data.train.labels.max())
@@ -29,26 +16,9 @@ def classes_of(examples: Examples, data: TaskData) -> np.ndarray:
 
 
 def few_shot_split(data: TaskData, shots: int, seed: int) -> tuple[Examples, Examples]:
-    """Draws a small training set and a dev set of the same size: those that LM-BFF draws.
-
-    With its seeds, 13, 21, 42, 87 and 100, and GLUE's own files they are its very examples.
-
-    Args:
-        data: The task; both are drawn from its training examples.
-        shots: int. How many examples of each class each of the two has.
-        seed: int. Another seed draws others.
-
-    Returns:
-        The training and the dev examples, class by class.
-
-    Raises:
-        UserError: If a class has too few examples.
-
-    Example:
-    ```python
-    train, dev = few_shot_split(data, shots=16, seed=13)
-    ```
-    """
+    """Draws a small training set and a dev set of the same size, class by class: LM-BFF's."""
+    # `shots` examples of each class for each set, from the training examples. With LM-BFF's seeds,
+    # 13, 21, 42, 87 and 100, and GLUE's own files they are the very examples that it draws.
     classes = classes_of(data.train, data)
     names = data.label_names or ("low", "high")
     order = np.random.RandomState(seed).permutation(len(classes))

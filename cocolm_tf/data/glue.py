@@ -11,44 +11,30 @@ from cocolm_tf.data.tables import Table, read_table
 from cocolm_tf.data.tfds_builder import prepared_builder
 from cocolm_tf.errors import UserError
 
-# Some official files have rows in which a tab or a line end tore a text apart, or without a text.
+# Some official files have rows without a text, or with one that a tab or line end has split.
 MAX_BAD_SHARE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class GlueTask:
-    """One task of GLUE, as its files are.
+    """One task of GLUE, as its files are."""
 
-    Args:
-        title: Its name in tables, of its folder, and of its file on the leaderboard.
-        texts: The columns of the TSV files that hold the texts.
-        label: The column of the label.
-        label_names: The classes in order, as TFDS has them; None for a regression.
-        label_values: How the files and the leaderboard write the classes; None as their names.
-        tfds_texts: The features of TFDS that hold the texts; None as the columns.
-        header: The columns of `train.tsv` and `dev.tsv` where they have no header.
-        bounds: The lowest and the highest number of a regression.
-        dev: The files of its dev sets, by what these are called.
-        test: Its test files, by the names of the leaderboard's files; None for one, `test`.
-        metrics: As of `TaskData`. The first is the one that Table 1 of the paper has.
-
-    Example:
-    ```python
-    GLUE_TASKS["rte"].texts  # ("sentence1", "sentence2")
-    ```
-    """
-
-    title: str
-    texts: tuple[str, ...]
-    label: str
+    title: str  # Its name in tables, of its folder, and of its file on the leaderboard
+    texts: tuple[str, ...]  # The columns of the texts in its TSV files
+    label: str  # The column of the label
+    # The classes in order, as TFDS has them; None for a regression.
     label_names: tuple[str, ...] | None
+    # How the files and the leaderboard write the classes; None as their names.
     label_values: tuple[str, ...] | None = None
-    tfds_texts: tuple[str, ...] | None = None
+    tfds_texts: tuple[str, ...] | None = None  # TFDS's features of the texts; None as the columns
+    # The columns of `train.tsv` and `dev.tsv` where they have no header.
     header: tuple[str, ...] | None = None
-    bounds: tuple[float, float] | None = None
+    bounds: tuple[float, float] | None = None  # The lowest and the highest number of a regression
+    # The files of its dev sets, by their names.
     dev: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"dev": "dev"})
+    # Its test files, by the names of the leaderboard's files; None for one, `test`.
     test: Mapping[str, str] | None = None
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()  # As of `TaskData`; the first is that of Table 1 of the paper
 
 
 _YES_NO = ("0", "1")
@@ -102,25 +88,10 @@ GLUE_TASKS = {
 
 
 def read_glue(task: str, data_dir: str | None = None) -> TaskData:
-    """Reads a task of GLUE.
-
-    Args:
-        task: One of `GLUE_TASKS`.
-        data_dir: The folder of the official TSV files, with `CoLA/train.tsv` and so on, or the
-            task's own folder; None for TensorFlow Datasets, which downloads what it has not.
-
-    Returns:
-        The examples. Rows of the training and dev files that are broken are left out and told, up
-        to one in a hundred. Test files that are not there are no test sets.
-
-    Raises:
-        UserError: If a file is missing or is not what it should be.
-
-    Example:
-    ```python
-    read_glue("rte", "glue_data").train
-    ```
-    """
+    """Reads a task of GLUE from its official TSV files, or from TFDS without a `data_dir`."""
+    # The folder has `CoLA/train.tsv` and so on, or is the task's own. TensorFlow Datasets downloads
+    # missing data. Broken rows of training and dev files, up to one in a hundred, are left out and
+    # reported. Missing test files are no test sets.
     if task not in GLUE_TASKS:
         raise UserError(f"--task is one of {', '.join(GLUE_TASKS)}, not {task!r}.")
     known = GLUE_TASKS[task]
@@ -140,20 +111,7 @@ def read_glue(task: str, data_dir: str | None = None) -> TaskData:
 
 
 def glue_files(task: str, data_dir: str | None = None) -> list[str]:
-    """Lists the files that `read_glue` reads, those included that may be missing.
-
-    Args:
-        task: One of `GLUE_TASKS`.
-        data_dir: As for `read_glue`; of TensorFlow Datasets there are none.
-
-    Returns:
-        Their paths.
-
-    Example:
-    ```python
-    glue_files("rte", "glue_data")  # ["glue_data/RTE/train.tsv", ...]
-    ```
-    """
+    """The paths that `read_glue` reads, those included that may be missing; none for TFDS."""
     if not data_dir:
         return []
     known = GLUE_TASKS[task]
@@ -161,7 +119,7 @@ def glue_files(task: str, data_dir: str | None = None) -> list[str]:
     return [_tsv_path(known, data_dir, name) for name in names]
 
 
-# Reads a file by its name, with its labels or without; None if it may be missing and is.
+# Reads a file by its name, with its labels or without; None for an optional one that is missing.
 _Reader = Callable[[str, bool], Examples | None]
 
 
@@ -184,7 +142,7 @@ def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:
         if not is_labeled:
             if not files.is_file(path):
                 return None
-            # Every row of a test file wants a prediction.
+            # Every row of a test file needs a prediction.
             return labeled_examples(
                 read_table(path, task.texts), len(task.texts), None, allow_empty=True
             )

@@ -1,4 +1,4 @@
-"""Rows of a table to labeled examples, and what becomes of rows that are no examples."""
+"""Labeled examples of a table's rows; too many bad rows are an error, others are left out."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from cocolm_tf.data.examples import Examples
 from cocolm_tf.data.tables import Table
 from cocolm_tf.errors import UserError
 
-# How many of the rows that are left out are told one by one.
+# How many of the rows that are left out are listed one by one.
 _TOLD = 5
 # How many classes a message lists.
 _SHOWN = 20
@@ -22,30 +22,12 @@ def labeled_examples(
     max_bad_share: float = 0.0,
     allow_empty: bool = False,
 ) -> Examples:
-    """Makes examples of the rows of a table.
-
-    Args:
-        table: Its columns are one or two texts, then the label where there is one.
-        num_texts: int. 1, or 2 for pairs.
-        parse_label: Gives a class its number, an int, a number its value, a float, or several
-            labels their row of 0 and 1; it raises `ValueError` with what is wrong. None where there
-            are no labels: then a blank line is a row, too, that lacks its text.
-        max_bad_share: float. The share of all rows that may be left out, because they have the
-            wrong columns, a label that is none, or no text.
-        allow_empty: bool. Whether a text may be empty.
-
-    Returns:
-        The examples; `left_out` tells which rows are not among them.
-
-    Raises:
-        UserError: If more rows are bad, naming the first.
-
-    Example:
-    ```python
-    table = read_table("reviews.tsv", ["text", "label"])
-    labeled_examples(table, 1, label_parser(["bad", "good"]))
-    ```
-    """
+    """Makes examples of a table's rows: one or two texts, then the label if there is one."""
+    # `parse_label` gives a class its number, an int, a number its value, a float, or several labels
+    # their row of 0 and 1; it raises `ValueError` with the reason against a label. It is None where
+    # there are no labels: then a blank line is a row, too, that lacks its text. `max_bad_share` of
+    # all rows may be left out, because of wrong columns, a wrong label or no text; if more are bad,
+    # a `UserError` names the first.
     texts, labels, rows, left_out = checked_rows(
         table, num_texts, parse_label, max_bad_share, allow_empty
     )
@@ -68,7 +50,7 @@ def checked_rows(
     max_bad_share: float = 0.0,
     allow_empty: bool = False,
 ) -> tuple[list[tuple[str, ...]], list[int | float | np.ndarray], np.ndarray, list[str]]:
-    """Texts, labels, lines and what is left out, see `labeled_examples`; any number of texts."""
+    """Texts, labels, lines and left-out rows, as of `labeled_examples`; any number of texts."""
     bad_rows = list(table.bad_rows)
     if parse_label is None:
         bad_rows += [(line, "is blank, and not a row to predict") for line in table.blank_lines]
@@ -96,19 +78,7 @@ def checked_rows(
 
 
 def label_parser(values: Sequence[str]) -> Callable[[str], int]:
-    """Reads classes.
-
-    Args:
-        values: How each class is written, in the order of their numbers. 1 and 1.0 are the same.
-
-    Returns:
-        What gives a class its number.
-
-    Example:
-    ```python
-    label_parser(["bad", "good"])("good")  # 1
-    ```
-    """
+    """A function from a class, as it is written, to its number; 1 and 1.0 are the same class."""
     numbers = {class_of(value): number for number, value in enumerate(values)}
     shown = ", ".join(values[:_SHOWN]) + (", ..." if len(values) > _SHOWN else "")
 
@@ -122,7 +92,7 @@ def label_parser(values: Sequence[str]) -> Callable[[str], int]:
 
 
 def labels_parser(values: Sequence[str], separator: str) -> Callable[[str], np.ndarray]:
-    """Reads any number of labels, none included: [K] int32, 0 or 1 for each of the values."""
+    """A function from any number of labels, also none, to [K] int32: 0 or 1 for each value."""
     parse_one = label_parser(values)
 
     def parse(value: str) -> np.ndarray:
@@ -141,28 +111,16 @@ def split_labels(value: str, separator: str) -> list[str]:
 
 
 def class_of(label: str) -> str:
-    """What all ways to write a class have in common: 1.0 is 1, and a missing value is no class."""
+    """A class in its only spelling: 1.0 is 1, and a missing value is no class, ""."""
     label = label.strip()
-    if label.lower() == "nan":  # How pandas writes what is missing.
+    if label.lower() == "nan":  # How pandas writes a missing value.
         return ""
     whole = re.fullmatch(r"([+-]?\d+)\.0+", label)
     return whole[1] if whole else label
 
 
 def number_parser(bounds: tuple[float, float] | None = None) -> Callable[[str], float]:
-    """Reads numbers.
-
-    Args:
-        bounds: The lowest and the highest; None for any.
-
-    Returns:
-        What turns a text into a finite number.
-
-    Example:
-    ```python
-    number_parser((0, 5))("3.8")  # 3.8
-    ```
-    """
+    """A function from a text to a finite number within the bounds, lowest and highest."""
 
     def parse(value: str) -> float:
         try:

@@ -13,37 +13,20 @@ TFDS_NAME = "squad/v2.0"
 
 
 class Answer(NamedTuple):
-    """A part of a context.
-
-    Attributes:
-        text: The answer.
-        start: The character of the context that it begins at.
-    """
+    """A part of a context."""
 
     text: str
-    start: int
+    start: int  # The character of the context at which it begins
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question, the paragraph it is asked of, and what people answered.
+    """A question, the paragraph it is asked of, and people's answers."""
 
-    Args:
-        id: Unlike that of any other question.
-        question: The question.
-        context: The paragraph.
-        answers: The references; none where the context does not answer the question.
-
-    Example:
-    ```python
-    Question("1", "Who sat?", "The cat sat.", (Answer("The cat", 0),))
-    ```
-    """
-
-    id: str
+    id: str  # Unlike that of any other question
     question: str
     context: str
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[Answer, ...] = ()  # Empty where the context does not answer the question
 
     @property
     def is_answerable(self) -> bool:
@@ -52,10 +35,8 @@ class Question:
 
     @property
     def span(self) -> tuple[int, int] | None:
-        """The first answer that is where it is said to be, as characters [start, end).
-
-        None for a question without an answer, or with misplaced ones only.
-        """
+        """The first answer that is where it claims to be, as characters [start, end), or None."""
+        # None for a question without an answer, or with misplaced ones only.
         for text, start in self.answers:
             if text and start >= 0 and self.context.startswith(text, start):
                 return start, start + len(text)
@@ -63,28 +44,12 @@ class Question:
 
     @property
     def is_misplaced(self) -> bool:
-        """Whether there are answers, but none is where it is said to be."""
+        """Whether there are answers, but none is where it claims to be."""
         return self.is_answerable and self.span is None
 
 
 def read_squad(path: str) -> list[Question]:
-    """Reads a file in the format of SQuAD 1.1 or 2.0.
-
-    Args:
-        path: A JSON file, see `read_text`.
-
-    Returns:
-        Its questions, in its order.
-
-    Raises:
-        UserError: Naming the file and the part that is missing or is not what it should be; a
-            file in which no question has an answer is refused too.
-
-    Example:
-    ```python
-    questions = read_squad("train-v2.0.json")
-    ```
-    """
+    """Reads a JSON file in the format of SQuAD 1.1 or 2.0; refuses one without any answer."""
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -94,22 +59,8 @@ def read_squad(path: str) -> list[Question]:
 
 
 def load_squad_from_tfds(split: str) -> list[Question]:
-    """Reads SQuAD 2.0 from TensorFlow Datasets, downloading it if need be.
-
-    Args:
-        split: `"train"` or `"validation"`, or a part of one, as `"train[:1%]"`.
-
-    Returns:
-        The questions.
-
-    Raises:
-        UserError: If it cannot be downloaded, or there is no such split.
-
-    Example:
-    ```python
-    questions = load_squad_from_tfds("validation")
-    ```
-    """
+    """Reads a split of SQuAD 2.0, or a part as `train[:1%]`, from TensorFlow Datasets."""
+    # TensorFlow Datasets downloads it if need be.
     dataset = prepared_builder(TFDS_NAME).as_dataset(split=split, shuffle_files=False)
     questions = []
     for example in dataset.as_numpy_iterator():
@@ -129,19 +80,8 @@ def load_squad_from_tfds(split: str) -> list[Question]:
 
 
 def to_official(questions: Iterable[Question]) -> list[dict[str, Any]]:
-    """Writes questions as the `data` of an official file, which its evaluation takes.
-
-    Args:
-        questions: The questions.
-
-    Returns:
-        A list of articles. Questions that follow each other on one context share a paragraph.
-
-    Example:
-    ```python
-    json.dumps({"version": "v2.0", "data": to_official(questions)})
-    ```
-    """
+    """Questions as the `data` of an official file, which the official evaluation takes."""
+    # Questions that follow each other on one context share a paragraph.
     paragraphs: list[dict[str, Any]] = []
     for question in questions:
         if not paragraphs or paragraphs[-1]["context"] != question.context:
@@ -195,7 +135,7 @@ def _answers(entry: dict[str, Any], where: str) -> Iterator[Answer]:
 
 
 def _items(parent: Any, key: str, where: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Goes through a list of objects, with the place of each for messages."""
+    """The objects of a list, with the place of each for messages."""
     for index, item in enumerate(_value(parent, key, list, where)):
         place = f"{where} {key}[{index}]"
         if not isinstance(item, dict):

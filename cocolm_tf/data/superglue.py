@@ -35,20 +35,16 @@ query's; `idx` is a number, or a dict of numbers."""
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What the rows of a set are, beside their texts.
+    """The rows of a set, apart from their texts."""
 
-    Args:
-        ids: The official `idx` of each row, with `answer` or `choice` in it where rows are
-            candidates.
-        groups: [N] int, the question that each row is a candidate of, numbered in their order;
-            each row by itself where there are no candidates.
-        candidates: What each row's candidate is called; empty where nobody asks.
-        references: For each question its right answers; empty where nobody asks.
-    """
-
+    # The official `idx` of each, with `answer` or `choice` in it where rows are candidates.
     ids: Sequence[Any]
+    # [N] int, the question that each row is a candidate of, numbered in their order; each row by
+    # itself where there are no candidates.
     groups: np.ndarray
+    # The text of each row's candidate; empty where it is not needed.
     candidates: Sequence[str] = ()
+    # For each question its right answers; empty where they are not needed.
     references: Sequence[Sequence[str]] = ()
 
     @property
@@ -59,52 +55,27 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class SuperGlueData(TaskData):
-    """All examples of a task of SuperGLUE.
+    """All examples of a task of SuperGLUE."""
 
-    Args:
-        key: The task's, one of `SUPERGLUE_TASKS`.
-        rows: What the rows of `train`, of each dev and of each test set are.
-        **kwargs: As for `TaskData`.
-
-    Example:
-    ```python
-    read_superglue("copa", "superglue").rows["dev"].num_groups  # 100
-    ```
-    """
-
-    key: str = ""
+    key: str = ""  # One of `SUPERGLUE_TASKS`
+    # The rows of `train`, of each dev and of each test set.
     rows: Mapping[str, Rows] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class SuperGlueTask:
-    """One task, as its files are.
+    """One task, as its files are."""
 
-    Args:
-        title: Of its folder, and of its file on the leaderboard.
-        fields: What a row must have, its label aside.
-        texts: Makes the one or two texts of a row.
-        label_names: The classes in order, as TFDS has them.
-        metrics: The first is the one to choose by.
-        chooses: Whether exactly one of a question's candidates is chosen.
-        extra_tests: Other test sets that its model predicts: of each the folder and name on the
-            leaderboard, and the row's fields in the order of this task's own.
-        tfds: Its configuration in TFDS; None for its key.
-
-    Example:
-    ```python
-    SUPERGLUE_TASKS["boolq"].title  # "BoolQ"
-    ```
-    """
-
-    title: str
-    fields: tuple[str, ...]
-    texts: Callable[[Row], tuple[str, ...]]
-    label_names: tuple[str, ...] = ("False", "True")
-    metrics: tuple[str, ...] = ("accuracy",)
-    chooses: bool = False
+    title: str  # The name of its folder, and of its file on the leaderboard
+    fields: tuple[str, ...]  # The fields that a row must have, its label aside
+    texts: Callable[[Row], tuple[str, ...]]  # Makes the one or two texts of a row
+    label_names: tuple[str, ...] = ("False", "True")  # The classes in order, as TFDS has them
+    metrics: tuple[str, ...] = ("accuracy",)  # The first is the one to choose by
+    chooses: bool = False  # Whether exactly one of a question's candidates is chosen
+    # Other test sets that its model predicts: of each the folder and name on the leaderboard, and
+    # the row's fields in the order of this task's own.
     extra_tests: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    tfds: str | None = None
+    tfds: str | None = None  # Its configuration in TFDS; None for its key
 
 
 def _fields(*names: str) -> Callable[[Row], tuple[str, ...]]:
@@ -182,24 +153,9 @@ SUPERGLUE_TASKS = {
 
 
 def read_superglue(task: str, data_dir: str | None = None) -> SuperGlueData:
-    """Reads a task of SuperGLUE.
-
-    Args:
-        task: One of `SUPERGLUE_TASKS`.
-        data_dir: The folder of the official folders, with `BoolQ/train.jsonl` and so on, or the
-            task's own; None for TensorFlow Datasets, which downloads what it has not.
-
-    Returns:
-        The examples. Test files that are not there are no test sets.
-
-    Raises:
-        UserError: If a file is missing or is not what it should be.
-
-    Example:
-    ```python
-    read_superglue("boolq", "superglue").train
-    ```
-    """
+    """Reads a task of SuperGLUE from its JSON lines, or from TFDS without a `data_dir`."""
+    # The folder has `BoolQ/train.jsonl` and so on, or is the task's own. TensorFlow Datasets
+    # downloads missing data. Missing test files are no test sets.
     if task not in SUPERGLUE_TASKS:
         raise UserError(f"--task is one of {', '.join(SUPERGLUE_TASKS)}, not {task!r}.")
     known = SUPERGLUE_TASKS[task]
@@ -244,13 +200,9 @@ def superglue_files(task: str, data_dir: str | None = None) -> list[str]:
 
 
 def leaderboard_lines(key: str, rows: Rows, predictions: np.ndarray) -> Iterator[str]:
-    """Writes predictions as the leaderboard takes them, a JSON object a line.
-
-    Args:
-        key: Of the task.
-        rows: Of the test set.
-        predictions: [N], the class of each row; of tasks that choose, 1 for the chosen candidate.
-    """
+    """The predictions [N] of a test set as the leaderboard takes them, a JSON object a line."""
+    # `key` is the task's. A prediction is the class of a row; in tasks that choose, 1 for the
+    # chosen candidate.
     known = SUPERGLUE_TASKS[key]
     if key == "multirc":
         paragraphs: dict[int, dict[int, list]] = {}
@@ -287,20 +239,12 @@ def chosen(rows: Rows, scores: np.ndarray) -> np.ndarray:
 def superglue_scores(
     data: SuperGlueData, part: str, labels: np.ndarray, predictions: np.ndarray
 ) -> dict[str, float]:
-    """Scores the predictions of a set by the metrics of the task.
-
-    Args:
-        data: The task.
-        part: The set, a key of `data.rows`.
-        labels: [N], the true classes of its rows.
-        predictions: [N], the predicted ones; see `leaderboard_lines`.
-
-    Returns:
-        `accuracy` is that of questions where candidates are chosen; `macro_f1` is CB's; `f1a` is
-        MultiRC's F1 over all answers, and its `em` the share of questions whose answers are all
-        labeled right; ReCoRD's `f1` and `em` compare the chosen entity's words with those of the
-        best reference, as SQuAD's evaluation does.
-    """
+    """Scores the predictions [N] for a set, a key of `data.rows`, by the metrics of the task."""
+    # Labels and predictions are classes; see `leaderboard_lines`. `accuracy` is that of questions
+    # where candidates are chosen; `macro_f1` is CB's; `f1a` is MultiRC's F1 over all answers, and
+    # its `em` the share of questions whose answers are all labeled right; ReCoRD's `f1` and `em`
+    # compare the chosen entity's words with those of the best reference, as SQuAD's evaluation
+    # does.
     from sklearn import metrics
 
     rows = data.rows[part]
@@ -402,7 +346,7 @@ def _flat_rows(row: dict[str, Any], task: str) -> Iterator[dict[str, Any]]:
     elif task == "record":
         passage = row["passage"]
         text = passage["text"]
-        # The end is that of the last character.
+        # The end is the index of the last character.
         entities = [text[place["start"] : place["end"] + 1] for place in passage["entities"]]
         for query in row["qas"]:
             yield {

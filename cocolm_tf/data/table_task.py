@@ -19,7 +19,7 @@ from cocolm_tf.data.labeled_tables import (
 from cocolm_tf.data.tables import Table, read_table
 from cocolm_tf.errors import UserError
 
-# The dev set that is split off is the same whatever a run's seed is.
+# The dev set that is split off is the same for every seed of a run.
 _SPLIT_SEED = 0
 
 
@@ -38,36 +38,12 @@ def read_table_task(
     name: str = "",
     label_separator: str = "",
 ) -> TaskData:
-    """Reads a task from TSV, CSV or JSON lines.
-
-    Args:
-        train_file: The table to learn from. The classes are the labels that occur in it.
-        text_column: The column with the texts.
-        label_column: The column with the labels.
-        second_text_column: The column with the second texts, for pairs.
-        dev_file: The table to choose the best epoch by; none splits some of the training rows off.
-        dev_fraction: float. The share to split off, of every label the same.
-        test_file: A table to predict; it needs no labels.
-        regression: Whether the labels are numbers to be predicted as such.
-        max_bad_share: float. The share of a file's rows that may be left out, as their columns,
-            labels or texts are missing or wrong.
-        encoding: Of the files, see `text_lines`.
-        delimiter: Between their columns, see `read_table`.
-        name: Of the task, for people; none for `table_name(train_file)`.
-        label_separator: What is between the labels of a row, which may have any number of them;
-            none where it has one.
-
-    Returns:
-        The examples.
-
-    Raises:
-        UserError: If a file or a column is missing, or a row is wrong.
-
-    Example:
-    ```python
-    read_table_task("reviews.csv", text_column="review", label_column="stars")
-    ```
-    """
+    """Reads a task of the user's own from TSV, CSV or JSON lines."""
+    # The classes are the labels that occur in `train_file`. Without a `dev_file`, `dev_fraction` of
+    # the training rows of every label is split off. A test file needs no labels.
+    # `second_text_column` is for pairs; with `regression`, labels are numbers; with a
+    # `label_separator`, a row may have any number of labels. `max_bad_share` of a file's rows may
+    # be left out, as their columns, labels or texts are missing or wrong.
     texts = [text_column, *filter(None, [second_text_column])]
 
     def read(path: str, columns: Sequence[str]) -> Table:
@@ -92,7 +68,7 @@ def read_table_task(
         train, dev = _split(train, dev_fraction, label_names)
     test = {}
     if test_file:
-        # Every row of a test file wants a prediction.
+        # Every row of a test file needs a prediction.
         test["test"] = labeled_examples(read(test_file, texts), len(texts), None, allow_empty=True)
     return TaskData(
         name or table_name(train_file),
@@ -105,12 +81,12 @@ def read_table_task(
 
 
 def table_name(path: str) -> str:
-    """What a table is called in results, and its folder: never as a task that is built in."""
+    """The name of a table in results, and of its folder: never that of a built-in task."""
     name = os.path.basename(path).split(".")[0]
     return f"{name}-table" if name.lower() in _TAKEN_NAMES or not name else name
 
 
-# Those of tasks, of their folders, and of the folders beside these.
+# The names of tasks, of their folders, and of the folders beside these.
 _TAKEN_NAMES = {
     f"{name.lower()}{suffix}"
     for name in ["squad", *GLUE_TASKS, *(task.title for task in GLUE_TASKS.values())]

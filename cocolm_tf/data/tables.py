@@ -21,25 +21,13 @@ csv.field_size_limit(2**31 - 1)
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Some columns of a file.
+    """Some columns of a file."""
 
-    Args:
-        path: The file.
-        rows: The values of each row, in the order in which the columns were asked for.
-        lines: The line of the file at which each row is.
-        bad_rows: The lines of rows that cannot be read, each with what is wrong with it.
-        blank_lines: The lines before the last row that hold nothing, not even an empty text.
-
-    Example:
-    ```python
-    table = read_table("reviews.tsv", ["text", "label"])
-    ```
-    """
-
-    path: str
-    rows: Sequence[tuple[str, ...]]
-    lines: Sequence[int]
-    bad_rows: Sequence[tuple[int, str]]
+    path: str  # The file
+    rows: Sequence[tuple[str, ...]]  # The values of each row, in the order of the wanted columns
+    lines: Sequence[int]  # The line of the file at which each row is
+    bad_rows: Sequence[tuple[int, str]]  # The lines of rows that cannot be read, and why
+    # Lines before the last row that hold nothing, not even an empty text.
     blank_lines: Sequence[int] = ()
 
 
@@ -52,38 +40,17 @@ def read_table(
     delimiter: str | None = None,
     default_format: str = "",
 ) -> Table:
-    """Reads some columns of a file.
-
-    The name, without the `.gz` or the like of a compressed file, decides the format: `.tsv`, one
-    row a line, in which a quote is a character as any other; `.csv`, quoted as RFC 4180 says;
-    `.jsonl`, one object a line, whose values are strings, finite numbers or truth values.
-
-    Args:
-        path: The file, see `text_lines`.
-        columns: The names of the columns to read.
-        header: The names of all columns of a TSV file that has no header; None where the first
-            row is the header.
-        optional: The names of columns to read where there are such: their values are `""` where
-            there are not.
-        encoding: Of the file, see `text_lines`.
-        delimiter: Between the columns of `.tsv` and `.csv`; `""` for a tab and a comma, and None
-            for these where there is no `--delimiter`.
-        default_format: The format where the name says none; `""` for none.
-
-    Returns:
-        The rows. One that has too few or too many columns is among the bad ones. In a file of one
-        column a blank line is a row; elsewhere it is none.
-
-    Raises:
-        UserError: If the file cannot be read, or lacks a column.
-
-    Example:
-    ```python
-    with open("/tmp/reviews.tsv", "w") as file:
-        file.write("text\\tlabel\\nIt is \\"great\\".\\tgood\\n")
-    read_table("/tmp/reviews.tsv", ["label", "text"]).rows  # [('good', 'It is "great".')]
-    ```
-    """
+    """Reads some columns of a TSV, CSV or JSON lines file."""
+    # The name, without the `.gz` or the like of a compressed file, decides the format, or else
+    # `default_format`: `.tsv`, one row a line, in which a quote is a character like any other;
+    # `.csv`, quoted as RFC 4180 says; `.jsonl`, one object a line, whose values are strings, finite
+    # numbers or truth values.
+    #
+    # `header` names all columns of a TSV file that has no header. Columns that are `optional` have
+    # the value `""` where there are none. `delimiter` separates columns of `.tsv` and `.csv`, `""`
+    # being a tab and a comma; it is None, for the same, where there is no flag `--delimiter` to
+    # advise. A row of too few or too many columns is a bad one. In a file of one column a blank
+    # line is a row; elsewhere it is none.
     kind = _format(path, default_format)
     if delimiter and kind == ".jsonl":
         raise UserError(f"{path}: --delimiter goes with .csv and .tsv, not with .jsonl.")
@@ -149,7 +116,7 @@ def _tsv_cells(lines: Iterable[str], separator: str) -> _Cells:
 
 
 def _csv_cells(lines: Iterator[str], separator: str) -> _Cells:
-    """Where a row is wrong, the next one begins at the next line, quoted or not."""
+    """The rows; after a wrong one, the next begins at the next line, quoted or not."""
     again: collections.deque[str] = collections.deque()
     row: list[str] = []  # The lines of the row that is being read.
 

@@ -16,7 +16,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import COMPRESSED_SUFFIXES, text_lines, without_surrogates
 
 _DOCUMENT_START = "-DOCSTART-"
-# The dev set that is split off is the same whatever a run's seed is.
+# The dev set that is split off is the same for every seed of a run.
 _SPLIT_SEED = 0
 # Of CoNLL-U: words that a token stands for follow it one by one, and empty nodes are no words.
 _NO_WORD = re.compile(r"\d+[-.]\d+")
@@ -27,25 +27,14 @@ _COMMENT = re.compile(r"#\s*([\w:]+ = |newdoc\b|newpar\b|id )")
 
 @dataclasses.dataclass(frozen=True)
 class TaggedTexts:
-    """Texts with labeled spans, or words with a label each: what a token classifier is fitted to.
+    """Texts with labeled spans, or words with a label each, to train a token classifier on."""
 
-    Args:
-        texts: Strings, or for each text a list of its words.
-        labels: For each text its spans, in characters, or a tag for each of its words; None where
-            they are not known.
-        source: Where they come from, for people.
-        left_out: Which rows of the source are not among them and why, a line for people each.
-
-    Example:
-    ```python
-    TaggedTexts(["Ada sat."], [[Chunk(0, 3, "PER")]])
-    TaggedTexts([["Ada", "sat", "."]], [["B-PER", "O", "O"]])
-    ```
-    """
-
-    texts: Sequence[str] | Sequence[Sequence[str]]
+    texts: Sequence[str] | Sequence[Sequence[str]]  # Strings, or for each text a list of its words
+    # For each text its spans, in characters, or a tag for each of its words; None where they are
+    # not known.
     labels: Sequence[Sequence[Chunk]] | Sequence[Sequence[str]] | None = None
-    source: str = ""
+    source: str = ""  # Where they come from, for people
+    # Rows of the source that are left out and why, a line for people each
     left_out: Sequence[str] = ()
 
     def __len__(self) -> int:
@@ -57,7 +46,7 @@ class TaggedTexts:
         return bool(self.texts) and not isinstance(self.texts[0], str)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "TaggedTexts":
-        """Takes some of the texts; `left_out` is that of the source."""
+        """Some of the texts; `left_out` stays the source's."""
         labels = self.labels
         return dataclasses.replace(
             self,
@@ -68,57 +57,30 @@ class TaggedTexts:
 
 @dataclasses.dataclass(frozen=True)
 class TagTask:
-    """All texts of a task.
+    """All texts of a task."""
 
-    Args:
-        name: Of the task, for people.
-        label_names: The types of spans, sorted; without a scheme, the tags.
-        scheme: One of `tags.SCHEMES`, or `NO_SCHEME`.
-        train: What to learn from.
-        dev: What to choose by.
-        test: What to predict; it may have labels to be measured by.
-
-    Example:
-    ```python
-    read_tag_task("train.conll", dev_file="dev.conll").label_names  # ["LOC", "PER"]
-    ```
-    """
-
-    name: str
-    label_names: Sequence[str]
-    scheme: str
+    name: str  # The task's, for people
+    label_names: Sequence[str]  # The types of spans, sorted; without a scheme, the tags
+    scheme: str  # One of `tags.SCHEMES`, or `NO_SCHEME`
     train: TaggedTexts
     dev: Mapping[str, TaggedTexts]
-    test: Mapping[str, TaggedTexts]
+    test: Mapping[str, TaggedTexts]  # It may have labels, to be measured by
 
 
 @dataclasses.dataclass(frozen=True)
 class TagColumns:
-    """Where files have what.
+    """The columns of CoNLL's files, from 0, or from -1 at the end; the fields of JSON lines."""
 
-    Args:
-        token_column: int. CoNLL: the column of the words, counted from 0; below 0 from the last.
-        tag_column: int. CoNLL: that of the tags.
-        delimiter: CoNLL: between columns; "" for a tab in lines that have one, else white space.
-        text: JSON lines: the field of the text.
-        spans: JSON lines: that of its spans, `{"start": 0, "end": 3, "label": "PER"}` or
-            `[0, 3, "PER"]` each, in characters.
-        tokens: JSON lines: the field of a text's words, in place of the text.
-        tags: JSON lines: that of their tags.
-
-    Example:
-    ```python
-    TagColumns(token_column=1, tag_column=3)  # The parts of speech of CoNLL-U.
-    ```
-    """
-
-    token_column: int = 0
-    tag_column: int = -1
+    token_column: int = 0  # CoNLL: the words
+    tag_column: int = -1  # CoNLL: their tags
+    # CoNLL: between columns; "" for a tab in lines that have one, else white space
     delimiter: str = ""
-    text: str = "text"
+    text: str = "text"  # JSON lines: the text
+    # JSON lines: its spans, `{"start": 0, "end": 3, "label": "PER"}` or `[0, 3, "PER"]` each, in
+    # characters.
     spans: str = "spans"
-    tokens: str = "tokens"
-    tags: str = "tags"
+    tokens: str = "tokens"  # JSON lines: a text's words, in place of the text
+    tags: str = "tags"  # JSON lines: their tags
 
 
 def read_tag_task(
@@ -132,31 +94,11 @@ def read_tag_task(
     name: str = "",
     **columns: Any,
 ) -> TagTask:
-    """Reads a task of token classification.
-
-    Args:
-        train_file: What to learn from, see `read_tagged_texts`. The labels are those in it.
-        dev_file: What to choose the best epoch by; none splits some of the training texts off.
-        dev_fraction: float. The share to split off.
-        test_file: What to predict; it needs no labels.
-        scheme: How the model writes spans as tags of words, of `tags.SCHEMES`; `NO_SCHEME` where
-            tags are no spans. Files may write theirs in either.
-        max_bad_share: float. The share of a file's texts that may be left out.
-        encoding: Of the files, see `text_lines`.
-        name: Of the task, for people; none for the training file's.
-        **columns: Those of `TagColumns` that files name otherwise.
-
-    Returns:
-        The texts.
-
-    Raises:
-        UserError: If a file is missing or is not what it should be.
-
-    Example:
-    ```python
-    read_tag_task("train.conll", test_file="test.conll", scheme="BIOES")
-    ```
-    """
+    """Reads a task of token classification; its labels are those of the training file."""
+    # Without a `dev_file`, `dev_fraction` of the training texts is split off. A test file needs no
+    # labels. `scheme`, of `tags.SCHEMES`, is how the model writes spans as tags of words,
+    # `NO_SCHEME` where tags are no spans; files may write theirs in either. `max_bad_share` of a
+    # file's texts may be left out. `columns` are the fields of `TagColumns` that differ.
     where = TagColumns(**columns)
     is_tagged = scheme == NO_SCHEME
 
@@ -184,31 +126,12 @@ def read_tagged_texts(
     max_bad_share: float = 0.0,
     encoding: str = "",
 ) -> TaggedTexts:
-    """Reads one file.
-
-    A `.jsonl` has an object a line; anything else is CoNLL's: a word a line, with its columns, and
-    blank lines between sentences. Lines that begin with `-DOCSTART-`, and the comments of CoNLL-U,
-    are none.
-
-    Args:
-        path: The file, see `text_lines`.
-        columns: Where it has what.
-        has_labels: Whether there must be labels; None where there may be.
-        single_words: Whether tags are those of single words, and so anything but empty.
-        max_bad_share: float. The share of the texts that may be left out, as something is wrong.
-        encoding: Of the file.
-
-    Returns:
-        The texts, whose `left_out` says which are not among them.
-
-    Raises:
-        UserError: Naming the file and the line that is wrong.
-
-    Example:
-    ```python
-    read_tagged_texts("train.conll").labels[0]  # ["B-PER", "O"]
-    ```
-    """
+    """Reads a file of texts with labels: `.jsonl`, an object a line, or else CoNLL's columns."""
+    # CoNLL's files have a word a line, with its columns, and blank lines between sentences. Lines
+    # that begin with `-DOCSTART-`, and the comments of CoNLL-U, are none. `has_labels` is None
+    # where there may be labels. With `single_words`, tags are those of single words, and so
+    # anything but empty. `max_bad_share` of the texts may be left out, as something is wrong; if
+    # more are, a `UserError` names the first.
     columns = columns or TagColumns()
     plain = os.path.basename(path).lower()
     for suffix in COMPRESSED_SUFFIXES:
@@ -381,7 +304,7 @@ def _check_tags(tags: Sequence[str], single_words: bool) -> None:
 
 
 def labels_of(texts: TaggedTexts, single_words: bool) -> set[str]:
-    """Which labels occur: the types of spans, or the tags where they are those of single words."""
+    """The labels that occur: types of spans, or the tags where they are of single words."""
     if texts.labels is None:
         return set()
     if not texts.has_words:

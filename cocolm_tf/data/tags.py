@@ -1,8 +1,8 @@
 """Tags of words and the chunks that they mark: BIO, BIOES, and tags that break their rules.
 
 How tags are read as chunks is CoNLL's evaluation, as `seqeval` has it by default: the prefixes of
-both schemes mean what they mean wherever they stand, and a tag that cannot continue what is before
-it begins something new. So the older IOB1 is read too, and nothing that a model says is an error.
+both schemes have the same meaning everywhere, and a tag that cannot continue the chunk before it
+begins a new one. So the older IOB1 is read too, and no tags that a model predicts are an error.
 """
 
 import itertools
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SCHEMES = ("BIO", "BIOES")
-# Of tags that are those of single words, as parts of speech are.
+# The scheme of tags of single words, as of parts of speech.
 NO_SCHEME = "none"
 OUTSIDE = "O"
 # A prefix's number is its place here.
 PREFIXES = "OBIES"
 _O, _B, _I, _E, _S = range(5)
-# The type of what is in no chunk.
+# The type of words in no chunk.
 NO_TYPE = -1
 
 
@@ -63,7 +63,7 @@ class TagCodes(NamedTuple):
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "TagCodes":
-        """Takes tags apart."""
+        """The codes of tags, by their names."""
         parts = [split_tag(name) for name in names]
         labels = chunk_labels(names)
         types = [labels.index(label) if label else NO_TYPE for _, label in parts]
@@ -81,7 +81,7 @@ def begins_chunk(before: Any, prefixes: Any, types_before: Any, types: Any) -> A
 
 
 def ends_chunk(prefixes: Any, after: Any, types: Any, types_after: Any) -> Any:
-    """Says where chunks end: as `begins_chunk`, with the words after in place of those before."""
+    """Where chunks end, [N] bool: as `begins_chunk`, with the words after, not before."""
     is_open = (prefixes == _B) | (prefixes == _I)
     is_over = (after == _O) | (after == _B) | (after == _S)
     is_other = (prefixes != _O) & (types != types_after)

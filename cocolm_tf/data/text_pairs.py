@@ -1,4 +1,4 @@
-"""Texts that belong together: what embeddings learn from, and what they are to find."""
+"""Texts that belong together: pairs to learn embeddings from, and retrieval to measure them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from cocolm_tf.text_files import COMPRESSED_SUFFIXES
 
 _CORPUS_COLUMNS, _TITLE = ("_id", "text"), "title"
 _JUDGMENT_COLUMNS = ("query-id", "corpus-id", "score")
-# The dev set that is split off is the same whatever a run's seed is.
+# The dev set that is split off is the same for every seed of a run.
 _SPLIT_SEED = 0
 
 
@@ -149,10 +149,10 @@ def read_retrieval(folder: str, part: str = "test") -> Retrieval:
 
     Args:
         folder: Where they lie.
-        part: Whose judgments to read, as `test` or `dev`. Queries without any are left aside.
+        part: The judgments to read, as `test` or `dev`. Queries without any are left out.
 
     Returns:
-        What to search, and what is to be found.
+        The documents, the queries and their relevant documents.
 
     Raises:
         UserError: Naming the file and the line that is missing or wrong.

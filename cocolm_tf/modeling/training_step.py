@@ -1,6 +1,6 @@
 """The training step: gradients of one global batch, and one update for all replicas.
 
-Everything here holds for any model that states its losses; what COCO-LM's losses are stands in
+Everything here holds for any model that states its losses; COCO-LM's losses are in
 `cocolm_tf.modeling.pretrainer`.
 """
 
@@ -66,6 +66,33 @@ class TrainingStep(keras.Model):
 
     Randomness is a function of (`seed`, step, replica, micro-batch): the state of every seed
     generator is set from them in each step, none is carried from step to step.
+
+    Args:
+        seed: Of all randomness in the step.
+        **kwargs: As for `keras.Model`.
+
+    Example:
+    ```python
+    class Regressor(TrainingStep):
+        coefficients = {"squared_error": 1.0}
+
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def loss_weights(self, batch):
+            return {"squared_error": tf.cast(tf.shape(batch["x"])[0], tf.float32)}
+
+        def compute(self, batch, training):
+            errors = self.dense(batch["x"]) - batch["y"]
+            return {"squared_error": tf.reduce_mean(errors**2)}, {}
+
+        def seed_generators(self):
+            return iter(())
+
+        def meter_names(self):
+            return ["squared_error"]
+    ```
     """
 
     coefficients: dict[str, float]
@@ -133,7 +160,7 @@ class TrainingStep(keras.Model):
     # What a subclass may ask for.
 
     def temperature_now(self, schedule: SamplingTemperature | None) -> tf.Tensor | float:
-        """That of the step that is taken; of a model that is not trained, that of the run's end."""
+        """The temperature of this step; of the run's end for a model that is not trained."""
         if schedule is None:
             return 1.0
         return schedule.at(self.optimizer.iterations if self.compiled else schedule.steps)
@@ -152,22 +179,22 @@ class TrainingStep(keras.Model):
         """Prepares for `fit()`.
 
         Args:
-            optimizer: a Keras optimizer. One of `WithholdingOptimizer`'s kind leaves a step with
-                non-finite gradients out; any other sees zero gradients then.
-            clip_norm: float. Bound on the global norm of the gradients; 0 for none.
-            micro_batches: int. Each batch is cut into this many parts whose gradients are added:
-                the memory of a small batch, the gradients of a large one.
-            steps_per_execution: int. Steps run inside one compiled function; the progress bar,
+            optimizer: A `WithholdingOptimizer` leaves a step with non-finite gradients out; any
+                other sees zero gradients then.
+            clip_norm: Bound on the global norm of the gradients; 0 for none.
+            micro_batches: Each batch is cut into this many parts whose gradients are added: the
+                memory of a small batch, the gradients of a large one.
+            steps_per_execution: Steps run inside one compiled function; the progress bar,
                 callbacks and the host see every so many steps only.
-            jit_compile: bool. Compile the whole step with XLA, on one device or, with an
-                optimizer of `WithholdingOptimizer`'s kind, on the GPUs of one host. On a TPU
-                leave it off: there the strategy compiles.
-            ema_decay: float. Of an exponential moving average of the weights, `averages`, which
+            jit_compile: Whether XLA compiles the whole step, on one device or, with a
+                `WithholdingOptimizer`, on the GPUs of one host. On a TPU leave it off: there the
+                strategy compiles.
+            ema_decay: The decay of an exponential moving average of the weights, `averages`, which
                 `averaged_weights()` puts in their place; 0 for none. In step t it is
                 (1 + t) / (10 + t) if that is less.
 
         Raises:
-            ValueError: if `jit_compile` is asked for where XLA compiles no communication.
+            ValueError: If `jit_compile` is asked for where XLA compiles no communication.
         """
         strategy = self.distribute_strategy
         several = strategy.num_replicas_in_sync > 1
@@ -188,7 +215,7 @@ class TrainingStep(keras.Model):
         if self.compute_dtype == "float16":
             self.loss_scale.assign(2.0**15)
         optimizer.build(self.trainable_variables)
-        # No weights: what they tell is of no use to a run that goes on from a checkpoint.
+        # Not weights, which checkpoints hold: a run that resumes has no use for their values.
         self.skipped_at, self.skipped_norms = (
             tf.Variable(value, trainable=False)
             for value in (tf.constant(0), tf.zeros([len(self.trainable_variables)]))
@@ -205,7 +232,7 @@ class TrainingStep(keras.Model):
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Within it, the weights are their moving averages."""
+        """A context in which the weights are their moving averages."""
         weights = [variable.numpy() for variable in self.trainable_variables]
         for variable, average in zip(self.trainable_variables, self.averages, strict=True):
             variable.assign(average.numpy())
@@ -217,14 +244,14 @@ class TrainingStep(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """What `fit()` and `evaluate()` report, reset at the start of each epoch."""
+        """The metrics that `fit()` and `evaluate()` report, reset at the start of each epoch."""
         return list(self._meters.values())
 
     def train_step(self, batch: Batch) -> None:
         """One update from one batch. Runs in replica context.
 
         Args:
-            batch: dict of tensors whose first dimension is this replica's batch size.
+            batch: Tensors whose first dimension is this replica's batch size.
         """
         self._train(batch, _own_number())
 
@@ -239,7 +266,7 @@ class TrainingStep(keras.Model):
 
     def _average(self) -> None:
         """Moves the averages towards the weights; every replica has, and updates, its own copy."""
-        step = tf.cast(self.optimizer.iterations, tf.float32)  # this one counted
+        step = tf.cast(self.optimizer.iterations, tf.float32)  # this step included
         rest = 1 - tf.minimum(self.ema_decay, (1 + step) / (10 + step))
         for average, variable in zip(self.averages, self.trainable_variables, strict=False):
             average.assign_add(rest * (variable.value - average))
@@ -259,7 +286,7 @@ class TrainingStep(keras.Model):
 
             @tf.autograph.experimental.do_not_convert
             def step_of(batch: Batch, replica: tf.Tensor) -> None:
-                # Where the data has ended, what does not depend on it, as counting, must not run.
+                # Once the data has ended, operations without it, as counting, must not run.
                 with tf.control_dependencies(list(batch.values())):
                     step(batch, replica)
 
@@ -353,7 +380,7 @@ class TrainingStep(keras.Model):
             return None
 
         def vectors_of(micro_batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # What only the other losses need is pruned from the graph.
+            # Operations that only the other losses need are pruned from the graph.
             found = []
             with self._seeded(replica, micro_batch):
                 self.compute(_at(micro_batch, parts), training=True, contrast=_keeping(found))
@@ -388,7 +415,7 @@ class TrainingStep(keras.Model):
         micro_batch: tf.Tensor | int,
         contrast: tuple[list[tf.Tensor], tf.Tensor] | None = None,
     ) -> list[tf.Tensor]:
-        """The gradients of one micro-batch, where given with its part of the whole's contrast."""
+        """The gradients of one micro-batch, with its part of the whole contrast if given."""
         weights, vectors = self.loss_weights(batch), []
         instead = {"contrast": _keeping(vectors)} if contrast else {}
         with self._seeded(replica, micro_batch), tf.GradientTape() as tape:
@@ -407,7 +434,7 @@ class TrainingStep(keras.Model):
         return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _update(self, gradients: list[tf.Tensor], replica: tf.Tensor | int) -> None:
-        # As `tf.linalg.global_norm`, whose terms say whose gradient was not finite.
+        # As `tf.linalg.global_norm`; the terms say which gradient was not finite.
         squares = 2 * tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])
         norm = tf.sqrt(tf.reduce_sum(squares)) / self.loss_scale
         finite = tf.math.is_finite(norm)
@@ -420,7 +447,7 @@ class TrainingStep(keras.Model):
         if isinstance(self.optimizer, WithholdingOptimizer):
             self.optimizer.apply_scaled(gradients, self.trainable_variables, scale, replica)
         else:
-            # Keras's own optimizers add up over replicas what is the whole sum on each already.
+            # Keras's own optimizers sum over the replicas, each of which has the whole sum already.
             scale /= self.distribute_strategy.num_replicas_in_sync
             self.optimizer.apply(
                 [tf.math.multiply_no_nan(gradient, scale) for gradient in gradients],
@@ -450,7 +477,7 @@ class TrainingStep(keras.Model):
     def _seeded(
         self, replica: tf.Tensor | int, micro_batch: tf.Tensor | int
     ) -> keras.StatelessScope:
-        """A scope in which every seed generator's state follows from where the run stands."""
+        """A scope in which every seed generator's state is a function of step and micro-batch."""
         place = self.seed, self.optimizer.iterations, replica, micro_batch
         mapping = [
             (generator.state, generator_state(number, *place))
@@ -506,11 +533,9 @@ def _own_number() -> tf.Tensor | int:
 
 
 def _numbers_of_replicas(strategy: tf.distribute.Strategy) -> tf.distribute.DistributedValues:
-    """Each replica's number, as an input that leaves all of them the same program.
-
-    XLA may order the messages of different programs differently, and the replicas would then wait
-    for each other for ever.
-    """
+    """Each replica's number, as an input of the program."""
+    # As an input it leaves all replicas the same program. XLA may order the messages of different
+    # programs differently, and the replicas would then wait for each other without end.
     return strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(context.replica_id_in_sync_group)
     )
@@ -522,7 +547,7 @@ def _at(index: tf.Tensor, parts: Any) -> Any:
 
 
 def _keeping(found: list[tf.Tensor]) -> Callable[..., tuple[Losses, Measures]]:
-    """In the place of a contrast: keeps the vectors."""
+    """A function that takes the place of a contrast and only keeps the vectors."""
 
     def keep(*vectors: tf.Tensor) -> tuple[Losses, Measures]:
         found.extend(vectors)

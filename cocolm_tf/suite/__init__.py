@@ -3,5 +3,10 @@
 from cocolm_tf import lazy
 
 __getattr__, __dir__, __all__ = lazy.exports(
-    __name__, {"definition": ["Row", "Suite", "load_suite"], "runner": ["run_suite"]}
+    __name__,
+    {
+        "definition": ["Row", "Suite", "load_suite"],
+        "plan": ["Plan", "glue_tasks", "pretraining_configs"],
+        "runner": ["PretrainingInputs", "run_suite"],
+    },
 )

@@ -39,9 +39,9 @@ class Row:
     """One row of a suite.
 
     Args:
-        name: Of its folder.
-        title: What tables call it.
-        group: What it belongs to in tables; may be empty.
+        name: The name of its folder.
+        title: Its name in tables.
+        group: Its group in tables; may be empty.
         changes: What it changes of the shared configuration, each as `--params_override` takes
             it; later ones hold where they disagree.
         auxiliary_of: The row whose auxiliary model it samples from, frozen; empty for its own.
@@ -65,7 +65,7 @@ class Row:
     random_weights_of: str = ""
 
     def needs(self) -> tuple[str, ...]:
-        """The rows that must have been pretrained before it is."""
+        """The names of the rows that must be pretrained before this one."""
         return tuple(filter(None, (self.auxiliary_of, self.decay_from.rpartition("@")[0])))
 
 
@@ -74,8 +74,8 @@ class Suite:
     """The rows of a table, in their order.
 
     Args:
-        name: What it is called.
-        rows: At least one. Those that need another come after it.
+        name: The name of its file, without the ending.
+        rows: At least one. A row comes after those that it needs.
 
     Example:
     ```python
@@ -91,14 +91,14 @@ def load_suite(suite: str, suites: str) -> Suite:
     """Reads a suite and checks it.
 
     Args:
-        suite: The name of one of those at hand, or a YAML file as above.
-        suites: The folder of those at hand.
+        suite: A name of a file in `suites` without its ending, or a YAML file of the form above.
+        suites: The folder of the suites that go by their names.
 
     Returns:
         The suite.
 
     Raises:
-        UserError: If there is none, naming the file and what is wrong in it.
+        UserError: If there is no such suite, or naming the file and what is wrong in it.
 
     Example:
     ```python

@@ -21,7 +21,7 @@ from cocolm_tf.versions import own_versions
 def run_row_job(
     spec: dict[str, Any], folder: str, reporter: Reporter, **options: str
 ) -> dict[str, Any]:
-    """Does a job of a suite, on the devices that the options name."""
+    """Runs a job of a suite, on the devices that the options name."""
     ((kind, arguments),) = spec.items()
     if kind == "finetuning":
         return run_task(arguments, folder, reporter, **options)
@@ -56,7 +56,7 @@ def _pretrain(
 
 
 class _Report(keras.callbacks.Callback):
-    """Tells how far a pretraining is."""
+    """Reports the progress of a pretraining."""
 
     def __init__(self, reporter: Reporter, train_steps: int) -> None:
         super().__init__()

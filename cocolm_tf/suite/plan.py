@@ -1,4 +1,4 @@
-"""What a suite's runs are, worked out and checked before the first of them begins."""
+"""The runs of a suite, worked out and checked before the first of them begins."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from cocolm_tf.jobs import leave_devices
 from cocolm_tf.suite.definition import Row, Suite
 from cocolm_tf.training.config import PretrainingConfig, load_config
 
-# What an auxiliary model must have in common with the row that takes it over.
+# Sizes that an auxiliary model must share with a row that takes it over.
 _AUXILIARY_SIZES = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim")
 _MODEL_SIZES = (
     "vocabulary_size",
@@ -35,7 +35,7 @@ class Budget:
     tokens: int = 0  # Padding included; the last step is a whole one
 
     def overrides(self) -> list[str]:
-        """What it changes of a configuration."""
+        """The overrides that set it in a configuration."""
         if self.tokens:
             return [f"trainer.train_tokens={self.tokens}"]
         steps = f"trainer.train_steps={self.train_steps},trainer.train_tokens=0"
@@ -46,10 +46,10 @@ class Budget:
 class Task:
     """A task that every row is fine-tuned on."""
 
-    name: str  # As `finetune_glue.py --task` takes it, and of its folder
-    title: str  # What tables call it
+    name: str  # Its value of `finetune_glue.py --task`, and its folder
+    title: str  # Its name in tables
     data: dict[str, dict[str, Any]]  # See `ClassificationTask`
-    config: FinetuningConfig  # Of every run
+    config: FinetuningConfig  # The same for all runs
 
 
 class Run(NamedTuple):
@@ -62,16 +62,30 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All runs of a suite."""
+    """All runs of a suite.
 
-    suite: Suite  # Whose
-    # From the name of each row that is pretrained, its configuration.
+    Args:
+        suite: The rows.
+        configs: From the name of each row that is pretrained to its configuration.
+        tasks: What all rows are fine-tuned on, in the order of the table's columns.
+        seeds: How many times each row is fine-tuned on each task.
+
+    Example:
+    ```python
+    suite = load_suite("table3", "configs/suites")
+    configs = pretraining_configs(suite, "configs/pretrain/small.yaml", "runs/table3")
+    tasks = glue_tasks(["rte"], "glue_data", configs, finetuning_configs="configs/finetune")
+    Plan(suite, configs, tasks, seeds=5)
+    ```
+    """
+
+    suite: Suite
     configs: Mapping[str, PretrainingConfig]
-    tasks: Sequence[Task]  # In the order of the table's columns
-    seeds: int  # How many fine-tunings of each row and task
+    tasks: Sequence[Task]
+    seeds: int
 
     def runs(self) -> list[Run]:
-        """All of them in their order: pretrainings, then fine-tunings by seeds, tasks and rows."""
+        """All runs in their order: pretrainings, then fine-tunings by seeds, tasks and rows."""
         rows = self.suite.rows
         runs = [Run(row, None, 0) for row in rows if row.name in self.configs]
         for seed in range(self.seeds):
@@ -91,7 +105,27 @@ def pretraining_configs(
     of_rows: Mapping[str, Sequence[str]] | None = None,
     budget: Budget | None = None,
 ) -> dict[str, PretrainingConfig]:
-    """Puts the rows over the configuration that they share."""
+    """Applies each row's changes to the configuration that the rows share.
+
+    Args:
+        suite: The rows.
+        config_file: The shared configuration.
+        output_dir: Where the suite will run: rows take presets and checkpoints of other rows there.
+        overrides: Changes for all rows, as `--params_override` takes them.
+        of_rows: Further changes by row, which are applied last.
+        budget: How much each row reads; None for what the configuration says.
+
+    Returns:
+        The configuration of each row that is pretrained, by its name.
+
+    Raises:
+        UserError: If a configuration is wrong, or a row cannot take the auxiliary model of another.
+
+    Example:
+    ```python
+    pretraining_configs(suite, "configs/pretrain/small.yaml", "runs/table3")["coco_lm"]
+    ```
+    """
     configs: dict[str, PretrainingConfig] = {}
     for row in suite.rows:
         if row.random_weights_of:
@@ -120,7 +154,27 @@ def glue_tasks(
     overrides: Sequence[str] = (),
     finetuning_configs: str = "",
 ) -> list[Task]:
-    """Reads what the rows are to be fine-tuned on, and how."""
+    """Reads the tasks that the rows are fine-tuned on, and their settings.
+
+    Args:
+        names: Tasks of `GLUE_TASKS`.
+        data_dir: The folder of GLUE's files; None for TensorFlow Datasets.
+        configs: Those of the rows, whose width and positions the settings must suit.
+        config_file: The settings; empty for those in `finetuning_configs` that suit the width.
+        overrides: Changes of the settings, as `--params_override` takes them.
+        finetuning_configs: The folder of the settings to choose from.
+
+    Returns:
+        The tasks, in the order of the names.
+
+    Raises:
+        UserError: If there is no such task, or its data or settings are wrong.
+
+    Example:
+    ```python
+    glue_tasks(["rte"], "glue_data", configs, finetuning_configs="configs/finetune")
+    ```
+    """
     leave_devices()
     tasks = []
     for name in names:
@@ -136,13 +190,13 @@ def glue_tasks(
                     f"{path}: data.sequence_length={config.data.sequence_length} is more than the "
                     f"{of_row.model.max_sequence_length} positions of {row}."
                 )
-        # A mistake in it is told now, and not when all is pretrained.
+        # Read here so that a mistake in it is reported now, not when all rows are pretrained.
         tasks.append(Task(name, read_glue(**data).name, {"glue": data}, config))
     return tasks
 
 
 def pretraining_folder(output_dir: str, row: str) -> str:
-    """Where a row is pretrained; its run is in the folder `run` there."""
+    """The folder of a row's pretraining job; its run is in the folder `run` there."""
     return os.path.join(output_dir, "pretraining", row)
 
 
@@ -152,7 +206,7 @@ def run_folder(output_dir: str, row: str) -> str:
 
 
 def preset_folder(output_dir: str, row: str) -> str:
-    """Where a row's preset will be."""
+    """The folder of a row's preset."""
     return os.path.join(files.absolute(run_folder(output_dir, row)), "preset")
 
 

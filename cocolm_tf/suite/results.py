@@ -1,4 +1,4 @@
-"""What came out of a suite: its results, the page of tables, the curves of its pretrainings."""
+"""The results of a suite, the page of tables, and the curves of its pretrainings."""
 
 import os
 import re
@@ -20,12 +20,12 @@ from cocolm_tf.suite.plan import Plan, run_folder
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.stages import Total, tokens_per_step
 
-# What there is of one row and task: from each seed the results of `run_task`.
+# The results of one row and task: from each seed to those of `run_task`.
 Seeds = Mapping[int, Mapping[str, Any]]
 
 
 def pretraining_cost(config: PretrainingConfig, model_dir: str) -> dict[str, Any]:
-    """Reckons what a finished pretraining took."""
+    """The steps, tokens, FLOPs and minutes of a finished pretraining."""
     metrics, steps = read_metrics(model_dir), config.trainer.train_steps
     _, rates = metrics.series(TRAINING, "tokens_per_second")
     return {
@@ -42,7 +42,7 @@ def suite_results(
     pretrained: Mapping[str, Mapping[str, Any]],
     finetuned: Mapping[tuple[str, str], Seeds],
 ) -> dict[str, Any]:
-    """Puts together what there is."""
+    """Gathers the results so far, row by row."""
     return {
         "suite": plan.suite.name,
         "seeds": plan.seeds,
@@ -83,7 +83,7 @@ def _of_task(seeds: Seeds) -> dict[str, Any]:
     if done:
         runs = list(done.values())
         found["metric"] = runs[0]["metric"]
-        # That of the first dev set, as in the paper's averages.
+        # The score of the first dev set, as in the paper's averages.
         found["score"] = summarize([run["score"] for run in runs])
         found["dev"] = summarize_runs([run["dev"] for run in runs])
         found["minutes"] = sum(run["seconds"] for run in runs) / 60
@@ -101,7 +101,7 @@ def _averages(of_tasks: Mapping[str, Seeds]) -> dict[str, Any] | None:
 
 
 _MISSING = "—"
-# Of what held-out text is measured by, what tells rows apart.
+# The measures of held-out text in which rows differ.
 _HELD_OUT = (
     "mlm_loss",
     "mlm_accuracy",
@@ -116,7 +116,7 @@ _HELD_OUT = (
 
 
 def suite_page(results: Mapping[str, Any]) -> str:
-    """Lays a suite's results out as Markdown."""
+    """A suite's results as Markdown."""
     rows = results["rows"]
     sections = [f"# {results['suite']}"]
     if results["tasks"]:
@@ -199,7 +199,7 @@ def _spread(found: Mapping[str, Any] | None) -> str:
 
 
 def _reference(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What the other rows are compared with: no pretraining, or else the first row."""
+    """The row that the others are compared with: no pretraining, or else the first row."""
     return next((row for row in rows if row["random_weights_of"]), rows[0])
 
 
@@ -276,7 +276,7 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], header: Sequence[str], cells: Any) -> str:
-    """A row each, with its group where a new one begins."""
+    """A Markdown table of the rows, each group named in its first row."""
     has_groups = any(row["group"] for row in rows)
     lines, before = [], None
     for row in rows:

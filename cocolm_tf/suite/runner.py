@@ -27,7 +27,7 @@ from cocolm_tf.suite.results import pretraining_cost, suite_page, suite_results,
 from cocolm_tf.training.identity import dataset_fingerprint
 from cocolm_tf.training.workers import StopSignal
 
-# Not imported: its processes are what needs TensorFlow.
+# Named, not imported: the processes that run it need TensorFlow, this one does not.
 _MODULE = "cocolm_tf.suite.job"
 
 _RESULTS_FILENAME, _TABLE_FILENAME = "results.json", "results.md"
@@ -35,11 +35,22 @@ _RESULTS_FILENAME, _TABLE_FILENAME = "results.json", "results.md"
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingInputs:
-    """What every row reads."""
+    """What every row reads.
 
-    train_data: str  # Folder or glob of shards, or several with weights
-    vocabulary: str  # Folder of the vocabulary that they were built with
-    validation_data: str = ""  # Folder or glob of shards held out, or nothing
+    Args:
+        train_data: Folder or glob of shards, or several with weights, as `wiki=0.7,books=0.3`.
+        vocabulary: Folder of the vocabulary that the shards were built with.
+        validation_data: Folder or glob of held-out shards; empty for none.
+
+    Example:
+    ```python
+    PretrainingInputs("data/train", "vocabulary", "data/held_out")
+    ```
+    """
+
+    train_data: str
+    vocabulary: str
+    validation_data: str = ""
 
 
 def run_suite(
@@ -49,17 +60,17 @@ def run_suite(
     processes: int = 1,
     options: Mapping[str, str] | None = None,
 ) -> str:
-    """Runs a suite, or goes on where an earlier call with the same folder was ended.
+    """Runs a suite, or resumes where an earlier call with the same folder stopped.
 
     All rows are pretrained first, in their order. With the first seed all of them are fine-tuned on
-    the first task, on the second and so on; then with the second seed. So whenever it is ended, the
+    the first task, on the second and so on; then with the second seed. So whenever it stops, the
     columns of the table compare like with like.
 
     Args:
         plan: What to run.
         inputs: What to pretrain on.
-        output_dir: OUT, see above.
-        processes: How many runs to do at a time. They share the cores and the GPUs.
+        output_dir: OUT above.
+        processes: How many runs are done at a time. They share the cores and the GPUs.
         options: On which devices each run is computed, `distribution_strategy` and `tpu` as
             `make_strategy` takes them; one device where they say nothing.
 
@@ -69,7 +80,7 @@ def run_suite(
     Raises:
         UserError: If something given is not what it should be, the folder holds runs of another
             suite, or a pretraining is hopeless.
-        RestartableError: If it is ended by SIGTERM. Called again, it goes on.
+        RestartableError: If SIGTERM ends it. Called again, it resumes.
 
     Example:
     ```python
@@ -85,7 +96,7 @@ def run_suite(
 
 
 class _SuiteRun:
-    """The jobs of a suite, and what came out of those that are done."""
+    """The jobs of a suite, and the results of those that are done."""
 
     def __init__(
         self,
@@ -102,15 +113,15 @@ class _SuiteRun:
         self._datasets = {
             name: dataset_fingerprint(path)
             for name, path in dataclasses.asdict(inputs).items()
-            if name != "vocabulary"  # The manifests know it.
+            if name != "vocabulary"  # The shards' manifests have its fingerprint.
         }
-        # Many jobs start from one preset, which is what it is once its run has ended.
+        # Many jobs start from one preset, which does not change once its run has ended.
         self._fingerprint = functools.cache(fingerprint)
         self._pretrained: dict[str, dict[str, Any]] = {}
         self._finetuned: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
 
     def look(self) -> None:
-        """Takes in what an earlier call did; tells of folders of other runs."""
+        """Reads the results of an earlier call; refuses folders of other runs."""
         for run in self._plan.runs():
             if run.task is None:
                 refuse_another(self._job(run))
@@ -118,11 +129,11 @@ class _SuiteRun:
                 self._take(run, self._job(run).results())
 
     def do(self, runner: JobRunner, processes: int) -> None:
-        """Does all jobs, and writes the table after each of them."""
+        """Runs all jobs, and writes the table after each of them."""
         pretrainings: dict[str, concurrent.futures.Future] = {}
         futures: dict[concurrent.futures.Future, Run] = {}
         with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-            # A job waits only for one that is begun before it, so there always is one that goes on.
+            # A job waits only for jobs that began before it, so that one can always proceed.
             for run in self._plan.runs():
                 names = run.row.needs()
                 if run.task is not None:
@@ -135,7 +146,7 @@ class _SuiteRun:
             try:
                 for future in concurrent.futures.as_completed(futures):
                     if isinstance(future.exception(), concurrent.futures.CancelledError):
-                        continue  # because of another, which has the reason
+                        continue  # Another job failed: its exception has the reason.
                     self._take(futures[future], future.result())
                     self.write_table()
             except BaseException:
@@ -145,7 +156,7 @@ class _SuiteRun:
                 raise
 
     def write_table(self) -> str:
-        """Writes what there is so far, and returns the path of the table."""
+        """Writes the results so far, and returns the path of the table."""
         results = suite_results(self._plan, self._pretrained, self._finetuned)
         write_json(results, os.path.join(self._output_dir, _RESULTS_FILENAME))
         path = os.path.join(self._output_dir, _TABLE_FILENAME)

@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "distribution": ["make_strategy"],
         "preset": ["load_preset", "save_preset"],
         "pretraining": ["pretrain"],
-        "soup": ["average_presets"],
+        "soup": ["Score", "Soup", "average_presets"],
     },
 )

@@ -1,4 +1,4 @@
-"""A configuration made into a model, what it learns from, and an optimizer."""
+"""From a configuration to models, an augmentation and an optimizer."""
 
 import os
 import random
@@ -22,7 +22,7 @@ from cocolm_tf.training.schedules import SCHEDULES, WarmupDecay
 
 Pretrainer = CocoLMPretrainer | MaskedLMPretrainer | MCLPretrainer
 
-# The keys of the section `mcl` that are the data's matter.
+# The keys of the section `mcl` that the augmentation takes, not the model.
 _OF_AUGMENTATION = ("swap_fraction", "insert_fraction", "fixed_points")
 
 
@@ -30,11 +30,11 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     """Builds the models and their objective, with fresh weights.
 
     Args:
-        config: the run.
-        mask_token_id: int. Of the vocabulary.
+        config: The run's.
+        mask_token_id: The vocabulary's `[MASK]`.
 
     Returns:
-        The pretrainer, not yet compiled. Build it inside the scope of the strategy.
+        The pretrainer, not yet compiled. Call this inside the scope of the strategy.
 
     Example:
     ```python
@@ -47,7 +47,7 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
     precision = config.runtime.precision
     attention = config.runtime.attention
     if attention == "cudnn":
-        # Read once, by what is compiled first.
+        # XLA reads the variable once, at the first compilation.
         flags = os.environ.get("XLA_FLAGS", "").split()
         flags += [f"--{name}={value}" for name, value in XLA_OPTIONS.items()]
         os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys(flags))
@@ -75,7 +75,7 @@ def build_pretrainer(config: PretrainingConfig, mask_token_id: int) -> Pretraine
 def build_augmentation(
     config: PretrainingConfig, mask_token_id: int, word_starts: np.ndarray | None = None
 ) -> Augmentation | MCLAugmentation:
-    """What makes batches of sequences. `word_starts` [V]: the tokens that begin a word, or all."""
+    """The augmentation of a run; `word_starts` [V] marks tokens that begin a word, None all."""
     special, data, mcl = SpecialTokens(mask=mask_token_id), config.data, config.mcl
     if config.objective.name == "mcl":
         return MCLAugmentation(
@@ -130,7 +130,7 @@ def build_optimizer(
     pretrainer: Pretrainer,
     decay_steps: int | None = None,
 ) -> AdamW:
-    """Builds the optimizer, in the scope of the strategy; it knows what not to decay."""
+    """Builds the optimizer, in the scope of the strategy; vectors never decay, tables by choice."""
     schedule = WarmupDecay(
         config.learning_rate,
         config.warmup_steps,

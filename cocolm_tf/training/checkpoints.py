@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run has become, so that it can go on."""
+"""Checkpoints: the whole state of a run, from which it can resume."""
 
 import contextlib
 import operator
@@ -22,27 +22,26 @@ from cocolm_tf.training.workers import Workers
 _FILE = re.compile(r"ckpt-(\d+)\.(index|data-.*)")
 _UNFINISHED = "unfinished"
 _STATE, _METRICS = "state/", "metrics/"
-# So the variables were keyed before they were keyed by their paths.
+# The keys of variables in checkpoints from before paths were the keys.
 _NUMBERED = re.compile(r"\d+/")
-# What reading or writing a file that is damaged, or a disk that is full, ends in.
+# The errors of reading or writing a damaged file, and of a full disk.
 _FAILURES = (tf.errors.OpError, OSError, ValueError, IndexError)
 
 
 class Checkpoints:
-    """The checkpoints of a run.
+    """The checkpoints of a run."""
 
-    One holds every variable of the model and of its optimizer, which counts the steps, and what
-    the metrics have summed up. Nothing else is needed: data, masks, crops, samples and dropout
-    are functions of the step.
-
-    They are TensorFlow's checkpoints, `ckpt-<step>`, keyed by the paths of the variables:
-    `state/backbone/blocks/0/query/kernel`. One is written under another name while training goes
-    on, read back and compared, and only then gets its name, so that a run that is killed leaves
-    none that is incomplete. The chief alone reads and writes them. (`tf.train.Checkpoint` would
-    key the optimizer's variables by their positions, and `tf.train.CheckpointManager` neither
-    verifies, nor renames, nor keeps those of chosen steps.) The latest `keep` are kept, and for
-    ever those of the steps that are multiples of `keep_interval`.
-    """
+    # One holds every variable of the model and of its optimizer, which counts the steps, and the
+    # sums of the metrics. Nothing else is needed: data, masks, crops, samples and dropout are
+    # functions of the step.
+    #
+    # They are TensorFlow's checkpoints, `ckpt-<step>`, keyed by the paths of the variables:
+    # `state/backbone/blocks/0/query/kernel`. One is written under another name while training
+    # continues, read back and compared, and only then gets its name, so that a run that is killed
+    # leaves none that is incomplete. The chief alone reads and writes them. (`tf.train.Checkpoint`
+    # would key the optimizer's variables by their positions, and `tf.train.CheckpointManager`
+    # neither verifies, nor renames, nor keeps those of chosen steps.) The latest `keep` are kept,
+    # and for ever those of steps that are multiples of `keep_interval`.
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def save(self) -> None:
-        """Takes the present values, on all workers, and has them written in the background."""
+        """Copies the present values, on all workers, and writes them in the background."""
         self.wait()
         step = steps_taken(self._model)
         if step == self._saved_step:
@@ -82,14 +81,14 @@ class Checkpoints:
         self._saved_step = step
         values = {name: variable.numpy() for name, variable in self._metrics.items()}
         for name, variable in self._state.items():
-            # Of what is sharded, each worker has a part.
+            # Each worker has a part of a sharded moment.
             if self._workers.is_chief or isinstance(variable, ShardedSlot):
                 values[name] = variable.numpy()
         if self._workers.is_chief:
             self._writing = self._writer.submit(self._write, step, values)
 
     def hopeless(self, why: str) -> UserError:
-        """Sets aside checkpoints of ruined weights, and makes the error that ends the run."""
+        """Sets aside checkpoints of ruined weights; returns the error that ends the run."""
         self.wait()
         step = steps_taken(self._model)
         updated = step - int(self._model.skipped_in_a_row.numpy())
@@ -106,21 +105,19 @@ class Checkpoints:
         )
 
     def check(self) -> None:
-        """Raises what `wait` would, if it is known by now."""
+        """Raises the error of a write that has failed by now, without waiting."""
         if self._writing and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when what was saved is on the disk; a `UserError` if it could not be written."""
+        """Waits until the last save is on the disk; raises `UserError` if it failed."""
         if self._writing:
             writing, self._writing = self._writing, None
             writing.result()
 
     def restore(self, step: int | None = None, directory: str = "") -> int:
-        """Loads the latest whole checkpoint, if any, or that of a step, also another run's.
-
-        Returns the step that the run is then at. Checkpoints of another model are a `UserError`.
-        """
+        """Loads the latest whole checkpoint or a step's, also another run's; returns the step."""
+        # Without a checkpoint nothing is loaded. Checkpoints of another model are a `UserError`.
         found = None
         if self._workers.is_chief:
             path = os.path.join(directory or self._directory, f"ckpt-{step}")
@@ -137,14 +134,14 @@ class Checkpoints:
         return steps_taken(self._model)
 
     def restore_metrics(self) -> None:
-        """Gives the metrics what the restored checkpoint says that they had summed up."""
+        """Sets the metrics to the sums that the restored checkpoint has of them."""
         strategy, values = self._model.distribute_strategy, self._restored_metrics
 
         def assign() -> None:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             is_first = tf.equal(replica, 0)
             for name, value in values.items():
-                # A metric's value is the sum of what it has on each replica.
+                # A metric's value is the sum of its values on the replicas.
                 self._metrics[name].assign(tf.where(is_first, value, tf.zeros_like(value)))
 
         tf.function(lambda: strategy.run(assign), autograph=False)()
@@ -266,19 +263,17 @@ def steps_taken(model: TrainingStep) -> int:
 
 
 def variable_paths(model: TrainingStep) -> dict[str, keras.Variable]:
-    """Names a model's variables by the attributes that lead to them: `backbone/blocks/0/key/bias`.
-
-    Unlike Keras's paths, these depend neither on the order in which layers are made nor on what
-    else the process has made, and the layers of two models inside one have different ones. A layer
-    without a public attribute, as in a functional model, goes by its name; what layers share, by
-    its shortest path. Variables of metrics are left out, and those of seed generators, which every
-    step sets anew. Two variables of one path are a `ValueError`.
-    """
+    """A model's variables by the attributes that lead to them: `backbone/blocks/0/key/bias`."""
+    # Unlike Keras's paths, these depend neither on the order in which layers are made nor on what
+    # else the process has made, and the layers of two models inside one have different ones. A
+    # layer without a public attribute, as in a functional model, goes by its name; layers that
+    # several others share, by the shortest path. Variables of metrics are left out, and those of
+    # seed generators, which every step sets anew. Two variables of one path are a `ValueError`.
     named = {id(variable) for metric in model.metrics for variable in metric.variables}
     named |= {id(generator.state) for generator in model.seed_generators()}
     paths: dict[str, keras.Variable] = {}
     seen, queue = {id(model)}, [("", model)]
-    for prefix, layer in queue:  # which grows meanwhile: breadth first
+    for prefix, layer in queue:  # The queue grows in the loop: breadth first.
         children = sorted(_sublayers(layer), key=operator.itemgetter(0))
         below = {id(variable) for _, child in children for variable in child.variables}
         for variable in layer.variables:
@@ -296,7 +291,7 @@ def variable_paths(model: TrainingStep) -> dict[str, keras.Variable]:
 
 
 def _sublayers(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
-    """The layers directly inside one, by what they are to it."""
+    """The layers directly inside a layer, by the attributes that hold them."""
     found = set()
 
     def layers_in(name: str, value: object) -> Iterator[tuple[str, keras.Layer]]:
@@ -318,7 +313,7 @@ def _sublayers(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
 
 
 def _state_variables(model: TrainingStep) -> dict[str, keras.Variable | ShardedSlot]:
-    """What a checkpoint holds beside metrics, by path."""
+    """The variables that a checkpoint holds, metrics aside, by path."""
     paths, learned = variable_paths(model), {id(v) for v in model.trainable_variables}
     slots = {
         f"optimizer/{name}/{path}": slot
@@ -348,7 +343,7 @@ def _some(names: Sequence[str], count: int = 3) -> str:
 
 
 def _files_in(directory: str) -> list[tuple[str, int]]:
-    """The files of checkpoints and their steps, indices first: without it, there is none."""
+    """The files of checkpoints and their steps, indices first: without one, there is none."""
     found = [match for match in map(_FILE.fullmatch, files.list_dir(directory)) if match]
     found.sort(key=lambda match: match[2] != "index")
     return [(os.path.join(directory, match[0]), int(match[1])) for match in found]
@@ -388,9 +383,9 @@ def _write_verified(path: str, values: dict[str, np.ndarray]) -> None:
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
-    """All values of a checkpoint; the checksums that it holds are checked on the way."""
+    """All values of a checkpoint; TensorFlow checks the checksums in it as it reads."""
     directory, prefix = os.path.split(path)
-    # A store is read in blocks of 64 MB, and values are not asked for in their order.
+    # Copied first: remote files are read in blocks of 64 MB, and the values not in their order.
     names = [name for name in files.list_dir(directory) if name.startswith(f"{prefix}.")]
     with files.local_copy(directory, names) as local:
         reader = tf.train.load_checkpoint(os.path.join(local, prefix))
@@ -409,13 +404,13 @@ def _read_finite(path: str) -> dict[str, np.ndarray]:
 
 
 def _is_finite(variable: tf.Variable | ShardedSlot) -> bool:
-    """Whether all values are, found out on the device."""
+    """Whether all values are finite, computed on the device."""
     value = tf.convert_to_tensor(variable)
     return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
 
 
 def _note_latest(directory: str, steps: list[int]) -> None:
-    """Writes the file by which `tf.train.latest_checkpoint` finds its way."""
+    """Writes the file that `tf.train.latest_checkpoint` reads."""
     if not steps:
         files.remove(os.path.join(directory, "checkpoint"))
         return

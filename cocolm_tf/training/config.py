@@ -1,7 +1,7 @@
-"""What defines a pretraining run: Model Garden configuration dataclasses, read from YAML.
+"""The configuration of a pretraining run: Model Garden dataclasses, read from YAML.
 
-A file states what differs from the defaults here, which are those of the paper's *base* setting,
-or, with the key `base`, from another file.
+A file has the values that differ from the defaults here, which are those of the paper's *base*
+setting, or, with the key `base`, from another file.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class ModelConfig(hyperparams.Config):
     # What the matrices that write to the residual sum start with, in both models: none, the same;
     # layer, divided by sqrt(2 * the layer's number); total, by sqrt(2 * num_layers).
     residual_init: str = "none"
-    # What is computed again in the backward pass instead of being kept: none, attention (tensors of
+    # Parts computed again in the backward pass instead of being kept: none, attention (tensors of
     # every two positions) or block; true and false are the last and the first.
     rematerialize: bool | str = "none"
 
@@ -57,23 +57,23 @@ class ModelConfig(hyperparams.Config):
 class AuxiliaryConfig(hyperparams.Config):
     """The auxiliary model. A size of 0 is the main model's."""
 
-    # auxiliary: it learns and masked tokens are replaced by its samples. frozen: it is that of
+    # auxiliary: it learns and masked tokens are replaced by its samples. frozen: it is the one of
     # `preset`, and does not learn. random: there is none. stored: there is none, either, but the
     # data has its samples, which precompute_replacements.py drew with `frozen`.
     replacements: str = "auxiliary"
-    # A finished run's. The frozen model keeps the word and position tables that it had there.
+    # That of a finished run, whose word and position tables the frozen model keeps.
     preset: str = ""
     num_layers: int = 4
     num_heads: int = 0
     hidden_dim: int = 0
     intermediate_dim: int = 0
-    # What it shares with the main model where it learns: token, the word table; token_position, the
-    # position table, too; token_position_norm, also LayerNorm on both.
+    # Parts that it shares with the main model where it learns: token, the word table;
+    # token_position, the position table, too; token_position_norm, also LayerNorm on both.
     shared: str = "token_position"
     # Which pass is sampled from; see `CocoLMPretrainer`. zero_dropout also takes its dropout away.
     sampling: str = "eval"
-    # What the logits are divided by before samples are drawn falls from this to 1, what exceeds 1
-    # by 1/e in each temperature_decay of the run; see `SamplingTemperature`.
+    # Logits are divided by a temperature before samples are drawn. It falls from this to 1: its
+    # excess over 1 to 1/e in each temperature_decay of the run; see `SamplingTemperature`.
     temperature: float = 1.0
     temperature_decay: float = 0.1
 
@@ -104,7 +104,7 @@ class ObjectiveConfig(hyperparams.Config):
 
 @dataclasses.dataclass
 class MCLConfig(hyperparams.Config):
-    """The courses of `objective.name: mcl`; see `MCLPretrainer`. Of weight 0, none is taken."""
+    """The courses of `objective.name: mcl`; see `MCLPretrainer`. Weight 0 leaves one out."""
 
     mlm_weight: float = 1.0
     slm_weight: float = 1.0
@@ -137,7 +137,7 @@ class DataConfig(hyperparams.Config):
     # Whether a stage's batch has as many times trainer.batch_size as its sequences are shorter.
     scale_batch_size: bool = False
     mask_fraction: float = 0.15
-    # What is masked as a whole: token, word, or span, which is span_words words on average.
+    # The unit of masking: token, word, or span, which is span_words words on average.
     masking: str = "token"
     span_words: float = 3.0
     crop_fraction: float = 0.9
@@ -189,29 +189,29 @@ class TrainerConfig(hyperparams.Config):
     batch_size_schedule: list = dataclasses.field(default_factory=list)
     # Parts that each replica's batch is cut into to fit its memory.
     micro_batches: int = 1
-    # Steps run between two looks of the host.
+    # Steps that run before the host looks at their results.
     steps_per_loop: int = 1
     log_interval: int = 100
     validation_interval: int = 5_000
-    # Batches of one validation; 0 for all there are.
+    # Batches of one validation; 0 for all.
     validation_steps: int = 0
     checkpoint_interval: int = 5_000
     max_checkpoints: int = 3
     # Checkpoints of this step and its multiples are kept for ever; 0 for none.
     keep_checkpoint_interval: int = 0
-    # A run whose updates were skipped this often in a row is ended.
+    # How many skipped updates in a row end a run.
     max_skipped_updates: int = 100
-    # RUN@STEP begins with all that the run in the folder RUN had become at the kept checkpoint of
-    # STEP, before its learning rate decayed, and lets it decay: optimizer.schedule=wsd or wsd_sqrt.
+    # RUN@STEP begins from the kept checkpoint of STEP of the run in the folder RUN, before its
+    # learning rate decayed, and lets it decay: optimizer.schedule=wsd or wsd_sqrt.
     decay_from: str = ""
-    # Of an exponential moving average of the weights, also saved as preset_ema; 0 for none. In step
-    # t it is (1 + t) / (10 + t) if that is less.
+    # The decay of a moving average of the weights, also saved as preset_ema; 0 for none. In step t
+    # it is (1 + t) / (10 + t) if that is less.
     ema_decay: float = 0.0
 
 
 @dataclasses.dataclass
 class RuntimeConfig(hyperparams.Config):
-    """How it is computed."""
+    """How a run is computed."""
 
     precision: str = "float32"
     # Whether to compile the whole step with XLA; null: on the GPUs of one host it is, on CPUs not.
@@ -219,17 +219,33 @@ class RuntimeConfig(hyperparams.Config):
     # What computes attention: xla, or cudnn, NVIDIA's fused kernels, in steps that are compiled for
     # a GPU in mixed precision. Its dropout does not follow from the seed.
     attention: str = "xla"
-    # Positions whose logits over the vocabulary are there at a time, computed twice; 0 for all,
+    # Positions whose logits over the vocabulary are in memory at a time, computed twice; 0 for all,
     # computed once. Saves memory where positions are many and the vocabulary is large.
     logit_chunk_rows: int = 0
-    # Of one device, in FLOPs a second of products, for `mfu` in the log; 0 for its vendor's figure.
+    # A device's peak, FLOPs a second of products, for `mfu` in the log; 0 for its vendor's figure.
     peak_flops: float = 0.0
     seed: int = 0
 
 
 @dataclasses.dataclass
 class PretrainingConfig(hyperparams.Config):
-    """A pretraining run."""
+    """A pretraining run, in sections.
+
+    Args:
+        model: The main model.
+        auxiliary: The auxiliary model, whose samples replace masked tokens.
+        objective: The main model's tasks.
+        mcl: The tasks of MCL, if `objective.name` is `mcl`.
+        data: From shards to batches.
+        optimizer: AdamW and its learning rate.
+        trainer: Steps, batches, checkpoints and validations.
+        runtime: How the run is computed, and its seed.
+
+    Example:
+    ```python
+    PretrainingConfig().trainer.batch_size  # 2048
+    ```
+    """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     auxiliary: AuxiliaryConfig = dataclasses.field(default_factory=AuxiliaryConfig)
@@ -331,9 +347,9 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
     """Reads a configuration and checks it.
 
     Args:
-        path: a YAML file. Its key `base` names another, by its path from the file, whose values
+        path: A YAML file. Its key `base` names another, by its path from the file, whose values
             hold where the file has none of its own.
-        overrides: what `--params_override` takes: `a.b=1,c.d=x`, YAML or JSON text, a YAML file,
+        overrides: What `--params_override` takes: `a.b=1,c.d=x`, YAML or JSON text, a YAML file,
             or a list of these. Of a file with a `base` only its own values are taken: what it
             changes is put over this configuration instead.
 
@@ -341,7 +357,7 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
         The configuration, complete with defaults.
 
     Raises:
-        UserError: naming the file and the key that does not exist, has the wrong type or does
+        UserError: Naming the file and the key that does not exist, has the wrong type or does
             not go together with others.
 
     Example:
@@ -357,7 +373,7 @@ def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig
 
 
 def check_config(config: PretrainingConfig, name: str) -> None:
-    """Checks types and combinations, for messages by where it is from; sets what follows."""
+    """Checks types and combinations, and sets derived values; messages call it by its `name`."""
     config_file.check_types(config, name)
     if isinstance(config.model.rematerialize, bool):
         config.model.rematerialize = rematerialize_mode(config.model.rematerialize)

@@ -16,10 +16,10 @@ from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import read_text
 
-# What a number must be, in code and in words, and the keys, `section.field`, that this holds for.
+# A condition on numbers, in code and in words, and the keys, `section.field`, that it is for.
 Ranges = Sequence[tuple[Callable[[float], bool], str, Sequence[str]]]
 
-# The key of the file that a file changes, by its path from there.
+# The key with the path, from a file, of the one that it changes.
 _BASE = "base"
 
 
@@ -57,7 +57,7 @@ def apply_overrides(config: hyperparams.Config, overrides: str | Sequence[str]) 
 
 
 def check_types(config: hyperparams.Config, name: str) -> None:
-    """Refuses a value that has not the type of its field, by its key."""
+    """Refuses a value that is not of the type of its field, by its key."""
     _check_types(config, name, prefix="")
 
 
@@ -83,7 +83,7 @@ def save_config(config: hyperparams.Config, path: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that can hold nothing but plain values, where 1e-3 is a number, as in YAML 1.2."""
+    """YAML of plain values only, in which 1e-3 is a number, as in YAML 1.2."""
 
 
 _Loader.add_implicit_resolver(
@@ -118,7 +118,7 @@ def _parse(source: str, name: str) -> Any:
     try:
         if files.is_file(source):
             return yaml.load(read_text(source), _Loader) or {}
-        with contextlib.suppress(ValueError):  # It is YAML or JSON text then.
+        with contextlib.suppress(ValueError):  # Not nested CSV: YAML or JSON.
             source = hyperparams.nested_csv_str_to_json_str(source)
         return yaml.load(source, _Loader)
     except yaml.YAMLError as error:

@@ -26,9 +26,9 @@ TPU_READY_SECONDS = 600
 # How long the workers wait for each other: hosts of a cluster may start minutes apart.
 WORKERS_READY_SECONDS = 600
 
-# Whose tasks share a run.
+# The jobs of a cluster whose tasks share a run.
 _JOBS = ("chief", "worker")
-# The files by which an accelerator shows that TensorFlow passes over in silence, and what to do.
+# Files that reveal an accelerator which TensorFlow silently ignores, and the remedy.
 _CUDA = "pip install 'tensorflow[and-cuda]~=2.20.0'"
 _TPU_FILES = "/dev/accel[0-9]*"
 _UNUSED = {
@@ -52,20 +52,20 @@ def make_strategy(
 
     `multi_worker_mirrored` reads the environment variable `TF_CONFIG` and waits until all workers
     have called this; it must be the first thing that a program asks of TensorFlow. Where a driver
-    shows a GPU or a TPU that goes unused, a warning on standard error says what mends it.
+    shows a GPU or a TPU that goes unused, a warning on standard error names the remedy.
 
     Args:
-        name: one of `STRATEGIES`. Without a GPU, `mirrored` takes the logical CPUs, and says so.
-        tpu: the address of a TPU, or `local`, for `tpu`.
-        worker_timeout: seconds that `multi_worker_mirrored` waits for all workers.
+        name: One of `STRATEGIES`. Without a GPU, `mirrored` takes the logical CPUs, and says so.
+        tpu: The address of a TPU, or `local`, for `tpu`.
+        worker_timeout: Seconds that `multi_worker_mirrored` waits for all workers.
 
     Returns:
         The strategy. One device is a `OneDeviceStrategy`, and one worker is its devices, whatever
         the name.
 
     Raises:
-        UserError: if the name is unknown, its devices are not there, or `TF_CONFIG` is wrong.
-        RestartableError: if the workers do not find together, or SIGTERM ends their waiting.
+        UserError: If the name is unknown, its devices are not there, or `TF_CONFIG` is wrong.
+        RestartableError: If the workers do not connect, or SIGTERM ends their waiting.
 
     Example:
     ```python
@@ -107,7 +107,7 @@ def per_replica_batch(batch_size: int, micro_batches: int, strategy: tf.distribu
 
 def compiles_step(wanted: bool | None, strategy: tf.distribute.Strategy) -> bool:
     """Whether XLA compiles the whole step: `runtime.jit_compile`, None to decide by the devices."""
-    # By itself, on the GPUs of one host: on a CPU the compiled step is the slower one, several
+    # With None, on the GPUs of one host: on a CPU the compiled step is the slower one, several
     # hosts cannot talk to each other in one, and on a TPU the strategy compiles.
     possible = compiles_communication(strategy)
     if wanted and not possible:
@@ -122,7 +122,7 @@ def compiles_step(wanted: bool | None, strategy: tf.distribute.Strategy) -> bool
 
 
 def warn_of_unused_devices() -> None:
-    """Tells on standard error of an accelerator that goes unused, with what mends it."""
+    """Warns on standard error of an accelerator that goes unused, with the remedy."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
     # Physical devices: to list the logical ones would start TensorFlow before it knows its cluster.
     if hidden or tf.config.list_physical_devices("GPU"):
@@ -145,15 +145,15 @@ def _find_workers() -> tf.distribute.Strategy:
             f"--distribution_strategy=multi_worker_mirrored: {_one_line(error)}."
         ) from error
     except tf.errors.OpError as error:
-        # One that was started again may meet others that have not noticed its end yet.
+        # A restarted worker may meet others that have not noticed its end yet.
         raise RestartableError(
             f"the workers could not find together ({_one_line(error)}): start all of them again."
         ) from error
 
 
 def _check_tf_config(text: str) -> tuple[str, list[str]]:
-    """Gives the address of this worker, and those of the others."""
-    # What is wrong here would otherwise be a wait for ever, or a trace of TensorFlow's insides.
+    """The address of this worker, and those of the others."""
+    # Unchecked, a mistake here would be a wait without end, or an error inside TensorFlow.
     needed = f"--distribution_strategy=multi_worker_mirrored: {_TF_CONFIG}"
     try:
         config = json.loads(text)
@@ -202,10 +202,10 @@ def _addresses(found: Any) -> list[str]:
 
 
 def _meet_workers(address: str, others: list[str], seconds: float) -> None:
-    """Returns when every other worker has been there."""
-    # TensorFlow would wait for ever for one that never comes, and hear no signal meanwhile.
+    """Waits until every other worker has answered."""
+    # TensorFlow would wait without end for a worker that never starts, deaf to signals.
     deadline = time.monotonic() + seconds
-    # Until TensorFlow's own server is there, this is what the others find.
+    # The others find this listener until TensorFlow's own server runs.
     with StopSignal(), _listener(address, backlog=16 + 2 * len(others)):
         while others := [other for other in others if not _answers(other)]:
             if time.monotonic() > deadline:
@@ -253,7 +253,7 @@ def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
         except Exception as error:  # of TensorFlow's, or of the cloud's client; raised again below
             outcome["error"] = error
 
-    # TensorFlow waits for ever for a TPU that does not answer, and cannot be interrupted.
+    # TensorFlow waits without end for a TPU that does not answer, and cannot be interrupted.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(TPU_READY_SECONDS)
@@ -269,7 +269,7 @@ def _connect_to_tpu(address: str) -> tf.distribute.Strategy:
 
 
 def _check_reachable(address: str) -> None:
-    """Tells a wrong address from a slow TPU. A name is looked up by TensorFlow."""
+    """Refuses an address at which nothing answers; TensorFlow looks up names without a port."""
     for part in address.split(","):
         url = urllib.parse.urlsplit(part)
         try:

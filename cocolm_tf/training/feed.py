@@ -1,4 +1,4 @@
-"""What a run trains and validates on: the batches of each of its stages."""
+"""The data of a run: the batches that each of its stages trains and validates on."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ from cocolm_tf.training.workers import Workers
 
 
 class Feed:
-    """The batches of a run, shared out over its replicas."""
+    """The batches of a run, shared out over its replicas; refuses stages that do not divide."""
 
     def __init__(
         self,
@@ -25,7 +25,6 @@ class Feed:
         workers: Workers,
         held_out: PretrainingData | None = None,
     ) -> None:
-        """Makes sure that every stage's batches can be shared out and are not too large."""
         self.stages = stages(config)
         self._train, self._held_out = train, held_out
         self._strategy, self._workers = strategy, workers
@@ -59,8 +58,8 @@ class Feed:
         """The batches of a validation in the stage of a step; None for no validation."""
         length = stage_at(self.stages, step).config.data.sequence_length
         if self._held_out and length not in self._validations:
-            # What fits into memory in training also does so in validation. Batches as large before
-            # as after a ramp of their size, so that contrastive losses compare.
+            # A batch that fits into memory in training fits in validation. Before a ramp of batch
+            # sizes they are as large as after it, so that contrastive losses are comparable.
             of_length = [one for one in self.stages if one.config.data.sequence_length == length]
             stage = max(of_length, key=lambda one: one.config.trainer.batch_size)
             trainer = stage.config.trainer
@@ -99,7 +98,7 @@ class Feed:
         return paths + [path for one in held_out for path in one.paths]
 
     def manifests(self) -> dict[str, Manifest]:
-        """Those of the data, by what it is for."""
+        """The manifests of the data, by the purpose of each."""
         datasets = self._train.datasets
         names, whole = ["training"], sum(one.weight for one in datasets)
         if len(datasets) > 1:
@@ -129,7 +128,7 @@ def _of_stage(data: PretrainingData, stage: Stage) -> PretrainingData:
 
 
 def _warn_of_cuts(data: PretrainingData, length: int) -> None:
-    """Says how full sequences are that are cut from longer ones, as a little more may hold more."""
+    """Warns how full pieces of longer sequences are: a slightly greater length may hold more."""
     for one in data.datasets:
         if (count := pieces(one.record_length, length)) > 1:
             inner = one.record_length - 2

@@ -1,9 +1,9 @@
 """The identity of a run: which settings may change when it is resumed, and which did.
 
 A model directory has `history.json`, a list of stretches: from which step on which settings held.
-Resuming compares with the stretch that trained the checkpoint. Settings that only say how far, how
-fast or how watched the run is may differ, and begin a new stretch; all others define what the
-checkpoint is, and are refused.
+Resuming compares with the stretch that trained the checkpoint. Settings that only decide how far,
+how fast and how observed a run is may differ, and begin a new stretch; all others define what the
+checkpoint is, and changes of them are refused.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from cocolm_tf.training.stages import stage_ends
 
 HISTORY_FILENAME = "history.json"
 
-# Keys, or sections by their dot, that may change. The learning rate and its like do on purpose.
+# Keys, or sections with a dot, that may change. The learning rate and the like do on purpose.
 _MAY_CHANGE = (
     "model.rematerialize",
     "data.verify_checksums",
@@ -43,7 +43,7 @@ _MAY_CHANGE = (
     "--validation_data",
     "replicas",
 )
-# What of these sections must stay nevertheless.
+# Keys of these sections that must stay all the same.
 _MUST_STAY = (
     "trainer.batch_size",
     "trainer.batch_size_schedule",
@@ -51,16 +51,16 @@ _MUST_STAY = (
     "trainer.ema_decay",
     "runtime.seed",
 )
-# What decides where stages end: those that were trained stay.
+# Keys that decide where stages end. Stages that were trained must stay.
 _STAGES = ("trainer.train_steps", "trainer.steps_per_loop")
 _SCHEDULES = ("data.sequence_length_schedule", "trainer.batch_size_schedule")
-# Files are told apart by what they hold, and not by this.
+# Paths of files that are compared by their content instead.
 _PATHS = ("auxiliary.preset",)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Input:
-    """A dataset, vocabulary or preset that a run takes: the same one wherever it lies."""
+    """A dataset, vocabulary or preset of a run; equal if the contents are, whatever the path."""
 
     path: str  # As it was given, for people
     fingerprint: str  # Of its content
@@ -74,14 +74,14 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """What held from a step on."""
+    """The settings and inputs of a run from a step on."""
 
     step: int  # The steps that were done before
     settings: Mapping[str, Any]  # The configuration by its full keys, and `replicas`
     inputs: Mapping[str, Input]  # By the flags that name them
 
     def changes_from(self, before: "Stretch") -> dict[str, tuple[Any, Any]]:
-        """What is not as it was, by key: the old value and the new one."""
+        """The differences from an earlier stretch, by key: the old value and the new one."""
         changes = {}
         # A key that the record lacks is younger than the record: it had its default then.
         defaults = flat(PretrainingConfig().as_dict())
@@ -103,7 +103,7 @@ def stretch_of(
     init_preset: str = "",
     replicas: int = 1,
 ) -> Stretch:
-    """Describes a run as it is asked for."""
+    """The stretch of a run that is asked for."""
     return Stretch(
         0,
         flat(config.as_dict()) | {"replicas": replicas},
@@ -118,7 +118,7 @@ def stretch_of(
 
 
 def dataset_fingerprint(datasets: str) -> str:
-    """SHA-256 of what manifests say of datasets, their weights and order; nothing for none."""
+    """SHA-256 of the manifests, weights and order of datasets; empty for none."""
     if not datasets:
         return ""
     contents = []
@@ -131,24 +131,24 @@ def dataset_fingerprint(datasets: str) -> str:
 
 
 class History:
-    """What a run has been through."""
+    """The stretches of a run, and the run it branched off."""
 
     def __init__(
         self, model_dir: str, stretches: Sequence[Stretch] = (), branched_from: str = ""
     ) -> None:
         self.model_dir = model_dir
         self.stretches = list(stretches)
-        self.branched_from = branched_from  # RUN@STEP, until it has been resumed from its own
+        self.branched_from = branched_from  # RUN@STEP, until it resumes from its own checkpoint
 
     @classmethod
     def read(cls, model_dir: str) -> "History":
-        """Reads what is recorded in a model directory."""
+        """Reads the history of a model directory."""
         path = os.path.join(model_dir, HISTORY_FILENAME)
         config_file = os.path.join(model_dir, "config.yaml")
         if not files.is_file(path):
             if not files.is_file(config_file):
                 return cls(model_dir)
-            # What ran before there were histories has at least its configuration.
+            # A run from before there were histories has at least its configuration.
             return cls(model_dir, [Stretch(0, flat(load_config(config_file).as_dict()), {})])
         try:
             records = json.loads(files.read_text(path))["stretches"]
@@ -168,7 +168,7 @@ class History:
 
     @classmethod
     def branch(cls, decay_from: str, model_dir: str) -> "History":
-        """That of another run up to a checkpoint, RUN@STEP, as the beginning of a new one."""
+        """The history of another run up to a checkpoint, RUN@STEP, to begin a new run with."""
         run, step = split_decay_from(decay_from)
         asked = f"trainer.decay_from={decay_from}"
         past = cls.read(run)
@@ -192,7 +192,7 @@ class History:
         return cls(model_dir, stretches, decay_from)
 
     def check(self, now: Stretch, step: int) -> dict[str, tuple[Any, Any]]:
-        """What changes and may, old and new by key; refuses by name all that must not change."""
+        """The permitted changes, old and new value by key; refuses the others by name."""
         before = self._before(step)
         if not before or not step:
             return {}
@@ -225,7 +225,7 @@ class History:
         return changes
 
     def resume(self, now: Stretch, step: int) -> list[str]:
-        """Records what holds from a step on, in place of what was later; returns the changes."""
+        """Records the settings from a step on and drops later stretches; returns the changes."""
         changes = self.check(now, step)
         if not step or not self.stretches:
             self.stretches = [dataclasses.replace(now, step=0)]
@@ -239,7 +239,7 @@ class History:
         return [_change(key, values) for key, values in changes.items()]
 
     def save(self) -> None:
-        """Writes the record into the model directory, in one step."""
+        """Writes the record into the model directory, atomically."""
         path = os.path.join(self.model_dir, HISTORY_FILENAME)
         records = [dataclasses.asdict(stretch) for stretch in self.stretches]
         files.write_text(path, json.dumps({"stretches": records}, indent=2) + "\n")
@@ -287,7 +287,7 @@ def _config_of(stretch: Stretch) -> PretrainingConfig:
 
 
 def _stages_done(stretch: Stretch, step: int) -> list[int]:
-    """Where the stages of a run end that have begun by a step."""
+    """The ends of the stages that a run has begun by a step, none later than that step."""
     loops = [stretch.settings.get(key, 1) for key in _STAGES]
     schedules = (stretch.settings.get(key, []) for key in _SCHEDULES)
     return [min(end, step) for schedule in schedules for end in stage_ends(schedule, *loops)]

@@ -36,7 +36,7 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     profile_steps: Sequence[int] = (),
 ) -> None:
-    """Trains from the step that the pretrainer stands at to the run's last, and saves that."""
+    """Trains from the pretrainer's step to the run's last one, and saves a checkpoint of it."""
     trainer, step = config.trainer, steps_taken(pretrainer)
     sums = Total(config, tokens_per_step), _peak_seconds(config, pretrainer)
     directory = model_dir if workers.is_chief else None  # the chief alone writes
@@ -72,7 +72,7 @@ def train(
                 profile = Profile(os.path.join(model_dir, TENSORBOARD_DIRECTORY), *profile_steps)
                 stack.callback(profile.close)
 
-        # A run may have ended between the checkpoint of a step and the validation of the same.
+        # A run may have stopped between the checkpoint of a step and the validation of that step.
         ends = [stage.end for stage in feed.stages]
         if step and (step % trainer.validation_interval == 0 or step in ends):
             if workers.any(workers.is_chief and not log.has(step, "validation")):
@@ -124,7 +124,7 @@ def train(
                     validate()
 
     if skipped := skipped_in_a_row(pretrainer):
-        # Fewer than end a run, but it has no more steps: what becomes a preset must work.
+        # Too few to end the run before, but no steps are left, and the preset's weights must work.
         found = pretrainer.evaluate(feed.training(step), steps=1, verbose=0, return_dict=True)
         if not math.isfinite(found["loss"]):
             raise checkpoints.hopeless(
@@ -145,7 +145,7 @@ def _stop(pretrainer: TrainingStep, checkpoints: Checkpoints, workers: Workers) 
     if not skipped:
         checkpoints.save()
     checkpoints.wait()
-    # Who ends first would be missed by the others.
+    # The others would take a worker that ends first for lost.
     workers.wait_for_all()
     if skipped:
         raise RestartableError(
@@ -159,7 +159,7 @@ def _stop(pretrainer: TrainingStep, checkpoints: Checkpoints, workers: Workers) 
 
 
 def _peak_seconds(config: PretrainingConfig, pretrainer: TrainingStep) -> Total | None:
-    """The seconds that steps would take at the peak of all devices; None for not known."""
+    """The seconds that steps would take at the peak of all devices; None if it is not known."""
     strategy = pretrainer.distribute_strategy
     peak = config.runtime.peak_flops * strategy.num_replicas_in_sync
     peak = peak or peak_flops(strategy, config.runtime.precision)

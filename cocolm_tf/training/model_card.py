@@ -24,7 +24,7 @@ _CITATION = """\
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a model scored."""
+    """One score of a model."""
 
     task: str  # A task of the Hub, as `text-classification`
     dataset: str  # The dataset and its part, as `RTE (dev)`
@@ -34,12 +34,12 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a model. What is left out is said to be unknown."""
+    """What is known of a model; its card calls fields that are left out unknown."""
 
-    name: str  # Of the model
+    name: str  # The model's
     description: str = ""  # What it is, in a sentence or two
     model_type: str = ""  # Its architecture, with sizes
-    pipeline_tag: str = ""  # The task of the Hub that it does, as `text-classification`
+    pipeline_tag: str = ""  # Its task of the Hub, as `text-classification`
     base_model: str = ""  # What it was fine-tuned from: for people, as it may be a folder
     languages: Sequence[str] = ()  # Codes of the languages of its data, as `en`
     license: str = ""  # An identifier of the Hub, as `mit`
@@ -47,15 +47,15 @@ class Facts:
     datasets: Sequence[str] = ()  # The names of the datasets that it learned from
     direct_use: str = ""  # What it is for
     limitations: str = ""  # What it is not for, and where it is known to fail
-    usage: str = ""  # Python that loads and calls it
+    usage: str = ""  # Python code that loads and calls it
     training_data: str = ""  # What it learned from, as Markdown
     # The settings it was trained with, by name.
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     speed: str = ""  # How long the training took, and how fast it went
-    evaluation_data: str = ""  # What it was measured on
-    results: Sequence[Result] = ()  # What it scored
-    hardware: str = ""  # What it was trained on
-    hours: float | None = None  # For how long
+    evaluation_data: str = ""  # The data of its scores
+    results: Sequence[Result] = ()  # Its scores
+    hardware: str = ""  # The devices it was trained on
+    hours: float | None = None  # How long it was trained
     software: str = ""  # The versions of what trained it
 
 
@@ -67,7 +67,7 @@ def write_model_card(directory: str, facts: Facts) -> str:
 
 
 def model_card(facts: Facts) -> str:
-    """Lays a model card out: YAML metadata, then Markdown."""
+    """The text of a model card: YAML metadata, then Markdown."""
     metadata = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
     hours = "" if facts.hours is None else f"{facts.hours:.2g}"
     sections = [
@@ -118,7 +118,7 @@ def model_card(facts: Facts) -> str:
 
 
 def _metadata(facts: Facts) -> dict[str, object]:
-    """The Hub's metadata. A key that is left out is how it says that a value is not known."""
+    """The Hub's metadata, in which a missing key means that a value is not known."""
     known = {
         "language": list(facts.languages),
         "license": facts.license or "unknown",

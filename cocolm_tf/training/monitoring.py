@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl and TensorBoard, a progress bar, skipped updates, a profile."""
+"""Reports of a run: metrics.jsonl and TensorBoard, a progress bar, skipped updates, a profile."""
 
 import contextlib
 import json
@@ -21,21 +21,20 @@ TENSORBOARD_DIRECTORY = "tensorboard"
 
 # How many gradients a line names.
 _NAMED = 5
-# Metrics that the model has of training only.
+# Metrics that validation lines leave out.
 _TRAINING = ("gradient_norm", "learning_rate", "skipped_updates")
 
-# From a number of steps, counted from the first, the sum of something over all of them.
+# From a number of steps, counted from the first, to the sum of a quantity over them.
 Sum = Callable[[int], float]
 
 
 class MetricsLog:
-    """Writes every metric to `metrics.jsonl` and for TensorBoard.
+    """Writes every metric to `metrics.jsonl` and for TensorBoard; without a directory, nothing."""
 
-    A line is an object with `step`, `split` (`train` or `validation`), `seconds` that the run took
-    so far, attempts that ended early included, and the metrics by their names, null where they are
-    not finite. Training lines also have `tokens_per_second`, and `mfu`, model FLOPs utilization,
-    where the time that the steps would take at the devices' peak is known.
-    """
+    # A line is an object with `step`, `split` (`train` or `validation`), `seconds` that the run
+    # took so far, attempts that ended early included, and the metrics by their names, null where
+    # they are not finite. Training lines also have `tokens_per_second`, and `mfu`, model FLOPs
+    # utilization, where the time that the steps would take at the devices' peak is known.
 
     def __init__(
         self,
@@ -45,10 +44,9 @@ class MetricsLog:
         peak_seconds: Sum | None = None,
         counts: Callable[[int], Mapping[str, float]] | None = None,
     ) -> None:
-        """Opens the log of a run that resumes at a step; of no directory, it writes nothing."""
         self._path = os.path.join(directory, METRICS_FILENAME) if directory else ""
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
-        # The clock continues from the last line: what a preemption undid was spent all the same.
+        # The clock continues from the last line: time for steps that a preemption undid counts too.
         lines = read_lines(self._path) if directory else []
         spent = lines[-1].get("seconds", 0.0) if lines else 0.0
         if directory:
@@ -64,7 +62,7 @@ class MetricsLog:
         self._lap_step = first_step
 
     def has(self, step: int, split: str) -> bool:
-        """Whether there is a line of a step."""
+        """Whether there is a line of a step and split."""
         lines = read_lines(self._path)
         return any((line["step"], line["split"]) == (step, split) for line in lines)
 
@@ -80,14 +78,14 @@ class MetricsLog:
         self._write(step, "train", values)
 
     def write_validation(self, step: int, logs: Mapping[str, Any]) -> None:
-        """Writes what a validation found."""
+        """Writes the metrics of a validation."""
         values = {name: float(value) for name, value in logs.items() if name not in _TRAINING}
         self._write(step, "validation", values)
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         if self._path:
             seconds = round(time.monotonic() - self._start, 1)
-            # JSON has no word for what is not finite.
+            # JSON has no numbers that are not finite.
             finite = {k: value if math.isfinite(value) else None for k, value in values.items()}
             line = {"step": step, "split": split, "seconds": seconds, **finite}
             with files.open_append(self._path) as file:
@@ -103,7 +101,7 @@ def read_lines(path: str) -> list[dict[str, Any]]:
     """The lines of a run's metrics; none where there is no such file."""
     if not files.is_file(path):
         return []
-    # What follows the last end of a line was being written when the run was killed.
+    # Text after the last line end was being written when the run was killed.
     return [json.loads(line) for line in files.read_text(path).split("\n")[:-1]]
 
 
@@ -127,7 +125,7 @@ class ProgressBar:
             desc="training",
             file=sys.stderr,
             mininterval=1.0,
-            # A log file wants a line now and then, not one a second.
+            # In a log file, a line now and then is enough.
             miniters=None if sys.stderr.isatty() else max(1, train_steps // 200),
         )
 
@@ -142,19 +140,19 @@ class ProgressBar:
         self._bar.update(step - self._bar.n)
 
     def print_validation(self, step: int, logs: Mapping[str, Any]) -> None:
-        """Prints what a validation found, above the bar."""
+        """Prints the losses of a validation above the bar."""
         shown = ("loss", "mlm_loss", "copy_loss", "lm_loss", "scl_loss")
         losses = ", ".join(f"{k} {float(logs[k]):.3f}" for k in shown if k in logs)
         self._bar.write(f"step {step}: validation {losses}", file=sys.stderr)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Closes the bar, which stays on the terminal."""
         self._bar.refresh()
         self._bar.close()
 
 
 class Profile:
-    """Records what devices and host do in some steps, counted from 1, for TensorBoard."""
+    """A profile of devices and host in some steps, counted from 1, for TensorBoard."""
 
     def __init__(self, directory: str, first_step: int, last_step: int) -> None:
         self._directory = directory
@@ -164,7 +162,7 @@ class Profile:
 
     @contextlib.contextmanager
     def record(self, first: int, last: int) -> Iterator[None]:
-        """Surrounds one call of the compiled function; of several steps, all are recorded."""
+        """A context for one call of the compiled function, all of whose steps are recorded."""
         if self._begun_at is None and first <= self._last_step and last >= self._first_step:
             self._begun_at = first
             tf.profiler.experimental.start(self._directory)
@@ -178,7 +176,7 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Writes what there is, also where the run ends before the last step."""
+        """Writes the steps recorded so far, also where the run ends before the last one."""
         if self._begun_at is None:
             return
         tf.profiler.experimental.stop()
@@ -191,7 +189,7 @@ class Profile:
 
 
 def print_skipped_update(model: TrainingStep) -> None:
-    """Says in three lines which gradients were not finite when a model skipped an update."""
+    """Prints, in three lines, which gradients were not finite when a model skipped an update."""
     paths = {id(variable): path for path, variable in variable_paths(model).items()}
     names = [paths[id(variable)] for variable in model.trainable_variables]
     norms = dict(zip(names, model.skipped_norms.numpy().tolist(), strict=True))

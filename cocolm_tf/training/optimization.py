@@ -26,7 +26,7 @@ class AdamW(keras.optimizers.AdamW):
         self._rate_factors: dict[str, float] = {}
 
     def scale_learning_rate(self, variables: Sequence[keras.Variable], factor: float) -> None:
-        """Lets some variables learn, and decay, at a rate of their own."""
+        """Multiplies the learning rate of some variables, and their decay, by a factor."""
         self._rate_factors |= {self._var_key(variable): factor for variable in variables}
 
     def slots(self, variable: keras.Variable) -> "dict[str, keras.Variable | ShardedSlot]":
@@ -35,7 +35,7 @@ class AdamW(keras.optimizers.AdamW):
         return {"momentum": self._momentums[index], "velocity": self._velocities[index]}
 
     def counters(self) -> list[keras.Variable]:
-        """What the optimizer keeps beside the moments: the number of steps, above all."""
+        """The optimizer's variables that are no moments: above all, the number of steps."""
         moments = {id(slot) for slot in (*self._momentums, *self._velocities)}
         return [variable for variable in self.variables if id(variable) not in moments]
 
@@ -45,7 +45,7 @@ class AdamW(keras.optimizers.AdamW):
         trainable_variables: Sequence[keras.Variable] | None = None,
     ) -> None:
         """Updates variables; Keras calls it in `fit()`."""
-        # Of a row that occurs several times, Keras would square each part of its gradient.
+        # Keras would square each part of the gradient of a row that occurs several times.
         dense = [None if one is None else tf.convert_to_tensor(one) for one in grads]
         super().apply(dense, trainable_variables)
 
@@ -64,7 +64,7 @@ class AdamW(keras.optimizers.AdamW):
         )
 
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
-        """Keras's own pass over the variables: `update_step` decays them."""
+        """Nothing, in place of Keras's own pass over the variables: `update_step` decays them."""
 
     def apply_scaled(
         self,
@@ -89,7 +89,7 @@ class AdamW(keras.optimizers.AdamW):
         )
 
     def _settings(self, learning_rate: tf.Tensor, scale: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What holds for all variables in this step."""
+        """The values that all variables share in this step."""
         step = tf.cast(self.iterations + 1, tf.float32)
         return {
             "learning_rate": learning_rate,
@@ -99,7 +99,7 @@ class AdamW(keras.optimizers.AdamW):
         }
 
     def _options(self, variable: keras.Variable | tf.Variable) -> dict[str, float]:
-        """What holds for one variable in all steps."""
+        """The values of one variable that all steps share."""
         return {
             "weight_decay": (self.weight_decay or 0.0) * self._use_weight_decay(variable),
             "rate_factor": self._rate_factors.get(self._var_key(variable), 1.0),
@@ -125,7 +125,7 @@ class AdamW(keras.optimizers.AdamW):
                 kwargs=own,
                 group=False,
             )
-        # Keras's own way would talk to the other replicas, which a compiled step cannot do.
+        # Keras's own way would communicate with other replicas, which a compiled step cannot.
         strategy.extended.update(self.iterations.value, lambda count: count.assign_add(1))
 
     def _update_one(
@@ -201,7 +201,7 @@ class ShardedAdamW(AdamW):
     def update_step(
         self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
     ) -> None:
-        """Refuses Keras's own loop, in which replicas do not speak to each other."""
+        """Refuses Keras's own loop, in which replicas do not communicate."""
         raise NotImplementedError("ShardedAdamW is for a TrainingStep, which calls apply_scaled.")
 
     def apply_scaled(
@@ -284,11 +284,11 @@ class ShardedSlot:
 
     @property
     def value(self) -> "ShardedSlot":
-        """As of a Keras variable: what lies behind it."""
+        """Itself: it takes the place of a Keras variable and of the tensor behind one."""
         return self
 
     def numpy(self) -> np.ndarray:
-        """The whole."""
+        """The whole array."""
         parts = self._local_parts()
         rows = np.zeros(self._rows(), self.dtype.as_numpy_dtype)
         for replica, part in parts.items():

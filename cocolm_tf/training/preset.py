@@ -29,16 +29,16 @@ from cocolm_tf.training.checkpoints import Checkpoints, checkpoint_steps
 from cocolm_tf.training.config import load_config
 from cocolm_tf.training.model_card import Facts, write_model_card
 
-# What makes a preset whole: it is written last.
+# Written last: a folder that has it is a whole preset.
 BACKBONE_FILENAME = "config.json"
 HEADS_FILENAME = "pretraining_heads.npz"
 AUXILIARY_DIRECTORY = "auxiliary"
-# Of a run, those of its checkpoints.
+# A run's folder of the presets that are made of its checkpoints.
 PRESETS_DIRECTORY = "presets"
-# Of the preset beside another that has moving averages of its weights.
+# Ends the name of the preset beside another that has moving averages of its weights.
 AVERAGE_SUFFIX = "_ema"
 
-# What two models must have in common for one to take the other's weights.
+# What two models must share for one to take the other's weights.
 ARCHITECTURE = (
     "vocabulary_size",
     "num_layers",
@@ -58,13 +58,13 @@ def save_preset(
     directory: str,
     facts: Facts | None = None,
 ) -> None:
-    """Saves all that was pretrained, in one step.
+    """Saves all that was pretrained, atomically.
 
     Args:
-        pretrainer: the models.
-        tokenizer: their tokenizer.
-        directory: the preset; replaced if it is there.
-        facts: what its model card says; None for no card.
+        pretrainer: The models.
+        tokenizer: Their tokenizer.
+        directory: The preset; replaced if it is there.
+        facts: What its model card says; None for no card.
 
     Example:
     ```python
@@ -84,7 +84,7 @@ def write_preset(
     tokenizer: CocoLMTokenizer,
     facts: Facts | None = None,
 ) -> None:
-    """Writes a whole preset, in one step."""
+    """Writes a whole preset, atomically."""
     with files.new_folder(directory, overwrite=True, last=BACKBONE_FILENAME) as unfinished:
         write_models(unfinished, backbone, auxiliary, heads)
         tokenizer.save_to_preset(unfinished)
@@ -113,14 +113,14 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
     its fresh weights; the auxiliary model then still has the main model's embeddings.
 
     Args:
-        pretrainer: the models, just built.
-        directory: the preset.
+        pretrainer: The models, just built.
+        directory: The preset.
 
     Returns:
         The names of the parts that were not in the preset.
 
     Raises:
-        UserError: if there is no preset, or one of another architecture.
+        UserError: If there is no preset, or one of another architecture.
 
     Example:
     ```python
@@ -162,7 +162,7 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     if isinstance(pretrainer, MaskedLMPretrainer):
         return _masked_lm_variables(pretrainer.model, "main_masked_lm_head")
     variables = {}
-    # MCL's detection of replaced tokens is what the copy head does; it has two more.
+    # MCL's copy head detects replaced tokens; MCL has two more heads.
     for name in ("copy_head", "swap_head", "insert_head"):
         if head := getattr(pretrainer, name, None):
             variables[f"{name}.kernel"] = head.kernel
@@ -188,7 +188,7 @@ def saved_heads(directory: str) -> set[str]:
 def save_checkpoint_presets(
     model_dir: str, vocabulary: str = "", steps: Sequence[int] = ()
 ) -> Iterator[str]:
-    """Makes presets of checkpoints, which `trainer.keep_checkpoint_interval` has a run keep."""
+    """Makes presets of the checkpoints that a run kept (`trainer.keep_checkpoint_interval`)."""
     config_file = os.path.join(model_dir, "config.yaml")
     if not files.is_file(config_file):
         raise UserError(f"{model_dir} has no config.yaml: give the --model_dir of a run.")
@@ -239,7 +239,7 @@ def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
 
 
 def check_finite_weights(model: keras.Model, directory: str) -> None:
-    """Makes sure that the weights of a preset are finite; a `UserError` that names it otherwise."""
+    """Raises `UserError`, naming the preset, unless all of its weights are finite."""
     for variable in model.weights:
         value = tf.convert_to_tensor(variable)
         if value.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(value)):
@@ -297,7 +297,7 @@ def _check_architecture(backbone: CocoLMBackbone, directory: str, section: str) 
 
 
 def _load_weights(backbone: CocoLMBackbone, directory: str) -> None:
-    # KerasHub cuts what is large into several files.
+    # KerasHub splits large weights into several files.
     names = ("model.weights.h5", "model.weights.json")
     paths = [os.path.join(directory, name) for name in names]
     backbone.load_weights(next(filter(files.is_file, paths), paths[0]))

@@ -59,30 +59,30 @@ def pretrain(
 ) -> str:
     """Pretrains, or resumes where an earlier call with the same folder stopped.
 
-    A resumed run may differ from what it was in how far, how fast and how watched it trains, and
-    in its learning rate and the like; that is printed and recorded. See `identity`.
+    A resumed run may change how far, how fast and how observed it trains, and its learning rate
+    and the like; changes are printed and recorded. See `identity`.
 
     Args:
-        config: what to train and how.
-        train_data: folder or glob of shards, or several with weights, as `wiki=0.7,books=0.3`.
-        vocabulary: folder of the vocabulary that the shards were built with.
+        config: What to train and how.
+        train_data: Folder or glob of shards, or several with weights, as `wiki=0.7,books=0.3`.
+        vocabulary: Folder of the vocabulary that the shards were built with.
         model_dir: RUN. Gets `config.yaml`, `history.json`, `metrics.jsonl`, `tensorboard/`,
             `checkpoints/` and, at the end, `preset/`. Of several workers, the chief alone reads
             and writes it.
-        strategy: the devices.
-        validation_data: folder or glob of shards held out, or nothing.
-        init_preset: a preset to start from, or nothing.
-        callbacks: whose `on_train_batch_end` and `on_test_*` are called too.
-        profile_steps: the first and the last step, counted from 1, of a profile for TensorBoard;
-            nothing for no profile.
+        strategy: The devices.
+        validation_data: Folder or glob of held-out shards; empty for none.
+        init_preset: A preset to start from; empty for fresh weights.
+        callbacks: Only their `on_train_batch_end` and `on_test_*` are called.
+        profile_steps: The first and the last step, counted from 1, of a profile for TensorBoard;
+            empty for no profile.
 
     Returns:
         The path of the preset.
 
     Raises:
-        UserError: if something given does not exist or does not fit the rest, or would make
+        UserError: If something given does not exist or does not fit the rest, or would make
             another run of the one in `model_dir`.
-        RestartableError: if the run is ended by SIGTERM or by the loss of another worker. Called
+        RestartableError: If the run is ended by SIGTERM or by the loss of another worker. Called
             again with the same arguments, it resumes.
 
     Example:
@@ -184,13 +184,13 @@ def pretrain(
                 if workers.is_chief:
                     facts = averaged_facts(facts, config.trainer.ema_decay)
                     save_preset(pretrainer, tokenizer, f"{preset}{AVERAGE_SUFFIX}", facts)
-        # Who ends first would be missed by the others.
+        # The others would take a worker that ends first for lost.
         workers.wait_for_all()
         return preset
 
 
 def _power_limit(strategy: tf.distribute.Strategy, workers: Workers) -> float | None:
-    """Watts of all workers' devices; None if any does not know its own. All workers call it."""
+    """Watts of all workers' devices; None if any worker's are unknown. All workers call it."""
     watts = power_limit(device_type(strategy), strategy.num_replicas_in_sync // workers.count)
     total = workers.sum(math.nan if watts is None else watts)
     return None if math.isnan(total) else total
@@ -215,7 +215,7 @@ def _build(
 
 
 def _check_length(config: PretrainingConfig, model_dir: str, step: int) -> None:
-    """A run that is past its end would be said to have ended there."""
+    """Refuses a run that is past its last step: it would seem to have ended there."""
     if step > config.trainer.train_steps:
         raise UserError(
             f"--model_dir={model_dir} is already at step {step} of "
@@ -225,9 +225,9 @@ def _check_length(config: PretrainingConfig, model_dir: str, step: int) -> None:
 
 
 def _record(config: PretrainingConfig, history: History, stretch: Stretch, step: int) -> None:
-    """Writes what holds from now on, and prints what changes."""
+    """Records the configuration from now on, and prints the changes."""
     files.make_dirs(history.model_dir)
-    if history.branched_from:  # What led to it is its log's beginning.
+    if history.branched_from:  # Its log begins with that of the run it branched off.
         run, _ = split_decay_from(history.branched_from)
         lines = read_lines(os.path.join(run, METRICS_FILENAME))
         write_lines(os.path.join(history.model_dir, METRICS_FILENAME), lines, step)
@@ -269,7 +269,7 @@ def open_data(
     pipelines: int = 1,
     pipeline: int = 0,
 ) -> PretrainingData:
-    """Opens what a run trains or validates on."""
+    """Opens the data that a run trains or validates on."""
     starts = None
     if config.data.masking != "token":
         starts = word_starts(tokenizer.get_vocabulary())

@@ -1,4 +1,4 @@
-"""What the model card of a pretrained preset says: what its run knows, and no more."""
+"""The model card of a pretrained preset: what its run knows, and no more."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def pretraining_facts(
     history: History,
     watts: float | None = None,
 ) -> Facts:
-    """Gathers what a finished run knows of itself."""
+    """Gathers the facts that a finished run knows of itself."""
     model_dir = history.model_dir
     lines = read_lines(os.path.join(model_dir, METRICS_FILENAME))
     total = Total(config, tokens_per_step)
@@ -97,7 +97,7 @@ def pretraining_facts(
 
 
 def averaged_facts(facts: Facts, decay: float) -> Facts:
-    """Those of the preset that has moving averages of the weights, which no validation saw."""
+    """The facts of the preset with averaged weights, which no validation measured."""
     average = (
         f" Its weights are exponential moving averages, of decay {decay}, of those of a run that "
         "were validated."
@@ -123,7 +123,8 @@ def describe_encoder(backbone: CocoLMBackbone) -> str:
 
 
 def _seconds(lines: list[dict[str, Any]], tokens: Total) -> float:
-    """How long the training steps took, over all sittings: a program's clock knows only its own."""
+    """The seconds of all training steps, over all starts of the run."""
+    # By the logged rates: a process's clock knows only its own part.
     seconds, before = 0.0, 0
     for line in lines:
         if line["split"] == "train":
@@ -135,7 +136,7 @@ def _seconds(lines: list[dict[str, Any]], tokens: Total) -> float:
 
 
 def _results(lines: list[dict[str, Any]]) -> list[Result]:
-    """What the last validation found."""
+    """The results of the last validation."""
     validations = [line for line in lines if line["split"] == "validation"]
     if not validations:
         return []

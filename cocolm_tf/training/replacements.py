@@ -1,8 +1,8 @@
 """Draws the replacements of a run beforehand, so that it needs no auxiliary model.
 
 What a run with a frozen auxiliary model (`auxiliary.replacements: frozen`) reads and samples in
-each step is a function of its configuration and data. It is written down, step by step, and a run
-with `auxiliary.replacements: stored` trains on that.
+each step is a function of its configuration and data. It is written step by step, and a run with
+`auxiliary.replacements: stored` trains on it.
 """
 
 import functools
@@ -43,7 +43,7 @@ from cocolm_tf.training.build import build_auxiliary, sampling_temperature
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.preset import load_frozen_auxiliary
 
-# What a draw that is not finished is of: it goes on if it is the same.
+# Describes an unfinished draw, which resumes only if it is the same.
 STATE_FILENAME = "draw.json"
 
 Draw = Callable[[Batch, int], tf.Tensor]
@@ -83,9 +83,9 @@ def precompute_replacements(
     validation_data: str = "",
     num_shards: int = 16,
 ) -> list[Manifest]:
-    """Writes what a run with a frozen auxiliary model reads and samples: `train`, `validation`."""
+    """Writes the data and samples of a run with a frozen auxiliary model: `train`, `validation`."""
     # `open_data` opens what `pretrain` would read. Steps are shared out evenly among the shards; a
-    # draw that was ended goes on with the same arguments, and keeps the shards that are there.
+    # draw that was stopped resumes with the same arguments, and keeps the finished shards.
     _check(config, num_shards)
     trainer, parts = config.trainer, config.trainer.micro_batches
     train, held_out = open_data(train_data), validation_data and open_data(validation_data)
@@ -110,7 +110,7 @@ def precompute_replacements(
             size, shards = trainer.batch_size // parts, 1
             whole = data.validation_batches(size, trainer.validation_steps * parts)
             steps, batches = int(whole.cardinality()), whole.skip
-            # As at the run's end; see `TrainingStep.temperature_now`.
+            # At the temperature of the run's end; see `TrainingStep.temperature_now`.
             sample = functools.partial(_at_end, draw, trainer.train_steps)
         sources = [Manifest.load(one.paths[0]) for one in data.datasets]
         facts = identity | {
@@ -148,11 +148,11 @@ def _check(config: PretrainingConfig, num_shards: int) -> None:
 
 
 def _of_draw(config: PretrainingConfig) -> dict[str, Any]:
-    """What of a configuration decides which tokens are drawn."""
+    """The part of a configuration that decides which tokens are drawn."""
     data, auxiliary = config.data.as_dict(), config.auxiliary.as_dict()
     for key in ("verify_checksums", "skip_corrupt", "scale_batch_size"):
         del data[key]
-    del auxiliary["preset"]  # known by its content
+    del auxiliary["preset"]  # compared by its content
     keys = ("train_steps", "batch_size", "micro_batches", "validation_steps")
     return {
         "data": data,
@@ -165,7 +165,7 @@ def _of_draw(config: PretrainingConfig) -> dict[str, Any]:
 def _drawer(
     config: PretrainingConfig, auxiliary: MaskedLanguageModel, mask_token_id: int
 ) -> Callable[[Batch, tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Draws for a micro-batch of a step."""
+    """The function that draws the tokens of a micro-batch of a step."""
     schedule: SamplingTemperature | None = sampling_temperature(config)
     jit_compile = bool(tf.config.list_physical_devices("GPU"))
 
@@ -229,7 +229,7 @@ def _write(
                 files.rename(path + TEMPORARY_SUFFIX, path)
             else:
                 progress.update(end - begin)
-            # The text is that of the sources, however often it was read.
+            # The counts of text are those of the sources, however often it was read.
             texts = [source.counts for source in sources] if not found else []
             found.append(_described(path, (end - begin) * size, texts))
     manifest = Manifest(
@@ -257,7 +257,7 @@ def _records(batches: tf.data.Dataset, begin: int, sample: Draw, progress: tqdm)
 
 
 def _described(path: str, sequences: int, texts: Sequence[Mapping[str, int]]) -> Shard:
-    """A shard's entry in the manifest, once it was read through."""
+    """A shard's entry in the manifest, from reading all of it."""
     records = tokens = 0
     try:
         for batch in tf.data.TFRecordDataset(path).batch(1024):

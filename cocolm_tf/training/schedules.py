@@ -17,12 +17,11 @@ SCHEDULES = {
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
 class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly from 0 to a peak, stays there until the decay begins, then falls to an end.
+    """Rises linearly from 0 to a peak, stays there until the decay begins, then falls to an end."""
 
-    With r, the share of the decay's steps that are left, the share of the peak is r (`linear`),
-    (1 - cos(pi r)) / 2 (`cosine`) or 1 - sqrt(1 - r) (`sqrt`: Haegele et al., 2024). Without
-    `decay_steps`, it falls from the end of the warm-up on.
-    """
+    # With r, the share of the decay's steps that are left, the share of the peak is r (`linear`),
+    # (1 - cos(pi r)) / 2 (`cosine`) or 1 - sqrt(1 - r) (`sqrt`: Haegele et al., 2024). Without
+    # `decay_steps`, it falls from the end of the warm-up on.
 
     def __init__(
         self,
@@ -44,7 +43,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """The learning rate of the given step, counted from 0."""
         step = tf.cast(step, tf.float32)
-        # Step 0 already learns: with it, the warm-up's last step is the peak.
+        # Step 0 already learns, and the last step of the warm-up has the peak.
         rising = tf.minimum((step + 1) / max(1, self.warmup_steps), 1.0)
         decay_steps = self.decay_steps or self.total_steps - self.warmup_steps
         left = tf.clip_by_value((self.total_steps - step) / max(1, decay_steps), 0.0, 1.0)

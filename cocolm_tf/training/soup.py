@@ -35,10 +35,15 @@ class Score(NamedTuple):
     """How presets are compared.
 
     Args:
-        name: What is measured, as "CLM loss".
+        name: The metric, as "CLM loss".
         data: What it is measured on.
-        of: Measures a preset, by its folder.
-        higher_is_better: bool.
+        of: Measures the preset in a folder.
+        higher_is_better: Whether a greater score is a better one.
+
+    Example:
+    ```python
+    Score("accuracy", "RTE (dev)", measure, higher_is_better=True)
+    ```
     """
 
     name: str
@@ -52,17 +57,22 @@ class Score(NamedTuple):
         return sorted(scores, key=lambda preset: sign * scores[preset])
 
     def falls(self, new: float, old: float) -> bool:
-        """Whether the new one is the worse."""
+        """Whether a new score is worse than an old one."""
         return new < old if self.higher_is_better else new > old
 
 
 class Soup(NamedTuple):
-    """A soup that was made.
+    """The result of averaging presets.
 
     Args:
-        weights: The share of each preset that is in it.
+        weights: The share of each preset that is in the soup.
         scores: Those of all presets, if they were measured.
-        score: Its own, likewise.
+        score: The soup's own, if it was measured.
+
+    Example:
+    ```python
+    average_presets(["runs/a/preset", "runs/b/preset"], "runs/soup").weights["runs/a/preset"]  # 0.5
+    ```
     """
 
     weights: dict[str, float]
@@ -79,23 +89,23 @@ def average_presets(
 ) -> Soup:
     """Averages presets into one, with a card that names them.
 
-    Encoders, auxiliary models and heads are averaged in float64. What some presets lack, as a head
-    of a task that they were not trained on, is left out.
+    Encoders, auxiliary models and heads are averaged in float64. Parts that some presets lack, as
+    a head of a task that they were not trained on, are left out.
 
     Args:
         presets: Folders of at least two, all of one architecture and vocabulary.
         output_dir: The preset; replaced if it is there.
-        weights: The share of each, in any unit; nothing for equal ones.
-        greedy: bool. Whether to begin with the best and to add the next best as long as the soup
+        weights: The share of each, in any unit; empty for equal ones.
+        greedy: Whether to begin with the best and to add the next best as long as the soup
             does not become worse, equal shares of each.
-        score: How they, and what is made of them, are measured. Greedy soups need it; others are
+        score: How they, and the soups of them, are measured. Greedy soups need it; others are
             measured for their card.
 
     Returns:
-        What it is made of.
+        The shares of the presets in it, and the scores.
 
     Raises:
-        UserError: If the presets do not go together, naming the one and what differs.
+        UserError: If presets do not fit together, naming one and the difference.
 
     Example:
     ```python
@@ -107,7 +117,7 @@ def average_presets(
     scores: dict[str, float] = {}
     best = None
     if score:
-        # Nothing takes its place before it is what was asked for.
+        # Candidates are measured elsewhere: `output_dir` gets only the finished soup.
         with tempfile.TemporaryDirectory() as folder:
             candidate = os.path.join(folder, "preset")
             scores = {preset: score.of(preset) for preset in presets}
@@ -137,7 +147,7 @@ def _best_mean(
 
 
 def check_presets(presets: Sequence[str], weights: Sequence[float] = ()) -> None:
-    """Makes sure that presets can be averaged; raises `UserError` as `average_presets`."""
+    """Raises the `UserError` of `average_presets` for presets that cannot be averaged."""
     if len(presets) < 2 or len(set(map(files.absolute, presets))) < len(presets):
         raise UserError("--preset: give at least two different ones to average.")
     if weights and len(weights) != len(presets):
@@ -184,7 +194,7 @@ def _check_architecture(first: str, other: str) -> None:
 
 
 def _write(shares: Mapping[str, float], output_dir: str, facts: Facts | None = None) -> None:
-    """Writes the mean of what all of the presets have."""
+    """Writes the mean of the parts that all of the presets have."""
     total, of_presets = sum(shares.values()), [_read_heads(preset) for preset in shares]
     heads = {}
     for name, array in of_presets[0].items():
@@ -205,7 +215,7 @@ def _write(shares: Mapping[str, float], output_dir: str, facts: Facts | None = N
 
 
 def _mean_backbone(shares: Mapping[str, float]) -> CocoLMBackbone:
-    """The encoder whose every weight is the mean, of presets read one after the other."""
+    """The encoder whose weights are the means, of presets read one after the other."""
     total, sums = sum(shares.values()), []
     for folder, share in shares.items():
         backbone = read_backbone(folder)
@@ -225,7 +235,7 @@ def _read_heads(preset: str) -> dict[str, np.ndarray]:
 
 
 def _facts(output_dir: str, soup: Soup, score: Score | None) -> Facts:
-    """The card: the presets and what each scored, beside the soup."""
+    """The model card: the presets and the score of each, beside the soup's."""
     columns = ["preset", "share", *([score.name] if score else [])]
     rows = [
         [preset, f"{soup.weights.get(preset, 0):.4f}"]

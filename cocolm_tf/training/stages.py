@@ -1,7 +1,7 @@
 """The stages of a run: steps in a row whose batches are of one shape, each with a step of its own.
 
 A schedule, of sequence lengths or of batch sizes, is a list of shares of the run's steps, each
-followed by what holds up to there: [0.1, 64, 0.3, 128].
+followed by the value up to there: [0.1, 64, 0.3, 128].
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # which resolves durations by this module
+if TYPE_CHECKING:  # It imports this module.
     from cocolm_tf.training.config import PretrainingConfig
 
 
@@ -23,7 +23,7 @@ class Stage:
 
     begin: int  # The steps before it
     end: int  # The steps up to its last, that included
-    config: PretrainingConfig  # What a run of such batches alone would have
+    config: PretrainingConfig  # As of a run of such batches alone
     first_sequence: int  # How many sequences of its length come before it
 
 
@@ -49,19 +49,19 @@ def stages(config: PretrainingConfig) -> list[Stage]:
 
 
 def stage_ends(schedule: Sequence[float], train_steps: int, steps_per_loop: int) -> list[int]:
-    """The steps that the parts of a schedule end with, what follows it aside: whole loops."""
+    """The steps at which the parts of a schedule end, the last one aside: whole loops."""
     return [
         round(share * train_steps) // steps_per_loop * steps_per_loop for share in schedule[::2]
     ]
 
 
 def stage_at(run: Sequence[Stage], steps: int) -> Stage:
-    """The stage that continues after some steps; the last one at the end of the run."""
+    """The stage of the step that follows some steps; the last one at the end of the run."""
     return next((stage for stage in run if steps < stage.end), run[-1])
 
 
 class Total:
-    """The sum over the first steps of a run of what `of_step` says of each step of a stage."""
+    """The sum over the first steps of a run of `of_step`, the amount of a step by its stage."""
 
     def __init__(
         self, config: PretrainingConfig, of_step: Callable[[PretrainingConfig], float]
@@ -69,7 +69,7 @@ class Total:
         self._stages = [(stage.begin, stage.end, of_step(stage.config)) for stage in stages(config)]
 
     def __call__(self, steps: int) -> float:
-        """The sum over so many steps; after the last stage as in it."""
+        """The sum over so many steps; any after the last stage count as in it."""
         *_, (last, _, rate) = self._stages
         before = sum(
             amount * (min(steps, end) - begin)
@@ -85,10 +85,8 @@ def tokens_per_step(config: PretrainingConfig) -> int:
 
 
 def resolve_durations(config: PretrainingConfig) -> None:
-    """Sets the steps of what is given in tokens: the fewest, for the run whole loops, with as many.
-
-    Padding is included, as everywhere where tokens are counted.
-    """
+    """Sets steps from durations in tokens: the fewest with as many, for the run in whole loops."""
+    # Padding is included, as everywhere where tokens are counted.
     trainer, optimizer = config.trainer, config.optimizer
     if trainer.train_tokens:
         # The shares of the stages stay, whatever the number of steps.
@@ -107,7 +105,7 @@ def resolve_durations(config: PretrainingConfig) -> None:
 
 
 def check_schedule(schedule: Sequence[float], what: str) -> Iterator[str]:
-    """What is wrong with a schedule's form."""
+    """The faults in a schedule's form."""
     shares, values = schedule[::2], schedule[1::2]
     if (
         len(shares) != len(values)
@@ -132,6 +130,6 @@ def _tokens(config: PretrainingConfig, train_steps: int) -> float:
 def _value_at(
     step: int, schedule: Sequence[float], last: int, train_steps: int, steps_per_loop: int
 ) -> int:
-    """What a schedule has in a step, counted from 0."""
+    """The value of a schedule in a step, counted from 0."""
     ends = stage_ends(schedule, train_steps, steps_per_loop)
     return next((v for end, v in zip(ends, schedule[1::2], strict=True) if step < end), last)

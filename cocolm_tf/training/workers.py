@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from cocolm_tf.errors import RestartableError
 
-# What a collective operation ends in when a worker it waits for is gone.
+# The errors of a collective operation that waits for a lost worker.
 _LOST = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -27,8 +27,8 @@ _LOST = (
 class Workers:
     """The processes that share a run. Under most strategies there is one."""
 
-    # What takes an agreement is called by all workers, in the same order: each waits for the
-    # others.
+    # Methods in which workers agree are called by all of them, in the same order: each waits for
+    # the others.
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self._strategy = strategy
@@ -42,11 +42,11 @@ class Workers:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is the worker who writes."""
+        """Whether this is the worker that writes."""
         return self.index == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether any worker says yes."""
+        """Whether the flag is true on any worker."""
         return bool(self._sum(np.int32(flag))) if self.count > 1 else flag
 
     def sum(self, value: float) -> float:
@@ -64,12 +64,12 @@ class Workers:
         return received
 
     def wait_for_all(self) -> None:
-        """Returns when all workers have come here."""
+        """Waits until all workers have called it."""
         self.any(False)
 
     @contextlib.contextmanager
     def lost_worker_errors(self) -> Iterator[None]:
-        """Turns what the loss of a worker ends in into an error that says so."""
+        """Turns the errors of a lost worker into one that says so."""
         try:
             yield
         except _LOST as error:
@@ -86,10 +86,10 @@ class Workers:
 
 
 class StopSignal:
-    """Looks out for SIGTERM while it is entered."""
+    """Handles SIGTERM within a `with` block."""
 
     # Where there is nothing to save, the signal ends the program at once. Inside `deferred()` it is
-    # noted in `received` only, for whoever can stop without a loss. Python sees no signal outside
+    # noted in `received` only, for code that can stop without a loss. Python sees no signal outside
     # its main thread; there this does nothing.
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only notes the signal, until the block ends."""
+        """Only notes the signal within the block."""
         self._is_deferred = True
         try:
             yield
