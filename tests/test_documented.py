@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import cocolm_tf
 PACKAGE = Path(cocolm_tf.__file__).parent
 # Where internal names still have more.
 NOT_YET = (
-    "finetuning/",
     "suite/",
     "training/",
     *(f"data/{name}" for name in ("examples", "few_shot", "glue", "labeled_tables", "squad")),
@@ -21,6 +21,8 @@ NOT_YET = (
     "data/tagged_texts",
     "modeling/training_step",
 )
+# Its methods are those of exported classes that derive from it.
+BASES = {"RawTextTask"}
 MODULES = [
     path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -43,8 +45,10 @@ def definitions(
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_internal_names_have_one_line(path: Path):
-    package = ".".join(("cocolm_tf", *path.relative_to(PACKAGE).parts[:-1]))
-    exported = {*cocolm_tf.__all__, *getattr(importlib.import_module(package), "__all__", ())}
+    folders = ("cocolm_tf", *path.relative_to(PACKAGE).parts[:-1])
+    packages = itertools.accumulate(folders, "{}.{}".format)
+    names = (getattr(importlib.import_module(package), "__all__", ()) for package in packages)
+    exported = BASES.union(*names)
     long = [
         f"{node.name}: {len(text.splitlines())} lines"
         for node, is_public in definitions(ast.parse(path.read_text()), exported)
