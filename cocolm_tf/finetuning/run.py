@@ -225,9 +225,8 @@ class Training(keras.callbacks.Callback):
         self._seconds_before = 0.0
         self._logged = 0
         self._last_look_at_loss = 0.0
-        self._timed: list[
-            tuple[int, float]
-        ] = []  # (steps, seconds) of looks; the first only while alone
+        # (steps, seconds) of the looks; that of the first is removed when there is a second.
+        self._timed: list[tuple[int, float]] = []
 
     @property
     def seconds(self) -> float:
@@ -424,7 +423,7 @@ class StepLog:
         files.write_text(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, split: str, values: Mapping[str, float], seconds: float) -> None:
-        """Adds a line."""
+        """Adds a line to the log, and its values to TensorBoard's files."""
         # JSON has neither infinity nor NaN.
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         line = {"step": step, "split": split, "seconds": round(seconds, 1), **finite}
@@ -440,7 +439,7 @@ class StepLog:
 
 
 def write_state(path: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a checkpoint under another name and renames it: there is never a part of one."""
+    """Writes a checkpoint under another name and renames it, so that none is incomplete."""
     facts = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     temporary = f"{path}.tmp.npz"
     with contextlib.ExitStack() as stack:

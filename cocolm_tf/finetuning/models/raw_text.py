@@ -139,7 +139,7 @@ def multi_hot(
 
 
 def finite_numbers(labels: Any, rows: int, bounds: Sequence[float] | None = None) -> np.ndarray:
-    """A regression's labels as float32; `ValueError` names the first that is not a number."""
+    """A regression's labels as float32; `ValueError` names one not finite or out of bounds."""
     labels = _counted(labels, rows)
     if labels.dtype.kind in "biuf":
         numbers = labels.astype(np.float64).ravel()
@@ -724,7 +724,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             )[1]
 
         def _loss(self, x: Any, y: Any, y_pred: Any, weights: Any, training: bool) -> tf.Tensor:
-            """The mean loss over what has a weight above 0; the loss tracker gets it, too."""
+            """The mean loss over all whose weight is not 0; the loss tracker gets it, too."""
             if weights is not None:
                 is_there = tf.not_equal(weights, 0)
                 for output in tf.nest.flatten(y_pred):

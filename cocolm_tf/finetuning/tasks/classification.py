@@ -268,7 +268,7 @@ class PreparedClassification(Prepared):
         return {"thresholds": self.model.thresholds, "tuned": scores}
 
     def _outputs(self, part: str) -> np.ndarray:
-        """[N, classes], in the order of the part's examples."""
+        """The outputs [N, classes] for a part's examples, in their order."""
         return predict_rows(self.model, self._tokens[part]) * self._scale + self._mean
 
     def _rescale(self) -> None:

@@ -142,7 +142,7 @@ class EmbeddingTask(Task):
         pooling: What becomes the vector, `mean` or `cls`; see `CocoLMTextEmbedder`.
         dimensions: The numbers of leading dimensions that vectors may be cut to; empty for all of
             the encoder's alone.
-        temperature: Divides the cosines that in-batch negatives are told apart by.
+        temperature: Divides the cosines in the loss of in-batch negatives.
         metric: What chooses the best measurement; empty for the first of the first part.
         **kwargs: As for `Task`.
 

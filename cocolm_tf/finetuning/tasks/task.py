@@ -31,7 +31,7 @@ Scores = Mapping[str, Mapping[str, float]]
 class Task(abc.ABC):
     """What defines a fine-tuning run: the base class of `ClassificationTask` and its like.
 
-    A task needs neither TensorFlow's devices nor the model until `prepare`.
+    Nothing but `prepare` needs a device.
 
     Args:
         preset: The folder of the encoder to start from.
