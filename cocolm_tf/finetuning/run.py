@@ -282,7 +282,7 @@ class Training(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._to_restore is not None:
-            # Here and not before `fit()`, which has just reset the mean of the loss.
+            # Not before `fit()`, which resets the mean of the loss when it begins.
             for name, variable in self._variables().items():
                 variable.assign(self._to_restore[name])
             self._to_restore = None

@@ -67,7 +67,7 @@ class CocoLMQuestionAnswererPreprocessor(keras_hub.models.Preprocessor):
             name, as KerasHub takes an unnamed tuple for `(x, y)`.
         y: [B, 2] int, the characters [start, end) of the contexts that answer the questions; an
             empty range where there is no answer. None where they are not known.
-        sample_weight: Must be None: it would weigh questions, and not their windows.
+        sample_weight: Must be None: some of a question's windows may not hold its answer.
 
     Returns:
         A dict of `token_ids` [W, S] int32 and `padding_mask` [W, S] bool; in a tuple with a dict

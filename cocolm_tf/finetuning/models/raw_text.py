@@ -364,7 +364,8 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             """Fine-tunes the model.
 
             Texts are tokenized once and shuffled in every epoch, and those of like lengths share a
-            batch. Not so for a `tf.data.Dataset`, without `shuffle` or with a `validation_split`.
+            batch. Where `shuffle` is off or there is a `validation_split`, Keras makes the batches;
+            those of a `tf.data.Dataset` are left as they are.
 
             Args:
                 x: All texts, in the forms of the preprocessor: lists, arrays or columns of strings,

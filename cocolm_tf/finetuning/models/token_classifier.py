@@ -93,7 +93,7 @@ class CocoLMTokenClassifierPreprocessor(keras_hub.models.Preprocessor):
         x: A batch of strings; or of lists of words, a [B, (N)] ragged tensor.
         y: The numbers of the words' tags, in lists as those of `x`. Only words have them: the spans
             of strings are aligned by `CocoLMTokenClassifier.fit`.
-        sample_weight: Must be None.
+        sample_weight: Must be None: the weights that are returned are those of tokens.
 
     Returns:
         A dict of `token_ids` [W, S] int32 and `padding_mask` [W, S] bool; with `y` in a tuple with
