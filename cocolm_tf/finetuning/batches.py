@@ -1,4 +1,4 @@
-"""Texts to batches in which short ones do not pay for long ones."""
+"""Texts to batches in which short texts need little padding."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,61 +13,36 @@ from cocolm_tf.data.examples import Examples
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 from cocolm_tf.tokenization.normalization import as_string_tensor
 
-# How many rows are predicted at once: nothing is kept of them, so memory is no matter.
+# Rows of a batch of predictions; without gradients, they need little memory.
 PREDICTION_BATCH = 64
 
-# Widths are multiples of it: accelerators like round numbers.
+# Widths are multiples of it, which accelerators compute faster.
 WIDTH_STEP = 8
-# How many widths there are at most, where each is a program of its own.
+# The most widths that `trimmed` makes, as each is traced and compiled as its own program.
 _MOST_WIDTHS = 8
 
 # How many texts are tokenized at once.
 TOKENIZED_AT_ONCE = 1024
-# How many batches an epoch must be saved by a further width: about what its program costs in a
-# run of a few epochs.
+# How many batches' work a further width must save in an epoch: about what tracing and compiling its
+# program costs, in a run of a few epochs.
 _BATCHES_OF_A_WIDTH = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """The rows of a model's input, without padding.
+    """Rows of tokens, without padding."""
 
-    Args:
-        token_ids: int32, of all rows one after the other.
-        lengths: [N], the length of each row.
-        limit: int. The longest that a row may be.
-        truncated: int. How many texts or pairs were longer and have been cut.
-
-    Example:
-    ```python
-    tokens = tokenized(preprocessor, examples)
-    ```
-    """
-
-    token_ids: np.ndarray
-    lengths: np.ndarray
-    limit: int
-    truncated: int
+    token_ids: np.ndarray  # int32, of all rows one after the other
+    lengths: np.ndarray  # [N], tokens of each row
+    limit: int  # the most tokens that a row may have
+    truncated: int  # how many texts or pairs were longer and have been cut
 
     def __len__(self) -> int:
         return len(self.lengths)
 
 
 def tokenized(preprocessor: keras_hub.models.Preprocessor, examples: Examples) -> Tokens:
-    """Turns texts into rows of tokens.
-
-    Args:
-        preprocessor: Of the model.
-        examples: The texts or pairs.
-
-    Returns:
-        The rows, each as long as it is.
-
-    Example:
-    ```python
-    tokenized(preprocessor, Examples(["A cat sat.", "It slept."])).lengths
-    ```
-    """
+    """Tokenizes texts or pairs into rows of at most the preprocessor's length."""
     tokenizer, limit = preprocessor.tokenizer, preprocessor.sequence_length
     features, truncated = [], 0
     for part in parts_of(examples):
@@ -81,13 +56,7 @@ def tokenized(preprocessor: keras_hub.models.Preprocessor, examples: Examples) -
 
 
 def parts_of(examples: Examples) -> Iterator[Examples]:
-    """Cuts examples into parts that are tokenized at once.
-
-    Example:
-    ```python
-    features = [preprocessor(list(part.first)) for part in parts_of(examples)]
-    ```
-    """
+    """Cuts examples into parts of as many as are tokenized at once."""
     for start in range(0, len(examples), TOKENIZED_AT_ONCE):
         yield examples.select(range(start, min(start + TOKENIZED_AT_ONCE, len(examples))))
 
@@ -95,21 +64,7 @@ def parts_of(examples: Examples) -> Iterator[Examples]:
 def without_padding(
     features: Sequence[dict[str, tf.Tensor]], limit: int, truncated: int = 0
 ) -> Tokens:
-    """Takes the padding out of what a preprocessor gave.
-
-    Args:
-        features: `token_ids` and `padding_mask` of some batches.
-        limit: int. The longest that a row may be.
-        truncated: int. How many rows were longer and have been cut.
-
-    Returns:
-        The rows of all batches.
-
-    Example:
-    ```python
-    without_padding([preprocessor(["A cat sat."])], preprocessor.sequence_length)
-    ```
-    """
+    """The rows of a preprocessor's batches, without padding; `truncated` rows have been cut."""
     masks = [np.asarray(batch["padding_mask"]) for batch in features]
     return Tokens(
         np.concatenate(
@@ -125,26 +80,10 @@ def without_padding(
 
 
 def batch_widths(lengths: np.ndarray, limit: int, batch_size: int, buckets: int) -> np.ndarray:
-    """The widths of the batches that rows of some lengths come in.
-
-    Each width is a program of its own, traced and compiled once. So the widths are those that pad
-    least, no more of them than `buckets`, and no more than each save the work of eight batches an
-    epoch.
-
-    Args:
-        lengths: [N], of the rows.
-        limit: The longest that a row may be.
-        batch_size: int.
-        buckets: int. The number of widths at most; 0 for the limit alone.
-
-    Returns:
-        The widths, ascending; a row belongs to the first that holds it.
-
-    Example:
-    ```python
-    batch_widths(np.arange(1, 1001), limit=1000, batch_size=16, buckets=4)  # [328, 664, 1000]
-    ```
-    """
+    """The widths of the batches, in tokens, that pad rows of these lengths least, ascending."""
+    # A row belongs to the first width that holds it. Each width is a program of its own, traced and
+    # compiled once, so there are at most `buckets` of them, and each saves the work of eight
+    # batches an epoch. `buckets` of 0 give the limit alone.
     if not buckets:
         return np.array([limit])
     steps, counts = np.unique(-(-lengths // WIDTH_STEP), return_counts=True)
@@ -173,20 +112,9 @@ def batch_widths(lengths: np.ndarray, limit: int, batch_size: int, buckets: int)
 
 
 def trimmed(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Cuts off padding that all rows of a batch have in common.
-
-    Args:
-        features: `token_ids` [B, S] and `padding_mask` [B, S].
-
-    Returns:
-        The same, as wide as the longest row, rounded up to a multiple of 8; where B is known, and
-        batches of one width share a program, to one of at most 8 widths.
-
-    Example:
-    ```python
-    trimmed(tokenizer.pack([[5], [5, 6]], sequence_length=512))["token_ids"]  # [2, 64]
-    ```
-    """
+    """Cuts a batch's [B, S] features to its longest row, rounded up to one of few widths."""
+    # To a multiple of 8. Where B is known, batches of one width share a program: then to one of at
+    # most 8 widths.
     rows, limit = features["token_ids"].shape
     step = WIDTH_STEP
     if rows is not None and limit is not None:
@@ -204,34 +132,14 @@ def training_batches(
     buckets: int = 8,
     weights: np.ndarray | None = None,
 ) -> tuple[tf.data.Dataset, int]:
-    """Makes endless batches of labeled rows, shuffled anew in every epoch.
-
-    All batches have `batch_size` rows and one of a few widths, so that each width is one program.
-    A batch holds rows of like lengths: in every epoch those of one width that do not fill a batch
-    join those of the next. What the last batch lacks is filled with rows of weight 0. Every row is
-    there once an epoch. The order follows from the seed.
-
-    Args:
-        tokens: The rows.
-        labels: [N] or [N, K]; or [T], one for each of all `tokens.token_ids`.
-        batch_size: int.
-        seed: int.
-        buckets: int. How many widths there are at most, see `batch_widths`; 0 for batches that are
-            all as wide as the longest row may be.
-        weights: Of the labels, [N] or [T] as they are; None for 1. What has weight 0 is neither
-            learned from nor counted.
-
-    Returns:
-        Batches of `({"token_ids": [B, S], "padding_mask": [B, S]}, labels, weights)`, the last two
-        [B], [B, K] or, one for each token and 0 at padding, [B, S]; and how many of them an epoch
-        has.
-
-    Example:
-    ```python
-    batches, steps = training_batches(tokens, examples.labels, batch_size=32, seed=0)
-    classifier.fit(batches, steps_per_epoch=steps, epochs=3)
-    ```
-    """
+    """Endless batches (features, labels, weights), shuffled anew each epoch; the steps of one."""
+    # Features are `token_ids` and `padding_mask`, [B, S]. Labels are [N], [N, K] or one for each of
+    # all tokens, [T]; weights [N] or [T]. In a batch they are [B], [B, K] or, 0 at padding, [B, S].
+    # What has weight 0 is neither learned from nor counted.
+    # All batches have `batch_size` rows and one of a few widths, see `batch_widths`, so that each
+    # width is one program. A batch holds rows of like lengths: in every epoch those of one width
+    # that do not fill a batch join those of the next. The last batch is filled with rows of weight
+    # 0. Every row occurs once an epoch. The order follows from the seed.
     widths = batch_widths(tokens.lengths, tokens.limit, batch_size, buckets)
     groups = tf.constant(np.searchsorted(widths, tokens.lengths), tf.int32)
     rows = Rows(tokens, widths, _labels(tokens, labels, weights))
@@ -246,7 +154,7 @@ def training_batches(
         batches = tf.reshape(batches, [steps, batch_size])
         turns = tf.random.experimental.stateless_shuffle(tf.range(steps), place + 1)
         widest = tf.reduce_max(tf.gather(groups, batches), axis=1)
-        # Where there are no more rows, the last is repeated.
+        # The last row is repeated to fill the last batch.
         real = tf.reshape(tf.range(steps * batch_size) < count, [steps, batch_size])
         slices = tuple(tf.gather(part, turns) for part in (batches, widest, real))
         return tf.data.Dataset.from_tensor_slices(slices)
@@ -267,26 +175,10 @@ def prediction_batches(
     buckets: int = 8,
     columns: Mapping[str, "Column"] | None = None,
 ) -> tuple[tf.data.Dataset, np.ndarray]:
-    """Makes batches of rows, the shortest first, all of `batch_size` rows and few widths.
-
-    Args:
-        tokens: The rows.
-        batch_size: int.
-        buckets: int. As for `training_batches`.
-        columns: What else a batch has, see `Rows`.
-
-    Returns:
-        Batches of `{"token_ids": [B, S], "padding_mask": [B, S]}`, or of pairs of these and of
-        the columns with `real` [B], 1.0 for a row and 0.0 for what fills the last batch, which is
-        the last row again; and the number of the row that each of their rows is, but for those.
-
-    Example:
-    ```python
-    batches, order = prediction_batches(tokens, 64)
-    outputs = np.empty([len(tokens), 2], np.float32)
-    outputs[order] = classifier.predict(batches)[: len(order)]
-    ```
-    """
+    """Batches of rows, the shortest first, and the number of the row that each of theirs is."""
+    # Batches have `token_ids` and `padding_mask`, [B, S], of few widths; with columns, pairs of
+    # these and of the columns with `real` [B]: 1.0 for a row, 0.0 for the copies of the last row
+    # that fill the last batch. The numbers leave those copies out.
     order = np.argsort(tokens.lengths, kind="stable")
     widths = batch_widths(tokens.lengths, tokens.limit, batch_size, buckets)
     missing = -len(order) % batch_size
@@ -305,21 +197,7 @@ def prediction_batches(
 
 
 def predict_rows(model: keras.Model, tokens: Tokens, batch_size: int = PREDICTION_BATCH) -> Any:
-    """What a model says of rows, in their order.
-
-    Args:
-        model: One that `fit()` on raw text, and whose output is one tensor.
-        tokens: The rows; one at least.
-        batch_size: int.
-
-    Returns:
-        [N, ...]; of a model whose output is [B, S, ...] a list of [length, ...], one for each row.
-
-    Example:
-    ```python
-    predict_rows(classifier, tokenized(classifier.preprocessor, examples)).argmax(axis=1)
-    ```
-    """
+    """Outputs [N, ...] in the rows' order; of [B, S, ...] outputs a list of [length, ...]."""
     batches, order = prediction_batches(tokens, batch_size)
     if len(model.output.shape) == 2:
         found = model.predict(batches, verbose=0)[: len(order)]
@@ -335,19 +213,21 @@ def predict_rows(model: keras.Model, tokens: Tokens, batch_size: int = PREDICTIO
 
 
 class Column(NamedTuple):
-    """Something that rows have beside their tokens."""
+    """A value for each row, or for each token, beside the token ids."""
 
     values: np.ndarray  # [N, ...], or one for each of all tokens, [T]
     padding: Any = 0  # where there is no token
 
 
 class Rows:
-    """Rows by their numbers, in a graph: gathered, never copied into strings of batches."""
+    """Gathers batches of rows by their numbers, in the graph."""
+
+    # The arrays are captured as they are, and not serialized into the dataset's graph.
 
     def __init__(self, tokens: Tokens, widths: np.ndarray, columns: Mapping[str, Column]) -> None:
         self._limit = int(widths[0]) if len(widths) == 1 else None
         self._of_tokens, self._of_rows = {}, {}
-        # Captured by the pipeline, not copied into its graph; and read by the host.
+        # Captured by the pipeline, not copied into its graph. On the CPU, where pipelines run.
         with tf.device("cpu"):
             self._widths = tf.constant(widths, tf.int32)
             self._lengths = tf.constant(tokens.lengths, tf.int32)
@@ -361,7 +241,7 @@ class Rows:
     def batch(
         self, numbers: tf.Tensor, group: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """The features of some rows [B], as wide as their group, and their columns."""
+        """The features of some rows [B], padded to the width of their group, and their columns."""
         width = self._limit or self._widths[group]
         places, lengths = tf.range(width), tf.gather(self._lengths, numbers)[:, tf.newaxis]
         real = places < lengths
@@ -399,19 +279,7 @@ def _labels(tokens: Tokens, labels: np.ndarray, weights: np.ndarray | None) -> d
 
 
 def describe_lengths(tokens: Tokens) -> dict[str, int]:
-    """Sums up how long rows are.
-
-    Args:
-        tokens: The rows.
-
-    Returns:
-        `median`, `percentile_95` and `longest`, in tokens, and `truncated`, in rows.
-
-    Example:
-    ```python
-    describe_lengths(tokens)["truncated"]
-    ```
-    """
+    """`median`, `percentile_95` and `longest` length in tokens, and how many are `truncated`."""
     median, percentile_95 = np.percentile(tokens.lengths, [50, 95])
     return {
         "median": round(float(median)),

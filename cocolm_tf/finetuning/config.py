@@ -2,8 +2,8 @@
 
 A file states what differs from the defaults here, which are those that all released settings
 share. Its `tasks` hold what differs further for one task, its `search` the grid that `--search`
-goes through; a task may have a `search` of its own, which then counts instead. A file of prompts
-has `prompts` beside them: for each task a template and the label words.
+goes through; a task may have a `search` of its own, which is then used instead. A file of prompts
+also has `prompts`: for each task a template and the label words.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ DEMONSTRATIONS = ("none", "random", "similar")
 
 @dataclasses.dataclass
 class ModelConfig(hyperparams.Config):
-    """What becomes of the pretrained encoder."""
+    """Settings of the encoder and the head."""
 
     # Of the encoder and of the head.
     dropout: float = 0.1
-    # Learn matrices of this rank beside the encoder's, which stay as they are; 0 learns all.
+    # LoRA: learn matrices of this rank beside the encoder's, which stay as they are; 0 learns all.
     lora_rank: int = 0
-    # What is computed again in the backward pass, to need less memory: none, attention or block.
+    # What the backward pass computes again to save memory: none, attention or block.
     rematerialize: str = "none"
 
 
 @dataclasses.dataclass
 class DataConfig(hyperparams.Config):
-    """From texts to batches; see `cocolm_tf.finetuning.batches`."""
+    """Settings of tokenization and batches; see `cocolm_tf.finetuning.batches`."""
 
     # The longest row; 0 for as many tokens as the model has positions for.
     sequence_length: int = 0
-    # How many groups of like lengths batches are made of; 1 for batches as they come, and 0 for
-    # batches of equal shape, `sequence_length` wide.
+    # Into how many groups of like lengths rows are put, each with batches of its own width; 1 for
+    # one group of all, and 0 for batches that are all `sequence_length` wide.
     length_buckets: int = 8
 
 
@@ -49,7 +49,7 @@ class OptimizerConfig(hyperparams.Config):
     """AdamW with linear warm-up and decay."""
 
     learning_rate: float = 2e-5
-    # The share of the steps.
+    # The share of the steps in which the learning rate rises.
     warmup_fraction: float = 0.0625
     beta_1: float = 0.9
     beta_2: float = 0.98
@@ -64,31 +64,32 @@ class OptimizerConfig(hyperparams.Config):
 
 @dataclasses.dataclass
 class TrainerConfig(hyperparams.Config):
-    """The course of the run."""
+    """Settings of the course of the run."""
 
     batch_size: int = 32
     epochs: int = 3
-    # How many steps the run takes instead of `epochs`; 0 for as many as the epochs have.
+    # Steps of the run, instead of `epochs`; 0 for those of the epochs.
     steps: int = 0
     # Steps between two measurements on the dev set; 0 for one after every epoch.
     validation_interval: int = 0
-    # The run ends when so many measurements in a row were no better than the best; 0 for never.
+    # Early stopping: end after so many measurements in a row that were no better than the best; 0
+    # for never.
     patience: int = 0
-    # The share of the probability that the loss wants spread over the wrong classes.
+    # The share of the target probability that is spread over all classes.
     label_smoothing: float = 0.0
     # Gradient accumulation: into how many parts a batch is cut, one after the other.
     micro_batches: int = 1
-    # Steps that the devices take without the host between.
+    # Steps that the devices run as one loop, without the host.
     steps_per_execution: int = 1
     # Steps between two lines of the log.
     log_interval: int = 50
-    # Minutes between two checkpoints, from which a run that was ended halfway goes on.
+    # Minutes between two checkpoints, from which an interrupted run resumes.
     checkpoint_minutes: float = 5.0
 
 
 @dataclasses.dataclass
 class RuntimeConfig(hyperparams.Config):
-    """How it is computed."""
+    """Settings of precision and compilation."""
 
     precision: str = "float32"
     # Whether XLA compiles the step; null leaves it to the devices.
@@ -97,22 +98,33 @@ class RuntimeConfig(hyperparams.Config):
 
 @dataclasses.dataclass
 class PromptConfig(hyperparams.Config):
-    """What fine-tuning by prompts has beside the rest."""
+    """Settings of fine-tuning by prompts alone."""
 
-    # Whether a finished example of each class follows each prompt, and which: none, random or
-    # similar ones, drawn among the half that is most like the text.
+    # Which demonstration, an example with its label word, of each class follows a prompt: none, a
+    # random one, or a similar one, drawn among the half that is most like the text.
     demonstrations: str = "random"
-    # How many sets of demonstrations a prediction is the mean of.
+    # The sets of demonstrations that a prediction is averaged over.
     draws: int = 16
 
 
 @dataclasses.dataclass
 class FinetuningConfig(hyperparams.Config):
-    """A fine-tuning run.
+    """All settings of a fine-tuning run, with the defaults of the released models.
+
+    A setting's full key, as in YAML files and `--params_override`, is `optimizer.learning_rate`.
+
+    Args:
+        model: Settings of the encoder and the head.
+        data: Settings of tokenization and batches.
+        optimizer: Settings of AdamW and its learning rate.
+        trainer: How long the run is, its batches, measurements and checkpoints.
+        runtime: Settings of precision and compilation.
+        prompt: Settings of fine-tuning by prompts alone.
 
     Example:
     ```python
     config, grid = load_finetuning_config("configs/finetune/base_pp.yaml", task="rte")
+    ClassificationTask(preset="runs/first/preset", config=config.as_dict(), data=...)
     ```
     """
 
@@ -168,7 +180,7 @@ _RANGES: config_file.Ranges = (
     (lambda value: 0 <= value <= 1, "in [0, 1]", ("optimizer.warmup_fraction",)),
     (lambda value: 0 < value <= 1, "in (0, 1]", ("optimizer.layer_decay",)),
 )
-# What the settings of prompts were called when they had a configuration of their own.
+# Keys of the configuration that prompts once had for themselves, and what replaces them.
 _FORMER = {
     "learning_rates": "search.optimizer.learning_rate of the file, or optimizer.learning_rate",
     "batch_size": "trainer.batch_size",
@@ -187,15 +199,18 @@ _FORMER = {
 def load_finetuning_config(
     path: str, task: str = "", overrides: str | Sequence[str] = ""
 ) -> tuple[FinetuningConfig, Grid]:
-    """Reads a configuration and checks it.
+    """Reads a fine-tuning configuration from a YAML file and checks it.
 
     Args:
-        path: A YAML file.
-        task: The key of `tasks` whose changes hold; a task that is not there has none.
-        overrides: What `--params_override` takes, which comes last.
+        path: The file.
+        task: The key of the file's `tasks` whose changes to apply; one that is not there changes
+            nothing.
+        overrides: Further changes, as `trainer.epochs=5,optimizer.learning_rate=1e-5` or another
+            YAML file, or several of these. They are applied last.
 
     Returns:
-        The configuration, complete with defaults, and the grid of `search`, empty without one.
+        The configuration, complete with defaults, and the grid of `search` for `Experiment`, empty
+        where the file has none.
 
     Raises:
         UserError: Naming the file and the key that is wrong.
@@ -212,7 +227,7 @@ def load_finetuning_config(
     _section(values, "prompts", path)
     config = FinetuningConfig()
     _override(config, values, path)
-    # All of them, so that a mistake in the file shows whatever the task is.
+    # All tasks are checked, so that a mistake in the file shows whatever the task is.
     for name, changes in tasks.items():
         changes = dict(changes) if isinstance(changes, dict) else changes
         own = _section(changes, "search", f"{path}: tasks.{name}")
@@ -237,7 +252,7 @@ def load_finetuning_config(
 
 
 def with_values(config: FinetuningConfig, values: dict[str, Any], name: str) -> FinetuningConfig:
-    """Changes values by their full keys, as `optimizer.learning_rate`, of a copy."""
+    """A copy of a configuration with values changed by full keys, as `optimizer.learning_rate`."""
     changed = from_dict(config.as_dict(), name)
     for key, value in values.items():
         section, _, field = key.partition(".")
@@ -247,14 +262,14 @@ def with_values(config: FinetuningConfig, values: dict[str, Any], name: str) -> 
 
 
 def from_dict(values: dict[str, Any], name: str) -> FinetuningConfig:
-    """Makes a configuration of what its `as_dict()` gave."""
+    """The configuration whose `as_dict()` gave these values; `name` is for messages."""
     config = FinetuningConfig()
     config_file.override(config, values, name)
     return config
 
 
 def check_finetuning_config(config: FinetuningConfig, name: str) -> None:
-    """Refuses wrong types and ranges, by the first key that is wrong."""
+    """Raises `UserError` for the first key with a wrong type or range."""
     config_file.check_types(config, name)
     config_file.check_ranges(config, name, _RANGES)
     for key, value, allowed in (
@@ -286,7 +301,7 @@ def _override(config: FinetuningConfig, values: Any, name: str) -> None:
 
 
 def _with_new_name(error: UserError) -> UserError:
-    """Tells what a key is called today that was one of prompts' own configuration."""
+    """Adds to an error what replaces a key of prompts' former configuration."""
     found = re.search(r": (\w+) does not exist", str(error))
     if found and found[1] in _FORMER:
         return UserError(f"{error} What was {found[1]} is {_FORMER[found[1]]}.")

@@ -19,26 +19,10 @@ def load_encoder(
     lora_rank: int = 0,
     rematerialize: str = "none",
 ) -> CocoLMBackbone:
-    """Loads an encoder, and has what is drawn at random from now on follow from a seed.
-
-    Args:
-        preset: The folder.
-        seed: int. Of the head that comes next, of dropout, and of the weights from scratch.
-        dropout: float. Its rate.
-        precision: Keras's name of it, as `mixed_bfloat16`.
-        from_scratch: bool. Whether the weights are random, and the architecture alone the preset's.
-        rematerialize: As of `CocoLMBackbone`.
-        lora_rank: int. Learn matrices of this rank beside the encoder's; 0 learns all.
-
-    Returns:
-        The encoder.
-
-    Example:
-    ```python
-    load_encoder("runs/first/preset", seed=0, dropout=0.1, precision="float32")
-    ```
-    """
-    # Keras draws the seeds of initializers and of dropout from here.
+    """Loads a preset's encoder, and seeds Keras's random numbers for the head and for dropout."""
+    # `from_scratch` takes the preset's architecture with random weights. With a `lora_rank` above
+    # 0, matrices of this rank are learned beside the encoder's, which stay as they are.
+    # Keras draws the seeds of initializers and of dropout from Python's generator.
     random.seed(seed)
     backbone = CocoLMBackbone.from_preset(
         preset,
@@ -55,7 +39,7 @@ def load_encoder(
 
 
 def encoder_of(task: Task, config: FinetuningConfig) -> CocoLMBackbone:
-    """Loads the encoder that a run starts from, see `load_encoder`."""
+    """Loads the encoder of a task's preset, by its configuration."""
     return load_encoder(
         task.preset,
         seed=task.seed,
@@ -68,24 +52,7 @@ def encoder_of(task: Task, config: FinetuningConfig) -> CocoLMBackbone:
 
 
 def row_length(wanted: int, backbone: CocoLMBackbone, usual: int | None = None) -> int:
-    """Says how long rows are.
-
-    Args:
-        wanted: int. What a configuration says; 0 where it leaves that open.
-        backbone: The encoder.
-        usual: int. What is taken where it is open; None for all positions of the encoder.
-
-    Returns:
-        Tokens.
-
-    Raises:
-        UserError: If the encoder has fewer positions than are wanted.
-
-    Example:
-    ```python
-    row_length(0, backbone)  # 512
-    ```
-    """
+    """The tokens of a row: `wanted`; where that is 0, `usual`, or all the encoder's positions."""
     positions = backbone.max_sequence_length
     if wanted > positions:
         raise UserError(f"sequence_length={wanted} is more than the model's {positions} positions.")

@@ -1,4 +1,4 @@
-"""A fine-tuning experiment: search, several seeds, and what they say together.
+"""A fine-tuning experiment: a search, runs of several seeds, and their results together.
 
 OUT/
   results.md, results.json        all experiments of the folder
@@ -7,7 +7,7 @@ OUT/
     results.json
     search/learning_rate=1e-05/   a run of the search; in search/seed_13/ where each seed has one
     seed_0/                       a run, see `cocolm_tf.finetuning.run`
-    ensemble/                     what all runs predict together, as a run leaves it
+    ensemble/                     the mean of what all runs predict, in files like a run's
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from cocolm_tf.finetuning.tasks.task import METRICS_FILENAME, RESUMED_BY, STATE_
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
 from cocolm_tf.jobs import RESULTS_FILENAME, Job, JobRunner, leave_devices, write_json
 
-# Not imported: its processes are what needs the devices.
+# Run in processes of its own and not imported here: only they may occupy the devices.
 MODULE = "cocolm_tf.finetuning.run"
 
 _PREDICTIONS, _SUBMISSION, _ENSEMBLE = "predictions", "submission", "ensemble"
@@ -35,19 +35,20 @@ _PREDICTIONS, _SUBMISSION, _ENSEMBLE = "predictions", "submission", "ensemble"
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Runs that differ in their seeds, and the search before them.
+    """Runs of a task that differ in their seeds, after a search where one is wanted.
 
     Args:
-        name: Of its folder.
-        task: What all have in common.
-        grid: What to search through first, on the dev set; empty for no search.
-        seeds: Of the runs.
-        reduction: Successive halving: of the combinations, one in so many goes on after each
-            stage of the search, which trains those that are left so many times as long; 1 trains
-            all of them to the end.
-        ensemble: Whether to measure what all runs predict together, too; see `Task.ensemble`.
-        search_each_seed: Whether every seed has a search of its own. Otherwise the first seed's
-            holds for all.
+        name: What the experiment's folder is called.
+        task: What all runs have in common. Its own `seed` does not count.
+        grid: The values to search through first, chosen among by the dev set, by their keys:
+            `{"optimizer.learning_rate": [1e-5, 2e-5]}`; empty for no search.
+        seeds: One run for each.
+        reduction: Successive halving: after each stage of the search, one in so many of the
+            combinations is trained further, so many times as long; 1 trains all of them to the end.
+        search_each_seed: Whether every seed has a search of its own. Otherwise the one of the first
+            seed holds for all.
+        ensemble: Whether to measure the mean of what all runs predict as well; see
+            `Task.ensemble`.
 
     Example:
     ```python
@@ -65,7 +66,7 @@ class Experiment:
 
     @property
     def folder(self) -> str:
-        """Its name, and what sets it apart from other experiments on the same task."""
+        """The folder's name: `name`, and what tells it from other experiments on the same task."""
         fraction = f"-{self.task.train_fraction:g}" if self.task.train_fraction < 1 else ""
         return self.name + fraction + ("-from_scratch" if self.task.from_scratch else "")
 
@@ -76,18 +77,19 @@ def run_experiment(
     at_once: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> str:
-    """Runs an experiment, or goes on where an earlier call with the same folder was ended.
+    """Runs an experiment, or resumes it where an earlier call with the same folder was stopped.
 
-    Runs that diverge are counted, and the others go on.
+    Runs that diverge are listed in the results and left out of their statistics.
 
     Args:
         experiment: What to run.
-        output_dir: OUT, see above. It may hold other experiments.
-        at_once: int. How many runs to do at a time.
-        options: Of `run_task` by their names, which change nothing of what comes out.
+        output_dir: The folder of the results. It may hold other experiments.
+        at_once: How many runs to do at a time, each in a process of its own.
+        options: Arguments of `run_task` that do not change the results, as
+            `{"distribution_strategy": "mirrored"}`.
 
     Returns:
-        The path of the table of all results.
+        The path of `results.md`, the table of all experiments in the folder.
 
     Raises:
         UserError: If the data is not what it should be, the folder holds runs of another
@@ -103,7 +105,7 @@ def run_experiment(
     task = dataclasses.replace(
         experiment.task,
         preset=files.absolute(experiment.task.preset),
-        # Once for all runs, which may be many and start from what is large.
+        # Computed once and not by each run: presets may be large.
         preset_fingerprint=fingerprint(experiment.task.preset),
         content_fingerprints=content_fingerprints(experiment.task.files_read()),
     )
@@ -178,11 +180,11 @@ def _summary(
 
 
 class _Search:
-    """Every combination of a grid, fewer and fewer of which are trained further.
+    """Successive halving over a grid: fewer and fewer combinations are trained further."""
 
-    A run of the search stops where its stage ends, with a checkpoint, and goes on from there in
-    the next. The best is the first seed's run: what it has learned is not learned again.
-    """
+    # A run of the search pauses at the end of its stage, with a checkpoint that it resumes from in
+    # the next stage. The first seed's final run resumes from the best combination's checkpoint, so
+    # that nothing is trained twice.
 
     def __init__(
         self,
@@ -221,7 +223,7 @@ class _Search:
 
     @property
     def cost(self) -> float:
-        """How many whole runs it comes to."""
+        """What the search costs, in whole runs."""
         if not self._seeds:
             return 0.0
         shares = [0.0, *(share for share, _ in self._stages)]
@@ -231,7 +233,7 @@ class _Search:
         )
 
     def run(self, runner: JobRunner) -> list[Task]:
-        """Searches, and gives the task of each seed."""
+        """Searches, and returns the task of each seed with its best values."""
         left = {seed: list(range(len(trials))) for seed, trials in self._trials.items()}
         for share, count in self._stages if self._seeds else ():
             for seed, numbers in left.items():
@@ -243,7 +245,7 @@ class _Search:
             ]
             for (seed, number), results in zip(places, runner.run_all(jobs), strict=True):
                 if "score" in results:
-                    # It may have been trained further before this program was ended.
+                    # In a resumed search the run may have been trained past this stage.
                     seen = results["epochs"][: math.ceil(share * results["looks"])]
                     metric = results["metric"]
                     score = max((one["score"] for one in seen), key=lambda s: worth(metric, s))
@@ -259,7 +261,7 @@ class _Search:
         return [self._task_of(seed, best) for seed in self._experiment.seeds]
 
     def hand_over(self, jobs: Sequence[Job]) -> None:
-        """Lets the runs of what was found best begin where the search ended."""
+        """Moves the checkpoints of the best combinations to the runs, which resume from them."""
         for job in jobs:
             seed = job.spec["seed"]
             if seed not in self._seeds or job.results() is not None:
@@ -271,13 +273,13 @@ class _Search:
                     move(os.path.join(source, name), os.path.join(job.folder, name))
 
     def clean(self) -> None:
-        """Removes the checkpoints, which nobody needs any more."""
+        """Removes the search's checkpoints, which nothing will resume from."""
         for jobs in self._jobs.values():
             for job in jobs:
                 files.remove(os.path.join(job.folder, STATE_FILENAME))
 
     def report(self) -> Any:
-        """What was tried and found, by seeds where each had its own search; None without one."""
+        """The values tried and their scores, by seed where each had a search; None without one."""
         reports = {
             str(seed): {
                 "best": self._trials[seed][self._best(seed)]["values"],
@@ -296,7 +298,7 @@ class _Search:
         return next(iter(reports.values()), None)
 
     def _ranked(self, seed: int, numbers: Sequence[int]) -> list[int]:
-        """Trials, those that got furthest and are best first."""
+        """Orders combinations: those trained furthest first, and of these the best first."""
         trials = self._trials[seed]
 
         def key(number: int) -> tuple[float, float]:
@@ -320,7 +322,7 @@ class _Search:
 
 
 def _looks(task: Task) -> int:
-    """How often a run is measured, as far as its configuration says."""
+    """How many measurements on the dev set a run has, by its configuration alone."""
     trainer = from_dict(task.config, "the configuration").trainer
     if trainer.steps and trainer.validation_interval:
         return max(1, trainer.steps // trainer.validation_interval)
@@ -328,7 +330,7 @@ def _looks(task: Task) -> int:
 
 
 def _stages(combinations: int, looks: int, reduction: int) -> list[tuple[float, int]]:
-    """Up to which share of a run how many combinations are trained, stage by stage."""
+    """The stages of a search: the share of a run to train up to, and how many combinations."""
     count = 0
     while reduction > 1 and reduction ** (count + 1) <= min(combinations, looks):
         count += 1
@@ -339,7 +341,7 @@ def _stages(combinations: int, looks: int, reduction: int) -> list[tuple[float, 
 
 
 def _submit(predictions: str, output_dir: str) -> None:
-    """Puts predictions where those of all tasks lie, ready to be zipped."""
+    """Copies predictions into the one folder that is zipped for the leaderboard."""
     submission = os.path.join(output_dir, _SUBMISSION)
     for name in files.list_dir(predictions):
         files.make_dirs(submission)

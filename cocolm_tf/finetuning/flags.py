@@ -1,4 +1,4 @@
-"""The flags that the fine-tuning programs share, and the experiment that they ask for."""
+"""The flags that the fine-tuning programs share, and the experiment that they define."""
 
 import os
 import re
@@ -16,14 +16,14 @@ from cocolm_tf.finetuning.presets import backbone_config
 if TYPE_CHECKING:
     from cocolm_tf.finetuning.tasks.task import Task
 
-# The flags are those of the programs that ask for them, so that their --help shows them.
+# The flags are the key flags of the programs that define them, so that their --help shows them.
 flags.disclaim_key_flags()
 
-# Several hosts would each run all of an experiment's jobs.
+# None of several hosts, each of which would run all of an experiment's jobs.
 STRATEGIES = ("one_device", "mirrored", "tpu")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ -]*")
-# The narrowest encoders that the released settings are for, and those settings.
+# The least width of the encoders that a file of released settings is for.
 _CONFIGS = ((1024, "large_pp.yaml"), (768, "base_pp.yaml"), (0, "small.yaml"))
 
 
@@ -140,7 +140,7 @@ def define_classifier_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None
 
 
 def define_table_flags(flag_values: flags.FlagValues = flags.FLAGS, required: bool = True) -> None:
-    """Defines the flags that name tables of one's own."""
+    """Defines the flags that name a user's own tables."""
     texts = {
         "train_file": (None, "Table to learn from: .tsv, .csv or .jsonl, with named columns."),
         "name": (
@@ -186,7 +186,7 @@ def define_table_flags(flag_values: flags.FlagValues = flags.FLAGS, required: bo
 
 
 def table_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
-    """The arguments of `read_table_task` that `define_table_flags` asks for."""
+    """The arguments of `read_table_task`, from the flags of `define_table_flags`."""
     for flag in ("train_file", "text_column", "label_column"):
         if not flag_values[flag].value:
             raise UserError(f"--{flag} is missing: tables are read by it.")
@@ -202,7 +202,7 @@ def table_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, A
     kept = (*columns, "dev_fraction", "regression", "max_bad_share")
     table |= {flag: flag_values[flag].value for flag in kept}
     table["name"] = name or table_name(flag_values.train_file)
-    # Only where they are given, so that runs from before there were such go on.
+    # Only where they are given, so that runs from before there were such flags are resumed.
     optional = ("encoding", "delimiter")
     return table | {flag: flag_values[flag].value for flag in optional if flag_values[flag].value}
 
@@ -222,10 +222,8 @@ def define_glue_flags(flag_values: flags.FlagValues = flags.FLAGS, required: boo
 
 
 def check_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
-    """Checks what `define_start_flags` defined, without TensorFlow, so that it answers at once.
-
-    Returns the architecture of the preset's encoder, see `backbone_config`.
-    """
+    """Checks the flags of `define_start_flags`; returns the encoder's arguments."""
+    # Without TensorFlow, so that mistakes are reported at once.
     files.check_writable(flag_values.output_dir, "--output_dir")
     if flag_values.config_file and not files.is_file(flag_values.config_file):
         raise UserError(f"--config_file={flag_values.config_file} does not exist.")
@@ -237,7 +235,7 @@ def check_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, 
 
 
 def suitable_config(width: int, configs: str) -> str:
-    """The path of the settings for an encoder of a width, in the folder of the configurations."""
+    """The path of the settings for an encoder of this width, in a folder of configurations."""
     suits = next(file for narrowest, file in _CONFIGS if width >= narrowest)
     return os.path.join(configs, suits)
 
@@ -252,27 +250,13 @@ def run_from_flags(
     config_file: str = "",
     seeds: Sequence[int] | None = None,
 ) -> str:
-    """Runs the experiment that the flags ask for.
-
-    Args:
-        name: Of the task, and of the experiment's folder.
-        make_task: Gets the arguments of `Task`, and gives what the runs have in common. It is
-            called when the flags are known to be right, and may import TensorFlow.
-        configs: The folder of the configurations to choose from where nothing names one.
-        changes: To the configuration, by the names of the flags that ask for them: each a key and
-            its value.
-        flag_values: Where the flags are.
-        settings: Which of the configuration's `tasks` it is; None for the one of its name, and
-            `""` for none.
-        config_file: The configuration where no flag names one; empty for one of `configs`.
-        seeds: Each with a search of its own; None for those that `--seeds` and `--search` ask for.
-
-    Returns:
-        The path of the table of results.
-
-    Raises:
-        UserError: If a flag's value is wrong, or as `run_experiment`.
-    """
+    """Runs the experiment that the flags define; returns the path of its table of results."""
+    # `name` is the task's and the experiment's folder's. `make_task` gets the arguments of `Task`;
+    # it is called when the flags are known to be right, and may import TensorFlow. `configs` is the
+    # folder of the configurations to choose from where neither a flag nor `config_file` names one.
+    # `changes` are made to the configuration, by the flag that asks for each: its key and value.
+    # `settings` is the key in the configuration's `tasks`: None for `name`, empty for none. Each of
+    # `seeds` has a search of its own; None for those that `--seeds` and `--search` ask for.
     fields = {"train_fraction": 1.0, "from_scratch": False}
     fields = {key: getattr(flag_values, key, value) for key, value in fields.items()}
     if not 0 < fields["train_fraction"] <= 1:
@@ -280,7 +264,7 @@ def run_from_flags(
     width = check_start_flags(flag_values)["hidden_dim"]
     config_file = flag_values.config_file or config_file or suitable_config(width, configs)
 
-    # Imported once the flags are known, so that mistakes in them answer at once.
+    # Imported after the flags are checked, so that mistakes in them are reported at once.
     from cocolm_tf.finetuning.config import load_finetuning_config, with_values
     from cocolm_tf.finetuning.experiment import Experiment, run_experiment
 

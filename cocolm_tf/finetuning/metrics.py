@@ -1,4 +1,4 @@
-"""What predictions are worth: the metrics of GLUE, by scikit-learn and SciPy."""
+"""Scores of predictions: the metrics of GLUE, by scikit-learn and SciPy."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
 def _correlation(
     of: Callable[[np.ndarray, np.ndarray], object], labels: np.ndarray, predictions: np.ndarray
 ) -> float:
-    # What never changes goes along with nothing; SciPy has no number for it.
+    # A constant correlates with nothing; SciPy returns NaN for it.
     if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
         return 0.0
     return float(of(labels, predictions).statistic)
@@ -43,8 +43,8 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "mae": metrics.mean_absolute_error,
     "rmse": metrics.root_mean_squared_error,
 }
-"""Each takes the labels and the predictions, both [N], or of several labels [N, K], and gives a
-number. `f1` is that of class 1."""
+"""Functions of the labels and the predictions, both [N], or of several labels [N, K]. `f1` is that
+of class 1."""
 
 _OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews")
 _OF_SEVERAL = ("micro_f1", "macro_f1", "exact_match")
@@ -53,25 +53,12 @@ _LOWER_IS_BETTER = ("mae", "rmse")
 
 
 def worth(metric: str, value: float) -> float:
-    """What to compare scores by: the higher, the better, whatever the metric."""
+    """What scores are compared by: higher is better, whatever the metric."""
     return -value if metric in _LOWER_IS_BETTER else value
 
 
 def metrics_of(data: TaskData, chosen: str = "") -> tuple[str, ...]:
-    """The metrics of a task, keys of `METRICS`, of which the first is the one to choose by.
-
-    Args:
-        data: The task.
-        chosen: The one to choose by; empty for the task's own, or what suits its classes.
-
-    Raises:
-        UserError: If there is no such metric for such a task.
-
-    Example:
-    ```python
-    metrics_of(read_glue("stsb", "glue_data"))[0]  # "spearman"
-    ```
-    """
+    """A task's metrics, keys of `METRICS`: first the one to choose by, `chosen` if given."""
     if data.multi_label:
         names = possible = _OF_SEVERAL
     elif data.num_classes == 1:
@@ -90,30 +77,13 @@ def metrics_of(data: TaskData, chosen: str = "") -> tuple[str, ...]:
 
 
 def evaluate(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Scores predictions.
-
-    Args:
-        names: Keys of `METRICS`.
-        labels: [N], the true classes or numbers.
-        predictions: [N], the predicted ones.
-
-    Returns:
-        A number for each metric.
-
-    Example:
-    ```python
-    evaluate(["accuracy", "f1"], np.array([0, 1, 1]), np.array([0, 1, 0]))
-    # {"accuracy": 0.667, "f1": 0.667}
-    ```
-    """
+    """Scores predictions [N] of labels [N] by some keys of `METRICS`."""
     return {name: float(METRICS[name](labels, predictions)) for name in names}
 
 
 def guesses(train_labels: np.ndarray, count: int) -> np.ndarray:
-    """Predicts without looking, what a model must beat: the commonest class, or the mean.
-
-    Of several labels it is those that more than half of the texts have.
-    """
+    """Predictions of the commonest class, or of the mean: the baseline of a model."""
+    # Of several labels, those that more than half of the training texts have.
     if train_labels.ndim == 2:
         return np.tile(train_labels.mean(axis=0) > 0.5, [count, 1]).astype(train_labels.dtype)
     is_regression = train_labels.dtype.kind == "f"
@@ -122,21 +92,14 @@ def guesses(train_labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> list[float]:
-    """Finds, for each label by itself, from which probability on to say it for the best F1.
-
-    Args:
-        labels: [N, K], 0 or 1.
-        probabilities: [N, K].
-
-    Returns:
-        A threshold for each label, between two of its probabilities; 0.5 where no text has it.
-    """
+    """The threshold of each label with the best F1, of labels and probabilities [N, K]."""
+    # It lies halfway between two of the label's probabilities; 0.5 where no text has the label.
     thresholds = []
     for truth, shares in zip(labels.T, probabilities.T.astype(np.float64), strict=True):
         order = np.argsort(-shares, kind="stable")
         shares, right = shares[order], np.cumsum(truth[order])
         f1 = 2 * right / (np.arange(1, len(shares) + 1) + truth.sum())
-        # Only where the next probability is another one can a threshold be.
+        # No threshold lies between two equal probabilities.
         below = np.append(shares[1:], 0.0)
         f1[shares == below] = 0.0
         best = int(f1.argmax())

@@ -1,4 +1,4 @@
-"""The optimizer of fine-tuning, which may learn lower layers more slowly."""
+"""The optimizer of fine-tuning, which may train lower layers at lower rates."""
 
 import math
 
@@ -13,22 +13,7 @@ from cocolm_tf.training.schedules import WarmupDecay
 def build_optimizer(
     config: OptimizerConfig, total_steps: int, model: keras.Model, backbone: CocoLMBackbone
 ) -> AdamW:
-    """Builds the optimizer for a model's trainable variables.
-
-    Args:
-        config: The optimizer's part of the configuration.
-        total_steps: int. The length of the run.
-        model: An encoder and a head.
-        backbone: The encoder.
-
-    Returns:
-        The optimizer.
-
-    Example:
-    ```python
-    classifier.compile(build_optimizer(config.optimizer, 1000, classifier, classifier.backbone))
-    ```
-    """
+    """Builds the optimizer of an encoder with a head, for a run of so many steps."""
     warmup_steps = math.ceil(config.warmup_fraction * total_steps)
     optimizer = AdamW(
         WarmupDecay(config.learning_rate, warmup_steps, total_steps),
@@ -50,20 +35,8 @@ def build_optimizer(
 
 
 def layer_depths(backbone: CocoLMBackbone) -> dict[int, int]:
-    """Says how deep each variable of an encoder lies.
-
-    Args:
-        backbone: The encoder.
-
-    Returns:
-        By the `id` of a variable: 0 for the embeddings and the relative positions, which all
-        layers share, 1 for the lowest layer, and so on.
-
-    Example:
-    ```python
-    layer_depths(backbone)[id(backbone.blocks[0].query.kernel)]  # 1
-    ```
-    """
+    """The depth of each of an encoder's variables, by its `id`: 1 is the lowest layer's."""
+    # 0 is that of the embeddings and of the relative positions, which all layers share.
     depths = {id(variable): 0 for variable in backbone.variables}
     for number, block in enumerate(backbone.blocks, start=1):
         depths |= {id(variable): number for variable in block.variables}

@@ -1,8 +1,8 @@
-"""What a model predicts: files of it, how good it is class by class, and where it errs.
+"""What a model predicts: files of it, scores class by class, and the worst errors.
 
 A run leaves beside its preset
 
-    predictions/RTE.tsv   of each test set, in the form of the GLUE leaderboard
+    predictions/RTE.tsv   of each test set, in the format of the GLUE leaderboard
     outputs/dev.csv       of each dev and test set: rows, labels, predictions, probabilities
     figures/dev_*.svg     of each dev set: a confusion matrix and a reliability diagram
 """
@@ -27,18 +27,18 @@ FIGURES_DIRECTORY = "figures"
 
 # Of a reliability diagram and of the calibration error.
 _BINS = 10
-# How many errors are told, and how many characters of their texts.
+# How many errors are reported, and how many characters of their texts.
 _ERRORS, _CHARACTERS = 10, 120
-# More classes than these fit into no figure.
+# The most classes that a confusion matrix is drawn of.
 _MOST_CLASSES = 30
 
 
 Decide = Callable[[np.ndarray], np.ndarray]
-"""Predictions of shares [N, classes]: [N], or of several labels a text [N, classes], 0 or 1."""
+"""Probabilities [N, classes] to predictions: [N], or of several labels [N, classes], 0 or 1."""
 
 
 def probabilities(outputs: np.ndarray, multi_label: bool = False) -> np.ndarray:
-    """[N, classes] of logits [N, classes]; the numbers [N, 1] of a regression are what they are."""
+    """Probabilities of logits, [N, classes]; a regression's numbers [N, 1] are left as they are."""
     if multi_label:
         return expit(outputs.astype(np.float64))
     return outputs if outputs.shape[1] == 1 else softmax(outputs.astype(np.float64), axis=1)
@@ -47,18 +47,10 @@ def probabilities(outputs: np.ndarray, multi_label: bool = False) -> np.ndarray:
 def write_predictions(
     path: str, outputs: np.ndarray, data: TaskData, decide: Decide = predicted
 ) -> None:
-    """Writes a file of predictions: `index` and `prediction`, tab-separated.
-
-    A quote and a backslash are characters as any other, as they are in the files that are read.
-
-    Args:
-        path: The file.
-        outputs: [N, classes] logits or probabilities, or [N, 1] numbers, row for row.
-        data: The task, whose classes and bounds decide how a prediction is written.
-        decide: What outputs predict.
-    """
+    """Writes `index` and `prediction`, tab-separated, of outputs [N, classes] or [N, 1]."""
+    # A quote and a backslash are characters like any other, as in the files that are read.
     predictions = decide(outputs)
-    # Here alone: a number that is out of bounds by more is further off all the same.
+    # Clipped here alone: the metrics count a number that is further out of bounds as further off.
     predictions = np.clip(predictions, *data.bounds) if data.bounds else predictions
     names = data.label_values or data.label_names
     values = _written(predictions, names, separator=data.label_separator)
@@ -75,19 +67,10 @@ def write_outputs(
     decide: Decide = predicted,
     separator: str = "",
 ) -> None:
-    """Writes all that a model says of some examples as CSV.
-
-    Args:
-        path: The file.
-        shares: [N, classes], as `probabilities` gives them.
-        examples: What was predicted.
-        label_names: The classes; None for a regression.
-        decide: What shares predict.
-        separator: What is between several labels of an example.
-
-    The columns are `row`, where an example stands in its source; `label`, where it is known;
-    `prediction`; and for classes `probability of NAME`, for each of them.
-    """
+    """Writes a CSV of the rows, labels, predictions and probabilities of some examples."""
+    # Its columns are `row`, where an example stands in its source; `label`, where it is known;
+    # `prediction`; and for classes `probability of NAME`, for each of them. `separator` is between
+    # several labels of an example.
     columns: dict[str, Sequence[Any]] = {"row": _rows(examples)}
     if examples.labels is not None:
         columns["label"] = _written(examples.labels, label_names, separator=separator)
@@ -104,7 +87,7 @@ def write_outputs(
 
 
 def read_outputs(path: str, label_names: Sequence[str] | None) -> np.ndarray:
-    """The shares [N, classes], or numbers [N, 1], that `write_outputs` wrote."""
+    """Reads the probabilities [N, classes], or numbers [N, 1], that `write_outputs` wrote."""
     header, *rows = csv.reader(io.StringIO(files.read_text(path)))
     names = ["prediction"] if label_names is None else [f"probability of {n}" for n in label_names]
     wanted = [header.index(name) for name in names]
@@ -117,21 +100,13 @@ def assess(
     label_names: Sequence[str] | None,
     decide: Decide = predicted,
 ) -> dict[str, Any]:
-    """Says how good predictions are, class by class, and where they are worst.
-
-    Args:
-        shares: [N, classes], as `probabilities` gives them.
-        examples: What was predicted, with labels.
-        label_names: The classes; None for a regression.
-        decide: What shares predict.
-
-    Returns:
-        What JSON can hold. `errors`: the rows with the largest errors, or those that the model was
-        surest of. Of classes also `names`; `confusion`, a row for each label and a column for each
-        prediction; `classes`, their `precision`, `recall`, `f1` and `rows`; `calibration_error`,
-        the expected one; and `calibration`, a `confidence`, an `accuracy` and `rows` for each bin.
-        Of several labels an example `classes` alone, and the errors with most wrong labels.
-    """
+    """Scores predictions class by class, their calibration, and the worst errors, for JSON."""
+    # `errors`: the rows with the largest errors, or the wrong ones with the highest probabilities.
+    # Of classes also `names`; `confusion`, a row for each label and a column for each prediction;
+    # `classes`, their `precision`, `recall`, `f1` and `rows`; `calibration_error`, the expected
+    # one; and `calibration`, a `confidence`, an `accuracy` and `rows` for each bin. Of several
+    # labels an example `names` and `classes` alone, and the errors with most wrong labels. Of a
+    # regression also `points`, labels and predictions to draw.
     predictions, labels = decide(shares), examples.labels
     texts = [
         " / ".join(filter(None, pair)).replace("\n", " ")[:_CHARACTERS]
@@ -214,8 +189,8 @@ def assess(
 
 
 def draw_assessment(folder: str, part: str, assessment: Mapping[str, Any]) -> list[str]:
-    """Draws what `assess` said of a part; returns the names of the files in the folder."""
-    # What draws is slow to import, and runs that do not count do without it.
+    """Draws what `assess` found of a part; returns the names of the files in the folder."""
+    # Slow to import, and runs of a search draw nothing.
     from cocolm_tf.analysis import figures
 
     drawn = {}
@@ -261,19 +236,10 @@ def leave_predictions(
     decide: Decide = predicted,
     write: Callable[[str, str, np.ndarray], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes all files of what a model predicts of some dev and test sets.
-
-    Args:
-        folder: Of the run, see above.
-        shares: From the names of the sets, as `probabilities` gives them.
-        data: The task.
-        decide: What shares predict.
-        write: Writes the predictions of a test set, given a folder, its name and its shares; None
-            for `write_predictions`.
-
-    Returns:
-        For each dev set what `assess` says, and its `figures` by their paths in the folder.
-    """
+    """Writes all files of predictions of some sets; returns the assessment of each dev set."""
+    # An assessment is that of `assess` without `points`, and its `figures` by their paths in the
+    # folder. `write` writes the predictions of a test set, given a folder, the set's name and its
+    # probabilities; None for `write_predictions`.
     assessments = {}
     for part, of_part in shares.items():
         examples = data.dev[part] if part in data.dev else data.test[part]
@@ -312,7 +278,7 @@ def _written(
 
 
 def _bins(confidence: np.ndarray, is_right: np.ndarray) -> list[dict[str, Any]]:
-    """The bins of equal width that something is in, each with its means."""
+    """The bins of equal width that are not empty, each with its means."""
     numbers = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     return [
         {

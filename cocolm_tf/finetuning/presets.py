@@ -1,4 +1,4 @@
-"""Presets as programs take them: checked, told apart, and with the weights that are wanted."""
+"""Presets as programs take them: checks, what kind they are, and the weights of their heads."""
 
 import contextlib
 import fnmatch
@@ -16,7 +16,7 @@ _BACKBONE = "cocolm_tf>CocoLMBackbone"
 # Where `training.preset` and `conversion` keep heads; not imported, as they need TensorFlow.
 _HEADS_FILENAME, _LM_BIAS = "pretraining_heads.npz", "lm_head.bias"
 _TASK_HEADS_FILENAME = "task_heads.npz"
-# What a preset of a fine-tuned task has, with a head of its own.
+# In a preset of a fine-tuned model, which has a head of its own.
 _TASK_FILENAME = "task.json"
 _TASKS = {
     "classifier": "cocolm_tf>CocoLMTextClassifier",
@@ -25,30 +25,14 @@ _TASKS = {
 
 
 def local_preset(preset: str | os.PathLike[str]) -> contextlib.AbstractContextManager[str]:
-    """A local path to a preset, see `files.local_copy`; what KerasHub fetches stays as it is."""
+    """A local copy of a preset, see `files.local_copy`; a handle of KerasHub's stays as it is."""
     preset = os.fspath(preset)
     fetched = preset.startswith(_FETCHED)
     return contextlib.nullcontext(preset) if fetched else files.local_copy(preset)
 
 
 def backbone_config(preset: str) -> dict[str, object]:
-    """Reads the architecture of a preset's encoder.
-
-    Args:
-        preset: The folder.
-
-    Returns:
-        The arguments of `CocoLMBackbone`.
-
-    Raises:
-        UserError: If the folder is no preset with a `CocoLMBackbone`, its weights and its
-            tokenizer.
-
-    Example:
-    ```python
-    backbone_config("runs/first/preset")["hidden_dim"]
-    ```
-    """
+    """The arguments of a preset's `CocoLMBackbone`; `UserError` if anything of it is missing."""
     path = os.path.join(preset, _CONFIG_FILENAME)
     if not files.is_file(path):
         raise UserError(f"--preset={preset} is not a preset: it has no {_CONFIG_FILENAME}.")
@@ -67,24 +51,8 @@ def backbone_config(preset: str) -> dict[str, object]:
 
 
 def language_model_bias(preset: str) -> np.ndarray:
-    """Reads the bias of the language modeling head that the main model was pretrained with.
-
-    Its matrix is the word embeddings, so a preset that has the bias has the head.
-
-    Args:
-        preset: A folder.
-
-    Returns:
-        [vocabulary_size].
-
-    Raises:
-        UserError: If there is none, with the reason why prompts then cannot work.
-
-    Example:
-    ```python
-    language_model_bias("runs/first/preset").shape
-    ```
-    """
+    """Reads the main model's language modeling bias, [V]; `UserError` if it was trained without."""
+    # The head's matrix is the word embeddings, so a preset that has the bias has the whole head.
     path = os.path.join(preset, _HEADS_FILENAME)
     heads = {}
     if files.is_file(path):
@@ -100,21 +68,9 @@ def language_model_bias(preset: str) -> np.ndarray:
 
 
 def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
-    """Reads the head of a task that the preset of a converted checkpoint carries.
-
-    Args:
-        preset: A local folder; anything else has none.
-        head: `classifier` or `question_answerer`.
-
-    Returns:
-        The weights by their names, as `output.bias`; none if there is no such head, or `task.json`
-        is of such a task, whose own head then counts.
-
-    Example:
-    ```python
-    converted_head("converted", "classifier")["output.bias"].shape  # [num_classes]
-    ```
-    """
+    """The head of a converted checkpoint, arrays as `output.bias`; {} where there is none."""
+    # `head` is `classifier` or `question_answerer`. A preset that was fine-tuned since has
+    # `task.json`, whose own head is the one to take.
     path = os.path.join(preset, _TASK_HEADS_FILENAME)
     if preset.startswith(_FETCHED) or not files.is_file(path) or _task_name(preset) == _TASKS[head]:
         return {}
@@ -126,7 +82,7 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
 
 
 def _task_name(preset: str) -> str:
-    """The registered name of the task that a preset is of; empty where it is of none."""
+    """The registered name of a preset's task; empty where it is of an encoder alone."""
     path = os.path.join(preset, _TASK_FILENAME)
     if not files.is_file(path):
         return ""

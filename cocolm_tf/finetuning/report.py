@@ -1,4 +1,4 @@
-"""What several runs say together: one JSON file, and tables to put beside the paper's."""
+"""The results of several runs: one JSON file, and Markdown tables to compare with the paper's."""
 
 import json
 import os
@@ -17,14 +17,14 @@ _PAPER_COLUMNS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "RTE", "MRPC", "STS-B"
 _PAPER_METRICS = {"CoLA": "matthews", "STS-B": "spearman"}
 _GLUE_TITLES = {task.title for task in GLUE_TASKS.values()}
 _MISSING = "—"
-# A wider confusion matrix is in results.json alone.
+# A confusion matrix of more classes is in results.json alone.
 _MOST_CLASSES = 12
-# In units of the labels, and not shares.
+# Metrics in units of the labels, which are not shown as percentages.
 _NOT_SHARES = ("mae", "rmse")
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
-    """Sums one number or more up; `std` is that of the population."""
+    """The median, mean, population standard deviation and range of one or more numbers."""
     return {
         "median": statistics.median(values),
         "mean": statistics.fmean(values),
@@ -38,7 +38,7 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 def summarize_runs(
     runs: Sequence[Mapping[str, Mapping[str, float]]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Sums up the metrics of each set over runs that differ in their seeds, by `summarize`."""
+    """Summarizes the metrics of each set over runs that differ in their seeds."""
     return {
         part: {metric: summarize([run[part][metric] for run in runs]) for metric in metrics}
         for part, metrics in runs[0].items()
@@ -46,7 +46,7 @@ def summarize_runs(
 
 
 def write_results(output_dir: str) -> str:
-    """Gathers the results of all experiments in a folder; returns the path of the table."""
+    """Collects the results of all experiments in a folder; returns the path of the table."""
     experiments = []
     for name in files.list_dir(output_dir):
         path = os.path.join(output_dir, name, RESULTS_FILENAME)
@@ -59,11 +59,10 @@ def write_results(output_dir: str) -> str:
 
 
 def results_page(experiments: Sequence[dict[str, Any]]) -> str:
-    """Lays what the `results.json` of experiments hold out as Markdown.
-
-    For GLUE it has a table like the paper's Table 1, a row for each way of starting; for all tasks
-    a table of what each was and how its runs spread; for prompts one like the paper's Table 4.
-    """
+    """The Markdown page of experiments, given what their `results.json` hold."""
+    # For GLUE it has a table like the paper's Table 1, a row for each way of starting; for all
+    # tasks a table of what each was and how its runs spread; for prompts one like the paper's Table
+    # 4.
     prompted = [experiment for experiment in experiments if "shots" in experiment]
     tuned = [experiment for experiment in experiments if "shots" not in experiment]
     sections = []
@@ -98,7 +97,7 @@ def results_page(experiments: Sequence[dict[str, Any]]) -> str:
 
 
 def _assessment(folder: str, assessment: dict[str, Any]) -> str:
-    """Scores by class, a confusion matrix, calibration, errors and links to the figures."""
+    """The Markdown of scores by class, a confusion matrix, calibration, errors and figures."""
     parts = []
     if "classes" in assessment:
         names = assessment["names"]
@@ -195,7 +194,7 @@ def _details(experiments: Sequence[dict[str, Any]]) -> str:
 
 
 def _as_one_run(experiment: dict[str, Any]) -> dict[str, Any]:
-    """The ensemble of an experiment's runs, as if it were an experiment."""
+    """The ensemble of an experiment's runs, in the form of an experiment."""
     ensemble = experiment["ensemble"]
     return {
         **experiment,
@@ -232,7 +231,7 @@ def _prompts(experiments: Sequence[dict[str, Any]]) -> str:
 def _scores(
     experiment: dict[str, Any], parts: dict[str, dict[str, dict[str, Any]]]
 ) -> Iterator[tuple[str, str, dict[str, Any], str]]:
-    """The name, the metric, its summary and what guessing scores, line for line."""
+    """For each line of a table: the name, the metric, its summary, and the baseline's score."""
     for part, metrics in parts.items():
         name = experiment["task"] if part == "dev" else f"{experiment['task']} {part}"
         for metric, summary in metrics.items():
@@ -264,7 +263,7 @@ def _cell(experiment: dict[str, Any] | None) -> str:
 
 
 def _medians(experiment: dict[str, Any]) -> list[float]:
-    # The paper's, whatever the best epoch was chosen by.
+    # The paper's metric, whatever the best epoch was chosen by.
     metric = _PAPER_METRICS.get(experiment["task"], "accuracy")
     return [metrics[metric]["median"] for metrics in experiment["dev"].values()]
 

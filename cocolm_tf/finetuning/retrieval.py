@@ -1,4 +1,4 @@
-"""How well a search by vectors finds what it should."""
+"""How good the results of searches by vectors are."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,33 +6,19 @@ import numpy as np
 
 RANKS = (1, 10, 100)
 RETRIEVAL_METRICS = ("ndcg@10", *(f"recall@{rank}" for rank in RANKS), "mrr@10")
-# How many scores are there at a time.
+# How many scores are in memory at a time.
 _SCORES_AT_ONCE = 1 << 24
 
 
 def nearest(queries: np.ndarray, documents: np.ndarray, count: int) -> np.ndarray:
-    """Searches.
-
-    Args:
-        queries: [Q, D] float32, vectors of unit length.
-        documents: [N, D].
-        count: int. How many to find of each query's; all where there are fewer.
-
-    Returns:
-        [Q, count] the numbers of the documents with the greatest inner products, the greatest
-        first, and of equal ones the first.
-
-    Example:
-    ```python
-    nearest(np.eye(2, 3), np.eye(3), 1)  # [[0], [1]]
-    ```
-    """
+    """The rows [Q, count] of documents [N, D] with the greatest products with queries [Q, D]."""
+    # The greatest first, and of equal ones the first; all where there are fewer than `count`.
     count = min(count, len(documents))
     found = np.empty([len(queries), count], np.int64)
     rows = max(1, _SCORES_AT_ONCE // len(documents))
     for start in range(0, len(queries), rows):
         scores = queries[start : start + rows] @ documents.T
-        # All that reach the last place's score, so that ties are not decided by the partition.
+        # All documents that reach the last place's score: the partition orders ties at random.
         least = np.partition(scores, len(documents) - count, axis=1)[:, len(documents) - count]
         for row, (one, bound) in enumerate(zip(scores, least, strict=True), start):
             places = np.flatnonzero(one >= bound)
@@ -45,24 +31,12 @@ def retrieval_scores(
     relevance: Mapping[str, Mapping[str, int]],
     ranks: Sequence[int] = RANKS,
 ) -> dict[str, float]:
-    """Scores rankings as `trec_eval` does, and BEIR with it.
-
-    Args:
-        rankings: For each query the ids of the documents that were found, the best first.
-        relevance: For each query how relevant documents are, 1 or more; those not named are not.
-        ranks: The numbers of first documents whose recall counts.
-
-    Returns:
-        `ndcg@10`, in which a document gains its relevance over log2(1 + its rank), and the whole is
-        divided by the best possible; `recall@K`, the share of the relevant documents among the
-        first K, for each of `ranks`; `mrr@10`, the inverse rank of the first relevant document, 0
-        where it is not among the first 10. All are means over the queries.
-
-    Example:
-    ```python
-    retrieval_scores({"q": ["b", "a"]}, {"q": {"a": 1}})["ndcg@10"]  # 1 / log2(3)
-    ```
-    """
+    """`ndcg@10`, `recall@K` for the ranks and `mrr@10` of ranked ids, means over the queries."""
+    # By the definitions of `trec_eval` and BEIR. `rankings` has the ids of found documents, the
+    # best first; `relevance` the documents that are relevant, from 1 up. In nDCG a document gains
+    # its relevance over log2(1 + its rank), and the sum is divided by the best possible one. The
+    # recall is the share of the relevant documents among the first K. MRR is the inverse rank of
+    # the first relevant document, 0 where it is not among the first 10.
     discounts = 1 / np.log2(np.arange(2, 12))
     rows = []
     for query, relevant in relevance.items():
@@ -87,25 +61,8 @@ def search_scores(
     documents: np.ndarray,
     relevance: Mapping[str, Mapping[str, int]],
 ) -> dict[str, float]:
-    """Searches and scores what is found.
-
-    A document that has a query's own id is not found by it, as it is the query (BEIR's rule).
-
-    Args:
-        query_ids: [Q].
-        queries: [Q, D] float32, their vectors, of unit length.
-        document_ids: [N].
-        documents: [N, D].
-        relevance: As for `retrieval_scores`.
-
-    Returns:
-        What `retrieval_scores` does.
-
-    Example:
-    ```python
-    search_scores(["q"], np.eye(1, 2), ["a", "b"], np.eye(2), {"q": {"a": 1}})
-    ```
-    """
+    """Searches documents [N, D] for queries [Q, D], unit vectors, and scores what is found."""
+    # A document with the query's own id is the query itself, and is left out (BEIR's rule).
     found = nearest(queries, documents, max(RANKS) + 1)
     rankings = {
         query: [document_ids[place] for place in places if document_ids[place] != query]

@@ -2,10 +2,10 @@
 
 A run has the folder of its job, see `cocolm_tf.jobs`, where it leaves
 
-    preset/          the model of its best measurement, with a model card
-    predictions/     what that predicts, as its task has it
+    preset/          the model with the weights of its best measurement, with a model card
+    predictions/     what that model predicts, in the format of its task
     metrics.jsonl    the log of its steps and measurements; the same in tensorboard/
-    state.npz        while it is not done: the checkpoint from which it goes on
+    state.npz        until the run is done: the checkpoint that it resumes from
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from cocolm_tf.versions import own_versions
 
 PRESET_DIRECTORY = "preset"
 DIVERGED = {"diverged": True, "headline": "diverged"}
-"""The results of a run whose outputs never were finite."""
+"""The results of a run whose outputs were not finite at its first measurement."""
 
 _SECONDS_BETWEEN_LOOKS_AT_THE_LOSS = 1.0
 
@@ -54,27 +54,28 @@ def run_task(
     distribution_strategy: str = "one_device",
     tpu: str = "",
 ) -> dict[str, Any]:
-    """Trains, measures as often as the configuration has it, and keeps what was best.
+    """Trains a task's model, measures it regularly, and keeps the weights of the best measurement.
 
-    A run whose process was ended goes on from its last checkpoint, and ends as if nothing had
-    happened.
+    A run whose process was killed resumes from its last checkpoint, and gives the same results as
+    one that was not interrupted.
 
     Args:
-        spec: What `Task.spec()` gave.
-        folder: Of the run.
-        reporter: Is told.
-        until: float. After which share of its measurements to pause, with a checkpoint, up to 1
-            for after all of them; 0 for never.
-        distribution_strategy: Of `make_strategy`.
-        tpu: Of `make_strategy`.
+        spec: What `Task.spec()` returned.
+        folder: The run's folder.
+        reporter: Receives what the run reads and how far it is.
+        until: The share of the measurements after which to pause, with a checkpoint: 1 pauses after
+            all of them, 0 never.
+        distribution_strategy: `one_device`, `mirrored` for all GPUs of the machine, or `tpu`.
+        tpu: Address of the TPU, or `local`.
 
     Returns:
-        What JSON can hold: `task`, `metric`, `score`, that of the best measurement, and `dev`, all
+        What JSON can hold: `task`, `metric`; `score`, that of the best measurement, and `dev`, all
         its metrics; `best_epoch` and `best_step`, when that was; `epochs`, all measurements, and
-        `looks`, how many a run to the end has; `steps_per_epoch`; `data`, what was read;
-        `examples_per_second`, `seconds`, `parameters` (of the encoder), `device` and `versions`;
-        and where the run counts what `Prepared.artifacts` says. Of a run whose outputs never were
-        finite only `diverged`, true; of one that was paused `until` besides.
+        `looks`, how many a whole run has; `steps_per_epoch`; `data`, what was read;
+        `examples_per_second`, `seconds`, `parameters` (of the encoder), `device` and `versions`.
+        Where the task has `save_preset`, what `Prepared.artifacts` returned, too. Of a run that
+        diverged before it had any finite measurement only `diverged`, true; of one that was paused
+        `until` besides.
 
     Raises:
         UserError: If the data, the preset or a setting is not what it should be.
@@ -131,7 +132,7 @@ def strategy_scope(name: str, tpu: str) -> contextlib.AbstractContextManager[Any
 
 
 def compile_settings(config: FinetuningConfig) -> dict[str, Any]:
-    """What `compile()` gets of a configuration."""
+    """The arguments of `compile()` that a configuration decides."""
     return {
         "jit_compile": config.runtime.jit_compile,
         "micro_batches": config.trainer.micro_batches,
@@ -149,11 +150,11 @@ class Course(NamedTuple):
 
     @classmethod
     def of(cls, trainer: TrainerConfig, steps_per_epoch: int, rows: int) -> "Course":
-        """The course that a configuration asks for, given what an epoch is."""
+        """The course that a configuration asks for, given an epoch's steps and examples."""
         loop = trainer.steps_per_execution
         steps = trainer.steps or trainer.epochs * steps_per_epoch
         interval = min(steps, trainer.validation_interval or steps_per_epoch)
-        # The devices take whole loops.
+        # Multiples of `steps_per_execution`: the devices run so many steps as one loop.
         steps, interval = (-(-count // loop) * loop for count in (steps, interval))
         return cls(steps, interval, steps_per_epoch, rows / steps_per_epoch)
 
@@ -163,15 +164,13 @@ class Course(NamedTuple):
         return -(-self.steps // self.interval)
 
     def end(self, look: int) -> int:
-        """The step after which a measurement is, counted from 0."""
+        """The step after which a measurement, counted from 0, is made."""
         return min(self.steps, (look + 1) * self.interval)
 
     def rest(self, step: int, looks: int) -> Iterator[tuple[int, int, int]]:
-        """What is left of the first so many looks when a step is done.
-
-        Each is the number of the first look, how many there are, and the steps of each of them,
-        which are as many for all.
-        """
+        """Groups of the looks left after a step: the first one, how many, the steps of each."""
+        # Of the first `looks` only. `fit()` takes one number of steps for all its epochs, so the
+        # looks of a group have equally many: a resumed look has fewer.
         found = []
         for look in range(looks):
             begin = self.end(look - 1) if look else 0
@@ -183,10 +182,9 @@ class Course(NamedTuple):
 
 
 class _Unhurried(keras.callbacks.CallbackList):
-    """Callbacks that get what a step gave as it is.
+    """Callbacks that get the logs of a step as tensors."""
 
-    Keras reads every number of every step, and so has the devices wait for the host.
-    """
+    # Keras's own list reads every number of every step, which makes the devices wait for the host.
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         for callback in self.callbacks:
@@ -198,16 +196,10 @@ class _Unhurried(keras.callbacks.CallbackList):
 
 
 class Training(keras.callbacks.Callback):
-    """Trains a model, keeps the weights of its best measurement, and tells how far it is.
+    """Trains a compiled model, keeps the weights of its best measurement, and reports progress."""
 
-    Args:
-        prepared: What to train; it is compiled.
-        course: How long.
-        trainer: When to stop early, to log and to save.
-        folder: Of the run.
-        reporter: Is told.
-        identity: What this run is, so that no other goes on with its state.
-    """
+    # `identity` tells runs apart: a checkpoint with another identity is not resumed from.
+    # A look is the part of the run that ends with a measurement: one of Keras's epochs.
 
     def __init__(
         self,
@@ -227,21 +219,22 @@ class Training(keras.callbacks.Callback):
         self._state_path = os.path.join(folder, STATE_FILENAME)
         self._log = StepLog(folder)
         self._weights: list[np.ndarray] = []
-        self._step = self._begun = 0  # of the look that is going on, and where it began
+        self._step = self._begun = 0  # steps done now, and when the current look began
         self._to_restore: dict[str, np.ndarray] | None = None
         self._started = self._saved = self._look_started = time.monotonic()
         self._seconds_before = 0.0
         self._logged = 0
         self._last_look_at_loss = 0.0
-        self._timed: list[tuple[int, float]] = []  # steps and seconds, of looks without the first
+        # (steps, seconds) of the looks; that of the first is removed when there is a second.
+        self._timed: list[tuple[int, float]] = []
 
     @property
     def seconds(self) -> float:
-        """How long the run took, all its processes together."""
+        """Seconds that the run took, those of its earlier processes included."""
         return self._seconds_before + time.monotonic() - self._started
 
     def results(self) -> dict[str, Any]:
-        """What came out, for JSON."""
+        """The results, for JSON."""
         best, metric = self.best, self._prepared.metric
         steps, seconds = map(sum, zip(*self._timed, strict=True))
         return {
@@ -252,13 +245,13 @@ class Training(keras.callbacks.Callback):
             "best_step": best["step"],
             "epochs": self.history,
             "looks": self._course.looks,
-            # Measurements are left out, and the first look, which compiles, where there are more.
+            # Of training alone, without the first look, which compiles, where there are others.
             "examples_per_second": self._course.rows_per_step * steps / seconds,
             "seconds": self.seconds,
         }
 
     def run(self, batches: tf.data.Dataset, until: float = 0.0) -> None:
-        """Trains until the end, or until such a share of the measurements is done, and saves."""
+        """Trains to the end, or until such a share of the measurements is made, and then saves."""
         course, model = self._course, self._prepared.model
         looks = math.ceil(until * course.looks) or course.looks
         if not model.optimizer.built:
@@ -277,7 +270,7 @@ class Training(keras.callbacks.Callback):
                 verbose=0,
             )
         if until:
-            model.reset_metrics()  # as at the beginning of the next look
+            model.reset_metrics()  # as Keras does at the beginning of the next look
             self._save()
 
     def restore_best(self) -> None:
@@ -288,9 +281,8 @@ class Training(keras.callbacks.Callback):
     # --- What Keras calls ---
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Goes on where a checkpoint is, the first time."""
         if self._to_restore is not None:
-            # Keras has just set the mean of the loss to zero.
+            # Not before `fit()`, which resets the mean of the loss when it begins.
             for name, variable in self._variables().items():
                 variable.assign(self._to_restore[name])
             self._to_restore = None
@@ -298,13 +290,12 @@ class Training(keras.callbacks.Callback):
         self._look_started = time.monotonic()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Saves a checkpoint now and then."""
         self._step = self._begun + batch
         if time.monotonic() - self._saved >= 60 * self._trainer.checkpoint_minutes:
             self._save()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tells and logs now and then: to read the loss, the host waits for the devices."""
+        # Reading the loss makes the host wait for the devices, so it is not done at every step.
         done, now = self._begun + batch + 1, time.monotonic()
         is_logged = done // self._trainer.log_interval > self._logged
         if not is_logged and now - self._last_look_at_loss < _SECONDS_BETWEEN_LOOKS_AT_THE_LOSS:
@@ -322,11 +313,10 @@ class Training(keras.callbacks.Callback):
         )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measures, and keeps what is better."""
         done = self._course.end(epoch)
         self._timed.append((done - self._begun, time.monotonic() - self._look_started))
         if len(self._timed) == 2:
-            # Its steps were compiled.
+            # The first look's time includes compiling.
             del self._timed[0]
         self._step = done
         try:
@@ -353,10 +343,10 @@ class Training(keras.callbacks.Callback):
         self._reporter.progress(done / self._course.steps, f"dev {self.best['score']:.3f}")
         self.model.stop_training = self._is_over()
 
-    # --- What is kept of it ---
+    # --- When to stop, and checkpoints ---
 
     def _is_over(self) -> bool:
-        """Whether it diverged, or had no better measurement for too long."""
+        """Whether it diverged, or `patience` measurements in a row were no better than the best."""
         if self.diverged:
             return True
         if not self._trainer.patience or self.best is None:
@@ -377,7 +367,7 @@ class Training(keras.callbacks.Callback):
         return self._prepared.model.trainable_variables
 
     def _variables(self) -> dict[str, keras.Variable]:
-        """All that a step reads and writes: weights, random numbers' seeds, moments, means."""
+        """All variables that a step reads or writes: weights, seeds, moments, means of metrics."""
         model = self._prepared.model
         variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
         unique = {id(variable): variable for variable in variables}
@@ -413,15 +403,11 @@ class Training(keras.callbacks.Callback):
 
 
 class StepLog:
-    """`metrics.jsonl` and TensorBoard's files, as pretraining has them.
+    """Writes `metrics.jsonl` and TensorBoard's files, as pretraining does."""
 
-    A line has `step`, `split` (`train` or `validation`), the `seconds` that the run took so far,
-    and numbers by their names: the mean `loss` since the last measurement and the
-    `learning_rate`, or the metrics as `dev_accuracy`.
-
-    Args:
-        folder: Of the run.
-    """
+    # A line has `step`, `split` (`train` or `validation`), the `seconds` that the run took so far,
+    # and numbers by their names: the mean `loss` since the last measurement and the
+    # `learning_rate`, or the metrics, as `dev_accuracy`.
 
     def __init__(self, folder: str) -> None:
         self._path = os.path.join(folder, METRICS_FILENAME)
@@ -429,7 +415,7 @@ class StepLog:
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
     def begin(self, step: int) -> None:
-        """Drops what an earlier process wrote after the step from which the run goes on."""
+        """Drops the lines after the step that the run resumes from."""
         if not files.is_file(self._path):
             return
         lines = files.read_text(self._path).split("\n")[:-1]
@@ -437,8 +423,8 @@ class StepLog:
         files.write_text(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(self, step: int, split: str, values: Mapping[str, float], seconds: float) -> None:
-        """Adds a line."""
-        # JSON has no word for what is not finite.
+        """Adds a line to the log, and its values to TensorBoard's files."""
+        # JSON has neither infinity nor NaN.
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         line = {"step": step, "split": split, "seconds": round(seconds, 1), **finite}
         with files.open_append(self._path) as file:
@@ -453,7 +439,7 @@ class StepLog:
 
 
 def write_state(path: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a checkpoint, which appears when it is complete."""
+    """Writes a checkpoint under another name and renames it, so that none is incomplete."""
     facts = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     temporary = f"{path}.tmp.npz"
     with contextlib.ExitStack() as stack:
@@ -465,7 +451,7 @@ def write_state(path: str, facts: Mapping[str, Any], arrays: Mapping[str, np.nda
 
 
 def read_state(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads a checkpoint; nothing where there is none."""
+    """Reads the facts and the arrays of a checkpoint; both are empty where there is none."""
     if not files.is_file(path):
         return {}, {}
     with files.open_read(path) as file:
@@ -474,14 +460,15 @@ def read_state(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def save_model(prepared: Prepared, results: Mapping[str, Any], folder: str) -> None:
-    """Saves the model as a preset, which is there when it is complete, with its card."""
+    """Saves the model as a preset with its card; the folder appears when it is complete."""
     with files.new_folder(os.path.join(folder, PRESET_DIRECTORY), True, "config.json") as preset:
         prepared.model.save_to_preset(preset)
         write_model_card(preset, prepared.facts(results))
 
 
 def _identity(spec: Mapping[str, Any]) -> str:
-    """What a run is, whether it counts or not: what a search found best counts then."""
+    """What a run is, but for `save_preset`, as JSON."""
+    # A run of the search does not save a preset; the run that resumes from its checkpoint does.
     return json.dumps({key: spec[key] for key in sorted(spec) if key != "save_preset"})
 
 

@@ -8,22 +8,9 @@ import numpy as np
 def span_scores(
     labels: Sequence[Iterable[tuple]], predictions: Sequence[Iterable[tuple]]
 ) -> dict[str, float]:
-    """Scores what was found in texts: a span is right if its bounds and its label are.
-
-    Args:
-        labels: For each text its true spans, `(start, end, label)`.
-        predictions: For each text those that were found.
-
-    Returns:
-        `f1`, `precision` and `recall`, of all spans together, and `macro_f1`, the mean over the
-        labels that occur in either; 0 where there is nothing to divide by.
-
-    Example:
-    ```python
-    span_scores([[(0, 2, "PER")], []], [[(0, 2, "PER")], [(3, 4, "LOC")]])
-    # {"f1": 0.667, "precision": 0.5, "recall": 1.0, "macro_f1": 0.5}
-    ```
-    """
+    """F1, precision and recall of all (start, end, label), and macro F1 over the labels."""
+    # A span is right if its bounds and its label are. Labels count that are in either side; 0
+    # stands for 0/0.
     true, found, right = _counts(labels, predictions)
     names = sorted({*true, *found})
     counts = np.array([[of.get(name, 0) for name in names] for of in (true, found, right)], float)
@@ -40,20 +27,7 @@ def span_scores(
 def span_scores_by_label(
     labels: Sequence[Iterable[tuple]], predictions: Sequence[Iterable[tuple]]
 ) -> dict[str, dict[str, float]]:
-    """Scores each label by itself.
-
-    Args:
-        labels: As for `span_scores`.
-        predictions: As for `span_scores`.
-
-    Returns:
-        By label `precision`, `recall`, `f1` and `support`, the number of its true spans.
-
-    Example:
-    ```python
-    span_scores_by_label([[(0, 2, "PER")]], [[(0, 2, "PER")]])["PER"]["support"]  # 1
-    ```
-    """
+    """Precision, recall, F1 and `support`, the number of true spans, of each label."""
     true, found, right = _counts(labels, predictions)
     table = {}
     for name in sorted({*true, *found}):
@@ -67,7 +41,7 @@ def span_scores_by_label(
 def _counts(
     labels: Sequence[Iterable[tuple]], predictions: Sequence[Iterable[tuple]]
 ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """By label how many there are, how many were found, and how many of these are right."""
+    """By label: the number of true spans, of found spans, and of those found that are right."""
     if len(labels) != len(predictions):
         raise ValueError(f"{len(labels)} texts, but predictions for {len(predictions)}.")
     counts: tuple[dict[str, int], ...] = ({}, {}, {})

@@ -1,1 +1,1 @@
-"""Pretrained encoders with a task's head, each with its preprocessor: `fit()` takes raw text."""
+"""Keras models of tasks, each with its preprocessor, whose `fit()` takes raw text."""

@@ -1,4 +1,4 @@
-"""From the spans of windows to the answers of questions."""
+"""The answers of questions, from the best spans of their windows."""
 
 import dataclasses
 import math
@@ -8,18 +8,19 @@ import numpy as np
 
 from cocolm_tf.finetuning.models.spans import Spans
 
-# What stands for the best of no candidates, as of an empty context: no logits come near.
+# The score of the best candidate where there is none, as of an empty context: far below any sum of
+# logits.
 _NO_CANDIDATE = -1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A span that may be the answer.
+    """A span of a context that may be the answer.
 
     Args:
-        text: The characters [start, end) of the context, exactly.
+        text: The characters [start, end) of the context.
         start: Its first character.
-        end: The one after its last.
+        end: The character after its last.
         start_logit: Of its first token.
         end_logit: Of its last token.
 
@@ -37,20 +38,20 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """What candidates are ranked by."""
+        """The sum of both logits, by which candidates are ranked."""
         return self.start_logit + self.end_logit
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model answers to a question.
+    """What `CocoLMQuestionAnswerer.predict` answers to a question.
 
     Args:
-        answer: The best candidate's text; empty where the model says that there is no answer.
+        answer: The best candidate's text; empty where there is no answer.
         candidates: The best spans with different texts, best first.
-        no_answer: What stands for no answer, with an empty text.
-        null_odds: By how much no answer scores above the best candidate. The higher, the likelier
-            is the question unanswerable.
+        no_answer: The candidate that stands for no answer, with an empty text.
+        null_odds: By how much no answer scores above the best candidate: the higher, the likelier
+            the question is unanswerable.
 
     Example:
     ```python
@@ -68,10 +69,15 @@ class Prediction:
         """Decides anew whether there is an answer.
 
         Args:
-            null_threshold: There is none where `null_odds` is above it. None: there always is.
+            null_threshold: There is no answer where `null_odds` is above it; None to answer always.
 
         Returns:
             The same prediction with that decision.
+
+        Example:
+        ```python
+        prediction.with_threshold(None).answer
+        ```
         """
         is_answered = self.candidates and (
             null_threshold is None or self.null_odds <= null_threshold
@@ -87,24 +93,9 @@ def collect_answers(
     null_threshold: float | None,
     n_best: int,
 ) -> list[Prediction]:
-    """Makes one prediction of all windows of a question.
-
-    Args:
-        contexts: Of the questions.
-        rows: `[W]`, the question that each window belongs to.
-        spans: The windows' best spans, as arrays.
-        null_threshold: As for `Prediction.with_threshold`.
-        n_best: How many candidates to keep.
-
-    Returns:
-        The predictions, in the order of the contexts. No answer scores as in the window where it
-        scores lowest: a window that has the answer is sure that there is one.
-
-    Example:
-    ```python
-    collect_answers(contexts, outputs["rows"], spans, null_threshold=0.0, n_best=20)
-    ```
-    """
+    """The prediction of each question, from the best spans of all its windows."""
+    # `rows` [W] has the question of each window. No answer scores as in the window where it scores
+    # lowest: a window that holds the answer scores it low, the others high.
     order = np.argsort(rows, kind="stable")
     windows_of = np.split(order, np.searchsorted(rows[order], np.arange(1, len(contexts))))
     return [
@@ -136,19 +127,7 @@ def _prediction(context: str, spans: Spans, n_best: int) -> Prediction:
 
 
 def probabilities(candidates: Sequence[Candidate]) -> list[float]:
-    """Softmax over the candidates' scores, which is how the official format rates them.
-
-    Args:
-        candidates: One at least.
-
-    Returns:
-        Their shares of 1.
-
-    Example:
-    ```python
-    probabilities([*prediction.candidates, prediction.no_answer])
-    ```
-    """
+    """Softmax over candidates' scores, as SQuAD's format of n-best predictions has it."""
     highest = max(candidate.score for candidate in candidates)
     weights = [math.exp(candidate.score - highest) for candidate in candidates]
     return [weight / sum(weights) for weight in weights]

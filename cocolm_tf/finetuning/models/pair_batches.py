@@ -1,4 +1,4 @@
-"""Pairs of texts to batches of few shapes, in which short texts do not pay for long ones."""
+"""Pairs of texts to batches of few shapes, in which short texts need little padding."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,33 +17,16 @@ def pair_batches(
     buckets: int = 8,
     weights: np.ndarray | None = None,
 ) -> tuple[tf.data.Dataset, int]:
-    """Makes batches of pairs: endless ones, shuffled anew in every epoch, or those of one epoch.
-
-    All batches have as many rows. A batch holds rows whose second texts are of like lengths, as
-    those of `training_batches` are; first texts have a width of their own, one for each of the
-    others. What the last batch lacks is filled with rows of weight 0. Every row is there once an
-    epoch.
-
-    Args:
-        columns: The first texts, the second texts, and hard negatives.
-        cosines: [N], how similar the first two are to be; None where they belong together.
-        batch_size: int, B.
-        seed: int. Decides the order of endless batches; None for one epoch, the shortest rows
-            first.
-        buckets: int. How many widths of the second texts there are at most, see `batch_widths`; 0
-            for batches that are all as wide as the longest row may be.
-        weights: [N], of the rows; None for 1 each.
-
-    Returns:
-        Batches of `(x, cosines [B] or None, weights [B])`, where `x` is `{"queries": features of
-        [B, S], "documents": features of [B, 1 + K, T]}`, and how many of them an epoch has.
-
-    Example:
-    ```python
-    batches, steps = pair_batches([queries, documents], None, batch_size=32, seed=0)
-    embedder.fit(batches, steps_per_epoch=steps, epochs=3)
-    ```
-    """
+    """Batches of pairs, endless and shuffled or of one epoch, and how many an epoch has."""
+    # A batch is `(x, cosines [B] or None, weights [B])`, where `x` is `{"queries": features of [B,
+    # S], "documents": features of [B, 1 + K, T]}`. `columns` are the first texts, the second texts,
+    # and hard negatives; `cosines` [N] how similar the first two are to be, None where they belong
+    # together. Without a seed there is one epoch, the shortest rows first.
+    # All batches have as many rows. A batch holds rows whose second texts are of like lengths, as
+    # those of `training_batches` are; first texts have a width of their own, one for each of the
+    # others. The last batch is filled with rows of weight 0. Every row occurs once an epoch.
+    # `buckets` bounds the widths of the second texts, see `batch_widths`; 0 makes all batches as
+    # wide as the longest row may be.
     first, *others = columns
     count, steps = len(first), -(-len(first) // batch_size)
     lengths = np.max([tokens.lengths for tokens in others], axis=0)
@@ -70,7 +53,7 @@ def pair_batches(
             order = tf.random.experimental.stateless_shuffle(order, place)
             turns = tf.random.experimental.stateless_shuffle(turns, place + 1)
         order = tf.gather(order, tf.argsort(tf.gather(groups, order), stable=True))
-        # Where there are no more rows, the last is repeated.
+        # The last row is repeated to fill the last batch.
         batches = tf.concat([order, tf.fill([missing], order[-1])], axis=0)
         batches = tf.reshape(batches, [steps, batch_size])
         real = tf.reshape(tf.range(steps * batch_size) < count, [steps, batch_size])

@@ -1,4 +1,4 @@
-"""A pretrained language model that classifies texts by the words it puts into a prompt."""
+"""A pretrained language model that classifies texts by the words it predicts in a prompt."""
 
 import dataclasses
 import os
@@ -51,47 +51,21 @@ _CHANGES = ("open", "lower")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of a template.
+    """A part of a template: words, a text, or the mask."""
 
-    Args:
-        words: What is written there; empty where a text or the mask stands.
-        text: int. Which text stands there, 0 or 1; None where none does.
-        change: `open` for the text without its final punctuation, `lower` for the text with a
-            small first letter, or nothing.
-
-    Example:
-    ```python
-    Part(text=0, change="open")
-    ```
-    """
-
-    words: str = ""
-    text: int | None = None
-    change: str = ""
+    words: str = ""  # empty where a text or the mask is
+    text: int | None = None  # which text is here, 0 or 1; None where none is
+    change: str = ""  # `open` removes the text's final punctuation, `lower` lowers its first letter
 
     @property
     def is_mask(self) -> bool:
-        """Whether the mask, or a label word in its place, stands there."""
+        """Whether the mask, or a label word in its place, is here."""
         return not self.words and self.text is None
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A template, as LM-BFF's manual ones (Gao et al., 2021).
-
-    Args:
-        source: Words, and in braces `first` and `second` for the texts and `mask` for the word
-            that is left out. `{first|open}` is the text without its final punctuation,
-            `{second|lower}` the text with a small first letter.
-
-    Raises:
-        UserError: If it has not exactly one mask, or something else in braces.
-
-    Example:
-    ```python
-    Template("{first|open} ? {mask} , {second|lower}").num_texts  # 2
-    ```
-    """
+    """A template, see `CocoLMPromptClassifierPreprocessor`; `UserError` if it is none."""
 
     source: str
 
@@ -106,12 +80,12 @@ class Template:
 
     @property
     def num_texts(self) -> int:
-        """1, or 2 for pairs."""
+        """1, or 2 for pairs of texts."""
         return sum(part.text is not None for part in self.parts)
 
     @property
     def parts(self) -> list[Part]:
-        """What stands one after the other."""
+        """The parts, in order."""
         parts = []
         # Words and what is in braces alternate.
         for number, piece in enumerate(_FIELD.split(self.source)):
@@ -134,20 +108,7 @@ class Template:
 
 
 def changed(texts: tf.Tensor, change: str) -> tf.Tensor:
-    """Makes texts fit into a sentence.
-
-    Args:
-        texts: [B] string.
-        change: Of a `Part`.
-
-    Returns:
-        [B] string.
-
-    Example:
-    ```python
-    changed(tf.constant(["It slept."]), "open")  # ["It slept"]
-    ```
-    """
+    """Texts [B] with the change of a part."""
     if change == "open":
         return tf.strings.regex_replace(texts, r"[\s.?!]+$", "")
     if change == "lower":
@@ -157,7 +118,7 @@ def changed(texts: tf.Tensor, change: str) -> tf.Tensor:
     return texts
 
 
-# Between the texts that together decide which demonstrations a row gets. No text has it.
+# Joins the texts that decide which demonstrations a row gets; no text contains it.
 _SEPARATOR = "\x1f"
 
 
@@ -166,19 +127,22 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
     """Fills templates: `<s> prompt </s>`, then `demonstration </s>` for every class.
 
     The prompt has `<mask>` where the label word belongs; a demonstration is an example of its
-    class, drawn from those given, with the label word in place (LM-BFF, Gao et al., 2021). Which
-    one a text gets follows from the text, the seed and the number of the draw, and it never is
-    the text itself where there is another. All get the same room; texts that need more are cut.
+    class, drawn from those given, with the label word in place (LM-BFF, Gao et al., 2021). The
+    text, the seed and the number of the draw decide which one a text gets; it is not the text
+    itself where there is another. The prompt and each demonstration have room for the same number
+    of tokens; texts that are longer are cut.
 
     Args:
-        tokenizer: `CocoLMTokenizer`.
-        template: As for `Template`.
-        label_words: For every class its word, which is one token, or several to take the first
-            from that is.
+        tokenizer: Turns texts into tokens.
+        template: Words, and in braces `first` and `second` for the texts and `mask` for the word
+            that is left out, as LM-BFF's manual templates. `{first|open}` is the text without its
+            final punctuation, `{second|lower}` the text with a small first letter.
+        label_words: For every class its word, which must be one token, or several words, of which
+            the first that is one token is taken.
         demonstrations: For every class its examples, each a list of one text or two. None for no
             demonstrations.
-        sequence_length: int. S, how long every row becomes.
-        seed: int. Decides the draws.
+        sequence_length: S, the tokens of every row.
+        seed: Decides the draws.
         **kwargs: As for `keras.layers.Layer`.
 
     Call arguments:
@@ -186,7 +150,7 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
             pairs. Strings or string tensors.
         y: Labels, passed through.
         sample_weight: Weights of the labels, passed through.
-        draw: int. Another number draws other demonstrations.
+        draw: Another number draws other demonstrations.
         candidates: For every class [B, K] int32, the numbers of the demonstrations to draw from
             for each row; None for all of them.
 
@@ -195,8 +159,8 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
         in a tuple with `y` and `sample_weight` where these are given.
 
     Raises:
-        UserError: If the template is none, a class has no word of one token, two classes have the
-            same, or S leaves no room for texts.
+        UserError: If the template has not one mask and its texts once each, a class has no word of
+            one token, two classes have the same word, or S leaves no room for texts.
 
     Example:
     ```python
@@ -233,7 +197,6 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
         self.seed = seed
 
     def build(self, input_shape: Any) -> None:
-        """There is nothing to build."""
         self.built = True
 
     @property
@@ -282,7 +245,6 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
         draw: Any = 0,
         candidates: Sequence[tf.Tensor] | None = None,
     ) -> Any:
-        """Turns texts into the model's input."""
         x = tuple(map(as_string_tensor, x)) if isinstance(x, tuple) else as_string_tensor(x)
         return self._pack(x, y, sample_weight, draw=draw, candidates=candidates)
 
@@ -330,7 +292,7 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
         return {"token_ids": token_ids, "padding_mask": mask}
 
     def _ids_of(self, text: str) -> list[int]:
-        """The tokens of a text, also while a graph is being made."""
+        """The tokens of a text, as numbers also while a graph is traced."""
         with tf.init_scope():
             return self.tokenizer.graph_module().tokenize(tf.constant([text]))[0].numpy().tolist()
 
@@ -358,7 +320,7 @@ class CocoLMPromptClassifierPreprocessor(keras_hub.models.Preprocessor):
         words: Mapping[str, list[int]],
         room: int,
     ) -> list[tf.RaggedTensor | tf.Tensor]:
-        """The parts of a template, with the texts in it."""
+        """The tokens of a template's parts, filled with texts and the mask or a label word."""
         parts, graph = self.template.parts, self.tokenizer.graph_module()
         changes = {part.text: part.change for part in parts}
         ids = [graph.tokenize(changed(text, changes[number])) for number, text in enumerate(texts)]
@@ -417,26 +379,9 @@ def _checked(
 
 
 class LabelWordHead(keras.layers.Layer):
-    """The language modeling head at the mask, for some words only.
+    """The language modeling head at the mask: logits [B, words] of some words alone."""
 
-    Args:
-        token_embedding: `ReversibleEmbedding` of the encoder.
-        mask_token_id: int.
-        label_word_ids: The tokens to score.
-
-    Call arguments:
-        hidden: [B, S, H].
-        token_ids: [B, S], with the mask once in each row.
-
-    Returns:
-        Logits [B, words].
-
-    Example:
-    ```python
-    head = LabelWordHead(backbone.token_embedding, mask_token_id=999, label_word_ids=[5, 6])
-    head(backbone(inputs), inputs["token_ids"])
-    ```
-    """
+    # Its inputs are hidden states [B, S, H] and token ids [B, S] with the mask once in each row.
 
     def __init__(
         self,
@@ -451,13 +396,12 @@ class LabelWordHead(keras.layers.Layer):
         self.label_word_ids = [*label_word_ids]
 
     def build(self, hidden_shape: Any, token_ids_shape: Any = None) -> None:
-        """Creates the bias; the matrix is the embedding's."""
+        # The matrix is the embedding's.
         self.bias = self.add_weight(
             name="bias", shape=(len(self.label_word_ids),), initializer="zeros"
         )
 
     def call(self, hidden: tf.Tensor, token_ids: tf.Tensor) -> tf.Tensor:
-        """Scores."""
         is_mask = tf.equal(token_ids, self.mask_token_id)
         position = tf.argmax(is_mask, axis=1, output_type=tf.int32)
         at_mask = tf.gather(hidden, position, axis=1, batch_dims=1)
@@ -466,7 +410,6 @@ class LabelWordHead(keras.layers.Layer):
         return tf.matmul(at_mask, words, transpose_b=True) + self.bias
 
     def compute_output_shape(self, hidden_shape: Any, token_ids_shape: Any = None) -> Any:
-        """The shape of the logits, for the functional graph."""
         return (hidden_shape[0], len(self.label_word_ids))
 
 
@@ -475,23 +418,25 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
     """Classifies texts as LM-BFF does (Gao et al., 2021; paper, section 5.3).
 
     A template makes each text a sentence with a word left out, and the pretrained language
-    modeling head scores the classes' words there: nothing but the encoder is fine-tuned, and a few
-    examples can do. A model that was pretrained without that head, as ELECTRA is, cannot do it.
+    modeling head scores the classes' words there. There is no new head to train, so that a few
+    examples can be enough. A model that was pretrained without the language modeling head, as
+    ELECTRA is, cannot do it.
 
     With `bounds` it is a regression between two words, for the lowest and the highest number: the
     output is the mean of the bounds weighted by the words' probabilities.
 
     Args:
-        backbone: `CocoLMBackbone`.
+        backbone: The encoder.
         label_word_ids: The tokens of the classes' words, in the order of the classes.
-        mask_token_id: int. Of the vocabulary.
-        preprocessor: `CocoLMPromptClassifierPreprocessor`, or None where `fit()` gets tokens.
-        label_names: The classes by name, in order; kept in the preset.
+        mask_token_id: The vocabulary's `<mask>`.
+        preprocessor: Fills the template; None where `fit()` gets tokens.
+        label_names: The names of the classes, in order; saved in presets.
         bounds: The lowest and the highest number of a regression; None for classes.
-        draws: int. How many sets of demonstrations `predict()` of texts is the mean of.
-        similar: bool. Whether demonstrations are drawn among the half of each class that is most
-            like the text, by the cosine of what the encoder says at `<s>`.
-        trim_padding: bool. Whether padding that all rows of a batch have in common is cut off.
+        draws: How many sets of demonstrations `predict()` averages over.
+        similar: Whether demonstrations are drawn among the half of each class that is most
+            like the text, by the cosine of the encoder's hidden states of `<s>`.
+        trim_padding: Whether padding that all rows of a batch have in common is cut off.
+        **kwargs: As for `keras_hub.models.Task`.
 
     Call arguments:
         inputs: A dict of `token_ids` [B, S] int32, with the mask once in each row, and
@@ -540,7 +485,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         if bounds is not None and (len(label_word_ids) != 2 or not bounds[0] < bounds[1]):
             raise ValueError("A regression has two words, and a lower and a higher bound.")
         check_row_length(preprocessor, backbone)
-        # The base class compiles in its constructor.
+        # Set before the base class's constructor, which calls `compile`.
         self.bounds = None if bounds is None else list(bounds)
 
         # === Layers ===
@@ -550,7 +495,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
             backbone.token_embedding,
             mask_token_id,
             label_word_ids,
-            # Half precision would round the answer itself.
+            # In float32: half precision would round the predictions themselves.
             dtype="float32",
             name="label_words",
         )
@@ -572,15 +517,20 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         self.trim_padding = trim_padding
 
     def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """Computes the outputs, of texts the mean over `draws` sets of demonstrations.
+        """Computes the outputs; for texts their mean over `draws` sets of demonstrations.
 
         Args:
             x: As for `fit`.
-            batch_size: int. 32 where it is None.
+            batch_size: Rows of a batch; None for 32.
             **kwargs: As for `keras.Model.predict`.
 
         Returns:
             [N, classes] logits, or [N, 1] numbers.
+
+        Example:
+        ```python
+        classifier.predict(["I liked it."]).argmax(axis=1)
+        ```
         """
         columns = self._columns(x)
         if not columns or not columns[0] or self.preprocessor.demonstrations is None:
@@ -596,7 +546,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
     def tokens_of(
         self, columns: Columns, draw: int = 0, candidates: Sequence[np.ndarray] | None = None
     ) -> Tokens:
-        """Texts as the model reads them, without padding."""
+        """Texts in prompts as rows of tokens, without padding."""
         features = []
         for start in range(0, len(columns[0]), TOKENIZED_AT_ONCE):
             part = slice(start, start + TOKENIZED_AT_ONCE)
@@ -610,10 +560,8 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         return without_padding(features, self.preprocessor.sequence_length)
 
     def candidates(self, columns: Columns) -> list[np.ndarray] | None:
-        """For every class [N, K] int32, the half of its demonstrations that is most like each text.
-
-        None where all of them are drawn from.
-        """
+        """For every class [N, K] int32, the half of its demonstrations most like each text."""
+        # None where demonstrations are drawn from all.
         demonstrations = self.preprocessor.demonstrations
         if demonstrations is None or not self.similar:
             return None
@@ -621,7 +569,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         texts = list(zip(*columns, strict=True))
         for examples in demonstrations:
             likeness = vectors @ self._vectors(tuple(zip(*examples, strict=True))).T
-            # A text is no demonstration for itself, unless there is no other.
+            # A text is a demonstration for itself only where there is no other.
             names = list(map(tuple, examples))
             likeness[[[name == text for name in names] for text in texts]] = -2.0
             count = max(1, -(-len(examples) // 2))
@@ -630,7 +578,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         return found
 
     def _vectors(self, columns: Columns) -> np.ndarray:
-        """[N, H], of length 1."""
+        """The hidden states [N, H] of `<s>`, scaled to length 1."""
         second = columns[1] if len(columns) > 1 else None
         tokens = tokenized(self.preprocessor, Examples(list(columns[0]), second))
         batches, order = prediction_batches(tokens, PREDICTION_BATCH)
@@ -650,7 +598,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         metrics: Any = "auto",
         **kwargs: Any,
     ) -> None:
-        """Readies the model for `fit()`.
+        """Configures the model for `fit()`.
 
         Args:
             optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
@@ -673,14 +621,14 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
     def checked_labels(self, y: Any, rows: int) -> Any:
-        """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""
+        """Labels of texts as the loss takes them; `ValueError` names the first that is wrong."""
         if self.bounds is not None:
             return finite_numbers(y, rows, self.bounds)
         count = len(self.label_word_ids)
         return class_numbers(y, rows, count, self.label_names, self._has_class_loss)
 
     def labels_in_graph(self, y: Any) -> Any:
-        """The same for the labels of a dataset's batch."""
+        """Labels of a dataset's batch as the loss takes them."""
         if self.bounds is not None:
             return y
         count = len(self.label_word_ids)
@@ -712,25 +660,25 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         backbone: CocoLMBackbone | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Loads a prompt classifier, or makes one of a pretrained language model.
+        """Loads a prompt classifier, or makes one on a pretrained language model.
 
         Args:
             preset: A folder. With a `template`, one that pretraining wrote.
-            load_weights: Whether the weights are the preset's, or fresh.
+            load_weights: Whether to load the preset's weights; otherwise they are random.
             template: As for the preprocessor; None loads a saved prompt classifier.
             label_words: As for the preprocessor.
             demonstrations: As for the preprocessor.
-            sequence_length: How long every row becomes; None for what the model has positions for.
+            sequence_length: The tokens of every row; None for as many as the model has positions.
             seed: Decides which demonstrations a text gets.
-            backbone: The encoder, where it is loaded already.
+            backbone: The encoder, if it is loaded already.
             **kwargs: Arguments of the class.
 
         Returns:
-            The classifier, compiled with the defaults.
+            The classifier, compiled with the defaults of `compile`.
 
         Raises:
-            UserError: If the model was pretrained without a language modeling head, or as the
-                preprocessor.
+            UserError: If the model was pretrained without a language modeling head, or for the
+                reasons of the preprocessor.
 
         Example:
         ```python
@@ -757,7 +705,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
             sequence_length or backbone.max_sequence_length,
             seed,
         )
-        # Here, as Keras wraps what goes wrong in a call.
+        # Checked here, as Keras wraps the errors that occur in a call.
         ids, _ = preprocessor.label_word_ids, preprocessor.room
         classifier = cls(backbone, ids, tokenizer.mask_token_id, preprocessor, **kwargs)
         if load_weights:
@@ -767,30 +715,19 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
 class BoundedCrossentropy(keras.losses.Loss):
-    """The cross entropy of a number between two bounds, as a share of the way between them.
+    """The cross entropy of a number between two bounds, as a share of the way between them."""
 
-    Up to a constant it is the divergence that LM-BFF minimizes for regressions.
-
-    Args:
-        bounds: The lowest and the highest number.
-
-    Example:
-    ```python
-    BoundedCrossentropy((0, 5))(tf.constant([4.0]), tf.constant([[3.8]]))
-    ```
-    """
+    # Up to a constant it is the divergence that LM-BFF minimizes for regressions.
 
     def __init__(self, bounds: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.bounds = [*bounds]
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        """The loss of each row."""
         low, high = self.bounds
         share, predicted = ((tf.reshape(y, [-1]) - low) / (high - low) for y in (y_true, y_pred))
         predicted = tf.clip_by_value(predicted, 1e-6, 1 - 1e-6)
         return -share * tf.math.log(predicted) - (1 - share) * tf.math.log(1 - predicted)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
         return {**super().get_config(), "bounds": self.bounds}

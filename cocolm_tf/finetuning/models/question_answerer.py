@@ -42,7 +42,7 @@ MAX_QUESTION_LENGTH = 64
 MAX_ANSWER_LENGTH = 30
 N_BEST = 20
 
-# What no softmax gives a share to, in half precision too.
+# The logit of padding, whose probability is 0 in half precision, too.
 _NEVER = -1e4
 
 
@@ -53,26 +53,29 @@ class CocoLMQuestionAnswererPreprocessor(keras_hub.models.Preprocessor):
     A batch of B questions becomes W >= B rows `<s> question </s> </s> context </s>`.
 
     Args:
-        tokenizer: `CocoLMTokenizer`.
-        sequence_length: int. S, the length of every row. `from_preset` takes 384, or what the
-            model has positions for.
-        stride: int. Tokens of the context from one window's beginning to the next one's; None for
+        tokenizer: Turns texts into tokens.
+        sequence_length: S, the tokens of every row. `from_preset` takes 384, or as many as the
+            model has positions where these are fewer.
+        stride: Tokens of the context from one window's beginning to the next one's; None for
             128, or half of the room beside the longest question where that is less.
-        max_question_length: int. Longer questions are cut off; in tokens. None for 64, or a
+        max_question_length: Tokens at which longer questions are cut off. None for 64, or a
             quarter of a row where that is less.
         **kwargs: As for `keras.layers.Layer`.
 
     Call arguments:
-        x: A tuple of two batches of strings: questions and contexts. Given by its name, as KerasHub
-            takes a tuple without one for `x` and `y`.
+        x: A tuple of two batches of strings: questions and contexts. Without `y` give it by its
+            name, as KerasHub takes an unnamed tuple for `(x, y)`.
         y: [B, 2] int, the characters [start, end) of the contexts that answer the questions; an
             empty range where there is no answer. None where they are not known.
-        sample_weight: Not taken: a window's answer may be none though the question's is one.
+        sample_weight: Must be None: some of a question's windows may not hold its answer.
 
     Returns:
         A dict of `token_ids` [W, S] int32 and `padding_mask` [W, S] bool; in a tuple with a dict
         of `start` and `end`, [W] int32, the tokens that the answers begin and end with, where `y`
         is given.
+
+    Raises:
+        ValueError: If the lengths do not fit each other, or there are sample weights.
 
     Example:
     ```python
@@ -114,11 +117,9 @@ class CocoLMQuestionAnswererPreprocessor(keras_hub.models.Preprocessor):
         return self.sequence_length - self.max_question_length - NUM_SPECIAL_TOKENS
 
     def build(self, input_shape: Any) -> None:
-        """There is nothing to build."""
         self.built = True
 
     def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Turns texts into the model's input."""
         if sample_weight is not None:
             raise ValueError("questions have no weights: sample_weight must be None.")
         windows = self.windows(*x, y)
@@ -128,15 +129,18 @@ class CocoLMQuestionAnswererPreprocessor(keras_hub.models.Preprocessor):
         return features, {"start": windows.start_positions, "end": windows.end_positions}
 
     def windows(self, questions: Any, contexts: Any, answers: Any = None) -> Windows:
-        """Turns texts into windows, and says where their tokens come from.
+        """Turns texts into windows, with the places of their tokens in the contexts.
 
         Args:
-            questions: `[B]` strings.
-            contexts: `[B]` strings.
-            answers: `[B, 2]` int, as the class takes them.
+            questions: [B] strings.
+            contexts: [B] strings.
+            answers: [B, 2] int, as `y` of a call; None where they are not known.
 
         Returns:
-            The windows.
+            The windows: their `token_ids` and `padding_mask`; `rows` [W], the question of each;
+            `starts` and `ends` [W, S], the characters of the context where a token starts, and
+            after its end, -1 for other tokens; `start_positions` and `end_positions` [W], the
+            answer's first and last token, 0 where the window does not have the whole answer.
 
         Example:
         ```python
@@ -183,17 +187,18 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
     the logits of an answer that begins there and of one that ends there. `<s>` stands for no
     answer. Contexts that are longer than the model are read in overlapping windows.
 
-    `from_preset(directory)` restores an answerer that was fine-tuned, its head included, be it here
-    or before its checkpoint was converted, or puts a new head on a pretrained encoder.
+    `from_preset(directory)` loads a fine-tuned answerer with its head, which may be a converted
+    checkpoint's, or puts a new head on a pretrained encoder.
 
     Args:
-        backbone: `CocoLMBackbone`.
-        preprocessor: `CocoLMQuestionAnswererPreprocessor`, or None where `fit()` gets tokens.
-        max_answer_length: int. The longest answer, in tokens; None for 30, or what the windows'
-            overlap is sure to hold where that is less.
-        n_best: int. How many candidates a prediction has.
-        null_threshold: float. `predict()` answers nothing where a prediction's `null_odds` are
+        backbone: The encoder.
+        preprocessor: Turns texts into windows; None where `fit()` gets tokens.
+        max_answer_length: The longest answer, in tokens; None for 30, or for what fits into the
+            windows' overlap where that is less.
+        n_best: How many candidates a prediction has.
+        null_threshold: `predict()` gives an empty answer where a prediction's `null_odds` are
             above it; None to answer always.
+        **kwargs: As for `keras_hub.models.Task`.
 
     Call arguments:
         inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
@@ -248,7 +253,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         self.answer_logits = keras.layers.Dense(
             2,
             kernel_initializer=keras.initializers.RandomNormal(stddev=backbone.initializer_range),
-            # Half precision would round the scores that decide.
+            # In float32: half precision would round the scores that decide.
             dtype="float32",
             name="answer_logits",
         )
@@ -275,7 +280,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         metrics: Any = "auto",
         **kwargs: Any,
     ) -> None:
-        """Readies the model for `fit()`.
+        """Configures the model for `fit()`.
 
         Args:
             optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
@@ -317,12 +322,15 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
                 `tf.data.Dataset` of batches of `(x, y)`.
             y: [N, 2] int, the characters [start, end) of the contexts that answer the questions;
                 an empty range where there is no answer.
-            batch_size: int. How many windows a step learns from; 32 where it is None. Windows of
-                texts are shuffled in every epoch, and those of like lengths share a batch.
+            batch_size: Windows of a batch; None for 32. Windows of texts are shuffled in every
+                epoch, and those of like lengths share a batch.
             **kwargs: As for `keras.Model.fit`; `validation_data` is like `(x, y)`.
 
         Returns:
             Keras's `History`.
+
+        Raises:
+            ValueError: Naming the first text or answer that is wrong.
         """
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple) and self._is_raw(validation[0]):
@@ -330,7 +338,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         if not self._is_raw(x):
             return super().fit(x, y, batch_size, **kwargs)
         rows = self._labeled_rows(x, y)
-        # Python's generator is what seeds the weights too.
+        # Python's generator also seeds the weights.
         batches, steps = learning_batches(
             rows, self._batch_size(batch_size), seed=random.randrange(2**31)
         )
@@ -345,7 +353,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         Args:
             x: As for `fit`.
             y: As for `fit`.
-            batch_size: int. 32 where it is None.
+            batch_size: Windows of a batch; None for 32.
             **kwargs: As for `keras.Model.evaluate`.
 
         Returns:
@@ -361,7 +369,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         Args:
             x: A tuple of the questions and their contexts, two batches of strings. With tokens
                 instead, the result is that of `keras.Model.predict`, logits.
-            batch_size: int. How many windows are read at once; 32 where it is None.
+            batch_size: Windows of a batch; None for 32.
             **kwargs: As for `keras.Model.predict`.
 
         Returns:
@@ -386,12 +394,12 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         )
 
     def spans_of(self, batches: tf.data.Dataset, count: int, **kwargs: Any) -> Spans:
-        """The best spans of so many windows, which `reading_batches` made batches of."""
+        """The best spans of `count` windows, in the batches of `reading_batches`."""
         found = super().predict(batches, **kwargs)
         return Spans(**{name: part[:count] for name, part in found.items()})
 
     def predict_step(self, data: Any) -> Any:
-        """The logits of a batch, or the best spans where it says where its tokens come from."""
+        # The best spans where a batch has the places of its tokens, else its logits.
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if not isinstance(x, dict) or "starts" not in x:
             return super().predict_step(data)
@@ -422,11 +430,11 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
 
         Args:
             preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
-            load_weights: Whether the weights are the preset's, or fresh.
+            load_weights: Whether to load the preset's weights; otherwise they are random.
             **kwargs: Arguments of the class.
 
         Returns:
-            The answerer, compiled with the defaults.
+            The answerer, compiled with the defaults of `compile`.
 
         Example:
         ```python
@@ -446,7 +454,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         )
 
     def _texts(self, x: Any) -> tuple[list[str], list[str]]:
-        # A list of two is the columns too, and no pair of pairs.
+        # A list of two is the two columns, and not two rows of a question and a context.
         x = tuple(x) if isinstance(x, list) and len(x) == 2 else x
         columns = text_columns(x, ("questions", "contexts"))
         if len(columns) != 2:

@@ -1,4 +1,4 @@
-"""What models that `fit()` on raw text have in common."""
+"""What models whose `fit()` takes raw text have in common."""
 
 import collections
 import contextlib
@@ -27,11 +27,11 @@ from cocolm_tf.modeling.training_step import WithholdingOptimizer
 from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW
 
-# How many rows a batch has where nobody says.
+# Rows of a batch where `batch_size` is None.
 BATCH_SIZE = 32
 
-# After how many batches of a shape one that was not announced gets a program of its own, and how
-# many such programs there are at most.
+# After how many batches a shape that was not known before gets a program of its own, and the most
+# such programs.
 _TIMES_OF_A_SHAPE, _MOST_SHAPES = 8, 16
 
 Columns = tuple[list[str | bytes], ...]
@@ -40,25 +40,14 @@ _NO_NAMES = (
     "labels are strings: say what the classes are called, label_names=[...], when you make the "
     "classifier, or give their numbers."
 )
-# What a dataset is told by, whose labels are seen only when it runs.
+# Marks the errors of a dataset's labels, which are checked in the graph when it runs.
 _UNFIT = "the dataset has a label that is no class: "
 
 
 def text_columns(x: Any, names: Sequence[str] = ("first texts", "second texts")) -> Columns | None:
-    """Texts, or the first and the second texts of pairs, as lists of strings.
-
-    Args:
-        x: A list, array, tensor or column of strings; for pairs a tuple of two of these, or a list,
-            array or table of rows of two.
-        names: Of the columns, for messages.
-
-    Returns:
-        A list for each column. None where `x` are no texts that are all there, as a dict of tokens
-        or a dataset.
-
-    Raises:
-        ValueError: Saying what is none of these.
-    """
+    """Texts, or the two texts of pairs, as lists; None where `x` is tokens or a dataset."""
+    # Pairs are a tuple of two lists, arrays, tensors or columns of strings, or a list, array or
+    # table of rows of two. A `ValueError` names what is none of these.
     if isinstance(x, str | bytes) or getattr(x, "ndim", 1) == 0:
         raise ValueError(f"texts come in batches: give a list of texts instead of {x!r}.")
     if isinstance(x, tuple):
@@ -85,7 +74,7 @@ def text_columns(x: Any, names: Sequence[str] = ("first texts", "second texts"))
 
 
 def as_model_input(columns: Columns) -> Any:
-    """Columns as KerasHub takes them, in arrays of objects: those of strings waste memory."""
+    """Columns as KerasHub takes them, in arrays of objects: NumPy's strings waste memory."""
     arrays = tuple(np.fromiter(column, object, len(column)) for column in columns)
     return arrays if len(arrays) > 1 else arrays[0]
 
@@ -93,22 +82,9 @@ def as_model_input(columns: Columns) -> Any:
 def class_numbers(
     labels: Any, rows: int, num_classes: int, label_names: Sequence[str] | None, strict: bool
 ) -> np.ndarray:
-    """Classes as numbers.
-
-    Args:
-        labels: [N], numbers, or names of the classes.
-        rows: N, as the texts have it.
-        num_classes: int.
-        label_names: The names in order; None where there are none.
-        strict: Whether every label must be the number of a class, as the usual cross entropy wants
-            it; otherwise they may be what another loss takes.
-
-    Returns:
-        [N] int32, or the labels as they are.
-
-    Raises:
-        ValueError: Naming the first label that is wrong.
-    """
+    """The numbers [N] of classes, given as numbers or names; `ValueError` names a wrong one."""
+    # With `strict` every label must be the number of a class, as sparse cross entropy needs it;
+    # otherwise labels may be anything that another loss takes, and are left as they are.
     labels = _counted(labels, rows)
     if labels.dtype.kind in "OSU" and any(isinstance(one, str | bytes) for one in labels.flat):
         return _numbers_of_names(labels, label_names)
@@ -134,17 +110,8 @@ def class_numbers(
 def multi_hot(
     labels: Any, rows: int, num_classes: int, label_names: Sequence[str] | None
 ) -> np.ndarray:
-    """Several labels a text, [N, num_classes] float32 of 0 and 1.
-
-    Args:
-        labels: [N, num_classes], 0 or 1; or for each text a list of the names of its labels.
-        rows: N, as the texts have it.
-        num_classes: How many labels there are.
-        label_names: Their names in order; None where there are none.
-
-    Raises:
-        ValueError: Naming the first row that is wrong.
-    """
+    """Several labels a text as [N, num_classes] of 0 and 1; `ValueError` names a wrong row."""
+    # `labels` are such rows, or for each text a list of the names of its labels.
     if labels is None:
         raise ValueError("there are no labels: give y.")
     if len(labels) != rows:
@@ -172,7 +139,7 @@ def multi_hot(
 
 
 def finite_numbers(labels: Any, rows: int, bounds: Sequence[float] | None = None) -> np.ndarray:
-    """The labels of a regression, float32; `ValueError` names the first that is none."""
+    """A regression's labels as float32; `ValueError` names one not finite or out of bounds."""
     labels = _counted(labels, rows)
     if labels.dtype.kind in "biuf":
         numbers = labels.astype(np.float64).ravel()
@@ -189,7 +156,7 @@ def finite_numbers(labels: Any, rows: int, bounds: Sequence[float] | None = None
 
 
 def check_weights(weights: Any, rows: int) -> None:
-    """Makes sure that each text has one."""
+    """Raises `ValueError` unless each text has a weight, or there are none."""
     if weights is not None and len(weights) != rows:
         raise ValueError(f"{rows} texts, but {len(weights)} sample weights: each text has one.")
 
@@ -197,7 +164,7 @@ def check_weights(weights: Any, rows: int) -> None:
 def check_dataset(
     dataset: tf.data.Dataset, label_names: Sequence[str] | None, has_labels: bool
 ) -> None:
-    """Refuses a dataset of texts that cannot work, as far as its kind of elements tells."""
+    """Raises `ValueError` for a dataset of texts whose element types show that it cannot work."""
     spec = dataset.element_spec
     x, *y = spec if isinstance(spec, tuple) else (spec,)
     texts = [one for one in tf.nest.flatten(x) if getattr(one, "dtype", None) == tf.string]
@@ -232,7 +199,7 @@ def class_numbers_in_graph(
 
 @contextlib.contextmanager
 def label_errors_told() -> Iterator[None]:
-    """Makes a `ValueError` of what `class_numbers_in_graph` finds when a dataset runs."""
+    """Turns what `class_numbers_in_graph` finds when a dataset runs into a `ValueError`."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -243,7 +210,7 @@ def label_errors_told() -> Iterator[None]:
 
 
 def answer_spans(answers: Any, contexts: Sequence[str]) -> np.ndarray:
-    """Where the contexts answer, [N, 2] int32; `ValueError` names the first that cannot be."""
+    """The answers' [start, end) in contexts, [N, 2] int32; `ValueError` names a wrong one."""
     wanted = "y must say where the answers are: [N, 2], the characters [start, end) of the contexts"
     try:
         spans = np.asarray(answers)
@@ -285,7 +252,7 @@ def _counted(labels: Any, rows: int) -> np.ndarray:
     except ValueError as error:
         raise ValueError("labels are one number or name for each text.") from error
     if labels.dtype.kind in "SU":
-        labels = np.asarray(given, object)  # NumPy makes strings of the numbers beside them.
+        labels = np.asarray(given, object)  # NumPy turned numbers among the strings into strings.
     if labels.ndim == 0 or len(labels) != rows:
         count = len(labels) if labels.ndim else 1
         raise ValueError(
@@ -320,20 +287,7 @@ def _number(label: Any) -> float:
 def check_row_length(
     preprocessor: keras_hub.models.Preprocessor | None, backbone: keras_hub.models.Backbone
 ) -> None:
-    """Makes sure that rows are no longer than a model can read.
-
-    Args:
-        preprocessor: Makes the rows; None where others do.
-        backbone: The encoder.
-
-    Raises:
-        ValueError: If they are.
-
-    Example:
-    ```python
-    check_row_length(preprocessor, backbone)
-    ```
-    """
+    """Raises `ValueError` if a preprocessor's rows are longer than a model can read."""
     length = getattr(preprocessor, "sequence_length", 0)
     if length > backbone.max_sequence_length:
         raise ValueError(
@@ -343,33 +297,19 @@ def check_row_length(
 
 
 def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Task]:
-    """Derives a KerasHub task that preprocesses, traces and saves no more than it needs.
-
-    Its steps run at the device's speed where the shapes of batches are known, as those are that
-    `fit()` makes of texts: one program for each of few widths. Batches of unknown shapes share one
-    program. A row of weight 0 is neither learned from nor counted, in the loss or in a metric, so
-    that a batch may be filled with such rows; all other rows count as they do without them.
-
-    Keras rewrites the bases of a functional model's class, which fails where one is a mixin: so
-    this is a function.
-
-    Args:
-        base: A task of KerasHub.
-
-    Returns:
-        The class. One that derives from it sets `trim_padding`, whether padding that all rows of
-        a batch have in common is cut off: otherwise all batches are as wide as the preprocessor's
-        rows.
-
-    Example:
-    ```python
-    class Rater(raw_text_task(keras_hub.models.TextClassifier)):
-        trim_padding = True
-    ```
-    """
+    """Derives a KerasHub task that preprocesses, traces and saves no more than it needs."""
+    # Its steps run at the device's speed where the shapes of batches are known, as for the batches
+    # that `fit()` makes of texts: one program for each of few widths. Batches of unknown shapes
+    # share one program. A row of weight 0 is neither learned from nor counted, in the loss or in a
+    # metric, so that a batch may be filled with such rows; all other rows count as they do without
+    # them.
+    # A function and not a mixin: Keras rewrites the bases of a functional model's class, which
+    # fails with a mixin among them.
+    # A class that derives from it sets `trim_padding`: whether padding that all rows of a batch
+    # have in common is cut off; otherwise all batches are as wide as the preprocessor's rows.
 
     class RawTextTask(base):
-        """The task, with what all of them have in common."""
+        """The base of the exported Keras classes, which have its public methods."""
 
         trim_padding: bool
         label_names: Sequence[str] | None = None
@@ -381,15 +321,23 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             micro_batches: int = 1,
             **kwargs: Any,
         ) -> None:
-            """Readies the model for `fit()`.
+            """Configures the model for `fit()`.
 
             Args:
                 *args: As for `keras.Model.compile`.
-                jit_compile: Whether XLA compiles the whole step; None to decide by the devices:
-                    on GPUs it does, on CPUs it compiles the parts that gain by it.
-                micro_batches: How many parts each batch is cut into, whose gradients are added:
-                    the memory of a small batch, the gradients of a large one.
+                jit_compile: Whether XLA compiles the whole step; None to decide by the devices: on
+                    GPUs it does, on CPUs it compiles only the parts that gain by it.
+                micro_batches: Into how many parts each batch is cut, whose gradients are added: the
+                    memory of a small batch, the gradients of a large one.
                 **kwargs: As for `keras.Model.compile`.
+
+            Raises:
+                ValueError: If `micro_batches` is less than 1.
+
+            Example:
+            ```python
+            classifier.compile(keras.optimizers.Adam(1e-5), micro_batches=4)
+            ```
             """
             if micro_batches < 1:
                 raise ValueError(f"micro_batches={micro_batches} must be at least 1.")
@@ -415,21 +363,21 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
         ) -> Any:
             """Fine-tunes the model.
 
-            Texts are tokenized once, shuffled in every epoch, and those of like lengths share a
-            batch, unless they come as a `tf.data.Dataset` or are to stay in order.
+            Texts are tokenized once and shuffled in every epoch, and those of like lengths share a
+            batch. Where `shuffle` is off or there is a `validation_split`, Keras makes the batches;
+            those of a `tf.data.Dataset` are left as they are.
 
             Args:
-                x: As for the preprocessor, for all texts: lists, arrays or columns of strings, a
-                    tuple of two of these or a [N, 2] array for pairs; or a `tf.data.Dataset` of
+                x: All texts, in the forms of the preprocessor: lists, arrays or columns of strings,
+                    a tuple of two of these or a [N, 2] array for pairs; or a `tf.data.Dataset` of
                     batches of `(x, y)`.
                 y: [N], the numbers of the classes, or their names where there are `label_names`;
                     the numbers of a regression.
-                batch_size: int. 32 where it is None.
-                sample_weight: [N], weights of the labels; a row of weight 0 is as if it were not
-                    there.
+                batch_size: Rows of a batch; None for 32.
+                sample_weight: [N], weights of the labels; a row of weight 0 is ignored.
                 class_weight: The weight of each class, by its number.
                 validation_split: As for `keras.Model.fit`.
-                validation_data: Like `(x, y)` or `(x, y, sample_weight)`, or a dataset.
+                validation_data: `(x, y)` or `(x, y, sample_weight)`, or a dataset.
                 shuffle: Whether every epoch has another order.
                 **kwargs: As for `keras.Model.fit`.
 
@@ -437,7 +385,12 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 Keras's `History`.
 
             Raises:
-                ValueError: Saying which text or label is wrong.
+                ValueError: Naming the first text or label that is wrong.
+
+            Example:
+            ```python
+            classifier.fit(["It was great.", "It was not."], [1, 0], batch_size=2, epochs=3)
+            ```
             """
             if isinstance(validation_data, tuple | list):
                 parts = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
@@ -475,12 +428,12 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             sample_weight: Any = None,
             **kwargs: Any,
         ) -> Any:
-            """Computes the loss and the metrics, as KerasHub does.
+            """Computes the loss and the metrics.
 
             Args:
                 x: As for `fit`.
                 y: As for `fit`.
-                batch_size: int. 32 where it is None.
+                batch_size: Rows of a batch; None for 32.
                 sample_weight: As for `fit`.
                 **kwargs: As for `keras.Model.evaluate`.
 
@@ -488,7 +441,12 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 What `keras.Model.evaluate` returns.
 
             Raises:
-                ValueError: Saying which text or label is wrong.
+                ValueError: Naming the first text or label that is wrong.
+
+            Example:
+            ```python
+            classifier.evaluate(["It was great."], [1], return_dict=True)
+            ```
             """
             if columns := self._columns(x):
                 x = self._measuring_batches(columns, y, sample_weight, batch_size)
@@ -499,19 +457,25 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 return super().evaluate(x, y, batch_size, sample_weight=sample_weight, **kwargs)
 
         def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-            """Computes the outputs, as KerasHub does; of texts the shortest first.
+            """Computes the model's outputs.
 
             Args:
                 x: As for `fit`.
-                batch_size: int. 32 where it is None.
+                batch_size: Rows of a batch; None for 32.
                 **kwargs: As for `keras.Model.predict`.
 
             Returns:
                 What `keras.Model.predict` returns, in the order of `x`.
 
             Raises:
-                ValueError: Saying which text is wrong.
+                ValueError: Naming the first text that is wrong.
+
+            Example:
+            ```python
+            classifier.predict(["It was great."])
+            ```
             """
+            # Texts are read in the order of their lengths.
             columns = self._columns(x)
             if columns is None:
                 if isinstance(x, tf.data.Dataset):
@@ -531,7 +495,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return outputs
 
         def tokens_of(self, columns: Columns) -> Tokens:
-            """Texts as the model reads them, without padding."""
+            """Columns of texts as rows of tokens, without padding."""
             rows, at_once = len(columns[0]), TOKENIZED_AT_ONCE
             features = [
                 self.preprocessor(x=tuple(texts[start : start + at_once] for texts in columns))
@@ -540,7 +504,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return without_padding(features, self.preprocessor.sequence_length)
 
         def checked(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any]:
-            """Texts and labels as KerasHub takes them; what comes by itself stays as it is."""
+            """Texts and labels as KerasHub takes them; tokens and datasets are left as they are."""
             if isinstance(x, tf.data.Dataset):
                 check_dataset(x, self.label_names, has_labels=True)
                 return x, y
@@ -550,11 +514,11 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return as_model_input(columns), self._labels(columns, y, sample_weight)[0]
 
         def checked_labels(self, y: Any, rows: int) -> Any:
-            """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""
+            """Labels of texts as the loss takes them; `ValueError` names a wrong one."""
             return y
 
         def labels_in_graph(self, y: Any) -> Any:
-            """The same for the labels of a dataset's batch."""
+            """Labels of a dataset's batch as the loss takes them."""
             return y
 
         @property
@@ -569,7 +533,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return text_columns(x)
 
         def _labels(self, columns: Columns, y: Any, weights: Any) -> tuple[Any, Any]:
-            """The labels of texts, and their weights where there are some."""
+            """The checked labels of texts, and their weights or None."""
             rows = len(columns[0])
             check_weights(weights, rows)
             weights = None if weights is None else np.asarray(weights, np.float32)
@@ -578,12 +542,12 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
         def _learning_batches(
             self, columns: Columns, labels: Any, batch_size: int, weights: Any
         ) -> tuple[tf.data.Dataset, int]:
-            """Endless batches of texts, shuffled, and how many of them an epoch has."""
+            """Endless shuffled batches of texts, and how many of them an epoch has."""
             return training_batches(
                 self.tokens_of(columns),
                 labels,
                 batch_size,
-                random.randrange(2**31),  # Python's generator is what seeds the weights too.
+                random.randrange(2**31),  # Python's generator also seeds the weights
                 8 if self.trim_padding else 0,
                 weights,
             )
@@ -591,7 +555,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
         def _measuring_batches(
             self, columns: Columns, y: Any, weights: Any, batch_size: int | None
         ) -> tf.data.Dataset:
-            """Batches of texts, the shortest first, their labels and weights."""
+            """Batches of texts, the shortest first, with labels and weights."""
             labels, weights = self._labels(columns, y, weights)
             if weights is None:
                 weights = np.ones(len(labels), np.float32)
@@ -604,7 +568,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return batches.map(lambda x, row: (x, row["labels"], row["weights"] * row["real"]))
 
         def _batch_size(self, wanted: int | None) -> int:
-            """The size of the batches to learn from; all devices and micro-batches share one."""
+            """The size of a batch, after checking that replicas and micro-batches divide it."""
             size, replicas = wanted or BATCH_SIZE, self.distribute_strategy.num_replicas_in_sync
             if size % (replicas * self._micro_batches):
                 raise ValueError(
@@ -615,16 +579,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return size
 
         def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-            """Turns a batch of raw texts into tokens. Tokens are left as they are.
-
-            Args:
-                x: As for the preprocessor, or a dict of `token_ids` and `padding_mask`.
-                y: Labels.
-                sample_weight: Their weights.
-
-            Returns:
-                What `fit()` takes of one batch.
-            """
+            """Tokenizes a batch of raw texts; tokens are left as they are."""
             if self.preprocessor is None or isinstance(x, dict):
                 return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
             if isinstance(y, tf.Tensor):
@@ -651,7 +606,6 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
         # What Keras calls.
 
         def make_train_function(self, force: bool = False) -> None:
-            """The function that `fit()` calls for every `steps_per_execution` steps."""
             if self.train_function is not None and not force:
                 return
             # Keras would build the optimizer while it traces the step, and then trace it again.
@@ -662,14 +616,12 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             self.train_function = _on_iterator(programs, self, has_fixed_rows)
 
         def make_test_function(self, force: bool = False) -> None:
-            """The function that `evaluate()` and `fit()`'s validation call."""
             if self.test_function is not None and not force:
                 return
             programs = self._programs(self._test)
             self.test_function = _on_iterator(programs, self, lambda _: False)
 
         def make_predict_function(self, force: bool = False) -> None:
-            """The function that `predict()` calls with some batches."""
             if self.predict_function is not None and not force:
                 return
             programs = self._programs(lambda batch, _: self.predict_step(batch), is_prediction=True)
@@ -681,11 +633,9 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             self.predict_function = function
 
         def train_step(self, batch: Any) -> None:
-            """One update from a batch, in replica context."""
             self._train(batch, _own_number())
 
         def test_step(self, batch: Any) -> None:
-            """Measures a batch, in replica context."""
             self._test(batch, _own_number())
 
         # How a step works.
@@ -694,10 +644,10 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             self, step: Callable[[Any, Any], Any], is_prediction: bool = False
         ) -> "_Programs":
             strategy = self.distribute_strategy
-            # AutoGraph finds nothing to convert in the model, but looks for a minute.
+            # AutoGraph has nothing to convert in the model, and takes a minute to find out.
             step = tf.autograph.experimental.do_not_convert(step)
             whole = tf.function(step, jit_compile=True, autograph=False)
-            # An input, so that the replicas' programs are alike: see `TrainingStep`.
+            # An input, so that all replicas have the same program: see `TrainingStep`.
             replicas = strategy.experimental_distribute_values_from_function(
                 lambda context: tf.constant(context.replica_id_in_sync_group)
             )
@@ -718,7 +668,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 run(whole if self._whole_step else step),
                 run(whole if self._any_shape else step),
                 eager=self.run_eagerly,
-                # Where nothing of unknown shape is compiled.
+                # TPUs compile no program for unknown shapes.
                 only_fixed=isinstance(strategy, tf.distribute.TPUStrategy),
             )
 
@@ -740,7 +690,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
         def _gradients(
             self, batch: Any, total: tf.Tensor, replica: Any, micro_batch: Any
         ) -> list[tf.Tensor]:
-            """This part's share of the gradients of the global batch's mean loss."""
+            """A part's share of the gradients of the global batch's mean loss."""
             x, y, weights = batch
             with tf.GradientTape() as tape:
                 with self._seeded(replica, micro_batch):
@@ -757,7 +707,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
         def _accumulate(self, batch: Any, total: tf.Tensor, replica: Any) -> list[tf.Tensor]:
-            """`_gradients` of the micro-batches, one after the other, added up."""
+            """The sum of the gradients of the micro-batches, computed one after the other."""
             count = self._micro_batches
             parts = tf.nest.map_structure(lambda x: cut(x, count), batch)
 
@@ -771,15 +721,15 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 lambda number, _: number < count,
                 add,
                 (tf.constant(0), zeros),
-                parallel_iterations=1,  # more would hold the activations of several
+                parallel_iterations=1,  # more would keep the activations of several parts
             )[1]
 
         def _loss(self, x: Any, y: Any, y_pred: Any, weights: Any, training: bool) -> tf.Tensor:
-            """The mean loss over what has a weight; counted, too."""
+            """The mean loss over all whose weight is not 0; the loss tracker gets it, too."""
             if weights is not None:
                 is_there = tf.not_equal(weights, 0)
                 for output in tf.nest.flatten(y_pred):
-                    # So Keras means over these, whatever the loss.
+                    # Makes Keras average over these, whatever the loss.
                     output._keras_mask = is_there
             loss = self._compute_loss(x, y, y_pred, weights, training=training)
             # Keras has divided it by the number of replicas.
@@ -788,7 +738,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return loss
 
         def _measure(self, y: Any, y_pred: Any, weights: Any) -> None:
-            """Updates the metrics; the unweighted ones by all that has a weight."""
+            """Updates the metrics; unweighted ones by all rows or tokens whose weight is not 0."""
             compiled = self._compile_metrics
             if compiled is None:
                 return
@@ -817,15 +767,15 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 if limit := optimizer.global_clipnorm:
                     norm = tf.linalg.global_norm(gradients)
                     clipping = limit / tf.maximum(norm, limit)
-                    # What is not finite is to be seen in the weights, as elsewhere in Keras.
+                    # Gradients that are not finite reach the weights, as elsewhere in Keras.
                     scale = tf.where(tf.math.is_finite(norm), clipping, 1.0)
                 optimizer.apply_scaled(gradients, self.trainable_variables, scale)
                 return
-            # Keras's own optimizers add up over replicas what is the whole sum on each already.
+            # Keras's own optimizers add up over replicas, and each has the whole sum already.
             optimizer.apply([g / replicas for g in gradients], self.trainable_variables)
 
         def _seeded(self, replica: Any, micro_batch: Any) -> keras.StatelessScope:
-            """A scope in which dropout follows from where the run stands."""
+            """A scope in which dropout follows from the step, the replica and the micro-batch."""
             state = self.backbone.seed_generator.state
             seed = tf.cast(tf.convert_to_tensor(state), tf.int32)
             for position in (self.optimizer.iterations, replica, micro_batch):
@@ -833,33 +783,42 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             return keras.StatelessScope(state_mapping=[(state, tf.cast(seed, state.dtype))])
 
         def save_task_weights(self, filepath: str) -> None:
-            """Saves the head alone.
+            """Saves the weights of the head alone.
 
             Args:
                 filepath: It ends in `.weights.h5`.
+
+            Example:
+            ```python
+            classifier.save_task_weights("head.weights.h5")
+            ```
             """
             keras.saving.save_weights(self, filepath, objects_to_skip=self._not_in_the_head())
 
         def load_task_weights(self, filepath: str) -> None:
-            """Loads what `save_task_weights` wrote.
+            """Loads the weights that `save_task_weights` saved.
 
             Args:
                 filepath: It ends in `.weights.h5`.
+
+            Example:
+            ```python
+            classifier.load_task_weights("head.weights.h5")
+            ```
             """
             keras.saving.load_weights(self, filepath, objects_to_skip=self._not_in_the_head())
 
         def _not_in_the_head(self) -> list[Any]:
-            # KerasHub skips the encoder only, and so saves the optimizer's moments of all weights.
+            # KerasHub skips the encoder only, and would save the optimizer's moments, too.
             return [*self.backbone._flatten_layers(), self.optimizer]
 
     return RawTextTask
 
 
 class _Programs:
-    """A function of batches: a program for each of few shapes, and one for all others.
+    """Calls a function of batches by a program for each of few shapes, and one for all others."""
 
-    Programs for one shape are fast, and long in the making.
-    """
+    # Programs for one shape are fast, and take long to compile.
 
     def __init__(
         self,
@@ -875,10 +834,10 @@ class _Programs:
         self._only_fixed = only_fixed
         self._times: collections.Counter[Any] = collections.Counter()
         self._shapes: set[Any] = set()
-        self.step = fixed  # For a loop around it
+        self.step = fixed  # for `_on_iterator`, which loops over it in a graph
 
     def __call__(self, batch: Any, has_few_shapes: bool = False) -> Any:
-        # Where there are no labels, Keras may give an `Optional`.
+        # Keras may pass missing labels as an `Optional`.
         batch = tf.nest.map_structure(
             lambda x: None if isinstance(x, tf.experimental.Optional) else x, batch
         )
@@ -896,7 +855,7 @@ class _Programs:
 def _on_iterator(
     programs: _Programs, model: keras.Model, has_few_shapes: Callable[[Any], bool]
 ) -> Callable[[Any], Any]:
-    """A function of an iterator, as Keras calls it, for `steps_per_execution` batches."""
+    """The function of an iterator that Keras calls for `steps_per_execution` batches."""
     steps = model.steps_per_execution
 
     @tf.function
@@ -924,7 +883,7 @@ def _on_iterator(
 
 
 def has_fixed_rows(spec: Any) -> bool:
-    """Whether batches of a kind all have as many rows; their widths may differ."""
+    """Whether the batches of a dataset all have as many rows; their widths may differ."""
     leaves = tf.nest.flatten(spec, expand_composites=True)
     return spec is not None and all(bool(x.shape.rank and x.shape[0]) for x in leaves)
 
@@ -935,7 +894,7 @@ def _is_static(spec: Any) -> bool:
 
 
 def _count(x: Any, weights: tf.Tensor | None) -> tf.Tensor:
-    """How much the loss of a batch is the mean of."""
+    """The number of rows, or of rows or tokens with a weight, that the loss is a mean of."""
     if weights is None:
         return tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float32)
     return tf.reduce_sum(tf.cast(tf.not_equal(weights, 0), tf.float32))

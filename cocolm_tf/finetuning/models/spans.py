@@ -8,23 +8,16 @@ from cocolm_tf.finetuning.models.windows import NOWHERE
 
 
 class Spans(NamedTuple):
-    """The best spans of each window, best first.
+    """The best spans of each window, best first."""
 
-    Where a window has fewer spans than were asked for, the logits of the others are -inf.
+    # Where a window has fewer spans than were asked for, the logits of the others are -inf.
 
-    Attributes:
-        starts: `[W, K]` int32, the first character of the context.
-        ends: `[W, K]` int32, the one after the last.
-        start_logits: `[W, K]` float32, of the span's first token.
-        end_logits: `[W, K]` float32, of its last token. The sum of both ranks the spans.
-        no_answer_logits: `[W, 2]` float32, the two of `<s>`, which stands for no answer.
-    """
-
-    starts: tf.Tensor
-    ends: tf.Tensor
-    start_logits: tf.Tensor
+    starts: tf.Tensor  # [W, K] int32, the first character of the context
+    ends: tf.Tensor  # [W, K] int32, the character after the last
+    start_logits: tf.Tensor  # [W, K] float32, of the span's first token
+    # [W, K] float32, of its last token. The sum of both ranks the spans.
     end_logits: tf.Tensor
-    no_answer_logits: tf.Tensor
+    no_answer_logits: tf.Tensor  # [W, 2] float32, those of `<s>`, which stands for no answer
 
 
 def best_spans(
@@ -36,32 +29,14 @@ def best_spans(
     max_answer_length: int,
     n_best: int,
 ) -> Spans:
-    """Finds the spans of the context with the highest sums of a start and an end logit.
-
-    All spans are looked at, not only those of the best starts and the best ends.
-
-    Args:
-        start_logits: `[W, S]`.
-        end_logits: `[W, S]`.
-        starts: `[W, S]` int32, from `Windows`.
-        ends: `[W, S]` int32, from `Windows`.
-        max_answer_length: The longest span, in tokens.
-        n_best: K, how many spans of each window to find.
-
-    Returns:
-        The spans. Each covers a character at least.
-
-    Example:
-    ```python
-    best_spans(logits["start"], logits["end"], windows.starts, windows.ends,
-               max_answer_length=30, n_best=20)
-    ```
-    """
+    """The `n_best` spans of each context with the highest sums of start and end logits, [W, S]."""
+    # All spans of up to `max_answer_length` tokens compete, not only those of the best starts and
+    # the best ends. Each has a character at least.
     start_logits, end_logits = (tf.cast(x, tf.float32) for x in (start_logits, end_logits))
     width = tf.shape(starts)[1]
     lengths = tf.range(max_answer_length)
 
-    # [W, S, L]: what lies 0 to L - 1 tokens after each token.
+    # [W, S, L]: the tokens that are 0 to L - 1 tokens after each token.
     last = tf.minimum(tf.range(width)[:, tf.newaxis] + lengths, width - 1)
     is_inside = tf.range(width)[:, tf.newaxis] + lengths < width
     span_ends = tf.gather(ends, last, axis=1)

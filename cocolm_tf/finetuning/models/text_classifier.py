@@ -29,13 +29,13 @@ from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 class CocoLMTextClassifierPreprocessor(keras_hub.models.TextClassifierPreprocessor):
     """Tokenizes texts and lays them out as `<s> A </s>` or `<s> A </s> </s> B </s>`.
 
-    What is too long is cut at its end; of a pair it is the longer text that is cut, as
-    `"round_robin"` does in KerasHub.
+    What is too long is cut at its end; of a pair the longer text is cut.
 
     Args:
-        tokenizer: `CocoLMTokenizer`.
-        sequence_length: int. S, how long every row becomes. `from_preset` takes what the model
-            has positions for.
+        tokenizer: Turns texts into tokens.
+        sequence_length: S, the tokens of every row. `from_preset` takes as many as the model has
+            positions.
+        truncate: `"round_robin"`, as KerasHub calls it; there is no other way.
         **kwargs: As for `keras.layers.Layer`.
 
     Call arguments:
@@ -49,7 +49,7 @@ class CocoLMTextClassifierPreprocessor(keras_hub.models.TextClassifierPreprocess
         in a tuple with `y` and `sample_weight` where these are given.
 
     Raises:
-        ValueError: If there are more than two texts to a row.
+        ValueError: If a row has more than two texts, or `truncate` is another one.
 
     Example:
     ```python
@@ -76,11 +76,9 @@ class CocoLMTextClassifierPreprocessor(keras_hub.models.TextClassifierPreprocess
         super().__init__(tokenizer, sequence_length, truncate, **kwargs)
 
     def build(self, input_shape: Any) -> None:
-        """There is nothing to build: the tokenizer packs."""
         self.built = True
 
     def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Turns texts into the model's input."""
         x = tuple(map(as_string_tensor, x)) if isinstance(x, tuple) else as_string_tensor(x)
         return self._pack(x, y, sample_weight)
 
@@ -115,12 +113,10 @@ class FirstState(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
-        """Encodes."""
         first = tf.zeros([tf.shape(inputs["token_ids"])[0], 1], tf.int32)
         return self.backbone.states_at(inputs, first, training)[:, 0]
 
     def compute_output_shape(self, inputs_shape: dict[str, Any]) -> tuple[int | None, ...]:
-        """The shape of the states, for the functional graph."""
         return (inputs_shape["token_ids"][0], self.backbone.hidden_dim)
 
 
@@ -130,27 +126,28 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
 
     The head is that of the released models, on the hidden state of `<s>`: dropout, dense, GELU,
     dropout, output. With one class it is a regression: the output is a number, and the default
-    loss the squared error. With `multi_label` a text has any number of the classes, each by itself:
-    the default loss is their binary cross entropy.
+    loss the squared error. With `multi_label` a text has any number of the classes: the default
+    loss is the binary cross entropy of each.
 
     `from_preset(directory, num_classes=...)` puts a new head on a pretrained encoder; without
-    `num_classes` it restores a classifier that was fine-tuned, its head included, be it here or
-    before its checkpoint was converted.
+    `num_classes` it loads a fine-tuned classifier with its head, which may be a converted
+    checkpoint's.
 
     Args:
-        backbone: `CocoLMBackbone`.
-        num_classes: int. 1 for a regression.
-        preprocessor: `CocoLMTextClassifierPreprocessor`, or None where `fit()` gets tokens.
-        label_names: The classes by name, in order; kept in the preset. None where nobody said.
+        backbone: The encoder.
+        num_classes: How many classes there are; 1 for a regression.
+        preprocessor: Turns texts into the encoder's input; None where `fit()` gets tokens.
+        label_names: The names of the classes, in order; saved in presets. None for no names.
         activation: On the output, as `"softmax"`; None for logits.
-        hidden_dim: int, or None for the backbone's. Width of the dense layer.
-        dropout: float, or None for the backbone's. Rate of both dropouts.
-        trim_padding: bool. Whether `fit()`, `evaluate()` and `predict()` cut off the padding that
+        hidden_dim: Width of the dense layer; None for the encoder's.
+        dropout: Rate of both dropouts; None for the encoder's.
+        trim_padding: Whether `fit()`, `evaluate()` and `predict()` cut off the padding that
             all rows of a batch have in common, down to one of at most 8 widths.
-        multi_label: bool. Whether a text may have several of the classes, or none: labels are
+        multi_label: Whether a text may have several of the classes, or none: labels are
             [N, num_classes], 0 or 1, or for each text a list of names.
-        thresholds: Of several labels, how probable each must be for a text to have it; None for
-            0.5. See `assigned`.
+        thresholds: With `multi_label`, the probability from which on a text has each class; None
+            for 0.5. See `assigned`.
+        **kwargs: As for `keras_hub.models.TextClassifier`.
 
     Call arguments:
         inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
@@ -215,7 +212,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self.multi_label = multi_label  # which `compile` asks for, within the base's constructor
+        self.multi_label = multi_label  # read by `compile`, which the base's constructor calls
         dtype = backbone.dtype_policy
         self.pooled_dropout = Dropout(
             dropout, backbone.seed_generator, dtype=dtype, name="pooled_dropout"
@@ -234,7 +231,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
             num_classes,
             activation=activation,
             kernel_initializer=_initializer(backbone),
-            # Half precision would round the answer itself.
+            # In float32: half precision would round the predictions themselves.
             dtype="float32",
             name="logits",
         )
@@ -262,7 +259,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         metrics: Any = "auto",
         **kwargs: Any,
     ) -> None:
-        """Readies the model for `fit()`.
+        """Configures the model for `fit()`.
 
         Args:
             optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
@@ -272,8 +269,8 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
             metrics: `"auto"` for the accuracy, of several labels that of each by itself, none of a
                 regression, or what Keras takes.
             **kwargs: `jit_compile`, whether XLA compiles the whole step, by default where there is
-                a GPU; `micro_batches`, how many parts a batch is cut into whose gradients are
-                added; and what else `keras.Model.compile` takes.
+                a GPU; `micro_batches`, into how many parts a batch is cut, whose gradients are
+                added; and other arguments of `keras.Model.compile`.
         """
         # The base class compiles in its constructor, before the configuration is set.
         is_regression = self.output_shape[-1] == 1 and not self.multi_label
@@ -293,7 +290,20 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
     def probabilities(self, outputs: Any) -> np.ndarray:
-        """The probabilities of the classes, [N, num_classes] float32, given the outputs."""
+        """Converts outputs to probabilities.
+
+        Args:
+            outputs: [N, num_classes], what `predict()` returned.
+
+        Returns:
+            The probabilities of the classes, [N, num_classes] float32; they do not sum to 1 with
+            `multi_label`.
+
+        Example:
+        ```python
+        classifier.probabilities(classifier.predict(["Great!"]))
+        ```
+        """
         outputs = np.asarray(outputs, np.float32)
         if self.output_dense.activation is not keras.activations.linear:
             return outputs
@@ -302,7 +312,22 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         )
 
     def assigned(self, outputs: Any) -> np.ndarray:
-        """Which of several labels each text has, [N, num_classes] bool, given the outputs."""
+        """Decides which of several labels texts have, by `thresholds`.
+
+        Args:
+            outputs: [N, num_classes], what `predict()` returned.
+
+        Returns:
+            [N, num_classes] bool.
+
+        Raises:
+            ValueError: If the classifier has no `multi_label`.
+
+        Example:
+        ```python
+        topics.assigned(topics.predict(["A dog saw a cat."]))
+        ```
+        """
         if not self.multi_label:
             raise ValueError("a text has one class: that is for multi_label=True.")
         thresholds = self.thresholds or [0.5] * self.num_classes
@@ -330,12 +355,12 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
 
         Args:
             preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
-            load_weights: Whether the weights are the preset's, or fresh.
-            **kwargs: Arguments of the class. `num_classes` asks for a new head, also where the
+            load_weights: Whether to load the preset's weights; otherwise they are random.
+            **kwargs: Arguments of the class. `num_classes` makes a new head, also where the
                 preset has one.
 
         Returns:
-            The classifier, compiled with the defaults.
+            The classifier, compiled with the defaults of `compile`.
 
         Example:
         ```python
@@ -345,7 +370,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         head = {}
         with local_preset(preset) as local:
             if "num_classes" in kwargs:
-                # The names of the classes that the preset had, and what else was said of them.
+                # A new head has none of what the preset's configuration says of its classes.
                 kwargs = {"label_names": None, "thresholds": None, "multi_label": False} | kwargs
             elif head := converted_head(local, "classifier"):
                 kwargs["hidden_dim"], kwargs["num_classes"] = head["output.kernel"].shape
@@ -356,7 +381,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         return classifier
 
     def checked_labels(self, y: Any, rows: int) -> Any:
-        """Labels of texts as the loss takes them; a `ValueError` says what is wrong."""
+        """Labels of texts as the loss takes them; `ValueError` names the first that is wrong."""
         if self.multi_label:
             return multi_hot(y, rows, self.num_classes, self.label_names)
         if self.num_classes == 1:
@@ -364,7 +389,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         return class_numbers(y, rows, self.num_classes, self.label_names, self._has_class_loss)
 
     def labels_in_graph(self, y: Any) -> Any:
-        """The same for the labels of a dataset's batch."""
+        """Labels of a dataset's batch as the loss takes them."""
         if self.num_classes == 1 or self.multi_label:
             return y
         return class_numbers_in_graph(y, self.num_classes, self.label_names, self._has_class_loss)

@@ -34,7 +34,7 @@ POOLING_MODES = ("cls", "mean")
 PairFeatures = dict[str, dict[str, tf.Tensor]]
 """`token_ids` and `padding_mask` of `queries`, [B, S], and of `documents`, [B, 1 + K, T]."""
 
-# Of a polynomial modulo 2^64 that tells texts apart; any odd number does.
+# The base of a polynomial hash of texts, modulo 2^64; any odd number does.
 _HASH_BASE = 0x9E3779B97F4A7C15
 
 
@@ -43,13 +43,13 @@ class CocoLMTextEmbedderPreprocessor(keras_hub.models.TextEmbedderPreprocessor):
     """Tokenizes texts and lays them out as `<s> A </s>`; what is too long is cut at its end.
 
     Args:
-        tokenizer: `CocoLMTokenizer`.
-        sequence_length: int. S, how long every row becomes. `from_preset` takes what the model
-            has positions for.
+        tokenizer: Turns texts into tokens.
+        sequence_length: S, the tokens of every row. `from_preset` takes as many as the model has
+            positions.
         **kwargs: As for `keras.layers.Layer`.
 
     Call arguments:
-        x: A text or a batch of texts, or a tuple of this alone. Strings or a string tensor.
+        x: A text or a batch of texts, or a tuple with this alone. Strings or a string tensor.
         y: Labels, passed through.
         sample_weight: Weights of the labels, passed through.
 
@@ -58,7 +58,7 @@ class CocoLMTextEmbedderPreprocessor(keras_hub.models.TextEmbedderPreprocessor):
         in a tuple with `y` and `sample_weight` where these are given.
 
     Raises:
-        ValueError: If there are several texts to a row.
+        ValueError: If a row has several texts.
 
     Example:
     ```python
@@ -76,11 +76,9 @@ class CocoLMTextEmbedderPreprocessor(keras_hub.models.TextEmbedderPreprocessor):
         super().__init__(tokenizer, sequence_length, **kwargs)
 
     def build(self, input_shape: Any) -> None:
-        """There is nothing to build: the tokenizer packs."""
         self.built = True
 
     def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Turns texts into the model's input."""
         if isinstance(x, tuple):
             if len(x) > 1:
                 raise ValueError(f"a row is a text, not {len(x)} texts.")
@@ -106,21 +104,23 @@ class CocoLMTextEmbedderPreprocessor(keras_hub.models.TextEmbedderPreprocessor):
 class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
     """Turns texts into vectors whose inner products say how similar they are.
 
-    `fit()` fine-tunes it on raw strings. Without labels, pairs of texts belong together, and each
-    first text learns to find its second among those of the whole batch, of all replicas; further
-    columns are hard negatives. With labels, the cosines of pairs learn to be these.
+    `fit()` fine-tunes it on raw strings. Without labels it learns from pairs of texts that belong
+    together: each first text is to be nearer to its second than to the others of the batch, those
+    of all replicas, and than to further columns, its hard negatives. With labels, these are the
+    cosines that pairs are to have.
 
     Args:
-        backbone: `CocoLMBackbone`.
-        preprocessor: `CocoLMTextEmbedderPreprocessor`, or None where `fit()` gets tokens.
+        backbone: The encoder.
+        preprocessor: Turns texts into the encoder's input; None where `fit()` gets tokens.
         pooling_mode: What becomes the vector: `"mean"`, the mean of all tokens' hidden states, or
             `"cls"`, the hidden state of `<s>`.
         dimensions: The numbers of leading dimensions that vectors may be cut to, each of which
-            learns (Matryoshka representations). Vectors have the greatest of them; None for all
-            of the backbone's.
-        temperature: float. Divides the cosines that are told apart.
-        trim_padding: bool. Whether `evaluate()` and `predict()` cut off the padding that all rows
+            the loss includes (Matryoshka representations). Vectors have the greatest of them; None
+            for all of the encoder's.
+        temperature: Divides the cosines in the loss of pairs without labels.
+        trim_padding: Whether `evaluate()` and `predict()` cut off the padding that all rows
             of a batch have in common, and `fit()` makes groups of like lengths.
+        **kwargs: As for `keras_hub.models.TextEmbedder`.
 
     Call arguments:
         inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
@@ -188,7 +188,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         self.trim_padding = trim_padding
 
     def compile(self, optimizer: Any = "auto", **kwargs: Any) -> None:
-        """Readies the model for `fit()`, whose loss follows from what it is given.
+        """Configures the model for `fit()`, which chooses the loss by whether it gets labels.
 
         Args:
             optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
@@ -196,11 +196,11 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
             **kwargs: `micro_batches`, in how many parts a batch is encoded, which is still compared
                 as a whole: the memory of a small batch, the negatives of a large one, for one more
                 forward pass (GradCache: Gao et al., 2021); `jit_compile`, whether XLA compiles the
-                whole step, by default where there is a GPU; and what else `keras.Model.compile`
-                takes, but no loss and no metrics.
+                whole step, by default where there is a GPU; and other arguments of
+                `keras.Model.compile`, but no loss and no metrics.
 
         Raises:
-            ValueError: If there is a loss or a metric, which know nothing of other rows.
+            ValueError: If there is a loss or a metric: Keras's do not compare rows.
         """
         if given := [name for name in ("loss", "metrics") if kwargs.pop(name, None)]:
             raise ValueError(f"{given[0]} is not to be given: it follows from what `fit()` gets.")
@@ -221,16 +221,16 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
                 one or more columns of hard negatives; or a `tf.data.Dataset` of batches of
                 `(x, y)` or `(x,)`.
             y: [N], the cosines of the first two, from -1 to 1; None where they belong together.
-            batch_size: int. 32 where it is None. More rows are more negatives.
-            **kwargs: `sample_weight` [N], where a row of weight 0 is not even a negative;
-                `validation_data`, which is `(x, y)` or `(x,)`; and what else `keras.Model.fit`
-                takes.
+            batch_size: Rows of a batch; None for 32. More rows are more negatives.
+            **kwargs: `sample_weight` [N], where a row of weight 0 is no negative either;
+                `validation_data`, which is `(x, y)` or `(x,)`; and other arguments of
+                `keras.Model.fit`.
 
         Returns:
             Keras's `History`.
 
         Raises:
-            ValueError: Saying which text or label is wrong.
+            ValueError: Naming the first text or label that is wrong.
         """
         columns = self._columns(x)
         if columns is not None and len(columns) < 2:
@@ -242,14 +242,14 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
 
         Args:
             x: A list, array or column of strings, or a `tf.data.Dataset` of batches of these.
-            batch_size: int. 32 where it is None.
+            batch_size: Texts of a batch; None for 32.
             **kwargs: As for `keras.Model.predict`.
 
         Returns:
             [N, D] float32, vectors of unit length, in the order of `x`.
 
         Raises:
-            ValueError: Saying which text is wrong.
+            ValueError: Naming the first text that is wrong.
         """
         if len(self._columns(x) or ()) > 1:
             raise ValueError("texts are embedded one by one: give a list of texts, not pairs.")
@@ -286,15 +286,15 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
     def from_preset(
         cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
     ) -> Self:
-        """Loads an embedder, or makes one of a pretrained encoder.
+        """Loads an embedder, or makes one on a pretrained encoder.
 
         Args:
             preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
-            load_weights: Whether the weights are the preset's, or fresh.
-            **kwargs: Arguments of the class, in the place of the preset's.
+            load_weights: Whether to load the preset's weights; otherwise they are random.
+            **kwargs: Arguments of the class, which replace the preset's.
 
         Returns:
-            The embedder, compiled with the defaults.
+            The embedder, compiled with the defaults of `compile`.
 
         Example:
         ```python
@@ -314,11 +314,11 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         return super().checked(x, y, sample_weight)
 
     def checked_labels(self, y: Any, rows: int) -> np.ndarray | None:
-        """Cosines as the loss takes them; a `ValueError` says what is wrong."""
+        """Cosines as the loss takes them; `ValueError` names the first that is wrong."""
         return None if y is None else finite_numbers(y, rows, bounds=(-1, 1))
 
     def _columns(self, x: Any) -> Columns | None:
-        # Beside pairs, there are triplets and more.
+        # Pairs, and pairs with columns of hard negatives.
         if self.preprocessor is None or not (isinstance(x, tuple) and len(x) > 2):
             return super()._columns(x)
         columns = tuple(text_columns(column)[0] for column in x)
@@ -329,7 +329,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
     def _learning_batches(
         self, columns: Columns, labels: Any, batch_size: int, weights: Any
     ) -> tuple[tf.data.Dataset, int]:
-        seed = random.randrange(2**31)  # Python's generator is what seeds the weights too.
+        seed = random.randrange(2**31)  # Python's generator also seeds the weights.
         return self._pair_batches(columns, labels, batch_size, seed, weights)
 
     def _measuring_batches(
@@ -347,7 +347,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         return pair_batches(tokens, labels, batch_size, seed, buckets, weights)
 
     def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Turns a batch of texts, or of pairs and hard negatives, into tokens."""
+        """Tokenizes a batch of texts, or of pairs and hard negatives."""
         if self.preprocessor is None or not isinstance(x, tuple):
             return super().preprocess_samples(x, y, sample_weight)
         first, *others = map(as_string_tensor, x)
@@ -363,7 +363,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         return super().preprocess_samples(texts)
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
-        # Built it is. Keras, to be sure, would call the model with pairs.
+        # The model is built. Keras would call it with pairs to make sure.
         pass
 
     # How a step works.
@@ -396,7 +396,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         self._loss_tracker.update_state(loss, tf.reduce_sum(weights))
 
     def _vectors(self, x: PairFeatures, training: bool) -> list[tf.Tensor]:
-        """The vectors [B, H] of queries and [B, 1 + K, H] of documents, of any length."""
+        """The vectors [B, H] of queries and [B, 1 + K, H] of documents, not normalized."""
         documents, width = x["documents"], self.backbone.hidden_dim
         per_row = documents["token_ids"].shape[1]
         flat = {
@@ -407,7 +407,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         return [self._pooled(x["queries"], training), tf.reshape(found, [-1, per_row, width])]
 
     def _signature(self, x: PairFeatures) -> list[tf.TensorSpec]:
-        """What `_vectors` gives of a micro-batch."""
+        """The shapes of what `_vectors` returns for a micro-batch."""
         rows, per_row, _ = x["documents"]["token_ids"].shape
         rows, width = rows and rows // self._micro_batches, self.backbone.hidden_dim
         return [tf.TensorSpec([rows, width]), tf.TensorSpec([rows, per_row, width])]
@@ -416,7 +416,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         if self.pooling_mode == "cls":
             token_ids = features["token_ids"]
             first = tf.zeros([token_ids.shape[0] or tf.shape(token_ids)[0], 1], tf.int32)
-            # The last layer is computed for these alone.
+            # The last layer is computed for the first positions alone.
             pooled = self.backbone.states_at(features, first, training=training)[:, 0]
         else:
             pooled = _mean(self.backbone(features, training=training), features["padding_mask"])
@@ -429,7 +429,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         y: tf.Tensor | None,
         weights: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The loss, and the factor that makes it this replica's share of the whole batch's."""
+        """The loss, and the factor that makes it this replica's share of the whole batch's loss."""
         queries, documents = vectors
         if y is None:
             loss = in_batch_negatives_loss(
@@ -455,23 +455,13 @@ def cached_gradients(
     variables: list[tf.Variable],
     micro_batches: int,
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Gradients of what compares a batch's rows, in the memory of a part of them.
-
-    All vectors are computed first, then their gradients, then each part's vectors again, whose
-    backward pass begins with those (GradCache: Gao et al., 2021).
-
-    Args:
-        encode: Gives the vectors, each [rows, ...], of a part and its number: the same, whenever it
-            is asked for.
-        objective: Gives what to differentiate, of all vectors, and what else of it is wanted.
-        batch: A structure of tensors [B, ...].
-        signature: Of the vectors of a part.
-        variables: What to differentiate by.
-        micro_batches: int. How many parts; with 1 nothing is computed twice.
-
-    Returns:
-        What else is wanted of the objective, and the gradients.
-    """
+    """The objective's second value, and gradients, in the memory of one part of the batch."""
+    # GradCache (Gao et al., 2021): all vectors are computed first, then the gradients of the loss
+    # by the vectors, then each part's vectors again, whose backward pass begins with those.
+    # `encode` returns the vectors, each [rows, ...], of a part and its number, and must return the
+    # same ones when it is called again. `objective` returns the value to differentiate, of all
+    # vectors, and another to return. `signature` is that of a part's vectors. With one micro-batch
+    # nothing is computed twice.
     zero = tf.UnconnectedGradients.ZERO
     if micro_batches == 1:
         with tf.GradientTape() as tape:
@@ -511,7 +501,7 @@ def cached_gradients(
         lambda number, _: number < micro_batches,
         add,
         (tf.constant(0), [tf.zeros_like(variable) for variable in variables]),
-        parallel_iterations=1,  # More would hold the activations of several.
+        parallel_iterations=1,  # more would keep the activations of several parts
     )
     return wanted, gradients
 
@@ -524,7 +514,7 @@ def _mean(states: Any, padding_mask: Any) -> Any:
 
 
 def _keys(token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
-    """A number for each text, the same for the same tokens, whatever the padding is."""
+    """A hash of each text's tokens, the same whatever the padding is."""
     token_ids = tf.cast(token_ids + 1, tf.int64)
     real = tf.cast(padding_mask, tf.int64)
     base = tf.constant(_HASH_BASE - 2**64, tf.int64)

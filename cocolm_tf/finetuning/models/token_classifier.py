@@ -56,14 +56,14 @@ _LABELS_WANTED = (
 
 
 class TaggedSpan(NamedTuple):
-    """A part of a text with its label.
+    """A labeled part of a text, as `CocoLMTokenClassifier.predict` finds it.
 
     Attributes:
         start: Its first character.
-        end: The one after its last.
+        end: The character after its last.
         label: The label.
-        text: The characters.
-        score: How probable the tags of its words are, all of them together.
+        text: The characters from `start` to before `end`.
+        score: The probability of the tags of all its words together, from 0 to 1.
     """
 
     start: int
@@ -80,25 +80,28 @@ class CocoLMTokenClassifierPreprocessor(keras_hub.models.Preprocessor):
     A batch of B texts becomes W >= B rows `<s> tokens </s>`.
 
     Args:
-        tokenizer: `CocoLMTokenizer`.
-        sequence_length: int. S, how long every row becomes. `from_preset` takes what the model has
-            positions for.
-        overlap: int. How many tokens two windows of a text share; None for a quarter of a row.
-        unit: What of a text that comes as a string has a label: `"word"`, what white space
-            separates, and punctuation by itself; or `"token"`, the tokenizer's pieces, for
+        tokenizer: Turns texts into tokens.
+        sequence_length: S, the tokens of every row. `from_preset` takes as many as the model has
+            positions.
+        overlap: How many tokens two windows of a text share; None for a quarter of a row.
+        unit: What has a label in a text that comes as a string: `"word"`, what white space
+            separates, and each punctuation mark; or `"token"`, the tokenizer's pieces, for
             languages that do not separate words.
         **kwargs: As for `keras.layers.Layer`.
 
     Call arguments:
         x: A batch of strings; or of lists of words, a [B, (N)] ragged tensor.
-        y: The numbers of the words' tags, as `x`. Only words have them: the spans of strings are
-            aligned by `CocoLMTokenClassifier.fit`.
-        sample_weight: Not taken: it weighs tokens.
+        y: The numbers of the words' tags, in lists as those of `x`. Only words have them: the spans
+            of strings are aligned by `CocoLMTokenClassifier.fit`.
+        sample_weight: Must be None: the weights that are returned are those of tokens.
 
     Returns:
         A dict of `token_ids` [W, S] int32 and `padding_mask` [W, S] bool; with `y` in a tuple with
         the tokens' labels [W, S] int32 and weights [W, S] float32, which are 0 for tokens that are
         not the first of a word.
+
+    Raises:
+        ValueError: If the arguments do not fit each other, or strings come with `y`.
 
     Example:
     ```python
@@ -133,11 +136,9 @@ class CocoLMTokenClassifierPreprocessor(keras_hub.models.Preprocessor):
             raise ValueError(f"overlap={overlap} must be in [0, {room}), the room of a window.")
 
     def build(self, input_shape: Any) -> None:
-        """There is nothing to build."""
         self.built = True
 
     def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Turns texts into the model's input."""
         if sample_weight is not None:
             raise ValueError("texts have no weights: sample_weight must be None.")
         if not isinstance(x, tf.Tensor | tf.RaggedTensor):
@@ -175,7 +176,7 @@ class CocoLMTokenClassifierPreprocessor(keras_hub.models.Preprocessor):
         return features, labels, tf.cast(spoken != SILENT, tf.float32)
 
     def rows(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> TokenRows:
-        """The rows of many texts on the host, without padding: see `token_rows`."""
+        """Lays out many texts on the CPU, without padding: see `token_rows`."""
         with tf.device("cpu"):
             return token_rows(
                 self.tokenizer,
@@ -209,20 +210,21 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
     """Finds labeled spans in texts, or tags words; `fit()` fine-tunes it on raw strings.
 
     The head is BERT's: dropout, and one dense layer from each token's hidden state to the logits of
-    its tags. The first token of a word speaks for it. Texts that are longer than the model are read
-    in overlapping windows, and none of them is cut.
+    its tags. A word's tag is that of its first token. Texts that are longer than the model can read
+    are read in overlapping windows, and none of them is cut.
 
     `from_preset(directory, label_names=[...])` puts a new head on a pretrained encoder; without
-    `label_names` it restores a token classifier that was fine-tuned, its head included.
+    `label_names` it loads a fine-tuned token classifier with its head.
 
     Args:
-        backbone: `CocoLMBackbone`.
+        backbone: The encoder.
         label_names: The labels of spans, as `["LOC", "PER"]`; without a scheme the tags of words.
-        preprocessor: `CocoLMTokenClassifierPreprocessor`, or None where `fit()` gets tokens.
-        scheme: How spans are written as tags of words: `"BIO"`, whose first words have tags of
-            their own; `"BIOES"`, whose last words and single words have them too; or `"none"`,
-            where each word has a label for itself.
-        dropout: float, or None for the backbone's.
+        preprocessor: Turns texts into the encoder's input; None where `fit()` gets tokens.
+        scheme: How spans are written as tags of words: `"BIO"`, in which a span's first word has
+            a tag of its own; `"BIOES"`, in which last words and single words have one as well; or
+            `"none"`, in which each word has a label of its own.
+        dropout: Rate of the head's dropout; None for the encoder's.
+        **kwargs: As for `keras_hub.models.Task`.
 
     Call arguments:
         inputs: A dict of `token_ids` [B, S] int32 and `padding_mask` [B, S].
@@ -277,7 +279,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         self.tag_logits = keras.layers.Dense(
             len(tags),
             kernel_initializer=keras.initializers.RandomNormal(stddev=backbone.initializer_range),
-            # Half precision would round the scores that decide.
+            # In float32: half precision would round the scores that decide.
             dtype="float32",
             name="tag_logits",
         )
@@ -301,7 +303,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         weighted_metrics: Any = "auto",
         **kwargs: Any,
     ) -> None:
-        """Readies the model for `fit()`.
+        """Configures the model for `fit()`.
 
         Args:
             optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
@@ -309,14 +311,12 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
             loss: `"auto"` for the mean cross entropy of the words' tags, or what Keras takes.
             weighted_metrics: `"auto"` for the share of words whose tag is right, or what Keras
                 takes. Metrics that take no weights count every token.
-            **kwargs: `jit_compile`, whether XLA compiles the whole step, by default where there is
-                a GPU; `micro_batches`, how many parts a batch is cut into whose gradients are
-                added; and what else `keras.Model.compile` takes.
+            **kwargs: As for `CocoLMTextClassifier.compile`.
         """
         if optimizer == "auto":
             optimizer = self.default_optimizer()
         if loss == "auto":
-            # The base class means over what has a weight: the words.
+            # The base class averages over the tokens with a weight: the words.
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         if weighted_metrics == "auto":
             weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
@@ -337,15 +337,15 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
                 `(features, labels, weights)`, see the preprocessor.
             y: For each text its spans `(start, end, label)`, in characters; or a tag for each of
                 its words, which may be written in any scheme.
-            batch_size: int. How many windows a step learns from; 32 where it is None. They are
-                shuffled in every epoch, and those of like lengths share a batch.
+            batch_size: Windows of a batch; None for 32. They are shuffled in every epoch, and
+                those of like lengths share a batch.
             **kwargs: As for `keras.Model.fit`; `validation_data` is like `(x, y)`.
 
         Returns:
             Keras's `History`.
 
         Raises:
-            ValueError: Saying which text or label is wrong.
+            ValueError: Naming the first text or label that is wrong.
         """
         validation = kwargs.get("validation_data")
         if isinstance(validation, tuple) and self._is_raw(validation[0]):
@@ -355,7 +355,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         if kwargs.get("sample_weight") is not None:
             raise ValueError("texts have no weights: sample_weight must be None.")
         rows, labels = self.labeled_rows(x, y)
-        # Python's generator is what seeds the weights too.
+        # Python's generator also seeds the weights.
         batches, steps = self.learning_batches(
             rows, labels, self._batch_size(batch_size), seed=random.randrange(2**31)
         )
@@ -370,7 +370,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         Args:
             x: As for `fit`.
             y: As for `fit`.
-            batch_size: int. 32 where it is None.
+            batch_size: Windows of a batch; None for 32.
             **kwargs: As for `keras.Model.evaluate`.
 
         Returns:
@@ -386,13 +386,13 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         Args:
             x: Strings, or for each text a list of its words. With tokens instead, the result is
                 that of `keras.Model.predict`, logits.
-            batch_size: int. How many windows are read at once; 64 where it is None.
-            **kwargs: As for `keras.Model.predict`, of tokens.
+            batch_size: Windows of a batch; None for 64.
+            **kwargs: As for `keras.Model.predict`; for tokens only.
 
         Returns:
             For each string a list of `TaggedSpan`, in order; without a scheme one for each word.
-            For each list of words a list of tags, valid in the model's scheme; a word that the
-            tokenizer cannot read is outside.
+            For each list of words a list of tags, valid in the model's scheme; a word of which the
+            tokenizer makes no token is in no span.
 
         Example:
         ```python
@@ -419,16 +419,9 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         ]
 
     def unit_logits(self, rows: TokenRows, batch_size: int = PREDICTION_BATCH) -> np.ndarray:
-        """Computes the logits of all units.
-
-        Args:
-            rows: Of the texts.
-            batch_size: int. How many windows are read at once.
-
-        Returns:
-            [U, number of tags] float32. A word without tokens is outside, or has the first label.
-        """
+        """The logits [U, tags] of all units of rows."""
         logits = np.zeros([len(rows.starts), len(self.tag_names)], np.float32)
+        # A word without tokens is in no span, or has the first label.
         logits[:, 0] = 1.0
         outputs = predict_rows(self, rows.tokens, min(batch_size, len(rows.tokens)))
         speaks = rows.units != SILENT
@@ -438,15 +431,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
     def spans_of(
         self, rows: TokenRows, logits: np.ndarray
     ) -> list[list[tuple[Chunk, Chunk, float]]]:
-        """Reads the spans of texts off the logits of their units.
-
-        Args:
-            rows: Of the texts.
-            logits: [U, number of tags].
-
-        Returns:
-            For each text its spans, each in units, in characters, and with its score.
-        """
+        """Each text's spans by its units' logits [U, tags]: in units, in characters, and scores."""
         numbers = logits.argmax(axis=1)
         shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
         log_probabilities = -np.log(np.exp(shifted).sum(axis=1))
@@ -468,18 +453,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         return by_text
 
     def labeled_rows(self, x: Any, y: Any) -> tuple[TokenRows, np.ndarray]:
-        """Aligns labels with the units of texts.
-
-        Args:
-            x: As for `fit`.
-            y: As for `fit`.
-
-        Returns:
-            The rows, and [U] int32, the number of each unit's tag.
-
-        Raises:
-            ValueError: Saying which text or label is wrong.
-        """
+        """Lays out texts; returns the rows and the number of each unit's tag, [U] int32."""
         texts = texts_or_words(x)
         if not texts:
             raise ValueError("there are no texts.")
@@ -514,7 +488,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
     def learning_batches(
         self, rows: TokenRows, labels: np.ndarray, batch_size: int, seed: int, buckets: int = 8
     ) -> tuple[tf.data.Dataset, int]:
-        """Makes endless batches for `fit()`, and says how many of them an epoch has."""
+        """Endless batches of rows with units' tags [U] for `fit()`, and how many an epoch has."""
         labels, weights = rows.labels_of_tokens(labels)
         return training_batches(rows.tokens, labels, batch_size, seed, buckets, weights)
 
@@ -535,12 +509,12 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
 
         Args:
             preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
-            load_weights: Whether the weights are the preset's, or fresh.
-            **kwargs: Arguments of the class. `label_names` asks for a new head, also where the
+            load_weights: Whether to load the preset's weights; otherwise they are random.
+            **kwargs: Arguments of the class. `label_names` makes a new head, also where the
                 preset has one.
 
         Returns:
-            The classifier, compiled with the defaults.
+            The classifier, compiled with the defaults of `compile`.
 
         Example:
         ```python
@@ -601,7 +575,7 @@ def _checked_spans(at: int, text: str, spans: Any) -> list[Chunk]:
 
 
 def _chunks_of_spans(spans: Sequence[Chunk], starts: np.ndarray, ends: np.ndarray) -> list[Chunk]:
-    """The units that spans of characters have a part of; what has no unit for itself has none."""
+    """The units that each span of characters overlaps; a unit belongs to the first span only."""
     chunks, taken = [], 0
     for start, end, label in spans:
         first = max(taken, int(np.searchsorted(ends, start, side="right")))

@@ -1,8 +1,9 @@
-"""Texts or words to rows of tokens, and which of the tokens speak for what has a label.
+"""Texts or words to rows of tokens, and which of the tokens have a label.
 
-What has a label is a unit: a word, or, where words are no help, a single token. The first token of
-a unit speaks for it, as in BERT. A text that is too long for one row is read in windows that
-overlap, and a unit's token speaks in the one window where it has the most context.
+What has a label is a unit: a word, or, in languages that do not separate words, a single token. A
+unit's label is that of its first token, as in BERT. A text that is too long for one row is read in
+windows that overlap, and a unit's token has its label in the one window where it has the most
+context.
 """
 
 import dataclasses
@@ -19,33 +20,27 @@ from cocolm_tf.tokenization.segment_packing import overlapping_windows, pack_rag
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 UNITS = ("word", "token")
-# Of a token that speaks for no unit.
+# The unit of a token that has no label.
 SILENT = -1
 
 _TOKENIZED_AT_ONCE = 256
-# More than a text has characters: places in all texts are in one order.
+# More than any text has characters: orders the characters of all texts by one number.
 _LONGEST = 1 << 32
 
 
 class Units(NamedTuple):
-    """What has a label, in the texts of a batch.
+    """The units of a batch's texts."""
 
-    Attributes:
-        of_tokens: [T] int32, of the tokens of all texts, one after the other: the number of the
-            unit that each is the first token of, or `SILENT`.
-        starts: [U] int32, the units' first characters in their texts.
-        ends: [U] int32, the ones after their last.
-        texts: [U] int64, their texts.
-    """
-
+    # [T] int32, for the tokens of all texts, one after the other: the number of the unit that each
+    # is the first token of, or `SILENT`.
     of_tokens: tf.Tensor
-    starts: tf.Tensor
-    ends: tf.Tensor
-    texts: tf.Tensor
+    starts: tf.Tensor  # [U] int32, the units' first characters in their texts
+    ends: tf.Tensor  # [U] int32, the characters after their last
+    texts: tf.Tensor  # [U] int64, the number of their text
 
 
 def units_of_texts(tokens: TokenOffsets, unit: str) -> Units:
-    """Finds the units of raw texts: the tokenizer's words, or its tokens that have characters."""
+    """The units of raw texts: the tokenizer's words, or its tokens that have characters."""
     texts = tokens.ids.value_rowids()
     is_first = begins_word(tokens)
     starts, ends = tokens.starts.flat_values, tokens.ends.flat_values
@@ -64,7 +59,7 @@ def units_of_texts(tokens: TokenOffsets, unit: str) -> Units:
 
 
 def units_of_words(tokens: TokenOffsets, words: tf.RaggedTensor) -> Units:
-    """The units of words, [B, (N)] string, that were joined by spaces into the tokens' texts."""
+    """The units of words [B, (N)], whose tokens are those of the words joined by spaces."""
     texts = words.value_rowids()
     lengths = tf.strings.length(words.flat_values, unit="UTF8_CHAR")
     starts = tf.cumsum(lengths + 1, exclusive=True)
@@ -80,18 +75,9 @@ def units_of_words(tokens: TokenOffsets, words: tf.RaggedTensor) -> Units:
 def lay_out_rows(
     ids: tf.RaggedTensor, units: tf.Tensor, *, sequence_length: int, overlap: int
 ) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
-    """Cuts texts into rows `<s> window </s>`.
-
-    Args:
-        ids: [B, (N)] int32, the tokens of texts.
-        units: [T] int32, see `Units.of_tokens`.
-        sequence_length: The longest row.
-        overlap: What two windows of a text share, in tokens.
-
-    Returns:
-        [W, (N)] int32 each: the rows, one at least for each text, and the units that their tokens
-        speak for. No two tokens speak for the same.
-    """
+    """Cuts texts' tokens [B, (N)] into rows `<s> window </s>`, and into rows of their units."""
+    # Both are [W, (N)] int32. A text has one row at least. `units` are `Units.of_tokens`; in the
+    # rows no unit occurs twice. `overlap` is what two windows of a text share, in tokens.
     windows = overlapping_windows(ids.row_lengths(), sequence_length - 2, overlap)
     read = tf.ragged.map_flat_values(tf.gather, ids.flat_values, windows.tokens)
     place = tf.ragged.range(read.row_lengths())
@@ -108,39 +94,22 @@ def lay_out_rows(
 
 @dataclasses.dataclass(frozen=True)
 class TokenRows:
-    """The rows of texts on the host, without padding.
+    """The rows of texts on the host, without padding."""
 
-    Args:
-        tokens: The rows; `truncated` is 0, as texts are read whole.
-        units: As long as all token ids: the units that the tokens speak for, counted through all
-            texts, or `SILENT`.
-        starts: [U] int32, the units' first characters in their texts, or in their words joined by
-            spaces.
-        ends: [U] int32, the ones after their last.
-        counts: [B], the number of units of each text.
-
-    Example:
-    ```python
-    token_rows(preprocessor, ["The cat sat."]).counts  # [4]
-    ```
-    """
-
-    tokens: Tokens
-    units: np.ndarray
+    tokens: Tokens  # `truncated` is 0, as texts are read whole
+    units: np.ndarray  # of all token ids, the units counted through all texts, or `SILENT`
+    # [U] int32, the units' first characters in their texts, or in their words joined by spaces
     starts: np.ndarray
-    ends: np.ndarray
-    counts: np.ndarray
+    ends: np.ndarray  # [U] int32, the characters after their last
+    counts: np.ndarray  # [B], the number of units of each text
 
     @property
     def first_units(self) -> np.ndarray:
-        """[B + 1], the first unit of each text, and the number of all."""
+        """The number of each text's first unit and, last, of all units, [B + 1]."""
         return np.concatenate([[0], np.cumsum(self.counts)])
 
     def labels_of_tokens(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of all tokens the labels and, 0 for those that speak for none, the weights of these.
-
-        The labels, [U] int32, are those of the units.
-        """
+        """The units' labels [U] and weights for all tokens; both are 0 where a token has none."""
         speaks = self.units != SILENT
         padded = np.append(labels, 0).astype(np.int32)
         return padded[np.where(speaks, self.units, len(labels))], speaks.astype(np.float32)
@@ -154,18 +123,7 @@ def token_rows(
     overlap: int,
     unit: str,
 ) -> TokenRows:
-    """Makes the rows of texts.
-
-    Args:
-        tokenizer: Of the model.
-        texts: Strings, or for each text a list of its words.
-        sequence_length: As for `lay_out_rows`.
-        overlap: As for `lay_out_rows`.
-        unit: One of `UNITS`, of texts that come as strings.
-
-    Returns:
-        The rows, those of one text after those of another.
-    """
+    """Lays out texts, strings or lists of words, in rows; `unit` is one of `UNITS`, of strings."""
     graph = tokenizer.graph_module()
     parts: dict[str, list[np.ndarray]] = {}
     num_units = 0
@@ -199,18 +157,18 @@ def token_rows(
 
 
 def ragged_words(words: Sequence[Sequence[str | bytes]]) -> tf.RaggedTensor:
-    """[B, (N)] string, valid UTF-8."""
+    """Words as a [B, (N)] string tensor of valid UTF-8."""
     flat = valid_utf8(as_string_tensor([word for row in words for word in row]))
     return tf.RaggedTensor.from_row_lengths(flat, np.array([len(row) for row in words], np.int64))
 
 
 def joined_words(words: tf.RaggedTensor) -> tf.Tensor:
-    """[B] string, the texts that words make: one space is between two of them."""
+    """The texts [B] that words make when they are joined by single spaces."""
     return tf.strings.reduce_join(words, axis=1, separator=" ")
 
 
 def texts_or_words(x: Any) -> list[str] | list[list[str]]:
-    """Texts, or their words, as lists; a `ValueError` says which is none."""
+    """Texts, or their words, as lists; `ValueError` names the first that is neither."""
     if isinstance(x, str | bytes):
         raise ValueError(f"texts come in batches: give a list of texts instead of {x!r}.")
     if isinstance(x, tf.RaggedTensor | tf.Tensor):

@@ -1,4 +1,4 @@
-"""All windows of some questions at once, without padding, and batches of them."""
+"""All windows of questions in memory, without padding, and batches of them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,37 +17,20 @@ _TOKENIZED_AT_ONCE = 256
 
 @dataclasses.dataclass(frozen=True)
 class WindowRows:
-    """Windows on the host.
+    """Windows on the host, without padding."""
 
-    Args:
-        tokens: The windows' token ids; `truncated` counts questions that were cut off.
-        starts: As long as all token ids: the characters of the contexts where tokens begin; see
-            `Windows`.
-        ends: The same for the ones after their last characters.
-        questions: `[W]`, the number of each window's question.
-        labels: `[W, 2]` int32, the tokens that the answers begin and end with.
-
-    Example:
-    ```python
-    rows = window_rows(answerer.preprocessor, ["Who sat?"], ["The cat sat."], [[0, 7]])
-    ```
-    """
-
-    tokens: Tokens
-    starts: np.ndarray
-    ends: np.ndarray
-    questions: np.ndarray
-    labels: np.ndarray
+    tokens: Tokens  # `truncated` counts questions that were cut off
+    starts: np.ndarray  # of all token ids, the characters where they begin; see `Windows`
+    ends: np.ndarray  # of all token ids, the characters after their last ones
+    questions: np.ndarray  # [W], the number of each window's question
+    labels: np.ndarray  # [W, 2] int32, the tokens that the answers begin and end with
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def learned_spans(self) -> dict[int, tuple[int, int]]:
-        """The characters from the first to the last token of each question's answer.
-
-        Returns:
-            By the question's number. Questions whose answer no window holds whole are not there.
-        """
+        """The characters of each question's answer, if a window holds it whole, by its number."""
+        # From the first to the last token of the answer, which may have more characters than it.
         lengths = self.tokens.lengths
         begins = np.cumsum(lengths) - lengths
         return {
@@ -65,25 +48,8 @@ def window_rows(
     contexts: Sequence[str],
     answers: Any = None,
 ) -> WindowRows:
-    """Makes the windows of questions.
-
-    Args:
-        preprocessor: Of the model.
-        questions: One at least.
-        contexts: As many.
-        answers: `[N, 2]`, as for `CocoLMQuestionAnswerer.fit`; None where they are not known.
-
-    Returns:
-        The windows, those of one question after those of another.
-
-    Raises:
-        ValueError: If there are not as many of one as of the other.
-
-    Example:
-    ```python
-    window_rows(answerer.preprocessor, ["Who sat?"], ["The cat sat."])
-    ```
-    """
+    """Makes the windows of questions, those of one question after those of another."""
+    # `answers` are [N, 2], as for `CocoLMQuestionAnswerer.fit`; None where they are not known.
     answers = np.zeros([len(questions), 2], np.int32) if answers is None else np.asarray(answers)
     if not len(questions) == len(contexts) == len(answers):
         raise ValueError(
@@ -118,45 +84,15 @@ def learning_batches(
     seed: int,
     buckets: int = 8,
 ) -> tuple[tf.data.Dataset, int]:
-    """Makes endless batches to learn from, shuffled anew in every epoch.
-
-    Args:
-        rows: The windows.
-        batch_size: int. How many windows a batch has.
-        seed: int. Decides the order.
-        buckets: int. See `training_batches`.
-
-    Returns:
-        Batches of features, labels and weights for `CocoLMQuestionAnswerer.fit`, and how many of
-        them an epoch has.
-
-    Example:
-    ```python
-    batches, steps = learning_batches(rows, batch_size=32, seed=0)
-    answerer.fit(batches, steps_per_epoch=steps, epochs=3)
-    ```
-    """
+    """Endless shuffled batches for `CocoLMQuestionAnswerer.fit`, and how many an epoch has."""
     batches, steps = training_batches(rows.tokens, rows.labels, batch_size, seed, buckets)
     return batches.map(lambda x, y, weights: (x, _by_side(y), weights)), steps
 
 
 def reading_batches(rows: WindowRows, batch_size: int) -> tuple[tf.data.Dataset, np.ndarray]:
-    """Makes batches to answer from, the shortest windows first.
-
-    Args:
-        rows: The windows.
-        batch_size: int. How many windows a batch has.
-
-    Returns:
-        Batches of features, which say where their tokens come from, of labels and of weights, 0
-        for what fills the last batch; and the number of the window that each of their rows is, but
-        for those.
-
-    Example:
-    ```python
-    batches, order = reading_batches(rows, 64)
-    ```
-    """
+    """Batches of windows, the shortest first, and the number of the window of each row."""
+    # A batch has features with the places of the tokens, labels, and weights, 0 for the rows that
+    # fill the last batch; the numbers leave those out.
     columns = {
         "starts": Column(rows.starts, NOWHERE),
         "ends": Column(rows.ends, NOWHERE),

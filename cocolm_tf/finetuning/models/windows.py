@@ -14,32 +14,23 @@ from cocolm_tf.tokenization.offsets import TokenOffsets
 
 # `<s> question </s> </s> context </s>`
 NUM_SPECIAL_TOKENS = 4
-# What has no place in the context.
+# The place of a token that is not the context's.
 NOWHERE = -1
 
 
 class Windows(NamedTuple):
-    """Rows for a model, and where their tokens come from.
+    """Rows for a model, and where their tokens come from."""
 
-    Attributes:
-        token_ids: `[W, S]` int32.
-        padding_mask: `[W, S]` bool, true at real tokens.
-        rows: `[W]` int32, the question that each window belongs to.
-        starts: `[W, S]` int32, the character of the context that a token begins at; -1 at tokens
-            that are not the context's.
-        ends: `[W, S]` int32, the one after its last character; -1 likewise.
-        start_positions: `[W]` int32, the token that the answer begins with; 0, `<s>`, where the
-            window does not have the whole answer.
-        end_positions: `[W]` int32, the token that it ends with, likewise.
-    """
-
-    token_ids: tf.Tensor
-    padding_mask: tf.Tensor
-    rows: tf.Tensor
+    token_ids: tf.Tensor  # [W, S] int32
+    padding_mask: tf.Tensor  # [W, S] bool, true at real tokens
+    rows: tf.Tensor  # [W] int32, the question that each window belongs to
+    # [W, S] int32, the character of the context that a token begins at; -1 at other tokens
     starts: tf.Tensor
-    ends: tf.Tensor
+    ends: tf.Tensor  # [W, S] int32, the character after its last; -1 at other tokens
+    # [W] int32, the token that the answer begins with; 0, `<s>`, where the window does not have the
+    # whole answer
     start_positions: tf.Tensor
-    end_positions: tf.Tensor
+    end_positions: tf.Tensor  # [W] int32, the token that it ends with, likewise
 
 
 def make_windows(
@@ -52,38 +43,12 @@ def make_windows(
     stride: int,
     max_question_length: int,
 ) -> Windows:
-    """Lays out questions and windows of their contexts as `<s> question </s> </s> context </s>`.
-
-    Every question has a window at least. Windows of a context begin `stride` tokens after each
-    other, and the last one ends where the context does: `check_window_sizes` says which answers
-    are whole in one of them.
-
-    Args:
-        tokenizer: Turns texts into ids.
-        questions: `[B]` string. What is longer than `max_question_length` is cut off.
-        contexts: `[B]` string.
-        answers: `[B, 2]` int32, the characters [start, end) of the context that answer the
-            question; an empty range where nothing does, or nobody knows.
-        sequence_length: S, how long every row becomes.
-        stride: Tokens from one window's beginning to the next one's.
-        max_question_length: In tokens.
-
-    Returns:
-        The windows, in the order of the questions.
-
-    Example:
-    ```python
-    make_windows(
-        tokenizer.graph_module(),
-        tf.constant(["Who sat?"]),
-        tf.constant(["The cat sat."]),
-        tf.constant([[0, 7]]),
-        sequence_length=384,
-        stride=128,
-        max_question_length=64,
-    )
-    ```
-    """
+    """Lays out questions and windows of contexts as `<s> question </s> </s> context </s>`."""
+    # Windows are in the order of the questions, each of which has one at least. Windows of a
+    # context begin `stride` tokens after each other, and the last one ends where the context does:
+    # `check_window_sizes` says which answers are whole in one of them. `answers` are [B, 2], the
+    # characters [start, end) of the context; an empty range where there is no answer, or it is not
+    # known.
     return lay_out_windows(
         tokenizer.tokenize(questions),
         tokenizer.tokenize_with_offsets(contexts),
@@ -103,7 +68,7 @@ def lay_out_windows(
     stride: int,
     max_question_length: int,
 ) -> Windows:
-    """Does what `make_windows` does with the tokens of questions, `[B, (N)]`, and contexts."""
+    """`make_windows` for the tokens of questions, [B, (N)], and of contexts."""
     questions = questions[:, :max_question_length]
     before = questions.row_lengths() + NUM_SPECIAL_TOKENS - 1
     room = sequence_length - before - 1
@@ -145,22 +110,7 @@ def lay_out_windows(
 def check_window_sizes(
     sequence_length: int, stride: int, max_question_length: int, max_answer_length: int
 ) -> None:
-    """Makes sure that every answer that is not too long is whole in one of the windows.
-
-    Args:
-        sequence_length: The length of a row.
-        stride: Tokens from one window's beginning to the next one's.
-        max_question_length: In tokens.
-        max_answer_length: In tokens.
-
-    Raises:
-        ValueError: If an answer could lie across every window's end.
-
-    Example:
-    ```python
-    check_window_sizes(384, 128, 64, 30)
-    ```
-    """
+    """Raises `ValueError` unless a window holds every answer of up to `max_answer_length` whole."""
     for name, value in (
         ("stride", stride),
         ("max_question_length", max_question_length),
@@ -179,14 +129,11 @@ def check_window_sizes(
 
 
 def _answer_tokens(context: TokenOffsets, answers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Finds the first and the last token that cover a part of the answer, `[B]` int64 each.
-
-    Without any, the last is before the first.
-    """
+    """The first and the last token, [B] int64, with a part of the answer; last < first if none."""
     starts, ends = context.starts.flat_values, context.ends.flat_values
     rows = context.starts.value_rowids()
     answers = tf.gather(tf.cast(answers, tf.int32), rows)
-    # A lone "▁" covers nothing, and is no part of an answer.
+    # A lone "▁" has no characters, and is not part of an answer.
     is_part = tf.maximum(starts, answers[:, 0]) < tf.minimum(ends, answers[:, 1])
     positions = tf.ragged.range(context.starts.row_lengths()).flat_values
     first = tf.math.unsorted_segment_min(

@@ -14,11 +14,11 @@ FAMILIES = {
     "superglue": "SuperGlueClassificationTask",
     "tokens": "TokensTask",
 }
-"""The class of each family, in the module of the family's name."""
+"""The name of the class of each family, which the module of the family's name has."""
 
 
 def task_of(spec: Mapping[str, Any]) -> Task:
-    """Makes a task of what its `spec()` gave."""
+    """Makes the task that `Task.spec()` was called on."""
     fields = dict(spec)
     family = fields.pop(FAMILY_KEY)
     module = importlib.import_module(f"{__name__}.{family}")

@@ -1,4 +1,4 @@
-"""Classes and numbers of texts: the tasks of GLUE and tables of one's own."""
+"""Classification and regression of texts: the tasks of GLUE and tables of one's own."""
 
 import dataclasses
 import functools
@@ -54,21 +54,16 @@ _HUB_TASK = "text-classification"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextTask(Task):
-    """A run on labeled texts, of whatever model.
+    """A run on labeled texts, whatever the model."""
 
-    Args:
-        data: The arguments of `read_glue` as `{"glue": {...}}`, or of `read_table_task` as
-            `{"table": {...}}`.
-        metric: What chooses the best measurement; empty for the task's first.
-        **kwargs: As for `Task`.
-    """
+    # `data` are the arguments of `read_glue` as `{"glue": {...}}`, or of `read_table_task` as
+    # `{"table": {...}}`.
 
     data: dict[str, dict[str, Any]]
     metric: str = ""
 
     @property
     def has_leaderboard(self) -> bool:
-        """Whether it is a task of GLUE."""
         return "glue" in self.data
 
     def read(self) -> TaskData:
@@ -77,34 +72,37 @@ class TextTask(Task):
         return _READERS[kind](**arguments)
 
     def files_read(self) -> list[str]:
-        """The paths of the files that it reads."""
         ((kind, arguments),) = self.data.items()
         if kind == "glue":
             return glue_files(arguments["task"], arguments.get("data_dir"))
         return [arguments[name] for name in _TABLES if arguments.get(name)]
 
     def check(self) -> str:
-        """Reads the data, so that a mistake in it is told before any process starts."""
         data = self.read()
         self.metrics_of(data)
         return data.name
 
     def metrics_of(self, data: TaskData) -> tuple[str, ...]:
-        """The metrics, the one to choose by first."""
+        """The metrics, first the one to choose by."""
         return metrics_of(data, self.metric)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassificationTask(TextTask):
-    """A run of a text classifier.
+    """A run of a text classifier, or of a regression, on GLUE or on tables of one's own.
 
     Args:
+        data: `{"glue": {"task": ..., "data_dir": ...}}`, where without `data_dir` TensorFlow
+            Datasets has the data; or `{"table": {...}}` with `train_file`, `dev_file`, `test_file`,
+            `text_column`, `second_text_column`, `label_column`, `regression` and the like, the
+            arguments of `cocolm_tf.data.table_task.read_table_task`.
+        metric: What chooses the best measurement; empty for the first that suits the task.
         class_weights: How much an example of each class counts: `balanced`, all classes alike
             whatever their numbers, or `NAME=WEIGHT,...`, 1 for those that are not named; empty for
             all examples alike.
-        tune_thresholds: Whether to choose for each of several labels, on the dev set, from which
-            probability on a text has it; else that is 0.5.
-        **kwargs: As for `TextTask`.
+        tune_thresholds: Whether to choose for each of several labels, on the dev set, the
+            probability from which on a text has it; else that is 0.5.
+        **kwargs: As for `Task`.
 
     Example:
     ```python
@@ -120,33 +118,31 @@ class ClassificationTask(TextTask):
     tune_thresholds: bool = False
 
     def check(self) -> str:
-        """Reads the data, so that a mistake in it is told before any process starts."""
         data = self.read()
         self.metrics_of(data)
         weights_of_classes(self.class_weights, data)
         return data.name
 
     def drawn(self, data: TaskData) -> np.ndarray:
-        """Which of the training examples the run learns from, where that is not all."""
+        """The numbers of the training examples to learn from, for a `train_fraction` below 1."""
         return stratified(data.train.labels, self.train_fraction, self.seed)
 
     def predicted(self, data: TaskData, part: str, shares: np.ndarray) -> np.ndarray:
-        """What shares [N, classes] predict of a part's examples."""
+        """The predictions of a part, given probabilities or numbers [N, classes]."""
         return (shares >= 0.5).astype(np.int32) if data.multi_label else predicted(shares)
 
     def evaluated(self, data: TaskData, part: str, predictions: np.ndarray) -> dict[str, float]:
-        """Scores the predictions of a dev set."""
+        """Scores the predictions of a dev set by the task's metrics."""
         return evaluate(self.metrics_of(data), data.dev[part].labels, predictions)
 
     def left(
         self, folder: str, shares: Mapping[str, np.ndarray], data: TaskData, decide: Any = None
     ) -> dict[str, Any]:
-        """Writes what is predicted, see `leave_predictions`."""
+        """Writes all files of predictions, see `leave_predictions`, and returns its assessment."""
         default = functools.partial(self.predicted, data, "")
         return leave_predictions(folder, shares, data, decide or default)
 
     def ensemble(self, runs: Sequence[str], folder: str) -> dict[str, Any]:
-        """Takes the mean of the probabilities, or of the numbers, that several runs predict."""
         data = self.read()
         shares = {}
         for part in (*data.dev, *data.test):
@@ -160,7 +156,6 @@ class ClassificationTask(TextTask):
         return {"dev": dev, "assessment": assessment}
 
     def prepare(self, config: FinetuningConfig) -> "PreparedClassification":
-        """Reads the data and builds the model."""
         return PreparedClassification(self, config)
 
 
@@ -190,7 +185,6 @@ class PreparedClassification(Prepared):
         self.summary = data_lines(data.name, self.report)
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
-        """The batches to learn from."""
         labels = self._train.labels
         if self._data.label_names is None:
             labels = (labels - self._mean) / self._scale
@@ -205,15 +199,12 @@ class PreparedClassification(Prepared):
         return batches, steps, len(self._train)
 
     def compile_arguments(self) -> dict[str, Any]:
-        """The loss, where it is not the model's own."""
         return smoothed_loss(self._config.trainer.label_smoothing, self._data)
 
     def measure(self) -> Scores:
-        """The metrics of each dev set."""
         return {part: self._scores(part) for part in self._data.dev}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
-        """Predicts the dev and the test sets, see `leave_predictions`."""
         data, train = self._data, self._train.labels
         if data.label_names is None:
             self._rescale()
@@ -236,7 +227,6 @@ class PreparedClassification(Prepared):
         }
 
     def facts(self, results: Mapping[str, Any]) -> Facts:
-        """What the model card says."""
         task, data, rows = self._task, self._data, results["data"]
         return Facts(
             name=f"COCO-LM on {data.name}",
@@ -262,7 +252,7 @@ class PreparedClassification(Prepared):
         return self._task.evaluated(data, part, self._task.predicted(data, part, shares))
 
     def _assigned(self, shares: np.ndarray) -> np.ndarray:
-        """Which of several labels examples have, [N, classes], by the model's thresholds."""
+        """Which of several labels texts have, [N, classes], by the model's thresholds."""
         thresholds = self.model.thresholds or [0.5] * self.model.num_classes
         return (shares >= np.array(thresholds)).astype(np.int32)
 
@@ -278,11 +268,11 @@ class PreparedClassification(Prepared):
         return {"thresholds": self.model.thresholds, "tuned": scores}
 
     def _outputs(self, part: str) -> np.ndarray:
-        """[N, classes], in the order of the part's examples."""
+        """The outputs [N, classes] for a part's examples, in their order."""
         return predict_rows(self.model, self._tokens[part]) * self._scale + self._mean
 
     def _rescale(self) -> None:
-        """Has the model itself predict numbers as they are, for whoever loads it."""
+        """Makes the model itself predict numbers in their own units, for whoever loads it."""
         kernel, bias = self.model.output_dense.get_weights()
         self.model.output_dense.set_weights([kernel * self._scale, bias * self._scale + self._mean])
         self._mean, self._scale = 0.0, 1.0
@@ -291,16 +281,8 @@ class PreparedClassification(Prepared):
 def weights_of_classes(
     text: str, data: TaskData, train_labels: np.ndarray | None = None
 ) -> np.ndarray | None:
-    """How much an example of each class counts, by 1 on average over the training rows.
-
-    Args:
-        text: As of `ClassificationTask`.
-        data: The task.
-        train_labels: [N], of the rows that are learned from; None for all.
-
-    Returns:
-        [classes] float32; None for all alike.
-    """
+    """The weights [classes] of `ClassificationTask.class_weights`; None for all alike."""
+    # They are 1 on average over the training rows, or over `train_labels` [N].
     if not text:
         return None
     if data.label_names is None or data.multi_label:
@@ -329,7 +311,7 @@ def weights_of_classes(
 
 
 def smoothed_loss(smoothing: float, data: TaskData) -> dict[str, Any]:
-    """What `compile()` gets for labels that are not quite sure; nothing for those that are."""
+    """The `loss` of `compile()` for smoothed labels; nothing where labels are not smoothed."""
     if not smoothing:
         return {}
     if data.label_names is None:
@@ -365,18 +347,11 @@ def build_classifier(task: Task, config: FinetuningConfig, data: TaskData) -> Co
 
 
 def describe_data(data: TaskData, train: Examples, tokens: Mapping[str, Tokens]) -> dict[str, Any]:
-    """Sums up the examples of a run, part by part, for JSON.
-
-    Args:
-        data: Of the task.
-        train: Those of the training examples that the run learns from.
-        tokens: Of some of the parts.
-
-    Returns:
-        For each part `rows`, `source`, `left_out`, `tokens` (see `describe_lengths`) and, where
-        they are known, `labels`: how many there are of each class, or a regression's `mean`,
-        `min` and `max`.
-    """
+    """Summarizes the examples of each part, for JSON."""
+    # `train` are those of the training examples that the run learns from, `tokens` those of some
+    # parts. A part has `rows`, `source`, `left_out`, `tokens` (see `describe_lengths`) and, where
+    # they are known, `labels`: how many there are of each class, or a regression's `mean`, `min`
+    # and `max`.
     parts = {"train": train, **data.dev, **data.test}
     return {
         name: {
@@ -391,7 +366,7 @@ def describe_data(data: TaskData, train: Examples, tokens: Mapping[str, Tokens])
 
 
 def data_lines(name: str, report: Mapping[str, Any]) -> str:
-    """Lays out what `describe_data` gave of a task, in lines for people."""
+    """Lays out what `describe_data` returned, in lines for people."""
     lines = [f"{name}:"]
     for part, facts in report.items():
         line = f"  {part}: {facts['rows']:,} rows of {facts['source']}"
@@ -430,7 +405,7 @@ def _label_text(labels: Mapping[str, float], rows: int) -> str:
 
 
 def facts_of_texts(task: TextTask, data: TaskData) -> dict[str, Any]:
-    """What the cards of all models of texts say of their data."""
+    """The facts of the data that the model cards of all models of texts have."""
     verb = "Rating" if data.label_names is None else "Classifying"
     is_glue = "glue" in task.data
     return {
@@ -442,7 +417,7 @@ def facts_of_texts(task: TextTask, data: TaskData) -> dict[str, Any]:
 
 
 def classes_line(data: TaskData) -> str:
-    """What a model of a task predicts, in a sentence."""
+    """A sentence on what a model of a task predicts."""
     if data.label_names is None:
         return "It predicts a number."
     several = ", of which a text has any number" if data.multi_label else ""
@@ -450,7 +425,7 @@ def classes_line(data: TaskData) -> str:
 
 
 def usage(name: str, data: TaskData) -> str:
-    """Python that loads a model of a class and calls it."""
+    """Python code that loads a model of a class and calls it."""
     is_pairs = data.train.second is not None
     texts = '(["A text."], ["Its second text."])' if is_pairs else '["A text."]'
     return (
@@ -461,7 +436,7 @@ def usage(name: str, data: TaskData) -> str:
 
 
 def evaluation_lines(data: TaskData, baseline: Scores) -> str:
-    """What a model was measured on, and what guessing scores there."""
+    """Sentences on what a model was measured on, and what a baseline scores there."""
     evaluated = (
         f"{part}: {len(examples):,} rows of {examples.source}"
         for part, examples in data.dev.items()

@@ -1,4 +1,4 @@
-"""Vectors of texts: learned from pairs, measured by their cosines and by what they find."""
+"""Vectors of texts: learned from pairs, measured by their cosines and by searches."""
 
 import dataclasses
 import os
@@ -57,7 +57,7 @@ _FILES = ("train_file", "dev_file")
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingData:
-    """What vectors learn from, and what they are measured on: each part pairs or a search."""
+    """Pairs to learn from, and parts to measure on, each pairs or a collection to search."""
 
     name: str
     train: TextPairs
@@ -65,7 +65,7 @@ class EmbeddingData:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics of the first part, by which the best measurement is chosen."""
+        """The metrics of the first part; the first of them chooses the best measurement."""
         first = next(iter(self.dev.values()))
         return STS_METRICS if isinstance(first, TextPairs) else RETRIEVAL_METRICS
 
@@ -85,29 +85,34 @@ def read_embedding_data(
     encoding: str = "",
     delimiter: str = "",
 ) -> EmbeddingData:
-    """Reads pairs and, where wanted, a collection to search.
+    """Reads the data of an `EmbeddingTask`: pairs and, where wanted, a collection to search.
 
     Args:
-        name: Of the task, for people.
+        name: The task's name, for people.
         train_file: The table to learn from.
         columns: Its columns of first texts, second texts and hard negatives.
-        score_column: Its column of similarities; none where the first two texts belong together.
+        score_column: Its column of similarities; empty where the first two texts belong together.
         score_range: The scores that mean a cosine of 0 and of 1.
         dev_file: The table to choose the best measurement by. Without it, and without a
             collection, some of the training pairs are split off.
-        dev_fraction: float. The share to split off.
-        dev_score_column: The column of similarities in `dev_file`; none for `score_column`.
+        dev_fraction: The share to split off.
+        dev_score_column: The column of similarities in `dev_file`; empty for `score_column`.
         retrieval_dir: A collection in BEIR's layout to measure on, see `read_retrieval`.
-        retrieval_part: Its part.
-        max_bad_share: float. See `read_pairs`.
-        encoding: See `read_pairs`.
-        delimiter: See `read_pairs`.
+        retrieval_part: Which of the collection's sets of queries to take.
+        max_bad_share: The share of rows that may be left out, see `read_pairs`.
+        encoding: Of the tables, see `read_pairs`.
+        delimiter: Between their columns, see `read_pairs`.
 
     Returns:
         The data. Pairs without scores are measured by a search for each first text's second.
 
     Raises:
         UserError: If a file is missing or is not what it should be.
+
+    Example:
+    ```python
+    read_embedding_data("STS", "train.tsv", ["first", "second"], "score", (0, 5))
+    ```
     """
     options = {
         "score_range": tuple(score_range),
@@ -130,13 +135,14 @@ def read_embedding_data(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddingTask(Task):
-    """A run of a text embedder.
+    """A run of a text embedder, on pairs of texts.
 
     Args:
         data: The arguments of `read_embedding_data`.
-        pooling: What becomes the vector, see `CocoLMTextEmbedder`.
-        dimensions: The numbers of dimensions that vectors may be cut to; empty for all alone.
-        temperature: Of in-batch negatives.
+        pooling: What becomes the vector, `mean` or `cls`; see `CocoLMTextEmbedder`.
+        dimensions: The numbers of leading dimensions that vectors may be cut to; empty for all of
+            the encoder's alone.
+        temperature: Divides the cosines in the loss of in-batch negatives.
         metric: What chooses the best measurement; empty for the first of the first part.
         **kwargs: As for `Task`.
 
@@ -156,28 +162,25 @@ class EmbeddingTask(Task):
     metric: str = ""
 
     def read(self) -> EmbeddingData:
-        """Reads the data."""
+        """Reads the data and checks `metric`."""
         data = read_embedding_data(**self.data)
         if self.metric and self.metric not in data.metrics:
             raise UserError(f"--metric={self.metric} is none of {', '.join(data.metrics)}.")
         return data
 
     def check(self) -> str:
-        """Reads the data, so that a mistake in it is told before any process starts."""
         width = backbone_config(self.preset)["hidden_dim"]
         if odd := [one for one in self.dimensions if not 0 < one <= width]:
             raise UserError(f"--dimensions={odd[0]}: vectors have 1 to {width} of them.")
         return self.read().name
 
     def files_read(self) -> list[str]:
-        """The paths of the files that it reads."""
         paths = [self.data[name] for name in _FILES if self.data.get(name)]
         if folder := self.data.get("retrieval_dir"):
             paths += retrieval_files(folder, self.data.get("retrieval_part", "test"))
         return paths
 
     def prepare(self, config: FinetuningConfig) -> "PreparedEmbedding":
-        """Reads the data and builds the model."""
         return PreparedEmbedding(self, config)
 
 
@@ -208,7 +211,7 @@ class PreparedEmbedding(Prepared):
         self._before: Scores = {}
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
-        """The batches to learn from."""
+        # The baseline is what the encoder scores before it is fine-tuned.
         if self._task.save_preset:
             self._before = self.measure()
         batches, steps = pair_batches(
@@ -221,7 +224,6 @@ class PreparedEmbedding(Prepared):
         return batches, steps, len(self._train)
 
     def measure(self) -> Scores:
-        """Correlations with the scores of pairs, and what searches find, by part and dimensions."""
         scores: dict[str, dict[str, float]] = {}
         for part, one in self._data.dev.items():
             whole = self._vectors(part)
@@ -236,7 +238,6 @@ class PreparedEmbedding(Prepared):
         return scores
 
     def artifacts(self, folder: str) -> dict[str, Any]:
-        """Writes the cosines of the dev set's pairs; says what the encoder scored before."""
         for part, one in self._data.dev.items():
             if isinstance(one, TextPairs):
                 of_text = dict(zip(self._texts[part], self._vectors(part), strict=True))
@@ -245,7 +246,6 @@ class PreparedEmbedding(Prepared):
         return {"baseline": self._before}
 
     def facts(self, results: Mapping[str, Any]) -> Facts:
-        """What the model card says."""
         task, rows = self._task, results["data"]
         evaluated = (f"{part}: {rows[part]['rows']:,} of {rows[part]['source']}" for part in rows)
         before = (
@@ -279,7 +279,7 @@ class PreparedEmbedding(Prepared):
         return tokenized(self.model.preprocessor, Examples(texts))
 
     def _vectors(self, part: str) -> np.ndarray:
-        """[N, D], of the part's different texts."""
+        """The vectors [N, D] of a part's different texts."""
         vectors = predict_rows(self.model, self._dev_tokens[part])
         if not np.isfinite(vectors).all():
             raise FloatingPointError
@@ -287,7 +287,7 @@ class PreparedEmbedding(Prepared):
 
 
 def build_embedder(task: EmbeddingTask, config: FinetuningConfig) -> CocoLMTextEmbedder:
-    """Makes an embedder of the encoder of a task's preset."""
+    """Builds an embedder on the encoder of a task's preset."""
     with files.local_copy(task.preset) as preset:
         backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
         length = row_length(config.data.sequence_length, backbone)
@@ -333,7 +333,7 @@ def _joined(columns: Sequence[Tokens]) -> Tokens:
 
 
 def _description(part: TextPairs | Retrieval, tokens: Tokens) -> dict[str, Any]:
-    """What was read, for JSON: rows are pairs, or queries."""
+    """Summarizes a part, for JSON: its rows are pairs, or queries."""
     is_pairs = isinstance(part, TextPairs)
     scores = part.scores if is_pairs else None
     labels = None

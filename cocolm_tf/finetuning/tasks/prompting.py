@@ -1,4 +1,4 @@
-"""Classes and numbers of texts by prompts, learned from a few examples (paper, section 5.3)."""
+"""Classification and regression by prompts, from a few examples (paper, section 5.3)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -37,24 +37,24 @@ from cocolm_tf.finetuning.tasks.task import (
 from cocolm_tf.training import config_file
 from cocolm_tf.training.model_card import Facts
 
-# What the "classes" of a regression are called.
+# The classes of a regression: its lowest and its highest number.
 REGRESSION_LABELS = ("low", "high")
 
-# What the few examples are called that a run chooses by.
+# The name of the part by which the best measurement is chosen.
 _FEW = "few"
 _HUB_TASK = "text-classification"
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """How a task is asked."""
+    """The template and the label words of a task."""
 
-    template: str  # As for `Template`
-    words: Sequence[Sequence[str]]  # Of every class, in order, those to take its label word from
+    template: str  # as for `CocoLMPromptClassifierPreprocessor`
+    words: Sequence[Sequence[str]]  # for each class the words that its label word is taken from
 
 
 def load_prompt(path: str, task: str, classes: Sequence[str], num_texts: int) -> Prompt:
-    """Reads the template and the label words of a task from the `prompts` of a YAML file."""
+    """Reads the prompt of a task from `prompts` in a YAML file; `UserError` if it does not fit."""
     values = config_file.parse_file(path)
     prompts = values.get("prompts") if isinstance(values, dict) else None
     if not isinstance(prompts, dict) or task not in prompts:
@@ -79,13 +79,13 @@ def load_prompt(path: str, task: str, classes: Sequence[str], num_texts: int) ->
 
 
 def prompt_of_glue(path: str, task: str) -> Prompt:
-    """The prompt of a task of GLUE in a YAML file."""
+    """Reads the prompt of a task of GLUE from a YAML file."""
     known = GLUE_TASKS[task]
     return load_prompt(path, task, known.label_names or REGRESSION_LABELS, len(known.texts))
 
 
 def prompt_of_table(template: str, words: Sequence[str], data: TaskData) -> Prompt:
-    """The prompt that flags give for a table: `words` as `CLASS=WORD|WORD`, for each class."""
+    """The prompt of a table that flags define: `words` are `CLASS=WORD|WORD`, one of each class."""
     classes = data.label_names or REGRESSION_LABELS
     given = {}
     for flag in words:
@@ -105,7 +105,7 @@ def prompt_of_table(template: str, words: Sequence[str], data: TaskData) -> Prom
 def checked_prompt(
     template: str, words: Sequence[Sequence[str]], num_texts: int, name: str
 ) -> Prompt:
-    """A prompt whose template has as many texts as the task."""
+    """The prompt, after checking that its template has as many texts as the task."""
     found = Template(template)
     if found.num_texts != num_texts:
         raise UserError(f"{name} has {found.num_texts} text(s), the task {num_texts}.")
@@ -114,14 +114,20 @@ def checked_prompt(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptingTask(TextTask):
-    """A run of a prompt classifier.
+    """A run of a prompt classifier, on a few examples.
+
+    The examples to learn from and those to choose the best measurement by are drawn from the
+    training set; the run's `test` scores are those of the whole dev sets.
 
     Args:
-        template: As for `Template`.
-        words: For every class its label words.
+        data: As for `ClassificationTask`.
+        metric: What chooses the best measurement; empty for the first that suits the task.
+        template: As for `CocoLMPromptClassifierPreprocessor`.
+        words: For each class the words that its label word is taken from, the first that is one
+            token; of a regression for the lowest and the highest number.
         shots: How many examples of each class to learn from, and as many to choose by; the seed
             decides which.
-        **kwargs: As for `TextTask`.
+        **kwargs: As for `Task`.
 
     Example:
     ```python
@@ -144,11 +150,11 @@ class PromptingTask(TextTask):
 
     @property
     def has_leaderboard(self) -> bool:
-        """It has none: a few examples are no entry."""
+        # A leaderboard's entries learn from all examples.
         return False
 
     def read(self) -> TaskData:
-        """Reads the examples; a regression's numbers lie between those of its training rows."""
+        """Reads the examples; a regression's bounds are those of its training labels."""
         data = super().read()
         if data.label_names is not None or data.bounds:
             return data
@@ -156,7 +162,6 @@ class PromptingTask(TextTask):
         return dataclasses.replace(data, bounds=(float(labels.min()), float(labels.max())))
 
     def check(self) -> str:
-        """Reads the data, so that a mistake in it is told before any process starts."""
         data = self.read()
         metrics_of(data, self.metric)
         classes, texts = data.label_names or REGRESSION_LABELS, 1 + (data.train.second is not None)
@@ -167,11 +172,9 @@ class PromptingTask(TextTask):
         return data.name
 
     def facts_of_experiment(self) -> dict[str, Any]:
-        """How the task is asked."""
         return {"shots": self.shots, "template": self.template}
 
     def prepare(self, config: FinetuningConfig) -> "PreparedPrompting":
-        """Reads the data and builds the model."""
         return PreparedPrompting(self, config)
 
 
@@ -195,22 +198,19 @@ class PreparedPrompting(Prepared):
         )
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
-        """The batches to learn from."""
         size = self._config.trainer.batch_size
         batches = prompt_batches(self.model, self._train, size, self._task.seed)
         return batches, -(-len(self._train) // size), len(self._train)
 
     def compile_arguments(self) -> dict[str, Any]:
-        """The loss, where it is not the model's own."""
         return smoothed_loss(self._config.trainer.label_smoothing, self._data)
 
     def measure(self) -> Scores:
-        """The metrics of the few examples to choose by."""
         outputs = self._outputs(self._few)
         return {_FEW: evaluate(self._metrics, self._few.labels, predicted(outputs))}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
-        """Measures the whole dev sets, which were not looked at before."""
+        # The whole dev sets are measured here alone: nothing was chosen by them.
         data = dataclasses.replace(self._data, test={})
         outputs = {part: self._outputs(examples) for part, examples in data.dev.items()}
         test = {
@@ -233,7 +233,6 @@ class PreparedPrompting(Prepared):
         }
 
     def facts(self, results: Mapping[str, Any]) -> Facts:
-        """What the model card says."""
         task, data = self._task, self._data
         return Facts(
             name=f"COCO-LM prompted for {data.name}",
@@ -253,7 +252,7 @@ class PreparedPrompting(Prepared):
         )
 
     def _outputs(self, examples: Examples) -> np.ndarray:
-        """What the model says of texts, as it will when it is loaded again."""
+        """The model's outputs for texts, averaged over demonstrations as `predict()` does."""
         texts = tuple(filter(None, (examples.first, examples.second)))
         outputs = self.model.predict(texts, batch_size=PREDICTION_BATCH, verbose=0)
         if not np.isfinite(outputs).all():
@@ -264,7 +263,7 @@ class PreparedPrompting(Prepared):
 def build_prompt_classifier(
     task: PromptingTask, config: FinetuningConfig, data: TaskData, train: Examples
 ) -> CocoLMPromptClassifier:
-    """Makes a prompt classifier of a pretrained model, with demonstrations of the examples."""
+    """Builds a prompt classifier on a task's preset, with demonstrations among the examples."""
     demonstrations = None
     if config.prompt.demonstrations != "none":
         classes = classes_of(train, data)
@@ -292,24 +291,8 @@ def build_prompt_classifier(
 def prompt_batches(
     classifier: CocoLMPromptClassifier, train: Examples, batch_size: int, seed: int
 ) -> tf.data.Dataset:
-    """Makes endless batches of prompts, with other demonstrations in every epoch.
-
-    Which of these are similar to a text is what the encoder says before it learns.
-
-    Args:
-        classifier: Whose preprocessor fills the templates.
-        train: The examples.
-        batch_size: int.
-        seed: int. Decides the order.
-
-    Returns:
-        Batches of what the classifier's `fit()` takes.
-
-    Example:
-    ```python
-    classifier.fit(prompt_batches(classifier, train, 8, seed=0), steps_per_epoch=100)
-    ```
-    """
+    """Endless batches of prompts, with other demonstrations in every epoch."""
+    # Which demonstrations are similar to a text is decided by the encoder before it is fine-tuned.
     texts = [tf.constant(column) for column in zip(*_texts(train), strict=True)]
     labels = tf.constant(train.labels)
     candidates = classifier.candidates(tuple(zip(*_texts(train), strict=True)))

@@ -1,4 +1,4 @@
-"""Questions on paragraphs: SQuAD 2.0 and 1.1, and what is in their format."""
+"""Questions on paragraphs: SQuAD 2.0 and 1.1, and other data in their format."""
 
 import dataclasses
 import json
@@ -64,15 +64,16 @@ _CURIOSITIES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionAnsweringTask(Task):
-    """A run of a question answerer.
+    """A run of a question answerer, on SQuAD or on files in its format.
 
     Args:
-        files: The JSON files by their parts, `train` and `dev`; empty for TFDS.
-        stride: See `CocoLMQuestionAnswererPreprocessor`.
-        max_question_length: See `CocoLMQuestionAnswererPreprocessor`.
-        max_answer_length: See `CocoLMQuestionAnswerer`.
-        n_best: See `CocoLMQuestionAnswerer`.
-        metric: What chooses the best measurement: f1, or exact.
+        files: The JSON files by their parts, `train` and `dev`; empty for SQuAD 2.0 of TensorFlow
+            Datasets.
+        stride: As for `CocoLMQuestionAnswererPreprocessor`.
+        max_question_length: As for `CocoLMQuestionAnswererPreprocessor`.
+        max_answer_length: As for `CocoLMQuestionAnswerer`.
+        n_best: As for `CocoLMQuestionAnswerer`.
+        metric: What chooses the best measurement: `f1`, also where it is empty, or `exact`.
         **kwargs: As for `Task`.
 
     Example:
@@ -92,7 +93,7 @@ class QuestionAnsweringTask(Task):
     metric: str = ""
 
     def read(self, part: str) -> list[Question]:
-        """Reads what the run learns from, `train`, or is measured on, `dev`."""
+        """Reads the questions of a part, `train` or `dev`."""
         if not self.files:
             return load_squad_from_tfds(_TFDS_SPLITS[part])
         questions = read_squad(self.files[part])
@@ -104,15 +105,13 @@ class QuestionAnsweringTask(Task):
         return questions
 
     def source(self, part: str) -> str:
-        """Says where a part comes from."""
+        """Where a part comes from, for people."""
         return self.files[part] if self.files else f"{TFDS_NAME} ({_TFDS_SPLITS[part]})"
 
     def files_read(self) -> list[str]:
-        """The paths of the files that it reads."""
         return list(self.files.values())
 
     def check(self) -> str:
-        """Reads the data, so that a mistake in it is told before any process starts."""
         if self.metric not in ("", "f1", "exact"):
             raise UserError(f"--metric={self.metric}: that of questions is f1 or exact.")
         for part in _TFDS_SPLITS:
@@ -120,7 +119,6 @@ class QuestionAnsweringTask(Task):
         return "SQuAD"
 
     def prepare(self, config: FinetuningConfig) -> "PreparedQuestionAnswering":
-        """Reads the data and builds the model."""
         return PreparedQuestionAnswering(self, config)
 
 
@@ -137,10 +135,10 @@ class PreparedQuestionAnswering(Prepared):
             drawn = stratified(answerable, task.train_fraction, task.seed)
             train = [train[number] for number in drawn]
         self.model = build_answerer(task, config)
-        # What is not learned from is asked all the same.
+        # Misplaced questions are not learned from, but those of the dev set are asked.
         good = [question for question in train if not question.is_misplaced]
         self._rows = _windows(self.model.preprocessor, good)
-        # Windows are cut once, however often they are read.
+        # The dev set's windows are made once, and read at every measurement.
         dev_rows = _windows(self.model.preprocessor, self._dev)
         self._reading, order = reading_batches(dev_rows, PREDICTION_BATCH)
         self._questions = dev_rows.questions[order]
@@ -160,7 +158,7 @@ class PreparedQuestionAnswering(Prepared):
         self.summary = f"{self.name}:\n{question_lines(self.report)}"
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
-        """The batches to learn from; an example is a window."""
+        # An example is a window.
         batches, steps = learning_batches(
             self._rows,
             self._config.trainer.batch_size,
@@ -170,11 +168,10 @@ class PreparedQuestionAnswering(Prepared):
         return batches, steps, len(self._rows)
 
     def measure(self) -> Scores:
-        """The shares of exact matches and F1, with the threshold that is best for the dev set."""
+        # With the threshold that is best for the dev set.
         return {"dev": _shares(self._answered()[1])}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
-        """Writes the dev set's predictions in the official formats, see `write_squad_files`."""
         predictions, official = self._answered()
         write_squad_files(os.path.join(folder, PREDICTIONS_DIRECTORY), self._dev, predictions)
         nothing = {question.id: "" for question in self._dev}
@@ -186,7 +183,6 @@ class PreparedQuestionAnswering(Prepared):
         }
 
     def facts(self, results: Mapping[str, Any]) -> Facts:
-        """What the model card says."""
         task, answerer, name = self._task, self.model, self.name
         preprocessor = answerer.preprocessor
         train, dev = results["data"]["train"], results["data"]["dev"]
@@ -232,7 +228,7 @@ class PreparedQuestionAnswering(Prepared):
         )
 
     def _answered(self) -> tuple[list[Prediction], dict[str, float]]:
-        """Answers the dev set, with the threshold that is best for it, and scores the answers."""
+        """Answers the dev set with the threshold that is best for it, and scores the answers."""
         spans = self.model.spans_of(self._reading, len(self._questions), verbose=0)
         contexts = [question.context for question in self._dev]
         predictions = collect_answers(contexts, self._questions, spans, None, self.model.n_best)
@@ -246,7 +242,7 @@ class PreparedQuestionAnswering(Prepared):
 
 
 def build_answerer(task: QuestionAnsweringTask, config: FinetuningConfig) -> CocoLMQuestionAnswerer:
-    """Puts a head on the encoder of a preset: its own, if it answers questions, or a new one."""
+    """Builds an answerer on a preset's encoder, with the preset's head if it has one."""
     with files.local_copy(task.preset) as preset:
         backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
         length = row_length(config.data.sequence_length, backbone, SEQUENCE_LENGTH)
@@ -260,7 +256,7 @@ def build_answerer(task: QuestionAnsweringTask, config: FinetuningConfig) -> Coc
                 task.max_answer_length,
                 task.n_best,
             )
-        except ValueError as error:  # which lengths do not fit
+        except ValueError as error:  # where the lengths do not fit each other
             raise UserError(str(error)) from error
         if not task.from_scratch and _is_answerer(preset):
             answerer.load_task_weights(os.path.join(preset, "task.weights.h5"))
@@ -268,24 +264,18 @@ def build_answerer(task: QuestionAnsweringTask, config: FinetuningConfig) -> Coc
 
 
 def task_name(dev: Sequence[Question]) -> str:
-    """Which SQuAD questions are like: only 2.0 has unanswerable ones."""
+    """The SQuAD that questions are like: only 2.0 has unanswerable ones."""
     return "SQuAD 1.1" if all(question.is_answerable for question in dev) else "SQuAD 2.0"
 
 
 def describe_questions(questions: Sequence[Question], rows: WindowRows) -> dict[str, Any]:
-    """Sums up questions and their windows, for JSON.
-
-    Args:
-        questions: All of a part.
-        rows: The windows of these, or of those that are not misplaced.
-
-    Returns:
-        `questions`; `unanswerable` of them; `misplaced` ones, no answer to which is where it is
-        said to be; `windows`; `split`, questions with several windows; `without_window`,
-        answerable ones whose answer no window holds whole; `inexact`, those whose answer does not
-        begin and end where tokens do; and `tokens`, see `describe_lengths`, where `truncated`
-        counts questions that were cut off.
-    """
+    """Summarizes a part's questions and their windows, for JSON."""
+    # `rows` are the windows of all questions, or of those that are not misplaced. The result has
+    # `questions`; `unanswerable` of them; `misplaced` ones, with no answer where the file says;
+    # `windows`; `split`, questions with several windows; `without_window`, answerable ones whose
+    # answer no window holds whole; `inexact`, those whose answer does not begin and end where
+    # tokens do; and `tokens`, see `describe_lengths`, where `truncated` counts questions that were
+    # cut off.
     good = [question for question in questions if not question.is_misplaced]
     asked = questions if rows.questions[-1] + 1 == len(questions) else good
     answerable = {n: question.span for n, question in enumerate(asked) if question.span}
@@ -303,7 +293,7 @@ def describe_questions(questions: Sequence[Question], rows: WindowRows) -> dict[
 
 
 def question_lines(report: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lays out what `describe_questions` gave of each part, and its `source`, for people."""
+    """Lays out what `describe_questions` returned, and the `source`, in lines for people."""
     lines = []
     for name, part in report.items():
         count, lengths = part["questions"], part["tokens"]
@@ -323,24 +313,12 @@ def question_lines(report: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def score_answers(questions: Sequence[Question], answers: Mapping[str, str]) -> dict[str, float]:
-    """Scores answers with the official evaluation of SQuAD 2.0, which does for 1.1 as well.
-
-    Args:
-        questions: With their references.
-        answers: The answer to each question, by its id; empty for no answer.
-
-    Returns:
-        `exact` and `f1`, in percent, the mean over all questions; where there are such questions,
-        `HasAns_exact` and `HasAns_f1` over those with an answer, `NoAns_exact` and `NoAns_f1` over
-        those without; and `total`, `HasAns_total` and `NoAns_total`, how many there are.
-
-    Example:
-    ```python
-    score_answers(questions, {question.id: "" for question in questions})["f1"]
-    ```
-    """
+    """Scores answers, by question ids, with the official evaluation of SQuAD 2.0, in percent."""
+    # It does for 1.1 as well. `exact` and `f1` are means over all questions, `HasAns_...` over
+    # those with an answer, `NoAns_...` over those without, where there are such; `total`,
+    # `HasAns_total` and `NoAns_total` are how many there are.
     scores = squad_evaluate_v2_0.evaluate(to_official(questions), answers)
-    # The rest is about thresholds, of which the official way of asking knows probabilities only.
+    # The other scores are of thresholds, which `choose_null_threshold` finds.
     parts = [f"{part}{name}" for part in ("", "HasAns_", "NoAns_") for name in _SCORES]
     return {name: scores[name] for name in parts if name in scores}
 
@@ -348,10 +326,11 @@ def score_answers(questions: Sequence[Question], answers: Mapping[str, str]) -> 
 def choose_null_threshold(
     questions: Sequence[Question], predictions: Sequence[Prediction]
 ) -> float | None:
-    """The threshold on null odds with the best F1; None, to answer always, if all have answers."""
+    """The threshold on null odds with the best F1; None if all questions have answers."""
     if all(question.is_answerable for question in questions):
         return None
-    # The evaluation takes probabilities, and 0 for the threshold that no question stays below.
+    # The evaluation takes probabilities, so the ranks of the odds stand for them. Its threshold of
+    # 0 means that no question is answered.
     levels = sorted({prediction.null_odds for prediction in predictions})
     ranks = {odds: number / len(levels) for number, odds in enumerate(levels, start=1)}
     pairs = list(zip(questions, predictions, strict=True))
@@ -367,15 +346,10 @@ def choose_null_threshold(
 def write_squad_files(
     folder: str, questions: Sequence[Question], predictions: Sequence[Prediction]
 ) -> None:
-    """Writes what the official evaluation and people read.
-
-    Args:
-        folder: Gets `predictions.json`, the answer to each question by its id, empty for none;
-            `null_odds.json`, how likely each is unanswerable; and `nbest_predictions.json`, the
-            candidates for each with their shares of all probability, no answer among them.
-        questions: What was asked.
-        predictions: What was answered, in the same order.
-    """
+    """Writes predictions in the formats of the official evaluation, by question ids."""
+    # `predictions.json` has the answers, empty for none; `null_odds.json` how likely each question
+    # is unanswerable; `nbest_predictions.json` the candidates with their probabilities, no answer
+    # among them.
     files.make_dirs(folder)
     ids = [question.id for question in questions]
     contents = {

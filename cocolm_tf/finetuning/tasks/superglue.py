@@ -26,7 +26,12 @@ from cocolm_tf.training.model_card import Facts
 
 
 class SuperGlueClassificationTask(ClassificationTask):
-    """A run on a task of SuperGLUE; `data` has the arguments of `read_superglue`.
+    """A run on a task of SuperGLUE, as the classification of texts.
+
+    Args:
+        data: `{"superglue": {"task": ..., "data_dir": ...}}`, the arguments of
+            `cocolm_tf.data.superglue.read_superglue`.
+        **kwargs: As for `ClassificationTask`.
 
     Example:
     ```python
@@ -39,19 +44,15 @@ class SuperGlueClassificationTask(ClassificationTask):
 
     @property
     def has_leaderboard(self) -> bool:
-        """Whether its predictions are for a leaderboard."""
         return True
 
     def read(self) -> SuperGlueData:
-        """Reads the examples."""
         return read_superglue(**self.data["superglue"])
 
     def files_read(self) -> list[str]:
-        """The paths of the files that it reads."""
         return superglue_files(**self.data["superglue"])
 
     def metrics_of(self, data: TaskData) -> tuple[str, ...]:
-        """The metrics of the task, the one to choose by first."""
         if self.metric and self.metric not in data.metrics:
             raise UserError(
                 f"--metric={self.metric}: that of {data.name} is one of {', '.join(data.metrics)}."
@@ -59,7 +60,7 @@ class SuperGlueClassificationTask(ClassificationTask):
         return tuple(dict.fromkeys((self.metric or data.metrics[0], *data.metrics)))
 
     def drawn(self, data: SuperGlueData) -> np.ndarray:
-        """Whole questions: their candidates belong together."""
+        """The rows of whole questions, as a question's candidates belong together."""
         rows = data.rows["train"]
         if rows.num_groups == len(data.train):
             return super().drawn(data)
@@ -69,7 +70,7 @@ class SuperGlueClassificationTask(ClassificationTask):
         return np.flatnonzero(np.isin(rows.groups, kept))
 
     def predicted(self, data: SuperGlueData, part: str, shares: np.ndarray) -> np.ndarray:
-        """The class of each row; of candidates, 1 for the one that is chosen."""
+        """The class of each row; of a question's candidates, 1 for the one that is chosen."""
         if SUPERGLUE_TASKS[data.key].chooses:
             return chosen(data.rows[part], shares[:, 1])
         return super().predicted(data, part, shares)
@@ -77,9 +78,8 @@ class SuperGlueClassificationTask(ClassificationTask):
     def evaluated(
         self, data: SuperGlueData, part: str, predictions: np.ndarray
     ) -> dict[str, float]:
-        """Scores the predictions of a dev set."""
         if SUPERGLUE_TASKS[data.key].chooses and not predictions.any():
-            # Who guesses that nothing is right takes the first candidate.
+            # The baseline, which predicts that no candidate is right, takes the first one.
             predictions = chosen(data.rows[part], np.zeros(len(predictions)))
         scores = superglue_scores(data, part, data.dev[part].labels, predictions)
         return {name: scores[name] for name in self.metrics_of(data)}
@@ -87,7 +87,7 @@ class SuperGlueClassificationTask(ClassificationTask):
     def left(
         self, folder: str, shares: Mapping[str, np.ndarray], data: TaskData, decide: Any = None
     ) -> dict[str, Any]:
-        """Writes what is predicted, of test sets as the leaderboard takes it."""
+        """Writes the files of predictions, those of test sets in the leaderboard's format."""
 
         def write(predictions: str, part: str, of_part: np.ndarray) -> None:
             files.make_dirs(predictions)
@@ -98,7 +98,6 @@ class SuperGlueClassificationTask(ClassificationTask):
         return leave_predictions(folder, shares, data, write=write)
 
     def prepare(self, config: FinetuningConfig) -> "PreparedSuperGlue":
-        """Reads the data and builds the model."""
         return PreparedSuperGlue(self, config)
 
 
@@ -106,6 +105,5 @@ class PreparedSuperGlue(PreparedClassification):
     """A classifier that is ready to train on a task of SuperGLUE."""
 
     def facts(self, results: Mapping[str, Any]) -> Facts:
-        """What the model card says."""
         facts = super().facts(results)
         return dataclasses.replace(facts, datasets=("aps/super_glue",), languages=("en",))

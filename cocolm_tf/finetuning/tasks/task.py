@@ -1,4 +1,4 @@
-"""What a fine-tuning run is, whatever its task: the two classes that every family derives."""
+"""What every fine-tuning run has, whatever its task: the base classes of all families."""
 
 import abc
 import dataclasses
@@ -21,7 +21,7 @@ FAMILY_KEY = "family"
 STATE_FILENAME = "state.npz"
 METRICS_FILENAME, TENSORBOARD_DIRECTORY = "metrics.jsonl", "tensorboard"
 RESUMED_BY = (STATE_FILENAME, METRICS_FILENAME, TENSORBOARD_DIRECTORY)
-"""What a run that was ended halfway goes on from; `Job.keeps`."""
+"""What an interrupted run resumes from; `Job.keeps`."""
 
 Scores = Mapping[str, Mapping[str, float]]
 """The metrics of each set that a model was measured on."""
@@ -29,18 +29,22 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """What a run is: the `spec` of its job. Nothing here needs a device.
+    """What defines a fine-tuning run: the base class of `ClassificationTask` and its like.
+
+    Nothing but `prepare` needs a device.
 
     Args:
         preset: The folder of the encoder to start from.
-        config: A `FinetuningConfig` as a dict.
-        preset_fingerprint: What `fingerprint` says of the preset.
-        content_fingerprints: What `content_fingerprints` says of the files that it reads.
-        seed: Decides the head, dropout, the order of the examples, and which of them are used.
+        config: What `FinetuningConfig.as_dict()` returned.
+        preset_fingerprint: Tells presets apart, so that a run resumes from its own results alone;
+            `run_experiment` sets it.
+        content_fingerprints: The same for the files of `files_read`, by their paths.
+        seed: Decides the head's initial weights, dropout, the order of the examples, and which of
+            them are used.
         train_fraction: The share of the training examples to learn from.
         from_scratch: Whether to start from random weights in the preset's architecture.
-        save_preset: Whether the run counts: whether to keep the model and what it predicts. A run
-            of a search leaves its scores alone.
+        save_preset: Whether to keep the model and what it predicts. A run of a search keeps its
+            scores only.
 
     Example:
     ```python
@@ -51,9 +55,9 @@ class Task(abc.ABC):
     """
 
     family: ClassVar[str]
-    """Its key in `FAMILIES`."""
+    """The key of the class in `FAMILIES`."""
     shared_results: ClassVar[tuple[str, ...]] = ()
-    """What all runs of an experiment say alike, beside what those of every family do."""
+    """Further keys of a run's results that all runs of an experiment have in common."""
 
     preset: str
     config: dict[str, Any]
@@ -65,15 +69,19 @@ class Task(abc.ABC):
     save_preset: bool = True
 
     def spec(self) -> dict[str, Any]:
-        """What `task_of` makes it of again, for JSON."""
+        """The task as JSON can hold it.
+
+        Returns:
+            The arguments of the class, and the `family` by which `task_of` finds the class.
+        """
         return {FAMILY_KEY: self.family, **dataclasses.asdict(self)}
 
     @abc.abstractmethod
     def check(self) -> str:
-        """Reads the data, so that a mistake in it is told before any process starts.
+        """Reads the data, so that a mistake in it is reported before any process starts.
 
         Returns:
-            What the task is called.
+            The name of the task, for people.
 
         Raises:
             UserError: If a file is missing or is not what it should be.
@@ -81,103 +89,131 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def files_read(self) -> list[str]:
-        """The paths of the files that it reads; none of a dataset that has a version of its own."""
+        """The paths of the files that `prepare` reads, but those of datasets with versions."""
 
     @abc.abstractmethod
     def prepare(self, config: "FinetuningConfig") -> "Prepared":
-        """Reads the data and builds the model, within the strategy's scope.
+        """Reads the data and builds the model, within the scope of a distribution strategy.
+
+        Args:
+            config: The configuration that `config` holds.
+
+        Returns:
+            What `run_task` trains and measures.
 
         Raises:
             UserError: If the data, the preset or a length is not what it should be.
         """
 
     def ensemble(self, runs: Sequence[str], folder: str) -> dict[str, Any]:
-        """Takes the mean of what several runs predict.
+        """Averages what several runs predict, and scores the mean.
 
         Args:
             runs: The folders of the runs.
-            folder: Gets what a run leaves of its predictions.
+            folder: Where to write the predictions, in the files that a run has.
 
         Returns:
-            What JSON can hold: `dev`, the metrics, and what else there is to say.
+            What JSON can hold: `dev`, the metrics of each dev set, and anything else to report.
 
         Raises:
-            UserError: If there is no such mean for this family.
+            UserError: If this family of tasks has no such mean.
         """
         raise UserError(f"--ensemble: there is none of {self.family.replace('_', ' ')}.")
 
     def facts_of_experiment(self) -> dict[str, Any]:
-        """What the experiment's results say of it beside what those of every family do."""
+        """Further values for an experiment's results."""
         return {}
 
     @property
     def has_leaderboard(self) -> bool:
-        """Whether its predictions are for a leaderboard."""
+        """Whether the predictions are in the format of a leaderboard."""
         return False
 
     @property
     def start(self) -> str:
-        """What its model starts from, for people."""
+        """What the model starts from, for people."""
         return "random weights" if self.from_scratch else self.preset
 
 
 class Prepared(abc.ABC):
-    """A task that is ready to train: its data is read, its model is built."""
+    """A task whose data is read and whose model is built: what `run_task` trains and measures.
+
+    A new family of tasks derives from it and from `Task`.
+
+    Example:
+    ```python
+    prepared = task.prepare(config)
+    batches, steps_per_epoch, examples = prepared.training()
+    prepared.model.compile("adam", metrics=[], **prepared.compile_arguments())
+    prepared.model.fit(batches, steps_per_epoch=steps_per_epoch)
+    prepared.measure()["dev"]
+    ```
+    """
 
     name: str
-    """What the task is called, for people."""
+    """The name of the task, for people."""
     metric: str
-    """What chooses the best measurement, on the first part that is measured."""
+    """The metric that chooses the best measurement, on the first part of `measure()`."""
     model: "keras_hub.models.Task"
     summary: str
     """What was read, in lines for people."""
     report: dict[str, Any]
-    """The same for JSON, by parts; `train` and its `rows` among them."""
+    """What was read, for JSON, by parts; `train` and its `rows` are among them."""
 
     @abc.abstractmethod
     def training(self) -> "tuple[tf.data.Dataset, int, int]":
         """The batches to learn from.
 
         Returns:
-            Endless batches of what the model's `fit()` takes, `(x, y, sample_weight)` of few
-            static shapes; how many of them are an epoch, and how many examples these are.
+            Endless batches `(x, y, sample_weight)` of few static shapes, as the model's `fit()`
+            takes them; how many of them an epoch has; and how many examples these are.
         """
 
     def compile_arguments(self) -> dict[str, Any]:
-        """What `compile()` gets beside the optimizer."""
+        """The arguments of the model's `compile()` beside the optimizer and the configuration's."""
         return {}
 
     @abc.abstractmethod
     def measure(self) -> Scores:
-        """Measures the model as it is on the dev sets.
+        """Measures the model with its current weights on the dev sets.
+
+        Returns:
+            The metrics of each part, by their names.
 
         Raises:
-            FloatingPointError: If an output is not finite.
+            FloatingPointError: If an output is not finite; the run then counts as diverged.
         """
 
     @abc.abstractmethod
     def artifacts(self, folder: str) -> dict[str, Any]:
-        """Writes what a run that counts leaves beside its preset.
+        """Writes what a run leaves beside its preset, unless it is one of a search.
 
-        It is called once, before the model is saved, when the model has the weights of the best
+        `run_task` calls it once, before it saves the model, which then has the weights of the best
         measurement.
 
         Args:
-            folder: Of the run.
+            folder: The run's folder.
 
         Returns:
-            What `results.json` gets of it: `baseline`, what guessing scores, among it.
+            Further values for `results.json`; among them `baseline`, the scores without learning.
         """
 
     @abc.abstractmethod
     def facts(self, results: Mapping[str, Any]) -> "Facts":
-        """What the model card says, given what `results.json` is to hold."""
+        """The facts of the model card.
+
+        Args:
+            results: What `results.json` will hold.
+
+        Returns:
+            The facts.
+        """
 
 
 def shared_facts(
     results: Mapping[str, Any], backbone: "CocoLMBackbone", head: str
 ) -> dict[str, Any]:
-    """What the model cards of all families say alike."""
+    """The facts that the model cards of all families have, of the encoder and the run."""
     return {
         "model_type": f"Transformer encoder, {backbone.num_layers} layers of "
         f"{backbone.hidden_dim}, {results['parameters']:,} parameters, with {head}",
@@ -198,12 +234,12 @@ def settings_of(task: Task) -> dict[str, Any]:
 
 
 def base_model(task: Task) -> str:
-    """What a model card says that a model was fine-tuned from."""
+    """The model that a model card names as the one that was fine-tuned."""
     return "none, its weights were random" if task.from_scratch else task.preset
 
 
 def best_epoch_line(results: Mapping[str, Any]) -> str:
-    """Which measurement's weights a model has, for people."""
+    """Says, for people, which measurement's weights a model has."""
     return (
         f"the best of {len(results['epochs'])} measurements on the dev set is that of step "
         f"{results['best_step']}, in epoch {results['best_epoch']}."
@@ -211,7 +247,7 @@ def best_epoch_line(results: Mapping[str, Any]) -> str:
 
 
 def card_results(tag: str, name: str, scores: Scores) -> "list[Result]":
-    """Scores as a model card has them; `tag` is the Hub's name of the task."""
+    """Scores in the form of a model card; `tag` is the Hub's name of the kind of task."""
     from cocolm_tf.training.model_card import Result
 
     return [

@@ -46,13 +46,15 @@ _OF_WORDS = ("accuracy", "macro_f1")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokensTask(Task):
-    """A run of a token classifier.
+    """A run of a token classifier, on named entities, parts of speech or other tags.
 
     Args:
-        data: The arguments of `read_tag_task`.
-        unit: What of texts that come as strings has a label; see
+        data: The arguments of `cocolm_tf.data.tagged_texts.read_tag_task`, as `train_file`,
+            `dev_file` and `test_file`.
+        unit: What has a label in texts that come as strings, `word` or `token`; see
             `CocoLMTokenClassifierPreprocessor`.
-        metric: What chooses the best measurement; empty for F1, or the accuracy of single words.
+        metric: What chooses the best measurement; empty for F1, or for the accuracy where words
+            have labels of their own.
         **kwargs: As for `Task`.
 
     Example:
@@ -73,17 +75,14 @@ class TokensTask(Task):
         return read_tag_task(**self.data)
 
     def files_read(self) -> list[str]:
-        """The paths of the files that it reads."""
         return [self.data[name] for name in _FILES if self.data.get(name)]
 
     def check(self) -> str:
-        """Reads the data, so that a mistake in it is told before any process starts."""
         data = self.read()
         metrics_of(data, self.metric)
         return data.name
 
     def prepare(self, config: FinetuningConfig) -> "PreparedTokens":
-        """Reads the data and builds the model."""
         return PreparedTokens(self, config)
 
 
@@ -111,7 +110,7 @@ class PreparedTokens(Prepared):
         self.summary = "\n".join([f"{data.name}:", *map(_part_line, self.report.items())])
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
-        """The batches to learn from; an example is a window."""
+        # An example is a window.
         batches, steps = self.model.learning_batches(
             self._rows["train"],
             self._labels["train"],
@@ -122,15 +121,13 @@ class PreparedTokens(Prepared):
         return batches, steps, len(self._rows["train"].tokens)
 
     def compile_arguments(self) -> dict[str, Any]:
-        """No accuracy of steps: `measure` says more."""
+        # No accuracy of steps: `measure` has better metrics.
         return {"weighted_metrics": []}
 
     def measure(self) -> Scores:
-        """The scores of spans, or of words, on the dev set."""
         return {part: self._scores(part, self._logits(part)) for part in self._data.dev}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
-        """Writes what it finds in the dev and the test set, and scores the test set if it can."""
         data = self._data
         for part, texts in data.test.items():
             self._parts[part] = texts
@@ -151,7 +148,6 @@ class PreparedTokens(Prepared):
         return {key: value for key, value in found.items() if value or key == "baseline"}
 
     def facts(self, results: Mapping[str, Any]) -> Facts:
-        """What the model card says."""
         task, data, rows = self._task, self._data, results["data"]
         labels = ", ".join(data.label_names)
         guess = ", ".join(
@@ -182,7 +178,7 @@ class PreparedTokens(Prepared):
         )
 
     def _lay_out(self, part: str) -> None:
-        """Makes the rows of a part, and says what is in it."""
+        """Makes the rows of a part, and the report on it."""
         texts = self._parts[part]
         if texts.labels is None:
             self._rows[part] = self.model.preprocessor.rows(texts.texts)
@@ -214,7 +210,7 @@ class PreparedTokens(Prepared):
         return {name: labels.count(name) for name in self._data.label_names}
 
     def _inexact(self, part: str) -> int:
-        """How many spans do not begin and end where units do, so that none can find them."""
+        """How many spans cannot be found, as they do not begin and end where units do."""
         if part not in self._labels or self._data.scheme == NO_SCHEME:
             return 0
         sure = np.eye(len(self.model.tag_names), dtype=np.float32)[self._labels[part]]
@@ -222,7 +218,7 @@ class PreparedTokens(Prepared):
         return sum(len({*a} - {*b}) for a, b in zip(self._truth(part), learned, strict=True))
 
     def _truth(self, part: str) -> list[list[Chunk]]:
-        """The true spans of texts: of words in words, and else in characters."""
+        """The true spans of texts: in words where texts come as words, else in characters."""
         texts = self._parts[part]
         return (
             [chunks(tags) if tags else [] for tags in texts.labels]
@@ -231,7 +227,7 @@ class PreparedTokens(Prepared):
         )
 
     def _found(self, part: str, logits: np.ndarray) -> list[list[Chunk]]:
-        """The spans that logits say, as `_truth` has them."""
+        """The spans that logits mean, in the same units as those of `_truth`."""
         place = 0 if self._parts[part].has_words else 1
         by_text = self.model.spans_of(self._rows[part], logits)
         return [[span[place] for span in spans] for spans in by_text]
@@ -254,7 +250,7 @@ class PreparedTokens(Prepared):
         return {name: scores[name] for name in self._metrics}
 
     def _guesses(self, part: str) -> np.ndarray:
-        """Logits of the commonest tag of the training words, for all."""
+        """The baseline: logits of the commonest tag of the training words, for all words."""
         count = len(self.model.tag_names)
         commonest = np.bincount(self._labels["train"], minlength=count).argmax()
         return np.tile(np.eye(count, dtype=np.float32)[commonest], [len(self._labels[part]), 1])
@@ -296,7 +292,7 @@ class PreparedTokens(Prepared):
 
 
 def metrics_of(data: TagTask, chosen: str = "") -> tuple[str, ...]:
-    """The metrics of a task, the one to choose by first; `UserError` if there is no such."""
+    """The metrics, first the one to choose by; `UserError` if there is no such metric."""
     names = _OF_WORDS if data.scheme == NO_SCHEME else _OF_SPANS
     if chosen and chosen not in names:
         raise UserError(f"--metric={chosen}: that of {data.name} is one of {', '.join(names)}.")
@@ -317,12 +313,12 @@ def build_token_classifier(
 
 
 def _has_spans(labels: Sequence[Any]) -> bool:
-    """Whether a text has a span; of single words all have labels."""
+    """Whether a text has a span; where words have labels of their own, all have."""
     return any(label != "O" for label in labels)
 
 
 def _part_line(named: tuple[str, Mapping[str, Any]]) -> str:
-    """What is in a part, for people."""
+    """Lines on a part, for people."""
     name, part = named
     lengths = part["tokens"]
     line = (
