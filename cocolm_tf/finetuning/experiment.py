@@ -217,7 +217,7 @@ class _Search:
                 self._jobs[seed].append(_job(path, trial, label, options))
         self._stages = _stages(
             len(combinations),
-            min((_looks(self._with(values, 0)) for values in combinations), default=1),
+            min((_evaluations(self._with(values, 0)) for values in combinations), default=1),
             experiment.reduction,
         )
 
@@ -246,7 +246,7 @@ class _Search:
             for (seed, number), results in zip(places, runner.run_all(jobs), strict=True):
                 if "score" in results:
                     # In a resumed search the run may have been trained past this stage.
-                    seen = results["epochs"][: math.ceil(share * results["looks"])]
+                    seen = results["epochs"][: math.ceil(share * results["evaluations"])]
                     metric = results["metric"]
                     score = max((one["score"] for one in seen), key=lambda s: worth(metric, s))
                     found = {"score": score, "share": share, "worth": worth(metric, score)}
@@ -321,7 +321,7 @@ class _Search:
         return dataclasses.replace(self._task, config=config, seed=seed)
 
 
-def _looks(task: Task) -> int:
+def _evaluations(task: Task) -> int:
     """How many measurements on the dev set a run has, by its configuration alone."""
     trainer = from_dict(task.config, "the configuration").trainer
     if trainer.steps and trainer.validation_interval:
@@ -329,10 +329,10 @@ def _looks(task: Task) -> int:
     return trainer.epochs
 
 
-def _stages(combinations: int, looks: int, reduction: int) -> list[tuple[float, int]]:
+def _stages(combinations: int, evaluations: int, reduction: int) -> list[tuple[float, int]]:
     """The stages of a search: the share of a run to train up to, and how many combinations."""
     count = 0
-    while reduction > 1 and reduction ** (count + 1) <= min(combinations, looks):
+    while reduction > 1 and reduction ** (count + 1) <= min(combinations, evaluations):
         count += 1
     return [
         (reduction ** (stage - count) if count else 1.0, -(-combinations // reduction**stage))

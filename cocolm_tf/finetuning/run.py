@@ -43,7 +43,7 @@ PRESET_DIRECTORY = "preset"
 DIVERGED = {"diverged": True, "headline": "diverged"}
 """The results of a run whose outputs were not finite at its first measurement."""
 
-_SECONDS_BETWEEN_LOOKS_AT_THE_LOSS = 1.0
+_SECONDS_BETWEEN_LOSS_READS = 1.0
 
 
 def run_task(
@@ -71,7 +71,7 @@ def run_task(
     Returns:
         What JSON can hold: `task`, `metric`; `score`, that of the best measurement, and `dev`, all
         its metrics; `best_epoch` and `best_step`, when that was; `epochs`, all measurements, and
-        `looks`, how many a whole run has; `steps_per_epoch`; `data`, what was read;
+        `evaluations`, how many a whole run has; `steps_per_epoch`; `data`, what was read;
         `examples_per_second`, `seconds`, `parameters` (of the encoder), `device` and `versions`.
         Where the task has `save_preset`, what `Prepared.artifacts` returned, too. Of a run that
         diverged before it had any finite measurement only `diverged`, true; of one that was paused
@@ -159,29 +159,29 @@ class Course(NamedTuple):
         return cls(steps, interval, steps_per_epoch, rows / steps_per_epoch)
 
     @property
-    def looks(self) -> int:
+    def evaluations(self) -> int:
         """How many measurements there are."""
         return -(-self.steps // self.interval)
 
-    def end(self, look: int) -> int:
+    def end(self, evaluation: int) -> int:
         """The step after which a measurement, counted from 0, is made."""
-        return min(self.steps, (look + 1) * self.interval)
+        return min(self.steps, (evaluation + 1) * self.interval)
 
-    def rest(self, step: int, looks: int) -> Iterator[tuple[int, int, int]]:
-        """Groups of the looks left after a step: the first one, how many, the steps of each."""
-        # Of the first `looks` only. `fit()` takes one number of steps for all its epochs, so the
-        # looks of a group have equally many: a resumed look has fewer.
+    def rest(self, step: int, evaluations: int) -> Iterator[tuple[int, int, int]]:
+        """What is left up to an evaluation: groups of (first evaluation, how many, steps to each)."""
+        # `fit()` takes one number of steps for all its epochs, so those of a group have equally
+        # many; a run that resumes between two evaluations has fewer to the next.
         found = []
-        for look in range(looks):
-            begin = self.end(look - 1) if look else 0
-            if self.end(look) > step:
-                found.append((look, self.end(look) - max(step, begin)))
+        for evaluation in range(evaluations):
+            begin = self.end(evaluation - 1) if evaluation else 0
+            if self.end(evaluation) > step:
+                found.append((evaluation, self.end(evaluation) - max(step, begin)))
         for length, group in itertools.groupby(found, lambda one: one[1]):
-            numbers = [look for look, _ in group]
+            numbers = [evaluation for evaluation, _ in group]
             yield numbers[0], len(numbers), length
 
 
-class _Unhurried(keras.callbacks.CallbackList):
+class _NonBlockingCallbacks(keras.callbacks.CallbackList):
     """Callbacks that get the logs of a step as tensors."""
 
     # Keras's own list reads every number of every step, which makes the devices wait for the host.
@@ -199,7 +199,7 @@ class Training(keras.callbacks.Callback):
     """Trains a compiled model, keeps the weights of its best measurement, and reports progress."""
 
     # `identity` tells runs apart: a checkpoint with another identity is not resumed from.
-    # A look is the part of the run that ends with a measurement: one of Keras's epochs.
+    # One of Keras's epochs is the steps up to an evaluation.
 
     def __init__(
         self,
@@ -219,13 +219,13 @@ class Training(keras.callbacks.Callback):
         self._state_path = os.path.join(folder, STATE_FILENAME)
         self._log = StepLog(folder)
         self._weights: list[np.ndarray] = []
-        self._step = self._begun = 0  # steps done now, and when the current look began
+        self._step = self._begun = 0  # steps done now, and at the last evaluation
         self._to_restore: dict[str, np.ndarray] | None = None
-        self._started = self._saved = self._look_started = time.monotonic()
+        self._started = self._saved = self._evaluation_started = time.monotonic()
         self._seconds_before = 0.0
         self._logged = 0
-        self._last_look_at_loss = 0.0
-        # (steps, seconds) of the looks; that of the first is removed when there is a second.
+        self._last_loss_read = 0.0
+        # (steps, seconds) up to each evaluation; the first is removed when there is a second.
         self._timed: list[tuple[int, float]] = []
 
     @property
@@ -244,8 +244,8 @@ class Training(keras.callbacks.Callback):
             "best_epoch": best["epoch"],
             "best_step": best["step"],
             "epochs": self.history,
-            "looks": self._course.looks,
-            # Of training alone, without the first look, which compiles, where there are others.
+            "evaluations": self._course.evaluations,
+            # Of training alone, without the steps to the first evaluation, if there are others.
             "examples_per_second": self._course.rows_per_step * steps / seconds,
             "seconds": self.seconds,
         }
@@ -253,11 +253,11 @@ class Training(keras.callbacks.Callback):
     def run(self, batches: tf.data.Dataset, until: float = 0.0) -> None:
         """Trains to the end, or until such a share of the measurements is made, and then saves."""
         course, model = self._course, self._prepared.model
-        looks = math.ceil(until * course.looks) or course.looks
+        evaluations = math.ceil(until * course.evaluations) or course.evaluations
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._load()
-        for first, count, steps in course.rest(self._step, looks):
+        for first, count, steps in course.rest(self._step, evaluations):
             if self._is_over():
                 break
             model.fit(
@@ -265,12 +265,12 @@ class Training(keras.callbacks.Callback):
                 steps_per_epoch=steps,
                 initial_epoch=first,
                 epochs=first + count,
-                callbacks=_Unhurried([self], add_history=True, model=model),
+                callbacks=_NonBlockingCallbacks([self], add_history=True, model=model),
                 shuffle=False,
                 verbose=0,
             )
         if until:
-            model.reset_metrics()  # as Keras does at the beginning of the next look
+            model.reset_metrics()  # as Keras does at the beginning of its next epoch
             self._save()
 
     def restore_best(self) -> None:
@@ -287,7 +287,7 @@ class Training(keras.callbacks.Callback):
                 variable.assign(self._to_restore[name])
             self._to_restore = None
         self._begun = self._step
-        self._look_started = time.monotonic()
+        self._evaluation_started = time.monotonic()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._step = self._begun + batch
@@ -298,9 +298,9 @@ class Training(keras.callbacks.Callback):
         # Reading the loss makes the host wait for the devices, so it is not done at every step.
         done, now = self._begun + batch + 1, time.monotonic()
         is_logged = done // self._trainer.log_interval > self._logged
-        if not is_logged and now - self._last_look_at_loss < _SECONDS_BETWEEN_LOOKS_AT_THE_LOSS:
+        if not is_logged and now - self._last_loss_read < _SECONDS_BETWEEN_LOSS_READS:
             return
-        self._last_look_at_loss, loss = now, float(logs["loss"])
+        self._last_loss_read, loss = now, float(logs["loss"])
         if is_logged:
             self._logged = done // self._trainer.log_interval
             rate = self._learning_rate(done)
@@ -314,9 +314,9 @@ class Training(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         done = self._course.end(epoch)
-        self._timed.append((done - self._begun, time.monotonic() - self._look_started))
+        self._timed.append((done - self._begun, time.monotonic() - self._evaluation_started))
         if len(self._timed) == 2:
-            # The first look's time includes compiling.
+            # The time to the first evaluation includes compiling.
             del self._timed[0]
         self._step = done
         try:

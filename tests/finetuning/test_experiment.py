@@ -36,17 +36,17 @@ class Runner:
     def run(self, job):
         if results := job.results():
             return results
-        folder, looks = Path(job.folder), job.spec["config"]["trainer"]["epochs"]
+        folder, evaluations = Path(job.folder), job.spec["config"]["trainer"]["epochs"]
         folder.mkdir(parents=True, exist_ok=True)
         state = folder / "state.npz"
         before = int(state.read_text()) if state.exists() else 0
-        after = -int(-job.until * looks // 1) or looks
+        after = -int(-job.until * evaluations // 1) or evaluations
         self.done.append((job.spec, before, after))
         scores = self.score(job.spec)
-        scores = scores if isinstance(scores, list) else [scores] * looks
+        scores = scores if isinstance(scores, list) else [scores] * evaluations
         results = {"diverged": True}
         if scores[0] is not None:
-            results = self.results(job.spec, scores[:after]) | {"looks": looks}
+            results = self.results(job.spec, scores[:after]) | {"evaluations": evaluations}
             if job.spec["save_preset"]:
                 self.leave(folder, job.spec, results)
         if job.until:
@@ -182,7 +182,7 @@ def test_the_best_run_of_a_search_is_not_trained_again(run, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("combinations", "looks", "reduction", "stages"),
+    ("combinations", "evaluations", "reduction", "stages"),
     [
         (8, 10, 3, [(1 / 3, 8), (1.0, 3)]),
         (9, 9, 3, [(1 / 9, 9), (1 / 3, 3), (1.0, 1)]),
@@ -192,8 +192,8 @@ def test_the_best_run_of_a_search_is_not_trained_again(run, tmp_path: Path):
         (8, 10, 1, [(1.0, 8)]),
     ],
 )
-def test_the_stages_of_a_search(combinations, looks, reduction, stages):
-    assert _stages(combinations, looks, reduction) == [
+def test_the_stages_of_a_search(combinations, evaluations, reduction, stages):
+    assert _stages(combinations, evaluations, reduction) == [
         (pytest.approx(share), count) for share, count in stages
     ]
 

@@ -115,7 +115,7 @@ def test_patience_ends_a_run_that_gets_no_better(train):
 
 
 @pytest.mark.parametrize(
-    ("trainer", "looks"),
+    ("trainer", "evaluations"),
     [
         ({"epochs": 2}, [3, 6]),
         ({"epochs": 2, "validation_interval": 4}, [4, 6]),
@@ -124,13 +124,13 @@ def test_patience_ends_a_run_that_gets_no_better(train):
         ({"steps": 100, "validation_interval": 50, "steps_per_execution": 20}, [60, 100]),
     ],
 )
-def test_when_a_run_is_measured(trainer, looks):
+def test_when_a_run_is_measured(trainer, evaluations):
     config = TrainerConfig()
     config.override(trainer)
     course = Course.of(config, 3, 6)
-    assert [course.end(look) for look in range(course.looks)] == looks
+    assert [course.end(evaluation) for evaluation in range(course.evaluations)] == evaluations
     for step in range(course.steps):
-        rest = list(course.rest(step, course.looks))
+        rest = list(course.rest(step, course.evaluations))
         assert sum(count * steps for _, count, steps in rest) == course.steps - step
 
 
@@ -239,7 +239,7 @@ def test_steps_do_not_wait_for_the_host(train, monkeypatch):
             ordinary(batch, {"loss": Loss(logs["loss"])})
 
         training.on_train_batch_end = end
-        training._last_look_at_loss = float("inf")
+        training._last_loss_read = float("inf")
 
     train(callback=watch, log_interval=5)
     assert len(seen) == 12 and len(read) == 2

@@ -198,7 +198,7 @@ def class_numbers_in_graph(
 
 
 @contextlib.contextmanager
-def label_errors_told() -> Iterator[None]:
+def explain_label_errors() -> Iterator[None]:
     """Turns what `class_numbers_in_graph` finds when a dataset runs into a `ValueError`."""
     try:
         yield
@@ -417,7 +417,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 )
                 y = batch_size = None
                 kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
-            with label_errors_told():
+            with explain_label_errors():
                 return super().fit(x, y, batch_size, validation_data=validation_data, **kwargs)
 
         def evaluate(
@@ -453,7 +453,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 y = sample_weight = batch_size = None
             else:
                 x, y = self.checked(x, y, sample_weight)
-            with label_errors_told():
+            with explain_label_errors():
                 return super().evaluate(x, y, batch_size, sample_weight=sample_weight, **kwargs)
 
         def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:

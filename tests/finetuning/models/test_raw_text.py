@@ -10,8 +10,8 @@ from cocolm_tf.finetuning.models.raw_text import (
     check_weights,
     class_numbers,
     class_numbers_in_graph,
+    explain_label_errors,
     finite_numbers,
-    label_errors_told,
     text_columns,
 )
 
@@ -193,7 +193,7 @@ def test_labels_of_a_dataset_are_seen_when_it_runs(labels, names, shown):
     dataset = tf.data.Dataset.from_tensor_slices(labels).batch(2)
     dataset = dataset.map(lambda y: class_numbers_in_graph(y, 2, names, True))
     complaint = f"^the dataset has a label that is no class: the 2 classes are {shown}.$"
-    with pytest.raises(ValueError, match=complaint), label_errors_told():
+    with pytest.raises(ValueError, match=complaint), explain_label_errors():
         list(dataset)
     good = dataset.take(0) if names is None else tf.data.Dataset.from_tensors(["good", "bad"])
     found = good.map(lambda y: class_numbers_in_graph(y, 2, names, True) if names else y)

@@ -123,8 +123,8 @@ def test_a_run(make, tmp_path: Path):
     results = run_task(json.loads(json.dumps(task.spec())), str(tmp_path), listener)
     assert json.loads(json.dumps(results)) == results
     assert set(results["test"]["dev"]) == {"accuracy", "f1"}
-    assert [look["step"] for look in results["epochs"]] == [10, 20]
-    best = [look["score"] for look in results["epochs"]].index(results["score"])
+    assert [evaluation["step"] for evaluation in results["epochs"]] == [10, 20]
+    best = [evaluation["score"] for evaluation in results["epochs"]].index(results["score"])
     assert results["best_step"] == results["epochs"][best]["step"]
     assert set(results["dev"]) == {"few"}
     assert set(results["baseline"]["dev"].values()) <= {0, 0.5, 2 / 3} | {
