@@ -168,7 +168,7 @@ class Course(NamedTuple):
         return min(self.steps, (evaluation + 1) * self.interval)
 
     def rest(self, step: int, evaluations: int) -> Iterator[tuple[int, int, int]]:
-        """What is left up to an evaluation: groups of (first evaluation, how many, steps to each)."""
+        """What is left, in groups: the first evaluation, how many there are, steps to each."""
         # `fit()` takes one number of steps for all its epochs, so those of a group have equally
         # many; a run that resumes between two evaluations has fewer to the next.
         found = []
