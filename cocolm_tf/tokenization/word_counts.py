@@ -43,9 +43,14 @@ _QUOTES_AND_DASHES = str.maketrans("‘’´“”—–", "'''\"\"--")
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 # Punctuation that only needs to be split off where it ends a word.
 _PLAIN_ENDS = ".,;:!?)"
-_SHORT_ENDING, _ENDING, _UPPER_ENDING = r"([smdtSMDT])\b", r"(ll|re|ve)\b", r"(LL|RE|VE)\b"
+# Letters that Python 3.13 knows and TensorFlow does not: those of Unicode 15.1.
+NEWER_CHARACTERS = "[\U0002ebf0-\U0002ee5d]"
+_NO_LETTER = rf"(?!(?!{NEWER_CHARACTERS})\w)"
+_SHORT_ENDING, _ENDING, _UPPER_ENDING = (
+    f"({endings}){_NO_LETTER}" for endings in ("[smdtSMDT]", "ll|re|ve", "LL|RE|VE")
+)
 # Broader, as an underscore after them will be split off.
-_PERHAPS_ENDING = re.compile(r"(?:[smdtSMDT]|ll|re|ve|LL|RE|VE)(?![^\W_])")
+_PERHAPS_ENDING = re.compile(rf"(?:[smdtSMDT]|ll|re|ve|LL|RE|VE)(?!(?!{NEWER_CHARACTERS})[^\W_])")
 _TORN_CONTRACTION = re.compile(rf"['‘’´]\s+{_PERHAPS_ENDING.pattern}")
 
 
