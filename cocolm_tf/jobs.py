@@ -55,9 +55,9 @@ class Job:
     # interrupted job begins in a folder that is empty but for `keeps`.
     resumes: bool = False
     keeps: Sequence[str] = ()  # files and folders in it by which an interrupted job resumes
-    # How far to take it, in units of its own; 0 for to its end. Results of a job that was not taken
-    # as far are partial.
-    until: int = 0
+    # Up to which share of its work to take it; 0 for to its end. Results of a job that was not
+    # taken as far are partial.
+    until: float = 0.0
     # Keyword arguments of the function that `serve` calls, which do not change the results, as the
     # devices.
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

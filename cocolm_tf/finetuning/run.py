@@ -37,6 +37,7 @@ from cocolm_tf.finetuning.tasks.task import (
 from cocolm_tf.jobs import UNTIL_KEY, Reporter, serve
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.model_card import write_model_card
+from cocolm_tf.training.monitoring import append_line, read_lines, write_lines
 from cocolm_tf.versions import own_versions
 
 PRESET_DIRECTORY = "preset"
@@ -405,9 +406,8 @@ class Training(keras.callbacks.Callback):
 class StepLog:
     """Writes `metrics.jsonl` and TensorBoard's files, as pretraining does."""
 
-    # A line has `step`, `split` (`train` or `validation`), the `seconds` that the run took so far,
-    # and numbers by their names: the mean `loss` since the last measurement and the
-    # `learning_rate`, or the metrics, as `dev_accuracy`.
+    # Training lines have the mean `loss` since the last measurement and the `learning_rate`;
+    # validation lines the metrics, as `dev_accuracy`.
 
     def __init__(self, folder: str) -> None:
         self._path = os.path.join(folder, METRICS_FILENAME)
@@ -416,26 +416,15 @@ class StepLog:
 
     def begin(self, step: int) -> None:
         """Drops the lines after the step that the run resumes from."""
-        if not files.is_file(self._path):
-            return
-        lines = files.read_text(self._path).split("\n")[:-1]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        files.write_text(self._path, "".join(f"{line}\n" for line in kept))
+        if files.is_file(self._path):
+            write_lines(self._path, read_lines(self._path), step)
 
     def write(self, step: int, split: str, values: Mapping[str, float], seconds: float) -> None:
         """Adds a line to the log, and its values to TensorBoard's files."""
-        # JSON has neither infinity nor NaN.
-        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        line = {"step": step, "split": split, "seconds": round(seconds, 1), **finite}
-        with files.open_append(self._path) as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
         if split not in self._writers:
             path = os.path.join(self._directory, split)
             self._writers[split] = tf.summary.create_file_writer(path)
-        with self._writers[split].as_default(step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-        self._writers[split].flush()
+        append_line(self._path, self._writers[split], step, split, seconds, values)
 
 
 def write_state(path: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

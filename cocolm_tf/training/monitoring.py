@@ -84,16 +84,8 @@ class MetricsLog:
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         if self._path:
-            seconds = round(time.monotonic() - self._start, 1)
-            # JSON has no numbers that are not finite.
-            finite = {k: value if math.isfinite(value) else None for k, value in values.items()}
-            line = {"step": step, "split": split, "seconds": seconds, **finite}
-            with files.open_append(self._path) as file:
-                file.write(json.dumps(line, allow_nan=False) + "\n")
-            with self._writers[split].as_default(step):
-                for name, value in values.items():
-                    tf.summary.scalar(name, value)
-            self._writers[split].flush()
+            seconds = time.monotonic() - self._start
+            append_line(self._path, self._writers[split], step, split, seconds, values)
         self._lap, self._lap_step = time.monotonic(), step
 
 
@@ -103,6 +95,26 @@ def read_lines(path: str) -> list[dict[str, Any]]:
         return []
     # Text after the last line end was being written when the run was killed.
     return [json.loads(line) for line in files.read_text(path).split("\n")[:-1]]
+
+
+def append_line(
+    path: str,
+    writer: tf.summary.SummaryWriter,
+    step: int,
+    split: str,
+    seconds: float,
+    values: Mapping[str, float],
+) -> None:
+    """Adds a line to a run's metrics, and its values to TensorBoard's file of the split."""
+    # JSON has no numbers that are not finite.
+    finite = {k: value if math.isfinite(value) else None for k, value in values.items()}
+    line = {"step": step, "split": split, "seconds": round(seconds, 1), **finite}
+    with files.open_append(path) as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+    with writer.as_default(step):
+        for name, value in values.items():
+            tf.summary.scalar(name, value)
+    writer.flush()
 
 
 def write_lines(path: str, lines: list[dict[str, Any]], last_step: int) -> None:
