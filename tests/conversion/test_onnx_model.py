@@ -1,8 +1,7 @@
-import random
-
 import numpy as np
 import pytest
 import tensorflow as tf
+from conversion_backbones import make_backbone
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -23,21 +22,7 @@ IDS = np.int64([[0, 7, 8, 9, 2, 1], [0, 5, 2, 1, 1, 1], [0, 11, 12, 13, 14, 2]])
 
 
 def make(bins: int) -> CocoLMBackbone:
-    random.seed(0)
-    backbone = CocoLMBackbone(
-        vocabulary_size=50,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=16,
-        intermediate_dim=40,
-        max_sequence_length=20,
-        relative_position_bins=bins,
-        relative_position_max_distance=12,
-    )
-    rng = np.random.default_rng(0)
-    for variable in backbone.trainable_variables:
-        variable.assign(variable + rng.normal(0.0, 0.1, variable.shape))
-    return backbone
+    return make_backbone(bins, positions=20)
 
 
 def run(model: object) -> dict[str, np.ndarray]:

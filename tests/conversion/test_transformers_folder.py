@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conversion_backbones import make_backbone
 from tiny_presets import write_tiny_preset
 
 from cocolm_tf import (
@@ -72,20 +73,7 @@ def test_with_and_without_relative_positions(transformers, bins):
     from cocolm_tf.conversion.architecture import configuration_of
     from cocolm_tf.conversion.layout import encoder_entries, table_entries
 
-    random.seed(0)
-    backbone = CocoLMBackbone(
-        vocabulary_size=50,
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=16,
-        intermediate_dim=40,
-        max_sequence_length=40,
-        relative_position_bins=bins,
-        relative_position_max_distance=12,
-    )
-    rng = np.random.default_rng(0)
-    for variable in backbone.trainable_variables:
-        variable.assign(variable + rng.normal(0.0, 0.1, variable.shape))
+    backbone = make_backbone(bins, positions=40)
     config = modeling_cocolm.CocoLMConfig(**configuration_of(backbone, None, need_pooler=False))
     model = modeling_cocolm.CocoLMModel(config).eval()
     entries = [*table_entries(backbone), *encoder_entries(backbone)]
@@ -95,7 +83,7 @@ def test_with_and_without_relative_positions(transformers, bins):
         for name, tensor in entry.tensors().items()
     }
     model.load_state_dict(tensors)
-    ids = rng.integers(5, 50, size=(3, 37))
+    ids = np.random.default_rng(0).integers(5, 50, size=(3, 37))
     ids[1, 9:] = 1
     with torch.no_grad():
         found = model(torch.from_numpy(ids)).last_hidden_state.numpy()
