@@ -268,6 +268,8 @@ def finetune_correction(
         )
     if config.data.sequence_length_schedule:
         raise UserError("data.sequence_length_schedule: rows of corrections have one length.")
+    if config.trainer.batch_size_schedule:
+        raise UserError("trainer.batch_size_schedule: batches of corrections have one size.")
     of_preset = {key: sizes[key] for key in ARCHITECTURE if hasattr(config.model, key)}
     config.model.override(of_preset)
     _check_same_run(model_dir, config, preset, examples)
