@@ -10,7 +10,7 @@ shapes, as in pretraining; elsewhere, as when serving texts of any length, it ru
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -126,6 +126,21 @@ def column_sum(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         return tf.cast(tf.reduce_sum(tf.cast(x, tf.float32), axes), dtype)
     rows = tf.reshape(x, [-1, x.shape[-1] or tf.shape(x)[-1]])
     return tf.cast(tf.matmul(tf.ones([1, tf.shape(rows)[0]], x.dtype), rows)[0], dtype)
+
+
+def sums_of_squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The sum of the squares of each of N tensors, [N] float32."""
+    if device_kind() == "CPU":
+        return 2 * tf.stack([tf.nn.l2_loss(tf.cast(x, tf.float32)) for x in tensors])
+    return _sums_of_squares(*tensors)
+
+
+@fused
+def _sums_of_squares(*tensors: tf.Tensor) -> tf.Tensor:
+    # Summed at once, a matrix of 768 x 768 takes a GPU 10 us, whose rows it sums in 3.
+    squares = [tf.square(tf.cast(x, tf.float32)) for x in tensors]
+    rows = barrier(*(tf.reduce_sum(x, -1) if x.shape.rank > 1 else x for x in squares))
+    return tf.stack([tf.reduce_sum(row) for row in rows])
 
 
 def _fold(x: tf.Tensor, join: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:

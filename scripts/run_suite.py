@@ -86,9 +86,10 @@ flags.DEFINE_string("tpu", "", "Address of the TPU, or local, for --distribution
 flags.DEFINE_string(
     "output_dir", None, "Folder of the results. Runs that are in it already are not done again."
 )
-flags.mark_flags_as_required(["suite", "config_file", "train_data", "vocabulary", "output_dir"])
+flags.mark_flags_as_required(["suite", "output_dir"])
 
 FLAGS = flags.FLAGS
+_FOR_PRETRAINING = ("config_file", "train_data", "vocabulary")
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(files.absolute(__file__))), "configs")
 
 
@@ -107,10 +108,20 @@ def main() -> str:
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.suite.definition import load_suite, row_overrides
-    from cocolm_tf.suite.plan import Budget, Plan, glue_tasks, pretraining_configs
+    from cocolm_tf.suite.plan import (
+        Budget,
+        Plan,
+        architectures,
+        glue_tasks,
+        pretraining_configs,
+    )
     from cocolm_tf.suite.runner import PretrainingInputs, run_suite
 
     suite = load_suite(FLAGS.suite, os.path.join(CONFIGS, "suites"))
+    missing = [name for name in _FOR_PRETRAINING if not FLAGS[name].value]
+    is_pretrained = any(row.is_pretrained for row in suite.rows)
+    if is_pretrained and missing:
+        raise UserError(f"--{missing[0]} is missing: rows of {FLAGS.suite} are pretrained.")
     configs = pretraining_configs(
         suite,
         FLAGS.config_file,
@@ -122,14 +133,16 @@ def main() -> str:
     tasks = glue_tasks(
         FLAGS.tasks,
         FLAGS.data_dir or None,
-        configs,
+        architectures(suite, configs),
         FLAGS.finetuning_config_file,
         FLAGS.finetuning_override,
         os.path.join(CONFIGS, "finetune"),
     )
     return run_suite(
         Plan(suite, configs, tasks, FLAGS.seeds),
-        PretrainingInputs(FLAGS.train_data, FLAGS.vocabulary, FLAGS.validation_data),
+        PretrainingInputs(FLAGS.train_data, FLAGS.vocabulary, FLAGS.validation_data)
+        if is_pretrained
+        else None,
         FLAGS.output_dir,
         FLAGS.processes,
         {

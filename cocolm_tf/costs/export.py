@@ -6,6 +6,7 @@ import glob
 import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +38,7 @@ _BATCHES = 4
 # Elements of the largest variables whose initial values are kept: what is larger is a matrix drawn
 # from a normal distribution, and is drawn anew.
 _EXACT = 16_384
+_BOOLEANS = re.compile(r'dense<"0x(?P<digits>[0-9A-F]+)"> : tensor<(?P<count>\d+)xi1>')
 
 
 def export_step(
@@ -171,7 +173,8 @@ def stablehlo(
 ) -> tuple[bytes, list[dict[str, Any]], dict[str, np.ndarray]]:
     """The program of a compiled function of a batch, its arguments, and the arrays among them."""
     # As text: the bytes of one version of MLIR are not always those of another.
-    program = step.experimental_get_compiler_ir(batches[0])(stage="stablehlo").encode()
+    text = step.experimental_get_compiler_ir(batches[0])(stage="stablehlo")
+    program = _BOOLEANS.sub(_spelled_out, text).encode()
     handles = {id(variable.handle): (name, variable) for name, variable in variables}
     # Features come first, in the order in which TensorFlow flattens a dict: by name.
     features = sorted(batches[0])
@@ -279,6 +282,13 @@ def _read_weights(prefix: str) -> dict[str, np.ndarray]:
         name: np.concatenate([rows[first] for first in sorted(rows)])
         for name, rows in parts.items()
     }
+
+
+def _spelled_out(constant: re.Match[str]) -> str:
+    """A constant of booleans whose bits one version of MLIR packs and others do not read."""
+    packed, count = bytes.fromhex(constant["digits"]), int(constant["count"])
+    values = ("true" if packed[i // 8] >> i % 8 & 1 else "false" for i in range(count))
+    return f"dense<[{', '.join(values)}]> : tensor<{count}xi1>"
 
 
 def _argument(name: str, kind: str, value: tf.Tensor | tf.Variable) -> dict[str, Any]:

@@ -5,7 +5,7 @@ layout their results have in attributes that no operation of TensorFlow sets. So
 as a small StableHLO module, which TensorFlow takes as a part of a function.
 
 Its dropout counts the calls of a kernel on the host, which a command buffer (a CUDA graph) would
-leave out: `XLA_OPTIONS` are needed with it.
+leave out: `XLA_OPTIONS` keep it out of them, and are needed with it.
 """
 
 import json
@@ -18,7 +18,7 @@ from tensorflow.compiler.tf2xla.python import xla
 
 from cocolm_tf.fusion import device_kind, is_compiled
 
-XLA_OPTIONS = {"xla_gpu_enable_command_buffer": ""}
+XLA_OPTIONS = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT"}
 
 _ELEMENTS = {tf.bfloat16: "bf16", tf.float16: "f16", tf.float32: "f32", tf.int32: "i32"}
 

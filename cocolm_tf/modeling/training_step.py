@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import keras
 import tensorflow as tf
 
+from cocolm_tf.fusion import sums_of_squares
 from cocolm_tf.losses.replicas import compiles_communication, sum_over_replicas
 from cocolm_tf.modeling.measures import Measures
 from cocolm_tf.modeling.sampling import SamplingTemperature
@@ -435,7 +436,7 @@ class TrainingStep(keras.Model):
 
     def _update(self, gradients: list[tf.Tensor], replica: tf.Tensor | int) -> None:
         # As `tf.linalg.global_norm`; the terms say which gradient was not finite.
-        squares = 2 * tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])
+        squares = sums_of_squares(gradients)
         norm = tf.sqrt(tf.reduce_sum(squares)) / self.loss_scale
         finite = tf.math.is_finite(norm)
         clipping = self.clip_norm / tf.maximum(norm, self.clip_norm) if self.clip_norm else 1.0

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
         "definition": ["Row", "Suite", "load_suite"],
-        "plan": ["Plan", "glue_tasks", "pretraining_configs"],
+        "plan": ["Plan", "architectures", "glue_tasks", "pretraining_configs"],
         "runner": ["PretrainingInputs", "run_suite"],
     },
 )

@@ -16,6 +16,8 @@ rows:
   from_scratch:
     title: from scratch
     random_weights_of: coco_lm               # not pretrained: that row's architecture, afresh
+  soup:
+    preset: ../soup                          # not pretrained here: a folder, by its path from this
 """
 
 import dataclasses
@@ -30,8 +32,9 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.training.config_file import parse_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_KEYS = ("title", "group", "changes", "auxiliary_of", "decay_from", "random_weights_of")
 _OWN_TRAINING = ("changes", "auxiliary_of", "decay_from")
+_NO_TRAINING = ("random_weights_of", "preset")
+_KEYS = ("title", "group", *_OWN_TRAINING, *_NO_TRAINING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Row:
         decay_from: ROW@STEP, the row whose run it branches off to let the learning rate decay, and
             the checkpoint; empty for a run from the beginning.
         random_weights_of: The row whose architecture it is fine-tuned in from random weights,
-            instead of being pretrained; empty for a row that is pretrained.
+            instead of being pretrained; empty for other rows.
+        preset: The folder that it is fine-tuned from, instead of being pretrained; empty for
+            other rows.
 
     Example:
     ```python
@@ -63,6 +68,12 @@ class Row:
     auxiliary_of: str = ""
     decay_from: str = ""
     random_weights_of: str = ""
+    preset: str = ""
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the suite pretrains it."""
+        return not (self.random_weights_of or self.preset)
 
     def needs(self) -> tuple[str, ...]:
         """The names of the rows that must be pretrained before this one."""
@@ -143,13 +154,22 @@ def _row(path: str, name: Any, fields: Any, above: Mapping[str, Row]) -> Row:
         other = fields.get(key)
         if key == "decay_from" and other:
             other = other.rpartition("@")[0]
-        if other is not None and (other not in above or above[other].random_weights_of):
+        source = above.get(other)
+        may_be_preset = key == "random_weights_of" and source and source.preset
+        if other is not None and not may_be_preset and not (source and source.is_pretrained):
             raise UserError(f"{where}.{key}: {other} is no pretrained row above this one.")
-    if "random_weights_of" in fields and fields.keys() & set(_OWN_TRAINING):
-        raise UserError(
-            f"{where} has random_weights_of: it is not pretrained, so it cannot have "
-            f"{', '.join(_OWN_TRAINING[:-1])} or {_OWN_TRAINING[-1]}."
-        )
+    for key in _NO_TRAINING:
+        excluded = [other for other in (*_OWN_TRAINING, *_NO_TRAINING) if other != key]
+        if key in fields and fields.keys() & set(excluded):
+            raise UserError(
+                f"{where} has {key}: it is not pretrained, so it cannot have "
+                f"{', '.join(excluded[:-1])} or {excluded[-1]}."
+            )
+    preset = fields.get("preset", "")
+    if preset:
+        preset = files.absolute(files.join(os.path.dirname(path), preset))
+        if not files.is_dir(preset):
+            raise UserError(f"{where}.preset: {preset} is not a folder.")
     changes = fields.get("changes", [])
     changes = changes if isinstance(changes, list) else [changes]
     return Row(
@@ -160,6 +180,7 @@ def _row(path: str, name: Any, fields: Any, above: Mapping[str, Row]) -> Row:
         fields.get("auxiliary_of", ""),
         fields.get("decay_from", ""),
         fields.get("random_weights_of", ""),
+        preset,
     )
 
 
@@ -177,7 +198,7 @@ def _change(where: str, path: str, change: Any) -> str:
 
 def row_overrides(suite: Suite, flags: Sequence[str]) -> dict[str, list[str]]:
     """Sorts further changes by the rows that they are for."""
-    pretrained = [row.name for row in suite.rows if not row.random_weights_of]
+    pretrained = [row.name for row in suite.rows if row.is_pretrained]
     found: dict[str, list[str]] = {}
     for flag in flags:
         name, colon, override = flag.partition(":")

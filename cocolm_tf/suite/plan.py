@@ -10,6 +10,7 @@ from cocolm_tf.data.glue import GLUE_TASKS, read_glue
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config
 from cocolm_tf.finetuning.flags import suitable_config
+from cocolm_tf.finetuning.presets import backbone_config
 from cocolm_tf.jobs import leave_devices
 from cocolm_tf.suite.definition import Row, Suite
 from cocolm_tf.training.config import PretrainingConfig, load_config
@@ -74,7 +75,8 @@ class Plan:
     ```python
     suite = load_suite("table3", "configs/suites")
     configs = pretraining_configs(suite, "configs/pretrain/small.yaml", "runs/table3")
-    tasks = glue_tasks(["rte"], "glue_data", configs, finetuning_configs="configs/finetune")
+    rows = architectures(suite, configs)
+    tasks = glue_tasks(["rte"], "glue_data", rows, finetuning_configs="configs/finetune")
     Plan(suite, configs, tasks, seeds=5)
     ```
     """
@@ -92,9 +94,10 @@ class Plan:
             runs += [Run(row, task, seed) for task in self.tasks for row in rows]
         return runs
 
-    def architecture(self, row: Row) -> str:
-        """The name of the row whose preset a row is fine-tuned from, with its weights or not."""
-        return row.random_weights_of or row.name
+    def source(self, row: Row) -> Row:
+        """The row whose preset a row is fine-tuned from, with its weights or not."""
+        name = row.random_weights_of or row.name
+        return next(row for row in self.suite.rows if row.name == name)
 
 
 def pretraining_configs(
@@ -128,7 +131,7 @@ def pretraining_configs(
     """
     configs: dict[str, PretrainingConfig] = {}
     for row in suite.rows:
-        if row.random_weights_of:
+        if not row.is_pretrained:
             continue
         changes = [*overrides, *row.changes, *(of_rows or {}).get(row.name, ())]
         if row.auxiliary_of:
@@ -146,10 +149,27 @@ def pretraining_configs(
     return configs
 
 
+def architectures(
+    suite: Suite, configs: Mapping[str, PretrainingConfig]
+) -> dict[str, Mapping[str, Any]]:
+    """The arguments of each row's `CocoLMBackbone`, but for rows of another row's architecture.
+
+    Raises:
+        UserError: If a row's preset is none.
+
+    Example:
+    ```python
+    architectures(suite, configs)["coco_lm"]["hidden_dim"]  # 768
+    ```
+    """
+    found = {row.name: backbone_config(row.preset) for row in suite.rows if row.preset}
+    return found | {name: config.as_dict()["model"] for name, config in configs.items()}
+
+
 def glue_tasks(
     names: Sequence[str],
     data_dir: str | None,
-    configs: Mapping[str, PretrainingConfig],
+    architectures: Mapping[str, Mapping[str, Any]],
     config_file: str = "",
     overrides: Sequence[str] = (),
     finetuning_configs: str = "",
@@ -159,7 +179,7 @@ def glue_tasks(
     Args:
         names: Tasks of `GLUE_TASKS`.
         data_dir: The folder of GLUE's files; None for TensorFlow Datasets.
-        configs: Those of the rows, whose width and positions the settings must suit.
+        architectures: Those of the rows, whose width and positions the settings must suit.
         config_file: The settings; empty for those in `finetuning_configs` that suit the width.
         overrides: Changes of the settings, as `--params_override` takes them.
         finetuning_configs: The folder of the settings to choose from.
@@ -172,7 +192,8 @@ def glue_tasks(
 
     Example:
     ```python
-    glue_tasks(["rte"], "glue_data", configs, finetuning_configs="configs/finetune")
+    rows = architectures(suite, configs)
+    glue_tasks(["rte"], "glue_data", rows, finetuning_configs="configs/finetune")
     ```
     """
     leave_devices()
@@ -180,15 +201,15 @@ def glue_tasks(
     for name in names:
         if name not in GLUE_TASKS:
             raise UserError(f"--tasks are of {', '.join(GLUE_TASKS)}, not {name!r}.")
-        width = next(iter(configs.values())).model.hidden_dim
+        width = next(iter(architectures.values()))["hidden_dim"]
         path = config_file or suitable_config(width, finetuning_configs)
         config, _ = load_finetuning_config(path, name, overrides)
         data = {"task": name, "data_dir": data_dir and files.absolute(data_dir)}
-        for row, of_row in configs.items():
-            if config.data.sequence_length > of_row.model.max_sequence_length:
+        for row, sizes in architectures.items():
+            if config.data.sequence_length > sizes["max_sequence_length"]:
                 raise UserError(
                     f"{path}: data.sequence_length={config.data.sequence_length} is more than the "
-                    f"{of_row.model.max_sequence_length} positions of {row}."
+                    f"{sizes['max_sequence_length']} positions of {row}."
                 )
         # Read here so that a mistake in it is reported now, not when all rows are pretrained.
         tasks.append(Task(name, read_glue(**data).name, {"glue": data}, config))
@@ -206,7 +227,7 @@ def run_folder(output_dir: str, row: str) -> str:
 
 
 def preset_folder(output_dir: str, row: str) -> str:
-    """The folder of a row's preset."""
+    """The folder of the preset of a row that is pretrained."""
     return os.path.join(files.absolute(run_folder(output_dir, row)), "preset")
 
 

@@ -68,6 +68,7 @@ def _row(
         "changes": list(row.changes),
         "auxiliary_of": row.auxiliary_of,
         "random_weights_of": row.random_weights_of,
+        "preset": row.preset,
         "pretraining": pretrained.get(row.name),
         "finetuning": {name: _of_task(seeds) for name, seeds in of_tasks.items() if seeds},
         "average": statistics.fmean(one["score"]["median"] for one in medians)

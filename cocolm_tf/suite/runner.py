@@ -55,7 +55,7 @@ class PretrainingInputs:
 
 def run_suite(
     plan: Plan,
-    inputs: PretrainingInputs,
+    inputs: PretrainingInputs | None,
     output_dir: str,
     processes: int = 1,
     options: Mapping[str, str] | None = None,
@@ -68,7 +68,7 @@ def run_suite(
 
     Args:
         plan: What to run.
-        inputs: What to pretrain on.
+        inputs: What to pretrain on; None if no row is pretrained.
         output_dir: OUT above.
         processes: How many runs are done at a time. They share the cores and the GPUs.
         options: On which devices each run is computed, `distribution_strategy` and `tpu` as
@@ -91,7 +91,8 @@ def run_suite(
     suite_run.look()
     with StopSignal(), JobRunner(_MODULE, processes, len(plan.runs())) as runner:
         suite_run.do(runner, processes)
-    write_curves(plan, output_dir)
+    if plan.configs:
+        write_curves(plan, output_dir)
     return suite_run.write_table()
 
 
@@ -101,7 +102,7 @@ class _SuiteRun:
     def __init__(
         self,
         plan: Plan,
-        inputs: PretrainingInputs,
+        inputs: PretrainingInputs | None,
         output_dir: str,
         options: Mapping[str, str],
     ) -> None:
@@ -112,7 +113,7 @@ class _SuiteRun:
         }
         self._datasets = {
             name: dataset_fingerprint(path)
-            for name, path in dataclasses.asdict(inputs).items()
+            for name, path in (dataclasses.asdict(inputs) if inputs else {}).items()
             if name != "vocabulary"  # The shards' manifests have its fingerprint.
         }
         # Many jobs start from one preset, which does not change once its run has ended.
@@ -125,7 +126,8 @@ class _SuiteRun:
         for run in self._plan.runs():
             if run.task is None:
                 refuse_another(self._job(run))
-            if run.task is None or self._plan.architecture(run.row) in self._pretrained:
+            source = self._plan.source(run.row)
+            if run.task is None or source.preset or source.name in self._pretrained:
                 self._take(run, self._job(run).results())
 
     def do(self, runner: JobRunner, processes: int) -> None:
@@ -137,7 +139,7 @@ class _SuiteRun:
             for run in self._plan.runs():
                 names = run.row.needs()
                 if run.task is not None:
-                    names = (self._plan.architecture(run.row),)
+                    names = (self._plan.source(run.row).name,)
                 needed = [pretrainings[name] for name in names if name in pretrainings]
                 future = pool.submit(self._do_one, run, needed, runner)
                 futures[future] = run
@@ -183,7 +185,8 @@ class _SuiteRun:
     def _job(self, run: Run) -> Job:
         if run.task is None:
             return self._pretraining_job(run.row)
-        preset = preset_folder(self._output_dir, self._plan.architecture(run.row))
+        source = self._plan.source(run.row)
+        preset = source.preset or preset_folder(self._output_dir, source.name)
         name = os.path.join(run.row.name, run.task.name, f"seed_{run.seed}")
         return Job(
             os.path.join(self._output_dir, "finetuning", name),

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import types
 import zipfile
 
@@ -47,6 +48,16 @@ def test_arguments_are_named_in_the_order_of_the_program(toy):
     assert {one["name"]: one["kind"] for one in program.arguments[2:]} == {
         variable.path: "variable" for variable in toy.variables
     }
+
+
+def test_constants_of_booleans_are_spelled_out():
+    chosen = np.arange(128) % 3 > 0
+    step = tf.function(
+        lambda batch: tf.where(chosen, batch["x"], 0.0), jit_compile=True, autograph=False
+    )
+    program, _, _ = stablehlo(step, [{"x": tf.zeros([128])}], [])
+    (values,) = re.findall(r"dense<\[([a-z, ]+)\]> : tensor<128xi1>", program.decode())
+    assert [value == "true" for value in values.split(", ")] == list(chosen)
 
 
 def test_variables_that_a_step_writes_are_its_results(toy):

@@ -135,6 +135,13 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(inputs: Path, tmp_path
         assert not out.exists()
 
 
+def test_what_pretraining_takes_is_asked_for_where_a_row_is_pretrained(tmp_path: Path):
+    out = tmp_path / "out"
+    *_, said = run_suite.mistakes("--suite=table3", f"--output_dir={out}")
+    assert said == "error: --config_file is missing: rows of table3 are pretrained."
+    assert not out.exists()
+
+
 def test_help_is_instant():
     told = run_suite.help()
     for flag in ("suite", "tokens", "train_steps", "tasks", "seeds", "processes", "row_override"):

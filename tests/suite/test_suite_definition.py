@@ -50,7 +50,10 @@ def test_a_suite_of_ones_own_names_files_by_their_path_from_it(tmp_path: Path):
         "  deep: {changes: [wide.yaml, {model: {num_layers: 3}}], auxiliary_of: plain}\n"
         "  fresh: {random_weights_of: wide}\n"
         "  short: {decay_from: plain@40, changes: {trainer: {train_steps: 50}}}\n"
+        "  soup: {title: Soup, preset: soup}\n"
+        "  soup_afresh: {random_weights_of: soup}\n"
     )
+    (tmp_path / "soup").mkdir()
     suite = load_suite(str(tmp_path / "mine.yaml"), SUITES)
     wide = str(tmp_path / "wide.yaml")
     assert suite.name == "mine"
@@ -60,7 +63,11 @@ def test_a_suite_of_ones_own_names_files_by_their_path_from_it(tmp_path: Path):
         Row("deep", "deep", "", (wide, '{"model": {"num_layers": 3}}'), auxiliary_of="plain"),
         Row("fresh", "fresh", random_weights_of="wide"),
         Row("short", "short", "", ('{"trainer": {"train_steps": 50}}',), decay_from="plain@40"),
+        Row("soup", "Soup", preset=str(tmp_path / "soup")),
+        Row("soup_afresh", "soup_afresh", random_weights_of="soup"),
     )
+    with pytest.raises(UserError, match="where the row is one of plain, wide, deep, short"):
+        row_overrides(suite, ["soup:a.b=1"])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +96,9 @@ def test_a_suite_of_ones_own_names_files_by_their_path_from_it(tmp_path: Path):
             "rows: {a: , b: {random_weights_of: a, changes: [{model: {}}]}}",
             "rows.b has random_weights_of: it is not pretrained, so it cannot have changes",
         ),
+        ("rows: {a: {preset: nowhere}}", "rows.a.preset: .*nowhere is not a folder"),
+        ("rows: {a: {preset: ., changes: []}}", "rows.a has preset: it is not pretrained, so"),
+        ("rows: {a: {preset: .}, b: {auxiliary_of: a}}", "rows.b.auxiliary_of: a is no pretrained"),
     ],
 )
 def test_what_is_wrong_in_a_suite_is_told_with_its_place(tmp_path: Path, text: str, complaint: str):

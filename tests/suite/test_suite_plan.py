@@ -1,12 +1,14 @@
+import json
 from pathlib import Path
 
 import pytest
 from suite_inputs import FINETUNING, NARROW, TINY
+from tiny_presets import write_tiny_preset
 
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.errors import UserError
 from cocolm_tf.suite.definition import Row, Suite, load_suite
-from cocolm_tf.suite.plan import Budget, Plan, Task, glue_tasks, pretraining_configs
+from cocolm_tf.suite.plan import Budget, Plan, Task, architectures, glue_tasks, pretraining_configs
 
 SUITES = str(Path(__file__).parents[2] / "configs" / "suites")
 
@@ -150,13 +152,14 @@ def test_runs_are_pretrainings_and_then_fine_tunings_seed_by_seed(tiny: str):
 
 
 def test_tasks_are_read_and_checked_first(tiny: str, tmp_path: Path):
-    configs = configs_of(load_suite("figure4", SUITES), tiny)
+    suite = load_suite("figure4", SUITES)
+    rows = architectures(suite, configs_of(suite, tiny))
     file = tmp_path / "finetuning.yaml"
     file.write_text(FINETUNING)
     (tmp_path / "SST-2").mkdir()
     for name in ("train", "dev"):
         (tmp_path / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
-    (task,) = glue_tasks(["sst2"], str(tmp_path), configs, str(file), ["trainer.epochs=2"])
+    (task,) = glue_tasks(["sst2"], str(tmp_path), rows, str(file), ["trainer.epochs=2"])
     assert (task.name, task.title, task.config.trainer.epochs) == ("sst2", "SST-2", 2)
     assert task.data == {"glue": {"task": "sst2", "data_dir": str(tmp_path)}}
     for names, changes, complaint in (
@@ -165,18 +168,32 @@ def test_tasks_are_read_and_checked_first(tiny: str, tmp_path: Path):
         (["sst2"], ["data.sequence_length=17"], "17 is more than the 16 positions of crop_100"),
     ):
         with pytest.raises(UserError, match=complaint):
-            glue_tasks(names, str(tmp_path), configs, str(file), changes)
+            glue_tasks(names, str(tmp_path), rows, str(file), changes)
+
+
+def test_the_sizes_of_a_preset_are_its_own(tiny: str, tmp_path: Path):
+    tiny_preset = write_tiny_preset(tmp_path)
+    suite = Suite("mine", (Row("plain", "plain"), Row("made", "made", preset=tiny_preset)))
+    rows = architectures(suite, configs_of(suite, tiny))
+    assert list(rows) == ["made", "plain"]
+    with open(f"{tiny_preset}/config.json") as file:
+        config = json.load(file)["config"]
+    assert rows["made"]["hidden_dim"] == config["hidden_dim"]
+    assert rows["made"]["max_sequence_length"] == config["max_sequence_length"]
+    suite = Suite("mine", (Row("made", "made", preset=str(Path(tiny).parent)),))
+    with pytest.raises(UserError, match="is not a preset"):
+        architectures(suite, {})
 
 
 def test_the_settings_are_those_for_the_size_unless_a_file_is_given(tiny: str, tmp_path: Path):
-    configs = configs_of(load_suite("figure4", SUITES), tiny)
+    suite = load_suite("figure4", SUITES)
     (tmp_path / "SST-2").mkdir()
     for name in ("train", "dev"):
         (tmp_path / "SST-2" / f"{name}.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
     (task,) = glue_tasks(
         ["sst2"],
         str(tmp_path),
-        configs,
+        architectures(suite, configs_of(suite, tiny)),
         overrides=["data.sequence_length=16"],
         finetuning_configs=str(Path(SUITES).parent / "finetune"),
     )

@@ -1,6 +1,7 @@
 """The order of a suite's jobs and what becomes of what they find, with jobs that take no time."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,24 @@ def test_all_is_pretrained_and_then_fine_tuned_seed_by_seed(make, tmp_path: Path
     presets = [spec["finetuning"]["preset"] for spec in specs]
     assert presets == [f"{out}/pretraining/whole/run/preset"] * 2
     assert [spec["finetuning"]["from_scratch"] for spec in specs] == [False, True]
+
+
+def test_presets_are_fine_tuned_without_any_pretraining(make, tmp_path: Path):
+    out, preset = str(tmp_path / "out"), str(tmp_path / "made")
+    os.mkdir(preset)
+    rows = (Row("made", "Made", preset=preset), Row("fresh", "Fresh", random_weights_of="made"))
+    run_suite(make(*rows, seeds=1), None, out)
+    assert log(tmp_path) == [
+        f"finetuning/{row}/{task}/seed_0" for task in ("cola", "rte") for row in ("made", "fresh")
+    ]
+    for row, afresh in (("made", False), ("fresh", True)):
+        path = tmp_path / "out" / "finetuning" / row / "rte" / "seed_0" / "job.json"
+        spec = json.loads(path.read_text())["finetuning"]
+        assert (spec["preset"], spec["from_scratch"]) == (preset, afresh)
+    assert not (tmp_path / "out" / "curves").exists()
+    assert "Made" in (tmp_path / "out" / "results.md").read_text()
+    run_suite(make(*rows, seeds=1), None, out)
+    assert len(log(tmp_path)) == 4
 
 
 def test_several_processes_keep_to_what_needs_what(make, tmp_path: Path):
