@@ -1,4 +1,5 @@
 # make quickstart   installs the package and pretrains a small COCO-LM: minutes on two CPU cores
+# make try          corrects a text by a small model that comes with the project: make try TEXT='...'
 # make test         all tests;  make test-fast leaves the slow ones out, make test-all none
 # make lint         style and formatting
 # make targets      the compilers for GPUs and TPUs that are not at hand (scripts/compile_step.py)
@@ -13,7 +14,7 @@ VENV := .venv
 # TensorFlow and Keras are quiet; the programs tell what they do.
 RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
-.PHONY: help install targets quickstart test test-fast test-all lint format clean
+.PHONY: help install targets quickstart try test test-fast test-all lint format clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -96,6 +97,22 @@ $(MODEL)/preset/config.json: $(DATA)/train/manifest.json $(CONFIG)
 $(REPORT)/index.html: $(MODEL)/preset/config.json
 	@echo "4/4 The report"
 	$(RUN) scripts/report.py --model_dir=$(MODEL) --output_dir=$(REPORT)
+
+# --- A model to try: presets/english-technical/README.md ---
+
+TRY := runs/try
+TEXT ?= The functon return an list of all the the names wich are used by there parent class.
+
+try: $(TRY)/1/saved_model.pb
+	@$(RUN) -m cocolm_tf.serving $(TRY) --text="$(TEXT)"
+	@echo
+	@echo "A page that corrects while you type:"
+	@echo "  $(VENV)/bin/python -m cocolm_tf.serving $(TRY) --page"
+
+$(TRY)/1/saved_model.pb: presets/english-technical/config.json | $(VENV)/.installed
+	@rm -rf $(TRY)
+	$(RUN) scripts/export_saved_model.py --preset=presets/english-technical --signature=correct \
+	  --output_dir=$(TRY)
 
 # --- Development ---
 
