@@ -135,7 +135,7 @@ def measure_run(model_dir: str, data: str, batches: int = 20, batch_size: int = 
     @tf.function(autograph=False)
     def measure(batch: dict[str, tf.Tensor]) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         losses, measures = pretrainer.compute(batch, training=False)
-        weights = pretrainer.loss_weights(batch)
+        weights = pretrainer.denominators(batch)
         return measures | {name: (loss, weights[name]) for name, loss in losses.items()}
 
     for batch in tqdm(measured, desc=os.path.basename(model_dir), unit="batch"):

@@ -39,7 +39,7 @@ def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: 
     for preset in presets:
         pretrainer, _ = load_pretrained(preset)
         losses = _MASKED_LM if hasattr(pretrainer, "model") else _WEIGHTS
-        names &= losses.keys() & pretrainer.coefficients.keys()
+        names &= losses.keys() & pretrainer.loss_weights.keys()
     if not names:
         raise UserError("--data: not all presets have a copy head, an LM head or a masked LM head.")
     manifest = Manifest.load(data)
@@ -67,7 +67,7 @@ def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: 
         @tf.function(autograph=False)
         def measure(batch: dict[str, tf.Tensor]) -> list[tuple[tf.Tensor, tf.Tensor]]:
             losses, _ = pretrainer.compute(batch, training=False)
-            weights = pretrainer.loss_weights(batch)
+            weights = pretrainer.denominators(batch)
             return [(losses[name] * weights[name], weights[name]) for name in sorted(names)]
 
         sums = [[0.0, 0.0] for _ in names]

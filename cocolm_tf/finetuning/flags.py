@@ -54,12 +54,13 @@ def define_start_flags(
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
-        "jobs",
+        "processes",
         1,
         "How many runs to do at a time, each a process of its own.",
         lower_bound=1,
         flag_values=flag_values,
     )
+    flags.DEFINE_alias("jobs", "processes", flag_values=flag_values)
     flags.DEFINE_integer(
         "search_reduction",
         search_reduction,
@@ -229,8 +230,8 @@ def check_start_flags(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, 
         raise UserError(f"--config_file={flag_values.config_file} does not exist.")
     if flag_values.tpu and flag_values.distribution_strategy != "tpu":
         raise UserError("--tpu goes with --distribution_strategy=tpu.")
-    if flag_values.distribution_strategy == "tpu" and flag_values.jobs > 1:
-        raise UserError("--jobs: a TPU does one run at a time.")
+    if flag_values.distribution_strategy == "tpu" and flag_values.processes > 1:
+        raise UserError("--processes: a TPU does one run at a time.")
     return backbone_config(flag_values.preset)
 
 
@@ -290,4 +291,4 @@ def run_from_flags(
         "distribution_strategy": flag_values.distribution_strategy,
         **({"tpu": flag_values.tpu} if flag_values.tpu else {}),
     }
-    return run_experiment(experiment, flag_values.output_dir, flag_values.jobs, options)
+    return run_experiment(experiment, flag_values.output_dir, flag_values.processes, options)

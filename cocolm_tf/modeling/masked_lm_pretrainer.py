@@ -38,7 +38,7 @@ class MaskedLMPretrainer(TrainingStep):
     ```
     """
 
-    coefficients = {"mlm_loss": 1.0}
+    loss_weights = {"mlm_loss": 1.0}
 
     # The parts of `CocoLMPretrainer` that this one lacks.
     auxiliary = copy_head = lm_head = projection = None
@@ -75,7 +75,7 @@ class MaskedLMPretrainer(TrainingStep):
         losses = {"mlm_loss": weighted_mean(errors, weights)}
         return losses, masked_lm_measures(predictions, labels, weights)
 
-    def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def denominators(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The masked positions."""
         return {"mlm_loss": tf.reduce_sum(batch["masked_weights"])}
 

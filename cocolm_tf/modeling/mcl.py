@@ -157,7 +157,7 @@ class MCLPretrainer(TrainingStep):
             for correction in (f"re_{of_generator}", f"re_{task}"):
                 if correction in self.tasks and task not in self.tasks:
                     raise ValueError(f"{correction}_weight needs {task}_weight: it corrects that.")
-        self.coefficients = {f"{task}_loss": weights[task] for task in self.tasks}
+        self.loss_weights = {f"{task}_loss": weights[task] for task in self.tasks}
         self.backbone = backbone
         self.auxiliary = auxiliary
         self.sampling_seeds = keras.random.SeedGenerator(seed)
@@ -342,7 +342,7 @@ class MCLPretrainer(TrainingStep):
 
     # The interface of the training step.
 
-    def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def denominators(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The numbers of masked positions, real tokens and, for corrections, sequences."""
         real = tf.reduce_sum(tf.cast(batch["padding_mask"], tf.float32))
         sequences = tf.cast(tf.shape(batch["token_ids"])[0], tf.float32)
@@ -354,7 +354,7 @@ class MCLPretrainer(TrainingStep):
         if "itd" in self.tasks:
             inserted = tf.cast(batch["inserted_padding_mask"], tf.float32)
             weights["itd_loss"] = tf.reduce_sum(inserted)
-        return {name: weights.get(name, sequences) for name in self.coefficients}
+        return {name: weights.get(name, sequences) for name in self.loss_weights}
 
     def seed_generators(self) -> Iterator[keras.random.SeedGenerator]:
         """The seed generators of both models' dropout, and that of the samples."""
@@ -364,7 +364,7 @@ class MCLPretrainer(TrainingStep):
 
     def meter_names(self) -> list[str]:
         """The names of the losses and metrics of the courses taken."""
-        names = list(self.coefficients)
+        names = list(self.loss_weights)
         for task in self.tasks:
             if task.endswith("lm") or task.startswith("re_"):
                 names.append(f"{task}_accuracy")

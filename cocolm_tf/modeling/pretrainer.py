@@ -160,7 +160,7 @@ class CocoLMPretrainer(TrainingStep):
             "lm_loss": lm_weight,
             "scl_loss": scl_weight,
         }
-        self.coefficients = {name: weight for name, weight in weights.items() if weight}
+        self.loss_weights = {name: weight for name, weight in weights.items() if weight}
         if scl_weight:
             self.contrasts = (2, backbone.hidden_dim)
             self.contrasts_whole_batch = scl_over_micro_batches
@@ -176,7 +176,7 @@ class CocoLMPretrainer(TrainingStep):
         inputs = {"token_ids": corrupted, "padding_mask": batch["padding_mask"]}
         hidden = self.backbone(inputs, training=training)
         tasks = [self._correct(hidden, corrupted, batch)]
-        if "scl_loss" in self.coefficients:
+        if "scl_loss" in self.loss_weights:
             views = self._views(hidden, batch, training)
             tasks.append((contrast or self.contrast)(*views))
         for task_losses, task_measures in tasks:
@@ -311,7 +311,7 @@ class CocoLMPretrainer(TrainingStep):
             return tf.cast(batch["padding_mask"], tf.float32)
         return batch["masked_weights"]
 
-    def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def denominators(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The numbers of masked positions, real tokens and sequences, which losses average over."""
         return {
             "mlm_loss": tf.reduce_sum(batch["masked_weights"]),
@@ -337,7 +337,7 @@ class CocoLMPretrainer(TrainingStep):
             names += ["replacement_rate"]
         if self.lm_head:
             names += ["lm_loss", "lm_accuracy_replaced", "lm_accuracy_original"]
-        if "scl_loss" in self.coefficients:
+        if "scl_loss" in self.loss_weights:
             names += ["scl_loss", "positive_cosine", "negative_cosine"]
         return names
 

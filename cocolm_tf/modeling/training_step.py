@@ -24,7 +24,7 @@ _LOSS_SCALE_GROWTH_STEPS = 2000
 
 
 @runtime_checkable
-class WithholdingOptimizer(Protocol):
+class SkippingOptimizer(Protocol):
     """An optimizer that can leave a step out on every device alike, without a branch."""
 
     def apply_scaled(
@@ -42,8 +42,8 @@ class TrainingStep(keras.Model):
 
     A subclass states what it minimizes:
 
-    - `coefficients`, a dict from the name of each loss to its factor in the objective;
-    - `loss_weights(batch)`, a dict from the same names to the sum of weights that each mean is
+    - `loss_weights`, a dict from the name of each loss to its factor in the objective;
+    - `denominators(batch)`, a dict from the same names to the sum of weights that each mean is
       taken over (masked positions, tokens, sequences);
     - `compute(batch, training)`, which returns the losses, each a weighted mean over its own
       `batch`, and further measures as pairs of value and weight.
@@ -75,13 +75,13 @@ class TrainingStep(keras.Model):
     Example:
     ```python
     class Regressor(TrainingStep):
-        coefficients = {"squared_error": 1.0}
+        loss_weights = {"squared_error": 1.0}
 
         def __init__(self):
             super().__init__()
             self.dense = keras.layers.Dense(1)
 
-        def loss_weights(self, batch):
+        def denominators(self, batch):
             return {"squared_error": tf.cast(tf.shape(batch["x"])[0], tf.float32)}
 
         def compute(self, batch, training):
@@ -96,7 +96,7 @@ class TrainingStep(keras.Model):
     ```
     """
 
-    coefficients: dict[str, float]
+    loss_weights: dict[str, float]
     contrasts: tuple[int, int] | None = None
     contrasts_whole_batch = False
     # Whether `compute` communicates between replicas, contrasts aside.
@@ -130,7 +130,7 @@ class TrainingStep(keras.Model):
 
     # What a subclass states.
 
-    def loss_weights(self, batch: Batch) -> dict[str, tf.Tensor]:
+    def denominators(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The sum of the weights that each loss is a mean over, float32 scalars."""
         raise NotImplementedError
 
@@ -180,7 +180,7 @@ class TrainingStep(keras.Model):
         """Prepares for `fit()`.
 
         Args:
-            optimizer: A `WithholdingOptimizer` leaves a step with non-finite gradients out; any
+            optimizer: A `SkippingOptimizer` leaves a step with non-finite gradients out; any
                 other sees zero gradients then.
             clip_norm: Bound on the global norm of the gradients; 0 for none.
             micro_batches: Each batch is cut into this many parts whose gradients are added: the
@@ -188,7 +188,7 @@ class TrainingStep(keras.Model):
             steps_per_execution: Steps run inside one compiled function; the progress bar,
                 callbacks and the host see every so many steps only.
             jit_compile: Whether XLA compiles the whole step, on one device or, with a
-                `WithholdingOptimizer`, on the GPUs of one host. On a TPU leave it off: there the
+                `SkippingOptimizer`, on the GPUs of one host. On a TPU leave it off: there the
                 strategy compiles.
             ema_decay: The decay of an exponential moving average of the weights, `averages`, which
                 `averaged_weights()` puts in their place; 0 for none. In step t it is
@@ -201,7 +201,7 @@ class TrainingStep(keras.Model):
         several = strategy.num_replicas_in_sync > 1
         if jit_compile and not compiles_communication(strategy):
             raise ValueError("jit_compile is for one device, or for the GPUs of one host.")
-        if jit_compile and several and not isinstance(optimizer, WithholdingOptimizer):
+        if jit_compile and several and not isinstance(optimizer, SkippingOptimizer):
             raise ValueError("Keras's optimizers cannot be compiled in a step of several replicas.")
         super().compile(
             optimizer=optimizer,
@@ -261,7 +261,7 @@ class TrainingStep(keras.Model):
         self._test(batch, _own_number())
 
     def _train(self, batch: Batch, replica: tf.Tensor | int) -> None:
-        totals = sum_over_replicas(self.loss_weights(batch))
+        totals = sum_over_replicas(self.denominators(batch))
         self._update(sum_over_replicas(self._accumulate(batch, totals, replica)), replica)
         self._average()
 
@@ -273,7 +273,7 @@ class TrainingStep(keras.Model):
             average.assign_add(rest * (variable.value - average))
 
     def _test(self, batch: Batch, replica: tf.Tensor | int) -> None:
-        weights = self.loss_weights(batch)
+        weights = self.denominators(batch)
         with self._seeded(replica, micro_batch=0):
             losses, measures = self.compute(batch, training=False)
         objective = self._objective(losses, weights, sum_over_replicas(weights))
@@ -397,7 +397,7 @@ class TrainingStep(keras.Model):
             fn_output_signature=(vector,) * count,
         )
         rows = [tf.reshape(x, [-1, x.shape[-1]]) for x in vectors]
-        weights = self.loss_weights(batch)
+        weights = self.denominators(batch)
         with tf.GradientTape() as tape:
             tape.watch(rows)
             losses, measures = self.contrast(*rows)
@@ -417,7 +417,7 @@ class TrainingStep(keras.Model):
         contrast: tuple[list[tf.Tensor], tf.Tensor] | None = None,
     ) -> list[tf.Tensor]:
         """The gradients of one micro-batch, with its part of the whole contrast if given."""
-        weights, vectors = self.loss_weights(batch), []
+        weights, vectors = self.denominators(batch), []
         instead = {"contrast": _keeping(vectors)} if contrast else {}
         with self._seeded(replica, micro_batch), tf.GradientTape() as tape:
             losses, measures = self.compute(batch, training=True, **instead)
@@ -445,7 +445,7 @@ class TrainingStep(keras.Model):
         self._meters["gradient_norm"].update_state(
             tf.math.multiply_no_nan(norm, tf.cast(finite, norm.dtype)), tf.cast(finite, norm.dtype)
         )
-        if isinstance(self.optimizer, WithholdingOptimizer):
+        if isinstance(self.optimizer, SkippingOptimizer):
             self.optimizer.apply_scaled(gradients, self.trainable_variables, scale, replica)
         else:
             # Keras's own optimizers sum over the replicas, each of which has the whole sum already.
@@ -494,8 +494,8 @@ class TrainingStep(keras.Model):
     ) -> tf.Tensor:
         """What this batch adds to the objective of the global batch."""
         terms = [
-            coefficient * losses[name] * tf.math.divide_no_nan(weights[name], totals[name])
-            for name, coefficient in self.coefficients.items()
+            weight * losses[name] * tf.math.divide_no_nan(weights[name], totals[name])
+            for name, weight in self.loss_weights.items()
             if name in losses
         ]
         return tf.add_n(terms) if terms else tf.zeros([])

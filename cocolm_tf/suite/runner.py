@@ -79,7 +79,7 @@ def run_suite(
 
     Raises:
         UserError: If something given is not what it should be, the folder holds runs of another
-            suite, or a pretraining is hopeless.
+            suite, or a pretraining failed.
         RestartableError: If SIGTERM ends it. Called again, it resumes.
 
     Example:

@@ -77,7 +77,7 @@ class Checkpoints:
             return
         bad = [name for name, variable in self._state.items() if not _is_finite(variable)]
         if bad:
-            raise self.hopeless(f"{len(bad)} of the run's variables are not finite")
+            raise self.failure(f"{len(bad)} of the run's variables are not finite")
         self._saved_step = step
         values = {name: variable.numpy() for name, variable in self._metrics.items()}
         for name, variable in self._state.items():
@@ -87,7 +87,7 @@ class Checkpoints:
         if self._workers.is_chief:
             self._writing = self._writer.submit(self._write, step, values)
 
-    def hopeless(self, why: str) -> UserError:
+    def failure(self, why: str) -> UserError:
         """Sets aside checkpoints of ruined weights; returns the error that ends the run."""
         self.wait()
         step = steps_taken(self._model)

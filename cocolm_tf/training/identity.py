@@ -1,8 +1,8 @@
 """The identity of a run: which settings may change when it is resumed, and which did.
 
-A model directory has `history.json`, a list of stretches: from which step on which settings held.
-Resuming compares with the stretch that trained the checkpoint. Settings that only decide how far,
-how fast and how observed a run is may differ, and begin a new stretch; all others define what the
+A model directory has `history.json`, a list of segments: from which step on which settings held.
+Resuming compares with the segment that trained the checkpoint. Settings that only decide how far,
+how fast and how observed a run is may differ, and begin a new segment; all others define what the
 checkpoint is, and changes of them are refused.
 """
 
@@ -22,6 +22,8 @@ from cocolm_tf.training.checkpoints import checkpoint_steps
 from cocolm_tf.training.config import PretrainingConfig, decay_steps, load_config
 from cocolm_tf.training.stages import stage_ends
 
+# The name of its key before it was "segments".
+_OLD_KEY = "stretches"
 HISTORY_FILENAME = "history.json"
 
 # Keys, or sections with a dot, that may change. The learning rate and the like do on purpose.
@@ -73,15 +75,15 @@ class Input:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
+class Segment:
     """The settings and inputs of a run from a step on."""
 
     step: int  # The steps that were done before
     settings: Mapping[str, Any]  # The configuration by its full keys, and `replicas`
     inputs: Mapping[str, Input]  # By the flags that name them
 
-    def changes_from(self, before: "Stretch") -> dict[str, tuple[Any, Any]]:
-        """The differences from an earlier stretch, by key: the old value and the new one."""
+    def changes_from(self, before: "Segment") -> dict[str, tuple[Any, Any]]:
+        """The differences from an earlier segment, by key: the old value and the new one."""
         changes = {}
         # A key that the record lacks is younger than the record: it had its default then.
         defaults = flat(PretrainingConfig().as_dict())
@@ -95,16 +97,16 @@ class Stretch:
         return changes
 
 
-def stretch_of(
+def segment_of(
     config: PretrainingConfig,
     train_data: str,
     vocabulary: Input,
     validation_data: str = "",
     init_preset: str = "",
     replicas: int = 1,
-) -> Stretch:
-    """The stretch of a run that is asked for."""
-    return Stretch(
+) -> Segment:
+    """The segment of a run that is asked for."""
+    return Segment(
         0,
         flat(config.as_dict()) | {"replicas": replicas},
         {
@@ -131,13 +133,13 @@ def dataset_fingerprint(datasets: str) -> str:
 
 
 class History:
-    """The stretches of a run, and the run it branched off."""
+    """The segments of a run, and the run it branched off."""
 
     def __init__(
-        self, model_dir: str, stretches: Sequence[Stretch] = (), branched_from: str = ""
+        self, model_dir: str, segments: Sequence[Segment] = (), branched_from: str = ""
     ) -> None:
         self.model_dir = model_dir
-        self.stretches = list(stretches)
+        self.segments = list(segments)
         self.branched_from = branched_from  # RUN@STEP, until it resumes from its own checkpoint
 
     @classmethod
@@ -149,11 +151,12 @@ class History:
             if not files.is_file(config_file):
                 return cls(model_dir)
             # A run from before there were histories has at least its configuration.
-            return cls(model_dir, [Stretch(0, flat(load_config(config_file).as_dict()), {})])
+            return cls(model_dir, [Segment(0, flat(load_config(config_file).as_dict()), {})])
         try:
-            records = json.loads(files.read_text(path))["stretches"]
-            stretches = [
-                Stretch(
+            record = json.loads(files.read_text(path))
+            records = record["segments"] if "segments" in record else record[_OLD_KEY]
+            segments = [
+                Segment(
                     int(record["step"]),
                     dict(record["settings"]),
                     {name: Input(**values) for name, values in record["inputs"].items()},
@@ -164,7 +167,7 @@ class History:
             raise UserError(
                 f"{path} cannot be read ({error}): restore it, or give another --model_dir."
             ) from error
-        return cls(model_dir, stretches)
+        return cls(model_dir, segments)
 
     @classmethod
     def branch(cls, decay_from: str, model_dir: str) -> "History":
@@ -172,7 +175,7 @@ class History:
         run, step = split_decay_from(decay_from)
         asked = f"trainer.decay_from={decay_from}"
         past = cls.read(run)
-        if not past.stretches:
+        if not past.segments:
             raise UserError(f"{asked}: {run} has no config.yaml: give the --model_dir of a run.")
         kept = checkpoint_steps(os.path.join(run, "checkpoints"))
         if step not in kept:
@@ -188,10 +191,10 @@ class History:
                 f"{asked}: the learning rate of that run decayed from step {begin} on: give a "
                 "checkpoint up to there."
             )
-        stretches = [one for one in past.stretches if one.step < step]
-        return cls(model_dir, stretches, decay_from)
+        segments = [one for one in past.segments if one.step < step]
+        return cls(model_dir, segments, decay_from)
 
-    def check(self, now: Stretch, step: int) -> dict[str, tuple[Any, Any]]:
+    def check(self, now: Segment, step: int) -> dict[str, tuple[Any, Any]]:
         """The permitted changes, old and new value by key; refuses the others by name."""
         before = self._before(step)
         if not before or not step:
@@ -224,39 +227,39 @@ class History:
             )
         return changes
 
-    def resume(self, now: Stretch, step: int) -> list[str]:
-        """Records the settings from a step on and drops later stretches; returns the changes."""
+    def resume(self, now: Segment, step: int) -> list[str]:
+        """Records the settings from a step on and drops later segments; returns the changes."""
         changes = self.check(now, step)
-        if not step or not self.stretches:
-            self.stretches = [dataclasses.replace(now, step=0)]
+        if not step or not self.segments:
+            self.segments = [dataclasses.replace(now, step=0)]
             return []
-        self.stretches = [one for one in self.stretches if one.step < step]
-        first = self.stretches[0]
-        self.stretches[0] = dataclasses.replace(first, inputs=first.inputs or now.inputs)
+        self.segments = [one for one in self.segments if one.step < step]
+        first = self.segments[0]
+        self.segments[0] = dataclasses.replace(first, inputs=first.inputs or now.inputs)
         if changes:
-            started = {"--init_preset": self.stretches[0].inputs["--init_preset"]}
-            self.stretches.append(Stretch(step, now.settings, dict(now.inputs) | started))
+            started = {"--init_preset": self.segments[0].inputs["--init_preset"]}
+            self.segments.append(Segment(step, now.settings, dict(now.inputs) | started))
         return [_change(key, values) for key, values in changes.items()]
 
     def save(self) -> None:
         """Writes the record into the model directory, atomically."""
         path = os.path.join(self.model_dir, HISTORY_FILENAME)
-        records = [dataclasses.asdict(stretch) for stretch in self.stretches]
-        files.write_text(path, json.dumps({"stretches": records}, indent=2) + "\n")
+        records = [dataclasses.asdict(segment) for segment in self.segments]
+        files.write_text(path, json.dumps({"segments": records}, indent=2) + "\n")
 
     def lines(self, steps: int) -> Iterator[str]:
-        """Describes the stretches, one a line."""
-        ends = [stretch.step for stretch in self.stretches[1:]] + [steps]
+        """Describes the segments, one a line."""
+        ends = [segment.step for segment in self.segments[1:]] + [steps]
         before = None
-        for stretch, end in zip(self.stretches, ends, strict=True):
-            changes = stretch.changes_from(before) if before else {}
+        for segment, end in zip(self.segments, ends, strict=True):
+            changes = segment.changes_from(before) if before else {}
             text = "; ".join(_change(key, values) for key, values in changes.items())
-            yield f"steps {stretch.step + 1:,} to {end:,}" + (f": {text}" if text else "")
-            before = stretch
+            yield f"steps {segment.step + 1:,} to {end:,}" + (f": {text}" if text else "")
+            before = segment
 
-    def _before(self, step: int) -> Stretch | None:
-        """The stretch that trained the checkpoint of a step."""
-        return next((one for one in reversed(self.stretches) if one.step < step), None)
+    def _before(self, step: int) -> Segment | None:
+        """The segment that trained the checkpoint of a step."""
+        return next((one for one in reversed(self.segments) if one.step < step), None)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -274,10 +277,10 @@ def split_decay_from(decay_from: str) -> tuple[str, int]:
     return run, int(step)
 
 
-def _config_of(stretch: Stretch) -> PretrainingConfig:
-    """The configuration that held in a stretch."""
+def _config_of(segment: Segment) -> PretrainingConfig:
+    """The configuration that held in a segment."""
     nested: dict[str, dict[str, Any]] = {}
-    for key, value in stretch.settings.items():
+    for key, value in segment.settings.items():
         section, dot, field = key.partition(".")
         if dot:
             nested.setdefault(section, {})[field] = value
@@ -286,10 +289,10 @@ def _config_of(stretch: Stretch) -> PretrainingConfig:
     return config
 
 
-def _stages_done(stretch: Stretch, step: int) -> list[int]:
+def _stages_done(segment: Segment, step: int) -> list[int]:
     """The ends of the stages that a run has begun by a step, none later than that step."""
-    loops = [stretch.settings.get(key, 1) for key in _STAGES]
-    schedules = (stretch.settings.get(key, []) for key in _SCHEDULES)
+    loops = [segment.settings.get(key, 1) for key in _STAGES]
+    schedules = (segment.settings.get(key, []) for key in _SCHEDULES)
     return [min(end, step) for schedule in schedules for end in stage_ends(schedule, *loops)]
 
 

@@ -110,7 +110,7 @@ def train(
                     is_checkpoint_due = False
                 checkpoints.check()
                 if skipped >= trainer.max_skipped_updates:
-                    raise checkpoints.hopeless(
+                    raise checkpoints.failure(
                         f"the last {skipped} updates were skipped, as their losses or gradients "
                         "were not finite,"
                     )
@@ -127,7 +127,7 @@ def train(
         # Too few to end the run before, but no steps are left, and the preset's weights must work.
         found = pretrainer.evaluate(feed.training(step), steps=1, verbose=0, return_dict=True)
         if not math.isfinite(found["loss"]):
-            raise checkpoints.hopeless(
+            raise checkpoints.failure(
                 f"the run's last {skipped} updates were skipped and its loss is not finite"
             )
     checkpoints.save()

@@ -30,9 +30,9 @@ from cocolm_tf.training.feed import Feed
 from cocolm_tf.training.identity import (
     History,
     Input,
-    Stretch,
+    Segment,
+    segment_of,
     split_decay_from,
-    stretch_of,
 )
 from cocolm_tf.training.loop import train
 from cocolm_tf.training.monitoring import METRICS_FILENAME, read_lines, write_lines
@@ -113,14 +113,14 @@ def pretrain(
             saved = checkpoint_steps(checkpoint_dir)
             known = Input(vocabulary, tokenizer.fingerprint())
             replicas = strategy.num_replicas_in_sync
-            stretch = stretch_of(config, train_data, known, validation_data, init_preset, replicas)
+            segment = segment_of(config, train_data, known, validation_data, init_preset, replicas)
             if config.trainer.decay_from and not saved:
                 history = History.branch(config.trainer.decay_from, model_dir)
-                history.check(stretch, split_decay_from(config.trainer.decay_from)[1])
+                history.check(segment, split_decay_from(config.trainer.decay_from)[1])
             else:
                 history = History.read(model_dir)
             if saved:
-                history.check(stretch, saved[-1])
+                history.check(segment, saved[-1])
                 _check_length(config, model_dir, saved[-1])
         # A resumed run does not wait until all data is read through again: what it reads is
         # checked as it is read, by the checksums of the records.
@@ -161,7 +161,7 @@ def pretrain(
                 f"trainer.steps_per_loop={config.trainer.steps_per_loop}: set one that divides it."
             )
         if workers.is_chief:
-            _record(config, history, stretch, step)
+            _record(config, history, segment, step)
         with stop.deferred():
             train(
                 pretrainer,
@@ -224,14 +224,14 @@ def _check_length(config: PretrainingConfig, model_dir: str, step: int) -> None:
         )
 
 
-def _record(config: PretrainingConfig, history: History, stretch: Stretch, step: int) -> None:
+def _record(config: PretrainingConfig, history: History, segment: Segment, step: int) -> None:
     """Records the configuration from now on, and prints the changes."""
     files.make_dirs(history.model_dir)
     if history.branched_from:  # Its log begins with that of the run it branched off.
         run, _ = split_decay_from(history.branched_from)
         lines = read_lines(os.path.join(run, METRICS_FILENAME))
         write_lines(os.path.join(history.model_dir, METRICS_FILENAME), lines, step)
-    changes = history.resume(stretch, step)
+    changes = history.resume(segment, step)
     history.save()
     save_config(config, os.path.join(history.model_dir, "config.yaml"))
     if step:

@@ -70,9 +70,9 @@ def pretraining_facts(
     if hours:
         speed.append(f"{tokens / hours / 3600:,.0f} tokens a second, validation aside.")
         speed.append(energy_text(hours, watts))
-    if len(history.stretches) > 1:
-        stretches = "; ".join(history.lines(config.trainer.train_steps))
-        speed.append(f"The settings above are those it ended with; they changed: {stretches}.")
+    if len(history.segments) > 1:
+        segments = "; ".join(history.lines(config.trainer.train_steps))
+        speed.append(f"The settings above are those it ended with; they changed: {segments}.")
     name = files.name(model_dir)
     usage = _USAGE.format(
         preset=os.path.join(model_dir, "preset"), length=config.data.sequence_length
@@ -81,7 +81,7 @@ def pretraining_facts(
         name,
         description=_DESCRIPTIONS[config.objective.name],
         model_type=describe_encoder(pretrainer.backbone),
-        base_model=history.stretches[0].inputs["--init_preset"].path,
+        base_model=history.segments[0].inputs["--init_preset"].path,
         direct_use=_USE,
         limitations=_LIMITATIONS,
         usage=usage,

@@ -137,7 +137,7 @@ def step_flops(config: PretrainingConfig) -> int:
     def gradients(batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             losses, _ = pretrainer.compute(batch, training=True)
-            objective = tf.add_n([losses[name] for name in pretrainer.coefficients])
+            objective = tf.add_n([losses[name] for name in pretrainer.loss_weights])
         return tape.gradient(objective, [v.value for v in pretrainer.trainable_variables])
 
     batch = next(iter(random_batches(config, count=1)))

@@ -37,7 +37,7 @@ def kept_tensors(config: PretrainingConfig) -> list[tf.Tensor]:
     def gradients(batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             losses, _ = pretrainer.compute(batch, training=True)
-            objective = tf.add_n([losses[name] for name in pretrainer.coefficients])
+            objective = tf.add_n([losses[name] for name in pretrainer.loss_weights])
         graph = tf.compat.v1.get_default_graph()
         forward.update(operation.name for operation in graph.get_operations())
         variables = [variable.value for variable in pretrainer.trainable_variables]

@@ -17,7 +17,7 @@ class Toy(TrainingStep):
     In eager execution `masks` collects where each pass dropped its inputs, by replica.
     """
 
-    coefficients = {"near": 1.0, "far": 3.0}
+    loss_weights = {"near": 1.0, "far": 3.0}
 
     def __init__(self, dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -42,7 +42,7 @@ class Toy(TrainingStep):
         weight = tf.reduce_sum(batch["far"])
         return losses, {"size": (weighted_mean(batch["x"][:, 0], batch["far"]), weight)}
 
-    def loss_weights(self, batch):
+    def denominators(self, batch):
         return {name: tf.reduce_sum(batch[name]) for name in ("near", "far")}
 
     def seed_generators(self):
@@ -72,11 +72,11 @@ def toy_objective(batch, kernel) -> tuple[float, dict[str, float], np.ndarray]:
     x, y = np.float64(batch["x"]), np.float64(batch["y"])
     residuals = x @ kernel - y
     losses, gradient = {}, 0
-    for name, coefficient in Toy.coefficients.items():
+    for name, weight in Toy.loss_weights.items():
         share = batch[name] / batch[name].sum()
         losses[name] = float(share @ (residuals**2).sum(axis=1))
-        gradient = gradient + coefficient * 2 * x.T @ (share[:, np.newaxis] * residuals)
-    return sum(Toy.coefficients[name] * loss for name, loss in losses.items()), losses, gradient
+        gradient = gradient + weight * 2 * x.T @ (share[:, np.newaxis] * residuals)
+    return sum(Toy.loss_weights[name] * loss for name, loss in losses.items()), losses, gradient
 
 
 def toy_dataset(*batches: dict[str, np.ndarray]) -> tf.data.Dataset:

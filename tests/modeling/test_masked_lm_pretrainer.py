@@ -23,7 +23,7 @@ def test_the_loss_is_that_of_section_3_1(pretrainer: MaskedLMPretrainer):
     expected = reference.masked_lm_loss(pretrainer.model, batch)
     assert float(losses["mlm_loss"]) == pytest.approx(expected, rel=1e-5)
     assert sorted([*losses, *measures]) == sorted(pretrainer.meter_names())
-    weights = pretrainer.loss_weights(tensors(batch))
+    weights = pretrainer.denominators(tensors(batch))
     assert {name: float(weight) for name, weight in weights.items()} == {"mlm_loss": 6}
 
 

@@ -208,7 +208,7 @@ def test_losses_equal_the_equations(whole: MCLPretrainer, monkeypatch):
     for name, value in expected.items():
         assert float(losses[name]) == pytest.approx(value, rel=1e-4), name
     assert sorted([*losses, *measures]) == sorted(whole.meter_names())
-    assert whole.coefficients.keys() == losses.keys() == whole.loss_weights(batch).keys()
+    assert whole.loss_weights.keys() == losses.keys() == whole.denominators(batch).keys()
     for name in ("rtd", "std"):
         kinds = [float(measures[f"{name}_pos{kind}"][0]) for kind in (1, 2, 3, 4)]
         assert sum(kinds) == pytest.approx(1)
@@ -291,7 +291,7 @@ def test_each_course_trains_what_it_should(whole: MCLPretrainer, moved, task: st
 def test_tasks_of_weight_zero_are_not_built():
     pretrainer = make_pretrainer(**RTD_ONLY)
     assert pretrainer.swap_head is pretrainer.insert_head is None
-    assert list(pretrainer.coefficients) == ["mlm_loss", "rtd_loss"]
+    assert list(pretrainer.loss_weights) == ["mlm_loss", "rtd_loss"]
     assert not pretrainer.communicates
     losses, measures = pretrainer.compute(
         {

@@ -94,7 +94,7 @@ def test_losses_equal_the_equations(options, corrupted):
         assert float(losses[name]) == pytest.approx(value, rel=1e-5, abs=1e-5), name
     # What is reported is what is computed, and every loss of the objective is there.
     assert sorted([*losses, *measures]) == sorted(pretrainer.meter_names())
-    assert pretrainer.coefficients.keys() <= losses.keys() <= pretrainer.loss_weights(batch).keys()
+    assert pretrainer.loss_weights.keys() <= losses.keys() <= pretrainer.denominators(batch).keys()
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, {"auxiliary_dropout": 0.3, "dropout": 0.3}], ids=str)
@@ -111,26 +111,26 @@ def test_chunks_of_logits_change_nothing(options, corrupted):
         np.testing.assert_allclose(chunked, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_loss_weights_are_what_the_means_are_over():
+def test_denominators_are_what_the_means_are_over():
     batch = make_batch()
-    weights = make_pretrainer().loss_weights(tensors(batch))
+    weights = make_pretrainer().denominators(tensors(batch))
     expected = {"mlm_loss": 6, "lm_loss": 6, "scl_loss": 4}
     assert {name: float(weight) for name, weight in weights.items()} == expected | {
         "copy_loss": batch["padding_mask"].sum()
     }
-    weights = make_pretrainer(all_token_lm=True).loss_weights(tensors(batch))
+    weights = make_pretrainer(all_token_lm=True).denominators(tensors(batch))
     assert weights["lm_loss"] == weights["copy_loss"]
 
 
-def test_coefficients_are_equation_4s():
-    assert make_pretrainer().coefficients == {
+def test_loss_weights_are_equation_4s():
+    assert make_pretrainer().loss_weights == {
         "mlm_loss": 1.0,
         "copy_loss": 50.0,
         "lm_loss": 1.0,
         "scl_loss": 1.0,
     }
     options = {"copy_weight": 2.0, "lm_weight": 0.0, "scl_weight": 0.5}
-    assert make_pretrainer(auxiliary=None, **options).coefficients == {
+    assert make_pretrainer(auxiliary=None, **options).loss_weights == {
         "copy_loss": 2.0,
         "scl_loss": 0.5,
     }
@@ -371,7 +371,7 @@ def test_a_frozen_auxiliary_samples_without_learning(corrupted):
     auxiliary = make_auxiliary(None)
     auxiliary.trainable = False
     pretrainer = make_pretrainer(auxiliary=auxiliary)
-    assert "mlm_loss" not in pretrainer.coefficients
+    assert "mlm_loss" not in pretrainer.loss_weights
     assert not {id(v) for v in auxiliary.weights} & {id(v) for v in pretrainer.trainable_variables}
     losses, _ = pretrainer.compute(tensors(make_batch()), training=True)
     # It is still watched.

@@ -476,7 +476,7 @@ def test_contrast_of_the_whole_batch_is_of_the_vectors_that_learn(options):
     options |= {"dropout": 0.3, "num_layers": 1, "scl_over_micro_batches": True}
     batch, model = tensors(make_batch()), make_compiled(**options)
     model.micro_batches = 2
-    totals, objective, views = model.loss_weights(batch), 0.0, []
+    totals, objective, views = model.denominators(batch), 0.0, []
 
     def keep(*vectors):
         views.append(vectors)
@@ -487,7 +487,7 @@ def test_contrast_of_the_whole_batch_is_of_the_vectors_that_learn(options):
             part = {name: rows[2 * number :][:2] for name, rows in batch.items()}
             with model._seeded(0, number):
                 losses, _ = model.compute(part, training=True, contrast=keep)
-            objective += model._objective(losses, model.loss_weights(part), totals)
+            objective += model._objective(losses, model.denominators(part), totals)
         losses, _ = model.contrast(*(tf.concat(rows, 0) for rows in zip(*views, strict=True)))
         objective += losses["scl_loss"]
     expected = tape.gradient(objective, [variable.value for variable in model.trainable_variables])

@@ -44,7 +44,7 @@ def flags(inputs: Path, output_dir: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_search_and_seeds_go_on_where_they_were_killed(inputs: Path, tmp_path: Path):
-    arguments = [*flags(inputs, tmp_path), "--search", "--seeds=2", "--jobs=2"]
+    arguments = [*flags(inputs, tmp_path), "--search", "--seeds=2", "--processes=2"]
     process = finetune_glue.start(*arguments, start_new_session=True)
     search = tmp_path / "sst2" / "search"
     deadline = time.monotonic() + 600
@@ -85,7 +85,7 @@ def test_a_mistake_that_a_run_finds_is_one_line_and_leaves_nothing(inputs: Path,
 
 def test_help_is_instant():
     told = finetune_glue.help()
-    for flag in ("task", "data_dir", "preset", "seeds", "search", "train_fraction", "jobs"):
+    for flag in ("task", "data_dir", "preset", "seeds", "search", "train_fraction", "processes"):
         assert f"--{flag}" in told or f"--[no]{flag}" in told
 
 

@@ -19,7 +19,7 @@ def test_sizes_are_the_configurations(build, tiny):
     for key, value in config.model.as_dict().items():
         assert sizes[key] == value, key
     assert pretrainer.mask_token_id == MASK
-    assert pretrainer.coefficients == {
+    assert pretrainer.loss_weights == {
         "mlm_loss": 1.0,
         "copy_loss": 50.0,
         "lm_loss": 1.0,
@@ -58,7 +58,7 @@ def test_zero_dropout_takes_the_auxiliary_models_dropout_away(build):
 def test_random_replacements_need_no_auxiliary_model(build):
     pretrainer = build(auxiliary={"replacements": "random"})
     assert pretrainer.auxiliary is None
-    assert "mlm_loss" not in pretrainer.coefficients
+    assert "mlm_loss" not in pretrainer.loss_weights
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_a_run_can_be_moved(compiled, tmp_path: Path):
 class TwoLayers(TrainingStep):
     """Has two layers of one shape, which it makes in the order of their names or in the other."""
 
-    coefficients = {"loss": 1.0}
+    loss_weights = {"loss": 1.0}
 
     def __init__(self, backwards: bool = False):
         super().__init__()
@@ -427,20 +427,20 @@ def test_what_is_not_finite_is_not_restored(run: Path, compiled, monkeypatch, ca
     assert "ckpt-8 is damaged (state/" in capsys.readouterr().err
 
 
-def test_a_hopeless_run_loses_the_checkpoints_that_led_there(run: Path, compiled):
+def test_a_failed_run_loses_the_checkpoints_that_led_there(run: Path, compiled):
     """Those since whose weights no update succeeded."""
     model = compiled()
     checkpoints = Checkpoints(str(run), model, keep=3)
     checkpoints.restore()
     model.optimizer.iterations.assign(10)
     model.skipped_in_a_row.assign(6)
-    error = checkpoints.hopeless("it is hopeless")
-    assert str(error).startswith("it is hopeless at step 10: lower optimizer.learning_rate")
+    error = checkpoints.failure("it failed")
+    assert str(error).startswith("it failed at step 10: lower optimizer.learning_rate")
     assert str(error).endswith("resumes from its last sound checkpoint, of step 2.")
     assert steps_in(run) == [2] and (run / "damaged-ckpt-4.index").exists()
     assert tf.train.latest_checkpoint(str(run)) == str(run / "ckpt-2")
     model.skipped_in_a_row.assign(10)
-    assert str(checkpoints.hopeless("it is")).endswith("no sound checkpoint and begins at step 0.")
+    assert str(checkpoints.failure("it is")).endswith("no sound checkpoint and begins at step 0.")
     assert not steps_in(run) and tf.train.latest_checkpoint(str(run)) is None
 
 

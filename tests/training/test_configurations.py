@@ -121,7 +121,7 @@ def test_a_row_trains_what_it_names_by_the_losses_that_it_names(path: Path):
     losses, trained = EXPECTED[path.stem]
     config = tiny(path)
     pretrainer = build(config)
-    assert pretrainer.coefficients.keys() == {f"{name}_loss" for name in losses}
+    assert pretrainer.loss_weights.keys() == {f"{name}_loss" for name in losses}
 
     parts = parts_of(pretrainer)
     variables = {id(variable): variable for variable in pretrainer.trainable_variables}

@@ -7,7 +7,7 @@ import pytest
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig, save_config
-from cocolm_tf.training.identity import HISTORY_FILENAME, History, Input, Stretch, flat
+from cocolm_tf.training.identity import HISTORY_FILENAME, History, Input, Segment, flat
 
 INPUTS = {
     "--train_data": Input("data", "d1"),
@@ -18,39 +18,45 @@ INPUTS = {
 }
 
 
-def stretch(inputs: dict[str, Input] | None = None, **changes: dict) -> Stretch:
+def segment(inputs: dict[str, Input] | None = None, **changes: dict) -> Segment:
     config = PretrainingConfig()
     config.override(changes)
     settings = flat(config.as_dict()) | {"replicas": 1}
-    return Stretch(0, settings, INPUTS | (inputs or {}))
+    return Segment(0, settings, INPUTS | (inputs or {}))
 
 
 @pytest.fixture
 def history(tmp_path: Path) -> History:
     """Of a run that has begun, as it is read again."""
     history = History(str(tmp_path))
-    assert history.resume(stretch(), 0) == []
+    assert history.resume(segment(), 0) == []
     history.save()
     return History.read(str(tmp_path))
 
 
-def lower(rate: float) -> Stretch:
-    return stretch(optimizer={"learning_rate": rate})
+def lower(rate: float) -> Segment:
+    return segment(optimizer={"learning_rate": rate})
 
 
-def test_nothing_new_is_no_stretch(history: History):
-    assert history.resume(stretch(), 40) == []
-    assert [one.step for one in history.stretches] == [0]
+def test_a_history_that_an_earlier_version_wrote_is_read(history: History):
+    path = Path(history.model_dir, "history.json")
+    path.write_text(path.read_text().replace('"segments"', '"stretches"'))
+    assert History.read(history.model_dir).segments == history.segments
 
 
-def test_what_changes_is_a_stretch_and_read_again(history: History):
-    now = stretch({"--validation_data": Input("held", "h1")}, trainer={"train_steps": 9})
+def test_nothing_new_is_no_segment(history: History):
+    assert history.resume(segment(), 40) == []
+    assert [one.step for one in history.segments] == [0]
+
+
+def test_what_changes_is_a_segment_and_read_again(history: History):
+    now = segment({"--validation_data": Input("held", "h1")}, trainer={"train_steps": 9})
     assert history.resume(now, 40) == [
         "trainer.train_steps: 125000 -> 9",
         "--validation_data: none -> held (h1)",
     ]
     history.save()
-    assert History.read(history.model_dir).stretches == history.stretches
+    assert History.read(history.model_dir).segments == history.segments
     assert list(history.lines(60)) == [
         "steps 1 to 40",
         "steps 41 to 60: trainer.train_steps: 125000 -> 9; --validation_data: none -> held (h1)",
@@ -61,11 +67,11 @@ def test_what_never_came_to_be_is_forgotten(history: History):
     """A run that was killed before the first checkpoint after its resumption."""
     history.resume(lower(1e-4), 40)
     assert history.resume(lower(2e-4), 40) == ["optimizer.learning_rate: 0.0005 -> 0.0002"]
-    assert [one.step for one in history.stretches] == [0, 40]
-    assert history.resume(stretch(), 40) == []
-    assert [one.step for one in history.stretches] == [0]
+    assert [one.step for one in history.segments] == [0, 40]
+    assert history.resume(segment(), 40) == []
+    assert [one.step for one in history.segments] == [0]
     history.resume(lower(3e-4), 0)
-    assert [one.settings["optimizer.learning_rate"] for one in history.stretches] == [3e-4]
+    assert [one.settings["optimizer.learning_rate"] for one in history.segments] == [3e-4]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +88,8 @@ def test_what_never_came_to_be_is_forgotten(history: History):
 )
 def test_what_changes_the_meaning_is_refused(history: History, section: str, key: str, value):
     with pytest.raises(UserError, match=rf"{section}.{key}=.*, not {value}: give what it was beg"):
-        history.check(stretch(**{section: {key: value}}), 40)
-    assert history.check(stretch(**{section: {key: value}}), 0) == {}, "nothing was done"
+        history.check(segment(**{section: {key: value}}), 40)
+    assert history.check(segment(**{section: {key: value}}), 0) == {}, "nothing was done"
 
 
 @pytest.mark.parametrize(
@@ -98,43 +104,43 @@ def test_what_changes_the_meaning_is_refused(history: History, section: str, key
     ],
 )
 def test_what_may_change_does(history: History, section: str, key: str, value):
-    (change,) = history.check(stretch(**{section: {key: value}}), 40).items()
+    (change,) = history.check(segment(**{section: {key: value}}), 40).items()
     assert change[0] == f"{section}.{key}" and change[1][1] == value
 
 
 @pytest.mark.parametrize("name", ["--train_data", "--vocabulary", "--init_preset"])
 def test_inputs_are_known_by_what_they_hold(history: History, name: str):
     moved = Input("elsewhere", INPUTS[name].fingerprint)
-    assert history.check(stretch({name: moved}), 40) == {}
+    assert history.check(segment({name: moved}), 40) == {}
     edited = Input(INPUTS[name].path, "another")
     with pytest.raises(UserError, match=rf"{name}={edited.path} \(..\), not {edited.path} \(anoth"):
-        history.check(stretch({name: edited}), 40)
+        history.check(segment({name: edited}), 40)
 
 
 def test_the_preset_that_it_was_started_from_may_be_gone(history: History):
     for preset in (Input("", ""), Input("start", "")):
-        assert history.check(stretch({"--init_preset": preset}), 40) == {}
+        assert history.check(segment({"--init_preset": preset}), 40) == {}
     history.resume(dataclasses.replace(lower(1e-4), inputs=INPUTS | {"--init_preset": preset}), 40)
-    assert all(one.inputs["--init_preset"].fingerprint == "p1" for one in history.stretches)
+    assert all(one.inputs["--init_preset"].fingerprint == "p1" for one in history.segments)
 
 
 def test_a_run_from_before_there_were_histories_has_its_configuration(tmp_path: Path):
     save_config(PretrainingConfig(), str(tmp_path / "config.yaml"))
     history = History.read(str(tmp_path))
     with pytest.raises(UserError, match="objective.copy_weight=50.0, not 20.0"):
-        history.check(stretch(objective={"copy_weight": 20.0}), 40)
+        history.check(segment(objective={"copy_weight": 20.0}), 40)
     assert history.resume(lower(1e-4), 40) == ["optimizer.learning_rate: 0.0005 -> 0.0001"]
-    assert history.stretches[0].inputs == INPUTS
+    assert history.segments[0].inputs == INPUTS
 
 
 def test_a_key_that_is_younger_than_the_record_had_its_default(history: History):
-    del history.stretches[0].settings["objective.temperature"]
-    assert history.check(stretch(), 40) == {}
+    del history.segments[0].settings["objective.temperature"]
+    assert history.check(segment(), 40) == {}
     with pytest.raises(UserError, match="objective.temperature=1.0, not 2.0"):
-        history.check(stretch(objective={"temperature": 2.0}), 40)
+        history.check(segment(objective={"temperature": 2.0}), 40)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"stretches": [{"step": 1}]}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"segments": [{"step": 1}]}'])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str):
     (tmp_path / HISTORY_FILENAME).write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path}/{HISTORY_FILENAME} cannot be read"):
@@ -144,9 +150,9 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str):
 # Branches: a run that lets the learning rate of another decay.
 
 
-def wsd(train_steps: int = 100, **trainer) -> Stretch:
+def wsd(train_steps: int = 100, **trainer) -> Segment:
     optimizer = {"schedule": "wsd", "warmup_steps": 10, "decay_steps": 20}
-    return stretch(optimizer=optimizer, trainer={"train_steps": train_steps} | trainer)
+    return segment(optimizer=optimizer, trainer={"train_steps": train_steps} | trainer)
 
 
 @pytest.fixture
@@ -168,7 +174,7 @@ def test_a_branch_has_the_history_of_the_run_before_it(stable: str, tmp_path: Pa
         "trainer.train_steps: 100 -> 60",
         f"trainer.decay_from:  -> {asked}",
     ]
-    assert [one.step for one in history.stretches] == [0, 40]
+    assert [one.step for one in history.segments] == [0, 40]
     history.model_dir = str(tmp_path / "stable")
     history.save()
     resumed = History.read(history.model_dir)
@@ -212,6 +218,6 @@ def test_a_run_whose_rate_always_decays_can_be_branched_off_its_warm_up_alone(
     checkpoints.mkdir()
     for step in (10_000, 20_000):
         (checkpoints / f"ckpt-{step}.index").touch()
-    assert History.branch(f"{history.model_dir}@10000", "branch").stretches
+    assert History.branch(f"{history.model_dir}@10000", "branch").segments
     with pytest.raises(UserError, match="decayed from step 10000 on"):
         History.branch(f"{history.model_dir}@20000", "branch")

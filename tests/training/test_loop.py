@@ -92,7 +92,7 @@ def run(tiny, tmp_path: Path):
             save=lambda: model.note("save"),
             wait=lambda: model.note("wait"),
             restore_metrics=lambda: model.note("restore"),
-            hopeless=lambda why: UserError(f"{why} at step {model.step}"),
+            failure=lambda why: UserError(f"{why} at step {model.step}"),
             check=check,
         )
         feed = types.SimpleNamespace(
@@ -212,7 +212,7 @@ def test_sigterm_while_updates_are_skipped_saves_nothing(run):
     assert not model.steps_of("save")
 
 
-def test_a_hopeless_run_is_ended_with_the_count(run):
+def test_a_failed_run_is_ended_with_the_count(run):
     model = run(
         skipped=[0, 1, 2, 0, 1, 2, 3],
         max_skipped_updates=3,

@@ -147,7 +147,7 @@ def test_a_worker_that_does_not_write_writes_nothing(tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_lines_of_a_lost_stretch_are_dropped(tmp_path: Path):
+def test_lines_of_a_lost_segment_are_dropped(tmp_path: Path):
     """A run that was killed after step 6 resumes from its checkpoint of step 4."""
     written = [{"step": step, "split": "train"} for step in (2, 4, 6)]
     text = "".join(json.dumps(line) + "\n" for line in written)

@@ -21,7 +21,7 @@ from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.training import loop as loop_module
 from cocolm_tf.training import pretraining as module
 from cocolm_tf.training.config import check_config, load_config
-from cocolm_tf.training.identity import History, Input, stretch_of
+from cocolm_tf.training.identity import History, Input, segment_of
 from cocolm_tf.training.monitoring import METRICS_FILENAME
 from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
 
@@ -397,7 +397,7 @@ def test_a_finished_run_only_writes_its_preset_again(finished, pretrain_on, tmp_
 
 
 @pytest.mark.slow
-def test_a_hopeless_run_is_ended_and_counted(tiny, pretrain_on, tmp_path: Path):
+def test_a_failed_run_is_ended_and_counted(tiny, pretrain_on, tmp_path: Path):
     config = tiny(
         optimizer={"learning_rate": 1e30, "warmup_steps": 0},
         trainer={"log_interval": 1, "max_skipped_updates": 3},
@@ -611,8 +611,8 @@ def test_other_data_than_a_run_was_begun_with_is_refused(
     """Also where it lies in the same place; and the same data may lie in another."""
     before = files_of(finished.model_dir)
     moved = shutil.copytree(corpus.train, tmp_path / "data")
-    stretch = stretch_of(finished.config, str(moved), Input("v", "")).inputs["--train_data"]
-    assert stretch == History.read(str(finished.model_dir)).stretches[0].inputs["--train_data"]
+    segment = segment_of(finished.config, str(moved), Input("v", "")).inputs["--train_data"]
+    assert segment == History.read(str(finished.model_dir)).segments[0].inputs["--train_data"]
     manifest = json.loads((moved / "manifest.json").read_text())
     manifest["shards"][0]["sha256"] = 64 * "0"
     (moved / "manifest.json").write_text(json.dumps(manifest))
@@ -637,14 +637,14 @@ def test_what_may_change_is_told_recorded_and_in_the_card(
     assert "optimizer.learning_rate: 0.0005 -> 0.0001" in told
     assert "trainer.train_steps: 10 -> 12" in told and "--validation_data: " in told
     history = History.read(str(model_dir))
-    assert [stretch.step for stretch in history.stretches] == [0, 10]
+    assert [segment.step for segment in history.segments] == [0, 10]
     card = (model_dir / "preset" / "README.md").read_text()
     assert "12 steps of 64 tokens, 768 in all" in card
     assert "steps 1 to 10; steps 11 to 12: optimizer.learning_rate: 0.0005 -> 0.0001" in card
     # And once more as it was just then: nothing is new.
     pretrain_on(tiny(**longer), model_dir, validation_data="")
     assert "resumed at step 12\n" in capfd.readouterr().err
-    assert len(History.read(str(model_dir)).stretches) == 2
+    assert len(History.read(str(model_dir)).segments) == 2
 
 
 def test_a_run_at_no_multiple_of_the_loop_is_refused(finished, tiny, pretrain_on):

@@ -10,7 +10,7 @@ from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.costs.memory import step_memory
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import check_config
-from cocolm_tf.training.identity import History, Stretch, flat
+from cocolm_tf.training.identity import History, Segment, flat
 from cocolm_tf.training.stages import Total, resolve_durations, stage_at, stages, tokens_per_step
 
 
@@ -135,11 +135,11 @@ def test_an_estimate_is_of_all_stages():
 
 
 def test_stages_that_were_trained_stay(tmp_path):
-    def stretch(**trainer) -> Stretch:
-        return Stretch(0, flat(run([0.5, 8], **trainer).as_dict()), {})
+    def segment(**trainer) -> Segment:
+        return Segment(0, flat(run([0.5, 8], **trainer).as_dict()), {})
 
-    history = History(str(tmp_path), [stretch()])
-    longer = stretch(train_steps=200)
+    history = History(str(tmp_path), [segment()])
+    longer = segment(train_steps=200)
     assert history.check(longer, 40)  # The first stage goes on in either.
     with pytest.raises(UserError, match="trainer.train_steps=100, not 200"):
         history.check(longer, 60)

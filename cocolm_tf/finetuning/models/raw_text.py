@@ -23,7 +23,7 @@ from cocolm_tf.finetuning.batches import (
     without_padding,
 )
 from cocolm_tf.losses.replicas import sum_over_replicas
-from cocolm_tf.modeling.training_step import WithholdingOptimizer
+from cocolm_tf.modeling.training_step import SkippingOptimizer
 from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW
 
@@ -762,7 +762,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             clips_each = getattr(optimizer, "clipnorm", None) or getattr(
                 optimizer, "clipvalue", None
             )
-            if isinstance(optimizer, WithholdingOptimizer) and not clips_each:
+            if isinstance(optimizer, SkippingOptimizer) and not clips_each:
                 scale = tf.constant(1.0)
                 if limit := optimizer.global_clipnorm:
                     norm = tf.linalg.global_norm(gradients)
