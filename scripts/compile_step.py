@@ -90,7 +90,7 @@ def main() -> str:
         with tempfile.TemporaryDirectory() as folder:
             path = FLAGS.program or str(Path(folder, "exported.step"))
             if FLAGS.config_file:
-                _export(path)
+                _export(path, targets.device_kind(FLAGS.target))
             if not FLAGS.target:
                 return path
             result = targets.compile_for(
@@ -102,7 +102,7 @@ def main() -> str:
     return json.dumps(asked | result)
 
 
-def _export(path: str) -> None:
+def _export(path: str, kind: str) -> None:
     from cocolm_tf.costs.export import export_step, export_tokens
     from cocolm_tf.training.config import load_config
 
@@ -110,7 +110,7 @@ def _export(path: str) -> None:
     config = load_config(FLAGS.config_file, FLAGS.params_override)
     if FLAGS.tokens:
         export_tokens(FLAGS.train_data, config.data.sequence_length, FLAGS.tokens)
-    export_step(config, path, title, from_tokens=FLAGS.from_tokens)
+    export_step(config, path, title, kind, FLAGS.from_tokens)
     print(f"{'configuration':24}{title}")
 
 

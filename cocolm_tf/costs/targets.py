@@ -96,6 +96,11 @@ def compare_with_measured(
     return {"target": target, "measured_seconds": sum(measured.values())} | result
 
 
+def device_kind(target: str | None) -> str:
+    """The kind of device, of `fusion.DEVICE_KINDS`, that a step for a target is exported for."""
+    return "TPU" if target in TPUS else "GPU"
+
+
 def read_description(program: str) -> dict[str, Any]:
     """The description that `export_step` wrote of its program."""
     with zipfile.ZipFile(program) as archive:

@@ -109,3 +109,9 @@ def test_measured_kernels_stand_beside_their_least_time(tmp_path, program):
     assert "750 ms" in shown and "250.000 ms" in shown
     with pytest.raises(UserError, match="has none of the kernels"):
         compare_with_measured(program, "h100", str(optimized), {"another": 0.5})
+
+
+def test_steps_are_exported_for_the_kind_of_their_target():
+    kinds = {target: targets.device_kind(target) for target in targets.TARGETS}
+    assert kinds == dict.fromkeys(targets.GPUS, "GPU") | dict.fromkeys(targets.TPUS, "TPU")
+    assert targets.device_kind(None) == "GPU"
