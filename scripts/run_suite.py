@@ -119,8 +119,7 @@ def main() -> str:
 
     suite = load_suite(FLAGS.suite, os.path.join(CONFIGS, "suites"))
     missing = [name for name in _FOR_PRETRAINING if not FLAGS[name].value]
-    is_pretrained = any(row.is_pretrained for row in suite.rows)
-    if is_pretrained and missing:
+    if missing and any(row.is_pretrained for row in suite.rows):
         raise UserError(f"--{missing[0]} is missing: rows of {FLAGS.suite} are pretrained.")
     configs = pretraining_configs(
         suite,
@@ -141,7 +140,7 @@ def main() -> str:
     return run_suite(
         Plan(suite, configs, tasks, FLAGS.seeds),
         PretrainingInputs(FLAGS.train_data, FLAGS.vocabulary, FLAGS.validation_data)
-        if is_pretrained
+        if configs
         else None,
         FLAGS.output_dir,
         FLAGS.processes,
