@@ -2,9 +2,10 @@
 
     benchmark_serving.py --preset=runs/first/preset --classifier=runs/reviews/preset
 
-Each contender is measured with and without batching, in turn and in one run. A request is one text;
-texts are short and long. Prints a table for each signature and, as the last line, the same numbers
-as JSON. onnxruntime comes with `pip install 'cocolm-tf[onnx]'`.
+Each contender is measured with and without batching, with all threads for one operation and with
+one, in turn and in one run. A request is one text; texts are short and long. Prints a table for
+each signature and, as the last line, the same numbers as JSON. onnxruntime comes with
+`pip install 'cocolm-tf[onnx]'`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Loading presets for analysis: models with all heads, those of a run, sentence vectors."""
+"""Loading presets for analysis: the models of a run, and sentence vectors."""
 
 import os
 from collections.abc import Sequence
@@ -8,90 +8,17 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from cocolm_tf import files
-from cocolm_tf.errors import UserError, refusal
-from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
-from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
+from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
-from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.build import Pretrainer, build_pretrainer
+from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import load_config
 from cocolm_tf.training.preset import (
-    AUXILIARY_DIRECTORY,
     BACKBONE_FILENAME,
     HEADS_FILENAME,
     load_preset,
-    saved_heads,
+    load_pretrained,
 )
-
-
-def load_pretrained(preset: str, precision: str = "float32") -> tuple[Pretrainer, CocoLMTokenizer]:
-    """Loads the models of a preset, with the heads that it has.
-
-    Args:
-        preset: the folder.
-        precision: what to compute in, as `runtime.precision` of a run.
-
-    Returns:
-        The pretrainer and its tokenizer. It has no auxiliary model, copy head, LM head or
-        projection where the preset has none; it is a `MaskedLMPretrainer` where that is what the
-        preset was trained by.
-
-    Raises:
-        UserError: if the folder is no preset.
-
-    Example:
-    ```python
-    pretrainer, tokenizer = load_pretrained("runs/first/preset")
-    ```
-    """
-    for name in ("config.json", CONFIG_FILENAME):
-        if not files.is_file(os.path.join(preset, name)):
-            raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
-    with files.local_copy(preset) as local:
-        try:
-            return _load(local, precision)
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            if refusal(error):  # refused by the system, not a fault of the preset
-                raise
-            raise UserError(
-                f"--preset={preset} cannot be loaded: {' '.join(str(error).split())}"
-            ) from error
-
-
-def _load(preset: str, precision: str) -> tuple[Pretrainer, CocoLMTokenizer]:
-    tokenizer = load_vocabulary(preset)
-    heads = saved_heads(preset)
-    main, auxiliary = _build(preset, precision), None
-    if "main_masked_lm_head.bias" in heads:
-        model = MaskedLanguageModel(main, name="masked_language_model")
-        pretrainer = MaskedLMPretrainer(model, tokenizer.mask_token_id)
-    else:
-        path = os.path.join(preset, AUXILIARY_DIRECTORY)
-        if files.is_dir(path):
-            auxiliary = MaskedLanguageModel(_build(path, precision), name="auxiliary_model")
-        pretrainer = CocoLMPretrainer(
-            main,
-            auxiliary,
-            tokenizer.mask_token_id,
-            copy_weight=float("copy_head.kernel" in heads),
-            lm_weight=float("lm_head.bias" in heads),
-            scl_weight=float("projection.dense.kernel" in heads),
-            use_copy="copy_head.kernel" in heads,
-            copy_head_bias="copy_head.bias" in heads,
-        )
-    load_preset(pretrainer, preset)
-    return pretrainer, tokenizer
-
-
-def _build(preset: str, precision: str) -> CocoLMBackbone:
-    try:
-        return CocoLMBackbone.from_preset(preset, load_weights=False, dtype=precision)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{os.path.join(preset, 'config.json')} does not describe a CocoLMBackbone."
-        ) from error
 
 
 def load_run(

@@ -75,15 +75,12 @@ class Timings:
     waiting_cpu_share: float
 
 
-def thread_environment(threads: int) -> dict[str, str]:
+def thread_environment(threads: int, intra_op: int | None = None) -> dict[str, str]:
     """The variables that limit the threads of TensorFlow, PyTorch and `tokenizers`."""
-    names = (
-        "OMP_NUM_THREADS",
-        "RAYON_NUM_THREADS",
-        "TF_NUM_INTEROP_THREADS",
-        "TF_NUM_INTRAOP_THREADS",
-    )
-    return dict.fromkeys(names, str(threads))
+    # `intra_op` are those of one operation of TensorFlow's; None for all.
+    of_operation = str(threads if intra_op is None else intra_op)
+    names = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TF_NUM_INTEROP_THREADS")
+    return dict.fromkeys(names, str(threads)) | {"TF_NUM_INTRAOP_THREADS": of_operation}
 
 
 def alternate(

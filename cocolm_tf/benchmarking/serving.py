@@ -21,9 +21,8 @@ from cocolm_tf.benchmarking.alternation import (
 from cocolm_tf.benchmarking.load import answer_clients
 from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.errors import UserError
-from cocolm_tf.serving.export import Settings, export_preset
+from cocolm_tf.serving.export import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE, Settings, export_preset
 from cocolm_tf.serving.preset import ServedPreset
-from cocolm_tf.serving.saved_model import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE
 from cocolm_tf.versions import installed_versions, versions_line
 
 # The kinds of export, and of the ONNX models to compare with.
@@ -52,7 +51,8 @@ def compare_serving(
 
     The contenders take turns. A request is one text, and an answer its vector or its classes. The
     texts are tokenized by the same graph for all. With batching, simultaneous requests are
-    answered together by TensorFlow's batch scheduler, the one that TensorFlow Serving has.
+    answered together by TensorFlow's batch scheduler, the one that TensorFlow Serving has. Each is
+    measured with all threads for one operation, and with one, so that requests share them.
 
     Args:
         presets: from `embed` and `classify`, or one of them, to the preset.
@@ -66,9 +66,10 @@ def compare_serving(
     Returns:
         What JSON can hold: `device`, `versions`, `threads`, `rounds`, `seconds`; `words`, the
         lengths of the texts, as `p50` and so on; and `signatures`: from a signature to its
-        contenders, from their names, such as `"float32 batched"`, to the number of clients, and
-        from these to medians over the rounds of what `answer_clients` measures, and `throughput`,
-        the quartiles of how many times as many requests as ONNX's were answered, round by round.
+        contenders, from their names, such as `"float32 batched, 1 thread"`, to the number of
+        clients, and from these to medians over the rounds of what `answer_clients` measures, and
+        `throughput`, the quartiles of how many times as many requests as ONNX's were answered,
+        round by round.
 
     Raises:
         UserError: if onnxruntime is asked for and not installed, or a preset cannot be served so.
@@ -93,16 +94,22 @@ def compare_serving(
                 else _export_of(preset, signature, folder, name)
                 for name in names
             }
-            measured = functools.partial(_measured, texts=texts, clients=clients, seconds=seconds)
-            environment = thread_environment(threads)
             contenders = [
                 Contender(
-                    f"{name} batched" if is_batched else name,
-                    functools.partial(measured, function, threads, is_batched),
-                    environment,
+                    _label(name, is_batched, intra_op, threads),
+                    functools.partial(
+                        _measured,
+                        functools.partial(function, intra_op),
+                        threads if is_batched else 0,
+                        texts=texts,
+                        clients=clients,
+                        seconds=seconds,
+                    ),
+                    thread_environment(threads, intra_op),
                 )
                 for name, function in functions.items()
                 for is_batched in (False, True)
+                for intra_op in sorted({1, threads}, reverse=True)
             ]
             timings = alternate(contenders, rounds, warmup_calls=0)
         signatures[signature] = {name: _summary(timings, name) for name in timings}
@@ -131,17 +138,22 @@ def format_serving(result: dict[str, Any]) -> str:
     for signature, contenders in result["signatures"].items():
         lines += [
             "",
-            f"{signature:18} {'clients':>7} {'requests/s':>10} {'p50 ms':>8} {'p95 ms':>8} "
+            f"{signature:26} {'clients':>7} {'requests/s':>10} {'p50 ms':>8} {'p95 ms':>8} "
             f"{'p99 ms':>8} {'requests / onnx':>24}",
         ]
         for name, by_clients in contenders.items():
             for clients, one in by_clients.items():
                 ratio = describe_spread(one["throughput"]) if "throughput" in one else ""
                 lines.append(
-                    f"{name:18} {clients:>7} {one['requests_per_second']:10.1f} "
+                    f"{name:26} {clients:>7} {one['requests_per_second']:10.1f} "
                     f"{one['p50_ms']:8.2f} {one['p95_ms']:8.2f} {one['p99_ms']:8.2f} {ratio:>24}"
                 )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _label(name: str, is_batched: bool, intra_op: int, threads: int) -> str:
+    how = " batched" if is_batched else ""
+    return name + how + ("" if intra_op == threads else f", {intra_op} thread")
 
 
 def _export_of(preset: str, signature: str, folder: str, kind: str) -> Callable[[int], Function]:
@@ -170,17 +182,16 @@ def _onnx_of(preset: str, signature: str, folder: str) -> Callable[[int], Functi
 
 
 def _measured(
-    make_function: Callable[[int], Function],
-    threads: int,
-    is_batched: bool,
+    make_function: Callable[[], Function],
+    batch_threads: int,
     *,
     texts: Sequence[str],
     clients: Sequence[int],
     seconds: float,
 ) -> Callable[[], dict[int, dict[str, float]]]:
-    function = make_function(threads)
-    if is_batched:
-        function = _batched(function, threads)
+    function = make_function()
+    if batch_threads:
+        function = _batched(function, batch_threads)
     # Every length has been traced before the clients start.
     for text in sorted(texts, key=len):
         function(tf.constant([text]))
@@ -196,7 +207,7 @@ def _measured(
     return measure
 
 
-def _saved_model(path: str, signature: str, threads: int) -> Function:
+def _saved_model(path: str, signature: str, _intra_op: int) -> Function:
     import tensorflow_text  # noqa: F401  (its operations are in the graph)
 
     model = tf.saved_model.load(path)
@@ -210,13 +221,13 @@ def _saved_model(path: str, signature: str, threads: int) -> Function:
     return function
 
 
-def _onnx(path: str, preset: str, length: int, threads: int) -> Function:
+def _onnx(path: str, preset: str, length: int, intra_op: int) -> Function:
     import onnxruntime
 
     tokenizer = ServedPreset(preset).tokenizer
     graph = tokenizer.graph_module()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = intra_op
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
@@ -255,12 +266,12 @@ def _batched(function: Function, threads: int) -> Function:
 
 def _summary(timings: dict[str, Timings], name: str) -> dict[int, dict[str, Any]]:
     own, found, key = timings[name].results, {}, "requests_per_second"
-    yardsticks = [timings[x].results for x in (ONNX, f"{ONNX} batched") if x in timings]
+    yardsticks = [timings[x].results for x in timings if x.startswith(ONNX)]
     for clients in own[0]:
         rounds = [result[clients] for result in own]
         found[clients] = {key: float(np.median([one[key] for one in rounds])) for key in rounds[0]}
         if yardsticks:
-            # Beside the better of its two: batching makes it slower for most.
+            # Beside the best of its own: batching makes it slower for most.
             rates = ([result[clients][key] for result in results] for results in yardsticks)
             found[clients]["throughput"] = spread_of_ratios(
                 [one[key] for one in rounds], max(rates, key=np.median)

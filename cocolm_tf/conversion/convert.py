@@ -52,8 +52,8 @@ from cocolm_tf.tokenization.vocabulary import MODEL_FILENAME, load_vocabulary
 from cocolm_tf.training.model_card import Facts, write_model_card
 from cocolm_tf.training.preset import (
     AUXILIARY_DIRECTORY,
-    HEADS_FILENAME,
     read_backbone,
+    saved_heads,
     write_models,
 )
 from cocolm_tf.training.pretraining_card import describe_encoder
@@ -247,11 +247,7 @@ def _facts(official: str, preset: str, backbone: CocoLMBackbone) -> Facts:
 
 def read_preset_heads(preset: str) -> tuple[dict[str, Head], list[str]]:
     """The heads of a preset, and what else stands among them."""
-    arrays: dict[str, np.ndarray] = read_task_heads(preset)
-    path = os.path.join(preset, HEADS_FILENAME)
-    if files.is_file(path):
-        file = open_tensors(path)
-        arrays |= {name: file.read(name) for name in file.names}
+    arrays: dict[str, np.ndarray] = read_task_heads(preset) | saved_heads(preset)
     heads = {}
     for head, names in HEADS.items():
         found = [name for name in names if f"{head}.{name}" in arrays]

@@ -29,6 +29,7 @@ from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifierPreprocessor,
 )
 from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
+from cocolm_tf.finetuning.presets import load_task
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import (
     DICTIONARY_FILENAME,
@@ -249,7 +250,9 @@ def read_task_heads(directory: str) -> dict[str, np.ndarray]:
 
 
 def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
-    task = _read_task(directory)
+    # Tokenizing is not wanted, and a converted preset may have no tokenizer.
+    kinds = [CocoLMTextClassifier, CocoLMQuestionAnswerer, CocoLMTextEmbedder]
+    task = load_task(directory, kinds, preprocessor=None)
     if isinstance(task, CocoLMTextEmbedder):
         return {}  # An embedder is its encoder.
     if isinstance(task, CocoLMTextClassifier):
@@ -263,27 +266,6 @@ def _fine_tuned_head(directory: str) -> dict[str, keras.Variable]:
         "question_answerer.output.kernel": task.answer_logits.kernel,
         "question_answerer.output.bias": task.answer_logits.bias,
     }
-
-
-def _read_task(
-    directory: str,
-) -> CocoLMTextClassifier | CocoLMQuestionAnswerer | CocoLMTextEmbedder:
-    path = os.path.join(directory, _TASK_FILENAME)
-    try:
-        name = json.loads(files.read_text(path))["registered_name"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} does not describe a model.") from error
-    classes: dict[str, Any] = {
-        keras.saving.get_registered_name(one): one
-        for one in (CocoLMTextClassifier, CocoLMQuestionAnswerer, CocoLMTextEmbedder)
-    }
-    if name not in classes:
-        raise UserError(
-            f"{path} describes a {name}, which has no place in the released format: that has "
-            f"{' and '.join(classes)}."
-        )
-    # Tokenizing is not wanted, and a converted preset may have no tokenizer.
-    return classes[name].from_preset(directory, preprocessor=None)
 
 
 def read_tokenizer(folder: str, vocabulary_size: int) -> CocoLMTokenizer | None:

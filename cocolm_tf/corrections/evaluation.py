@@ -12,8 +12,7 @@ from tqdm import tqdm
 from cocolm_tf.corrections import scores
 from cocolm_tf.corrections.texts import Edit, MarkedText, apply_edits, single_words
 from cocolm_tf.serving.correction import Corrector, correction_signatures
-from cocolm_tf.serving.encoder import Encoder
-from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
 
 # The recall at which precision is reported, whatever the threshold.

@@ -4,6 +4,8 @@ import contextlib
 import fnmatch
 import json
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +74,7 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
     # `head` is `classifier` or `question_answerer`. A preset that was fine-tuned since has
     # `task.json`, whose own head is the one to take.
     path = os.path.join(preset, _TASK_HEADS_FILENAME)
-    if preset.startswith(_FETCHED) or not files.is_file(path) or _task_name(preset) == _TASKS[head]:
+    if preset.startswith(_FETCHED) or not files.is_file(path) or task_name(preset) == _TASKS[head]:
         return {}
     arrays = np.load(path)
     prefix = f"{head}."
@@ -81,12 +83,24 @@ def converted_head(preset: str, head: str) -> dict[str, np.ndarray]:
     }
 
 
-def _task_name(preset: str) -> str:
+def task_name(preset: str) -> str:
     """The registered name of a preset's task; empty where it is of an encoder alone."""
     path = os.path.join(preset, _TASK_FILENAME)
     if not files.is_file(path):
         return ""
     try:
         return str(json.loads(files.read_text(path))["registered_name"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not describe a model.") from error
+
+
+def load_task(preset: str, kinds: Sequence[type[Any]], **changes: Any) -> Any:
+    """Loads a fine-tuned model with its head; `UserError` if it is of none of these classes."""
+    path, name = os.path.join(preset, _TASK_FILENAME), task_name(preset)
+    by_name = {f"cocolm_tf>{kind.__name__}": kind for kind in kinds}
+    if name not in by_name:
+        raise UserError(f"{path} describes a {name}, which is none of {', '.join(by_name)}.")
+    try:
+        return by_name[name].from_preset(preset, **changes)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} does not describe a model.") from error

@@ -66,8 +66,7 @@ def main(directory: str) -> str:
             raise UserError(f"--{name} is given {len(values)} times, but --text {len(text)}.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.serving.client import Export
-    from cocolm_tf.serving.terminal import Printer
+    from cocolm_tf.serving.client import Export, Printer
 
     export = Export(directory)
     signature = FLAGS.signature or export.default

@@ -1,7 +1,6 @@
 """A preset's models, loaded for serving."""
 
 import functools
-import json
 import os
 from typing import Any
 
@@ -13,20 +12,13 @@ from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
-from cocolm_tf.finetuning.presets import converted_head
+from cocolm_tf.finetuning.presets import converted_head, load_task, task_name
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
-from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.preset import (
-    HEADS_FILENAME,
-    check_finite_weights,
-    load_preset,
-    saved_heads,
-)
-
-_TASK_FILENAME = "task.json"
+from cocolm_tf.training.build import Pretrainer
+from cocolm_tf.training.preset import HEADS_FILENAME, check_finite_weights, load_pretrained
 
 
 class ServedPreset:
@@ -45,7 +37,7 @@ class ServedPreset:
     @property
     def backbone(self) -> CocoLMBackbone:
         """The encoder."""
-        return self._pretrained[0].backbone if self._task is None else self._task.backbone
+        return (self._task or self._pretrained).backbone
 
     @property
     def classifier(self) -> CocoLMTextClassifier:
@@ -92,13 +84,13 @@ class ServedPreset:
         return self._head("projection")
 
     def _head(self, name: str) -> keras.layers.Layer:
-        pretrainer, missing = self._pretrained
-        if any(part.startswith(f"{name}.") for part in missing):
+        head = getattr(self._pretrained, name, None)
+        if head is None:
             raise UserError(
                 f"--preset={self.directory} has no {name}: it must be one that pretraining wrote, "
                 f"with that part of the objective (see its {HEADS_FILENAME})."
             )
-        return getattr(pretrainer, name)
+        return head
 
     def _task_of(self, kind: type[keras.Model], head: str, program: str) -> Any:
         if not isinstance(self._task, kind):
@@ -113,46 +105,22 @@ class ServedPreset:
     @functools.cached_property
     def _task(self) -> Any:
         """The fine-tuned model with its head; None if the preset is only pretrained."""
-        path = os.path.join(self.directory, _TASK_FILENAME)
-        if not files.is_file(path):
+        if not task_name(self.directory):
             return None
-        kinds = {
-            keras.saving.get_registered_name(kind): kind
-            for kind in (
+        task = load_task(
+            self.directory,
+            [
                 CocoLMTextClassifier,
                 CocoLMQuestionAnswerer,
                 CocoLMTextEmbedder,
                 CocoLMTokenClassifier,
-            )
-        }
-        try:
-            name = json.loads(files.read_text(path))["registered_name"]
-            if name not in kinds:
-                raise UserError(f"{path} describes a {name}, which cannot be served.")
-            task = kinds[name].from_preset(self.directory, dtype="float32")
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} does not describe a model.") from error
+            ],
+            dtype="float32",
+        )
         check_finite_weights(task, self.directory)
         return task
 
     @functools.cached_property
-    def _pretrained(self) -> tuple[CocoLMPretrainer, list[str]]:
-        """The main model with all heads, and the names of the weights that the preset lacks."""
-        try:
-            backbone = CocoLMBackbone.from_preset(
-                self.directory, load_weights=False, dtype="float32"
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{os.path.join(self.directory, 'config.json')} does not describe a CocoLMBackbone."
-            ) from error
-        size = self.tokenizer.vocabulary_size()
-        if size != backbone.vocabulary_size:
-            raise UserError(
-                f"--preset={self.directory} has a model of {backbone.vocabulary_size} tokens and "
-                f"a tokenizer of {size}."
-            )
-        has_bias = "copy_head.bias" in saved_heads(self.directory)
-        mask_token_id = self.tokenizer.mask_token_id
-        pretrainer = CocoLMPretrainer(backbone, None, mask_token_id, copy_head_bias=has_bias)
-        return pretrainer, load_preset(pretrainer, self.directory)
+    def _pretrained(self) -> Pretrainer:
+        """The main model with the heads of pretraining that the preset has."""
+        return load_pretrained(self.directory, with_auxiliary=False)[0]

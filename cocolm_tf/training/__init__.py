@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "build": ["build_pretrainer"],
         "config": ["PretrainingConfig", "load_config"],
         "distribution": ["make_strategy"],
-        "preset": ["load_preset", "save_preset"],
+        "preset": ["load_preset", "load_pretrained", "save_preset"],
         "pretraining": ["pretrain"],
         "soup": ["Score", "Soup", "average_presets"],
     },

@@ -10,19 +10,22 @@ preset/
 """
 
 import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from cocolm_tf import files
-from cocolm_tf.errors import UserError
+from cocolm_tf.errors import UserError, refusal
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import Transform
 from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
 from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
-from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import Pretrainer, build_pretrainer, compile_pretrainer
 from cocolm_tf.training.checkpoints import Checkpoints, checkpoint_steps
@@ -144,6 +147,77 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
         return missing + _load_heads(head_variables(pretrainer), local)
 
 
+def load_pretrained(
+    directory: str, precision: str = "float32", with_auxiliary: bool = True
+) -> tuple[Pretrainer, CocoLMTokenizer]:
+    """Loads the models of a preset, with the heads that it has.
+
+    Args:
+        directory: The preset.
+        precision: What to compute in, as `runtime.precision` of a run.
+        with_auxiliary: Whether to load the auxiliary model.
+
+    Returns:
+        The pretrainer and its tokenizer. It has no auxiliary model, copy head, LM head or
+        projection where the preset has none; it is a `MaskedLMPretrainer` where that is what the
+        preset was trained by.
+
+    Raises:
+        UserError: If the folder is no preset, or anything in it is damaged.
+
+    Example:
+    ```python
+    pretrainer, tokenizer = load_pretrained("runs/first/preset")
+    ```
+    """
+    for name in (BACKBONE_FILENAME, CONFIG_FILENAME):
+        if not files.is_file(os.path.join(directory, name)):
+            raise UserError(f"--preset={directory} is not a preset: it has no {name}.")
+    with files.local_copy(directory) as local:
+        try:
+            return _load_pretrained(local, precision, with_auxiliary)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            if refusal(error):  # refused by the system, not a fault of the preset
+                raise
+            raise UserError(
+                f"--preset={directory} cannot be loaded: {' '.join(str(error).split())}"
+            ) from error
+
+
+def _load_pretrained(
+    directory: str, precision: str, with_auxiliary: bool
+) -> tuple[Pretrainer, CocoLMTokenizer]:
+    tokenizer, heads = load_vocabulary(directory), saved_heads(directory)
+    main, auxiliary = read_backbone(directory, load_weights=False, dtype=precision), None
+    if tokenizer.vocabulary_size() != main.vocabulary_size:
+        raise UserError(
+            f"--preset={directory} has a model of {main.vocabulary_size} tokens and a tokenizer of "
+            f"{tokenizer.vocabulary_size()}."
+        )
+    if "main_masked_lm_head.bias" in heads:
+        model = MaskedLanguageModel(main, name="masked_language_model")
+        pretrainer = MaskedLMPretrainer(model, tokenizer.mask_token_id)
+    else:
+        path = os.path.join(directory, AUXILIARY_DIRECTORY)
+        if with_auxiliary and "masked_lm_head.bias" in heads and files.is_dir(path):
+            backbone = read_backbone(path, load_weights=False, dtype=precision)
+            auxiliary = MaskedLanguageModel(backbone, name="auxiliary_model")
+        has_copy = "copy_head.kernel" in heads
+        pretrainer = CocoLMPretrainer(
+            main,
+            auxiliary,
+            tokenizer.mask_token_id,
+            copy_weight=float(has_copy),
+            lm_weight=float("lm_head.bias" in heads),
+            scl_weight=float("projection.dense.kernel" in heads),
+            use_copy=has_copy,
+            copy_head_bias="copy_head.bias" in heads,
+        )
+    if missing := load_preset(pretrainer, directory):
+        raise UserError(f"--preset={directory} lacks {', '.join(missing)}.")
+    return pretrainer, tokenizer
+
+
 def load_frozen_auxiliary(auxiliary: MaskedLanguageModel, directory: str) -> None:
     """Loads the weights of the auxiliary model of another run's preset, to sample from."""
     if not files.is_dir(os.path.join(directory, AUXILIARY_DIRECTORY)):
@@ -177,12 +251,16 @@ def head_variables(pretrainer: Pretrainer) -> dict[str, keras.Variable]:
     return variables
 
 
-def saved_heads(directory: str) -> set[str]:
-    """The names of the weights of heads that a preset has."""
-    if not files.is_file(os.path.join(directory, HEADS_FILENAME)):
-        return set()
-    with files.local_copy(directory, [HEADS_FILENAME]) as local:
-        return set(np.load(os.path.join(local, HEADS_FILENAME)).files)
+def saved_heads(directory: str) -> dict[str, np.ndarray]:
+    """Reads the weights of the heads that a preset has, as `head_variables` names them."""
+    path = files.join(directory, HEADS_FILENAME)
+    if not files.is_file(path):
+        return {}
+    try:
+        with files.open_read(path) as file:
+            return dict(np.load(file))
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def save_checkpoint_presets(
@@ -224,11 +302,11 @@ def save_checkpoint_presets(
             yield path + AVERAGE_SUFFIX
 
 
-def read_backbone(directory: str, load_weights: bool = True) -> CocoLMBackbone:
+def read_backbone(directory: str, load_weights: bool = True, **changes: Any) -> CocoLMBackbone:
     """Reads an encoder from a preset, the main one or that of its folder `auxiliary`."""
     with files.local_copy(directory) as local:
         try:
-            backbone = CocoLMBackbone.from_preset(local, load_weights=load_weights)
+            backbone = CocoLMBackbone.from_preset(local, load_weights=load_weights, **changes)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{os.path.join(local, BACKBONE_FILENAME)} does not describe a CocoLMBackbone."
@@ -265,8 +343,7 @@ def _transform_variables(transform: Transform, name: str) -> dict[str, keras.Var
 
 def _load_heads(variables: dict[str, keras.Variable], directory: str) -> list[str]:
     """Loads weights of heads by their names, and returns the names that the preset lacks."""
-    heads = os.path.join(directory, HEADS_FILENAME)
-    saved = np.load(heads) if files.is_file(heads) else {}
+    heads, saved = os.path.join(directory, HEADS_FILENAME), saved_heads(directory)
     unbiased = "copy_head.kernel" in variables and "copy_head.bias" not in variables
     if unbiased and "copy_head.bias" in saved:
         raise UserError(f"{heads} has a copy_head.bias: set objective.copy_head_bias=true.")

@@ -1,6 +1,5 @@
 """Model soups: presets of one architecture, averaged weight by weight (Wortsman et al., 2022)."""
 
-import io
 import json
 import os
 import tempfile
@@ -18,8 +17,8 @@ from cocolm_tf.training.model_card import Facts, Result
 from cocolm_tf.training.preset import (
     ARCHITECTURE,
     AUXILIARY_DIRECTORY,
-    HEADS_FILENAME,
     read_backbone,
+    saved_heads,
     write_preset,
 )
 from cocolm_tf.training.pretraining_card import describe_encoder
@@ -172,7 +171,7 @@ def check_presets(presets: Sequence[str], weights: Sequence[float] = ()) -> None
             folders = [files.join(one, part) if part else one for one in (first, preset)]
             if all(files.is_file(files.join(folder, "config.json")) for folder in folders):
                 _check_architecture(*folders)
-        expected, heads = _read_heads(first), _read_heads(preset)
+        expected, heads = saved_heads(first), saved_heads(preset)
         for name in expected.keys() & heads.keys():
             if expected[name].shape != heads[name].shape:
                 raise UserError(
@@ -195,7 +194,7 @@ def _check_architecture(first: str, other: str) -> None:
 
 def _write(shares: Mapping[str, float], output_dir: str, facts: Facts | None = None) -> None:
     """Writes the mean of the parts that all of the presets have."""
-    total, of_presets = sum(shares.values()), [_read_heads(preset) for preset in shares]
+    total, of_presets = sum(shares.values()), [saved_heads(preset) for preset in shares]
     heads = {}
     for name, array in of_presets[0].items():
         if all(name in others for others in of_presets):
@@ -224,14 +223,6 @@ def _mean_backbone(shares: Mapping[str, float]) -> CocoLMBackbone:
     for variable, value in zip(backbone.trainable_variables, sums, strict=True):
         variable.assign((value / total).astype(variable.dtype))
     return backbone
-
-
-def _read_heads(preset: str) -> dict[str, np.ndarray]:
-    path = files.join(preset, HEADS_FILENAME)
-    if not files.is_file(path):
-        return {}
-    with np.load(io.BytesIO(files.read_bytes(path))) as arrays:
-        return dict(arrays)
 
 
 def _facts(output_dir: str, soup: Soup, score: Score | None) -> Facts:

@@ -21,11 +21,13 @@ def test_an_export_and_onnx_answer_in_turn(tmp_path: Path):
         "--seconds=0.1",
         "--texts=5",
         "--longest=8",
+        "--threads=2",
     )
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
     found = json.loads(last)["signatures"]["embed"]
-    assert set(found) == {f"{name}{how}" for name in contenders for how in ("", " batched")}
+    ways = ("", " batched", ", 1 thread", " batched, 1 thread")
+    assert set(found) == {f"{name}{way}" for name in contenders for way in ways}
     for name, by_clients in found.items():
         assert set(by_clients) == {"1", "3"}
         for one in by_clients.values():

@@ -5,8 +5,7 @@ from serving_texts import ODD_TEXTS
 
 from cocolm_tf import CocoLMTextEmbedder, UserError
 from cocolm_tf.serving.embedding import POOLINGS, embedding_signatures
-from cocolm_tf.serving.encoder import Encoder
-from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
 
 

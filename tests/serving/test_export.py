@@ -9,8 +9,13 @@ import yaml
 from cocolm_tf import UserError, files
 from cocolm_tf.serving import export as export_module
 from cocolm_tf.serving.client import TEXT_INPUTS, Export, find_version
-from cocolm_tf.serving.export import export_preset, next_version
-from cocolm_tf.serving.saved_model import BATCHING_FILENAME, MAX_BATCH_SIZE, WARMUP_FILENAME
+from cocolm_tf.serving.export import (
+    BATCHING_FILENAME,
+    MAX_BATCH_SIZE,
+    WARMUP_FILENAME,
+    export_preset,
+    next_version,
+)
 from cocolm_tf.training.preset import HEADS_FILENAME
 
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "serving"

@@ -21,8 +21,7 @@ from cocolm_tf.serving.answering import Answerer
 from cocolm_tf.serving.classification import Classifier
 from cocolm_tf.serving.correction import Corrector
 from cocolm_tf.serving.embedding import embedding_signatures
-from cocolm_tf.serving.encoder import Encoder
-from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
 from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.serving.tagging import Tagger
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer

@@ -9,8 +9,7 @@ from cocolm_tf.finetuning.models.token_classifier import (
     CocoLMTokenClassifier,
     CocoLMTokenClassifierPreprocessor,
 )
-from cocolm_tf.serving.encoder import Encoder
-from cocolm_tf.serving.inference import InferenceEncoder
+from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
 from cocolm_tf.serving.signature import dense_rows
 from cocolm_tf.serving.tagging import Tagger, tagging_signatures
 

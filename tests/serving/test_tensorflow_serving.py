@@ -31,7 +31,7 @@ from tensorflow_serving.apis import (  # noqa: E402
 from tensorflow_serving.config import model_server_config_pb2  # noqa: E402
 
 from cocolm_tf.serving.client import Export, find_version  # noqa: E402
-from cocolm_tf.serving.saved_model import WARMUP_FILENAME  # noqa: E402
+from cocolm_tf.serving.export import WARMUP_FILENAME  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
