@@ -6,20 +6,24 @@ A job has a folder:
     log.txt        the standard error of its process
     results.json   its results, written last: with it, the job is done
 
-and a process, `python -m MODULE FOLDER SLOT SLOTS OPTIONS`, whose module calls `serve`.
+and a process, `python -m MODULE FOLDER SLOT SLOTS OPTIONS`, whose module calls `serve`. Importing
+TensorFlow takes longer than a short job: one process does so once, and forks for each job.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import multiprocessing.forkserver
 import os
 import queue
-import subprocess
+import runpy
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from tqdm import tqdm
@@ -90,11 +94,15 @@ class JobRunner:
 
     def __init__(self, module: str, at_once: int, total: int) -> None:
         self._module = module
+        # It never starts TensorFlow's runtime, which does not survive a fork.
+        self._forks = multiprocessing.get_context("forkserver")
+        self._forks.set_forkserver_preload([module])
+        multiprocessing.forkserver.ensure_running()
         self._at_once = at_once
         self._slots: queue.Queue[int] = queue.Queue()
         for slot in range(at_once):
             self._slots.put(slot)
-        self._processes: set[subprocess.Popen] = set()
+        self._processes: set[BaseProcess] = set()
         self._closed = False
         self._lock = threading.Lock()
         self._said: set[str] = set()
@@ -186,23 +194,25 @@ class JobRunner:
     def _wait_for(self, job: Job, slot: int) -> None:
         log_path = os.path.join(job.folder, LOG_FILENAME)
         options = json.dumps({**job.options, **({UNTIL_KEY: job.until} if job.until else {})})
-        place = [str(slot), str(self._at_once), options]
-        command = [sys.executable, "-m", self._module, job.folder, *place]
+        operands = [job.folder, str(slot), str(self._at_once), options]
         with files.open_append(log_path) as log:
+            heard, said = self._forks.Pipe(duplex=False)
             with self._lock:
                 if self._closed:
                     raise concurrent.futures.CancelledError
-                process = subprocess.Popen(
-                    command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment()
-                )
+                arguments = (self._module, operands, dict(os.environ), said, log.name)
+                process = self._forks.Process(target=_become, args=arguments)
+                process.start()
                 self._processes.add(process)
+            said.close()
             mistake = None
-            with process:
-                for line in process.stdout:
+            with heard, os.fdopen(os.dup(heard.fileno()), encoding="utf-8") as lines:
+                for line in lines:
                     mistake = self._hear(job, line, log) or mistake
+            process.join()
             with self._lock:
                 self._processes.discard(process)
-        if process.returncode == 0:
+        if process.exitcode == 0:
             return
         is_resumed = job.resumes or (not mistake and _kept(job))
         if (mistake or self._closed) and not is_resumed:
@@ -211,13 +221,13 @@ class JobRunner:
             raise concurrent.futures.CancelledError
         if mistake:
             raise UserError(f"{job.label}: {mistake}")
-        if process.returncode == RESTARTABLE:
+        if process.exitcode == RESTARTABLE:
             raise RestartableError(
                 f"{job.label} was told to stop: start again with the same flags to resume."
             )
-        if process.returncode < 0:
+        if process.exitcode < 0:
             raise UserError(
-                f"{job.label} was killed by signal {-process.returncode}, as when memory runs "
+                f"{job.label} was killed by signal {-process.exitcode}, as when memory runs "
                 f"out; {log_path} has what it said. Start again to resume."
             )
         said = files.read_bytes(log_path).decode(errors="replace")
@@ -296,6 +306,18 @@ def serve(do: Callable[..., dict[str, Any]]) -> None:
         raise
 
 
+def _become(
+    module: str, operands: list[str], environment: dict[str, str], said: Connection, log: str
+) -> None:
+    """Makes a fork `python -m module`, which writes to the parent and to a log."""
+    os.environ.update(environment)
+    with said, files.open_append(log) as file:
+        os.dup2(said.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.argv = [module, *operands]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 def write_json(value: Any, path: str) -> None:
     """Writes a JSON file atomically."""
     files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -351,14 +373,6 @@ def _clear(job: Job) -> None:
 
 def _kept(job: Job) -> list[str]:
     return [name for name in job.keeps if files.exists(os.path.join(job.folder, name))]
-
-
-def _environment() -> dict[str, str]:
-    # The process imports this package from where this one did.
-    root = os.path.dirname(os.path.dirname(files.absolute(__file__)))
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
-    return os.environ | quiet | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _read_json(path: str) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from programs import run_python
 
 from cocolm_tf import jobs
 from cocolm_tf.errors import RestartableError, UserError
@@ -64,7 +65,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "jobs_module.py").write_text(MODULE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
 
     def make(name: str, **spec) -> Job:
         spec = {"name": name, "number": 3} | spec
@@ -230,6 +231,17 @@ def test_a_process_ends_when_nobody_listens(make, tmp_path: Path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not (tmp_path / "runs" / "a" / "results.json").exists()
+
+
+@pytest.mark.parametrize("module", ["cocolm_tf.finetuning.run", "cocolm_tf.suite.job"])
+def test_what_is_imported_before_a_fork_does_not_start_tensorflow(module: str):
+    """Its threads would be missing in the fork, which would wait for them for ever."""
+    said = run_python(f"""
+import {module}
+from tensorflow.python.eager import context
+print(context.context()._context_handle)
+""")
+    assert said.splitlines()[-1] == "None"
 
 
 class Config:

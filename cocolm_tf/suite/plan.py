@@ -169,7 +169,7 @@ def architectures(
 def glue_tasks(
     names: Sequence[str],
     data_dir: str | None,
-    architectures: Mapping[str, Mapping[str, Any]],
+    sizes_of_rows: Mapping[str, Mapping[str, Any]],
     config_file: str = "",
     overrides: Sequence[str] = (),
     finetuning_configs: str = "",
@@ -179,7 +179,7 @@ def glue_tasks(
     Args:
         names: Tasks of `GLUE_TASKS`.
         data_dir: The folder of GLUE's files; None for TensorFlow Datasets.
-        architectures: Those of the rows, whose width and positions the settings must suit.
+        sizes_of_rows: What `architectures` gave, whose width and positions the settings must suit.
         config_file: The settings; empty for those in `finetuning_configs` that suit the width.
         overrides: Changes of the settings, as `--params_override` takes them.
         finetuning_configs: The folder of the settings to choose from.
@@ -201,11 +201,11 @@ def glue_tasks(
     for name in names:
         if name not in GLUE_TASKS:
             raise UserError(f"--tasks are of {', '.join(GLUE_TASKS)}, not {name!r}.")
-        width = next(iter(architectures.values()))["hidden_dim"]
+        width = next(iter(sizes_of_rows.values()))["hidden_dim"]
         path = config_file or suitable_config(width, finetuning_configs)
         config, _ = load_finetuning_config(path, name, overrides)
         data = {"task": name, "data_dir": data_dir and files.absolute(data_dir)}
-        for row, sizes in architectures.items():
+        for row, sizes in sizes_of_rows.items():
             if config.data.sequence_length > sizes["max_sequence_length"]:
                 raise UserError(
                     f"{path}: data.sequence_length={config.data.sequence_length} is more than the "

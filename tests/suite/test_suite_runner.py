@@ -17,7 +17,7 @@ from cocolm_tf.suite.runner import PretrainingInputs, run_suite
 
 # Writes what the processes of `cocolm_tf.suite.job` would, and a line for each that began or ended.
 MODULE = """
-import json, os, random, signal, sys, time
+import json, multiprocessing, os, random, signal, sys, time
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.jobs import serve, write_json
 
@@ -41,7 +41,7 @@ def do(spec, folder, reporter, **options):
         if once(name + "_" + out.replace("/", "_")):
             raise error("told so")
     if once("terminate_" + out.replace("/", "_")):
-        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(multiprocessing.parent_process().pid, signal.SIGTERM)
         time.sleep(60)
     if "pretraining" in spec:
         config = spec["pretraining"]["config"]
@@ -80,7 +80,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Plans a suite of rows."""
     (tmp_path / "suite_jobs_module.py").write_text(MODULE)
     (tmp_path / "tiny.yaml").write_text(TINY + "  train_steps: 30\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("SUITE_LOG", str(tmp_path / "log"))
     monkeypatch.setattr(runner, "_MODULE", "suite_jobs_module")
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ from cocolm_tf.finetuning.batches import (
     trimmed,
     without_padding,
 )
+from cocolm_tf.fusion import sums_of_squares
 from cocolm_tf.losses.replicas import sum_over_replicas
 from cocolm_tf.modeling.training_step import SkippingOptimizer
 from cocolm_tf.training.distribution import compiles_step
@@ -765,7 +766,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             if isinstance(optimizer, SkippingOptimizer) and not clips_each:
                 scale = tf.constant(1.0)
                 if limit := optimizer.global_clipnorm:
-                    norm = tf.linalg.global_norm(gradients)
+                    norm = tf.sqrt(tf.reduce_sum(sums_of_squares(gradients)))
                     clipping = limit / tf.maximum(norm, limit)
                     # Gradients that are not finite reach the weights, as elsewhere in Keras.
                     scale = tf.where(tf.math.is_finite(norm), clipping, 1.0)
