@@ -31,6 +31,10 @@ tf.config.set_logical_device_configuration(
 )
 
 
+# What Grappler gains, graphs that run a few times do not earn back. Programs have it.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files that have slow tests, so that no process is left alone with one."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
