@@ -51,6 +51,9 @@ _CASED = r"\p{Lu}\p{Ll}\p{Lt}"
 # Characters that `Nmt` or `NFKC` changes and SentencePiece's rule of that name does not: they are
 # replaced meanwhile by code points that no text has.
 _PROTECTED = {"\u200d": "\ufdd1", "\uff5e": "\ufdd2"}
+# What continues a letter's cluster, and a code point that no text has to part them.
+_MARKS = r"\p{M}\x{200c}\x{200d}\x{1f3fb}-\x{1f3ff}\x{e0020}-\x{e007f}"
+_APART = "\ufdd3"
 
 
 def to_hugging_face(tokenizer: CocoLMTokenizer) -> tuple[_Json, list[str]]:
@@ -273,7 +276,14 @@ def _characters(spec: Any) -> list[_Json]:
             steps += [_replace(stand_in, character) for character, stand_in in _PROTECTED.items()]
     if spec.precompiled_charsmap:
         charsmap = base64.b64encode(spec.precompiled_charsmap).decode()
-        steps += [{"type": "Precompiled", "precompiled_charsmap": charsmap}]
+        precompiled = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+        # `Precompiled` takes what a letter becomes for all of its cluster, and loses the marks.
+        apart = [
+            _replace(rf"(?<=\p{{L}})(?=[{_MARKS}])", _APART),
+            precompiled,
+            _replace(_APART, ""),
+        ]
+        steps += apart if spec.name.endswith("_cf") else [precompiled]
     return [
         *steps,
         _replace(" {2,}", " "),

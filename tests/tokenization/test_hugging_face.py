@@ -32,6 +32,8 @@ LINES = [
     "``Quotes'' and 'single' ones; he 'll go, we 're here, WE ' VE-left.",
     "U.S.A. (1990s) [brackets] {curly}: 3,000.50%  \t\u3000 ﬁ №5 ½ ™ …",
     "naïve café cafe\u0301 — Zürich’s €100 日本 ㋿ a～b \u200bzero\ufeff",
+    # Clusters of a capital letter and a mark that it makes no one character with.
+    "A\U0001f3fb B\u0301 X\u200dY Q\ufe0f \u0392\u0304",
     "",
     " ",
 ]
