@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import queue
@@ -209,8 +210,10 @@ class JobRunner:
             with heard, os.fdopen(os.dup(heard.fileno()), encoding="utf-8") as lines:
                 for line in lines:
                     mistake = self._hear(job, line, log) or mistake
-            process.join()
+            multiprocessing.connection.wait([process.sentinel])
+            # Starting a process asks all others how they ended, and only one thread may at a time.
             with self._lock:
+                process.join()
                 self._processes.discard(process)
         if process.exitcode == 0:
             return
