@@ -14,8 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import multiprocessing.connection
-import multiprocessing.forkserver
+import multiprocessing
 import os
 import queue
 import runpy
@@ -23,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -95,10 +94,10 @@ class JobRunner:
 
     def __init__(self, module: str, at_once: int, total: int) -> None:
         self._module = module
-        # It never starts TensorFlow's runtime, which does not survive a fork.
+        # The process that forks starts with the first job. It imports the module and never starts
+        # TensorFlow's runtime, which does not survive a fork.
         self._forks = multiprocessing.get_context("forkserver")
         self._forks.set_forkserver_preload([module])
-        multiprocessing.forkserver.ensure_running()
         self._at_once = at_once
         self._slots: queue.Queue[int] = queue.Queue()
         for slot in range(at_once):
@@ -197,10 +196,10 @@ class JobRunner:
         options = json.dumps({**job.options, **({UNTIL_KEY: job.until} if job.until else {})})
         operands = [job.folder, str(slot), str(self._at_once), options]
         with files.open_append(log_path) as log:
-            heard, said = self._forks.Pipe(duplex=False)
             with self._lock:
                 if self._closed:
                     raise concurrent.futures.CancelledError
+                heard, said = self._forks.Pipe(duplex=False)
                 arguments = (self._module, operands, dict(os.environ), said, log.name)
                 process = self._forks.Process(target=_become, args=arguments)
                 process.start()
@@ -210,7 +209,7 @@ class JobRunner:
             with heard, os.fdopen(os.dup(heard.fileno()), encoding="utf-8") as lines:
                 for line in lines:
                     mistake = self._hear(job, line, log) or mistake
-            multiprocessing.connection.wait([process.sentinel])
+            wait([process.sentinel])
             # Starting a process asks all others how they ended, and only one thread may at a time.
             with self._lock:
                 process.join()

@@ -231,3 +231,4 @@ def test_a_few_cases_have_all_pairs():
 
     assert len(FEW) + len(OTHERS) == 3 * 3 * 2 * 2 * 3
     assert pairs(FEW) == pairs(FEW + OTHERS)
+    assert len(FEW) <= 12
