@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cocolm_tf.fusion import fused, is_compiled, row_max, row_sum
+from cocolm_tf.ops.fusion import fused, is_compiled, row_max, row_sum
 
 
 def in_graph(function, x, shape=None):

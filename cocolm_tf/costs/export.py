@@ -23,9 +23,9 @@ from cocolm_tf.data.pipeline import cut
 from cocolm_tf.data.shards import compression, parse
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.errors import UserError
-from cocolm_tf.fusion import compiling_for
-from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
+from cocolm_tf.ops.cudnn_attention import XLA_OPTIONS
+from cocolm_tf.ops.fusion import compiling_for
 from cocolm_tf.training.build import build_augmentation, build_pretrainer
 from cocolm_tf.training.checkpoints import variable_paths
 from cocolm_tf.training.config import PretrainingConfig, save_config
@@ -62,7 +62,7 @@ def export_step(
         config: the run. `trainer.batch_size` sequences are one step.
         path: the file to write.
         title: what the program is called in reports.
-        kind: of the device that it is for, one of `cocolm_tf.fusion.DEVICE_KINDS`.
+        kind: of the device that it is for, one of `cocolm_tf.ops.fusion.DEVICE_KINDS`.
         from_tokens: whether the step takes sequences as they are, `token_ids` [B, S] int32, and
             masks and crops them itself, as `PretrainingData` does the batch of the same number.
             Then `run_step.py --train` can train by it.

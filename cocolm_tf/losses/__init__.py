@@ -4,15 +4,20 @@ They compute in float32 whatever the precision of their inputs, and return float
 what each row adds to them.
 """
 
-from cocolm_tf.losses.corrective_lm import (
+from cocolm_tf.losses.contrastive import (
+    contrastive_cosines,
+    cosine_regression_loss,
+    in_batch_negatives_loss,
+    sequence_contrastive_loss,
+)
+from cocolm_tf.losses.language_modeling import (
     copy_loss,
     copy_or_label_cross_entropy,
     corrective_lm_loss,
+    label_cross_entropy,
+    masked_lm_loss,
+    weighted_mean,
 )
-from cocolm_tf.losses.embedding import cosine_regression_loss, in_batch_negatives_loss
-from cocolm_tf.losses.masked_lm import label_cross_entropy, masked_lm_loss
-from cocolm_tf.losses.sequence_contrastive import contrastive_cosines, sequence_contrastive_loss
-from cocolm_tf.losses.weighted import weighted_mean
 
 __all__ = [
     "contrastive_cosines",

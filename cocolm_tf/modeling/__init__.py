@@ -6,11 +6,10 @@ __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
         "backbone": ["CocoLMBackbone"],
-        "masked_language_model": ["MaskedLanguageModel"],
-        "masked_lm_pretrainer": ["MaskedLMPretrainer"],
+        "corruption": ["SamplingTemperature"],
+        "masked_lm": ["MaskedLMPretrainer", "MaskedLanguageModel"],
         "mcl": ["MCLPretrainer"],
         "pretrainer": ["CocoLMPretrainer"],
-        "sampling": ["SamplingTemperature"],
         "training_step": ["TrainingStep"],
     },
 )

@@ -9,11 +9,11 @@ import keras_hub
 import tensorflow as tf
 
 from cocolm_tf import files
-from cocolm_tf.modeling.dropout import Dropout
-from cocolm_tf.modeling.relative_position import AttentionBias
-from cocolm_tf.modeling.residual_norm import ResidualNorm
 from cocolm_tf.modeling.transformer import (
     SHARED_EMBEDDINGS,
+    AttentionBias,
+    Dropout,
+    ResidualNorm,
     TransformerBlock,
     rematerialize_mode,
     residual_scale,
@@ -55,7 +55,7 @@ class CocoLMBackbone(keras_hub.models.Backbone):
             "attention", of every two positions (one product and a softmax more); or "block" (least
             memory, about a third more time). True and False are the last and the first.
         attention: Which kernel computes attention, "xla" or "cudnn"; see
-            `cocolm_tf.modeling.attention`. Not part of the configuration: a preset runs anywhere.
+            `cocolm_tf.ops.attention`. Not part of the configuration: a preset runs anywhere.
         dtype: Dtype or policy of the computation, as in Keras.
         embeddings_of: Another `CocoLMBackbone` whose word and position tables this one shares, or
             None. Not part of the configuration: a shared table is saved with its owner.

@@ -1,9 +1,22 @@
 """Corruption of the main model's input: sampling replacements, and writing them in."""
 
+import dataclasses
+
 import tensorflow as tf
 
-from cocolm_tf.fusion import fused
-from cocolm_tf.modeling.random_bits import random_bits
+from cocolm_tf.ops.elementwise import random_bits
+from cocolm_tf.ops.fusion import fused, shape_of
+
+# The forward passes to sample from; see `CocoLMPretrainer`.
+SAMPLING_MODES = ("eval", "train", "zero_dropout")
+
+
+def check_sampling(sampling: str, dropout: float) -> None:
+    """Refuses a forward pass to sample from that an auxiliary model of this dropout has not."""
+    if sampling not in SAMPLING_MODES:
+        raise ValueError(f"sampling is one of {', '.join(SAMPLING_MODES)}, not {sampling!r}.")
+    if sampling == "zero_dropout" and dropout:
+        raise ValueError("sampling='zero_dropout' needs an auxiliary model without dropout.")
 
 
 def replace_tokens(
@@ -48,9 +61,9 @@ def _add_gumbel_noise(
     logits: tf.Tensor, seed: tf.Tensor, first_row: tf.Tensor, temperature: tf.Tensor
 ) -> tf.Tensor:
     start = tf.cast(first_row, tf.uint32) * tf.cast(tf.shape(logits)[1], tf.uint32)
-    shape = logits.shape if logits.shape.is_fully_defined() else tf.shape(logits)
     # As many bits as float32 has, centered in their interval: never 0, never 1.
-    bits = tf.bitwise.right_shift(random_bits(shape, seed, start), tf.constant(9, tf.uint32))
+    bits = random_bits(shape_of(logits), seed, start)
+    bits = tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32))
     uniform = (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
     # The noise is scaled up instead of the logits down: the maximum is in the same place.
     return tf.cast(logits, tf.float32) - temperature * tf.math.log(-tf.math.log(uniform))
@@ -61,3 +74,31 @@ def random_tokens(shape: tf.Tensor, vocabulary_size: int, seed: tf.Tensor) -> tf
     return tf.random.stateless_uniform(
         shape, tf.cast(seed, tf.int32), maxval=vocabulary_size, dtype=tf.int32
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingTemperature:
+    """T(u) = 1 + (start - 1) * exp(-u / decay), u being the share of the run's steps that are done.
+
+    Fast-ELECTRA (Dong et al., ICLR 2024): the auxiliary model's logits are divided by it, so that
+    early replacements are easy to detect, also those of an auxiliary model that has converged.
+
+    Args:
+        start: T(0).
+        decay: The share of the run after which 1/e is left of what exceeds 1.
+        steps: The length of the run.
+
+    Example:
+    ```python
+    SamplingTemperature(2.0, 0.1, 1000).at(tf.constant(100))  # 1.37
+    ```
+    """
+
+    start: float
+    decay: float
+    steps: int
+
+    def at(self, step: tf.Tensor | int) -> tf.Tensor:
+        """The temperature of a step, a float32 scalar."""
+        done = tf.cast(step, tf.float32) / self.steps
+        return 1.0 + (self.start - 1.0) * tf.exp(-done / self.decay)

@@ -1,13 +1,23 @@
 """The layers that turn hidden states into predictions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from cocolm_tf.modeling.bias import add_bias
-from cocolm_tf.modeling.gelu import exact_gelu
-from cocolm_tf.modeling.row_chunks import RowFunction, map_row_chunks
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.ops.elementwise import add_bias, exact_gelu
+from cocolm_tf.ops.row_chunks import RowFunction, map_row_chunks
+
+
+def build_head(
+    head: type[keras.layers.Layer], backbone: CocoLMBackbone, *args: Any, name: str
+) -> keras.layers.Layer:
+    """A head with its weights, of the width and the precision of a backbone."""
+    layer = head(*args, dtype=backbone.dtype_policy, name=name)
+    layer.build((None, backbone.hidden_dim))
+    return layer
 
 
 class TiedProjection(keras.layers.Layer):

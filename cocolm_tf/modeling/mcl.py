@@ -4,8 +4,8 @@ The paper's generator is the auxiliary model here, its discriminator the main mo
 and the model card are its public sources; what they leave open is an option of `MCLPretrainer`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import tensorflow as tf
@@ -13,15 +13,15 @@ import tensorflow as tf
 from cocolm_tf.losses import copy_loss, weighted_mean
 from cocolm_tf.losses.replicas import sum_over_replicas
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.corruption import replace_tokens, sample_tokens
-from cocolm_tf.modeling.heads import CopyHead
-from cocolm_tf.modeling.masked_language_model import (
-    MaskedLanguageModel,
-    gather_positions,
-    score_labels,
+from cocolm_tf.modeling.corruption import (
+    SamplingTemperature,
+    check_sampling,
+    replace_tokens,
+    sample_tokens,
 )
-from cocolm_tf.modeling.measures import Measures, share
-from cocolm_tf.modeling.sampling import SAMPLING_MODES, SamplingTemperature
+from cocolm_tf.modeling.heads import CopyHead, build_head
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, gather_positions, score_labels
+from cocolm_tf.modeling.measures import Measures, detection_measures, share
 from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
 
 # The courses by the tasks of the discriminator, which detects replaced, swapped and inserted
@@ -45,6 +45,9 @@ class DetectorInput(NamedTuple):
     token_ids: tf.Tensor
     is_original: tf.Tensor
     is_real: tf.Tensor
+
+
+Inputs = TypeVar("Inputs", Course, DetectorInput)
 
 
 class MCLPretrainer(TrainingStep):
@@ -137,10 +140,7 @@ class MCLPretrainer(TrainingStep):
         **kwargs: Any,
     ) -> None:
         super().__init__(seed=seed, dtype=backbone.dtype_policy, **kwargs)
-        if sampling not in SAMPLING_MODES:
-            raise ValueError(f"sampling is one of {', '.join(SAMPLING_MODES)}, not {sampling!r}.")
-        if sampling == "zero_dropout" and auxiliary.backbone.dropout:
-            raise ValueError("sampling='zero_dropout' needs a generator without dropout.")
+        check_sampling(sampling, auxiliary.backbone.dropout)
         weights = {
             "mlm": mlm_weight,
             "slm": slm_weight,
@@ -161,9 +161,15 @@ class MCLPretrainer(TrainingStep):
         self.backbone = backbone
         self.auxiliary = auxiliary
         self.sampling_seeds = keras.random.SeedGenerator(seed)
-        self.copy_head = self._head("copy_head") if shared_head or rtd_weight else None
-        self.swap_head = self._head("swap_head") if std_weight and not shared_head else None
-        self.insert_head = self._head("insert_head") if itd_weight and not shared_head else None
+        has_head = {
+            "copy_head": shared_head or rtd_weight,
+            "swap_head": std_weight and not shared_head,
+            "insert_head": itd_weight and not shared_head,
+        }
+        self.copy_head, self.swap_head, self.insert_head = (
+            build_head(CopyHead, backbone, backbone.initializer_range, name=name) if has else None
+            for name, has in has_head.items()
+        )
         self.built = True
 
         self.mask_token_id = mask_token_id
@@ -185,7 +191,7 @@ class MCLPretrainer(TrainingStep):
         logits = self._detect(inputs, training)
         for name, read in inputs.items():
             losses[f"{name}_loss"] = copy_loss(logits[name], read.is_original, read.is_real)
-            measures |= _detection_measures(name, logits[name], read)
+            measures |= detection_measures(name, logits[name], read.is_original, read.is_real)
         notebook = {
             name: _kinds(logits[name], inputs[name]) for name in _GENERATOR_TASKS if name in inputs
         }
@@ -264,7 +270,7 @@ class MCLPretrainer(TrainingStep):
                 return scored
             return *scored, sample_tokens(logits, seed, numbers[0], temperature)
 
-        stacked = Course(*(_stack(tensors) for tensors in zip(*courses.values(), strict=True)))
+        stacked = _stacked(courses)
         inputs = {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real}
         labels, weights = _labels(stacked), tf.reshape(stacked.weights, [-1])
         found = self.auxiliary.map_logits(
@@ -282,9 +288,7 @@ class MCLPretrainer(TrainingStep):
         """The discriminator's logits that each token is the original one, [B, S] of each course."""
         if not courses:
             return {}
-        stacked = DetectorInput(
-            *(_stack(tensors) for tensors in zip(*courses.values(), strict=True))
-        )
+        stacked = _stacked(courses)
         inputs = {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real}
         hidden = tf.split(self.backbone(inputs, training=training), len(courses))
         heads = {"std": self.swap_head, "itd": self.insert_head}
@@ -376,16 +380,11 @@ class MCLPretrainer(TrainingStep):
                 names += [f"{course}_pos{kind}" for kind in (1, 2, 3, 4)]
         return names
 
-    def _head(self, name: str) -> CopyHead:
-        head = CopyHead(
-            self.backbone.initializer_range, dtype=self.backbone.dtype_policy, name=name
-        )
-        head.build((None, self.backbone.hidden_dim))
-        return head
 
-
-def _stack(tensors: Iterable[tf.Tensor]) -> tf.Tensor:
-    return tf.concat(list(tensors), axis=0)
+def _stacked(courses: Mapping[str, Inputs]) -> Inputs:
+    """The inputs of courses as one batch."""
+    first, *others = courses.values()
+    return type(first)(*(tf.concat(parts, axis=0) for parts in zip(first, *others, strict=True)))
 
 
 def _labels(course: Course) -> tf.Tensor:
@@ -410,17 +409,6 @@ def _kinds(logits: tf.Tensor, inputs: DetectorInput) -> dict[str, tf.Tensor]:
         "pos2": inputs.is_real & ~is_original & says_original,
         "pos3": inputs.is_real & is_original & ~says_original,
         "pos4": inputs.is_real & ~is_original & ~says_original,
-    }
-
-
-def _detection_measures(name: str, logits: tf.Tensor, inputs: DetectorInput) -> Measures:
-    """The discriminator's accuracies on tokens of either label, and the rate of labels."""
-    real = tf.cast(inputs.is_real, tf.float32)
-    original, says_original = tf.cast(inputs.is_original, tf.float32), logits > 0
-    return {
-        f"{name}_accuracy_original": share(says_original, real * original),
-        f"{name}_accuracy_replaced": share(~says_original, real * (1 - original)),
-        f"{name}_replacement_rate": share(~inputs.is_original, real),
     }
 
 

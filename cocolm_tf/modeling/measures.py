@@ -7,7 +7,7 @@ vocabulary; tokens are int32.
 
 import tensorflow as tf
 
-from cocolm_tf.losses.masked_lm import log_normalizers
+from cocolm_tf.losses.language_modeling import log_normalizers
 
 Measures = dict[str, tuple[tf.Tensor, tf.Tensor]]
 
@@ -17,21 +17,17 @@ def top_tokens(logits: tf.Tensor) -> tf.Tensor:
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
-def masked_lm_measures(predictions: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> Measures:
-    """`mlm_accuracy`, how often the top-1 token is the label; all [N]."""
-    return {"mlm_accuracy": share(tf.equal(predictions, labels), weights)}
-
-
-def copy_measures(copy_logits: tf.Tensor, is_original: tf.Tensor, is_real: tf.Tensor) -> Measures:
-    """`copy_accuracy_replaced`, `copy_accuracy_original` and `replacement_rate`; all [B, S]."""
-    # The rate is the share of the real tokens that are not the original ones.
+def detection_measures(
+    name: str, logits: tf.Tensor, is_original: tf.Tensor, is_real: tf.Tensor
+) -> Measures:
+    """Accuracies on replaced and original tokens, and the share of the replaced; all [B, S]."""
     real = tf.cast(is_real, tf.float32)
     original = real * tf.cast(is_original, tf.float32)
-    says_original = copy_logits > 0
+    says_original = logits > 0
     return {
-        "copy_accuracy_replaced": share(~says_original, real - original),
-        "copy_accuracy_original": share(says_original, original),
-        "replacement_rate": share(~is_original, real),
+        f"{name}_accuracy_replaced": share(~says_original, real - original),
+        f"{name}_accuracy_original": share(says_original, original),
+        f"{name}_replacement_rate": share(~is_original, real),
     }
 
 
@@ -39,7 +35,13 @@ def top_corrected_tokens(
     lm_logits: tf.Tensor, copy_logits: tf.Tensor, input_ids: tf.Tensor
 ) -> tf.Tensor:
     """The top-1 token [N] of copy mechanism and LM head together, given the input tokens [N]."""
-    copies = _prefers_copy(lm_logits, copy_logits, input_ids)
+    # Whether the input token is likelier, copied or predicted, than the LM head's best.
+    normalizers = log_normalizers(lm_logits)
+    best = tf.exp(tf.cast(tf.reduce_max(lm_logits, axis=-1), tf.float32) - normalizers)
+    same = tf.gather(lm_logits, input_ids, batch_dims=1)
+    same = tf.exp(tf.cast(same, tf.float32) - normalizers)
+    copy = tf.sigmoid(tf.cast(copy_logits, tf.float32))
+    copies = copy + (1 - copy) * same >= (1 - copy) * best
     return tf.where(copies, input_ids, top_tokens(lm_logits))
 
 
@@ -48,24 +50,12 @@ def corrective_lm_measures(
 ) -> Measures:
     """`lm_accuracy_replaced` and `lm_accuracy_original`: top-1 accuracies; all [N]."""
     # Over the positions where the input differs from the label, and over those where it does not.
-    right, original = (
-        tf.equal(predictions, labels),
-        tf.cast(tf.equal(input_ids, labels), tf.float32),
-    )
+    right = tf.equal(predictions, labels)
+    original = tf.cast(tf.equal(input_ids, labels), tf.float32)
     return {
         "lm_accuracy_replaced": share(right, weights * (1 - original)),
         "lm_accuracy_original": share(right, weights * original),
     }
-
-
-def _prefers_copy(lm_logits: tf.Tensor, copy_logits: tf.Tensor, input_ids: tf.Tensor) -> tf.Tensor:
-    """Whether the input token is likelier, copied or predicted, than the LM head's best."""
-    normalizers = log_normalizers(lm_logits)
-    best = tf.exp(tf.cast(tf.reduce_max(lm_logits, axis=-1), tf.float32) - normalizers)
-    same = tf.gather(lm_logits, input_ids, batch_dims=1)
-    same = tf.exp(tf.cast(same, tf.float32) - normalizers)
-    copy = tf.sigmoid(tf.cast(copy_logits, tf.float32))
-    return copy + (1 - copy) * same >= (1 - copy) * best
 
 
 def share(events: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

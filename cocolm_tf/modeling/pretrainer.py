@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from cocolm_tf.fusion import pad_to_tiles
 from cocolm_tf.losses import (
     contrastive_cosines,
     copy_loss,
@@ -16,22 +15,24 @@ from cocolm_tf.losses import (
     weighted_mean,
 )
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
-from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
-from cocolm_tf.modeling.masked_language_model import (
-    MaskedLanguageModel,
-    gather_positions,
-    score_labels,
+from cocolm_tf.modeling.corruption import (
+    SamplingTemperature,
+    check_sampling,
+    random_tokens,
+    replace_tokens,
+    sample_tokens,
 )
+from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform, build_head
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, gather_positions, score_labels
 from cocolm_tf.modeling.measures import (
     Measures,
-    copy_measures,
     corrective_lm_measures,
-    masked_lm_measures,
+    detection_measures,
+    share,
     top_corrected_tokens,
 )
-from cocolm_tf.modeling.sampling import SAMPLING_MODES, SamplingTemperature
 from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
+from cocolm_tf.ops.fusion import pad_to_tiles
 
 
 class CocoLMPretrainer(TrainingStep):
@@ -115,13 +116,11 @@ class CocoLMPretrainer(TrainingStep):
         **kwargs: Any,
     ) -> None:
         super().__init__(seed=seed, dtype=backbone.dtype_policy, **kwargs)
-        if sampling not in SAMPLING_MODES:
-            raise ValueError(f"sampling is one of {', '.join(SAMPLING_MODES)}, not {sampling!r}.")
-        if sampling == "zero_dropout" and auxiliary and auxiliary.backbone.dropout:
-            raise ValueError("sampling='zero_dropout' needs an auxiliary model without dropout.")
+        check_sampling(sampling, auxiliary.backbone.dropout if auxiliary else 0.0)
         if lm_weight and backbone.embedding_dim != backbone.hidden_dim:
             raise ValueError("The LM head has no layer between hidden states and word embeddings.")
-        if auxiliary and not auxiliary.trainable and _shares_embeddings(auxiliary, backbone):
+        frozen = auxiliary and not auxiliary.trainable
+        if frozen and auxiliary.backbone.token_embedding is backbone.token_embedding:
             raise ValueError("A frozen auxiliary model needs word and position tables of its own.")
         self.backbone = backbone
         self.auxiliary = auxiliary
@@ -129,14 +128,19 @@ class CocoLMPretrainer(TrainingStep):
         self.copy_head = self.lm_head = self.projection = None
         if copy_weight or (lm_weight and use_copy):
             stddev = 0.0 if copy_head_zeros else backbone.initializer_range
-            self.copy_head = self._built(CopyHead, stddev, copy_head_bias, name="copy_head")
+            self.copy_head = build_head(
+                CopyHead, backbone, stddev, copy_head_bias, name="copy_head"
+            )
         elif weighted_lm:
             raise ValueError("weighted_lm=True weighs by the copy head, which nothing trains.")
         if lm_weight:
-            self.lm_head = self._built(TiedProjection, backbone.token_embedding, name="lm_head")
+            self.lm_head = build_head(
+                TiedProjection, backbone, backbone.token_embedding, name="lm_head"
+            )
         if scl_weight and projection:
-            self.projection = self._built(
+            self.projection = build_head(
                 Transform,
+                backbone,
                 backbone.hidden_dim,
                 backbone.layer_norm_epsilon,
                 backbone.initializer_range,
@@ -202,7 +206,7 @@ class CocoLMPretrainer(TrainingStep):
                 inputs, positions, labels, weights, training
             )
             losses["mlm_loss"] = weighted_mean(errors, weights)
-            measures = masked_lm_measures(predictions, labels, weights)
+            measures["mlm_accuracy"] = share(tf.equal(predictions, labels), weights)
         return replace_tokens(original, positions, sampled, used), losses, measures
 
     def _score_and_sample(
@@ -243,7 +247,8 @@ class CocoLMPretrainer(TrainingStep):
         if self.copy_head:
             copy_logits = self.copy_head(hidden)
             losses["copy_loss"] = copy_loss(copy_logits, is_original, is_real)
-            measures |= copy_measures(copy_logits, is_original, is_real)
+            measures |= detection_measures("copy", copy_logits, is_original, is_real)
+            measures["replacement_rate"] = measures.pop("copy_replacement_rate")
         if self.lm_head:
             weights = tf.reshape(self._lm_weights(batch), [-1])
             hidden, corrupted, original = (
@@ -340,12 +345,3 @@ class CocoLMPretrainer(TrainingStep):
         if "scl_loss" in self.loss_weights:
             names += ["scl_loss", "positive_cosine", "negative_cosine"]
         return names
-
-    def _built(self, head: type[keras.layers.Layer], *args: Any, name: str) -> keras.layers.Layer:
-        layer = head(*args, dtype=self.backbone.dtype_policy, name=name)
-        layer.build((None, self.backbone.hidden_dim))
-        return layer
-
-
-def _shares_embeddings(auxiliary: MaskedLanguageModel, backbone: CocoLMBackbone) -> bool:
-    return auxiliary.backbone.token_embedding is backbone.token_embedding

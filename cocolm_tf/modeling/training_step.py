@@ -12,10 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 import keras
 import tensorflow as tf
 
-from cocolm_tf.fusion import sums_of_squares
 from cocolm_tf.losses.replicas import compiles_communication, sum_over_replicas
+from cocolm_tf.modeling.corruption import SamplingTemperature
 from cocolm_tf.modeling.measures import Measures
-from cocolm_tf.modeling.sampling import SamplingTemperature
+from cocolm_tf.ops.fusion import sums_of_squares
 
 Batch = dict[str, tf.Tensor]
 Losses = dict[str, tf.Tensor]
@@ -106,26 +106,13 @@ class TrainingStep(keras.Model):
         super().__init__(**kwargs)
         self.seed = seed
         self._meters: dict[str, keras.metrics.Metric] = {}
-        self.skipped_in_a_row = self.add_weight(
-            name="skipped_in_a_row",
-            shape=(),
-            dtype="int32",
-            initializer="zeros",
-            trainable=False,
-        )
-        self.loss_scale = self.add_weight(
-            name="loss_scale",
-            shape=(),
-            dtype="float32",
-            initializer=keras.initializers.Constant(1.0),
-            trainable=False,
-        )
-        self.steps_since_overflow = self.add_weight(
-            name="steps_since_overflow",
-            shape=(),
-            dtype="int32",
-            initializer="zeros",
-            trainable=False,
+        self.skipped_in_a_row = self._scalar("skipped_in_a_row", "int32")
+        self.loss_scale = self._scalar("loss_scale", "float32", initializer="ones")
+        self.steps_since_overflow = self._scalar("steps_since_overflow", "int32")
+
+    def _scalar(self, name: str, dtype: str, initializer: str = "zeros") -> keras.Variable:
+        return self.add_weight(
+            name=name, shape=(), dtype=dtype, initializer=initializer, trainable=False
         )
 
     # What a subclass states.
@@ -226,8 +213,8 @@ class TrainingStep(keras.Model):
         self.averages = [
             tf.Variable(tf.convert_to_tensor(variable), trainable=False) for variable in learned
         ]
-        training = ["gradient_norm", "learning_rate", "skipped_updates"]
-        for name in ["loss", *self.meter_names(), *training]:
+        names = ["loss", *self.meter_names(), "gradient_norm", "learning_rate", "skipped_updates"]
+        for name in names:
             kind = keras.metrics.Sum if name == "skipped_updates" else keras.metrics.Mean
             self._meters.setdefault(name, kind(name=name))
 
@@ -249,11 +236,7 @@ class TrainingStep(keras.Model):
         return list(self._meters.values())
 
     def train_step(self, batch: Batch) -> None:
-        """One update from one batch. Runs in replica context.
-
-        Args:
-            batch: Tensors whose first dimension is this replica's batch size.
-        """
+        """One update from one batch, of this replica's size. Runs in replica context."""
         self._train(batch, _own_number())
 
     def test_step(self, batch: Batch) -> None:

@@ -9,12 +9,11 @@ from cocolm_tf.data.augmentation import Augmentation
 from cocolm_tf.data.mcl_augmentation import MCLAugmentation
 from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.cudnn_attention import XLA_OPTIONS
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
-from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
+from cocolm_tf.modeling.corruption import SamplingTemperature
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, MaskedLMPretrainer
 from cocolm_tf.modeling.mcl import MCLPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.modeling.sampling import SamplingTemperature
+from cocolm_tf.ops.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig, decay_steps
 from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW, ShardedAdamW

@@ -11,15 +11,15 @@ from official.modeling import hyperparams
 
 from cocolm_tf.data.augmentation import MASKINGS
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.attention import ATTENTION_KERNELS
-from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
-from cocolm_tf.modeling.sampling import SAMPLING_MODES
+from cocolm_tf.modeling.corruption import SAMPLING_MODES
 from cocolm_tf.modeling.transformer import (
     REMATERIALIZE,
     RESIDUAL_INITS,
     SHARED_EMBEDDINGS,
+    relative_position_buckets,
     rematerialize_mode,
 )
+from cocolm_tf.ops.attention import ATTENTION_KERNELS
 from cocolm_tf.training import config_file
 from cocolm_tf.training.schedules import SCHEDULES
 from cocolm_tf.training.stages import check_schedule, resolve_durations, stage_ends

@@ -22,8 +22,7 @@ from cocolm_tf import files
 from cocolm_tf.errors import UserError, refusal
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.heads import Transform
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
-from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, MaskedLMPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary

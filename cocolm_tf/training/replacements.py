@@ -34,9 +34,8 @@ from cocolm_tf.data.shards import (
 )
 from cocolm_tf.errors import UserError
 from cocolm_tf.fingerprints import fingerprint
-from cocolm_tf.modeling.corruption import replace_tokens, sample_tokens
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
-from cocolm_tf.modeling.sampling import SamplingTemperature
+from cocolm_tf.modeling.corruption import SamplingTemperature, replace_tokens, sample_tokens
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel
 from cocolm_tf.modeling.training_step import Batch, generator_state
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import build_auxiliary, sampling_temperature

@@ -17,8 +17,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
-from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, MaskedLMPretrainer
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving.preset import ServedPreset
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer

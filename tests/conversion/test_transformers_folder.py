@@ -17,7 +17,7 @@ from cocolm_tf import (
     UserError,
 )
 from cocolm_tf.conversion.transformers_folder import write_transformers_folder
-from cocolm_tf.modeling.relative_position_buckets import relative_position_buckets
+from cocolm_tf.modeling.transformer import relative_position_buckets
 
 TEXTS = ["a cat saw the red house", "rain", "the dog sang to a bird " * 4]
 

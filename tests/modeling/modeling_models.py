@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 
 SIZES = {

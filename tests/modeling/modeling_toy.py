@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.losses import weighted_mean
-from cocolm_tf.modeling.dropout import Dropout
 from cocolm_tf.modeling.training_step import TrainingStep
+from cocolm_tf.modeling.transformer import Dropout
 
 
 class Toy(TrainingStep):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.fusion import compiling_for
-from cocolm_tf.modeling.attention import attention
-from cocolm_tf.modeling.dropout import dropout_mask
+from cocolm_tf.ops.attention import attention
+from cocolm_tf.ops.elementwise import dropout_mask
+from cocolm_tf.ops.fusion import compiling_for
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 2, 3, 5, 64, 16
 SCALE = WIDTH**-0.5

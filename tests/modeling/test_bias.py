@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.modeling.bias import add_bias
+from cocolm_tf.ops.elementwise import add_bias
 
 
 @pytest.mark.parametrize("in_graph", [False, True])

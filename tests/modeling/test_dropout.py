@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocolm_tf.costs.compiled import compiled_costs
-from cocolm_tf.modeling.dropout import Dropout, dropout, dropout_mask
+from cocolm_tf.modeling.transformer import Dropout
+from cocolm_tf.ops.elementwise import dropout, dropout_mask
 
 SEED = tf.constant([3, 4])
 

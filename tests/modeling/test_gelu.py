@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.modeling.gelu import exact_gelu
+from cocolm_tf.ops.elementwise import exact_gelu
 
 X = np.linspace(-6, 6, 97, dtype=np.float32)
 

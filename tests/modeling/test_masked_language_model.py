@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modeling_models import make_auxiliary, make_backbone, make_batch, randomize
 
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel, gather_positions
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, gather_positions
 
 
 @settings(max_examples=40)

@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 from modeling_models import MASK, make_backbone, make_batch, randomize, tensors
 
-from cocolm_tf.modeling.masked_language_model import MaskedLanguageModel
-from cocolm_tf.modeling.masked_lm_pretrainer import MaskedLMPretrainer
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, MaskedLMPretrainer
 
 
 @pytest.fixture

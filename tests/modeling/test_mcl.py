@@ -404,7 +404,7 @@ def test_refuses_a_correction_of_no_course():
 def test_refuses_sampling_that_does_not_exist_or_fit():
     with pytest.raises(ValueError, match="eval, train, zero_dropout, not 'greedy'"):
         make_pretrainer(sampling="greedy")
-    with pytest.raises(ValueError, match="needs a generator without dropout"):
+    with pytest.raises(ValueError, match="needs an auxiliary model without dropout"):
         make_pretrainer(auxiliary_dropout=0.1, sampling="zero_dropout")
 
 

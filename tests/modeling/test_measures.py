@@ -4,9 +4,8 @@ import pytest
 import tensorflow as tf
 
 from cocolm_tf.modeling.measures import (
-    copy_measures,
     corrective_lm_measures,
-    masked_lm_measures,
+    detection_measures,
     top_corrected_tokens,
     top_tokens,
 )
@@ -26,25 +25,17 @@ def check(measures, expected) -> None:
         assert float(value) == pytest.approx(np.mean(events) if len(events) else 0), name
 
 
-def test_masked_lm(rng):
-    logits = rng.normal(size=(50, 4)).astype(np.float32)
-    labels, weights = rng.integers(0, 4, 50).astype(np.int32), rng.integers(0, 2, 50)
-    right = [row.argmax() == label for row, label in zip(logits, labels, strict=True)]
-    measures = masked_lm_measures(top_tokens(logits), labels, tf.constant(weights, tf.float32))
-    check(measures, {"mlm_accuracy": np.array(right)[weights == 1]})
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_copy(rng, dtype):
     logits = tf.cast(rng.normal(size=(5, 12)), dtype)
     is_original, is_real = rng.random((5, 12)) < 0.8, rng.random((5, 12)) < 0.7
     positive = tf.cast(logits, tf.float32).numpy() > 0
     check(
-        copy_measures(logits, tf.constant(is_original), tf.constant(is_real)),
+        detection_measures("copy", logits, tf.constant(is_original), tf.constant(is_real)),
         {
             "copy_accuracy_replaced": ~positive[is_real & ~is_original],
             "copy_accuracy_original": positive[is_real & is_original],
-            "replacement_rate": ~is_original[is_real],
+            "copy_replacement_rate": ~is_original[is_real],
         },
     )
 
@@ -80,4 +71,3 @@ def test_nothing_to_measure_gives_zero_of_weight_zero():
         corrective_lm_measures(ids, ids, ids, tf.zeros([2])),
         {"lm_accuracy_replaced": [], "lm_accuracy_original": []},
     )
-    check(masked_lm_measures(ids, ids, tf.zeros([2])), {"mlm_accuracy": []})

@@ -15,8 +15,8 @@ from modeling_models import (
 )
 
 from cocolm_tf.modeling import pretrainer as pretrainer_module
+from cocolm_tf.modeling.corruption import SamplingTemperature
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
-from cocolm_tf.modeling.sampling import SamplingTemperature
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocolm_tf.modeling.relative_position import AttentionBias, relative_position_buckets
+from cocolm_tf.modeling.transformer import AttentionBias, relative_position_buckets
 
 
 @st.composite

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.modeling.dropout import dropout_mask
-from cocolm_tf.modeling.residual_norm import ResidualNorm, residual_norm
+from cocolm_tf.modeling.transformer import ResidualNorm
+from cocolm_tf.ops.elementwise import dropout_mask, residual_norm
 
 SEED = tf.constant([3, 4])
 

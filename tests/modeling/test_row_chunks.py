@@ -4,7 +4,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocolm_tf.modeling.row_chunks import map_row_chunks
+from cocolm_tf.ops.row_chunks import map_row_chunks
 
 RNG = np.random.default_rng(0)
 MATRIX = RNG.normal(size=(4, 30)).astype(np.float32)

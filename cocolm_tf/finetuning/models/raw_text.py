@@ -22,9 +22,9 @@ from cocolm_tf.finetuning.batches import (
     trimmed,
     without_padding,
 )
-from cocolm_tf.fusion import sums_of_squares
 from cocolm_tf.losses.replicas import sum_over_replicas
 from cocolm_tf.modeling.training_step import SkippingOptimizer
+from cocolm_tf.ops.fusion import sums_of_squares
 from cocolm_tf.training.distribution import compiles_step
 from cocolm_tf.training.optimization import AdamW
 

@@ -20,7 +20,7 @@ from cocolm_tf.finetuning.models.raw_text import (
 )
 from cocolm_tf.finetuning.presets import converted_head, local_preset
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.dropout import Dropout
+from cocolm_tf.modeling.transformer import Dropout
 from cocolm_tf.tokenization.normalization import as_string_tensor
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 

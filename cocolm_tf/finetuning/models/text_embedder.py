@@ -23,7 +23,7 @@ from cocolm_tf.finetuning.models.raw_text import (
     text_columns,
 )
 from cocolm_tf.finetuning.presets import local_preset
-from cocolm_tf.losses.embedding import cosine_regression_loss, in_batch_negatives_loss
+from cocolm_tf.losses import cosine_regression_loss, in_batch_negatives_loss
 from cocolm_tf.losses.replicas import sum_over_replicas
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.normalization import as_string_tensor

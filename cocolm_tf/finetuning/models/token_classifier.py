@@ -44,7 +44,7 @@ from cocolm_tf.finetuning.models.token_rows import (
 )
 from cocolm_tf.finetuning.presets import local_preset
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.dropout import Dropout
+from cocolm_tf.modeling.transformer import Dropout
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 from cocolm_tf.tokenization.normalization import as_string_tensor
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer

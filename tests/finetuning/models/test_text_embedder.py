@@ -13,7 +13,7 @@ from cocolm_tf.finetuning.batches import tokenized
 from cocolm_tf.finetuning.models.pair_batches import pair_batches
 from cocolm_tf.finetuning.models.text_embedder import cached_gradients
 from cocolm_tf.losses import cosine_regression_loss, in_batch_negatives_loss
-from cocolm_tf.modeling.dropout import dropout
+from cocolm_tf.ops.elementwise import dropout
 from cocolm_tf.training.optimization import AdamW
 
 FIRST, SECOND, THIRD = ([text for text, _ in opinions(12, seed=seed)] for seed in (5, 6, 7))

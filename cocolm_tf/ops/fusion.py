@@ -1,9 +1,8 @@
-"""Fused operations: elementwise mathematics that XLA compiles into few passes over memory.
+"""What fused operations are made of: compilation by XLA, sums over rows and columns, barriers.
 
-TensorFlow runs each operation as a pass over memory, and on a CPU these passes, not the matrix
-products, are most of a Transformer's time. XLA fuses elementwise operations, at the price of a
-compilation for every shape. So a function is compiled (`fused`) only where a graph knows its
-shapes, as in pretraining; elsewhere, as when serving texts of any length, it runs as it stands.
+XLA fuses elementwise operations at the price of a compilation for every shape. So a function is
+compiled (`fused`) only where a graph knows its shapes, as in pretraining; elsewhere, as when
+serving texts of any length, it runs as it stands.
 
 `row_sum`, `row_max`, `row_softmax` and `barrier` are for use within `fused` functions.
 """
@@ -66,6 +65,11 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 def is_compiled(*tensors: tf.Tensor) -> bool:
     """Whether a `fused` function of these tensors is compiled."""
     return not tf.executing_eagerly() and all(x.shape.is_fully_defined() for x in tensors)
+
+
+def shape_of(x: tf.Tensor) -> tf.Tensor | tf.TensorShape:
+    """The shape, as constants where they are known."""
+    return x.shape if x.shape.is_fully_defined() else tf.shape(x)
 
 
 def row_sum(x: tf.Tensor) -> tf.Tensor:

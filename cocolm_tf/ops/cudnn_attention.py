@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow.compiler.mlir.stablehlo import stablehlo
 from tensorflow.compiler.tf2xla.python import xla
 
-from cocolm_tf.fusion import device_kind, is_compiled
+from cocolm_tf.ops.fusion import device_kind, is_compiled
 
 XLA_OPTIONS = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT"}
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from cocolm_tf.fusion import barrier, fused, row_softmax, row_sum
-from cocolm_tf.modeling.cudnn_attention import cudnn_attention, fits_cudnn
-from cocolm_tf.modeling.dropout import dropout_mask
+from cocolm_tf.ops.cudnn_attention import cudnn_attention, fits_cudnn
+from cocolm_tf.ops.elementwise import dropped
+from cocolm_tf.ops.fusion import barrier, fused, row_softmax, row_sum
 
 ATTENTION_KERNELS = ("xla", "cudnn")
 
@@ -108,9 +108,7 @@ def _probabilities(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The softmax over keys after dropout, and its log normalizer."""
     probabilities, normalizers = row_softmax(_logits(products, excluded, relative, scale))
-    if rate:
-        probabilities *= _kept(products, rate, seed)
-    return tf.cast(probabilities, products.dtype), normalizers
+    return tf.cast(dropped(probabilities, rate, seed), products.dtype), normalizers
 
 
 @fused
@@ -127,9 +125,7 @@ def _logits_gradient(
 ) -> tf.Tensor:
     """The gradient of the products, which is `scale` times that of the logits."""
     probabilities = tf.exp(_logits(products, excluded, relative, scale) - normalizers)
-    upstream = tf.cast(upstream, tf.float32)
-    if rate:
-        upstream *= _kept(products, rate, seed)
+    upstream = dropped(tf.cast(upstream, tf.float32), rate, seed)
     (slope,) = barrier(tf.cast(probabilities * (upstream - means) * scale, products.dtype))
     return slope
 
@@ -145,11 +141,6 @@ def _logits(
 ) -> tf.Tensor:
     biases = tf.cast(excluded, tf.float32) + tf.cast(relative, tf.float32)
     return tf.cast(products, tf.float32) * scale + biases
-
-
-def _kept(products: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
-    shape = products.shape if products.shape.is_fully_defined() else tf.shape(products)
-    return dropout_mask(shape, rate, seed)
 
 
 def _relative_gradient(slope: tf.Tensor, relative: tf.Tensor, scale: float) -> tf.Tensor:
