@@ -65,9 +65,10 @@ def main() -> str:
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install 'cocolm-tf[onnx]'.") from error
 
+    from cocolm_tf import CocoLMQuestionAnswerer, CocoLMTextClassifier
     from cocolm_tf.conversion import onnx_model
     from cocolm_tf.serving.correction import NOTHING_ID
-    from cocolm_tf.serving.preset import ServedPreset
+    from cocolm_tf.serving.served_preset import ServedPreset
     from cocolm_tf.tokenization.hugging_face import to_hugging_face
 
     with files.local_copy(FLAGS.preset) as local:
@@ -76,12 +77,12 @@ def main() -> str:
             "embed": lambda: onnx_model.embedding_model(
                 parts.backbone, *parts.embedding(FLAGS.pooling, FLAGS.dimension)
             ),
-            "classify": lambda: onnx_model.classification_model(parts.classifier),
-            "answer": lambda: onnx_model.answering_model(parts.answerer),
+            "classify": lambda: onnx_model.classification_model(parts.task(CocoLMTextClassifier)),
+            "answer": lambda: onnx_model.answering_model(parts.task(CocoLMQuestionAnswerer)),
             "correct": lambda: onnx_model.correction_model(
                 parts.backbone,
-                parts.copy_head,
-                parts.lm_head,
+                parts.head("copy_head"),
+                parts.head("lm_head"),
                 [id for id in parts.tokenizer.special_token_ids if id != NOTHING_ID],
                 FLAGS.corrections,
             ),

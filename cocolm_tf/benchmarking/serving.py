@@ -21,8 +21,9 @@ from cocolm_tf.benchmarking.alternation import (
 from cocolm_tf.benchmarking.load import answer_clients
 from cocolm_tf.costs.step_benchmark import describe_device
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.serving.export import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE, Settings, export_preset
-from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.serving.served_preset import ServedPreset
 from cocolm_tf.versions import installed_versions, versions_line
 
 # The kinds of export, and of the ONNX models to compare with.
@@ -171,8 +172,8 @@ def _onnx_of(preset: str, signature: str, folder: str) -> Callable[[int], Functi
     if signature == "embed":
         model, length = embedding_model(parts.backbone), parts.backbone.max_sequence_length
     else:
-        model = classification_model(parts.classifier)
-        length = parts.classifier.preprocessor.sequence_length
+        classifier = parts.task(CocoLMTextClassifier)
+        model, length = classification_model(classifier), classifier.preprocessor.sequence_length
     path = os.path.join(folder, f"{signature}.onnx")
     onnx.save(model, path)
     return functools.partial(_onnx, path, preset, length)

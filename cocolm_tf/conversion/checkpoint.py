@@ -1,14 +1,49 @@
-"""A released checkpoint being read: its tensors by name, and which of them were used."""
+"""A released checkpoint being read: its tensors, which of them were used, and its sizes."""
 
 import os
 import re
+from typing import Any
 
 import numpy as np
 
 from cocolm_tf import files
-from cocolm_tf.conversion.layout import AUXILIARY, POSITIONS, WORDS, released_name
-from cocolm_tf.conversion.tensor_files import TensorFile, check_finite
+from cocolm_tf.conversion.layout import (
+    AUXILIARY,
+    CONFIG_FILENAME,
+    POSITIONS,
+    RATES,
+    RELATIVE_POSITIONS,
+    SIZES,
+    WORDS,
+    released_name,
+)
+from cocolm_tf.conversion.tensor_files import TensorFile, check_finite, read_json
 from cocolm_tf.errors import UserError
+
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "weights.npz",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.pt",
+)
+# The released classes' defaults for what config.json omits.
+_DEFAULTS = {
+    "hidden_act": "gelu",
+    "layer_norm_type": "post",
+    "hidden_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "rel_pos_bins": 0,
+    "max_rel_pos": 0,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+    "need_pooler": False,
+}
+# The only values of these settings that our model supports.
+_ONLY = {"hidden_act": "gelu", "layer_norm_type": "post"}
+# The tensor that is as wide as the feed-forward network.
+INTERMEDIATE = "encoder.layer.0.intermediate.dense.bias"
 
 # fairseq numbers positions from the padding token's id on, and the first is one more.
 _FAIRSEQ_POSITION_OFFSET = 2
@@ -44,12 +79,13 @@ class Checkpoint:
     """The tensors of a checkpoint, by the names that the released classes give them."""
 
     def __init__(self, file: TensorFile) -> None:
-        self.path = file.path
+        self.path, self.folder = file.path, os.path.dirname(file.path)
         self.settings = file.settings
         self.notes: list[str] = []
         self._file = file
         self._names = frozenset(file.names)
-        self._used: dict[str, str] = {}
+        # The released classes' name of each tensor that was taken, by the file's.
+        self.used: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._padded_rows = 0
         self.is_fairseq = any(".sentence_encoder." in name for name in file.names)
@@ -104,7 +140,7 @@ class Checkpoint:
 
     def use(self, name: str) -> None:
         """Counts a tensor as used; see `take`."""
-        self._used[self._find(name)] = name
+        self.used[self._find(name)] = name
 
     def explain(self, name: str, reason: str) -> None:
         """Notes why a tensor is not used."""
@@ -112,13 +148,8 @@ class Checkpoint:
 
     def unused(self) -> dict[str, str]:
         """The file's tensors that were not taken, and why not, where that is known."""
-        rest = sorted(self._names - self._used.keys())
+        rest = sorted(self._names - self.used.keys())
         return {key: self._reasons.get(key, "") for key in rest}
-
-    @property
-    def used(self) -> dict[str, str]:
-        """The released classes' name of each tensor that was taken, by the file's."""
-        return dict(self._used)
 
     def _find(self, name: str) -> str | None:
         return next((key for key in self._candidate_names(name) if key in self._names), None)
@@ -173,16 +204,67 @@ def find_weights(official: str) -> str:
         return official
     if not files.is_dir(official):
         raise UserError(f"--official={official} does not exist.")
-    names = (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "weights.npz",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-        "model.pt",
-    )
-    for name in names:
+    for name in _WEIGHTS:
         path = os.path.join(official, name)
         if files.is_file(path):
             return path
-    raise UserError(f"--official={official} has no weights: none of {', '.join(names)}.")
+    raise UserError(f"--official={official} has no weights: none of {', '.join(_WEIGHTS)}.")
+
+
+def read_configuration(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Reads the architecture of a checkpoint's model."""
+    path = os.path.join(checkpoint.folder, CONFIG_FILENAME)
+    given = read_json(path) if files.is_file(path) else None
+    if given is None and not checkpoint.is_fairseq:
+        raise UserError(f"{checkpoint.folder} has no {CONFIG_FILENAME} beside the weights.")
+    sizes = _fairseq_configuration(checkpoint) if checkpoint.is_fairseq else {}
+    configuration = _DEFAULTS | sizes | (given or {})
+    for key in SIZES | RATES:
+        value = configuration.get(key)
+        if not isinstance(value, int if key in SIZES else int | float):
+            wanted = "a whole number" if key in SIZES else "a number"
+            raise UserError(f"{path}: {key} must be {wanted}, not {value!r}.")
+    for key, value in _ONLY.items():
+        if configuration[key] != value:
+            raise UserError(f"{path}: {key} is {configuration[key]!r}; COCO-LM's is {value!r}.")
+    if "embeddings.token_type_embeddings.weight" in checkpoint:
+        raise UserError(
+            f"{checkpoint.path}: token_type_embeddings are of a model with segment embeddings, "
+            "which COCO-LM does not have."
+        )
+    dropout = configuration["hidden_dropout_prob"]
+    other = configuration.get("attention_probs_dropout_prob", dropout)
+    if other != dropout:
+        checkpoint.notes.append(
+            f"dropout is {dropout} everywhere, not {other} on the attention probabilities"
+        )
+    return configuration
+
+
+def _fairseq_configuration(checkpoint: Checkpoint) -> dict[str, Any]:
+    settings = checkpoint.settings
+    vocabulary_size, hidden_size = checkpoint.read(WORDS).shape
+    rows = len(checkpoint.read(POSITIONS))
+    bins, heads = 0, settings.get("encoder_attention_heads")
+    if RELATIVE_POSITIONS in checkpoint:
+        bins, heads = checkpoint.read(RELATIVE_POSITIONS).shape
+    if bins and "max_rel_pos" not in settings:
+        checkpoint.notes.append("max_rel_pos is not in the file: 128, as fairseq would take it")
+    zero_dropout = settings.get("generator_sample_mode") == "zero-dropout"
+    dropout = settings.get("dropout", _DEFAULTS["hidden_dropout_prob"])
+    auxiliary_dropout = 0.0 if zero_dropout else dropout
+    return {
+        "vocab_size": vocabulary_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": checkpoint.layers(),
+        "num_attention_heads": heads,
+        "intermediate_size": len(checkpoint.read(INTERMEDIATE)),
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": settings.get("attention_dropout", dropout),
+        # The table's rows are two more than the positions where nothing says how many these are.
+        "max_position_embeddings": settings.get("max_positions") or rows - 2,
+        "rel_pos_bins": bins,
+        "max_rel_pos": settings.get("max_rel_pos", 128),
+        "layer_norm_eps": 1e-5,
+        "auxiliary": {"hidden_dropout_prob": auxiliary_dropout},
+    }

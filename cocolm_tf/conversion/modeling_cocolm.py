@@ -16,49 +16,32 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
 )
 
+_DEFAULTS = {
+    "vocab_size": 64000,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "rel_pos_bins": 0,
+    "max_rel_pos": 0,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+    "need_pooler": False,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+}
+
 
 class CocoLMConfig(PretrainedConfig):
     """The sizes of a COCO-LM encoder, under the released checkpoints' names of them."""
 
     model_type = "cocolm"
 
-    def __init__(
-        self,
-        vocab_size: int = 64000,
-        hidden_size: int = 768,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,
-        intermediate_size: int = 3072,
-        hidden_dropout_prob: float = 0.1,
-        max_position_embeddings: int = 512,
-        rel_pos_bins: int = 0,
-        max_rel_pos: int = 0,
-        layer_norm_eps: float = 1e-12,
-        initializer_range: float = 0.02,
-        need_pooler: bool = False,
-        bos_token_id: int = 0,
-        pad_token_id: int = 1,
-        eos_token_id: int = 2,
-        **kwargs,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.max_position_embeddings = max_position_embeddings
-        self.rel_pos_bins = rel_pos_bins
-        self.max_rel_pos = max_rel_pos
-        self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = initializer_range
-        self.need_pooler = need_pooler
-        super().__init__(
-            bos_token_id=bos_token_id,
-            pad_token_id=pad_token_id,
-            eos_token_id=eos_token_id,
-            **kwargs,
-        )
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**(_DEFAULTS | kwargs))
 
 
 class CocoLMPreTrainedModel(PreTrainedModel):

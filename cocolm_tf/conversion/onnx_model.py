@@ -4,9 +4,10 @@ Batches are padded with `<pad>`, of whatever length up to the model's. The opera
 opset 20, the first with GELU as one operation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -39,15 +40,12 @@ def embedding_model(
         vectors = graph.first(states)
     else:
         # The sum instead of the mean: normalizing removes the factor.
-        is_real = graph.add("Unsqueeze", graph.is_real(), graph.array(np.int64([2])))
-        real = graph.add("Mul", states, is_real)
-        vectors = graph.add("ReduceSum", real, graph.array(np.int64([1])), keepdims=0)
+        real = graph.Mul(states, graph.Unsqueeze(graph.is_real(), [2]))
+        vectors = graph.ReduceSum(real, [1], keepdims=0)
     dimension = dimension or backbone.hidden_dim
-    ends = (graph.array(np.int64([one])) for one in (0, dimension, 1))
-    vectors = graph.add("Slice", vectors, *ends)
-    length = graph.add("ReduceL2", vectors, graph.array(np.int64([1])), keepdims=1)
-    width = ["batch", dimension]
-    return graph.model(embeddings=(graph.add("Div", vectors, length), width))
+    vectors = graph.Slice(vectors, [0], [dimension], [1])
+    length = graph.ReduceL2(vectors, [1], keepdims=1)
+    return graph.model(embeddings=(graph.Div(vectors, length), ["batch", dimension]))
 
 
 def classification_model(classifier: CocoLMTextClassifier) -> onnx.ModelProto:
@@ -55,12 +53,11 @@ def classification_model(classifier: CocoLMTextClassifier) -> onnx.ModelProto:
     # Of a regression model: to `values` [B] float32.
     graph = _Graph()
     first = graph.first(graph.states(classifier.backbone))
-    pooled = graph.add("Gelu", graph.dense(first, classifier.pooled_dense))
+    pooled = graph.Gelu(graph.dense(first, classifier.pooled_dense))
     outputs = graph.dense(pooled, classifier.output_dense)
     if classifier.num_classes == 1:
-        values = graph.add("Squeeze", outputs, graph.array(np.int64([1])))
-        return graph.model(values=(values, ["batch"]))
-    probabilities = graph.add("Softmax", outputs, axis=-1)
+        return graph.model(values=(graph.Squeeze(outputs, [1]), ["batch"]))
+    probabilities = graph.Softmax(outputs, axis=-1)
     return graph.model(probabilities=(probabilities, ["batch", classifier.num_classes]))
 
 
@@ -77,29 +74,26 @@ def correction_model(
     # `special_token_ids`; and `correction_probabilities` [B, S, K] float32. Zeros at padding.
     graph = _Graph()
     states = graph.states(backbone)
-    kernel = np.asarray(copy_head.kernel)[:, np.newaxis]
-    last, three = graph.array(np.int64([2])), graph.array(np.int64([-1]))
-    copy_logits = graph.add("MatMul", states, graph.array(kernel))
+    copy_logits = graph.MatMul(states, np.asarray(copy_head.kernel)[:, np.newaxis])
     if copy_head.bias is not None:
-        copy_logits = graph.add("Add", copy_logits, graph.array(copy_head.bias))
-    is_real = graph.add("Unsqueeze", graph.is_real(), last)
-    replaced = graph.add("Mul", graph.add("Sigmoid", graph.add("Neg", copy_logits)), is_real)
+        copy_logits = graph.Add(copy_logits, copy_head.bias)
+    is_real = graph.Unsqueeze(graph.is_real(), [2])
+    replaced = graph.Mul(graph.Sigmoid(graph.Neg(copy_logits)), is_real)
 
     matrix = np.asarray(backbone.token_embedding.embeddings)
-    logits = graph.add("MatMul", states, graph.array(np.ascontiguousarray(matrix.T)))
-    logits = graph.add("Add", logits, graph.array(lm_head.bias))
-    shares = graph.add("Mul", graph.add("Softmax", logits, axis=-1), replaced)
+    logits = graph.MatMul(states, np.ascontiguousarray(matrix.T))
+    logits = graph.Add(logits, lm_head.bias)
+    shares = graph.Mul(graph.Softmax(logits, axis=-1), replaced)
     allowed = np.ones(len(matrix), np.float32)
     allowed[list(special_token_ids)] = 0
-    shares = graph.add("Mul", shares, graph.array(allowed))
-    own = graph.add("Unsqueeze", "token_ids", three)
-    nothing = graph.add("Mul", replaced, graph.array(np.float32(0)))
-    shares = graph.add("ScatterElements", shares, own, nothing, axis=2)
-    best, ids = graph.add_many(2, "TopK", shares, graph.array(np.int64([num_corrections])))
-    ids = graph.add("Mul", ids, graph.add("Cast", is_real, to=TensorProto.INT64))
+    shares = graph.Mul(shares, allowed)
+    own = graph.Unsqueeze("token_ids", [-1])
+    shares = graph.ScatterElements(shares, own, graph.Mul(replaced, np.float32(0)), axis=2)
+    best, ids = graph.add("TopK", shares, [num_corrections], num_outputs=2)
+    ids = graph.Mul(ids, graph.Cast(is_real, to=TensorProto.INT64))
     by_token, wide = ["batch", "length"], ["batch", "length", num_corrections]
     return graph.model(
-        probabilities=(graph.add("Squeeze", replaced, last), by_token),
+        probabilities=(graph.Squeeze(replaced, [2]), by_token),
         correction_ids=(ids, wide, TensorProto.INT64),
         correction_probabilities=(best, wide),
     )
@@ -111,12 +105,10 @@ def answering_model(answerer: CocoLMQuestionAnswerer) -> onnx.ModelProto:
     # `end_logits` [B, S] float32; of `<s>`, that there is no answer. -10000 at padding.
     graph = _Graph()
     logits = graph.dense(graph.states(answerer.backbone), answerer.answer_logits)
-    is_padding, never = graph.is_padding(), graph.array(_PADDING_LOGIT)
-    outputs = {}
+    is_padding, outputs = graph.is_padding(), {}
     for place, name in enumerate(("start_logits", "end_logits")):
-        values = graph.add("Gather", logits, graph.array(np.int64(place)), axis=2)
-        values = graph.add("Where", is_padding, never, values)
-        outputs[name] = (values, ["batch", "length"])
+        values = graph.Gather(logits, place, axis=2)
+        outputs[name] = (graph.Where(is_padding, _PADDING_LOGIT, values), ["batch", "length"])
     return graph.model(**outputs)
 
 
@@ -142,26 +134,29 @@ def with_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
 
 class _Graph:
-    """Nodes and arrays, as they are added."""
+    """Nodes and arrays, as they are added. Every operation of ONNX is a method, as `Add`."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._arrays: list[onnx.TensorProto] = []
 
-    def add(self, operation: str, *inputs: str, **attributes: Any) -> str:
-        """Adds an operation with one output, whose name it returns."""
-        name = f"{operation}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operation, inputs, [name], **attributes))
-        return name
+    def __getattr__(self, operation: str) -> Callable[..., str]:
+        def add(*inputs: Any, **attributes: Any) -> str:
+            (output,) = self.add(operation, *inputs, **attributes)
+            return output
 
-    def add_many(self, count: int, operation: str, *inputs: str, **attributes: Any) -> list[str]:
-        """Adds an operation with several outputs, whose names it returns."""
-        names = [f"{operation}_{len(self._nodes)}_{number}" for number in range(count)]
-        self._nodes.append(helper.make_node(operation, inputs, names, **attributes))
-        return names
+        return add
 
-    def array(self, values: Any) -> str:
-        """Adds a constant."""
+    def add(
+        self, operation: str, *inputs: Any, num_outputs: int = 1, **attributes: Any
+    ) -> list[str]:
+        """Adds an operation, and returns its outputs' names; inputs are names or constants."""
+        names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
+        outputs = [f"{operation}_{len(self._nodes)}_{number}" for number in range(num_outputs)]
+        self._nodes.append(helper.make_node(operation, names, outputs, **attributes))
+        return outputs
+
+    def _constant(self, values: Any) -> str:
         name = f"array_{len(self._arrays)}"
         self._arrays.append(numpy_helper.from_array(np.asarray(values), name))
         return name
@@ -182,32 +177,27 @@ class _Graph:
 
     def is_padding(self) -> str:
         """[B, S] bool."""
-        return self.add("Equal", "token_ids", self.array(np.int64(PAD_TOKEN_ID)))
+        return self.Equal("token_ids", PAD_TOKEN_ID)
 
     def is_real(self) -> str:
         """[B, S] float32, 1 or 0."""
-        return self.add("Cast", self.add("Not", self.is_padding()), to=TensorProto.FLOAT)
+        return self.Cast(self.Not(self.is_padding()), to=TensorProto.FLOAT)
 
     def first(self, states: str) -> str:
         """The hidden states of `<s>`, [B, H]."""
-        return self.add("Gather", states, self.array(np.int64(0)), axis=1)
+        return self.Gather(states, 0, axis=1)
 
     def states(self, backbone: CocoLMBackbone) -> str:
         """The hidden states, [B, S, H]."""
-        length = self.add("Gather", self.add("Shape", "token_ids"), self.array(np.int64(1)))
-        zero, one = self.array(np.int64(0)), self.array(np.int64(1))
-        positions = self.add("Range", zero, length, one)
-        is_padding = self.is_padding()
-        words = self.add("Gather", self.array(backbone.token_embedding.embeddings), "token_ids")
-        table = self.array(backbone.position_embedding.position_embeddings)
-        x = self.add("Add", words, self.add("Gather", table, positions))
-        x = self.norm(x, backbone.get_layer("embeddings_norm"))
-        padding = self.add(
-            "Unsqueeze",
-            self.add("Where", is_padding, self.array(_EXCLUDED), self.array(np.float32(0))),
-            self.array(np.int64([1, 2])),
-        )
-        bias = self.add("Add", padding, self.relative_bias(backbone, positions))
+        length = self.Gather(self.Shape("token_ids"), 1)
+        positions = self.Range(0, length, 1)
+        words = self.Gather(backbone.token_embedding.embeddings, "token_ids")
+        places = self.Gather(backbone.position_embedding.position_embeddings, positions)
+        x = self.norm(self.Add(words, places), backbone.get_layer("embeddings_norm"))
+        excluded = self.Where(self.is_padding(), _EXCLUDED, np.float32(0))
+        bias = self.Unsqueeze(excluded, [1, 2])
+        if backbone.relative_position_bins:
+            bias = self.Add(bias, self.relative_bias(backbone, positions))
         for block in backbone.blocks:
             x = self.block(x, block, bias)
         return x
@@ -215,47 +205,33 @@ class _Graph:
     def relative_bias(self, backbone: CocoLMBackbone, positions: str) -> str:
         """[1, heads, S, S]."""
         layer = backbone.get_layer("attention_bias")
-        if not layer.bins:
-            return self.array(np.zeros([1, 1, 1, 1], np.float32))
         # By the signed distance of two tokens.
         table = np.asarray(layer.table)[np.asarray(layer.buckets)]
-        keys = self.add("Unsqueeze", positions, self.array(np.int64([0])))
-        queries = self.add("Unsqueeze", positions, self.array(np.int64([1])))
-        shift = self.array(np.int64(backbone.max_sequence_length - 1))
-        distance = self.add("Add", self.add("Sub", keys, queries), shift)
-        found = self.add("Gather", self.array(table), distance)
-        found = self.add("Transpose", found, perm=[2, 0, 1])
-        return self.add("Unsqueeze", found, self.array(np.int64([0])))
+        distance = self.Sub(self.Unsqueeze(positions, [0]), self.Unsqueeze(positions, [1]))
+        found = self.Gather(table, self.Add(distance, backbone.max_sequence_length - 1))
+        return self.Unsqueeze(self.Transpose(found, perm=[2, 0, 1]), [0])
 
     def block(self, x: str, block: TransformerBlock, bias: str) -> str:
         """A Transformer block."""
-        heads = block.num_heads
-        width = block.query.kernel.shape[1]
-        split = self.array(np.int64([0, 0, heads, width // heads]))
+        heads, width = block.num_heads, block.query.kernel.shape[1]
         query, key, value = (
-            self.add("Reshape", self.dense(x, layer), split)
+            self.Reshape(self.dense(x, layer), [0, 0, heads, width // heads])
             for layer in (block.query, block.key, block.value)
         )
-        query = self.add("Transpose", query, perm=[0, 2, 1, 3])
-        key = self.add("Transpose", key, perm=[0, 2, 3, 1])
-        value = self.add("Transpose", value, perm=[0, 2, 1, 3])
-        scale = self.array(np.float32((width // heads) ** -0.5))
-        logits = self.add("Mul", self.add("MatMul", query, key), scale)
-        shares = self.add("Softmax", self.add("Add", logits, bias), axis=-1)
-        attended = self.add("Transpose", self.add("MatMul", shares, value), perm=[0, 2, 1, 3])
-        attended = self.add("Reshape", attended, self.array(np.int64([0, 0, width])))
-        attended = self.dense(attended, block.attention_output)
-        x = self.norm(self.add("Add", x, attended), block.attention_norm)
-        hidden = self.add("Gelu", self.dense(x, block.intermediate))
-        hidden = self.dense(hidden, block.output_dense)
-        return self.norm(self.add("Add", x, hidden), block.output_norm)
+        query, value = (self.Transpose(part, perm=[0, 2, 1, 3]) for part in (query, value))
+        logits = self.MatMul(query, self.Transpose(key, perm=[0, 2, 3, 1]))
+        logits = self.Mul(logits, np.float32((width // heads) ** -0.5))
+        shares = self.Softmax(self.Add(logits, bias), axis=-1)
+        attended = self.Transpose(self.MatMul(shares, value), perm=[0, 2, 1, 3])
+        attended = self.dense(self.Reshape(attended, [0, 0, width]), block.attention_output)
+        x = self.norm(self.Add(x, attended), block.attention_norm)
+        hidden = self.Gelu(self.dense(x, block.intermediate))
+        return self.norm(self.Add(x, self.dense(hidden, block.output_dense)), block.output_norm)
 
-    def dense(self, x: str, layer: Any) -> str:
+    def dense(self, x: str, layer: keras.layers.Dense) -> str:
         """A dense layer, without its activation."""
-        product = self.add("MatMul", x, self.array(layer.kernel))
-        return self.add("Add", product, self.array(layer.bias))
+        return self.Add(self.MatMul(x, layer.kernel), layer.bias)
 
-    def norm(self, x: str, layer: Any) -> str:
+    def norm(self, x: str, layer: keras.layers.LayerNormalization) -> str:
         """LayerNorm."""
-        weights = self.array(layer.gamma), self.array(layer.beta)
-        return self.add("LayerNormalization", x, *weights, axis=-1, epsilon=layer.epsilon)
+        return self.LayerNormalization(x, layer.gamma, layer.beta, axis=-1, epsilon=layer.epsilon)

@@ -1,4 +1,4 @@
-"""Files of named tensors, read and written one tensor at a time.
+"""Files of named tensors, read one tensor at a time.
 
 NumPy's `.npz`, safetensors, and PyTorch's `.bin` and `.pt`, and several of the latter two under an
 `.index.json` that says which of them has which tensor. Only PyTorch's need PyTorch, and they are
@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import pickle
-import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,14 +37,6 @@ class TensorFile:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor to be written, made when its turn comes."""
-
-    shape: tuple[int, ...]  # Its shape
-    make: Callable[[], np.ndarray]  # Gives its values, float32
-
-
 def open_tensors(path: str) -> TensorFile:
     """Opens a file of tensors for reading."""
     if not files.is_file(path):
@@ -62,15 +53,19 @@ def open_tensors(path: str) -> TensorFile:
     raise UserError(f"{path} is no file of weights: give .safetensors, .npz, .bin or .pt.")
 
 
-def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a file of tensors, of which only one is in memory at a time."""
+def write_tensors(path: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a file of tensors."""
     suffix = os.path.splitext(path)[1]
     if suffix == ".npz":
-        _write_npz(path, tensors)
+        np.savez(path, **tensors)
     elif suffix == ".safetensors":
-        _write_safetensors(path, tensors)
+        import safetensors.numpy
+
+        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
     else:
-        _write_pytorch(path, tensors)
+        torch = _import_pytorch(f"to write {path}")
+        torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, path)
 
 
 def check_finite(array: np.ndarray, name: str) -> None:
@@ -174,39 +169,6 @@ def _fairseq_settings(content: Mapping[str, Any]) -> dict[str, Any]:
     if settings is None:  # Since 2021 in a dict, the model's under "model".
         settings = (content.get("cfg") or {}).get("model") or {}
     return dict(settings) if isinstance(settings, Mapping) else vars(settings)
-
-
-def _write_npz(path: str, tensors: Mapping[str, Tensor]) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, tensor in tensors.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, tensor.make(), allow_pickle=False)
-
-
-def _write_safetensors(path: str, tensors: Mapping[str, Tensor]) -> None:
-    # The library's own writer wants all tensors at once, and copies them.
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + 4 * int(np.prod(tensor.shape))
-        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": (start, end)}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(encoded)))
-        file.write(encoded)
-        for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor.make(), "<f4").data)
-
-
-def _write_pytorch(path: str, tensors: Mapping[str, Tensor]) -> None:
-    torch = _import_pytorch(f"to write {path}")
-    import safetensors.torch
-
-    # PyTorch writes all tensors at once: from a file mapped into memory they take up none.
-    mapped = f"{path}.safetensors"
-    _write_safetensors(mapped, tensors)
-    torch.save(safetensors.torch.load_file(mapped), path)
-    files.remove(mapped)
 
 
 def _import_pytorch(why: str) -> Any:

@@ -1,20 +1,25 @@
 """Presets to folders that `transformers` and `sentence-transformers` load."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
 from cocolm_tf import files
-from cocolm_tf.conversion.architecture import configuration_of
-from cocolm_tf.conversion.convert import read_preset_heads
-from cocolm_tf.conversion.layout import encoder_entries, head_entries, released_name, table_entries
-from cocolm_tf.conversion.parts import label_names_of
-from cocolm_tf.conversion.tensor_files import Tensor, check_finite, write_json, write_tensors
+from cocolm_tf.conversion.convert import label_names_of, preset_heads
+from cocolm_tf.conversion.layout import (
+    CONFIG_FILENAME,
+    configuration_of,
+    configured_labels,
+    encoder_entries,
+    head_entries,
+    released_tensors,
+    table_entries,
+)
+from cocolm_tf.conversion.tensor_files import write_json, write_tensors
 from cocolm_tf.errors import UserError
-from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.modeling.backbone import CocoLMBackbone
+from cocolm_tf.serving.served_preset import ServedPreset
 from cocolm_tf.tokenization.dictionary import (
     END_TOKEN,
     END_TOKEN_ID,
@@ -27,7 +32,6 @@ from cocolm_tf.tokenization.dictionary import (
 )
 from cocolm_tf.tokenization.hugging_face import to_hugging_face
 
-CONFIG_FILENAME = "config.json"
 # The code that the folder brings along, and where it stands here.
 MODELING_FILENAME = "modeling_cocolm.py"
 _MODELING_PATH = os.path.join(os.path.dirname(__file__), MODELING_FILENAME)
@@ -37,6 +41,18 @@ _ARCHITECTURES = {
     "": ("CocoLMModel", "AutoModel"),
     "classifier": ("CocoLMForSequenceClassification", "AutoModelForSequenceClassification"),
     "question_answerer": ("CocoLMForQuestionAnswering", "AutoModelForQuestionAnswering"),
+}
+_TOKENIZER_CONFIGURATION = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": START_TOKEN,
+    "cls_token": START_TOKEN,
+    "eos_token": END_TOKEN,
+    "sep_token": END_TOKEN,
+    "pad_token": PAD_TOKEN,
+    "unk_token": UNKNOWN_TOKEN,
+    "mask_token": MASK_TOKEN,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "clean_up_tokenization_spaces": False,
 }
 # The names by which every version of sentence-transformers knows its modules.
 _MODULES = "sentence_transformers.models"
@@ -79,27 +95,30 @@ def write_transformers_folder(
         parts = ServedPreset(local)
         backbone = parts.backbone
         pooling, dimension = parts.embedding(pooling, dimension)
-        heads, _ = read_preset_heads(local)
+        heads, _ = preset_heads(local)
         task = next((head for head in _ARCHITECTURES if head in heads), "")
         kept = [head for head in ("projection", task) if head in heads]
         configuration = _configuration(backbone, kept, task)
         if task == "classifier":
-            configuration |= _labels(heads[task], backbone.hidden_dim, label_names_of(local))
+            inner, classes = heads[task]["output.kernel"].shape
+            if inner != backbone.hidden_dim:
+                raise UserError(
+                    f"the classifier's hidden_dim={inner} is not the {backbone.hidden_dim} of the "
+                    "encoder."
+                )
+            names = label_names_of(local) or [f"LABEL_{number}" for number in range(classes)]
+            configuration |= configured_labels(names)
         entries = [*table_entries(backbone), *encoder_entries(backbone)]
         for head in kept:
             entries += head_entries(head, heads[head])
+        tensors = released_tensors(entries)
         tokenizer, notes = to_hugging_face(parts.tokenizer)
         with files.new_folder(folder, overwrite, CONFIG_FILENAME) as unfinished:
-            tensors = {
-                released_name(name): _checked(name, tensor)
-                for entry in entries
-                for name, tensor in entry.tensors().items()
-            }
             write_tensors(os.path.join(unfinished, "model.safetensors"), tensors)
             write_json(os.path.join(unfinished, "tokenizer.json"), tokenizer)
             write_json(
                 os.path.join(unfinished, "tokenizer_config.json"),
-                _tokenizer_configuration(backbone.max_sequence_length),
+                _TOKENIZER_CONFIGURATION | {"model_max_length": backbone.max_sequence_length},
             )
             files.copy(_MODELING_PATH, os.path.join(unfinished, MODELING_FILENAME))
             if not task:
@@ -108,7 +127,7 @@ def write_transformers_folder(
     return notes
 
 
-def _configuration(backbone: keras.Model, heads: list[str], task: str) -> dict[str, Any]:
+def _configuration(backbone: CocoLMBackbone, heads: list[str], task: str) -> dict[str, Any]:
     code = MODELING_FILENAME.removesuffix(".py")
     classes = {"AutoConfig": "CocoLMConfig"}
     classes |= {auto: name for name, auto in (_ARCHITECTURES[""], _ARCHITECTURES[task])}
@@ -123,79 +142,33 @@ def _configuration(backbone: keras.Model, heads: list[str], task: str) -> dict[s
     }
 
 
-def _labels(
-    head: Mapping[str, keras.Variable], width: int, names: list[str] | None
-) -> dict[str, Any]:
-    inner, classes = head["output.kernel"].shape
-    if inner != width:
-        raise UserError(f"the classifier's hidden_dim={inner} is not the {width} of the encoder.")
-    names = names or [f"LABEL_{number}" for number in range(classes)]
-    return {
-        "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": {name: number for number, name in enumerate(names)},
-    }
-
-
-def _checked(name: str, tensor: Tensor) -> Tensor:
-    """A tensor that is looked at when it is made."""
-
-    def make() -> np.ndarray:
-        array = tensor.make()
-        check_finite(array, f"the preset's {name}")
-        return array
-
-    return Tensor(tensor.shape, make)
-
-
-def _tokenizer_configuration(positions: int) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": START_TOKEN,
-        "cls_token": START_TOKEN,
-        "eos_token": END_TOKEN,
-        "sep_token": END_TOKEN,
-        "pad_token": PAD_TOKEN,
-        "unk_token": UNKNOWN_TOKEN,
-        "mask_token": MASK_TOKEN,
-        "model_max_length": positions,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "clean_up_tokenization_spaces": False,
-    }
-
-
 def _write_sentence_transformers(
-    folder: str, backbone: keras.Model, pooling: str, dimension: int
+    folder: str, backbone: CocoLMBackbone, pooling: str, dimension: int
 ) -> None:
     """What makes of the folder one of `sentence-transformers`: the steps behind the encoder."""
     if pooling not in ("cls", "mean"):
         raise UserError(f"--pooling={pooling} has no place in sentence-transformers.")
     width = backbone.hidden_dim
-    dimension = dimension or width
-    steps: list[tuple[str, str, dict[str, Any]]] = [
-        ("", "Transformer", {}),
-        (
-            "1_Pooling",
-            "Pooling",
-            {
-                "word_embedding_dimension": width,
-                "pooling_mode_cls_token": pooling == "cls",
-                "pooling_mode_mean_tokens": pooling == "mean",
-                "include_prompt": True,
-            },
-        ),
-    ]
-    if dimension < width:
+    pooled = {
+        "word_embedding_dimension": width,
+        "pooling_mode_cls_token": pooling == "cls",
+        "pooling_mode_mean_tokens": pooling == "mean",
+        "include_prompt": True,
+    }
+    steps: list[tuple[str, dict[str, Any]]] = [("Transformer", {}), ("Pooling", pooled)]
+    if 0 < dimension < width:
         # Before the vectors are made of unit length, which its own `truncate_dim` is not.
-        settings = {
+        cut = {
             "in_features": width,
             "out_features": dimension,
             "bias": False,
             "activation_function": "torch.nn.modules.linear.Identity",
         }
-        steps.append(("2_Dense", "Dense", settings))
-    steps.append((f"{len(steps)}_Normalize", "Normalize", {}))
+        steps.append(("Dense", cut))
+    steps.append(("Normalize", {}))
     modules = []
-    for number, (path, kind, settings) in enumerate(steps):
+    for number, (kind, settings) in enumerate(steps):
+        path = f"{number}_{kind}" if number else ""
         modules.append(
             {"idx": number, "name": str(number), "path": path, "type": f"{_MODULES}.{kind}"}
         )
@@ -203,7 +176,7 @@ def _write_sentence_transformers(
             files.make_dirs(os.path.join(folder, path))
             write_json(os.path.join(folder, path, CONFIG_FILENAME), settings)
         if kind == "Dense":
-            weights = {"linear.weight": Tensor((dimension, width), lambda: _cut(dimension, width))}
+            weights = {"linear.weight": np.eye(dimension, width, dtype=np.float32)}
             write_tensors(os.path.join(folder, path, "model.safetensors"), weights)
     write_json(os.path.join(folder, "modules.json"), modules)
     write_json(
@@ -214,7 +187,3 @@ def _write_sentence_transformers(
         os.path.join(folder, "config_sentence_transformers.json"),
         {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
-
-
-def _cut(dimension: int, width: int) -> np.ndarray:
-    return np.eye(dimension, width, dtype=np.float32)

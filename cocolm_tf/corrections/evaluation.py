@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from cocolm_tf.corrections import scores
 from cocolm_tf.corrections.texts import Edit, MarkedText, apply_edits, single_words
-from cocolm_tf.serving.correction import Corrector, correction_signatures
+from cocolm_tf.serving.correction import Corrector
 from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
-from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.serving.served_preset import ServedPreset
+from cocolm_tf.serving.signature import Settings
 
 # The recall at which precision is reported, whatever the threshold.
 RECALL = 0.5
@@ -64,10 +65,7 @@ def judge(preset: str, texts: Sequence[str], batch_size: int = 16) -> list[Judgm
     """
     parts = ServedPreset(preset)
     encoder = Encoder(InferenceEncoder(parts.backbone))
-    corrector = Corrector(
-        encoder, parts.tokenizer, parts.copy_head, parts.lm_head, num_corrections=max(_BEST)
-    )
-    correct = correction_signatures(corrector)["correct"].concrete()
+    correct = Corrector(parts, encoder, Settings(num_corrections=max(_BEST))).graphs()["correct"]
     judged: list[Judgment | None] = [None] * len(texts)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for first in tqdm(range(0, len(order), batch_size), desc="correcting", unit="batch"):

@@ -5,11 +5,11 @@ from cocolm_tf import lazy
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
-        "answering": ["Answerer"],
-        "classification": ["Classifier"],
         "client": ["Export"],
         "correction": ["Corrector"],
-        "export": ["Settings", "export_preset"],
-        "tagging": ["Tagger"],
+        "export": ["export_preset"],
+        "sequence_signatures": ["Classifier"],
+        "signature": ["Settings"],
+        "span_signatures": ["Answerer", "Tagger"],
     },
 )

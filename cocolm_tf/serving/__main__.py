@@ -66,32 +66,27 @@ def main(directory: str) -> str:
             raise UserError(f"--{name} is given {len(values)} times, but --text {len(text)}.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.serving.client import Export, Printer
+    from cocolm_tf.serving.client import TEXT_INPUTS, Export, Printer
 
     export = Export(directory)
     signature = FLAGS.signature or export.default
-    kind = signature.removesuffix("_pairs")
-    if kind == "answer":
-        if not context:
-            raise UserError("answer needs a --context for each --text, which is a question.")
-        inputs = {"questions": text, "contexts": context}
-    elif kind == "classify" and second:
+    if signature == "classify" and second:
         signature = "classify_pairs"
-        inputs = {"first": text, "second": second}
-    elif signature == "classify_pairs":
+    given = {"texts": text, "first": text, "questions": text, "second": second, "contexts": context}
+    inputs = {name: given[name] for name in TEXT_INPUTS[signature]}
+    if not inputs.get("contexts", True):
+        raise UserError("answer needs a --context for each --text, which is a question.")
+    if not inputs.get("second", True):
         raise UserError("this model classifies pairs: give a --second for each --text.")
-    else:
-        inputs = {"texts": text}
     color = sys.stdout.isatty() if FLAGS.color == "auto" else FLAGS.color == "always"
-    printer = Printer(color, FLAGS.threshold)
-    return getattr(printer, kind)(text, export(signature, **inputs))
+    answers = list(export.answers(signature, **inputs))
+    return Printer(color, FLAGS.threshold)(signature.removesuffix("_pairs"), text, answers)
 
 
 def _answer_file(directory: str) -> str:
     if not (FLAGS.input and FLAGS.output) or FLAGS.text:
         raise UserError("--input and --output go together, and without --text.")
-    from cocolm_tf.serving.batch import answer_file
-    from cocolm_tf.serving.client import Export
+    from cocolm_tf.serving.client import Export, answer_file
 
     export = Export(directory)
     signature = FLAGS.signature or export.default

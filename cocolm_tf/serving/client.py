@@ -1,12 +1,18 @@
-"""A client of an export: loads it as any program with TensorFlow Text can, and formats answers."""
+"""A client of an export: asks it about texts and files of texts, and formats its answers.
 
+It loads an export as any program with TensorFlow Text can.
+"""
+
+import itertools
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  (its operations are in the graph)
+from tqdm import tqdm
 
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
@@ -24,12 +30,15 @@ TEXT_INPUTS = {
     "tag": ("texts",),
     "tag_tsv": ("texts",),
 }
+# Ends the name of a file of answers that is not complete.
+UNFINISHED = ".unfinished"
 
-Outputs = dict[str, np.ndarray]
+# An answer to one text, in types of JSON.
+Answer = dict[str, Any]
 
-_RESET, _BOLD, _DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
-_RED, _GREEN = "\x1b[31m", "\x1b[32m"
-_BAR = 24
+_RESET = "\x1b[0m"
+_STYLES = {"bold": "\x1b[1m", "dim": "\x1b[2m", "red": "\x1b[1m\x1b[31m", "green": "\x1b[32m"}
+_BAR_WIDTH = 24
 
 
 class Export:
@@ -102,6 +111,35 @@ class Export:
         }
         return {name: value.numpy() for name, value in function(**tensors).items()}
 
+    def answers(self, signature: str, **inputs: Any) -> Iterator[Answer]:
+        """Asks a signature as a call does, and gives its outputs text by text, as JSON has them.
+
+        Args:
+            signature: Its name.
+            **inputs: By name.
+
+        Returns:
+            For each text its outputs by name, without padding and without the number of words or
+            spans, which is their length then.
+        """
+        outputs = self(signature, **inputs)
+        widths = outputs.pop("num_words", outputs.pop("num_spans", None))
+        columns = {}
+        for name, values in outputs.items():
+            if values.dtype == object:
+                decode = np.vectorize(lambda x: x.decode("utf-8", "replace"), otypes=[object])
+                values = decode(values)
+            elif values.dtype.kind == "f":
+                # The shortest decimals that are this float32.
+                values = values.astype(str).astype(np.float64)
+            columns[name] = values
+        for row in range(len(outputs["truncated"])):
+            width = None if widths is None else int(widths[row])
+            yield {
+                name: values[row, :width].tolist() if values.ndim > 1 else values[row].item()
+                for name, values in columns.items()
+            }
+
 
 def find_version(directory: str) -> str:
     """The folder of the SavedModel that `Export` loads; UserError if there is none."""
@@ -119,6 +157,106 @@ def find_version(directory: str) -> str:
     return os.path.join(directory, max(versions, key=int))
 
 
+# --- Files of texts ---
+
+
+def answer_file(
+    export: Export, signature: str, input_path: str, output_path: str, batch_size: int = 32
+) -> int:
+    """Answers a file of JSON lines, one line for each, in constant memory; returns their number."""
+    # Input lines are JSON strings, or objects with the signature's inputs, whose other keys are
+    # copied to the answer, such as an id. Output lines are objects of the signature's outputs,
+    # without padding. The output has another name until the last answer is there; when interrupted,
+    # the same call resumes after the last whole line.
+    if not files.is_file(input_path):
+        raise UserError(f"--input={input_path} is not a file.")
+    if files.is_remote(output_path):
+        raise UserError(f"--output={output_path} must be a local file: it grows line by line.")
+    if files.exists(output_path):
+        raise UserError(f"--output={output_path} is there already: give another name.")
+    partial = output_path + UNFINISHED
+    identity_path = f"{partial}.json"
+    identity = {
+        "export": files.absolute(export.path),
+        "signature": signature,
+        "input": files.absolute(input_path),
+        "input_bytes": files.size(input_path),
+    }
+    done = 0
+    if files.exists(partial):
+        _check_identity(partial, identity_path, identity)
+        done = _whole_lines(partial)
+    else:
+        files.write_text(identity_path, json.dumps(identity))
+    with (
+        files.open_read(input_path) as lines,
+        files.open_append(partial) as output,
+        tqdm(total=files.size(input_path), unit="B", unit_scale=True, desc=signature) as progress,
+    ):
+        numbered = enumerate(lines, 1)
+        for _, line in itertools.islice(numbered, done):
+            progress.update(len(line))
+        while batch := list(itertools.islice(numbered, batch_size)):
+            rows = [_parsed(input_path, number, line, signature) for number, line in batch]
+            inputs = {name: [row.pop(name) for row in rows] for name in TEXT_INPUTS[signature]}
+            answers = export.answers(signature, **inputs)
+            written = [
+                json.dumps(row | answer, ensure_ascii=False) + "\n"
+                for row, answer in zip(rows, answers, strict=True)
+            ]
+            # A key that goes to the answer as it is may have half a pair, which is no UTF-8.
+            output.write("".join(written).encode("utf-8", "replace").decode())
+            output.flush()
+            done += len(batch)
+            progress.update(sum(len(line) for _, line in batch))
+        os.fsync(output.fileno())
+    files.rename(partial, output_path)
+    files.remove(identity_path)
+    return done
+
+
+def _parsed(path: str, number: int, line: bytes, signature: str) -> dict[str, Any]:
+    names = TEXT_INPUTS[signature]
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error}).") from error
+    if isinstance(row, str) and len(names) == 1:
+        return {names[0]: row}
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in names):
+        wanted = " and ".join(map(repr, names))
+        alone = "a string, or " if len(names) == 1 else ""
+        raise UserError(
+            f"{path}, line {number}: {signature} takes {alone}an object with the text(s) {wanted}."
+        )
+    return row
+
+
+def _check_identity(partial: str, path: str, identity: dict[str, Any]) -> None:
+    begun = json.loads(files.read_text(path)) if files.exists(path) else {}
+    for name, value in identity.items():
+        if begun.get(name) != value:
+            raise UserError(
+                f"{partial} was begun with {name} {begun.get(name)}, and this is {value}: "
+                "remove it to begin anew."
+            )
+
+
+def _whole_lines(path: str) -> int:
+    """Counts the lines of a file, and cuts off what follows the last line feed."""
+    count = end = 0
+    with files.open_read(path) as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                count += 1
+                end += len(line)
+    os.truncate(path, end)
+    return count
+
+
+# --- Answers for a terminal ---
+
+
 class Printer:
     """Formats answers; words are marked from a `threshold` of not belonging on."""
 
@@ -126,121 +264,105 @@ class Printer:
         self._color = color
         self._threshold = threshold
 
-    def correct(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """Texts with their suspicious words marked, each followed by its corrections."""
-        return "\n\n".join(self._corrected(text, outputs, row) for row, text in enumerate(texts))
+    def __call__(self, kind: str, texts: Sequence[str], answers: Sequence[Answer]) -> str:
+        """Formats the answers of `embed`, `correct`, `classify`, `answer` or `tag`."""
+        format_one = getattr(self, f"_{kind}")
+        blocks = []
+        for number, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+            heading = f"{self._styled('bold', f'[{number}]')} {text}" if kind == "embed" else text
+            lines = format_one(heading, answer)
+            if answer["truncated"]:
+                lines.append(self._styled("dim", "  The text is too long: its end was not read."))
+            blocks.append("\n".join(lines))
+        if kind == "embed":
+            return "\n".join([*blocks, *self._cosines(answers)])
+        return ("\n" if "values" in answers[0] else "\n\n").join(blocks)
 
-    def embed(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """The cosines of texts; of a single one, the beginning of its vector."""
-        vectors = outputs["embeddings"]
-        lines = []
-        for row, text in enumerate(texts):
-            lines += [f"{self._bold(f'[{row}]')} {text}", *self._truncated(outputs, row)]
-        if len(texts) == 1:
+    def _embed(self, heading: str, answer: Answer) -> list[str]:
+        return [heading]
+
+    def _cosines(self, answers: Sequence[Answer]) -> list[str]:
+        """The cosines of all texts; of a single one, the beginning of its vector."""
+        vectors = np.array([answer["embeddings"] for answer in answers])
+        if len(vectors) == 1:
             numbers = " ".join(f"{x:.4f}" for x in vectors[0, :8])
-            return "\n".join([*lines, f"{vectors.shape[1]} dimensions: {numbers} ..."])
-        lines += ["", "cosine  " + "".join(f"{f'[{row}]':>8}" for row in range(len(texts)))]
+            return [f"{vectors.shape[1]} dimensions: {numbers} ..."]
+        lines = ["", "cosine  " + "".join(f"{f'[{row}]':>8}" for row in range(len(vectors)))]
         for row, cosines in enumerate(vectors @ vectors.T):
             lines.append(f"{f'[{row}]':8}" + "".join(f"{cosine:8.3f}" for cosine in cosines))
-        return "\n".join(lines)
+        return lines
 
-    def classify(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """The classes of texts, the most probable first, or the predicted number."""
-        blocks = []
-        if "values" in outputs:
-            for row, (text, value) in enumerate(zip(texts, outputs["values"], strict=True)):
-                line = f"{self._bold(f'{value:8.3f}')}  {text}"
-                blocks.append("\n".join([line, *self._truncated(outputs, row)]))
-            return "\n".join(blocks)
-        for row, text in enumerate(texts):
-            names, probabilities = outputs["labels"][row], outputs["probabilities"][row]
-            lines = [text, *self._truncated(outputs, row)]
-            for index in np.argsort(-probabilities):
-                bar = "█" * round(_BAR * float(probabilities[index]))
-                name = names[index].decode("utf-8", "replace")
-                is_said = "assigned" in outputs and outputs["assigned"][row, index]
-                name = f"{self._bold(name)} ✓" if is_said else name
-                lines.append(f"  {probabilities[index]:6.1%} {self._green(f'{bar:{_BAR}}')} {name}")
-            blocks.append("\n".join(lines))
-        return "\n\n".join(blocks)
+    def _classify(self, text: str, answer: Answer) -> list[str]:
+        """The classes, the most probable first, or the predicted number."""
+        if "values" in answer:
+            value = self._styled("bold", f"{answer['values']:8.3f}")
+            return [f"{value}  {text}"]
+        lines, probabilities = [text], np.array(answer["probabilities"])
+        for index in np.argsort(-probabilities):
+            bar = "█" * round(_BAR_WIDTH * probabilities[index])
+            name = answer["labels"][index]
+            if "assigned" in answer and answer["assigned"][index]:
+                name = f"{self._styled('bold', name)} ✓"
+            bar = self._styled("green", f"{bar:{_BAR_WIDTH}}")
+            lines.append(f"  {probabilities[index]:6.1%} {bar} {name}")
+        return lines
 
-    def answer(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """Questions with their answers."""
-        blocks = []
-        for row, text in enumerate(texts):
-            score, no_answer = outputs["scores"][row], outputs["no_answer_scores"][row]
-            answer = outputs["answers"][row].decode("utf-8", "replace")
-            place = f"characters {outputs['starts'][row]} to {outputs['ends'][row]}"
-            is_answered = outputs["answerable"][row]
-            verdict = self._green(answer) if is_answered else self._dim(f"none, or {answer}")
-            scores = f"  score {score:.2f}, of no answer {no_answer:.2f}, {place}"
-            lines = [text, f"  {verdict}", self._dim(scores), *self._truncated(outputs, row)]
-            blocks.append("\n".join(lines))
-        return "\n\n".join(blocks)
+    def _answer(self, text: str, answer: Answer) -> list[str]:
+        found = answer["answers"]
+        verdict = self._styled("dim", f"none, or {found}")
+        if answer["answerable"]:
+            verdict = self._styled("green", found)
+        scores = (
+            f"  score {answer['scores']:.2f}, of no answer {answer['no_answer_scores']:.2f}, "
+            f"characters {answer['starts']} to {answer['ends']}"
+        )
+        return [text, f"  {verdict}", self._styled("dim", scores)]
 
-    def tag(self, texts: Sequence[str], outputs: Outputs) -> str:
-        """Texts with their labeled spans, a line for each."""
-        blocks = []
-        for row, text in enumerate(texts):
-            lines = [text, *self._truncated(outputs, row)]
-            for index in range(outputs["num_spans"][row]):
-                start, end = (int(outputs[side][row, index]) for side in ("starts", "ends"))
-                label = outputs["labels"][row, index].decode("utf-8", "replace")
-                score = f"{outputs['scores'][row, index]:4.0%}"
-                place = self._dim(f"characters {start} to {end}")
-                lines.append(
-                    f"  {score} {self._bold(label)} {self._green(text[start:end])}  {place}"
-                )
-            if not outputs["num_spans"][row]:
-                lines.append(self._dim("  Nothing has a label."))
-            blocks.append("\n".join(lines))
-        return "\n\n".join(blocks)
+    def _tag(self, text: str, answer: Answer) -> list[str]:
+        """The labeled spans, a line for each."""
+        lines = [text]
+        columns = (answer[name] for name in ("starts", "ends", "labels", "scores"))
+        for start, end, label, score in zip(*columns, strict=True):
+            span = self._styled("green", text[start:end])
+            place = self._styled("dim", f"characters {start} to {end}")
+            lines.append(f"  {score:4.0%} {self._styled('bold', label)} {span}  {place}")
+        return lines if len(lines) > 1 else [text, self._styled("dim", "  Nothing has a label.")]
 
-    def _corrected(self, text: str, outputs: Outputs, row: int) -> str:
+    def _correct(self, text: str, answer: Answer) -> list[str]:
+        """The text with its suspicious words marked, followed by their corrections."""
         marked, notes, end = [], [], 0
-        for index in range(outputs["num_words"][row]):
-            probability = float(outputs["probabilities"][row, index])
-            if probability < self._threshold:
+        for word in words_of(answer):
+            if word["probability"] < self._threshold:
                 continue
-            start, next_end = int(outputs["starts"][row, index]), int(outputs["ends"][row, index])
-            word = text[start:next_end]
-            marked += [text[end:start], self._red(word) if self._color else f"[{word}]"]
-            end = next_end
-            found = zip(
-                outputs["corrections"][row, index],
-                outputs["correction_probabilities"][row, index],
-                strict=True,
-            )
+            written = text[word["start"] : word["end"]]
+            in_red = self._styled("red", written)
+            marked += [text[end : word["start"]], in_red if self._color else f"[{written}]"]
+            end = word["end"]
             options = ", ".join(
-                f"{self._green(option.decode('utf-8', 'replace') or '(nothing)')} {share:.0%}"
-                for option, share in found
-                if share > 0
+                f"{self._styled('green', option or '(nothing)')} {share:.0%}"
+                for option, share in word["corrections"]
             )
-            notes.append(f"  {probability:4.0%} {self._red(word)} → {options}")
-        lines = ["".join([*marked, text[end:]]), *notes]
-        if outputs["num_words"][row] == 0:
-            is_cut = outputs["truncated"][row]
-            told = "The first word is too long to be read." if is_cut else "There is no word."
-            return "\n".join([*lines, self._dim(f"  {told}")])
-        if not notes:
-            lines.append(self._dim("  Every word belongs."))
-        return "\n".join([*lines, *self._truncated(outputs, row)])
+            notes.append(f"  {word['probability']:4.0%} {in_red} → {options}")
+        if not answer["words"]:
+            is_cut = answer["truncated"]
+            note = "The first word is too long to be read." if is_cut else "There is no word."
+            notes = [self._styled("dim", f"  {note}")]
+        elif not notes:
+            notes = [self._styled("dim", "  Every word belongs.")]
+        return ["".join([*marked, text[end:]]), *notes]
 
-    def _truncated(self, outputs: Outputs, row: int) -> list[str]:
-        told = "  The text is too long: its end was not read."
-        return [self._dim(told)] if outputs["truncated"][row] else []
+    def _styled(self, style: str, text: str) -> str:
+        return f"{_STYLES[style]}{text}{_RESET}" if self._color else text
 
-    def _bold(self, text: str) -> str:
-        return self._styled(text, _BOLD)
 
-    def _dim(self, text: str) -> str:
-        return self._styled(text, _DIM)
-
-    def _red(self, text: str) -> str:
-        return self._styled(text, _BOLD + _RED)
-
-    def _green(self, text: str) -> str:
-        return self._styled(text, _GREEN)
-
-    def _styled(self, text: str, style: str) -> str:
-        return f"{style}{text}{_RESET}" if self._color else text
+def words_of(answer: Answer) -> Iterator[dict[str, Any]]:
+    """The words of an answer of `correct`, each with its corrections and their probabilities."""
+    names = ("starts", "ends", "probabilities", "corrections", "correction_probabilities")
+    for start, end, probability, options, shares in zip(*map(answer.get, names), strict=True):
+        corrections = [(x, share) for x, share in zip(options, shares, strict=True) if share > 0]
+        yield {
+            "start": start,
+            "end": end,
+            "probability": probability,
+            "corrections": corrections,
+        }

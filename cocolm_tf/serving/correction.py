@@ -28,28 +28,21 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.modeling.heads import CopyHead, TiedProjection
 from cocolm_tf.serving.encoder import Encoder, concatenated
+from cocolm_tf.serving.served_preset import ServedPreset
 from cocolm_tf.serving.signature import (
-    LONGEST_TEXTS_OF_REQUEST,
-    MAX_BYTES,
-    TEXTS,
-    TOKEN_IDS,
-    Reader,
-    Signature,
+    Settings,
+    SignatureGroup,
     Tensors,
+    by_text,
     dense_rows,
-    text_request,
+    padded,
 )
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID, UNKNOWN_TOKEN_ID
 from cocolm_tf.tokenization.normalization import PUNCTUATION
 from cocolm_tf.tokenization.offsets import Characters, begins_word, whole_words_within
 from cocolm_tf.tokenization.segmenter import WORD_START
-from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
-NUM_CORRECTIONS = 5
-# The longest text, in tokens: some pages.
-MAX_TOKENS = 4096
 # A word of more tokens is judged and gets no corrections: it is a number, a key or an address.
 MAX_TOKENS_TO_CORRECT = 32
 # What the LM head says of a token that should be nothing: of a correction that has fewer tokens, or
@@ -70,46 +63,37 @@ class Candidates(NamedTuple):
     own: tf.Tensor  # [T] float32, the log probability of the token itself
 
 
-class Corrector:
-    """The functions of the signatures `correct`, `correct_tsv` and `correct_ids`."""
+class Corrector(SignatureGroup):
+    """The signatures `correct`, `correct_tsv` and `correct_ids`."""
 
     # Texts longer than the model are read in windows that overlap by a quarter; what goes beyond
-    # `max_tokens` or `max_bytes` is not read. Words whose probability of not belonging is less than
-    # `min_probability` get no corrections, which saves their part of the LM head's time.
+    # the `max_tokens` or `max_bytes` of the settings is not read. Words whose probability of not
+    # belonging is less than `min_probability` get no corrections, which saves their part of the LM
+    # head's time.
+
+    names = ("correct", "correct_tsv", "correct_ids")
 
     def __init__(
-        self,
-        encoder: Encoder,
-        tokenizer: CocoLMTokenizer,
-        copy_head: CopyHead,
-        lm_head: TiedProjection,
-        num_corrections: int = NUM_CORRECTIONS,
-        max_tokens: int = MAX_TOKENS,
-        min_probability: float = 0.0,
-        max_bytes: int = MAX_BYTES,
+        self, parts: ServedPreset, encoder: Encoder, settings: Settings | None = None
     ) -> None:
-        self._encoder = encoder
-        self.reader = Reader(tokenizer, encoder.model.max_sequence_length, max_bytes)
-        self._copy_head = copy_head
-        self._lm_head = lm_head
-        self._num_corrections = num_corrections
-        self._max_tokens = max_tokens
-        self._min_probability = min_probability
+        super().__init__(parts, encoder, settings)
+        self._copy_head, self._lm_head = parts.head("copy_head"), parts.head("lm_head")
+        pieces = parts.tokenizer.get_vocabulary()
         # One more spells the word itself, and some spell the same.
-        self._width = min(2 * num_corrections + 1, len(tokenizer.get_vocabulary()))
-        contents = tokenizer.graph_module().contents
-        self._contents = tf.tensor_scatter_nd_update(contents, [[NOTHING_ID]], [""])
-        self._is_byte = tf.constant(_is_byte(tokenizer))
-        self._allowed = _allowed_replacements(tokenizer)
+        self._width = min(2 * self.settings.num_corrections + 1, len(pieces))
+        self._contents = tf.tensor_scatter_nd_update(
+            self.reader.graph.contents, [[NOTHING_ID]], [""]
+        )
+        is_byte = np.isin(np.arange(len(pieces)), parts.tokenizer.byte_token_ids)
+        self._is_byte = tf.constant(is_byte)
+        self._allowed = _allowed_replacements(pieces, parts.tokenizer.special_token_ids, is_byte)
 
     def correct(self, texts: tf.Tensor) -> Tensors:
-        """Finds the words of texts that do not belong, and corrections for them.
+        """Finds the words of texts [B] string that do not belong, and corrections for them.
 
         Words are those that white space separates, and punctuation before and after them are
-        words of their own. What cannot be read, such as control characters, is no word.
-
-        Args:
-            texts: [B] string. UTF-8; invalid bytes count as U+FFFD.
+        words of their own. What cannot be read, such as control characters, is no word; invalid
+        UTF-8 counts as U+FFFD.
 
         Returns:
             With W the largest number of words of a text, K that of corrections:
@@ -130,28 +114,20 @@ class Corrector:
             tf.errors.InvalidArgumentError: When called, if the rows of a large batch would be as
                 wide as one long text; `correct_tsv` has no such rows.
         """
-        by_text, is_truncated = self._find_corrections(texts)
-        counts = tf.cast(by_text["words"].row_lengths(), tf.int32)
-        most = LONGEST_TEXTS_OF_REQUEST * max(self._max_tokens, MAX_TOKENS)
-        dense = dense_rows(by_text, most, "words", "correct_tsv")
-        return dense | {"num_words": counts, "truncated": is_truncated}
+        found, is_truncated = self._find_corrections(texts)
+        dense = dense_rows(found, self.settings.max_tokens, "words", "correct_tsv")
+        return dense | {"truncated": is_truncated}
 
     def correct_tsv(self, texts: tf.Tensor) -> Tensors:
-        """Corrects texts as `correct` does, and gives each text one string.
-
-        No row is wider than its own text asks for, in whatever batch it was computed.
-
-        Args:
-            texts: [B] string. UTF-8; invalid bytes count as U+FFFD.
+        """Corrects texts [B] string as `correct` does, and gives each text one string.
 
         Returns:
-            - `tsv` [B] string: a line for each word, joined by line feeds. Its fields, joined by
-              tabs, are the word's start, its end, the probability that it does not belong, the
-              word, and then each correction and its probability;
-            - `truncated` [B] bool.
+            `tsv` [B] string: a line for each word, of fields between tabs: the word's start, its
+            end, the probability that it does not belong, the word, and then each correction and
+            its probability; and `truncated` [B] bool.
         """
-        by_text, is_truncated = self._find_corrections(texts)
-        flat = {name: ragged.flat_values for name, ragged in by_text.items()}
+        found, is_truncated = self._find_corrections(texts)
+        flat = {name: ragged.flat_values for name, ragged in found.items()}
         options, shares = flat["corrections"], flat["correction_probabilities"]
         is_given = tf.concat([tf.fill([tf.shape(options)[0], 1], True), shares > 0], axis=1)
         fields = tf.strings.join([options, _formatted(shares)], "\t")
@@ -159,7 +135,7 @@ class Corrector:
         word = tf.strings.join([*word, _formatted(flat["probabilities"]), flat["words"]], "\t")
         fields = tf.ragged.boolean_mask(tf.concat([word[:, tf.newaxis], fields], axis=1), is_given)
         lines = tf.strings.reduce_join(fields, axis=1, separator="\t")
-        lines = by_text["words"].with_flat_values(lines)
+        lines = found["words"].with_flat_values(lines)
         tsv = tf.strings.reduce_join(lines, axis=1, separator="\n")
         return {"tsv": tsv, "truncated": is_truncated}
 
@@ -167,10 +143,10 @@ class Corrector:
         """The outputs of `correct`, [B, (W), ...] each; and whether the texts were too long."""
         (texts,), is_cut = self.reader.texts(texts)
         tokens = self.reader.graph.tokenize_with_offsets(texts)
-        tokens, is_truncated = whole_words_within(tokens, self._max_tokens, is_cut)
+        tokens, is_truncated = whole_words_within(tokens, self.settings.max_tokens, is_cut)
         limit = self.reader.limit
         # Two windows share a quarter of the room beside `<s>` and `</s>`.
-        states = self._encoder.states_in_windows(tokens.ids, limit, overlap=(limit - 2) // 4)
+        states = self.encoder.states_in_windows(tokens.ids, limit, overlap=(limit - 2) // 4)
         rows = tokens.ids.value_rowids()
         ids, starts, ends, _ = (part.flat_values for part in tokens)
 
@@ -184,7 +160,7 @@ class Corrector:
 
         copy_logits = tf.cast(self._copy_head(states), tf.float32)
         probabilities = replaced_probability(copy_logits, word_of, num_words)
-        is_suspicious = probabilities >= self._min_probability
+        is_suspicious = probabilities >= self.settings.min_probability
         is_suspicious &= word_lengths <= MAX_TOKENS_TO_CORRECT
         suspicious = tf.where(is_suspicious)
         wanted = tf.where(tf.gather(is_suspicious, word_of))[:, 0]
@@ -194,7 +170,7 @@ class Corrector:
         found, found_probabilities = self._corrections(
             *(tf.gather(x, wanted) for x in (states, copy_logits, ids, own, is_beginning))
         )
-        shape = [num_words, self._num_corrections]
+        shape = [num_words, self.settings.num_corrections]
         found = tf.tensor_scatter_nd_update(tf.fill(shape, ""), suspicious, found)
         found_probabilities = tf.tensor_scatter_nd_update(
             tf.zeros(shape), suspicious, found_probabilities
@@ -210,48 +186,31 @@ class Corrector:
             "corrections": found,
             "correction_probabilities": found_probabilities,
         }
-        num_texts = tf.size(texts, tf.int64)
+        by_word = {name: tf.boolean_mask(values, is_word) for name, values in by_word.items()}
         word_rows = tf.boolean_mask(word_rows, is_word)
-        by_text = {
-            name: tf.RaggedTensor.from_value_rowids(
-                tf.boolean_mask(values, is_word), word_rows, num_texts
-            )
-            for name, values in by_word.items()
-        }
-        return by_text, is_truncated
+        return by_text(by_word, word_rows, tf.size(texts, tf.int64)), is_truncated
 
     def correct_ids(self, token_ids: tf.Tensor) -> Tensors:
-        """Judges tokens, for callers who tokenize.
-
-        Args:
-            token_ids: [B, S] int32, special tokens included, padded with `<pad>`. What is longer
-                than the model is cut.
+        """Judges tokens [B, S] int32, special tokens included, for callers who tokenize.
 
         Returns:
-            With K the number of corrections, and zeros for what is padding or cut off:
-
-            - `probabilities` [B, S] float32: that the token is not the original;
-            - `correction_ids` [B, S, K] int32: what it may have been, the most probable first;
-              `<pad>` for nothing;
-            - `correction_probabilities` [B, S, K] float32;
-            - `truncated` [B] bool.
+            With K corrections, and zeros for what is padding or cut off: `probabilities` [B, S]
+            float32, that the token is not the original; `correction_ids` [B, S, K] int32, what it
+            may have been, the most probable first, `<pad>` for nothing; their
+            `correction_probabilities` [B, S, K] float32; and `truncated` [B] bool.
         """
         ids, is_truncated = self.reader.rows_of_ids(token_ids)
-        states = self._encoder.states(ids).flat_values
+        states = self.encoder.states(ids).flat_values
         copy_logits = tf.cast(self._copy_head(states), tf.float32)
         kinds = tf.fill(tf.shape(ids.flat_values), _ANY)
         found = self._candidates(states, copy_logits, ids.flat_values, kinds)
-        best, index = tf.math.top_k(found.log_probabilities, self._num_corrections)
+        best, index = tf.math.top_k(found.log_probabilities, self.settings.num_corrections)
         width = tf.shape(token_ids)[1]
-
-        def dense(values: tf.Tensor) -> tf.Tensor:
-            shape = tf.stack([-1, width, *values.shape[1:]])
-            return ids.with_flat_values(values).to_tensor(shape=shape)
-
+        correction_ids = tf.gather(found.ids, index, batch_dims=1)
         return {
-            "probabilities": dense(tf.sigmoid(-copy_logits)),
-            "correction_ids": dense(tf.gather(found.ids, index, batch_dims=1)),
-            "correction_probabilities": dense(tf.exp(best)),
+            "probabilities": padded(ids, tf.sigmoid(-copy_logits), width),
+            "correction_ids": padded(ids, correction_ids, width),
+            "correction_probabilities": padded(ids, tf.exp(best), width),
             "truncated": is_truncated,
         }
 
@@ -274,7 +233,7 @@ class Corrector:
         lengths = tf.math.bincount(word_of, minlength=num_words, dtype=tf.int64)
         spelled, scores = best_spellings(contents, log_probabilities, lengths, self._width)
         own = tf.strings.unsorted_segment_join(own, word_of, num_words)
-        return best_corrections(spelled, scores, own, self._num_corrections)
+        return best_corrections(spelled, scores, own, self.settings.num_corrections)
 
     def _candidates(
         self, states: tf.Tensor, copy_logits: tf.Tensor, ids: tf.Tensor, kinds: tf.Tensor
@@ -284,7 +243,7 @@ class Corrector:
         def candidates_of_part(number: tf.Tensor) -> Candidates:
             first = number * _LM_ROWS_AT_ONCE
             part = slice(first, first + _LM_ROWS_AT_ONCE)
-            logits = self._encoder.model.token_logits(states[part]) + self._lm_head.bias
+            logits = self.encoder.model.token_logits(states[part]) + self._lm_head.bias
             normalizer = tf.reduce_logsumexp(logits, axis=1)
             own = tf.gather(logits, ids[part], batch_dims=1) - normalizer
             allowed = tf.where(tf.gather(self._allowed, kinds[part]), logits, -float("inf"))
@@ -307,21 +266,13 @@ class Corrector:
         return Candidates(*concatenated(candidates_of_part, parts, outputs))
 
 
-def correction_signatures(corrector: Corrector) -> dict[str, Signature]:
-    """The signatures `correct`, `correct_tsv` and `correct_ids`."""
-    return {
-        "correct": Signature(corrector.correct, (TEXTS,), text_request),
-        "correct_tsv": Signature(corrector.correct_tsv, (TEXTS,), text_request),
-        "correct_ids": Signature(corrector.correct_ids, (TOKEN_IDS,), corrector.reader.ids_request),
-    }
-
-
-def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
+def _allowed_replacements(
+    pieces: list[str], special_token_ids: list[int], is_byte: np.ndarray
+) -> tf.Tensor:
     """[4, V] bool: which pieces may begin a word, continue it, stand anywhere, or nowhere."""
     # `NOTHING_ID` is allowed wherever a piece may be.
-    pieces = tokenizer.get_vocabulary()
     is_ordinary = np.ones(len(pieces), bool)
-    is_ordinary[tokenizer.special_token_ids] = False
+    is_ordinary[special_token_ids] = False
     starts_word = np.array([piece.startswith(WORD_START) for piece in pieces])
     has_content = np.array([piece.strip(WORD_START) != "" for piece in pieces])
     # A word begins without "▁" where the vocabulary does not have the two as one, and they are
@@ -329,23 +280,15 @@ def _allowed_replacements(tokenizer: CocoLMTokenizer) -> tf.Tensor:
     is_punctuation = tf.strings.regex_full_match(pieces, rf"[{PUNCTUATION}](?s:.*)").numpy()
     vocabulary = set(pieces)
     is_alone = np.array([WORD_START + piece not in vocabulary for piece in pieces])
-    # A byte alone is no character: none comes into a word, and none is taken out of one.
-    is_character = ~_is_byte(tokenizer)
-    kinds = {
-        _BEGINNING: ((starts_word & has_content) | (is_punctuation & is_alone)) & is_character,
-        _CONTINUATION: ~starts_word & is_character,
-        _ANY: is_ordinary,
-    }
     allowed = np.zeros([_NONE + 1, len(pieces)], bool)
-    for kind, is_of_kind in kinds.items():
-        allowed[kind] = is_of_kind & is_ordinary
-        allowed[kind, NOTHING_ID] = True
+    allowed[_BEGINNING] = (starts_word & has_content) | (is_punctuation & is_alone)
+    allowed[_CONTINUATION] = ~starts_word
+    # A byte alone is no character: none comes into a word, and none is taken out of one.
+    allowed[[_BEGINNING, _CONTINUATION]] &= ~is_byte
+    allowed[_ANY] = True
+    allowed &= is_ordinary
+    allowed[:_NONE, NOTHING_ID] = True
     return tf.constant(allowed)
-
-
-def _is_byte(tokenizer: CocoLMTokenizer) -> np.ndarray:
-    """[V] bool: which pieces stand for a byte."""
-    return np.isin(np.arange(tokenizer.vocabulary_size()), tokenizer.byte_token_ids)
 
 
 def _formatted(probabilities: tf.Tensor) -> tf.Tensor:
@@ -360,9 +303,11 @@ def replaced_probability(
 ) -> tf.Tensor:
     """The probability that a token of each word is not the original: [W] float32."""
     # `copy_logits` [T] float32; `word_numbers` [T], the word of each token, ascending.
-    log_belongs = tf.math.segment_sum(tf.math.log_sigmoid(copy_logits), word_numbers)
+    log_belongs = tf.math.unsorted_segment_sum(
+        tf.math.log_sigmoid(copy_logits), word_numbers, num_words
+    )
     # Not 1 - exp(x): most words belong, and a float32 has no digits left for what is close to 1.
-    return -tf.math.expm1(_padded(log_belongs, num_words))
+    return -tf.math.expm1(log_belongs)
 
 
 def best_spellings(
@@ -432,7 +377,3 @@ def best_corrections(
     probabilities = tf.where(is_first & is_other, tf.minimum(together, 1.0), 0.0)
     best, index = tf.math.top_k(probabilities, count)
     return tf.where(best > 0, tf.gather(spelled, index, batch_dims=1), ""), best
-
-
-def _padded(rows: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    return tf.pad(rows, [[0, tf.cast(size, tf.int32) - tf.size(rows)]])

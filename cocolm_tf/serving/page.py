@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.serving.client import Export
+from cocolm_tf.serving.client import Export, words_of
 
 # Pages of text; more is a mistake.
 _MAX_BYTES = 1 << 20
@@ -135,25 +135,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _correct(export: Export, text: str) -> dict[str, Any]:
-    found = {name: values[0] for name, values in export("correct", texts=[text]).items()}
-    words = [
-        {
-            "start": int(found["starts"][index]),
-            "end": int(found["ends"][index]),
-            "probability": float(found["probabilities"][index]),
-            "corrections": [
-                (correction.decode("utf-8", "replace"), float(probability))
-                for correction, probability in zip(
-                    found["corrections"][index],
-                    found["correction_probabilities"][index],
-                    strict=True,
-                )
-                if probability > 0
-            ],
-        }
-        for index in range(found["num_words"])
-    ]
-    return {"text": text, "words": words, "truncated": bool(found["truncated"])}
+    (answer,) = export.answers("correct", texts=[text])
+    return {"text": text, "words": list(words_of(answer)), "truncated": answer["truncated"]}
 
 
 def _similarity(export: Export, first: str, second: str) -> dict[str, Any]:

@@ -5,8 +5,7 @@ import conversion_released as released
 import numpy as np
 import pytest
 
-from cocolm_tf.conversion.convert import convert_to_preset
-from cocolm_tf.conversion.parts import TASK_HEADS_FILENAME
+from cocolm_tf.conversion.convert import TASK_HEADS_FILENAME, convert_to_preset
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.preset import HEADS_FILENAME

@@ -70,17 +70,14 @@ def test_with_and_without_relative_positions(transformers, bins):
     import torch
 
     from cocolm_tf.conversion import modeling_cocolm
-    from cocolm_tf.conversion.architecture import configuration_of
-    from cocolm_tf.conversion.layout import encoder_entries, table_entries
+    from cocolm_tf.conversion.layout import configuration_of, encoder_entries, table_entries
 
     backbone = make_backbone(bins, positions=40)
     config = modeling_cocolm.CocoLMConfig(**configuration_of(backbone, None, need_pooler=False))
     model = modeling_cocolm.CocoLMModel(config).eval()
     entries = [*table_entries(backbone), *encoder_entries(backbone)]
     tensors = {
-        name: torch.from_numpy(np.array(tensor.make()))
-        for entry in entries
-        for name, tensor in entry.tensors().items()
+        name: torch.tensor(tensor) for entry in entries for name, tensor in entry.tensors().items()
     }
     model.load_state_dict(tensors)
     ids = np.random.default_rng(0).integers(5, 50, size=(3, 37))

@@ -14,8 +14,10 @@ from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.serving.client import Export
-from cocolm_tf.serving.export import Settings, export_preset
-from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
+from cocolm_tf.serving.export import export_preset
+from cocolm_tf.serving.served_preset import ServedPreset
+from cocolm_tf.serving.signature import Settings
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
 from cocolm_tf.training.build import build_pretrainer
@@ -29,11 +31,7 @@ SENTENCES = [
     "Some words repeat: the then there these those that this them they. On and on and on.",
     "Zebras, jackals & quick foxes walk by; every kind of vowel gives us something to merge.",
 ]
-NUM_CORRECTIONS = 3
-MAX_TOKENS = 60
-SETTINGS = Settings(
-    buckets=(8, 16), num_corrections=NUM_CORRECTIONS, max_tokens=MAX_TOKENS, pooling="cls"
-)
+SETTINGS = Settings(buckets=(8, 16), num_corrections=3, max_tokens=300)
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +40,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CocoLMTokenizer:
     return train_vocabulary(SENTENCES * 3, 150, folder, character_coverage=1.0)
 
 
-def small_config(**sizes: Any) -> PretrainingConfig:
+def untrained(tokenizer: CocoLMTokenizer) -> CocoLMPretrainer:
+    """A model with weights large enough for its answers to differ."""
+    random.seed(0)
     config = PretrainingConfig()
     model = {
-        "vocabulary_size": 150,
+        "vocabulary_size": tokenizer.vocabulary_size(),
         "num_layers": 2,
         "num_heads": 2,
         "hidden_dim": 16,
@@ -54,14 +54,7 @@ def small_config(**sizes: Any) -> PretrainingConfig:
         "relative_position_bins": 8,
         "relative_position_max_distance": 12,
     }
-    config.override({"model": model | sizes, "auxiliary": {"replacements": "random"}})
-    return config
-
-
-def untrained(tokenizer: CocoLMTokenizer) -> CocoLMPretrainer:
-    """A model with weights large enough for its answers to differ."""
-    random.seed(0)
-    config = small_config(vocabulary_size=tokenizer.vocabulary_size())
+    config.override({"model": model, "auxiliary": {"replacements": "random"}})
     pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
     rng = np.random.default_rng(0)
     for variable in pretrainer.trainable_variables:
@@ -80,12 +73,8 @@ def parts_in_bytes(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("vocabularies") / "bytes"
     tokenizer = train_vocabulary(SENTENCES, 390, folder, byte_fallback=True)
     model = untrained(tokenizer)
-    return SimpleNamespace(
-        tokenizer=tokenizer,
-        backbone=model.backbone,
-        copy_head=model.copy_head,
-        lm_head=model.lm_head,
-    )
+    heads = {"copy_head": model.copy_head, "lm_head": model.lm_head}
+    return SimpleNamespace(tokenizer=tokenizer, backbone=model.backbone, head=heads.get)
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +87,11 @@ def preset(pretrainer: CocoLMPretrainer, tokenizer: CocoLMTokenizer, tmp_path_fa
 @pytest.fixture(scope="session")
 def parts(preset: Path) -> ServedPreset:
     return ServedPreset(str(preset))
+
+
+@pytest.fixture(scope="session")
+def encoder(parts: ServedPreset) -> Encoder:
+    return Encoder(InferenceEncoder(parts.backbone), SETTINGS.buckets)
 
 
 @pytest.fixture(scope="session")
@@ -157,8 +151,8 @@ def exports(
 ) -> dict[str, Path]:
     """The folders of exports: `pretrained`, `classifier`, `rater`, `answerer` and `tagger`."""
     folders = {"pretrained": exported}
-    for name, signature in (
-        ("classifier", "classify"),
+    for name, *signatures in (
+        ("classifier", "classify", "embed"),
         ("rater", "classify"),
         ("answerer", "answer"),
         ("tagger", "tag"),
@@ -167,5 +161,5 @@ def exports(
         request.getfixturevalue(name).save_to_preset(str(folder / "preset"))
         folders[name] = folder / name
         preset = str(folder / "preset")
-        export_preset(preset, [signature, "embed"], str(folders[name]), settings=SETTINGS)
+        export_preset(preset, signatures, str(folders[name]), settings=SETTINGS)
     return folders

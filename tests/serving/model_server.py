@@ -181,13 +181,13 @@ class Models:
     """All models of a server: each the highest version in its folder."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
-        self._servables = {}
+        self.servables = {}
         for name, folder in folders.items():
             versions = [path for path in folder.iterdir() if re.fullmatch(r"\d+", path.name)]
-            self._servables[name] = Servable(name, max(versions, key=lambda path: int(path.name)))
+            self.servables[name] = Servable(name, max(versions, key=lambda path: int(path.name)))
 
     def get(self, model_spec: Any) -> Servable:
-        servable = self._servables.get(model_spec.name)
+        servable = self.servables.get(model_spec.name)
         version = model_spec.version.value if model_spec.HasField("version") else None
         if servable is None or version not in (None, servable.version):
             wanted = f"Latest({model_spec.name})"
@@ -199,13 +199,13 @@ class Models:
 
     def status(self, request: Any) -> Any:
         name = request.model_spec.name
-        if name not in self._servables:
+        if name not in self.servables:
             message = f"Could not find any versions of model {name}"
             raise ServingError(grpc.StatusCode.NOT_FOUND, message)
         response = get_model_status_pb2.GetModelStatusResponse()
         available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
         status = response.model_version_status.add(state=available)
-        status.version = self._servables[name].version
+        status.version = self.servables[name].version
         status.status.error_message = ""
         return response
 
@@ -504,10 +504,11 @@ def _add_to_feature(feature: Any, name: str, value: Any) -> None:
 
 
 class Ports(NamedTuple):
-    """Where a server listens, on localhost."""
+    """Where a server listens, on localhost, and what it serves."""
 
     grpc: int
     rest: int
+    models: Models
 
 
 @contextmanager
@@ -526,7 +527,7 @@ def serving(folders: dict[str, Path]) -> Iterator[Ports]:
     thread = threading.Thread(target=rest_server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield Ports(grpc_port, rest_server.server_address[1])
+        yield Ports(grpc_port, rest_server.server_address[1], models)
     finally:
         rest_server.shutdown()
         rest_server.server_close()

@@ -1,6 +1,11 @@
-"""Texts to ask models about: ordinary, odd, and hostile ones."""
+"""Texts to ask models about: ordinary, odd, and hostile ones; and what is asked."""
 
 import random
+from types import SimpleNamespace
+from typing import Any
+
+from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
+from cocolm_tf.serving.signature import Settings
 
 # The most tokens that the tests' models take.
 MAX_LENGTH = 24
@@ -123,3 +128,10 @@ def _random_text(rng: random.Random) -> bytes:
 def _character(rng: random.Random) -> int:
     code = rng.choice([rng.randrange(128), rng.randrange(0x3000), rng.randrange(0x110000)])
     return code if not 0xD800 <= code < 0xE000 else 0xFFFD
+
+
+def signatures_of(kind: type, model: Any, **settings: Any) -> Any:
+    """The `SignatureGroup` of a fine-tuned model that is in no preset."""
+    parts = SimpleNamespace(tokenizer=model.preprocessor.tokenizer, task=lambda _: model)
+    encoder = Encoder(InferenceEncoder(model.backbone), (8, 16))
+    return kind(parts, encoder, Settings(**settings))

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).with_name("bare_client.py")
 TEXTS = [
     *(text if isinstance(text, bytes) else text.encode() for text in ODD_TEXTS),
-    *random_texts(180, seed=5),
+    *random_texts(40, seed=5),
 ]
-QUESTIONS = [b"Who sat?", b"", b"\xff?", " ".join(WORDS * 2).encode()] * 50
+QUESTIONS = [b"Who sat?", b"", b"\xff?", " ".join(WORDS * 2).encode()] * 15
 
 Answers = dict[str, np.ndarray]
 Ask = Callable[[str, str], Answers]
@@ -160,7 +160,7 @@ def test_correct(
         spans = zip(found[0], found[1], strict=True)
         assert decoded(by_word["words"][row, :count]) == [whole[a:b] for a, b in spans]
         compared += count
-    assert compared > 200
+    assert compared > 50
 
 
 def test_the_default_is_the_signature_asked_for(ask: Ask):
@@ -216,7 +216,7 @@ def test_answer(ask: Ask, answerer: CocoLMQuestionAnswerer):
         np.testing.assert_allclose(odds, prediction.null_odds, atol=1e-4)
         assert found["answerable"][row] == (prediction.answer != "")
         compared += 1
-    assert compared > 100
+    assert compared > 20
     logits = ask("answerer", "answer_ids")
     assert logits["start_logits"].shape == (len(TEXTS), MAX_LENGTH)
 

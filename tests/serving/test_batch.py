@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from cocolm_tf import UserError
-from cocolm_tf.serving import batch
-from cocolm_tf.serving.batch import UNFINISHED, answer_file
-from cocolm_tf.serving.client import Export
+from cocolm_tf.serving.client import UNFINISHED, Export, answer_file
 
 TEXTS = ["The cat sat on it.", "", "“The” others", "\x00", "It's 30.5%", "the " * 30, "a"]
 
@@ -51,15 +49,15 @@ def test_what_was_ended_goes_on(
     answer_file(*arguments, str(whole), batch_size=2)
     asked = 0
 
-    def killed(outputs: Any) -> Any:
+    def killed(self: Export, signature: str, **inputs: Any) -> Any:
         nonlocal asked
         asked += 1
         if asked == 3:
             raise KeyboardInterrupt
-        return outputs_by_row(outputs)
+        return answers(self, signature, **inputs)
 
-    outputs_by_row = batch.outputs_by_row
-    monkeypatch.setattr(batch, "outputs_by_row", killed)
+    answers = Export.answers
+    monkeypatch.setattr(Export, "answers", killed)
     with pytest.raises(KeyboardInterrupt):
         answer_file(*arguments, str(output), batch_size=2)
     assert not output.exists()

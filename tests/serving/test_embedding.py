@@ -4,14 +4,14 @@ import tensorflow as tf
 from serving_texts import ODD_TEXTS
 
 from cocolm_tf import CocoLMTextEmbedder, UserError
-from cocolm_tf.serving.embedding import POOLINGS, embedding_signatures
 from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
-from cocolm_tf.serving.preset import ServedPreset
+from cocolm_tf.serving.sequence_signatures import POOLINGS, Embedder
+from cocolm_tf.serving.served_preset import ServedPreset
+from cocolm_tf.serving.signature import Settings
 
 
-def signatures(parts: ServedPreset, pooling: str):
-    encoder = Encoder(InferenceEncoder(parts.backbone), (8, 16))
-    return embedding_signatures(encoder, parts.tokenizer, pooling, parts.projection)
+def embedder(parts: ServedPreset, encoder: Encoder, pooling: str) -> Embedder:
+    return Embedder(parts, encoder, Settings(pooling=pooling))
 
 
 def reference(parts: ServedPreset, texts: list, pooling: str) -> np.ndarray:
@@ -23,15 +23,14 @@ def reference(parts: ServedPreset, texts: list, pooling: str) -> np.ndarray:
         mask = inputs["padding_mask"].numpy()[..., np.newaxis]
         vectors = (states * mask).sum(axis=1) / mask.sum(axis=1)
     if pooling == "projection":
-        vectors = parts.projection(vectors).numpy()
+        vectors = parts.head("projection")(vectors).numpy()
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_vectors_are_those_of_the_model(parts: ServedPreset, pooling: str):
+def test_vectors_are_those_of_the_model(parts: ServedPreset, encoder: Encoder, pooling: str):
     texts = ["The cat sat.", "It's 30.5%", "The others weren't there... " * 3, *ODD_TEXTS]
-    embed = signatures(parts, pooling)["embed"].concrete()
-    outputs = embed(tf.constant(texts))
+    outputs = embedder(parts, encoder, pooling).embed(tf.constant(texts))
     np.testing.assert_allclose(outputs["embeddings"], reference(parts, texts, pooling), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(outputs["embeddings"], axis=1), 1.0, rtol=1e-5)
     whole = parts.tokenizer.graph_module().tokenize(tf.constant(texts)).row_lengths().numpy() + 2
@@ -41,21 +40,22 @@ def test_vectors_are_those_of_the_model(parts: ServedPreset, pooling: str):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("filling", [0, 1])
-def test_ids_give_the_vectors_of_their_text(parts: ServedPreset, pooling: str, filling: int):
+def test_ids_give_the_vectors_of_their_text(
+    parts: ServedPreset, encoder: Encoder, pooling: str, filling: int
+):
     """Rows filled up with <pad>; or with <s>, as TensorFlow Serving does."""
     texts = ["The cat sat on it.", "", "A", "The others weren't there"]
-    both = signatures(parts, pooling)
     ids = [[0, *row, 2] for row in parts.tokenizer(texts)]
     width = max(map(len, ids)) + 3
     rows = [row + [filling] * (width - len(row)) for row in ids]
-    by_ids = both["embed_ids"].concrete()(tf.constant(rows))
-    by_text = both["embed"].concrete()(tf.constant(texts))
+    both = embedder(parts, encoder, pooling)
+    by_ids, by_text = both.embed_ids(tf.constant(rows)), both.embed(tf.constant(texts))
     np.testing.assert_allclose(by_ids["embeddings"], by_text["embeddings"], atol=1e-5)
     assert not by_ids["truncated"].numpy().any()
 
 
-def test_ids_that_are_none_or_too_many(parts: ServedPreset):
-    embed_ids = signatures(parts, "cls")["embed_ids"].concrete()
+def test_ids_that_are_none_or_too_many(parts: ServedPreset, encoder: Encoder):
+    embed_ids = embedder(parts, encoder, "cls").embed_ids
     odd = tf.constant([[0, -5, 150, 2**31 - 1, 2]])
     unknown = tf.constant([[0, 3, 3, 3, 2]])
     np.testing.assert_array_equal(embed_ids(odd)["embeddings"], embed_ids(unknown)["embeddings"])
@@ -70,8 +70,8 @@ def test_ids_that_are_none_or_too_many(parts: ServedPreset):
 
 
 def test_vectors_are_those_that_the_presets_embedder_learned(preset, tmp_path):
-    embedder = CocoLMTextEmbedder.from_preset(str(preset), pooling_mode="mean", dimensions=[8, 4])
-    embedder.save_to_preset(str(tmp_path / "preset"))
+    model = CocoLMTextEmbedder.from_preset(str(preset), pooling_mode="mean", dimensions=[8, 4])
+    model.save_to_preset(str(tmp_path / "preset"))
     parts = ServedPreset(str(tmp_path / "preset"))
     assert parts.embedding() == ("mean", 8)
     assert parts.embedding(dimension=4) == parts.embedding("mean", 4) == ("mean", 4)
@@ -80,9 +80,7 @@ def test_vectors_are_those_that_the_presets_embedder_learned(preset, tmp_path):
         parts.embedding(dimension=5)
     with pytest.raises(UserError, match="--dimension=17 is more than the 16 of a vector"):
         ServedPreset(str(preset)).embedding(dimension=17)
-    pooling, dimension = parts.embedding()
-    encoder = Encoder(InferenceEncoder(parts.backbone), (8, 16))
-    embed = embedding_signatures(encoder, parts.tokenizer, pooling, dimension=dimension)["embed"]
     texts = ["The cat sat.", "The others weren't there... " * 3]
-    found = embed.concrete()(tf.constant(texts))["embeddings"]
-    np.testing.assert_allclose(found, embedder(embedder.preprocessor(texts)), atol=1e-5)
+    served = Embedder(parts, Encoder(InferenceEncoder(parts.backbone)))
+    found = served.embed(tf.constant(texts))["embeddings"]
+    np.testing.assert_allclose(found, model(model.preprocessor(texts)), atol=1e-5)

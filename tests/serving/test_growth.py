@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from serving_texts import signatures_of
 from tensorflow.python.framework import op_callbacks
 
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
-from cocolm_tf.serving.answering import Answerer
-from cocolm_tf.serving.classification import Classifier
 from cocolm_tf.serving.correction import Corrector
-from cocolm_tf.serving.embedding import embedding_signatures
 from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
-from cocolm_tf.serving.preset import ServedPreset
-from cocolm_tf.serving.tagging import Tagger
+from cocolm_tf.serving.sequence_signatures import Classifier, Embedder
+from cocolm_tf.serving.served_preset import ServedPreset
+from cocolm_tf.serving.signature import Settings
+from cocolm_tf.serving.span_signatures import Answerer, Tagger
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 SIZE = 6000
@@ -84,18 +84,20 @@ def test_signatures(
     answerer: CocoLMQuestionAnswerer,
     tagger: CocoLMTokenClassifier,
 ):
-    encoder, tokenizer = Encoder(InferenceEncoder(parts.backbone)), parts.tokenizer
-    corrector = Corrector(encoder, tokenizer, parts.copy_head, parts.lm_head, 3, max_tokens=60)
-    answer = Answerer(encoder, tokenizer, answerer, max_tokens=60).answer
+    encoder = Encoder(InferenceEncoder(parts.backbone))
+    settings = Settings(num_corrections=3, max_tokens=60)
+    corrector = Corrector(parts, encoder, settings)
+    answer = signatures_of(Answerer, answerer, max_tokens=60).answer
+    spans = signatures_of(Tagger, tagger, max_tokens=60)
     few = tf.constant(["The cat"])
     text = "".join(part[:SIZE] for part in TEXTS.values())
     for ask in (
-        embedding_signatures(encoder, tokenizer)["embed"].function,
-        functools.partial(Classifier(encoder, tokenizer, classifier).classify_pairs, few),
+        Embedder(parts, encoder, settings).embed,
+        functools.partial(signatures_of(Classifier, classifier).classify_pairs, few),
         corrector.correct,
         corrector.correct_tsv,
         functools.partial(answer, few),
-        Tagger(encoder, tokenizer, tagger, max_tokens=60).tag,
-        Tagger(encoder, tokenizer, tagger, max_tokens=60).tag_tsv,
+        spans.tag,
+        spans.tag_tsv,
     ):
         assert growth(ask, text) <= MOST

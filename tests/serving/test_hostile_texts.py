@@ -16,7 +16,7 @@ from cocolm_tf.serving.client import find_version
 pytestmark = pytest.mark.slow
 
 BATCH_SIZES = (0, 1, 1, 2, 7, 16, 33)
-COUNTS = [300, pytest.param(10_000, marks=pytest.mark.exhaustive)]
+COUNTS = [80, pytest.param(10_000, marks=pytest.mark.exhaustive)]
 
 Outputs = dict[str, np.ndarray]
 
@@ -140,7 +140,6 @@ def load(exports: dict[str, Path]) -> Callable[[str], Any]:
         ("classifier", "classify_pairs", pair_inputs("first", "second"), check_classes),
         ("classifier", "classify_ids", ids_inputs, check_classes),
         ("classifier", "classify_examples", examples_inputs, check_classes),
-        ("rater", "classify", texts_inputs, no_check),
         ("rater", "classify_examples", examples_inputs, no_check),
         ("answerer", "answer", pair_inputs("questions", "contexts"), check_answer),
         ("answerer", "answer_ids", ids_inputs, no_check),

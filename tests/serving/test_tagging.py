@@ -3,33 +3,27 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from serving_texts import ODD_TEXTS, random_texts
+from serving_texts import ODD_TEXTS, random_texts, signatures_of
 
 from cocolm_tf.finetuning.models.token_classifier import (
     CocoLMTokenClassifier,
     CocoLMTokenClassifierPreprocessor,
 )
-from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
+from cocolm_tf.serving import signature
 from cocolm_tf.serving.signature import dense_rows
-from cocolm_tf.serving.tagging import Tagger, tagging_signatures
+from cocolm_tf.serving.span_signatures import Tagger
 
 TEXTS = [text.encode() if isinstance(text, str) else text for text in ODD_TEXTS]
 TEXTS += [*random_texts(20, seed=5), b"The cat"]
 
 
-def served(model: CocoLMTokenClassifier, max_tokens: int = 4096) -> dict:
-    encoder = Encoder(InferenceEncoder(model.backbone), buckets=(8, 16))
-    tagger = Tagger(encoder, model.preprocessor.tokenizer, model, max_tokens)
-    return {name: s.concrete() for name, s in tagging_signatures(tagger).items()}
-
-
 @pytest.fixture(scope="module")
-def signatures(tagger: CocoLMTokenClassifier) -> dict:
-    return served(tagger)
+def signatures(tagger: CocoLMTokenClassifier) -> Tagger:
+    return signatures_of(Tagger, tagger)
 
 
 def ask(function, texts) -> dict[str, np.ndarray]:
-    return {name: x.numpy() for name, x in function(texts=tf.constant(texts)).items()}
+    return {name: x.numpy() for name, x in function(tf.constant(texts)).items()}
 
 
 def spans_of(found: dict[str, np.ndarray], row: int) -> list[tuple]:
@@ -39,7 +33,7 @@ def spans_of(found: dict[str, np.ndarray], row: int) -> list[tuple]:
 
 
 def test_spans_and_scores_are_the_models(tagger, signatures):
-    found, lines = ask(signatures["tag"], TEXTS), ask(signatures["tag_tsv"], TEXTS)
+    found, lines = ask(signatures.tag, TEXTS), ask(signatures.tag_tsv, TEXTS)
     texts = [text.decode("utf-8", "replace") for text in TEXTS]
     assert found["num_spans"].sum() > 100
     for row, spans in enumerate(tagger.predict(texts)):
@@ -55,14 +49,14 @@ def test_spans_and_scores_are_the_models(tagger, signatures):
 
 
 def test_no_texts_and_no_spans(signatures):
-    assert ask(signatures["tag"], tf.zeros([0], tf.string))["spans"].shape == (0, 0)
-    assert ask(signatures["tag_tsv"], ["", "  "])["tsv"].tolist() == [b"", b""]
+    assert ask(signatures.tag, tf.zeros([0], tf.string))["spans"].shape == (0, 0)
+    assert ask(signatures.tag_tsv, ["", "  "])["tsv"].tolist() == [b"", b""]
 
 
 def test_words_are_not_cut_and_what_is_unread_is_told(tagger):
     text = "The cat sat on the mat, and the dog didn't like it."
     (ids,) = tagger.preprocessor.tokenizer([text])
-    found = ask(served(tagger, max_tokens=len(ids) - 1)["tag"], [text, "The cat"])
+    found = ask(signatures_of(Tagger, tagger, max_tokens=len(ids) - 1).tag, [text, "The cat"])
     assert found["truncated"].tolist() == [True, False]
     whole = [tuple(span[:3]) for span in tagger.predict([text])[0]]
     assert all(span[1] < len(text) for span in spans_of(found, 0))
@@ -74,7 +68,7 @@ def test_single_tokens(preset, tagger):
     model = CocoLMTokenClassifier(tagger.backbone, ["X", "Y"], preprocessor, scheme="none")
     model.tag_logits.kernel.assign(np.random.default_rng(0).normal(size=[16, 2]))
     text = "The cats weren't there"
-    found = ask(served(model)["tag"], [text])
+    found = ask(signatures_of(Tagger, model).tag, [text])
     assert spans_of(found, 0) == [tuple(span[:3]) for span in model.predict([text])[0]]
     assert b"".join(found["spans"][0]).decode() == text.replace(" ", "")
 
@@ -82,15 +76,18 @@ def test_single_tokens(preset, tagger):
 def test_tokens_have_tags(tagger, signatures):
     features = tagger.preprocessor(["The cat sat.", "A dog"])
     mask = np.array(features["padding_mask"])
-    found = signatures["tag_ids"](token_ids=tf.constant(features["token_ids"]))
+    found = signatures.tag_ids(tf.constant(features["token_ids"]))
     best = np.array(tagger(features)).argmax(axis=-1)
     expected = np.where(mask, np.array(tagger.tag_names)[best], "")
     assert [[tag.decode() for tag in row] for row in found["tags"].numpy()] == expected.tolist()
     assert not found["probabilities"].numpy()[~mask].any()
 
 
-def test_one_text_with_very_many_spans_makes_no_wide_batch():
+def test_one_text_with_very_many_spans_makes_no_wide_batch(monkeypatch):
+    monkeypatch.setattr(signature, "LONGEST_TEXTS_OF_REQUEST", 1)
+    monkeypatch.setattr(signature, "MAX_TOKENS", 1)
     rows = {"spans": tf.ragged.constant([["a"] * 4, ["b"], []])}
-    assert dense_rows(rows, 12, "spans", "tag_tsv")["spans"].shape == (3, 4)
+    found = dense_rows(rows, 12, "spans", "tag_tsv")
+    assert found["spans"].shape == (3, 4) and found["num_spans"].numpy().tolist() == [4, 1, 0]
     with pytest.raises(tf.errors.InvalidArgumentError, match="11 at most.*or tag_tsv; here they"):
         dense_rows(rows, 11, "spans", "tag_tsv")

@@ -14,11 +14,18 @@ from cocolm_tf.finetuning.models.text_embedder import CocoLMTextEmbedder
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
 from cocolm_tf.finetuning.presets import converted_head, load_task, task_name
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import Pretrainer
 from cocolm_tf.training.preset import HEADS_FILENAME, check_finite_weights, load_pretrained
+
+# By task model: the name of its head in a converted checkpoint, and the program that trains it.
+_TASKS = {
+    CocoLMTextClassifier: ("classifier", "finetune_glue.py"),
+    CocoLMQuestionAnswerer: ("question_answerer", "finetune_squad.py"),
+    CocoLMTextEmbedder: ("", "finetune_embedder.py"),
+    CocoLMTokenClassifier: ("", "finetune_tokens.py"),
+}
 
 
 class ServedPreset:
@@ -39,15 +46,27 @@ class ServedPreset:
         """The encoder."""
         return (self._task or self._pretrained).backbone
 
-    @property
-    def classifier(self) -> CocoLMTextClassifier:
-        """The fine-tuned classifier."""
-        return self._task_of(CocoLMTextClassifier, "classifier", "finetune_glue.py")
+    def task(self, kind: type[keras.Model]) -> Any:
+        """The fine-tuned model, with its head."""
+        if isinstance(self._task, kind):
+            return self._task
+        head, program = _TASKS[kind]
+        if head and converted_head(self.directory, head):
+            return kind.from_preset(self.directory, dtype="float32")
+        raise UserError(
+            f"--preset={self.directory} is not that of a {kind.__name__}: it must be one that "
+            f"{program} wrote."
+        )
 
-    @property
-    def answerer(self) -> CocoLMQuestionAnswerer:
-        """The fine-tuned question answerer."""
-        return self._task_of(CocoLMQuestionAnswerer, "question_answerer", "finetune_squad.py")
+    def head(self, name: str) -> Any:
+        """A head of pretraining: `copy_head`, `lm_head` or `projection`."""
+        head = getattr(self._pretrained, name, None)
+        if head is None:
+            raise UserError(
+                f"--preset={self.directory} has no {name}: it must be one that pretraining wrote, "
+                f"with that part of the objective (see its {HEADS_FILENAME})."
+            )
+        return head
 
     def embedding(self, pooling: str = "", dimension: int = 0) -> tuple[str, int]:
         """The pooling and the dimension of vectors, 0 for all."""
@@ -63,60 +82,12 @@ class ServedPreset:
             raise UserError(f"--dimension={dimension}: the vectors were trained at {trained}.")
         return embedder.pooling_mode, dimension or embedder.dimensions[0]
 
-    @property
-    def token_classifier(self) -> CocoLMTokenClassifier:
-        """The fine-tuned token classifier."""
-        return self._task_of(CocoLMTokenClassifier, "", "finetune_tokens.py")
-
-    @property
-    def copy_head(self) -> CopyHead:
-        """The head for whether a token is the original."""
-        return self._head("copy_head")
-
-    @property
-    def lm_head(self) -> TiedProjection:
-        """The head for which token is the original."""
-        return self._head("lm_head")
-
-    @property
-    def projection(self) -> Transform:
-        """The projection of sequence vectors before contrastive learning compares them."""
-        return self._head("projection")
-
-    def _head(self, name: str) -> keras.layers.Layer:
-        head = getattr(self._pretrained, name, None)
-        if head is None:
-            raise UserError(
-                f"--preset={self.directory} has no {name}: it must be one that pretraining wrote, "
-                f"with that part of the objective (see its {HEADS_FILENAME})."
-            )
-        return head
-
-    def _task_of(self, kind: type[keras.Model], head: str, program: str) -> Any:
-        if not isinstance(self._task, kind):
-            if head and converted_head(self.directory, head):
-                return kind.from_preset(self.directory, dtype="float32")
-            raise UserError(
-                f"--preset={self.directory} is not that of a {kind.__name__}: it must be one that "
-                f"{program} wrote."
-            )
-        return self._task
-
     @functools.cached_property
     def _task(self) -> Any:
         """The fine-tuned model with its head; None if the preset is only pretrained."""
         if not task_name(self.directory):
             return None
-        task = load_task(
-            self.directory,
-            [
-                CocoLMTextClassifier,
-                CocoLMQuestionAnswerer,
-                CocoLMTextEmbedder,
-                CocoLMTokenClassifier,
-            ],
-            dtype="float32",
-        )
+        task = load_task(self.directory, list(_TASKS), dtype="float32")
         check_finite_weights(task, self.directory)
         return task
 
