@@ -97,12 +97,16 @@ def test_what_fails_leaves_nothing(preset: Path, tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "out").exists()
 
 
-def test_a_preset_without_heads_embeds_and_does_not_correct(preset: Path, tmp_path: Path):
-    headless = tmp_path / "headless"
+def test_a_preset_without_what_is_asked_for_leaves_nothing(preset: Path, tmp_path: Path):
+    headless, output = tmp_path / "headless", str(tmp_path / "out")
     headless.mkdir()
+    with pytest.raises(UserError, match="is not a preset: it has no config.json"):
+        export_preset(str(headless), ["embed"], output)
     for path in preset.iterdir():
         if path.name != "pretraining_heads.npz":
             (headless / path.name).symlink_to(path)
     with pytest.raises(UserError, match="has no copy_head: it must be one that pretraining wrote"):
-        export_preset(str(headless), ["correct"], str(tmp_path / "out"))
+        export_preset(str(headless), ["correct"], output)
+    with pytest.raises(UserError, match="is not that of a CocoLMTextClassifier: it must be one"):
+        export_preset(str(headless), ["classify"], output)
     assert not (tmp_path / "out").exists()

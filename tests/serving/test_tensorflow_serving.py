@@ -4,7 +4,6 @@ import functools
 import json
 import re
 import subprocess
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,36 +160,18 @@ def test_metadata_and_status(server: Ports, stub: Any):
 
 
 @pytest.mark.parametrize(
-    ("request_", "code", "words"),
+    ("request_", "words"),
     [
-        (
-            predict_request("nobody", texts=["a"]),
-            "NOT_FOUND",
-            "Servable not found for request: Latest(nobody)",
-        ),
-        (
-            predict_request("first", "translate", texts=["a"]),
-            "FAILED_PRECONDITION",
-            'Serving signature key "translate" not found.',
-        ),
-        (
-            predict_request("answers", "answer", questions=["a"]),
-            "INVALID_ARGUMENT",
-            "input size does not match signature: 1!=2 len({questions}) != "
-            "len({contexts,questions}). Sent extra: {}. Missing but required: {contexts}.",
-        ),
-        (
-            predict_request("first", texts=[1.0]),
-            "INVALID_ARGUMENT",
-            "Expects arg[0] to be string but float is provided",
-        ),
+        (predict_request("first", texts=[""] * 262_145), "a request may have 4194304 bytes"),
+        (predict_request("answers", "answer", questions=["a"]), "contexts"),
+        (predict_request("first", texts=[1.0]), "texts is not of type float"),
     ],
-    ids=str,
+    ids=["too much", "missing", "type"],
 )
-def test_a_mistake_is_an_error_and_no_crash(stub: Any, request_: Any, code: str, words: str):
+def test_a_mistake_is_an_error_and_no_crash(stub: Any, request_: Any, words: str):
     with pytest.raises(grpc.RpcError) as caught:
         stub.Predict(request_)
-    assert caught.value.code().name == code
+    assert caught.value.code().name == "INVALID_ARGUMENT"
     assert words in caught.value.details()
 
 
@@ -200,13 +181,10 @@ def get(server: Ports, path: str) -> Any:
 
 
 def post(server: Ports, path: str, content: Any) -> Any:
-    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    body = json.dumps(content).encode()
     request = urllib.request.Request(f"http://localhost:{server.rest}/v1/models/{path}", body)
-    try:
-        with urllib.request.urlopen(request) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)["error"]
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)
 
 
 def test_rows_and_columns_say_the_same(server: Ports, exports: dict[str, Path]):
@@ -228,58 +206,6 @@ def test_rows_and_columns_say_the_same(server: Ports, exports: dict[str, Path]):
     assert post(server, "first:predict", binary)["predictions"][0]["words"][:2] == ["The", "cat"]
     empty = post(server, "first:predict", {"signature_name": "embed", "inputs": {"texts": []}})
     assert empty["outputs"] == {"embeddings": [], "truncated": []}
-
-
-@pytest.mark.parametrize(
-    ("path", "content", "status", "words"),
-    [
-        ("first:translate", {}, 400, "Malformed request: POST /v1/models/first:translate"),
-        ("first:predict", b"", 400, "JSON Parse error: The document is empty"),
-        ("first:predict", b"{", 400, "JSON Parse error: "),
-        ("first:predict", {}, 400, "Missing 'inputs' or 'instances' key"),
-        ("nobody:predict", {"inputs": []}, 404, "Servable not found for request: Latest(nobody)"),
-        (
-            "first/versions/9:predict",
-            {"inputs": []},
-            404,
-            "Servable not found for request: Specific(first, 9)",
-        ),
-        (
-            "first:predict",
-            {"signature_name": "translate", "inputs": []},
-            400,
-            'Serving signature name: "translate" not found in signature def',
-        ),
-        (
-            "answers:predict",
-            {"instances": ["Who?"]},
-            400,
-            "instances is a plain list, but expecting list of objects as multiple input tensors "
-            "required as per tensorinfo_map",
-        ),
-        (
-            "answers:predict",
-            {"instances": [{"questions": "Who?"}]},
-            400,
-            "keys must be equal to: contexts,questions",
-        ),
-        ("first:predict", {"instances": [1]}, 400, "is not of expected type: string"),
-        (
-            "first:classify",
-            {"examples": [{"first": "a"}]},
-            400,
-            "Expected classification signature method_name to be tensorflow/serving/classify. "
-            "Was: tensorflow/serving/predict",
-        ),
-    ],
-    ids=str,
-)
-def test_what_rest_says_to_a_mistake(
-    server: Ports, path: str, content: Any, status: int, words: str
-):
-    code, error = post(server, path, content)
-    assert code == status
-    assert words in error
 
 
 def test_the_warm_up_requests_are_answered(server: Ports, exports: dict[str, Path]):
