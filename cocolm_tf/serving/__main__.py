@@ -48,28 +48,34 @@ FLAGS = flags.FLAGS
 
 
 def main(directory: str) -> str:
-    """Asks, and prints the answer; or serves a page."""
-    if FLAGS.page:
-        return _serve_page(directory)
-    if FLAGS.input or FLAGS.output:
-        return _answer_file(directory)
-    # A terminal may lack a character, and an argument may be no UTF-8.
-    sys.stdout.reconfigure(errors="replace")
+    """Asks, and prints the answer; or answers a file, or serves a page."""
+    # An argument may be no UTF-8.
     text, second, context = (
         [os.fsencode(value).decode("utf-8", "replace") for value in values]
         for values in (FLAGS.text, FLAGS.second, FLAGS.context)
     )
-    if not text:
+    if not (FLAGS.page or FLAGS.input or FLAGS.output or text):
         raise UserError("there is nothing to ask: give a --text, --input or --page.")
+    if bool(FLAGS.input) != bool(FLAGS.output) or (FLAGS.input and text):
+        raise UserError("--input and --output go together, and without --text.")
     for name, values in (("second", second), ("context", context)):
         if values and len(values) != len(text):
             raise UserError(f"--{name} is given {len(values)} times, but --text {len(text)}.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.serving.client import TEXT_INPUTS, Export, Printer
+    from cocolm_tf.serving.client import TEXT_INPUTS, Export, Printer, answer_file
+    from cocolm_tf.serving.page import PageServer
 
     export = Export(directory)
+    if FLAGS.page:
+        with PageServer(export, FLAGS.port) as server:
+            print(f"{server.address} (Ctrl-C ends it)", flush=True)
+            server.serve_forever()
+        return ""
     signature = FLAGS.signature or export.default
+    if FLAGS.input:
+        answer_file(export, signature, FLAGS.input, FLAGS.output, FLAGS.batch_size)
+        return FLAGS.output
     if signature == "classify" and second:
         signature = "classify_pairs"
     given = {"texts": text, "first": text, "questions": text, "second": second, "contexts": context}
@@ -78,30 +84,11 @@ def main(directory: str) -> str:
         raise UserError("answer needs a --context for each --text, which is a question.")
     if not inputs.get("second", True):
         raise UserError("this model classifies pairs: give a --second for each --text.")
+    # A terminal may lack a character.
+    sys.stdout.reconfigure(errors="replace")
     color = sys.stdout.isatty() if FLAGS.color == "auto" else FLAGS.color == "always"
     answers = list(export.answers(signature, **inputs))
     return Printer(color, FLAGS.threshold)(signature.removesuffix("_pairs"), text, answers)
-
-
-def _answer_file(directory: str) -> str:
-    if not (FLAGS.input and FLAGS.output) or FLAGS.text:
-        raise UserError("--input and --output go together, and without --text.")
-    from cocolm_tf.serving.client import Export, answer_file
-
-    export = Export(directory)
-    signature = FLAGS.signature or export.default
-    answer_file(export, signature, FLAGS.input, FLAGS.output, FLAGS.batch_size)
-    return FLAGS.output
-
-
-def _serve_page(directory: str) -> str:
-    from cocolm_tf.serving.client import Export
-    from cocolm_tf.serving.page import PageServer
-
-    with PageServer(Export(directory), FLAGS.port) as server:
-        print(f"{server.address} (Ctrl-C ends it)", flush=True)
-        server.serve_forever()
-    return ""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 from pathlib import Path
 
 import conversion_released as released
@@ -88,18 +89,38 @@ def test_positions_are_cut_or_repeated_as_the_released_classes_do(tmp_path, rows
     )
 
 
-@pytest.fixture
-def official(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A released checkpoint, for tests that leave it as it is."""
     sizes = released.config()
     tensors = released.prefixed(released.released_tensors(sizes))
-    return released.write_released(tmp_path / "official", tensors, sizes)
+    return released.write_released(tmp_path_factory.mktemp("released") / "official", tensors, sizes)
 
 
-def test_the_projection_is_that_of_contrastive_learning(official: str, tmp_path: Path):
-    convert_to_preset(official, str(tmp_path / "preset"))
-    backbone = CocoLMBackbone(**sizes_of(tmp_path / "preset"))
+@pytest.fixture(scope="module")
+def preset(official: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What it was converted to, likewise."""
+    folder = str(tmp_path_factory.mktemp("converted") / "preset")
+    convert_to_preset(official, folder)
+    return folder
+
+
+@pytest.fixture
+def own_official(official: str, tmp_path: Path) -> str:
+    return shutil.copytree(official, str(tmp_path / "official"))
+
+
+@pytest.fixture
+def own_preset(preset: str, tmp_path: Path) -> str:
+    return shutil.copytree(preset, str(tmp_path / "preset"))
+
+
+def test_the_projection_is_that_of_contrastive_learning(preset: str):
+    config = json.loads(Path(preset, "config.json").read_text())["config"]
+    arguments = {k: v for k, v in config.items() if k not in ("name", "trainable", "dtype")}
+    backbone = CocoLMBackbone(**arguments)
     pretrainer = CocoLMPretrainer(backbone, None, 60, copy_weight=0, lm_weight=0)
-    assert load_preset(pretrainer, str(tmp_path / "preset")) == []
+    assert load_preset(pretrainer, preset) == []
     sizes = released.config()
     tensors = released.released_tensors(sizes)
     hidden = released.encode(tensors, sizes, *released.inputs(sizes))
@@ -109,35 +130,12 @@ def test_the_projection_is_that_of_contrastive_learning(official: str, tmp_path:
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def sizes_of(preset: Path) -> dict:
-    config = json.loads((preset / "config.json").read_text())["config"]
-    return {k: v for k, v in config.items() if k not in ("name", "trainable", "dtype")}
-
-
-def test_task_heads_are_the_released_models(official: str, tmp_path: Path):
-    convert_to_preset(official, str(tmp_path / "preset"))
-    heads = np.load(tmp_path / "preset" / TASK_HEADS_FILENAME)
-    tensors = released.released_tensors(released.config())
-    x = np.random.default_rng(0).normal(size=(5, 16))
-    inner = released.gelu(x @ heads["classifier.dense.kernel"] + heads["classifier.dense.bias"])
-    logits = inner @ heads["classifier.output.kernel"] + heads["classifier.output.bias"]
-    expected = released.gelu(released.linear(x, tensors, "classifier.dense"))
-    expected = released.linear(expected, tensors, "classifier.out_proj")
-    np.testing.assert_allclose(logits, expected, atol=1e-6)
-    logits = x @ heads["question_answerer.output.kernel"] + heads["question_answerer.output.bias"]
-    for number, name in enumerate(("start", "end")):
-        expected = released.linear(x, tensors, f"qa_outputs.{name}_logits.dense")
-        np.testing.assert_allclose(logits[:, number], expected[:, 0], atol=1e-6)
-
-
 def features(sizes: dict) -> dict[str, np.ndarray]:
     ids, mask = released.inputs(sizes)
     return {"token_ids": ids, "padding_mask": mask}
 
 
-def test_a_converted_classifier_is_the_released_one(official: str, tmp_path: Path):
-    preset = str(tmp_path / "preset")
-    convert_to_preset(official, preset)
+def test_a_converted_classifier_is_the_released_one(preset: str):
     sizes = released.config()
     tensors = released.released_tensors(sizes)
     hidden = released.encode(tensors, sizes, *released.inputs(sizes))[:, 0]
@@ -149,13 +147,12 @@ def test_a_converted_classifier_is_the_released_one(official: str, tmp_path: Pat
     assert other(features(sizes)).shape[1] == 2
 
 
-def test_a_converted_answerer_is_the_released_one(official: str, tmp_path: Path):
-    convert_to_preset(official, str(tmp_path / "preset"))
+def test_a_converted_answerer_is_the_released_one(preset: str):
     sizes = released.config()
     tensors = released.released_tensors(sizes)
     ids, mask = released.inputs(sizes)
     hidden = released.encode(tensors, sizes, ids, mask)
-    answerer = CocoLMQuestionAnswerer.from_preset(str(tmp_path / "preset"), preprocessor=None)
+    answerer = CocoLMQuestionAnswerer.from_preset(preset, preprocessor=None)
     logits = answerer(features(sizes))
     for name in ("start", "end"):
         expected = released.linear(hidden, tensors, f"qa_outputs.{name}_logits.dense")[..., 0]
@@ -226,21 +223,22 @@ def test_rows_that_only_round_the_table_up_are_left_out(tmp_path: Path, tokenize
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_no_numbers_are_refused(official: str, tmp_path: Path, value: float):
-    convert_to_preset(official, str(tmp_path / "preset"))
-    path = f"{official}/weights.npz"
+def test_weights_that_are_no_numbers_are_refused(
+    own_official: str, own_preset: str, tmp_path: Path, value: float
+):
+    path = f"{own_official}/weights.npz"
     tensors = all_tensors(path)
     tensors["cocolm.encoder.layer.1.output.LayerNorm.bias"][3] = value
     np.savez(path, **tensors)
     with pytest.raises(UserError, match="layer.1.output.LayerNorm.bias has 1 values of 16 that"):
-        convert_to_preset(official, str(tmp_path / "other"))
-    backbone = CocoLMBackbone.from_preset(str(tmp_path / "preset"))
+        convert_to_preset(own_official, str(tmp_path / "other"))
+    backbone = CocoLMBackbone.from_preset(own_preset)
     backbone.token_embedding.embeddings.assign(np.full((61, 16), value))
-    backbone.save_to_preset(str(tmp_path / "preset"))
+    backbone.save_to_preset(own_preset)
     with pytest.raises(UserError, match="embeddings has values that are NaN or infinite, as after"):
-        convert_to_official(str(tmp_path / "preset"), str(tmp_path / "back"), "npz")
+        convert_to_official(own_preset, str(tmp_path / "back"), "npz")
     with pytest.raises(UserError, match="has values that are NaN or infinite, as after a training"):
-        ServedPreset(str(tmp_path / "preset")).task(CocoLMTextClassifier)
+        ServedPreset(own_preset).task(CocoLMTextClassifier)
     assert not (tmp_path / "other").exists() and not (tmp_path / "back").exists()
 
 
@@ -248,11 +246,10 @@ def test_weights_that_are_no_numbers_are_refused(official: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("task", [CocoLMTextClassifier, CocoLMQuestionAnswerer])
-def test_a_fine_tuned_head_goes_out_and_comes_back(official: str, tmp_path: Path, task: type):
+def test_a_fine_tuned_head_goes_out_and_comes_back(preset: str, tmp_path: Path, task: type):
     ours, theirs, back = (str(tmp_path / name) for name in ("ours", "theirs", "back"))
-    convert_to_preset(official, str(tmp_path / "preset"))
     random.seed(1)
-    backbone = CocoLMBackbone.from_preset(str(tmp_path / "preset"))
+    backbone = CocoLMBackbone.from_preset(preset)
     fine_tuned = task(backbone, 2) if task is CocoLMTextClassifier else task(backbone)
     fine_tuned.save_to_preset(ours)
     conversion = convert_to_official(ours, theirs, "npz")
@@ -265,22 +262,24 @@ def test_a_fine_tuned_head_goes_out_and_comes_back(official: str, tmp_path: Path
     keras.tree.map_structure(np.testing.assert_array_equal, found, fine_tuned(inputs))
 
 
-def test_a_task_that_the_released_format_has_no_place_for_is_refused(official: str, tmp_path: Path):
-    convert_to_preset(official, str(tmp_path / "preset"))
+def test_a_task_that_the_released_format_has_no_place_for_is_refused(
+    own_preset: str, tmp_path: Path
+):
     task = {"registered_name": "cocolm_tf>CocoLMPromptClassifier"}
-    (tmp_path / "preset" / "task.json").write_text(json.dumps(task))
+    Path(own_preset, "task.json").write_text(json.dumps(task))
     with pytest.raises(UserError, match="task.json describes a cocolm_tf>CocoLMPromptClassifier"):
-        convert_to_official(str(tmp_path / "preset"), str(tmp_path / "theirs"), "npz")
+        convert_to_official(own_preset, str(tmp_path / "theirs"), "npz")
     assert not (tmp_path / "theirs").exists()
 
 
 @pytest.mark.parametrize("weights_format", ["npz", "safetensors", "bin"])
-def test_there_and_back_the_tensors_are_identical(official: str, tmp_path: Path, weights_format):
+def test_there_and_back_the_tensors_are_identical(
+    official: str, preset: str, tmp_path: Path, weights_format: str
+):
     if weights_format == "bin":
         pytest.importorskip("torch")
-    convert_to_preset(official, str(tmp_path / "preset"))
     back = tmp_path / "back"
-    conversion = convert_to_official(str(tmp_path / "preset"), str(back), weights_format)
+    conversion = convert_to_official(preset, str(back), weights_format)
     name = {"bin": "pytorch_model.bin", "npz": "weights.npz"}.get(
         weights_format, "model.safetensors"
     )
@@ -291,9 +290,7 @@ def test_there_and_back_the_tensors_are_identical(official: str, tmp_path: Path,
     assert released.CONFIG.items() <= configuration.items()
     convert_to_preset(str(back), str(tmp_path / "again"))
     for file in (HEADS_FILENAME, TASK_HEADS_FILENAME):
-        assert_same(
-            dict(np.load(tmp_path / "preset" / file)), dict(np.load(tmp_path / "again" / file))
-        )
+        assert_same(dict(np.load(Path(preset, file))), dict(np.load(tmp_path / "again" / file)))
 
 
 def test_both_ways_lead_to_a_store(official: str, tmp_path: Path, to_store):
@@ -410,17 +407,17 @@ def test_a_tensor_of_no_use_is_reported(tmp_path: Path):
     assert heads["copy_head.bias"] == 0.25
 
 
-def test_weights_in_several_files_are_one_checkpoint(official: str, tmp_path: Path):
-    tensors = all_tensors(f"{official}/weights.npz")
+def test_weights_in_several_files_are_one_checkpoint(own_official: str, tmp_path: Path):
+    tensors = all_tensors(f"{own_official}/weights.npz")
     places = {name: f"part{number % 2}.safetensors" for number, name in enumerate(tensors)}
     for file in set(places.values()):
         part = {name: tensor for name, tensor in tensors.items() if places[name] == file}
-        write_tensors(f"{official}/{file}", part)
-    Path(official, "weights.npz").unlink()
-    index = Path(official, "model.safetensors.index.json")
+        write_tensors(f"{own_official}/{file}", part)
+    Path(own_official, "weights.npz").unlink()
+    index = Path(own_official, "model.safetensors.index.json")
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     preset = str(tmp_path / "preset")
-    conversion = convert_to_preset(official, preset)
+    conversion = convert_to_preset(own_official, preset)
     assert conversion.used.keys() == tensors.keys() and conversion.source == str(index)
     convert_to_official(preset, str(tmp_path / "back"), "npz")
     assert_same(all_tensors(tmp_path / "back" / "weights.npz"), tensors)
@@ -432,12 +429,11 @@ def test_weights_in_several_files_are_one_checkpoint(official: str, tmp_path: Pa
     ):
         index.write_text(json.dumps({"weight_map": places | changed}))
         with pytest.raises(UserError, match=complaint):
-            convert_to_preset(official, preset, overwrite=True)
+            convert_to_preset(own_official, preset, overwrite=True)
 
 
-def test_a_converted_preset_has_a_model_card(official: str, tmp_path: Path):
-    convert_to_preset(official, str(tmp_path / "preset"))
-    card = (tmp_path / "preset" / "README.md").read_text()
+def test_a_converted_preset_has_a_model_card(preset: str):
+    card = Path(preset, "README.md").read_text()
     assert "of 2 layers, 16 wide, with 4 attention heads" in card
     assert "Converted from a checkpoint in the released format" in card
     assert card.count("More information needed") > 5
@@ -518,31 +514,31 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, edit, chang
     assert [path.name for path in tmp_path.iterdir()] == ["official"]
 
 
-def test_files_that_are_missing_or_damaged_are_named(official: str, tmp_path: Path):
+def test_files_that_are_missing_or_damaged_are_named(own_official: str, tmp_path: Path):
     preset = str(tmp_path / "preset")
     with pytest.raises(UserError, match="--official=/nowhere does not exist"):
         convert_to_preset("/nowhere", preset)
     with pytest.raises(UserError, match="has no weights: none of model.safetensors, model."):
         convert_to_preset(str(tmp_path), preset)
-    Path(official, "sp.model").write_bytes(b"?")
+    Path(own_official, "sp.model").write_bytes(b"?")
     with pytest.raises(UserError, match="dict.txt is missing: a vocabulary is two files"):
-        convert_to_preset(official, preset)
-    Path(official, "sp.model").unlink()
-    Path(official, "config.json").write_text("{")
+        convert_to_preset(own_official, preset)
+    Path(own_official, "sp.model").unlink()
+    Path(own_official, "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is not JSON"):
-        convert_to_preset(official, preset)
-    Path(official, "config.json").unlink()
+        convert_to_preset(own_official, preset)
+    Path(own_official, "config.json").unlink()
     with pytest.raises(UserError, match="has no config.json beside the weights"):
-        convert_to_preset(official, preset)
+        convert_to_preset(own_official, preset)
 
 
 def test_a_vocabulary_larger_than_the_models_is_refused(
-    official: str, tmp_path: Path, tokenizer: CocoLMTokenizer
+    own_official: str, tmp_path: Path, tokenizer: CocoLMTokenizer
 ):
-    Path(official, "sp.model").write_bytes(tokenizer.proto)
-    Path(official, "dict.txt").write_text("".join(f"piece{n} 1\n" for n in range(57)))
+    Path(own_official, "sp.model").write_bytes(tokenizer.proto)
+    Path(own_official, "dict.txt").write_text("".join(f"piece{n} 1\n" for n in range(57)))
     with pytest.raises(UserError, match="makes a vocabulary of 62, the model's has 61"):
-        convert_to_preset(official, str(tmp_path / "preset"))
+        convert_to_preset(own_official, str(tmp_path / "preset"))
 
 
 def test_what_is_there_is_not_overwritten_unasked(official: str, tmp_path: Path):

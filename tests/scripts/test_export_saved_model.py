@@ -13,7 +13,11 @@ TEXT = "a cat saw the red house on its hill"
 
 @pytest.mark.slow
 def test_versions_are_written_and_asked(tmp_path: Path):
-    flags = [f"--preset={write_tiny_preset(tmp_path)}", "--signature=correct", f"--output_dir={tmp_path / 'first'}"]
+    flags = [
+        f"--preset={write_tiny_preset(tmp_path)}",
+        "--signature=correct",
+        f"--output_dir={tmp_path / 'first'}",
+    ]
     done = export_saved_model(*flags, "--signature=embed", "--buckets=8,16", "--corrections=2")
     assert done.returncode == 0, done.stderr
     version = Path(done.stdout.splitlines()[-1])
