@@ -29,10 +29,7 @@ flags.DEFINE_integer(
     "sequence_length", 512, "The most tokens of a sequence, <s> and </s> included.", lower_bound=8
 )
 flags.DEFINE_integer(
-    "num_shards",
-    16,
-    "The number of files: at least as many as hosts that train.",
-    lower_bound=1,
+    "num_shards", 16, "The number of files: at least as many as hosts that train.", lower_bound=1
 )
 flags.DEFINE_integer(
     "num_workers",
@@ -76,18 +73,12 @@ def main(*beam_options: str) -> str:
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
     from cocolm_tf.data.build import build_shards
-    from cocolm_tf.data.manifest import Manifest
+    from cocolm_tf.data.shards import Manifest
 
     started = time.perf_counter()
-    arguments = {
+    names = ("output_dir", "sequence_length", "num_shards", "seed", "compress", "overwrite")
+    arguments = {name: FLAGS[name].value for name in (*names, "validation_fraction")} | {
         "vocabulary_dir": FLAGS.vocabulary,
-        "sequence_length": FLAGS.sequence_length,
-        "num_shards": FLAGS.num_shards,
-        "output_dir": FLAGS.output_dir,
-        "seed": FLAGS.seed,
-        "compress": FLAGS.compress,
-        "validation_fraction": FLAGS.validation_fraction,
-        "overwrite": FLAGS.overwrite,
         "break_at": FLAGS["break"].value,
         "cleaning": cleaning,
         "deduplication": deduplication,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer

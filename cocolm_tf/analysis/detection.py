@@ -10,10 +10,9 @@ from sklearn import metrics
 from tqdm import tqdm
 
 from cocolm_tf.analysis.inputs import CorruptedText
-from cocolm_tf.data.augmentation import Augmentation
-from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
 from cocolm_tf.data.pipeline import PretrainingData
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.shards import Manifest
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer

@@ -13,8 +13,8 @@ from cocolm_tf.analysis.metrics_log import Metrics, read_metrics
 from cocolm_tf.analysis.presets import load_run
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.data.augmentation import word_starts
-from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.shards import Manifest
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.build import build_augmentation
 from cocolm_tf.training.config import PretrainingConfig, load_config

@@ -7,10 +7,9 @@ from typing import Any
 import tensorflow as tf
 
 from cocolm_tf.analysis.presets import load_pretrained
-from cocolm_tf.data.augmentation import Augmentation
-from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
 from cocolm_tf.data.pipeline import PretrainingData
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.shards import Manifest
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.finetuning.tasks.classification import ClassificationTask

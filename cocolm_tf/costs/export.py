@@ -18,10 +18,9 @@ from cocolm_tf import files
 from cocolm_tf.costs.accelerators import ACCELERATORS
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.costs.step_benchmark import prepare_step, random_batches
-from cocolm_tf.data.manifest import resolve_shards
+from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.data.pipeline import cut
-from cocolm_tf.data.shards import compression, parse
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.shards import compression, parse, resolve_shards
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.ops.cudnn_attention import XLA_OPTIONS

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cocolm_tf.costs.compiled import compiled_costs
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.cpus import available_cpus
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID

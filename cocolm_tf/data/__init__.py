@@ -5,14 +5,13 @@ from cocolm_tf import lazy
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
-        "augmentation": ["Augmentation"],
+        "augmentation": ["Augmentation", "SpecialTokens"],
         "build": ["build_shards"],
         "cleaning": ["Cleaning", "Deduplication"],
-        "manifest": ["Manifest"],
         "mcl_augmentation": ["MCLAugmentation"],
         "pipeline": ["PretrainingData"],
+        "shards": ["Manifest"],
         "sources": ["DocstringSource", "FileSource", "Source", "TfdsSource"],
-        "special_tokens": ["SpecialTokens"],
         "text_pairs": ["Retrieval", "TextPairs", "read_pairs", "read_retrieval"],
     },
 )

@@ -19,9 +19,17 @@ from typing import TYPE_CHECKING, Any
 from cocolm_tf import files
 from cocolm_tf.data.build import Plan
 from cocolm_tf.data.cleaning import Deduplication, split_document_id
-from cocolm_tf.data.manifest import Manifest
-from cocolm_tf.data.packing import NO_SHARD, Part, Recipe, Record, chunk_sequences, chunks, parts_of
-from cocolm_tf.data.shards import write_shard
+from cocolm_tf.data.packing import (
+    NO_SHARD,
+    TRAIN,
+    Part,
+    Recipe,
+    Record,
+    chunk_sequences,
+    chunks,
+    parts_of,
+)
+from cocolm_tf.data.shards import Manifest, write_shard
 from cocolm_tf.data.shuffle import Run, merged_examples
 from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
@@ -52,18 +60,13 @@ def build_with_beam(
     # `options` are Beam's own, as "--direct_num_workers=4"; `arguments` those of `build_shards` but
     # for its processes and local files. The runner is one of `source_flags.BEAM_RUNNERS`.
     parsed = _options(runner, options, source, vocabulary_dir, output_dir)
-    plan = Plan.of(source, vocabulary_dir, output_dir=output_dir, **arguments)
-    paths = {
-        (split.number, shard): path
-        for split in plan.splits
-        for shard, path in enumerate(split.paths)
-    }
+    plan = Plan.of(source, vocabulary_dir, output_dir, **arguments)
     with plan.shard_folders():
         result = _run(
             runner,
             parsed,
-            functools.partial(_dataset, source=source, plan=plan, paths=paths),
-            files.join(plan.splits[0].directory, _RESULT),
+            functools.partial(_dataset, source=source, plan=plan),
+            files.join(plan.folders[TRAIN], _RESULT),
         )
         counts = Counter({tuple(name): count for kind, name, count in result if kind == "count"})
         plan.check_filled(counts)
@@ -101,15 +104,15 @@ def count_words_with_beam(
 # --- The pipelines ---
 
 
-def _dataset(
-    pipeline: "beam.Pipeline", source: Source, plan: Plan, paths: dict[tuple[int, int], str]
-) -> list["beam.PCollection"]:
+def _dataset(pipeline: "beam.Pipeline", source: Source, plan: Plan) -> list["beam.PCollection"]:
     """From parts to shards: the collections with their counts, sizes and hashes."""
     import apache_beam as beam
 
     of_chunks, read_counts = _chunks_of(pipeline, plan.parts, source)
     if plan.deduplication is None:
-        grouped = of_chunks | "Whole" >> beam.Map(_with_nothing_dropped)
+        grouped = of_chunks | "Whole" >> beam.MapTuple(
+            lambda numbers, documents: (numbers, {"chunk": [documents], "duplicates": []})
+        )
     else:
         duplicates = (
             of_chunks
@@ -125,10 +128,12 @@ def _dataset(
         (read_counts, packed.counts)
         | "AllCounts" >> beam.Flatten()
         | "Sum" >> beam.CombinePerKey(sum)
-        | "TellCounts" >> beam.MapTuple(lambda name, count: ("count", name, count))
+        | "CountResults" >> beam.MapTuple(lambda name, count: ("count", name, count))
     )
     written = (
-        packed.runs | "Shuffle" >> beam.GroupByKey() | "Write" >> beam.Map(_written_shard, paths)
+        packed.runs
+        | "Shuffle" >> beam.GroupByKey()
+        | "Write" >> beam.Map(_written_shard, plan.paths)
     )
     return [counts, written]
 
@@ -141,19 +146,22 @@ def _words(
 
     of_chunks, _ = _chunks_of(pipeline, parts_of(source), source)
     words = (
-        of_chunks | "Count" >> beam.FlatMap(_counted, lowercase) | "Sum" >> beam.CombinePerKey(sum)
+        of_chunks
+        | "Count" >> beam.FlatMap(lambda chunk: count_words(chunk[1], lowercase).items())
+        | "Sum" >> beam.CombinePerKey(sum)
     )
     characters = (
         words
-        | "Characters" >> beam.FlatMapTuple(_characters)
+        | "Characters"
+        >> beam.FlatMapTuple(lambda word, n: [(letter, n) for letter in word.removeprefix(CUT)])
         | "SumCharacters" >> beam.CombinePerKey(sum)
-        | "TellCharacters" >> beam.MapTuple(lambda name, count: ("character", name, count))
+        | "CharacterResults" >> beam.MapTuple(lambda name, count: ("character", name, count))
     )
     most = (
         words
-        | "Most" >> beam.combiners.Top.Of(max_distinct_words, key=_rank)
+        | "Most" >> beam.combiners.Top.Of(max_distinct_words, key=lambda counted: counted[::-1])
         | "Each" >> beam.FlatMap(lambda most: most)
-        | "TellWords" >> beam.MapTuple(lambda name, count: ("word", name, count))
+        | "WordResults" >> beam.MapTuple(lambda name, count: ("word", name, count))
     )
     return [most, characters]
 
@@ -185,7 +193,8 @@ def _run(
                 build(pipeline)
                 | "Results" >> beam.Flatten()
                 | "All" >> beam.combiners.ToList()
-                | "Tell" >> beam.Map(_write_json, path)
+                | "WriteResult"
+                >> beam.Map(lambda result: files.write_text(path, json.dumps(result)))
             )
         return json.loads(files.read_text(path))
     except UserError as error:
@@ -250,11 +259,6 @@ def _all_but_first(group: tuple[int, Iterable[int]]) -> Iterator[tuple[tuple[int
     return ((split_document_id(one)[:2], one) for one in ids if one != first)
 
 
-def _with_nothing_dropped(chunk: Chunk) -> tuple[tuple[int, int], dict[str, list[Any]]]:
-    numbers, documents = chunk
-    return numbers, {"chunk": [documents], "duplicates": []}
-
-
 def _packed(
     group: tuple[tuple[int, int], dict[str, Iterable[Any]]], recipe: Recipe
 ) -> Iterator[Any]:
@@ -289,9 +293,9 @@ def _sorted_runs(
     paths, records, size = [], [], 0
 
     def write() -> None:
-        path = os.path.join(folder, f"{len(paths)}.run")
-        Run.write(path, sorted(records), [], Counter({(*place, "sequences"): len(records)}))
-        paths.append(path)
+        run = Run(os.path.join(folder, f"{len(paths)}.run"))
+        run.write(sorted(records), Counter({(*place, "sequences"): len(records)}))
+        paths.append(run.path)
         records.clear()
 
     for run in runs:
@@ -303,20 +307,3 @@ def _sorted_runs(
     if records:
         write()
     return paths
-
-
-def _counted(chunk: Chunk, lowercase: bool) -> Iterable[tuple[str, int]]:
-    return count_words(chunk[1], lowercase).items()
-
-
-def _characters(word: str, count: int) -> Iterator[tuple[str, int]]:
-    return ((character, count) for character in word.removeprefix(CUT))
-
-
-def _rank(counted: tuple[str, int]) -> tuple[int, str]:
-    word, count = counted
-    return count, word
-
-
-def _write_json(result: list[Any], path: str) -> None:
-    files.write_text(path, json.dumps(result))

@@ -24,8 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cocolm_tf import files
-from cocolm_tf.data.cleaning import Cleaning, Deduplication, DuplicateIndex, Duplicates
-from cocolm_tf.data.manifest import FILE_NAME, Manifest
+from cocolm_tf.data.cleaning import Cleaning, Deduplication, DuplicateIndex, duplicates_in
 from cocolm_tf.data.packing import (
     BREAKS,
     CHUNK_BYTES,
@@ -37,20 +36,28 @@ from cocolm_tf.data.packing import (
     chunk_sequences,
     chunks,
     parts_of,
-    shards_of,
     text_size,
 )
-from cocolm_tf.data.processes import PartRead, Workers
-from cocolm_tf.data.shards import COUNTS, TEMPORARY_SUFFIX, Shard, is_shard, shard_name, write_shard
+from cocolm_tf.data.processes import Workers
+from cocolm_tf.data.shards import (
+    COUNTS,
+    FILE_NAME,
+    TEMPORARY_SUFFIX,
+    Manifest,
+    Shard,
+    is_shard,
+    shard_name,
+    write_shard,
+)
 from cocolm_tf.data.shuffle import Run, Runs, merged_examples
 from cocolm_tf.data.sources import Source
 from cocolm_tf.errors import UserError
 
-MIN_SEQUENCE_LENGTH = 8
+_SHORTEST = 8
 SPILL_FOLDER = ".build"
 
 # To be raised when the content of runs changes for the same recipe.
-_RUNS_VERSION = 1
+_RUNS_VERSION = 2
 # The bytes that a build keeps at its largest for each byte of text; a compressed file has several
 # times as much text as bytes, and one of JSON less.
 _BYTES_KEPT = 1.0
@@ -117,47 +124,44 @@ def build_shards(
     print(manifest.counts)
     ```
     """
-    if not isinstance(documents, Source):
+    read = documents if isinstance(documents, Source) else None
+    if read is None:
         documents = _not_empty(documents)
+    spill_dir = _spill_folder(output_dir, spill_dir)
     plan = Plan.of(
         documents,
         vocabulary_dir,
-        sequence_length=sequence_length,
-        num_shards=num_shards,
+        output_dir,
         num_workers=num_workers,
-        output_dir=output_dir,
-        seed=seed,
         compress=compress,
-        validation_fraction=validation_fraction,
         overwrite=overwrite,
         source=source,
+        deduplication=deduplication,
+        spill_dir=spill_dir,
+        sequence_length=sequence_length,
+        num_shards=num_shards,
+        seed=seed,
+        validation_fraction=validation_fraction,
         break_at=break_at,
         cleaning=cleaning,
-        deduplication=deduplication,
-        spill_dir=_spill_folder(output_dir, spill_dir),
     )
-    read = documents if isinstance(documents, Source) else None
     with contextlib.ExitStack() as stack:
         if not files.is_remote(output_dir):
             stack.enter_context(files.made_folders(output_dir))
-        runs = stack.enter_context(Runs(plan.spill_dir, plan.identity(read), plan.parts))
-        stack.callback(_report_kept_chunks, runs)
+        runs = stack.enter_context(Runs(spill_dir, plan.identity if read else None, plan.parts))
         workers = stack.enter_context(Workers(_useful_workers(num_workers, plan.parts), read))
         duplicates = ""
         if deduplication is not None:
             duplicates = _find_duplicates(deduplication, plan.parts, runs.folder, workers)
-        with tqdm(desc="building", unit="B", unit_scale=True) as progress:
-            for size in _spill(plan.recipe, documents, duplicates, runs, workers):
-                progress.update(size)
-        paths = runs.merge(workers)
-        counts = runs.counts()
+        counts = _spill(plan.recipe, documents, duplicates, runs, workers)
         try:
             plan.check_filled(counts)
         except UserError:
             runs.remove()
             raise
         with plan.shard_folders():
-            written = _write_shards(plan.splits, paths, runs.folder, workers)
+            write = functools.partial(_write_shard, runs.paths, runs.folder)
+            written = dict(workers.map(write, *zip(*plan.paths.items(), strict=True)))
             manifest = plan.finish(written, counts)
         runs.remove()
     return manifest
@@ -167,61 +171,39 @@ def build_shards(
 
 
 @dataclass(frozen=True)
-class Split:
-    """One of the datasets that a build writes."""
-
-    number: int
-    directory: str
-    paths: list[str]
-
-
-@dataclass(frozen=True)
 class Plan:
     """A build whose arguments are checked: nothing known beforehand stands against it."""
 
     recipe: Recipe
     parts: list[Part]
-    splits: list[Split]
+    folders: dict[int, str]  # of the datasets to write, by their splits; the training data first
     parameters: dict[str, Any]
     deduplication: Deduplication | None
-    replaced: list[str]
-    spill_dir: str | None
+    replaced: list[str]  # the folders of datasets that are replaced
 
     @classmethod
     def of(
         cls,
         documents: Source | Iterable[str],
         vocabulary_dir: str,
-        *,
-        sequence_length: int,
-        num_shards: int,
         output_dir: str,
+        *,
         num_workers: int = 0,
-        seed: int = 0,
         compress: bool = False,
-        validation_fraction: float = 0.0,
         overwrite: bool = False,
         source: dict[str, Any] | None = None,
-        break_at: str = "word",
-        cleaning: Cleaning | None = None,
         deduplication: Deduplication | None = None,
         spill_dir: str | None = None,
+        **fields: Any,
     ) -> "Plan":
         """Checks the arguments of `build_shards`; `spill_dir` is None for builders without runs."""
-        _check_ranges(sequence_length, num_shards, num_workers, validation_fraction, break_at)
-        splits = _splits(output_dir, num_shards, compress, validation_fraction)
-        replaced = _existing_datasets(output_dir, validation_fraction, overwrite)
+        # `fields` are those of the recipe, but for the vocabulary's.
+        recipe = Recipe(vocabulary_dir, "", 0, **fields)
+        _check_ranges(recipe, num_workers)
+        replaced = _existing_datasets(output_dir, recipe.validation_fraction, overwrite)
         files.check_writable(output_dir, "--output_dir")
         if spill_dir is not None:
             files.check_writable(spill_dir, "--spill_dir")
-        fields = {
-            "sequence_length": sequence_length,
-            "num_shards": num_shards,
-            "seed": seed,
-            "validation_fraction": validation_fraction,
-            "break_at": break_at,
-            "cleaning": cleaning,
-        }
         parts = [Part(0, ())]
         if isinstance(documents, Source):
             parts = parts_of(documents)
@@ -233,67 +215,76 @@ class Plan:
                     f"{pipes[0]} is a pipe, and --deduplicate reads twice: give a file."
                 )
             if not pipes:
-                _check_documents(documents, Recipe("", "", 0, **fields))
+                _check_documents(documents, recipe)
             source = documents.describe() if source is None else source
+        cleaning = recipe.cleaning.describe() if recipe.cleaning else {}
         parameters = {
-            "seed": seed,
+            "seed": recipe.seed,
             "compress": compress,
-            "validation_fraction": validation_fraction,
-            "break": break_at,
+            "validation_fraction": recipe.validation_fraction,
+            "break": recipe.break_at,
             "source": source or {},
-            "cleaning": {
-                **(cleaning.describe() if cleaning else {}),
-                **(deduplication.describe() if deduplication else {}),
-            },
+            "cleaning": cleaning | (deduplication.describe() if deduplication else {}),
         }
         recipe = Recipe.of(vocabulary_dir, **fields)
-        return cls(recipe, parts, splits, parameters, deduplication, replaced, spill_dir)
+        folders = {TRAIN: output_dir}
+        if recipe.validation_fraction:
+            folders = {TRAIN: _train(output_dir), VALIDATION: _validation(output_dir)}
+        return cls(recipe, parts, folders, parameters, deduplication, replaced)
 
-    def identity(self, source: Source | None) -> list[Any] | None:
+    @property
+    def paths(self) -> dict[tuple[int, int], str]:
+        """The path of each shard, by its split and its number."""
+        paths = {}
+        for split, folder in self.folders.items():
+            count = self.recipe.shards(split)
+            for shard in range(count):
+                name = shard_name(shard, count, self.parameters["compress"])
+                paths[split, shard] = files.join(folder, name)
+        return paths
+
+    @property
+    def identity(self) -> list[Any]:
         """What decides the content of runs besides the text of their chunks, as JSON."""
-        if source is None:
-            return None
+        recipe = self.recipe
         return [
             _RUNS_VERSION,
             self.parameters | {"compress": None},
-            [
-                self.recipe.sequence_length,
-                self.recipe.num_shards,
-                self.recipe.vocabulary_fingerprint,
-            ],
+            [recipe.sequence_length, recipe.num_shards, recipe.vocabulary_fingerprint],
             # Duplicates depend on all of the text.
             [part.stamp for part in self.parts if self.deduplication is not None],
         ]
 
     def check_filled(self, counts: Counter[tuple[int, int, str]]) -> None:
         """Refuses a build that leaves a shard without sequences."""
-        for split in self.splits:
-            shards = range(len(split.paths))
-            if all(counts[split.number, shard, "sequences"] for shard in shards):
+        for split, folder in self.folders.items():
+            shards = range(self.recipe.shards(split))
+            if all(counts[split, shard, "sequences"] for shard in shards):
                 continue
             total = {
-                name: sum(counts[split.number, shard, name] for shard in shards)
+                name: sum(counts[split, shard, name] for shard in shards)
                 for name in ("documents", "skipped_documents", "sequences")
             }
             filled = total["documents"] - total["skipped_documents"]
             raise UserError(
                 f"{filled} documents with text (and {total['skipped_documents']} without) give "
                 f"{total['sequences']} sequences, which do not fill the {len(shards)} shards of "
-                f"{split.directory}: give more text, or a smaller --num_shards or another "
+                f"{folder}: give more text, or a smaller --num_shards or another "
                 "--validation_fraction."
             )
 
     @contextlib.contextmanager
     def shard_folders(self) -> Iterator[None]:
         """Makes the folders of the shards, and cleans up unfinished shards at the end."""
-        _remove_temporaries(self.splits)
+        folders = self.folders.values()
+        _remove_temporaries(folders)
         with contextlib.ExitStack() as stack:
-            for split in self.splits:
-                if files.is_remote(split.directory):
-                    files.make_dirs(split.directory)
+            for folder in folders:
+                if files.is_remote(folder):
+                    files.make_dirs(folder)
                 else:
-                    stack.enter_context(files.made_folders(split.directory))
-            stack.callback(_remove_temporaries, self.splits)
+                    stack.enter_context(files.made_folders(folder))
+            stack.callback(_remove_temporaries, folders)
             yield
 
     def finish(
@@ -304,25 +295,29 @@ class Plan:
         """Gives the shards final names and writes the manifests; returns the training data's."""
         # `written` has each shard's size and SHA-256, `counts` the sums of `chunk_sequences` and of
         # sources.
-        manifests = [
-            Manifest(
-                directory=split.directory,
-                sequence_length=self.recipe.sequence_length,
-                vocabulary_size=self.recipe.vocabulary_size,
-                vocabulary_fingerprint=self.recipe.vocabulary_fingerprint,
-                parameters=self.parameters,
-                shards=tuple(
-                    Shard(
-                        os.path.basename(path),
-                        *(counts[split.number, shard, name] for name in COUNTS),
-                        *written[split.number, shard],
-                    )
-                    for shard, path in enumerate(split.paths)
-                ),
-                cleaning={n[2]: count for n, count in sorted(counts.items()) if n[:2] == NO_SHARD},
+        left_out = {n[2]: count for n, count in sorted(counts.items()) if n[:2] == NO_SHARD}
+        manifests = []
+        for split, folder in self.folders.items():
+            shards = [
+                Shard(
+                    os.path.basename(path),
+                    *(counts[*place, name] for name in COUNTS),
+                    *written[place],
+                )
+                for place, path in self.paths.items()
+                if place[0] == split
+            ]
+            manifests.append(
+                Manifest(
+                    folder,
+                    self.recipe.sequence_length,
+                    self.recipe.vocabulary_size,
+                    self.recipe.vocabulary_fingerprint,
+                    self.parameters,
+                    tuple(shards),
+                    left_out,
+                )
             )
-            for split in self.splits
-        ]
         for folder in self.replaced:
             _remove_dataset(folder)
         for manifest in manifests:
@@ -337,22 +332,6 @@ class Plan:
 # --- From documents to runs, and from runs to shards ---
 
 
-def _splits(
-    output_dir: str, num_shards: int, compress: bool, validation_fraction: float
-) -> list[Split]:
-    """The datasets to write, the training data first."""
-
-    def split(number: int, directory: str) -> Split:
-        count = shards_of(number, num_shards, validation_fraction)
-        names = [shard_name(index, count, compress) for index in range(count)]
-        return Split(number, directory, [files.join(directory, name) for name in names])
-
-    if not validation_fraction:
-        return [split(TRAIN, output_dir)]
-    folders = _folders(output_dir)
-    return [split(TRAIN, folders["train"]), split(VALIDATION, folders["validation"])]
-
-
 def _find_duplicates(
     deduplication: Deduplication, parts: Sequence[Part], folder: str, workers: Workers
 ) -> str:
@@ -362,13 +341,13 @@ def _find_duplicates(
         tqdm(desc="looking for duplicates", unit="B", unit_scale=True) as progress,
     ):
         for result in workers.over_chunks(parts, functools.partial(_chunk_keys, deduplication)):
-            if not isinstance(result, PartRead):
+            if not isinstance(result, Counter):
                 rows, size = result
                 index.add(rows)
                 progress.update(size)
         path = os.path.join(folder, "duplicates.npy")
         # Workers map it into memory: it may be large.
-        np.save(path, index.duplicates().ids)
+        np.save(path, index.duplicates())
     return path
 
 
@@ -385,21 +364,25 @@ def _spill(
     duplicates: str,
     runs: Runs,
     workers: Workers,
-) -> Iterator[int]:
-    """Writes a run of every chunk that has none; yields the bytes of their text."""
+) -> Counter[tuple[int, int, str]]:
+    """Writes a run of every chunk that has none; returns all counts: of chunks and of sources."""
     write = functools.partial(_write_run, recipe, runs.folder, duplicates)
     if isinstance(documents, Source):
-        results = workers.over_chunks(runs.unread(), write, runs.done)
+        results = workers.over_chunks(runs.parts, write, runs.done)
     else:
-        part = Part(0, ())
-        results = workers.map(write, itertools.repeat(part), itertools.count(), chunks(documents))
-    for result in results:
-        if isinstance(result, PartRead):
-            runs.add_read(result)
-        else:
-            run, size = result
-            runs.add(run)
-            yield size
+        part = itertools.repeat(runs.parts[0])
+        results = workers.map(write, part, itertools.count(), chunks(documents))
+    counts: Counter[tuple[int, int, str]] = Counter()
+    with tqdm(desc="building", unit="B", unit_scale=True) as progress:
+        for result in results:
+            if isinstance(result, Counter):
+                counts.update({(*NO_SHARD, name): count for name, count in result.items()})
+            else:
+                run, size = result
+                runs.add(run)
+                progress.update(size)
+    counts.update(runs.counts())
+    return counts
 
 
 def _write_run(
@@ -412,30 +395,18 @@ def _write_run(
 ) -> tuple[Run, int]:
     dropped = ()
     if duplicates:
-        dropped = Duplicates(np.load(duplicates, mmap_mode="r"))[part.number, number]
+        dropped = duplicates_in(np.load(duplicates, mmap_mode="r"), part.number, number)
     records, counts = chunk_sequences(recipe, part.number, number, documents, dropped)
     path = os.path.join(folder, f"{part.number:06d}-{number:06d}.run")
-    run = Run.write(path, records, [(part.number, number, part.stamp)], counts)
+    run = Run(path, part.number, number, part.stamp)
+    run.write(records, counts)
     return run, sum(map(text_size, documents))
 
 
-def _write_shards(
-    splits: Sequence[Split], runs: Sequence[str], scratch: str, workers: Workers
-) -> dict[tuple[int, int], tuple[int, str]]:
-    """Writes the shards of all splits under their temporary names; returns sizes and hashes."""
-    places = [
-        (split.number, shard, path) for split in splits for shard, path in enumerate(split.paths)
-    ]
-    written = workers.map(
-        _write_shard, itertools.repeat(runs), itertools.repeat(scratch), *zip(*places, strict=True)
-    )
-    return {(split, shard): described for split, shard, *described in written}
-
-
 def _write_shard(
-    runs: Sequence[str], scratch: str, split: int, shard: int, path: str
-) -> tuple[int, int, int, str]:
-    return split, shard, *write_shard(path, merged_examples(runs, split, shard), scratch)
+    runs: Sequence[str], scratch: str, place: tuple[int, int], path: str
+) -> tuple[tuple[int, int], tuple[int, str]]:
+    return place, write_shard(path, merged_examples(runs, *place), scratch)
 
 
 def _useful_workers(num_workers: int, parts: Sequence[Part]) -> int:
@@ -448,27 +419,18 @@ def _useful_workers(num_workers: int, parts: Sequence[Part]) -> int:
 # --- What can be known before the work ---
 
 
-def _check_ranges(
-    sequence_length: int,
-    num_shards: int,
-    num_workers: int,
-    validation_fraction: float,
-    break_at: str,
-) -> None:
-    if sequence_length < MIN_SEQUENCE_LENGTH:
-        raise UserError(
-            f"--sequence_length must be at least {MIN_SEQUENCE_LENGTH}, not {sequence_length}."
-        )
-    if num_shards < 1:
-        raise UserError(f"--num_shards must be at least 1, not {num_shards}.")
-    if num_workers < 0:
-        raise UserError(f"--num_workers must be at least 0, not {num_workers}.")
-    if not 0 <= validation_fraction < 1:
-        raise UserError(
-            f"--validation_fraction must be at least 0 and below 1, not {validation_fraction}."
-        )
-    if break_at not in BREAKS:
-        raise UserError(f"--break must be one of {', '.join(BREAKS)}, not {break_at}.")
+def _check_ranges(recipe: Recipe, num_workers: int) -> None:
+    length, shards = recipe.sequence_length, recipe.num_shards
+    share, end = recipe.validation_fraction, recipe.break_at
+    for flag, value, is_right, wanted in (
+        ("sequence_length", length, length >= _SHORTEST, f"at least {_SHORTEST}"),
+        ("num_shards", shards, shards >= 1, "at least 1"),
+        ("num_workers", num_workers, num_workers >= 0, "at least 0"),
+        ("validation_fraction", share, 0 <= share < 1, "at least 0 and below 1"),
+        ("break", end, end in BREAKS, f"one of {', '.join(BREAKS)}"),
+    ):
+        if not is_right:
+            raise UserError(f"--{flag} must be {wanted}, not {value}.")
 
 
 def _is_pipe(name: str) -> bool:
@@ -534,29 +496,23 @@ def _spill_folder(output_dir: str, spill_dir: str | None) -> str:
     return folder
 
 
-def _report_kept_chunks(runs: Runs) -> None:
-    if len(runs) and runs.is_resumable:
-        print(f"what is done is kept: the same command resumes from {runs.folder}", file=sys.stderr)
+def _train(output_dir: str) -> str:
+    return files.join(output_dir, "train")
 
 
-def _folders(output_dir: str) -> dict[str, str]:
-    """The folders where a dataset may be, `output_dir` itself under the empty name."""
-    return {
-        "": output_dir,
-        "train": files.join(output_dir, "train"),
-        "validation": files.join(output_dir, "validation"),
-    }
+def _validation(output_dir: str) -> str:
+    return files.join(output_dir, "validation")
 
 
 def _existing_datasets(output_dir: str, validation_fraction: float, overwrite: bool) -> list[str]:
     """The folders of an earlier build to `output_dir`, if they may be replaced."""
     # A dataset that was built into `output_dir/validation` alone does not belong to it.
     existing = []
-    for name, folder in _folders(output_dir).items():
+    for folder in (output_dir, _train(output_dir), _validation(output_dir)):
         if not files.exists(files.join(folder, FILE_NAME)):
             continue
         held_out = _held_out(folder)
-        if name and not held_out:
+        if folder != output_dir and not held_out:
             if not validation_fraction:
                 continue
             raise UserError(
@@ -564,7 +520,8 @@ def _existing_datasets(output_dir: str, validation_fraction: float, overwrite: b
                 "remove it, or give another --output_dir."
             )
         # A validation set alone is what a build that was killed at its very end leaves.
-        is_remnant = name == "validation" and held_out and held_out == validation_fraction
+        is_validation = folder == _validation(output_dir)
+        is_remnant = is_validation and held_out and held_out == validation_fraction
         if not overwrite and not is_remnant:
             raise UserError(
                 f"{folder} is a finished dataset: give --overwrite to replace it, or another "
@@ -589,8 +546,8 @@ def _remove_dataset(folder: str) -> None:
         files.remove(files.join(folder, name))
 
 
-def _remove_temporaries(splits: list[Split]) -> None:
-    for folder in (split.directory for split in splits):
+def _remove_temporaries(folders: Iterable[str]) -> None:
+    for folder in folders:
         for name in files.list_dir(folder):
             final = name.removesuffix(TEMPORARY_SUFFIX)
             if final != name and (is_shard(final) or final == FILE_NAME):

@@ -131,7 +131,7 @@ class Deduplication:
         if self.method not in METHODS:
             raise UserError(f"--deduplicate={self.method} must be one of {', '.join(METHODS)}.")
         if self.method == "near":
-            _bands(self.threshold)
+            _min_hash(self.threshold)
 
     def keys(self, document: str) -> list[int]:
         """The keys of a document, 63-bit integers: one, or with `"near"` one for each band."""
@@ -139,10 +139,10 @@ class Deduplication:
         if self.method == "exact":
             return [_hash(" ".join(words or [document]).encode("utf-8", "surrogatepass"))]
         hashes = _ngram_hashes(words or document.split(), self.ngram).tolist()
-        signature = _min_hash().copy()
+        signature, bands, rows = _min_hash(self.threshold)
+        signature = signature.copy()
         for start in range(0, len(hashes), _NGRAMS_AT_ONCE):
             signature.update_batch(hashes[start : start + _NGRAMS_AT_ONCE])
-        bands, rows = _bands(self.threshold)
         values = signature.hashvalues.astype("<u4")[: bands * rows].reshape(bands, rows)
         return [_hash(bytes([band]) + row.tobytes()) for band, row in enumerate(values)]
 
@@ -170,8 +170,7 @@ class Deduplication:
 class DuplicateIndex:
     """Finds the duplicates of a corpus by their keys, in bounded memory."""
 
-    # Keys are spilled to files by their first bits, about 16 bytes a key, and each file is sorted
-    # by itself.
+    # Keys are spilled to files by their first bits, and each file is sorted by itself.
 
     def __init__(self, folder: str | None = None):
         self._folder = tempfile.TemporaryDirectory(dir=folder)
@@ -191,14 +190,16 @@ class DuplicateIndex:
         if self._count >= _ROWS_IN_MEMORY:
             self._write()
 
-    def duplicates(self) -> "Duplicates":
-        """Finds the duplicates among all that were added."""
+    def duplicates(self) -> np.ndarray:
+        """The sorted ids [N] uint64 of the duplicates among all that were added."""
         self._write()
-        found = [
-            _repeated(np.fromfile(file, _KEYED))
-            for file in sorted(os.scandir(self._folder.name), key=str)
-        ]
-        return Duplicates(np.unique(np.concatenate([*found, np.empty(0, "<u8")])))
+        found = [np.empty(0, "<u8")]
+        for file in os.scandir(self._folder.name):
+            rows = np.fromfile(file, _KEYED)
+            rows = rows[np.lexsort((rows["document"], rows["key"]))]
+            # All but the first of each key.
+            found.append(np.unique(rows["document"][1:][rows["key"][1:] == rows["key"][:-1]]))
+        return np.unique(np.concatenate(found))
 
     def _write(self) -> None:
         rows = np.concatenate([*self._waiting, np.empty(0, _KEYED)])
@@ -212,21 +213,12 @@ class DuplicateIndex:
                     file.write(part.tobytes())
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """The documents to leave out, by chunk: their sorted ids, [N] uint64."""
-
-    ids: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, chunk: tuple[int, int]) -> list[int]:
-        """The indices of the duplicates in a chunk, given the numbers of part and chunk."""
-        first = document_id(*chunk, 0)
-        bounds = np.array([first, first + 2**_DOCUMENT_BITS], np.uint64)
-        start, end = np.searchsorted(self.ids, bounds)
-        return (self.ids[start:end] - np.uint64(first)).tolist()
+def duplicates_in(ids: np.ndarray, part: int, chunk: int) -> list[int]:
+    """The indices of the duplicates in a chunk, by the sorted ids [N] uint64 of all."""
+    first = document_id(part, chunk, 0)
+    bounds = np.array([first, first + 2**_DOCUMENT_BITS], np.uint64)
+    start, end = np.searchsorted(ids, bounds)
+    return (ids[start:end] - np.uint64(first)).tolist()
 
 
 def document_id(part: int, chunk: int, document: int) -> int:
@@ -245,12 +237,6 @@ def split_document_id(number: int) -> tuple[int, int, int]:
     return *divmod(chunk, 2**_CHUNK_BITS), document
 
 
-def _repeated(rows: np.ndarray) -> np.ndarray:
-    """The ids of all rows but the first of each key."""
-    rows = rows[np.lexsort((rows["document"], rows["key"]))]
-    return np.unique(rows["document"][1:][rows["key"][1:] == rows["key"][:-1]])
-
-
 def _ngram_hashes(words: list[str], ngram: int) -> np.ndarray:
     """The sorted distinct 32-bit hashes of all n-grams, combined from the words' own."""
     encoded = "\n".join(words).encode("utf-8", "surrogatepass").split(b"\n")
@@ -267,30 +253,17 @@ def _hash(content: bytes) -> int:
 
 
 @functools.cache
-def _bands(threshold: float) -> tuple[int, int]:
-    """The number of LSH bands, and of hash values in each, for a similarity threshold."""
-    _import_datasketch()
-    from datasketch import MinHashLSH
-
+def _min_hash(threshold: float) -> tuple[Any, int, int]:
+    """An empty signature, the number of LSH bands for a threshold, and of hash values in each."""
     try:
-        index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
-    except ValueError as error:
-        raise UserError(f"--deduplicate_threshold={threshold}: {error}.") from error
-    return index.b, index.r
-
-
-@functools.cache
-def _min_hash() -> Any:
-    """An empty MinHash signature; n-grams are added as hashes."""
-    from datasketch import MinHash
-
-    return MinHash(num_perm=_PERMUTATIONS, hashfunc=int)
-
-
-def _import_datasketch() -> None:
-    try:
-        import datasketch  # noqa: F401
+        from datasketch import MinHash, MinHashLSH
     except ImportError as error:
         raise UserError(
             "--deduplicate=near needs the package datasketch: pip install 'cocolm-tf[near]'."
         ) from error
+    try:
+        index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
+    except ValueError as error:
+        raise UserError(f"--deduplicate_threshold={threshold}: {error}.") from error
+    # N-grams are added as hashes.
+    return MinHash(num_perm=_PERMUTATIONS, hashfunc=int), index.b, index.r

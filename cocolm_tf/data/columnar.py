@@ -47,39 +47,31 @@ def saved_dataset_files(folder: str) -> list[str]:
     return [files.join(folder, name) for name in names]
 
 
+def check_column(path: str, kind: str, column: str, records: BadRecords) -> None:
+    """Refuses a file without such a column of text."""
+    with _opened(path, kind, column, records):
+        pass
+
+
 def column_texts(path: str, kind: str, column: str, records: BadRecords) -> Iterator[str]:
     """Yields the values of a column; rows that are damaged or no text are counted as bad."""
     import pyarrow
 
-    with _opened(path, kind, records) as table:
-        values = iter(())
-        if table is not None:
-            _check_column(path, table, column)
-            batches = _batches(path, kind, table, column, records)
-            values = (
-                v for batch in batches for v in batch.cast(pyarrow.large_binary()).to_pylist()
-            )
-        for value in values:
-            records.read += 1
-            try:
-                text = value.decode() if value else ""
-            except UnicodeDecodeError:
-                records.add(f"{path}: row {records.read} of {column!r} is not UTF-8")
-                text = value.decode("utf-8", "replace")
-            yield text
+    with _opened(path, kind, column, records) as table:
+        batches = () if table is None else _batches(path, kind, table, column, records)
+        for batch in batches:
+            for value in batch.cast(pyarrow.large_binary()).to_pylist():
+                records.read += 1
+                text = (value or b"").decode("utf-8", "replace")
+                if value and text.encode() != value:
+                    records.add(f"{path}: row {records.read} of {column!r} is not UTF-8")
+                yield text
     records.finish()
 
 
-def check_column(path: str, kind: str, column: str, records: BadRecords) -> None:
-    """Refuses a file without such a column of text."""
-    with _opened(path, kind, records) as table:
-        if table is not None:
-            _check_column(path, table, column)
-
-
 @contextlib.contextmanager
-def _opened(path: str, kind: str, records: BadRecords) -> Iterator[Any]:
-    """The file as pyarrow opens it; None where that is damaged."""
+def _opened(path: str, kind: str, column: str, records: BadRecords) -> Iterator[Any]:
+    """The file as pyarrow opens it, if it has the column; None where it is damaged."""
     import pyarrow
     from pyarrow import ipc, parquet
 
@@ -97,20 +89,20 @@ def _opened(path: str, kind: str, records: BadRecords) -> Iterator[Any]:
         except (pyarrow.ArrowException, OSError) as error:
             records.lose(f"{path} is a damaged {kind} file: {_line(error)}", 1)
             table = None
+        else:
+            _check_column(path, table, column)
         yield table
 
 
 def _check_column(path: str, table: Any, column: str) -> None:
-    import pyarrow
+    from pyarrow import types
+
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
     schema = table.schema_arrow if hasattr(table, "schema_arrow") else table.schema
-    is_text = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
-
-    def is_of_text(kind: pyarrow.DataType) -> bool:
-        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-        return any(check(kind) for check in is_text)
-
-    texts = [field.name for field in schema if is_of_text(field.type)]
+    texts = [field.name for field in schema if is_text(field.type)]
     if column not in texts:
         has = "it has" if column not in schema.names else f"that is of {schema.field(column).type}:"
         raise UserError(

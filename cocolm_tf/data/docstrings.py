@@ -23,8 +23,6 @@ _FUNCTION_WORD = re.compile(
 )
 # The least share of a paragraph's tokens that are words: below it stand code and tables.
 _MIN_WORD_SHARE = 0.65
-
-
 # The name of the standard library among the packages: none of theirs has spaces.
 _STANDARD_LIBRARY = "the standard library"
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from cocolm_tf import files
 from cocolm_tf.data.examples import Examples, TaskData
-from cocolm_tf.data.labeled_tables import label_parser, labeled_examples, number_parser
-from cocolm_tf.data.tables import Table, read_table
-from cocolm_tf.data.tfds_builder import prepared_builder
+from cocolm_tf.data.sources import tfds_rows
+from cocolm_tf.data.tables import Table, label_parser, labeled_examples, number_parser, read_table
 from cocolm_tf.errors import UserError
 
 # Some official files have rows without a text, or with one that a tab or line end has split.
@@ -95,15 +95,38 @@ def read_glue(task: str, data_dir: str | None = None) -> TaskData:
     if task not in GLUE_TASKS:
         raise UserError(f"--task is one of {', '.join(GLUE_TASKS)}, not {task!r}.")
     known = GLUE_TASKS[task]
-    read = _tsv_reader(known, data_dir) if data_dir else _tfds_reader(task, known)
-    test_files = known.test or {known.title: "test"}
-    tests = {name: read(file, False) for name, file in test_files.items()}
+    if data_dir and not files.is_file(_tsv_path(known, data_dir, "train")):
+        raise UserError(
+            f"--data_dir={data_dir} has no {os.path.join(known.title, 'train.tsv')}: it is the "
+            "folder that GLUE's own files lie in."
+        )
+
+    def read(name: str, is_labeled: bool = True) -> Examples:
+        texts = len(known.texts)
+        if data_dir:
+            columns = [*known.texts, *([known.label] if is_labeled else [])]
+            header = known.header if is_labeled else None
+            table = read_table(_tsv_path(known, data_dir, name), columns, header)
+        else:
+            table = _tfds_table(task, name, is_labeled)
+        if not is_labeled:  # Every row of a test file needs a prediction.
+            return labeled_examples(table, texts, None, allow_empty=True)
+        parse = number_parser(known.bounds)
+        if known.label_names:
+            parse = label_parser(known.label_values or known.label_names)
+        return labeled_examples(table, texts, parse, MAX_BAD_SHARE)
+
+    tests = {
+        name: read(file, is_labeled=False)
+        for name, file in _test_files(known).items()
+        if not data_dir or files.is_file(_tsv_path(known, data_dir, file))
+    }
     return TaskData(
         known.title,
         known.label_names,
-        read("train", True),
-        {name: read(file, True) for name, file in known.dev.items()},
-        {name: examples for name, examples in tests.items() if examples is not None},
+        read("train"),
+        {name: read(file) for name, file in known.dev.items()},
+        tests,
         known.label_values,
         known.bounds,
         known.metrics,
@@ -112,84 +135,41 @@ def read_glue(task: str, data_dir: str | None = None) -> TaskData:
 
 def glue_files(task: str, data_dir: str | None = None) -> list[str]:
     """The paths that `read_glue` reads, those included that may be missing; none for TFDS."""
-    if not data_dir:
-        return []
     known = GLUE_TASKS[task]
-    names = ["train", *known.dev.values(), *(known.test or {"": "test"}).values()]
-    return [_tsv_path(known, data_dir, name) for name in names]
+    names = ["train", *known.dev.values(), *_test_files(known).values()]
+    return [_tsv_path(known, data_dir, name) for name in names] if data_dir else []
 
 
-# Reads a file by its name, with its labels or without; None for an optional one that is missing.
-_Reader = Callable[[str, bool], Examples | None]
+def task_path(data_dir: str, title: str, name: str) -> str:
+    """The path of an official file: in the task's folder in `data_dir`, or in `data_dir` itself."""
+    folder = os.path.join(data_dir, title)
+    return files.normal(files.join(folder if files.is_dir(folder) else data_dir, name))
 
 
 def _tsv_path(task: GlueTask, data_dir: str, name: str) -> str:
-    folder = os.path.join(data_dir, task.title)
-    if not files.is_dir(folder):
-        folder = data_dir
-    return files.normal(files.join(folder, f"{name}.tsv"))
+    return task_path(data_dir, task.title, f"{name}.tsv")
 
 
-def _tsv_reader(task: GlueTask, data_dir: str) -> _Reader:
-    if not files.is_file(_tsv_path(task, data_dir, "train")):
-        raise UserError(
-            f"--data_dir={data_dir} has no {os.path.join(task.title, 'train.tsv')}: it is the "
-            "folder that GLUE's own files lie in."
-        )
-
-    def read(name: str, is_labeled: bool) -> Examples | None:
-        path = _tsv_path(task, data_dir, name)
-        if not is_labeled:
-            if not files.is_file(path):
-                return None
-            # Every row of a test file needs a prediction.
-            return labeled_examples(
-                read_table(path, task.texts), len(task.texts), None, allow_empty=True
-            )
-        table = read_table(path, [*task.texts, task.label], task.header)
-        parse = _parser(task)
-        return labeled_examples(table, len(task.texts), parse, MAX_BAD_SHARE)
-
-    return read
+def _test_files(task: GlueTask) -> Mapping[str, str]:
+    return task.test or {task.title: "test"}
 
 
-def _parser(task: GlueTask) -> Callable[[str], int | float]:
-    if task.label_names is None:
-        return number_parser(task.bounds)
-    return label_parser(task.label_values or task.label_names)
+def _tfds_table(task: str, file: str, is_labeled: bool) -> Table:
+    known = GLUE_TASKS[task]
+    config, split = f"glue/{task}", file.replace("dev", "validation")
+    if "diagnostic" in file:
+        config, split = "glue/ax", "test"
+    names = known.label_values or known.label_names
 
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+        texts = [row[name].decode("utf-8", "replace") for name in known.tfds_texts or known.texts]
+        if is_labeled:
+            label = row["label"]
+            texts.append(str(float(label)) if names is None else names[int(label)])
+        return tuple(texts)
 
-def _tfds_reader(name: str, task: GlueTask) -> _Reader:
-    def read(file: str, is_labeled: bool) -> Examples:
-        config = "ax" if "diagnostic" in file else name
-        builder = prepared_builder(f"glue/{config}")
-        split = "test" if config == "ax" else file.replace("dev", "validation")
-        features = [*(task.tfds_texts or task.texts), *(["label"] if is_labeled else [])]
-        dataset = builder.as_dataset(split=split, shuffle_files=False)
-        rows = [
-            (int(row["idx"]), [row[feature] for feature in features])
-            for row in dataset.as_numpy_iterator()
-        ]
-        # TFDS shuffles the rows when it writes them, and the leaderboard wants their numbers.
-        rows.sort(key=lambda row: row[0])
-        table = Table(
-            f"glue/{config} ({split})",
-            [_tfds_row(values, task, is_labeled) for _, values in rows],
-            [index for index, _ in rows],
-            [],
-        )
-        parse = _parser(task) if is_labeled else None
-        share = MAX_BAD_SHARE if is_labeled else 0.0
-        return labeled_examples(table, len(task.texts), parse, share, allow_empty=not is_labeled)
-
-    return read
-
-
-def _tfds_row(values: Sequence[object], task: GlueTask, is_labeled: bool) -> tuple[str, ...]:
-    texts = values[:-1] if is_labeled else values
-    row = [text.decode("utf-8", "replace") for text in texts]
-    if is_labeled:
-        names = task.label_values or task.label_names
-        label = values[-1]
-        row.append(str(float(label)) if names is None else names[int(label)])
-    return tuple(row)
+    # TFDS shuffles the rows when it writes them, and the leaderboard wants their numbers.
+    rows = sorted((int(row["idx"]), cells(row)) for row in tfds_rows(config, split))
+    return Table(
+        f"{config} ({split})", [row for _, row in rows], [number for number, _ in rows], []
+    )

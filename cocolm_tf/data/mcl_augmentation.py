@@ -9,8 +9,7 @@ import math
 
 import tensorflow as tf
 
-from cocolm_tf.data.augmentation import mask_positions
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.augmentation import SpecialTokens, mask_positions
 
 
 @dataclasses.dataclass(frozen=True)

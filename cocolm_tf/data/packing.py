@@ -71,7 +71,9 @@ class Recipe:
 
     def shards(self, split: int) -> int:
         """The number of shards of a split; the validation data's is proportionate."""
-        return shards_of(split, self.num_shards, self.validation_fraction)
+        if split == TRAIN:
+            return self.num_shards
+        return max(1, round(self.num_shards * self.validation_fraction))
 
     def split(self, document: str) -> int:
         """The split of a document, by its text alone: duplicates are always in the same one."""
@@ -346,11 +348,6 @@ def _load(vocabulary_dir: str, fingerprint: str = "") -> _Tokenizer:
     _tokenizers.clear()
     _tokenizers[tokenizer.fingerprint] = tokenizer
     return tokenizer
-
-
-def shards_of(split: int, num_shards: int, validation_fraction: float) -> int:
-    """The number of shards of a split of a dataset."""
-    return num_shards if split == TRAIN else max(1, round(num_shards * validation_fraction))
 
 
 def text_size(text: str) -> int:

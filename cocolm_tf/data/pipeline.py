@@ -2,26 +2,28 @@
 
 An epoch of a dataset visits each of its sequences once, in the order of `reading`. Several datasets
 are mixed by their weights, each with epochs of its own. Records longer than the batches' sequence
-length are cut into pieces.
+length are cut into pieces. `ReplacedData` reads datasets whose masked tokens have replacements.
 """
 
+import math
 import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from cocolm_tf import files
-from cocolm_tf.data.augmentation import Augmentation
-from cocolm_tf.data.manifest import Vocabulary, resolve_shards
+from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
 from cocolm_tf.data.reading import ReadingOrder
-from cocolm_tf.data.shards import parse
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.shards import compression, parse, resolve_shards
 from cocolm_tf.errors import UserError
+
+if TYPE_CHECKING:
+    from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 # The block of sequences within which each dataset has its share, rounded up or down.
 MIXING_BLOCK = 1024
@@ -32,6 +34,11 @@ _WHOLE = 10**8
 # The seed of validation's order, whatever the run's: an arbitrary constant.
 _VALIDATION_ORDER = 0
 _WEIGHTED = re.compile(r"(.+)=(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)")
+# The features of a record with stored replacements: the masked positions are those that are used.
+_REPLACED_FEATURES = {
+    name: tf.io.RaggedFeature(tf.int64)
+    for name in ("token_ids", "masked_positions", "replacements")
+}
 
 
 class Dataset(NamedTuple):
@@ -74,7 +81,7 @@ class PretrainingData:
         sequence_length: int,
         augmentation: Augmentation,
         seed: int = 0,
-        vocabulary: Vocabulary | None = None,
+        vocabulary: "CocoLMTokenizer | None" = None,
         checksums: bool = True,
         skip_corrupt: bool = False,
         pipelines: int = 1,
@@ -111,8 +118,7 @@ class PretrainingData:
                     f"{pattern} has replacements drawn beforehand, in the order of a run: set "
                     "auxiliary.replacements=stored to train on them."
                 )
-            counts = {shard.file: shard.sequences for shard in manifest.shards}
-            records = [counts[os.path.basename(path)] for path in paths]
+            records = [shard.sequences for shard in manifest.select(paths)]
             if vocabulary is not None:
                 own = slice(pipeline, None, pipelines)
                 whole, all_of_it = sum(records[own]), checksums or skip_corrupt
@@ -153,21 +159,9 @@ class PretrainingData:
         Raises:
             UserError: If there are fewer shards than hosts.
         """
-        mixture = self._mixture(pipeline)
         if first_sequence is None:
             first_sequence = start * batch_size
-        begins = mixture.counts(first_sequence)
-        sequences = [
-            self._sequences(self._order(dataset, pipelines, pipeline), begin, dataset)
-            for dataset, begin in zip(self.datasets, begins, strict=True)
-        ]
-        if len(sequences) == 1:
-            batches = sequences[0].rebatch(batch_size, drop_remainder=True)
-        else:
-            chosen = mixture.choices(first_sequence)
-            batches = tf.data.Dataset.choose_from_datasets(
-                [windows.unbatch() for windows in sequences], chosen, stop_on_empty_dataset=True
-            ).batch(batch_size, drop_remainder=True)
+        batches = self._shuffled_batches(batch_size, first_sequence, pipelines, pipeline)
         # Without an infinite cardinality, several hosts would agree on the end at every batch.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
         return self._augmented(
@@ -209,9 +203,7 @@ class PretrainingData:
                 f"validate on in batches of {batch_size}: build more, or lower trainer.batch_size."
             )
         count = min(count, limit or count)
-        order = self._order(dataset)._replace(seed=_VALIDATION_ORDER)
-        batches = self._sequences(order, 0, dataset, endless=False)
-        batches = batches.rebatch(batch_size, drop_remainder=True).take(count)
+        batches = self._batches_once(dataset, batch_size).take(count)
         # Without a cardinality, Keras would run one step too many to find the end, and with
         # `validation_steps` instead it would not begin at the first batch every time.
         batches = batches.apply(tf.data.experimental.assert_cardinality(count))
@@ -230,6 +222,29 @@ class PretrainingData:
             for dataset, begin in zip(self.datasets, begins, strict=True)
             for path in self._order(dataset, pipelines, pipeline).paths_from(begin)
         ]
+
+    def _shuffled_batches(
+        self, batch_size: int, first_sequence: int, pipelines: int, pipeline: int
+    ) -> tf.data.Dataset:
+        """The records of a host's batches, [B, S], endlessly from a sequence on."""
+        mixture = self._mixture(pipeline)
+        sequences = [
+            self._sequences(self._order(dataset, pipelines, pipeline), begin, dataset)
+            for dataset, begin in zip(self.datasets, mixture.counts(first_sequence), strict=True)
+        ]
+        if len(sequences) == 1:
+            return sequences[0].rebatch(batch_size, drop_remainder=True)
+        return tf.data.Dataset.choose_from_datasets(
+            [windows.unbatch() for windows in sequences],
+            mixture.choices(first_sequence),
+            stop_on_empty_dataset=True,
+        ).batch(batch_size, drop_remainder=True)
+
+    def _batches_once(self, dataset: Dataset, batch_size: int) -> tf.data.Dataset:
+        """The records of all batches, [B, S], in validation's order."""
+        order = self._order(dataset)._replace(seed=_VALIDATION_ORDER)
+        sequences = self._sequences(order, 0, dataset, endless=False)
+        return sequences.rebatch(batch_size, drop_remainder=True)
 
     def _mixture(self, pipeline: int) -> "Mixture":
         return Mixture([dataset.weight for dataset in self.datasets], self.seed, pipeline)
@@ -273,12 +288,128 @@ class PretrainingData:
     def _augmented(
         self, numbered: tf.data.Dataset, batch_size: int, pipelines: int, pipeline: int
     ) -> tf.data.Dataset:
-        def augment(number: tf.Tensor, token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-            token_ids = tf.ensure_shape(token_ids, [batch_size, self.sequence_length])
+        def augment(number: tf.Tensor, records: tf.Tensor) -> dict[str, tf.Tensor]:
             seed = tf.stack([tf.cast(self.seed, tf.int64), number * pipelines + pipeline])
-            return self.augmentation(token_ids, seed)
+            return self._batch(tf.ensure_shape(records, [batch_size, *records.shape[1:]]), seed)
 
         return numbered.map(augment, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def _batch(self, token_ids: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self.augmentation(token_ids, seed)
+
+
+@dataclass(frozen=True)
+class ReplacedData(PretrainingData):
+    """A dataset with replacements of masked tokens that were drawn beforehand."""
+
+    # Shards follow each other, and records within them, as a run reads them: `batch_size` records
+    # are a step. Nothing is shuffled, and nothing masked, anew; crops are made as in any run.
+
+    batch_size: int = 0  # sequences of a step, over all replicas
+    slots: int = 0  # the most masked positions of a sequence: M
+
+    @classmethod
+    def open(
+        cls,
+        dataset: str,
+        sequence_length: int,
+        augmentation: Augmentation,
+        seed: int = 0,
+        vocabulary: "CocoLMTokenizer | None" = None,
+        checksums: bool = True,
+    ) -> "ReplacedData":
+        """Finds and verifies shards as `PretrainingData.open`; they fit the configuration."""
+        paths, manifest = resolve_shards(dataset)
+        facts = manifest.replacements
+        if facts is None:
+            raise UserError(
+                f"{dataset} has no replacements drawn beforehand: give what "
+                "precompute_replacements.py wrote, or set auxiliary.replacements=frozen."
+            )
+        slots = math.ceil(sequence_length * augmentation.mask_fraction)
+        for key, wanted, stored in (
+            ("data.sequence_length", sequence_length, manifest.sequence_length),
+            ("data.mask_fraction", slots, facts["slots"]),
+        ):
+            if wanted != stored:
+                raise UserError(
+                    f"{dataset} has replacements for sequences of {manifest.sequence_length} "
+                    f"tokens, {facts['slots']} of them masked: set {key} to what they were drawn "
+                    "with."
+                )
+        if paths != manifest.paths:
+            raise UserError(
+                f"{dataset} must be all of its folder's shards, in the order of the run."
+            )
+        if vocabulary is not None:
+            manifest.verify(vocabulary, checksums)
+        # Drawn already, as are the masks.
+        augmentation = replace(augmentation, short_fraction=0.0)
+        counts = [shard.sequences for shard in manifest.shards]
+        opened = Dataset(dataset, paths, counts, manifest.sequence_length)
+        return cls([opened], sequence_length, augmentation, seed, facts["batch_size"], slots)
+
+    def check(self, batch_size: int, steps: int) -> None:
+        """Refuses to train on it in other batches than it is in, or for more steps than it has."""
+        (dataset,) = self.datasets
+        if batch_size != self.batch_size:
+            raise UserError(
+                f"{dataset.pattern} has batches of {self.batch_size} sequences, not of "
+                f"trainer.batch_size={batch_size}."
+            )
+        if (stored := sum(dataset.records) // self.batch_size) < steps:
+            raise UserError(
+                f"{dataset.pattern} has the replacements of {stored} steps, fewer than "
+                f"trainer.train_steps={steps}: draw those of the whole run."
+            )
+
+    def paths_from(self, sequence: int, pipelines: int = 1, pipeline: int = 0) -> list[str]:
+        """The shards, that first which a host's sequence is read from."""
+        (dataset,) = self.datasets
+        shard, _ = self._place(sequence * pipelines)
+        return [*dataset.paths[shard:], *dataset.paths[:shard]]
+
+    def _shuffled_batches(
+        self, batch_size: int, first_sequence: int, pipelines: int, pipeline: int
+    ) -> tf.data.Dataset:
+        # After the last step the first one follows.
+        records = self._records(first_sequence * pipelines).concatenate(self._records().repeat())
+        # A step is shared out among the hosts, and a host's share among its replicas.
+        replicas = self.batch_size // batch_size // pipelines
+        of_host = records.batch(batch_size * replicas, drop_remainder=True)
+        return of_host.shard(pipelines, pipeline).rebatch(batch_size, drop_remainder=True)
+
+    def _batches_once(self, dataset: Dataset, batch_size: int) -> tf.data.Dataset:
+        return self._records().batch(batch_size, drop_remainder=True)
+
+    def _place(self, record: int) -> tuple[int, int]:
+        """The shard that a record is in, and its number there."""
+        (dataset,) = self.datasets
+        ends = np.cumsum(dataset.records)
+        record %= ends[-1]
+        shard = int(np.searchsorted(ends, record, side="right"))
+        return shard, int(record - (ends[shard - 1] if shard else 0))
+
+    def _records(self, begin: int = 0) -> tf.data.Dataset:
+        (dataset,) = self.datasets
+        shard, skip = self._place(begin)
+        paths = list(dataset.paths[shard:])
+        return tf.data.TFRecordDataset(paths, compression(paths[0])).skip(skip)
+
+    def _batch(self, records: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        parsed = tf.io.parse_example(records, _REPLACED_FEATURES)
+        used = tf.ensure_shape(parsed["masked_positions"].row_lengths(), records.shape)
+
+        def padded(name: str, width: int, value: int = 0) -> tf.Tensor:
+            values = parsed[name].to_tensor(value, shape=[records.shape[0], width])
+            return tf.cast(values, tf.int32)
+
+        token_ids = padded("token_ids", self.sequence_length, self.augmentation.special.pad)
+        return self.augmentation(token_ids, seed) | {
+            "masked_positions": padded("masked_positions", self.slots),
+            "masked_weights": tf.sequence_mask(used, self.slots, tf.float32),
+            "replacements": padded("replacements", self.slots),
+        }
 
 
 def parse_mixture(text: str) -> list[tuple[str, float]]:

@@ -30,15 +30,6 @@ ChunkFunction = Callable[[Part, int, Sequence[str]], Any]
 _QUEUED_PER_WORKER = 2
 
 
-@dataclass(frozen=True)
-class PartRead:
-    """The result of reading a part to its end; its chunks may not be done yet."""
-
-    part: Part
-    chunks: int  # their number
-    counts: Counter[str]  # of its source
-
-
 class Workers:
     """A pool of processes; with none, the calling process does everything."""
 
@@ -79,7 +70,7 @@ class Workers:
         function: ChunkFunction,
         done: Callable[[Part], Collection[int]] = lambda part: (),
     ) -> Iterator[Any]:
-        """Yields a function's results for every chunk as they end, and a `PartRead` a part."""
+        """Yields a function's results for every chunk as they end, and the counts of each part."""
         # The function is picklable. `done` gives the numbers of a part's chunks to leave out.
         return self._run(_Read(part, function, frozenset(done(part))) for part in parts)
 
@@ -102,30 +93,23 @@ class Workers:
                 task = next(tasks, None)
             for connection in wait([receiver for receiver, _ in self._connections]):
                 try:
-                    message = connection.recv()
+                    kind, value = connection.recv()
                 except EOFError as error:
                     raise UserError(
                         "a worker process ended unexpectedly, most often for want of memory: give "
                         "a smaller --num_workers."
                     ) from error
-                if message.error is not None:
-                    raise message.error
-                under_way -= message.done
-                handed_on += message.handed_on
-                yield from message.results
+                if kind == "error":
+                    raise value
+                if kind == "result":
+                    yield value
+                elif kind == "done":
+                    under_way -= 1
+                else:
+                    handed_on += value
 
 
 # --- In the processes ---
-
-
-@dataclass(frozen=True)
-class _Message:
-    """What a process reports: results, and changes of the numbers of tasks done and handed on."""
-
-    results: tuple[Any, ...] = ()
-    done: int = 0
-    handed_on: int = 0
-    error: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +118,7 @@ class _Call:
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    was_handed_on: bool = False
+    was_handed_on: bool = False  # by the process that read the chunk
 
     def results(self, source: Source | None, hand_on: Callable[["_Call"], bool]) -> Iterator[Any]:
         yield self.function(*self.arguments)
@@ -151,32 +135,33 @@ class _Read:
 
     def results(self, source: Source, hand_on: Callable[[_Call], bool]) -> Iterator[Any]:
         """Yields the results of those chunks that no other process takes."""
-        number, counts = 0, Counter()
-        for number, chunk in enumerate(chunks(self.part.documents(source, counts)), start=1):
-            if number - 1 in self.done:
+        counts: Counter[str] = Counter()
+        for number, chunk in enumerate(chunks(self.part.documents(source, counts))):
+            if number in self.done:
                 continue
-            call = _Call(self.function, (self.part, number - 1, chunk), was_handed_on=True)
+            call = _Call(self.function, (self.part, number, chunk), was_handed_on=True)
             if not hand_on(call):
                 yield from call.results(source, hand_on)
-        yield PartRead(self.part, number, counts)
+        yield counts
 
 
 def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | None) -> None:
+    """Takes tasks from the queue for ever, and sends pairs of a kind and a value."""
     _set_up_process()
 
     def hand_on(call: _Call) -> bool:
         if has_room := _try_put(tasks, call):
-            sender.send(_Message(handed_on=1))
+            sender.send(("handed on", 1))
         return has_room
 
     try:
         while True:
             task = tasks.get()
             for result in task.results(source, hand_on):
-                sender.send(_Message((result,)))
-            sender.send(_Message(handed_on=-1) if task.was_handed_on else _Message(done=1))
+                sender.send(("result", result))
+            sender.send(("handed on", -1) if task.was_handed_on else ("done", None))
     except Exception as error:
-        sender.send(_Message(error=_picklable(error)))
+        sender.send(("error", _picklable(error)))
 
 
 def _try_put(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:

@@ -7,25 +7,19 @@ few shards that it was reading, without parsing it.
 """
 
 import contextlib
-import re
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.data.shards import compression, readable_records
+from cocolm_tf.data.shards import compression, read_error, readable_records
 from cocolm_tf.errors import RestartableError, UserError
 
 SHARDS_AT_ONCE = 8
 # Records of a shard that are read in a row, and chunks that are shuffled together.
 CHUNK = 128
 WINDOW = 64
-ATTEMPTS = 6
-# The wait before the second attempt; each is twice the one before.
-FIRST_WAIT_SECONDS = 1.0
 
 _ENDLESS = 2**62
 _TOO_FEW = " has too few records"
@@ -37,8 +31,6 @@ _TRANSIENT = (
     tf.errors.UnavailableError,
     tf.errors.UnknownError,
 )
-
-_Result = TypeVar("_Result")
 
 
 class ReadingOrder(NamedTuple):
@@ -175,24 +167,9 @@ def explain_read_errors(shards: Callable[[], Iterable[str]]) -> Iterator[None]:
         for path in named or shards():
             _diagnose(path, error)
         raise RestartableError(
-            f"{named[0] if named else 'a shard'} could not be read ({_reason(error)}), but can be "
-            "now: start again with the same flags to resume from the last checkpoint."
+            f"{named[0] if named else 'a shard'} could not be read ({read_error(error)}), but can "
+            "be now: start again with the same flags to resume from the last checkpoint."
         ) from error
-
-
-def with_retries(path: str, read: Callable[[], _Result]) -> _Result:
-    """Calls `read`, again after growing waits while `path` cannot be read; then UserError."""
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return read()
-        except (OSError, tf.errors.OpError):
-            seconds = FIRST_WAIT_SECONDS * 2 ** (attempt - 1)
-            print(f"{path} cannot be read; trying again in {seconds:g} s.", file=sys.stderr)
-            time.sleep(seconds)
-    try:
-        return read()
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"{path} cannot be read: {_reason(error)}.") from error
 
 
 def _too_few_records(path: tf.Tensor) -> tf.Tensor:
@@ -207,11 +184,11 @@ def _diagnose(path: str, error: tf.errors.OpError) -> None:
         records, whole = readable_records(path)
     except _TRANSIENT as again:
         raise RestartableError(
-            f"{path} cannot be read at present ({_reason(again)}): start again with the same flags "
-            "to resume from the last checkpoint."
+            f"{path} cannot be read at present ({read_error(again)}): start again with the same "
+            "flags to resume from the last checkpoint."
         ) from error
     except tf.errors.OpError as again:
-        raise UserError(f"{path} cannot be read: {_reason(again)}.") from error
+        raise UserError(f"{path} cannot be read: {read_error(again)}.") from error
     if not whole:
         raise UserError(
             f"{path} is truncated or corrupt at record {records} (from 0): build the dataset "
@@ -223,10 +200,3 @@ def _diagnose(path: str, error: tf.errors.OpError) -> None:
             "lists: build the dataset again, or leave out what is missing with "
             "data.skip_corrupt=true."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    # TensorFlow adds the names of the function and the operation that failed.
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", " ".join(text.split()))
-    return text.strip().rstrip(".")

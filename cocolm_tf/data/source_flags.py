@@ -1,6 +1,7 @@
 """The flags for a program's text: its source, its cleaning, and the runner that reads it."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from absl import flags
 
@@ -26,40 +27,33 @@ _OWNERS = {
 
 def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags that `source_from_flags` reads."""
-    flags.DEFINE_string(
+    string = partial(flags.DEFINE_string, flag_values=flag_values)
+    boolean = partial(flags.DEFINE_bool, default=False, flag_values=flag_values)
+    string(
         "input",
         None,
         "Files: one or several comma-separated globs. Each tells by its first bytes what it is: "
         "text (a line is a paragraph and a blank line ends a document) or Common Crawl's WET, "
         "compressed or not (gzip, bzip2, xz, zstd, lz4); Parquet; Arrow. Or the folder of a split "
         "that Hugging Face's datasets saved.",
-        flag_values=flag_values,
     )
-    flags.DEFINE_bool(
-        "one_document_per_line",
-        False,
-        "With --input: every line is a document.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_string(
+    boolean("one_document_per_line", help="With --input: every line is a document.")
+    string(
         "jsonl_field",
         None,
         "With --input: the files are JSON lines, and this field of each is a document.",
-        flag_values=flag_values,
     )
-    flags.DEFINE_string(
+    string(
         "text_column",
         None,
         "With --input: the column of Parquet and Arrow files that has the documents. By default "
         "text.",
-        flag_values=flag_values,
     )
-    flags.DEFINE_string(
+    string(
         "encoding",
         None,
         "With --input: the encoding of files without a byte order mark, as cp1252 or utf-16-le. By "
         "default UTF-8.",
-        flag_values=flag_values,
     )
     flags.DEFINE_float(
         "max_bad_share",
@@ -71,27 +65,16 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         upper_bound=1.0,
         flag_values=flag_values,
     )
-    flags.DEFINE_string(
+    string(
         "tfds",
         None,
         "A dataset of TensorFlow Datasets, e.g. wikipedia/20230601.en. The environment variable "
         "TFDS_DATA_DIR says where they are kept.",
-        flag_values=flag_values,
     )
-    flags.DEFINE_string(
-        "tfds_field", "text", "With --tfds: the feature that is text.", flag_values=flag_values
-    )
-    flags.DEFINE_string(
-        "tfds_split",
-        "train",
-        "With --tfds: the split, e.g. train[:10%].",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_bool(
-        "docstrings",
-        False,
-        "The docstrings of the standard library and of the installed packages.",
-        flag_values=flag_values,
+    string("tfds_field", "text", "With --tfds: the feature that is text.")
+    string("tfds_split", "train", "With --tfds: the split, e.g. train[:10%].")
+    boolean(
+        "docstrings", help="The docstrings of the standard library and of the installed packages."
     )
 
 
@@ -121,6 +104,8 @@ def source_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> sources.So
 
 def define_cleaning_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags that `cleaning_from_flags` reads."""
+    integer = partial(flags.DEFINE_integer, flag_values=flag_values)
+    share = partial(flags.DEFINE_float, upper_bound=1.0, flag_values=flag_values)
     flags.DEFINE_enum(
         "deduplicate",
         None,
@@ -129,52 +114,38 @@ def define_cleaning_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         "sets of word n-grams (near, by MinHash and locality-sensitive hashing).",
         flag_values=flag_values,
     )
-    flags.DEFINE_float(
+    share(
         "deduplicate_threshold",
         0.8,
         "With --deduplicate=near: the Jaccard similarity from which on two documents are taken for "
         "duplicates; about, as a few below it are, and a few above are not.",
         lower_bound=0.1,
-        upper_bound=1.0,
-        flag_values=flag_values,
     )
-    flags.DEFINE_integer(
+    integer(
         "deduplicate_ngram",
         5,
         "With --deduplicate=near: the words of an n-gram.",
         lower_bound=1,
-        flag_values=flag_values,
     )
-    flags.DEFINE_integer(
+    integer(
         "min_words",
         0,
         "Leave out documents with fewer words, which white space separates.",
         lower_bound=0,
-        flag_values=flag_values,
     )
-    flags.DEFINE_integer(
-        "max_words",
-        0,
-        "Leave out documents with more words; 0 for no limit.",
-        lower_bound=0,
-        flag_values=flag_values,
-    )
-    flags.DEFINE_float(
+    integer("max_words", 0, "Leave out documents with more words; 0 for no limit.", lower_bound=0)
+    share(
         "min_letter_share",
         0.0,
         "Leave out documents with a smaller share of letters among the characters that are no "
         "white space.",
         lower_bound=0.0,
-        upper_bound=1.0,
-        flag_values=flag_values,
     )
-    flags.DEFINE_float(
+    share(
         "max_repeated_lines",
         1.0,
         "Leave out documents in which a larger share of the lines are the same as earlier ones.",
         lower_bound=0.0,
-        upper_bound=1.0,
-        flag_values=flag_values,
     )
 
 
@@ -191,12 +162,8 @@ def cleaning_from_flags(
     for name in ("deduplicate_threshold", "deduplicate_ngram"):
         if flag_values[name].present and method != "near":
             raise UserError(f"--{name} goes with --deduplicate=near.")
-    cleaning = Cleaning(
-        values["min_words"],
-        values["max_words"],
-        values["min_letter_share"],
-        values["max_repeated_lines"],
-    )
+    limits = ("min_words", "max_words", "min_letter_share", "max_repeated_lines")
+    cleaning = Cleaning(**{name: values[name] for name in limits})
     cleaning = cleaning if cleaning.describe() else None
     if method is None:
         return cleaning, None

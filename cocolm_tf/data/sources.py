@@ -23,7 +23,6 @@ from cocolm_tf.data.columnar import (
     columnar_format,
     saved_dataset_files,
 )
-from cocolm_tf.data.tfds_builder import prepared_builder
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import (
     BadRecords,
@@ -146,27 +145,30 @@ class FileSource(Source):
             return replace(source, kinds={path: kind for path, kind in kinds if kind})
 
     def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
-        records = BadRecords(part, self.max_bad_share)
         kind = self.kinds.get(part, "")
+        unit = "pages" if kind == _WARC else "rows" if kind else "lines"
+        records = BadRecords(part, self.max_bad_share, unit)
         if not kind and self.jsonl_field is None:
             lines = text_lines(part, self.encoding, records, longest=LONGEST_DOCUMENT)
             yield from _documents_in(lines, self.one_document_per_line)
         else:
-            for text in self._texts(part, kind, records):
+            if kind == _WARC:
+                texts = _wet_texts(part, records)
+            elif kind:
+                texts = column_texts(part, kind, self.text_column, records)
+            else:
+                texts = self._json_texts(part, records)
+            for text in texts:
                 yield from _documents_of(text)
         if counts is not None:
             counts["bad_records"] += records.bad
 
     def describe(self) -> dict[str, Any]:
         described = {"input": self.pattern, "one_document_per_line": self.one_document_per_line}
-        if self.jsonl_field is not None:
-            described["jsonl_field"] = self.jsonl_field
-        if self.text_column != "text":
-            described["text_column"] = self.text_column
-        if self.encoding:
-            described["encoding"] = self.encoding
-        if self.max_bad_share:
-            described["max_bad_share"] = self.max_bad_share
+        for name in ("jsonl_field", "text_column", "encoding", "max_bad_share"):
+            value = getattr(self, name)
+            if value and value != getattr(FileSource, name):
+                described[name] = value
         return described
 
     def _check(self, path: str) -> str:
@@ -176,8 +178,7 @@ class FileSource(Source):
         if kind == _WARC:
             _import_warcio(path)
         elif kind:
-            records = BadRecords(path, self.max_bad_share, "rows")
-            check_column(path, kind, self.text_column, records)
+            check_column(path, kind, self.text_column, BadRecords(path, self.max_bad_share, "rows"))
         else:
             if not has_byte_order_mark(head):
                 check_is_text(path, head, self.encoding)
@@ -188,16 +189,6 @@ class FileSource(Source):
                     f"it has {', '.join(fields)}; --one_document_per_line takes it as it is."
                 )
         return kind
-
-    def _texts(self, path: str, kind: str, records: BadRecords) -> Iterator[str]:
-        """Yields the texts of a file, each of which is one document or more."""
-        if kind == _WARC:
-            records.unit = "pages"
-            return _wet_texts(path, records)
-        if kind:
-            records.unit = "rows"
-            return column_texts(path, kind, self.text_column, records)
-        return self._json_texts(path, records)
 
     def _json_texts(self, path: str, records: BadRecords) -> Iterator[str]:
         number, within = 1, False
@@ -226,7 +217,7 @@ class TfdsSource(Source):
         parts: Its sub-splits, one for each of its files.
         name: The dataset, as `tfds.builder` takes it, e.g. `"wikipedia/20230601.en"`.
         field: The feature with the text of a document.
-        split: What `find` was given.
+        split: As `tfds.load` takes it, e.g. `"train[:10%]"`.
         data_dir: Where TensorFlow Datasets keeps its files; None for its default.
 
     Example:
@@ -246,12 +237,6 @@ class TfdsSource(Source):
     ) -> "TfdsSource":
         """Opens a dataset, and downloads it if need be.
 
-        Args:
-            name: See the class.
-            field: See the class.
-            split: As `tfds.load` takes it, e.g. `"train[:10%]"`.
-            data_dir: See the class.
-
         Raises:
             UserError: If there is no such dataset, split or text field, or it cannot be downloaded.
         """
@@ -268,9 +253,8 @@ class TfdsSource(Source):
         return cls(tuple(_sub_splits(builder, split)), name, field, split, data_dir)
 
     def documents(self, part: str, counts: Counter[str] | None = None) -> Iterator[str]:
-        builder = prepared_builder(self.name, self.data_dir)
         records = BadRecords(f"{self.name}, {part}", max_bad_share=1.0, unit="examples")
-        for example in builder.as_dataset(split=part, shuffle_files=False).as_numpy_iterator():
+        for example in tfds_rows(self.name, part, self.data_dir):
             records.read += 1
             text = example[self.field].decode("utf-8", "replace")
             if text.encode() != example[self.field]:
@@ -411,6 +395,39 @@ def _json_fields(head: bytes) -> list[str]:
         return []
     row = row if isinstance(row, dict) else {}
     return sorted(name for name, value in row.items() if isinstance(value, str))
+
+
+# --- TensorFlow Datasets ---
+
+
+def prepared_builder(name: str, data_dir: str | None = None) -> Any:
+    """The builder of a dataset, e.g. "glue/rte", prepared; UserError where that fails."""
+    # Slow to import, and most sources do without it.
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise UserError(
+            f"TensorFlow Datasets has no dataset {name!r}: {_first_line(error)}"
+        ) from error
+    try:
+        builder.download_and_prepare()
+    # Some datasets need packages of their own to be prepared.
+    except (OSError, ImportError, tfds.download.DownloadError, tf.errors.OpError) as error:
+        raise UserError(f"dataset {name!r} cannot be prepared: {_first_line(error)}") from error
+    return builder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def tfds_rows(name: str, split: str, data_dir: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a split of a dataset, in the order of its files."""
+    builder = prepared_builder(name, data_dir)
+    return builder.as_dataset(split=split, shuffle_files=False).as_numpy_iterator()
 
 
 def _sub_splits(builder: Any, split: str) -> Iterator[str]:

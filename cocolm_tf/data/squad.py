@@ -3,9 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import starmap
 from typing import Any, NamedTuple
 
-from cocolm_tf.data.tfds_builder import prepared_builder
+from cocolm_tf.data.sources import tfds_rows
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import read_text, without_surrogates
 
@@ -54,28 +55,18 @@ def read_squad(path: str) -> list[Question]:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
-    questions = list(_questions(content, path))
-    return _checked(questions, path)
+    return _checked(list(_questions(content, path)), path)
 
 
 def load_squad_from_tfds(split: str) -> list[Question]:
     """Reads a split of SQuAD 2.0, or a part as `train[:1%]`, from TensorFlow Datasets."""
     # TensorFlow Datasets downloads it if need be.
-    dataset = prepared_builder(TFDS_NAME).as_dataset(split=split, shuffle_files=False)
     questions = []
-    for example in dataset.as_numpy_iterator():
-        answers = example["answers"]
-        questions.append(
-            Question(
-                example["id"].decode(),
-                example["question"].decode(),
-                example["context"].decode(),
-                tuple(
-                    Answer(text.decode(), int(start))
-                    for text, start in zip(answers["text"], answers["answer_start"], strict=True)
-                ),
-            )
-        )
+    for row in tfds_rows(TFDS_NAME, split):
+        id, question, context = (row[name].decode() for name in ("id", "question", "context"))
+        answers = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
+        answers = tuple(Answer(text.decode(), int(start)) for text, start in answers)
+        questions.append(Question(id, question, context, answers))
     return _checked(questions, f"{TFDS_NAME} ({split})")
 
 
@@ -86,15 +77,13 @@ def to_official(questions: Iterable[Question]) -> list[dict[str, Any]]:
     for question in questions:
         if not paragraphs or paragraphs[-1]["context"] != question.context:
             paragraphs.append({"context": question.context, "qas": []})
+        answers = [{"text": text, "answer_start": start} for text, start in question.answers]
         paragraphs[-1]["qas"].append(
             {
                 "id": question.id,
                 "question": question.question,
                 "is_impossible": not question.is_answerable,
-                "answers": [
-                    {"text": answer.text, "answer_start": answer.start}
-                    for answer in question.answers
-                ],
+                "answers": answers,
             }
         )
     return [{"title": "", "paragraphs": paragraphs}]
@@ -119,28 +108,19 @@ def _questions(content: Any, path: str) -> Iterator[Question]:
         for paragraph, in_paragraph in _items(article, "paragraphs", in_article):
             context = _value(paragraph, "context", str, in_paragraph)
             for entry, in_entry in _items(paragraph, "qas", in_paragraph):
-                yield Question(
-                    _value(entry, "id", str, in_entry),
-                    _value(entry, "question", str, in_entry),
-                    context,
-                    () if entry.get("is_impossible") else tuple(_answers(entry, in_entry)),
-                )
+                id, question = (_value(entry, key, str, in_entry) for key in ("id", "question"))
+                answers = () if entry.get("is_impossible") else _items(entry, "answers", in_entry)
+                yield Question(id, question, context, tuple(starmap(_answer, answers)))
 
 
-def _answers(entry: dict[str, Any], where: str) -> Iterator[Answer]:
-    for answer, in_answer in _items(entry, "answers", where):
-        yield Answer(
-            _value(answer, "text", str, in_answer), _value(answer, "answer_start", int, in_answer)
-        )
+def _answer(answer: Any, where: str) -> Answer:
+    return Answer(_value(answer, "text", str, where), _value(answer, "answer_start", int, where))
 
 
-def _items(parent: Any, key: str, where: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of a list, with the place of each for messages."""
+def _items(parent: Any, key: str, where: str) -> Iterator[tuple[Any, str]]:
+    """The items of a list, with the place of each for messages."""
     for index, item in enumerate(_value(parent, key, list, where)):
-        place = f"{where} {key}[{index}]"
-        if not isinstance(item, dict):
-            raise UserError(f"{place} must be an object, not {_kind(item)}.")
-        yield item, place
+        yield item, f"{where} {key}[{index}]"
 
 
 def _value(parent: Any, key: str, kind: type, where: str) -> Any:

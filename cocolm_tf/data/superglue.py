@@ -19,14 +19,13 @@ import numpy as np
 
 from cocolm_tf import files
 from cocolm_tf.data.examples import Examples, TaskData
-from cocolm_tf.data.tfds_builder import prepared_builder
+from cocolm_tf.data.glue import task_path
+from cocolm_tf.data.sources import tfds_rows
+from cocolm_tf.data.tables import json_objects
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import text_lines, without_surrogates
 
 TFDS_NAME = "super_glue"
-# The files of the official folders, and the splits of TFDS.
-_SPLITS = {"train": "train", "dev": "val", "test": "test"}
-_TFDS_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 Row = Mapping[str, Any]
 """A row with the official names of its fields. Those of MultiRC and ReCoRD are an answer's and a
@@ -72,9 +71,9 @@ class SuperGlueTask:
     label_names: tuple[str, ...] = ("False", "True")  # The classes in order, as TFDS has them
     metrics: tuple[str, ...] = ("accuracy",)  # The first is the one to choose by
     chooses: bool = False  # Whether exactly one of a question's candidates is chosen
-    # Other test sets that its model predicts: of each the folder and name on the leaderboard, and
-    # the row's fields in the order of this task's own.
-    extra_tests: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # Other test sets that its model predicts: of each the folder and name on the leaderboard, the
+    # configuration in TFDS, and the row's fields in the order of this task's own.
+    extra_tests: Mapping[str, tuple[str, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     tfds: str | None = None  # Its configuration in TFDS; None for its key
 
 
@@ -88,7 +87,10 @@ def _copa(row: Row) -> tuple[str, ...]:
 
 
 def _wic(row: Row) -> tuple[str, ...]:
-    return tuple(_marked(row[f"sentence{n}"], row[f"start{n}"], row[f"end{n}"]) for n in (1, 2))
+    def marked(text: str, start: int, end: int) -> str:
+        return f"{text[:start]}* {text[start:end]} *{text[end:]}"
+
+    return tuple(marked(row[f"sentence{n}"], row[f"start{n}"], row[f"end{n}"]) for n in (1, 2))
 
 
 def _wsc(row: Row) -> tuple[str, ...]:
@@ -109,10 +111,6 @@ def _multirc(row: Row) -> tuple[str, ...]:
 def _record(row: Row) -> tuple[str, ...]:
     passage = re.sub(r"\s*@highlight\s*", " ", row["passage"]).strip()
     return passage, row["query"].replace("@placeholder", row["entity"])
-
-
-def _marked(text: str, start: int, end: int) -> str:
-    return f"{text[:start]}* {text[start:end]} *{text[end:]}"
 
 
 _RIGHT = ("wrong", "right")
@@ -141,7 +139,7 @@ SUPERGLUE_TASKS = {
         _PAIR,
         _fields(*_PAIR),
         ("entailment", "not_entailment"),
-        extra_tests={"AX-b": ("sentence1", "sentence2"), "AX-g": _PAIR},
+        extra_tests={"AX-b": ("axb", ("sentence1", "sentence2")), "AX-g": ("axg", _PAIR)},
     ),
     "wic": SuperGlueTask(
         "WiC", ("word", "sentence1", "sentence2", "start1", "start2", "end1", "end2"), _wic
@@ -160,24 +158,24 @@ def read_superglue(task: str, data_dir: str | None = None) -> SuperGlueData:
         raise UserError(f"--task is one of {', '.join(SUPERGLUE_TASKS)}, not {task!r}.")
     known = SUPERGLUE_TASKS[task]
     parts, rows = {}, {}
-    for part, file in _SPLITS.items():
-        source, found = _read(task, known.title, file, data_dir)
-        if found is None and part != "test":
+    for name, title, file, config, split in _sets(task):
+        is_labeled = name in ("train", "dev")
+        if not data_dir:
+            source, found = _rows_of_tfds(config, split)
+        elif files.is_file(source := task_path(data_dir, title, file)):
+            found = _rows_of_file(source, task)
+        elif is_labeled:
             raise UserError(
-                f"--data_dir={data_dir} has no {os.path.join(known.title, file)}.jsonl: it is the "
-                "folder that SuperGLUE's own folders lie in."
+                f"--data_dir={data_dir} has no {os.path.join(title, file)}: it is the folder that "
+                "SuperGLUE's own folders lie in."
             )
-        if found is not None:
-            name = known.title if part == "test" else part
-            parts[name], rows[name] = _examples(task, known, source, found, part != "test")
-    for title, names in known.extra_tests.items():
-        source, found = _read(task, title, "test" if not data_dir else title, data_dir)
-        if found is not None:
-            renamed = [
-                (line, row | {own: row.get(name) for own, name in zip(_PAIR, names, strict=True)})
-                for line, row in found
-            ]
-            parts[title], rows[title] = _examples(task, known, source, renamed, False)
+        else:
+            continue
+        if title in known.extra_tests:
+            _, names = known.extra_tests[title]
+            for _, row in found:
+                row.update(zip(_PAIR, map(row.get, names), strict=True))
+        parts[name], rows[name] = _examples(task, source, found, is_labeled)
     return SuperGlueData(
         f"{known.title} (SuperGLUE)" if known.title == "RTE" else known.title,
         known.label_names,
@@ -194,9 +192,22 @@ def superglue_files(task: str, data_dir: str | None = None) -> list[str]:
     """The paths that `read_superglue` reads, those included that may be missing."""
     if not data_dir:
         return []
+    return [task_path(data_dir, title, file) for _, title, file, _, _ in _sets(task)]
+
+
+def _sets(task: str) -> list[tuple[str, str, str, str, str]]:
+    """Of each set its name, its folder, its file, its configuration and its split in TFDS."""
     known = SUPERGLUE_TASKS[task]
-    own = [_path(known.title, file, data_dir) for file in _SPLITS.values()]
-    return own + [_path(title, title, data_dir) for title in known.extra_tests]
+    title, config = known.title, known.tfds or task
+    return [
+        ("train", title, "train.jsonl", config, "train"),
+        ("dev", title, "val.jsonl", config, "validation"),
+        (title, title, "test.jsonl", config, "test"),
+        *(
+            (extra, extra, f"{extra}.jsonl", config, "test")
+            for extra, (config, _) in known.extra_tests.items()
+        ),
+    ]
 
 
 def leaderboard_lines(key: str, rows: Rows, predictions: np.ndarray) -> Iterator[str]:
@@ -288,42 +299,42 @@ def _plain(text: str) -> list[str]:
 _Found = list[tuple[int, dict[str, Any]]]
 
 
-def _path(title: str, file: str, data_dir: str) -> str:
-    folder = os.path.join(data_dir, title)
-    if not files.is_dir(folder):
-        folder = data_dir
-    return files.normal(files.join(folder, f"{file}.jsonl"))
-
-
-def _read(task: str, title: str, file: str, data_dir: str | None) -> tuple[str, _Found | None]:
-    """Reads a set, from whichever source; None where its file is not there."""
-    if not data_dir:
-        extra = {"AX-b": "axb", "AX-g": "axg"}.get(title)
-        config = f"{TFDS_NAME}/{extra or SUPERGLUE_TASKS[task].tfds or task}"
-        split = _TFDS_SPLITS[file]
-        rows = prepared_builder(config).as_dataset(split=split, shuffle_files=False)
-        found = [_plain_row(row) for row in rows.as_numpy_iterator()]
-        # TFDS shuffles the rows when it writes them.
-        found.sort(key=lambda row: _order(row["idx"]))
-        return f"{config} ({split})", [*enumerate(found)]
-    path = _path(title, file, data_dir)
-    if not files.is_file(path):
-        return path, None
+def _rows_of_file(path: str, task: str) -> _Found:
     found = []
-    for number, line in enumerate(text_lines(path), start=1):
-        if not line.strip():
-            continue
+    for number, row in json_objects(text_lines(path)):
+        if isinstance(row, str):
+            raise UserError(f"{path}:{number} {row}.")
         try:
-            row = json.loads(line)
-            flat = [*_flat_rows(row, task)]
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number} is not JSON: {error}.") from error
+            found += [(number, flat) for flat in _flat_rows(row, task)] if row is not None else []
         except (KeyError, TypeError, AttributeError, IndexError) as error:
+            title = SUPERGLUE_TASKS[task].title
             raise UserError(f"{path}:{number} lacks or misplaces {error} of {title}.") from error
-        found += [(number, one) for one in flat]
     if not found:
         raise UserError(f"{path} has no rows.")
-    return path, found
+    return found
+
+
+def _rows_of_tfds(config: str, split: str) -> tuple[str, _Found]:
+    """The name of a set in TFDS and its rows, in Python's types."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, np.ndarray):
+            return [plain(one) for one in value.tolist()]
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "replace")
+        return value.item() if isinstance(value, np.generic) else value
+
+    def order(row: dict[str, Any]) -> tuple[int, ...]:
+        idx = row["idx"] if isinstance(row["idx"], dict) else {"query": row["idx"]}
+        names = ("passage", "paragraph", "query", "question", "answer")
+        return tuple(idx[name] for name in names if name in idx)
+
+    name = f"{TFDS_NAME}/{config}"
+    # TFDS shuffles the rows when it writes them.
+    rows = sorted(map(plain, tfds_rows(name, split)), key=order)
+    return f"{name} ({split})", [*enumerate(rows)]
 
 
 def _flat_rows(row: dict[str, Any], task: str) -> Iterator[dict[str, Any]]:
@@ -344,48 +355,25 @@ def _flat_rows(row: dict[str, Any], task: str) -> Iterator[dict[str, Any]]:
                     "label": answer.get("label"),
                 }
     elif task == "record":
-        passage = row["passage"]
-        text = passage["text"]
-        # The end is the index of the last character.
-        entities = [text[place["start"] : place["end"] + 1] for place in passage["entities"]]
+        text, places = row["passage"]["text"], row["passage"]["entities"]
         for query in row["qas"]:
             yield {
                 "passage": text,
                 "query": query["query"],
-                "entities": list(dict.fromkeys(entities)),
-                "answers": list(
-                    dict.fromkeys(answer["text"] for answer in query.get("answers", ()))
-                ),
+                # The end is the index of the last character.
+                "entities": [text[place["start"] : place["end"] + 1] for place in places],
+                "answers": [answer["text"] for answer in query.get("answers", ())],
                 "idx": {"passage": row["idx"], "query": query["idx"]},
             }
     elif task == "wsc":
         yield {**row, **row["target"]}
     else:
-        yield dict(row)
+        yield row
 
 
-def _plain_row(row: Row) -> dict[str, Any]:
-    """A row of TFDS in Python's types."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(one) for key, one in value.items()}
-        if isinstance(value, np.ndarray):
-            return [plain(one) for one in value.tolist()]
-        if isinstance(value, bytes):
-            return value.decode("utf-8", "replace")
-        return value.item() if isinstance(value, np.generic) else value
-
-    plain_row = plain(dict(row))
-    if "entities" in plain_row:
-        plain_row["entities"] = list(dict.fromkeys(plain_row["entities"]))
-    return plain_row
-
-
-def _examples(
-    task: str, known: SuperGlueTask, source: str, found: _Found, is_labeled: bool
-) -> tuple[Examples, Rows]:
+def _examples(task: str, source: str, found: _Found, is_labeled: bool) -> tuple[Examples, Rows]:
     """Makes the examples of a set, candidate by candidate."""
+    known = SUPERGLUE_TASKS[task]
     texts, labels, ids, groups, candidates, references = [], [], [], [], [], []
     questions: dict[Any, int] = {}
     for line, row in found:
@@ -395,21 +383,19 @@ def _examples(
             if not isinstance(row.get(name), kind):
                 raise UserError(f"{source}:{line} has in {name!r} no {kind.__name__}.")
         try:
-            for candidate in _candidates(task, row):
-                key = _group(task, candidate)
+            for question, candidate in _candidates(task, row):
                 # Rows that are no candidates are questions of their own.
-                group = questions.setdefault(key if key is not None else len(ids), len(questions))
-                label = _label(known, candidate) if is_labeled else 0
+                key = len(ids) if question is None else question
+                groups.append(questions.setdefault(key, len(questions)))
+                labels.append(_label(known, candidate) if is_labeled else 0)
                 texts.append(tuple(map(without_surrogates, known.texts(candidate))))
-                labels.append(label)
                 ids.append(candidate["idx"])
-                groups.append(group)
                 if task == "record":
                     candidates.append(candidate["entity"])
         except (KeyError, ValueError) as error:
-            raise UserError(f"{source}:{line} has what is wrong for {known.title}: {error}.") from (
-                error
-            )
+            raise UserError(
+                f"{source}:{line} has what is wrong for {known.title}: {error}."
+            ) from error
         if task == "record":
             references.append(row["answers"])
     first, second = map(list, zip(*texts, strict=True))
@@ -417,30 +403,29 @@ def _examples(
     return examples, Rows(ids, np.array(groups), candidates, references)
 
 
-def _candidates(task: str, row: Row) -> Iterator[dict[str, Any]]:
+def _candidates(task: str, row: Row) -> Iterator[tuple[Any, Row]]:
+    """The candidates in a row, with the question that each is of; None for the row's own."""
+    idx = row["idx"]
     if task == "copa":
+        number, label = _number(idx), row.get("label")
         for choice in (0, 1):
-            label = row.get("label")
-            is_right = None if label is None else int(label == choice)
-            idx = {"idx": _number(row["idx"]), "choice": choice}
-            text = row[f"choice{choice + 1}"]
-            yield {**row, "choice": text, "label": is_right, "idx": idx}
+            yield (
+                number,
+                {
+                    **row,
+                    "choice": row[f"choice{choice + 1}"],
+                    "label": None if label is None else int(label == choice),
+                    "idx": {"idx": number, "choice": choice},
+                },
+            )
     elif task == "record":
         if not row["entities"]:
             raise ValueError("it has no entities")
-        for entity in row["entities"]:
-            yield {**row, "entity": entity, "label": int(entity in row["answers"])}
+        for entity in dict.fromkeys(row["entities"]):
+            candidate = {**row, "entity": entity, "label": int(entity in row["answers"])}
+            yield (idx["passage"], idx["query"]), candidate
     else:
-        yield dict(row)
-
-
-def _group(task: str, row: Row) -> Any:
-    idx = row["idx"]
-    if task == "multirc":
-        return idx["paragraph"], idx["question"]
-    if task == "record":
-        return idx["passage"], idx["query"]
-    return idx["idx"] if task == "copa" else None
+        yield (idx["paragraph"], idx["question"]) if task == "multirc" else None, row
 
 
 def _label(known: SuperGlueTask, row: Row) -> int:
@@ -455,13 +440,6 @@ def _label(known: SuperGlueTask, row: Row) -> int:
 
 def _number(idx: Any) -> int:
     return int(idx["idx"]) if isinstance(idx, dict) else int(idx)
-
-
-def _order(idx: Any) -> tuple[int, ...]:
-    if not isinstance(idx, dict):
-        return (int(idx),)
-    names = ("passage", "paragraph", "query", "question", "answer")
-    return tuple(int(idx[name]) for name in names if name in idx)
 
 
 def _line(row: dict[str, Any]) -> str:

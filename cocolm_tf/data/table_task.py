@@ -6,21 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cocolm_tf.data.examples import Examples, TaskData, stratified
+from cocolm_tf.data.examples import SPLIT_SEED, Examples, TaskData, check_dev_fraction, stratified
 from cocolm_tf.data.glue import GLUE_TASKS
-from cocolm_tf.data.labeled_tables import (
+from cocolm_tf.data.tables import (
+    Table,
     class_of,
     label_parser,
     labeled_examples,
     labels_parser,
     number_parser,
+    read_table,
     split_labels,
 )
-from cocolm_tf.data.tables import Table, read_table
 from cocolm_tf.errors import UserError
-
-# The dev set that is split off is the same for every seed of a run.
-_SPLIT_SEED = 0
 
 
 def read_table_task(
@@ -54,12 +52,11 @@ def read_table_task(
         raise UserError("--regression and --multi_label: numbers are one to a text.")
     if regression:
         label_names, parse = None, number_parser()
-    elif label_separator:
-        label_names = _separated_labels(table, label_column, label_separator)
-        parse = labels_parser(label_names, label_separator)
     else:
-        label_names = _classes(table, label_column)
+        label_names = _label_names(table, label_column, label_separator)
         parse = label_parser(label_names)
+        if label_separator:
+            parse = labels_parser(label_names, label_separator)
     train = labeled_examples(table, len(texts), parse, max_bad_share)
     if dev_file:
         dev_table = read(dev_file, [*texts, label_column])
@@ -94,60 +91,45 @@ _TAKEN_NAMES = {
 } | {"submission"}
 
 
-def _classes(table: Table, label_column: str) -> Sequence[str]:
-    """The classes of the rows that can be learned from, each as it is written first."""
+def _label_names(table: Table, column: str, separator: str) -> Sequence[str]:
+    """All labels of the rows that can be learned from, each as it is written first."""
     written: dict[str, str] = {}
-    for line, (*texts, label) in zip(table.lines, table.rows, strict=True):
-        label = label.strip("\t\r\n")
-        if not class_of(label) or not all(map(str.strip, texts)):
+    for line, (*texts, cell) in zip(table.lines, table.rows, strict=True):
+        if not all(map(str.strip, texts)):
             continue
-        if any(end in label for end in "\t\r\n"):
-            raise UserError(
-                f"{table.path}:{line} has the label {label!r}: predictions have a line for each "
-                "row, so that a label is text without tabs and line ends."
-            )
-        written.setdefault(class_of(label), label)
-    classes = list(written.values())
-    if len(classes) < 2:
+        for label in split_labels(cell, separator):
+            if any(end in label for end in "\t\r\n"):
+                raise UserError(
+                    f"{table.path}:{line} has the label {label!r}: predictions have a line for "
+                    "each row, so that a label is text without tabs and line ends."
+                )
+            written.setdefault(class_of(label), label)
+    names = sorted(written.values())
+    if separator:
+        if not names:
+            raise UserError(f"{table.path}: column {column!r} has no labels.")
+        return names
+    if len(names) < 2:
         raise UserError(
-            f"{table.path}: column {label_column!r} has the label {''.join(classes)!r} only: "
-            "classes are at least two."
+            f"{table.path}: column {column!r} has the label {''.join(names)!r} only: classes are "
+            "at least two."
         )
-    if len(classes) > max(100, len(table.rows) // 2):
+    if len(names) > max(100, len(table.rows) // 2):
         raise UserError(
-            f"{table.path}: column {label_column!r} has {len(classes)} different labels in "
+            f"{table.path}: column {column!r} has {len(names)} different labels in "
             f"{len(table.rows)} rows: name another column, or say --regression if it has numbers."
         )
     try:
-        return sorted(classes, key=lambda label: (float(label), label))
+        return sorted(names, key=lambda label: (float(label), label))
     except ValueError:
-        return sorted(classes)
-
-
-def _separated_labels(table: Table, label_column: str, separator: str) -> Sequence[str]:
-    """All labels of the rows that can be learned from, each as it is written first."""
-    written: dict[str, str] = {}
-    for line, (*texts, value) in zip(table.lines, table.rows, strict=True):
-        if not all(map(str.strip, texts)):
-            continue
-        for label in split_labels(value, separator):
-            if any(end in label for end in "\t\r\n"):
-                raise UserError(
-                    f"{table.path}:{line} has the label {label!r}: a label is text without tabs "
-                    "and line ends."
-                )
-            written.setdefault(class_of(label), label)
-    if not written:
-        raise UserError(f"{table.path}: column {label_column!r} has no labels.")
-    return sorted(written.values())
+        return names
 
 
 def _split(
     examples: Examples, dev_fraction: float, label_names: Sequence[str] | None
 ) -> tuple[Examples, Examples]:
-    if not 0 < dev_fraction < 1:
-        raise UserError(f"--dev_fraction={dev_fraction} must be in (0, 1).")
-    chosen = stratified(examples.labels, dev_fraction, _SPLIT_SEED, leave=1)
+    check_dev_fraction(dev_fraction)
+    chosen = stratified(examples.labels, dev_fraction, SPLIT_SEED, leave=1)
     rest = np.setdiff1d(np.arange(len(examples)), chosen)
     if not len(chosen):
         raise UserError(
@@ -159,7 +141,7 @@ def _split(
         return train, dev
     seen = np.flatnonzero(dev.labels.any(axis=0)) if dev.labels.ndim == 2 else dev.labels
     unseen = sorted(set(range(len(label_names))) - set(seen.tolist()))
-    told = [
+    missing = [
         f"any row of {label_names[number]!r}, as its only one is learned from" for number in unseen
     ]
-    return train, dataclasses.replace(dev, left_out=[*dev.left_out, *told])
+    return train, dataclasses.replace(dev, left_out=[*dev.left_out, *missing])

@@ -1,4 +1,7 @@
-"""Rows of named columns from TSV, CSV or JSON lines."""
+"""Rows of named columns from TSV, CSV or JSON lines, and labeled examples made of them.
+
+Too many bad rows are an error, others are left out and reported.
+"""
 
 import collections
 import csv
@@ -6,14 +9,22 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
+
+from cocolm_tf.data.examples import Examples
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import COMPRESSED_SUFFIXES, text_lines, without_surrogates
 
 FORMATS = (".tsv", ".csv", ".jsonl")
 _DELIMITERS = {".tsv": "\t", ".csv": ","}
 _OTHER_DELIMITERS = (",", ";", "\t", "|")
+# How many of the rows that are left out are listed one by one, and how many classes.
+_LISTED_ROWS = 5
+_LISTED_CLASSES = 20
 
 # A field may be a whole document; the default is 131,072 characters.
 csv.field_size_limit(2**31 - 1)
@@ -61,24 +72,18 @@ def read_table(
     else:
         cells = _tsv_cells(lines, separator) if kind == ".tsv" else _csv_cells(lines, separator)
         parsed = _named_rows(cells, path, columns, header, optional, delimiter is not None)
-    rows, numbers, bad_rows, blank_lines, last = [], [], [], [], 0
-    for number, row in parsed:
-        if row is None:
-            blank_lines.append(number)
-            continue
-        last = number
-        if isinstance(row, str):
-            bad_rows.append((number, row))
-        else:
-            rows.append(row)
-            numbers.append(number)
+    found = list(parsed)
+    rows = [(number, row) for number, row in found if isinstance(row, tuple)]
+    bad_rows = [(number, row) for number, row in found if isinstance(row, str)]
     if not rows and bad_rows:
         number, reason = bad_rows[0]
         raise UserError(f"{path}:{number} {reason}; there is no good row.")
     if not rows:
         raise UserError(f"{path} has no rows.")
-    blank_lines = [number for number in blank_lines if number < last]
-    return Table(path, rows, numbers, bad_rows, blank_lines)
+    last = max(number for number, row in found if row is not None)
+    blank_lines = [number for number, row in found if row is None and number < last]
+    numbers, values = map(list, zip(*rows, strict=True))
+    return Table(path, values, numbers, bad_rows, blank_lines)
 
 
 # A row's line and its cells, or what is wrong with it.
@@ -88,10 +93,7 @@ _Rows = Iterator[tuple[int, tuple[str, ...] | str | None]]
 
 
 def _format(path: str, default: str) -> str:
-    name = os.path.basename(path).lower()
-    for suffix in COMPRESSED_SUFFIXES:
-        name = name.removesuffix(suffix)
-    kind = os.path.splitext(name)[1]
+    kind = file_type(path)
     if kind in FORMATS:
         return kind
     if not default:
@@ -99,6 +101,14 @@ def _format(path: str, default: str) -> str:
             f"{path}: the name of a table ends in {', '.join(FORMATS)}, or with .gz or the like."
         )
     return default
+
+
+def file_type(path: str) -> str:
+    """The end of a file's name, as `.tsv`, without the `.gz` or the like of a compressed file."""
+    name = os.path.basename(path).lower()
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return os.path.splitext(name)[1]
 
 
 def _separator(delimiter: str | None) -> str:
@@ -213,17 +223,9 @@ def _delimiter_advice(names: Sequence[str], column: str) -> str:
 
 
 def _json_rows(lines: Iterable[str], columns: Sequence[str], optional: Sequence[str]) -> _Rows:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            yield number, None
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"is not JSON: {error}"
-            continue
+    for number, row in json_objects(lines):
         if not isinstance(row, dict):
-            yield number, "is not a JSON object"
+            yield number, row
             continue
         given = [column for column in optional if row.get(column) is not None]
         if missing := [column for column in columns if column not in row]:
@@ -236,6 +238,20 @@ def _json_rows(lines: Iterable[str], columns: Sequence[str], optional: Sequence[
             yield number, tuple(map(_as_text, values))
 
 
+def json_objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | str | None]]:
+    """The number of each line, and its object, or what is wrong with it; None for a blank line."""
+    for number, line in enumerate(lines, start=1):
+        row = None
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                row = f"is not JSON: {error}"
+            else:
+                row = row if isinstance(row, dict) else "is not a JSON object"
+        yield number, row
+
+
 def _is_value(value: object) -> bool:
     # JSON as Python and pandas write it has NaN where a value is missing.
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
@@ -243,3 +259,137 @@ def _is_value(value: object) -> bool:
 
 def _as_text(value: str | int | float | bool) -> str:
     return without_surrogates(value) if isinstance(value, str) else json.dumps(value)
+
+
+# --- Labeled examples ---
+
+
+def labeled_examples(
+    table: Table,
+    num_texts: int,
+    parse_label: Callable[[str], int | float | np.ndarray] | None,
+    max_bad_share: float = 0.0,
+    allow_empty: bool = False,
+) -> Examples:
+    """Makes examples of a table's rows: one or two texts, then the label if there is one."""
+    # `parse_label` gives a class its number, an int, a number its value, a float, or several labels
+    # their row of 0 and 1; it raises `ValueError` with the reason against a label. It is None where
+    # there are no labels: then a blank line is a row, too, that lacks its text. `max_bad_share` of
+    # all rows may be left out, because of wrong columns, a wrong label or no text; if more are bad,
+    # a `UserError` names the first.
+    texts, labels, rows, left_out = checked_rows(
+        table, num_texts, parse_label, max_bad_share, allow_empty
+    )
+    first, *second = map(list, zip(*texts, strict=True))
+    is_regression = bool(labels) and isinstance(labels[0], float)
+    return Examples(
+        first,
+        second[0] if second else None,
+        np.array(labels, np.float32 if is_regression else np.int32) if labels else None,
+        table.path,
+        left_out,
+        rows,
+    )
+
+
+def checked_rows(
+    table: Table,
+    num_texts: int,
+    parse_label: Callable[[str], int | float | np.ndarray] | None,
+    max_bad_share: float = 0.0,
+    allow_empty: bool = False,
+) -> tuple[list[tuple[str, ...]], list[int | float | np.ndarray], np.ndarray, list[str]]:
+    """Texts, labels, lines and left-out rows, as of `labeled_examples`; any number of texts."""
+    bad_rows = list(table.bad_rows)
+    if parse_label is None:
+        bad_rows += [(line, "is blank, and not a row to predict") for line in table.blank_lines]
+    texts, labels, rows = [], [], []
+    for line, row in zip(table.lines, table.rows, strict=True):
+        if not allow_empty and not all(text.strip() for text in row[:num_texts]):
+            bad_rows.append((line, "has an empty text"))
+            continue
+        if parse_label is not None:
+            try:
+                labels.append(parse_label(row[num_texts].strip()))
+            except ValueError as error:
+                bad_rows.append((line, str(error)))
+                continue
+        texts.append(row[:num_texts])
+        rows.append(line)
+    total = len(texts) + len(bad_rows)
+    left_out = left_out_lines(table.path, sorted(bad_rows), total, max_bad_share, "rows")
+    return texts, labels, np.array(rows), left_out
+
+
+def left_out_lines(
+    path: str, bad_rows: Sequence[tuple[int, str]], total: int, max_bad_share: float, unit: str
+) -> list[str]:
+    """What of a file is left out, a line for people each; UserError where that is too much."""
+    if len(bad_rows) > max_bad_share * total or len(bad_rows) == total:
+        line, reason = bad_rows[0]
+        more = f"; {len(bad_rows)} of {total} {unit} are bad" if len(bad_rows) > 1 else ""
+        raise UserError(f"{path}:{line} {reason}{more}.")
+    lines = [f"line {line} {reason}" for line, reason in bad_rows[:_LISTED_ROWS]]
+    if len(bad_rows) > _LISTED_ROWS:
+        lines.append(f"{len(bad_rows) - _LISTED_ROWS} more")
+    return lines
+
+
+def label_parser(values: Sequence[str]) -> Callable[[str], int]:
+    """A function from a class, as it is written, to its number; 1 and 1.0 are the same class."""
+    numbers = {class_of(value): number for number, value in enumerate(values)}
+    shown = ", ".join(values[:_LISTED_CLASSES]) + (", ..." if len(values) > _LISTED_CLASSES else "")
+
+    def parse(value: str) -> int:
+        number = numbers.get(class_of(value))
+        if number is None:
+            raise ValueError(f"has the label {value!r}, none of {shown}")
+        return number
+
+    return parse
+
+
+def labels_parser(values: Sequence[str], separator: str) -> Callable[[str], np.ndarray]:
+    """A function from any number of labels, also none, to [K] int32: 0 or 1 for each value."""
+    parse_one = label_parser(values)
+
+    def parse(value: str) -> np.ndarray:
+        row = np.zeros(len(values), np.int32)
+        row[[parse_one(label) for label in split_labels(value, separator)]] = 1
+        return row
+
+    return parse
+
+
+def split_labels(value: str, separator: str) -> list[str]:
+    """The labels of a cell, as they are written: at most one where there is no separator."""
+    if not separator:
+        return [value.strip("\t\r\n")] if class_of(value) else []
+    labels = (label.strip() for label in value.split(separator))
+    return [label for label in labels if class_of(label)]
+
+
+def class_of(label: str) -> str:
+    """A class in its only spelling: 1.0 is 1, and a missing value is no class, ""."""
+    label = label.strip()
+    if label.lower() == "nan":  # How pandas writes a missing value.
+        return ""
+    whole = re.fullmatch(r"([+-]?\d+)\.0+", label)
+    return whole[1] if whole else label
+
+
+def number_parser(bounds: tuple[float, float] | None = None) -> Callable[[str], float]:
+    """A function from a text to a finite number within the bounds, lowest and highest."""
+
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"has the label {value!r}, which is no number") from None
+        low, high = bounds or (-np.inf, np.inf)
+        if not np.isfinite(number) or not low <= number <= high:
+            wanted = f"a number from {low:g} to {high:g}" if bounds else "a finite number"
+            raise ValueError(f"has the label {value!r}, not {wanted}")
+        return number
+
+    return parse

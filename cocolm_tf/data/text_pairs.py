@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cocolm_tf import files
-from cocolm_tf.data.labeled_tables import checked_rows, number_parser
-from cocolm_tf.data.tables import FORMATS, Table, read_table
+from cocolm_tf.data.examples import SPLIT_SEED, check_dev_fraction
+from cocolm_tf.data.tables import FORMATS, Table, checked_rows, number_parser, read_table
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import COMPRESSED_SUFFIXES
 
 _CORPUS_COLUMNS, _TITLE = ("_id", "text"), "title"
 _JUDGMENT_COLUMNS = ("query-id", "corpus-id", "score")
-# The dev set that is split off is the same for every seed of a run.
-_SPLIT_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +51,9 @@ class TextPairs:
     def split(self, fraction: float) -> tuple["TextPairs", "TextPairs"]:
         """Samples a share of the pairs, always the same; returns the rest and the share."""
         # No text is in both: pairs that share their first text stay together.
-        if not 0 < fraction < 1:
-            raise UserError(f"--dev_fraction={fraction} must be in (0, 1).")
+        check_dev_fraction(fraction)
         _, groups = np.unique(np.array(self.columns[0], object).astype(str), return_inverse=True)
-        order = np.random.default_rng(_SPLIT_SEED).permutation(groups.max() + 1)
+        order = np.random.default_rng(SPLIT_SEED).permutation(groups.max() + 1)
         drawn = order[: round(fraction * len(order))]
         is_drawn = np.isin(groups, drawn)
         if not len(drawn) or is_drawn.all():

@@ -5,9 +5,8 @@ import random
 
 import numpy as np
 
-from cocolm_tf.data.augmentation import Augmentation
+from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
 from cocolm_tf.data.mcl_augmentation import MCLAugmentation
-from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.corruption import SamplingTemperature
 from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, MaskedLMPretrainer

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from cocolm_tf.data.manifest import Manifest
 from cocolm_tf.data.pipeline import PretrainingData, pieces
+from cocolm_tf.data.shards import Manifest
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import per_replica_batch
 from cocolm_tf.training.stages import Stage, stage_at, stages

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cocolm_tf import files
-from cocolm_tf.data.manifest import resolve_shards
 from cocolm_tf.data.pipeline import parse_mixture
+from cocolm_tf.data.shards import resolve_shards
 from cocolm_tf.errors import UserError
 from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.training.checkpoints import checkpoint_steps

@@ -12,9 +12,8 @@ from cocolm_tf import files
 from cocolm_tf.costs.accelerators import device_type
 from cocolm_tf.costs.energy import power_limit
 from cocolm_tf.data.augmentation import word_starts
-from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.data.pipeline import PretrainingData, ReplacedData
 from cocolm_tf.data.reading import explain_read_errors
-from cocolm_tf.data.replacements import ReplacedData
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME, CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import load_vocabulary

@@ -16,18 +16,15 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from cocolm_tf import files
-from cocolm_tf.data.manifest import FILE_NAME, Manifest
 from cocolm_tf.data.pipeline import PretrainingData
-from cocolm_tf.data.replacements import (
-    TRAINING,
-    VALIDATION,
-    serialize_replaced,
-)
 from cocolm_tf.data.shards import (
     COUNTS,
     FEATURES,
+    FILE_NAME,
     TEMPORARY_SUFFIX,
+    Manifest,
     Shard,
+    serialize,
     sha256_of,
     shard_name,
     write_shard,
@@ -44,6 +41,8 @@ from cocolm_tf.training.preset import load_frozen_auxiliary
 
 # Describes an unfinished draw, which resumes only if it is the same.
 STATE_FILENAME = "draw.json"
+# The orders of records: those in which `PretrainingData` gives them to train or to validate on.
+TRAINING, VALIDATION = "training", "validation"
 
 Draw = Callable[[Batch, int], tf.Tensor]
 
@@ -251,7 +250,7 @@ def _records(batches: tf.data.Dataset, begin: int, sample: Draw, progress: tqdm)
         arrays += [batch[n].numpy() for n in ("masked_positions", "masked_weights")]
         for ids, real, positions, weights, drawn in zip(*arrays, replacements, strict=True):
             used = weights > 0
-            yield serialize_replaced(ids[real], positions[used], drawn[used])
+            yield serialize(ids[real], masked_positions=positions[used], replacements=drawn[used])
         progress.update()
 
 

@@ -151,9 +151,8 @@ def our_pipeline(
     data: str, vocabulary_size: int, sequence_length: int, batch_size: int, num_batches: int
 ) -> Callable[[], None]:
     """Builds the reading, shuffling, masking and cropping of some batches."""
-    from cocolm_tf.data.augmentation import Augmentation
+    from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
     from cocolm_tf.data.pipeline import PretrainingData
-    from cocolm_tf.data.special_tokens import SpecialTokens
 
     augmentation = Augmentation(SpecialTokens(mask=vocabulary_size - 1))
     batches = iter(

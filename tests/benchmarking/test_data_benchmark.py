@@ -9,7 +9,7 @@ from benchmarks import data as module
 from benchmarks import data_contenders
 
 from cocolm_tf.benchmarking.alternation import Contender, Timings
-from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.shards import Manifest
 from cocolm_tf.errors import UserError
 
 SIZES = module.DataSizes(vocabulary_size=40, sequence_length=16, batch_size=4, num_batches=3)

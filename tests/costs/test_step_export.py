@@ -19,8 +19,7 @@ from cocolm_tf.costs.export import (
     stablehlo,
     write_program,
 )
-from cocolm_tf.data.augmentation import Augmentation
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
 from cocolm_tf.training.build import build_pretrainer

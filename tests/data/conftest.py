@@ -1,14 +1,13 @@
 import functools
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data_stand_ins import WordTokenizer, some_documents
+from data_stand_ins import WordTokenizer, dataset_maker
 
 from cocolm_tf.data import build, packing, processes
-from cocolm_tf.data.manifest import Manifest
-from cocolm_tf.tokenization import vocabulary
+from cocolm_tf.data.shards import Manifest
 
 
 @pytest.fixture
@@ -17,25 +16,9 @@ def tokenizer() -> WordTokenizer:
 
 
 @pytest.fixture
-def make_dataset(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: WordTokenizer
-) -> Callable[..., Manifest]:
+def make_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Manifest]:
     """Builds a dataset in this process; takes the arguments of `build_shards` to change."""
-    monkeypatch.setattr(vocabulary, "load_vocabulary", lambda directory: tokenizer)
-
-    def make(documents: Iterable[str] | None = None, **changes) -> Manifest:
-        arguments = {
-            "vocabulary_dir": "vocabulary",
-            "sequence_length": 16,
-            "num_shards": 3,
-            "num_workers": 0,
-            "output_dir": str(tmp_path / "data"),
-        }
-        return build.build_shards(
-            some_documents() if documents is None else documents, **(arguments | changes)
-        )
-
-    return make
+    return dataset_maker(monkeypatch, str(tmp_path / "data"))
 
 
 @pytest.fixture

@@ -1,13 +1,17 @@
 """What the tests of data building put in the place of a vocabulary and a corpus."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import tensorflow as tf
 
+from cocolm_tf.data import build
+from cocolm_tf.data.shards import Manifest
 from cocolm_tf.data.sources import Source
+from cocolm_tf.tokenization import vocabulary
 
 
 class WordTokenizer:
@@ -50,3 +54,22 @@ class Lists(Source):
 
     def describe(self) -> dict[str, Any]:
         return {"input": "lists"}
+
+
+def dataset_maker(patch: pytest.MonkeyPatch, output_dir: str) -> Callable[..., Manifest]:
+    """A function that builds a dataset in this process, with `WordTokenizer`."""
+    patch.setattr(vocabulary, "load_vocabulary", lambda directory: WordTokenizer())
+
+    def make(documents: Iterable[str] | None = None, **changes: Any) -> Manifest:
+        arguments = {
+            "vocabulary_dir": "vocabulary",
+            "sequence_length": 16,
+            "num_shards": 3,
+            "num_workers": 0,
+            "output_dir": output_dir,
+        }
+        return build.build_shards(
+            some_documents() if documents is None else documents, **(arguments | changes)
+        )
+
+    return make

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -9,12 +10,12 @@ from hypothesis import strategies as st
 
 from cocolm_tf.data.augmentation import (
     Augmentation,
+    SpecialTokens,
     crop_sequences,
     mask_positions,
     shorten,
     word_starts,
 )
-from cocolm_tf.data.special_tokens import SpecialTokens
 
 MASK = 99
 SPECIAL = SpecialTokens(mask=MASK)
@@ -48,7 +49,7 @@ numbers = st.integers(0, 1000)
 # Masks.
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(batches(), fractions, numbers)
 def test_masks_are_distinct_ordinary_positions(batch, fraction, number):
     found = mask_positions(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
@@ -67,7 +68,7 @@ def test_masks_are_distinct_ordinary_positions(batch, fraction, number):
     assert (chosen <= np.minimum(np.floor(ordinary * np.float32(fraction)) + 1, ordinary)).all()
 
 
-@pytest.mark.parametrize("ordinary", [0, 1, 2, 3, 6, 7, 20, 38])
+@pytest.mark.parametrize("ordinary", [0, 1, 3, 7, 38])
 def test_masks_meet_their_share_whatever_the_length(ordinary):
     rows = 8000
     batch = tf.constant([sequence(ordinary + 2, 40)] * rows)
@@ -97,7 +98,7 @@ def test_masks_have_slots_for_a_sequence_of_ordinary_tokens():
 # Crops.
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(batches(), fractions, numbers)
 def test_crops_are_spans_behind_the_first_token(batch, fraction, number):
     found = crop_sequences(tf.constant(batch), fraction, SPECIAL, tf.constant([number, 1]))
@@ -264,7 +265,7 @@ def test_long_words_are_taken_apart():
     assert masked_of(augmentation_of("word"), ids).mean() > 0.12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(batches(), fractions, numbers, st.sampled_from(["word", "span"]))
 def test_masks_of_units_are_distinct_ordinary_positions(batch, fraction, number, masking):
     masked = masked_of(augmentation_of(masking, mask_fraction=fraction), batch, number)
@@ -306,3 +307,26 @@ def test_augmentations_of_shortened_sequences_agree():
     masked = tf.gather(found["token_ids"], found["masked_positions"], batch_dims=1).numpy()
     assert not np.isin(masked[found["masked_weights"].numpy() > 0], [0, 1, 2]).any()
     assert (found["crop_token_ids"].numpy() != 1).sum() < 50 * 20
+
+
+# Special tokens.
+
+
+def test_the_released_ids_are_the_defaults():
+    special = SpecialTokens(mask=99)
+    assert (special.start, special.pad, special.end, special.mask) == (0, 1, 2, 99)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        special.mask = 5
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 20), max_size=12), st.sampled_from([tf.int32, tf.int64]))
+def test_contains_the_four_and_no_other(ids, dtype):
+    special = SpecialTokens(mask=20, start=3, pad=0, end=7)
+    found = special.contains(tf.constant(ids, dtype))
+    assert found.dtype == tf.bool
+    np.testing.assert_array_equal(found, [id_ in {20, 3, 0, 7} for id_ in ids])
+
+
+def test_keeps_the_shape():
+    assert SpecialTokens(mask=9).contains(tf.zeros([2, 3, 4], tf.int32)).shape == (2, 3, 4)

@@ -12,7 +12,7 @@ import pytest
 from cocolm_tf import files
 from cocolm_tf.data import beam, packing, processes
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
-from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.shards import Manifest
 from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.word_counts import count_corpus
@@ -79,15 +79,10 @@ def test_a_pipeline_builds_the_same_bytes(
 
 @needs_beam
 def test_words_are_counted_as_on_one_machine(corpus: FileSource, tmp_path: Path):
-    def counted(most: int) -> tuple:
-        arguments = ("DirectRunner", FOUR_THREADS)
-        return beam.count_words_with_beam(
-            corpus, True, most, str(tmp_path / "new" / "vocabulary"), *arguments
-        )
-
-    expected, nothing = count_corpus(corpus, True, 0, 1000)
-    assert counted(1000) == (expected, nothing)
-    counts, characters = counted(10)
+    expected, _ = count_corpus(corpus, True, 0, 1000)
+    counts, characters = beam.count_words_with_beam(
+        corpus, True, 10, str(tmp_path / "new" / "vocabulary"), "DirectRunner", FOUR_THREADS
+    )
     assert not (tmp_path / "new").exists() or not os.listdir(tmp_path / "new")
     assert len(counts) == 10 and counts == {word: expected[word] for word in counts}
     assert min(counts.values()) >= max(expected[word] for word in expected.keys() - counts.keys())
@@ -122,7 +117,7 @@ def test_what_fails_in_a_worker_is_one_line_and_leaves_nothing(
         ("DataflowRunner", [], "on other machines: give a gs:// path for vocabulary"),
     ],
 )
-def test_what_beam_cannot_do_is_told_first(
+def test_what_beam_cannot_do_is_named_first(
     corpus: FileSource, tmp_path: Path, runner: str, options: list[str], complaint: str
 ):
     with pytest.raises(UserError, match=complaint):
@@ -132,7 +127,8 @@ def test_what_beam_cannot_do_is_told_first(
 
 
 @needs_beam
-def test_too_many_shards_are_told(corpus: FileSource, tmp_path: Path, make_dataset):
+@pytest.mark.exhaustive
+def test_too_many_shards_are_named(corpus: FileSource, tmp_path: Path, make_dataset):
     with pytest.raises(UserError, match="do not fill the 500 shards of"):
         beam.build_with_beam(
             corpus,
@@ -143,7 +139,7 @@ def test_too_many_shards_are_told(corpus: FileSource, tmp_path: Path, make_datas
     assert not (tmp_path / "beam").exists()
 
 
-def test_a_missing_beam_is_told(
+def test_a_missing_beam_is_named(
     corpus: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)

@@ -1,10 +1,8 @@
 import collections
 import errno
-import multiprocessing
 import os
 import resource
 import shutil
-import signal
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +14,15 @@ from data_stand_ins import Lists, WordTokenizer, some_documents
 
 from cocolm_tf.data import build, packing, shuffle
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
-from cocolm_tf.data.manifest import FILE_NAME, Manifest, resolve_shards
 from cocolm_tf.data.packing import Recipe, chunk_sequences
-from cocolm_tf.data.shards import compression, parse, write_shard
+from cocolm_tf.data.shards import (
+    FILE_NAME,
+    Manifest,
+    compression,
+    parse,
+    resolve_shards,
+    write_shard,
+)
 from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError, refusal
 
@@ -115,7 +119,7 @@ def test_held_out_documents_are_a_dataset_of_their_own(make_dataset, tmp_path: P
     assert not (tmp_path / "data" / FILE_NAME).exists()
 
 
-def test_what_is_held_out_is_told_by_the_text_alone(make_dataset, tmp_path: Path):
+def test_what_is_held_out_depends_on_the_text_alone(make_dataset, tmp_path: Path):
     """Duplicates are on one side, and more text moves nobody to the other."""
 
     def build_with(*lists: list[str]) -> tuple[set[int], set[int]]:
@@ -221,7 +225,7 @@ def test_a_failed_build_leaves_no_folder(make_dataset, tmp_path, small_chunks, o
     assert not (tmp_path / "new").exists()
 
 
-def test_too_little_room_is_told_before_the_work(make_dataset, tmp_path, monkeypatch, capsys):
+def test_too_little_room_is_reported_before_the_work(make_dataset, tmp_path, monkeypatch, capsys):
     (tmp_path / "corpus.txt").write_text("Some text.\n\n" * 100)
     source = FileSource.find(str(tmp_path / "corpus.txt"))
 
@@ -376,7 +380,7 @@ def test_duplicates_and_what_is_cleaned_are_counted(make_dataset, small_chunks):
 
 
 def test_memory_does_not_grow_with_the_text(make_dataset, tmp_path, monkeypatch, small_chunks):
-    monkeypatch.setattr(shuffle, "_MOST_OPEN", 4)  # Each has a buffer.
+    monkeypatch.setattr(shuffle, "_RECORDS_IN_MEMORY", 400)
 
     def peak(number: int) -> int:
         documents = (text for _ in range(number) for text in some_documents(50))
@@ -440,20 +444,6 @@ def test_the_number_of_workers_does_not_change_a_byte(tmp_path: Path, vocabulary
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_build(tmp_path: Path, vocabulary: str):
-    def documents() -> Iterator[str]:
-        yield from some_documents()
-        (worker,) = multiprocessing.active_children()
-        os.kill(worker.pid, signal.SIGKILL)
-        while True:
-            yield "some more text " * 1000
-
-    with pytest.raises(UserError, match="a worker process ended unexpectedly"):
-        build.build_shards(documents(), vocabulary, 16, 3, 1, str(tmp_path / "data"))
-    assert contents(tmp_path) == {}
-
-
-@pytest.mark.slow
 def test_a_users_mistake_reaches_them_from_a_worker(tmp_path: Path, vocabulary: str):
     (tmp_path / "a.jsonl").write_text('{"text": "Good."}\n{"texts": "Bad."}\n')
     source = FileSource.find(str(tmp_path / "a.jsonl"), jsonl_field="text")
@@ -462,7 +452,7 @@ def test_a_users_mistake_reaches_them_from_a_worker(tmp_path: Path, vocabulary: 
     assert not (tmp_path / "data").exists()
 
 
-def test_a_missing_vocabulary_is_told_before_the_work(tmp_path: Path):
+def test_a_missing_vocabulary_is_named_before_the_work(tmp_path: Path):
     with pytest.raises(UserError, match="vocabulary /nowhere is not a folder"):
         build.build_shards(some_documents(), "/nowhere", 16, 3, 1, str(tmp_path / "data"))
     assert contents(tmp_path) == {}

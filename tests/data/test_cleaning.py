@@ -12,8 +12,8 @@ from cocolm_tf.data.cleaning import (
     Cleaning,
     Deduplication,
     DuplicateIndex,
-    Duplicates,
     document_id,
+    duplicates_in,
     split_document_id,
 )
 from cocolm_tf.errors import UserError
@@ -87,7 +87,7 @@ def test_the_share_of_common_n_grams_is_jaccards(near: Deduplication):
     for text in texts:
         hashes = cleaning_module._ngram_hashes(text.split(), 5)
         assert len(hashes) == 20_000 - 4
-        signature = cleaning_module._min_hash().copy()
+        signature = cleaning_module._min_hash(0.8)[0].copy()
         for start in range(0, len(hashes), 999):
             signature.update_batch(hashes[start : start + 999].tolist())
         signatures.append(signature)
@@ -103,7 +103,7 @@ def test_arguments_out_of_range_and_a_missing_package(monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="--deduplicate=fuzzy must be one of exact, near"):
         Deduplication("fuzzy")
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    cleaning_module._bands.cache_clear()
+    cleaning_module._min_hash.cache_clear()
     with pytest.raises(UserError, match=r"needs the package datasketch: pip install.*\[near\]"):
         Deduplication("near")
 
@@ -131,7 +131,7 @@ def test_all_but_the_first_of_the_same_are_duplicates(corpus, rows_in_memory):
         for some in reversed(rows):  # In which order they come does not matter.
             index.add(some)
         duplicates = index.duplicates()
-    assert {chunk: duplicates[chunk] for chunk in expected} == expected
+    assert {chunk: duplicates_in(duplicates, *chunk) for chunk in expected} == expected
     assert len(duplicates) == sum(map(len, expected.values()))
 
 
@@ -143,5 +143,5 @@ def test_places():
     with pytest.raises(UserError, match="put the text into fewer, larger files"):
         document_id(2**19, 0, 0)
     ids = np.array([document_id(1, 2, 3), document_id(1, 2, 5), document_id(1, 3, 0)], np.uint64)
-    assert Duplicates(ids)[1, 2] == [3, 5]
-    assert Duplicates(ids)[1, 4] == []
+    assert duplicates_in(ids, 1, 2) == [3, 5]
+    assert duplicates_in(ids, 1, 4) == []

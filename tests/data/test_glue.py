@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from cocolm_tf.data import glue
+from cocolm_tf.data import sources
 from cocolm_tf.data.glue import GLUE_TASKS, read_glue
 from cocolm_tf.errors import UserError
 
@@ -109,7 +109,7 @@ def test_the_task_folder_itself_will_do_and_test_files_may_be_missing(tmp_path: 
     assert len(data.train) == 3 and not data.test
 
 
-def test_a_few_broken_rows_are_left_out_and_told(tmp_path: Path):
+def test_a_few_broken_rows_are_left_out_and_reported(tmp_path: Path):
     _, row, _, _ = FILES["qqp"]
     rows = [row] * 298 + ["13\t1\t2\tTorn", "14\t1\t2\tA cat.\t \t1", row]
     write_task(tmp_path, "qqp", rows)
@@ -187,10 +187,10 @@ def write_tfds(folder: Path, config: str, features: dict, splits: dict[str, list
 def prepared_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Has datasets read from where tests write them."""
 
-    def prepared(name: str) -> tfds.core.DatasetBuilder:
+    def prepared(name: str, data_dir: None) -> tfds.core.DatasetBuilder:
         return tfds.builder_from_directory(str(tmp_path / name / "2.0.0"))
 
-    monkeypatch.setattr(glue, "prepared_builder", prepared)
+    monkeypatch.setattr(sources, "prepared_builder", prepared)
     return tmp_path
 
 

@@ -8,8 +8,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.data.mcl_augmentation import MCLAugmentation, insert_masks, swap_tokens
-from cocolm_tf.data.special_tokens import SpecialTokens
 
 START, PAD, END, MASK = 0, 1, 2, 99
 SPECIAL = SpecialTokens(mask=MASK)
@@ -45,7 +45,7 @@ def counts_that_fit(row, fraction: float) -> set[int]:
     return {math.floor(expected), math.floor(expected) + 1}
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(batches(), fractions, seeds, st.booleans())
 def test_swapping_reorders_ordinary_tokens_among_themselves(batch, fraction, seed, fixed_points):
     found = swap_tokens(tf.constant(batch), fraction, SPECIAL, seed, fixed_points)
@@ -80,7 +80,7 @@ def test_any_order_is_as_likely_as_any_other():
         assert counts == pytest.approx(6000 / orders, rel=0.12)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(batches(), fractions, seeds)
 def test_inserting_keeps_length_order_and_both_ends(batch, fraction, seed):
     found = insert_masks(tf.constant(batch), fraction, SPECIAL, seed)

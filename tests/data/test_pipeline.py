@@ -1,25 +1,25 @@
 """Batches as a function of the shards, the seed and their number."""
 
 import collections
+import dataclasses
 import itertools
-import json
+import shutil
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from data_stand_ins import dataset_maker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow.python.eager import context
 
 from cocolm_tf.data import pipeline as module
 from cocolm_tf.data import reading
-from cocolm_tf.data.augmentation import Augmentation
-from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
 from cocolm_tf.data.pipeline import Dataset, Mixture, PretrainingData, cut, parse_mixture, pieces
-from cocolm_tf.data.shards import parse, serialize
-from cocolm_tf.data.special_tokens import SpecialTokens
+from cocolm_tf.data.shards import Manifest, parse, serialize
 from cocolm_tf.errors import UserError
 
 LENGTH, BATCH = 16, 4
@@ -36,11 +36,13 @@ def small_groups(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "MIXING_BLOCK", 10)
 
 
-@pytest.fixture
-def dataset(make_dataset) -> Manifest:
-    # Unique words make unique sequences.
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Five shards of unique sequences, as their words are unique; tests read them only."""
     documents = [f"w{index}a w{index}b w{index}c " * (1 + index % 5) for index in range(30)]
-    return make_dataset(documents, num_shards=5)
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("dataset"))
+        return dataset_maker(patch, folder)(documents, num_shards=5)
 
 
 def opened(dataset: Manifest, seed: int = 0) -> PretrainingData:
@@ -126,9 +128,9 @@ def test_sequences_of_different_shards_are_shuffled_together(data: PretrainingDa
 
 def test_a_run_can_be_entered_at_any_batch(data: PretrainingData):
     """Across windows, groups and epochs: what follows is what the run would have had."""
-    length = 2 * size_of(data) // BATCH + 3
-    whole = batches(data.training_batches(BATCH), length)
-    for start in range(length - 1):
+    epoch = size_of(data) // BATCH
+    whole = batches(data.training_batches(BATCH), 2 * epoch + 2)
+    for start in (1, 4, epoch - 1, epoch, 2 * epoch):
         assert_equal(batches(data.training_batches(BATCH, start), 2), whole[start : start + 2])
 
 
@@ -162,12 +164,11 @@ def test_masked_positions_hold_ordinary_tokens(data: PretrainingData):
         assert not np.isin(masked, [0, 1, 2, SPECIAL.mask]).any()
 
 
-@pytest.mark.parametrize("hosts", [2, 5])
-def test_hosts_read_disjoint_shares(data: PretrainingData, hosts: int):
+def test_hosts_read_disjoint_shares(data: PretrainingData):
     visited = []
-    for host in range(hosts):
-        share = sum(data.datasets[0].records[host::hosts])
-        visited += read(data, share, pipelines=hosts, pipeline=host)
+    for host in range(3):
+        share = sum(data.datasets[0].records[host::3])
+        visited += read(data, share, pipelines=3, pipeline=host)
     assert collections.Counter(visited) == collections.Counter(sequences(data))
 
 
@@ -182,7 +183,7 @@ def test_hosts_mask_differently(make_dataset):
 
 def test_a_host_can_be_entered_at_any_batch(data: PretrainingData):
     whole = batches(data.training_batches(BATCH, 0, 2, 1), 12)
-    for start in (1, 4, 9):
+    for start in (4, 9):
         assert_equal(batches(data.training_batches(BATCH, start, 2, 1), 2), whole[start:][:2])
 
 
@@ -225,11 +226,12 @@ def test_validation_mixes_the_texts(data: PretrainingData):
     assert followers < len(visited) / 2
 
 
-@pytest.mark.parametrize(("limit", "count"), [(2, 2), (10_000, None), (0, None)])
-def test_validation_can_be_shortened(data: PretrainingData, limit: int, count: int | None):
-    dataset = data.validation_batches(BATCH, limit)
-    assert_equal(batches(dataset), batches(data.validation_batches(BATCH), count))
-    assert int(dataset.cardinality()) == len(batches(dataset))
+def test_validation_can_be_shortened(data: PretrainingData):
+    whole = batches(data.validation_batches(BATCH))
+    for limit, count in ((2, 2), (10_000, len(whole))):
+        dataset = data.validation_batches(BATCH, limit)
+        assert_equal(batches(dataset), whole[:count])
+        assert int(dataset.cardinality()) == count
 
 
 def test_every_validation_of_a_fit_begins_at_the_first_batch(data: PretrainingData):
@@ -339,7 +341,7 @@ def mixed(make_dataset, tmp_path: Path) -> PretrainingData:
 
 def test_a_mixture_can_be_entered_at_any_batch(mixed: PretrainingData):
     whole = batches(mixed.training_batches(BATCH), 25)
-    for start in (0, 1, 2, 3, 5, 11, 20):
+    for start in (1, 3, 11, 20):
         assert_equal(batches(mixed.training_batches(BATCH, start), 3), whole[start : start + 3])
 
 
@@ -347,19 +349,19 @@ def test_each_dataset_of_a_mixture_has_epochs_of_its_own(mixed: PretrainingData)
     """And what is counted is what was read."""
     count = 30
     visited = read(mixed, count * BATCH, batch_size=BATCH)
-    told = mixed.sequences_by_dataset(BATCH * count)
-    assert sum(told.values()) == count * BATCH
+    counted = mixed.sequences_by_dataset(BATCH * count)
+    assert sum(counted.values()) == count * BATCH
     for dataset in mixed.datasets:
         alone = PretrainingData([dataset], LENGTH, AUGMENTATION)
         own = set(sequences(alone))
         found = [row for row in visited if row in own]
-        assert len(found) == told[dataset.pattern]
+        assert len(found) == counted[dataset.pattern]
         size = len(own)
         for epoch in range(len(found) // size):
             assert set(found[epoch * size :][:size]) == own
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     weights=st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=3),
     sequences=st.integers(0, 10**9),
@@ -389,9 +391,9 @@ def test_counts_of_a_mixture_are_those_of_its_choices():
 
 def test_shares_are_exact_in_expectation():
     """Over seeds, also of a first block that is too short for them."""
-    counts = [Mixture([0.95, 0.05], seed).counts(module.MIXING_BLOCK)[1] for seed in range(400)]
+    counts = [Mixture([0.95, 0.05], seed).counts(module.MIXING_BLOCK)[1] for seed in range(100)]
     assert set(counts) == {0, 1}
-    assert np.mean(counts) == pytest.approx(0.5, abs=5 * 0.5 / 20)
+    assert np.mean(counts) == pytest.approx(0.5, abs=5 * 0.5 / 10)
 
 
 def test_mixtures_are_read_from_text():
@@ -417,7 +419,7 @@ def test_mixtures_that_make_no_sense_are_refused(text: str, message: str):
 # Longer sequences than batches have.
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(3, 40), min_size=1, max_size=6),
     longest=st.integers(40, 44),
@@ -462,7 +464,7 @@ def test_an_epoch_of_cut_sequences_has_every_token_once(tmp_path: Path):
         tokens = [token for row in visited[epoch * size :][:size] for token in row if token > 2]
         assert len(tokens) == len(set(tokens)) == 21 * 16
     whole = batches(data.training_batches(BATCH), 40)
-    for start in range(0, 38, 3):
+    for start in (1, 8, 16, 35):
         assert_equal(batches(data.training_batches(BATCH, start), 2), whole[start : start + 2])
 
 
@@ -474,12 +476,11 @@ def test_pieces_take_the_places_that_short_records_leave(tmp_path: Path):
     assert len(tokens) == 18 * 16 + 3 * 4
 
 
-def test_shards_that_were_never_shuffled_are_warned_of(dataset: Manifest, capsys):
+def test_shards_that_were_never_shuffled_are_warned_of(dataset: Manifest, tmp_path: Path, capsys):
     opened(dataset)
     assert capsys.readouterr().err == ""
-    path = Path(dataset.directory, "manifest.json")
-    manifest = json.loads(path.read_text())
-    del manifest["parameters"]["break"]
-    path.write_text(json.dumps(manifest))
-    opened(dataset)
+    copy = str(shutil.copytree(dataset.directory, tmp_path / "copy"))
+    parameters = {name: x for name, x in dataset.parameters.items() if name != "break"}
+    dataclasses.replace(dataset, directory=copy, parameters=parameters).save()
+    PretrainingData.open(copy, LENGTH, AUGMENTATION)
     assert "was built by a version that did not shuffle" in capsys.readouterr().err

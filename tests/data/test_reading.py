@@ -1,4 +1,4 @@
-"""Shards in a shuffled order that can be entered anywhere, and what is told of broken ones."""
+"""Shards in a shuffled order that can be entered anywhere, and messages on broken ones."""
 
 import gzip
 from pathlib import Path
@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocolm_tf.data import reading as module
-from cocolm_tf.data.reading import ReadingOrder, explain_read_errors, with_retries
+from cocolm_tf.data import shards as shard_files
+from cocolm_tf.data.reading import ReadingOrder, explain_read_errors
+from cocolm_tf.data.shards import with_retries
 from cocolm_tf.errors import RestartableError, UserError
 
 COUNTS = (3, 0, 11, 5, 1, 8)
@@ -73,14 +75,14 @@ def cut(path: Path) -> None:
 
 
 def test_an_epoch_has_every_record_once(shards: list[Path]):
-    for seed in range(5):
-        assert sorted(read(shards, seed=seed)) == sorted(everything(shards))
-    assert read(shards, seed=0) == read(shards, seed=0) != read(shards, seed=1)
+    first, again, other = (read(shards, seed=seed) for seed in (0, 0, 1))
+    assert sorted(first) == sorted(other) == sorted(everything(shards))
+    assert first == again != other
 
 
 def test_shards_are_read_in_turns(shards: list[Path]):
     """A chunk of each, and the next shards only when those are through."""
-    for seed in range(5):
+    for seed in range(2):
         records = read(shards, seed=seed)
         chunks = [records[0][:5]]
         for before, record in zip(records, records[1:], strict=False):
@@ -91,8 +93,8 @@ def test_shards_are_read_in_turns(shards: list[Path]):
         assert chunks[: len(first)] == first
 
 
-@settings(max_examples=25, deadline=None)
-@given(start=st.integers(0, 200), per_record=st.integers(1, 3), seed=st.integers(0, 3))
+@settings(max_examples=10, deadline=None)
+@given(start=st.integers(1, 80), per_record=st.integers(1, 3), seed=st.integers(0, 3))
 def test_reading_can_be_entered_at_any_sequence(
     shards: list[Path], start: int, per_record: int, seed: int
 ):
@@ -101,13 +103,13 @@ def test_reading_can_be_entered_at_any_sequence(
     def sequences(begin: int) -> list[tuple]:
         found = order(shards, per_record=per_record, seed=seed).windows(begin)
         numbered = []
-        for place, skip, records in found.take(80).as_numpy_iterator():
+        for place, skip, records in found.take(40).as_numpy_iterator():
             each = [(tuple(place), record) for record in records for _ in range(per_record)]
             numbered += each[int(skip) :]
         return numbered
 
     whole, tail = sequences(0), sequences(start)
-    wanted = whole[start : start + 60]
+    wanted = whole[start : start + 30]
     assert wanted and tail[: len(wanted)] == wanted
 
 
@@ -160,7 +162,7 @@ def test_a_reader_is_a_plain_graph(shards: list[Path]):
 
 def test_the_shards_that_are_being_read_come_first(shards: list[Path]):
     size = sum(COUNTS)
-    for start in range(0, 2 * size, 7):
+    for start in range(0, 2 * size, 17):
         paths = order(shards).paths_from(start)
         assert sorted(paths) == sorted(map(str, shards))
         ((_, _, records),) = order(shards).windows(start).take(1).as_numpy_iterator()
@@ -171,7 +173,7 @@ def test_the_shards_that_are_being_read_come_first(shards: list[Path]):
 # Errors.
 
 
-def told(paths: list[Path], error: type[BaseException] = UserError) -> str:
+def complaint(paths: list[Path], error: type[BaseException] = UserError) -> str:
     with pytest.raises(error) as caught, explain_read_errors(lambda: map(str, paths)):
         read(paths)
     assert "\n" not in str(caught.value)
@@ -185,32 +187,32 @@ def flip(path: Path, record: int) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, lambda path: flip(path, 10)])
-def test_damage_is_told_with_file_and_record(own_shards: list[Path], damage):
+def test_damage_is_named_with_file_and_record(own_shards: list[Path], damage):
     damage(own_shards[2])
-    message = told(own_shards)
+    message = complaint(own_shards)
     assert message.startswith(f"{own_shards[2]} is truncated or corrupt at record 10 (from 0)")
     assert "data.skip_corrupt=true" in message
 
 
-def test_damage_of_a_compressed_shard_is_told(own_shards: list[Path]):
+def test_damage_of_a_compressed_shard_is_named(own_shards: list[Path]):
     packed = []
     for path in own_shards:
         packed.append(path.with_name(path.name + ".gz"))
         packed[-1].write_bytes(gzip.compress(path.read_bytes()))
     packed[2].write_bytes(packed[2].read_bytes()[:40])
-    assert told(packed).startswith(f"{packed[2]} ")
+    assert complaint(packed).startswith(f"{packed[2]} ")
 
 
-def test_a_missing_file_is_told(own_shards: list[Path]):
+def test_a_missing_file_is_named(own_shards: list[Path]):
     own_shards[3].unlink()
-    message = told(own_shards)
+    message = complaint(own_shards)
     assert message.startswith(f"{own_shards[3]} cannot be read: ")
     assert "No such file" in message
 
 
-def test_a_file_with_too_few_records_is_told(own_shards: list[Path]):
+def test_a_file_with_too_few_records_is_named(own_shards: list[Path]):
     write(own_shards[5], 2)
-    assert told(own_shards).startswith(f"{own_shards[5]} ends after 2 records, ")
+    assert complaint(own_shards).startswith(f"{own_shards[5]} ends after 2 records, ")
 
 
 def test_a_file_that_is_back_is_a_reason_to_go_on(own_shards: list[Path]):
@@ -232,7 +234,7 @@ def test_other_errors_are_left_alone(own_shards: list[Path], error):
 
 
 def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(shard_files, "FIRST_WAIT_SECONDS", 0.001)
     calls = []
 
     def read() -> str:
@@ -244,6 +246,6 @@ def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch):
     assert with_retries("x.json", read) == "content"
     assert len(calls) == 3
     calls.clear()
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    monkeypatch.setattr(shard_files, "ATTEMPTS", 2)
     with pytest.raises(UserError, match="x.json cannot be read: the store hiccups."):
         with_retries("x.json", read)

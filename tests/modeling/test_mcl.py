@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modeling_models import MASK, PAD, make_auxiliary, make_backbone, randomize, tensors, weights_of
 
+from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.data.mcl_augmentation import MCLAugmentation
-from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.modeling import mcl
 from cocolm_tf.modeling.mcl import Course, DetectorInput, MCLPretrainer
 

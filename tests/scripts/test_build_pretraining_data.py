@@ -7,7 +7,7 @@ import pytest
 from programs import Program
 
 from cocolm_tf.data.build import SPILL_FOLDER
-from cocolm_tf.data.manifest import FILE_NAME, Manifest
+from cocolm_tf.data.shards import FILE_NAME, Manifest
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
 
 build_pretraining_data = Program("build_pretraining_data.py", timeout=120)
@@ -35,7 +35,7 @@ def flags(corpus: Path, output_dir: Path) -> list[str]:
 @pytest.mark.slow
 def test_it_builds_and_says_what(corpus: Path, tmp_path: Path):
     done = build_pretraining_data(
-        *flags(corpus, tmp_path / "data"), "--num_workers=2", "--validation_fraction=0.2"
+        *flags(corpus, tmp_path / "data"), "--num_workers=0", "--validation_fraction=0.2"
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -54,7 +54,7 @@ def test_it_builds_and_says_what(corpus: Path, tmp_path: Path):
 def test_a_killed_build_leaves_no_dataset_and_no_process(corpus: Path, tmp_path: Path):
     pipe, output_dir = tmp_path / "endless.txt", tmp_path / "data"
     os.mkfifo(pipe)
-    arguments = [*flags(corpus, output_dir), f"--input={pipe}", "--num_workers=2"]
+    arguments = [*flags(corpus, output_dir), f"--input={pipe}", "--num_workers=1"]
     build = build_pretraining_data.start(*arguments, stderr=subprocess.PIPE)
     # The build waits for the end of the pipe, and so is killed before its own.
     with build, open(pipe, "w") as file:
@@ -67,7 +67,7 @@ def test_a_killed_build_leaves_no_dataset_and_no_process(corpus: Path, tmp_path:
         children = Path(f"/proc/{build.pid}/task/{build.pid}/children").read_text().split()
         build.kill()
         build.wait()
-    assert len(children) >= 2
+    assert children
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{child}/exe").exists() for child in children):
         assert time.monotonic() < deadline

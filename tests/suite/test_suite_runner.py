@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from suite_inputs import TINY
 
-from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.shards import Manifest
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.suite import runner

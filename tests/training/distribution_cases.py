@@ -16,10 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.data.mcl_augmentation import MCLAugmentation
 from cocolm_tf.data.pipeline import Dataset, PretrainingData
 from cocolm_tf.data.shards import serialize
-from cocolm_tf.data.special_tokens import SpecialTokens
 from cocolm_tf.modeling import mcl
 from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.training.build import build_augmentation, build_pretrainer, compile_pretrainer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.data.manifest import Manifest
+from cocolm_tf.data.shards import Manifest
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.tokenization.vocabulary import load_vocabulary

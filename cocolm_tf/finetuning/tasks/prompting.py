@@ -8,8 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf import files
-from cocolm_tf.data.examples import Examples, TaskData
-from cocolm_tf.data.few_shot import classes_of, few_shot_split
+from cocolm_tf.data.examples import Examples, TaskData, classes_of, few_shot_split
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import PREDICTION_BATCH, trimmed

@@ -12,8 +12,15 @@ from sklearn import metrics
 
 from cocolm_tf import files
 from cocolm_tf.data.examples import stratified
-from cocolm_tf.data.tagged_texts import TaggedTexts, TagTask, read_tag_task
-from cocolm_tf.data.tags import NO_SCHEME, Chunk, chunks, tags_of_chunks
+from cocolm_tf.data.tags import (
+    NO_SCHEME,
+    Chunk,
+    TaggedTexts,
+    TagTask,
+    chunks,
+    read_tag_task,
+    tags_of_chunks,
+)
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import describe_lengths
 from cocolm_tf.finetuning.config import FinetuningConfig
@@ -49,7 +56,7 @@ class TokensTask(Task):
     """A run of a token classifier, on named entities, parts of speech or other tags.
 
     Args:
-        data: The arguments of `cocolm_tf.data.tagged_texts.read_tag_task`, as `train_file`,
+        data: The arguments of `cocolm_tf.data.tags.read_tag_task`, as `train_file`,
             `dev_file` and `test_file`.
         unit: What has a label in texts that come as strings, `word` or `token`; see
             `CocoLMTokenClassifierPreprocessor`.

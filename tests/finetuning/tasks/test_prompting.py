@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 
 from cocolm_tf import CocoLMPromptClassifier
-from cocolm_tf.data.examples import Examples, TaskData
-from cocolm_tf.data.few_shot import few_shot_split
+from cocolm_tf.data.examples import Examples, TaskData, few_shot_split
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config

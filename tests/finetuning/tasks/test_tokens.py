@@ -7,7 +7,7 @@ import pytest
 from tiny_presets import BAD, GOOD, WORDS
 
 from cocolm_tf import CocoLMTokenClassifier
-from cocolm_tf.data.tagged_texts import read_tagged_texts
+from cocolm_tf.data.tags import read_tagged_texts
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.run import run_task
