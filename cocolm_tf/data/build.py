@@ -167,12 +167,12 @@ def build_shards(
     return manifest
 
 
-# --- What every builder begins and ends with ---
+# --- Shared by the local builder and Beam's ---
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A build whose arguments are checked: nothing known beforehand stands against it."""
+    """A build whose arguments and inputs are checked."""
 
     recipe: Recipe
     parts: list[Part]

@@ -1,6 +1,6 @@
 """Cleaning and deduplication: which documents are left out.
 
-`Cleaning` judges each document by itself. `Deduplication` gives a document 63-bit keys; of the
+`Cleaning` checks each document by itself. `Deduplication` gives a document 63-bit keys; of the
 documents that share a key all but the first are duplicates. Both are pure functions of a document's
 text, so that any process or machine can apply them to any chunk. `DuplicateIndex` joins the keys of
 the whole corpus on one machine, a group-by-key on many.

@@ -93,7 +93,7 @@ class Part:
     number: int  # from 0; decides the places of its sequences
     names: tuple[str, ...]  # of the source's parts
     bytes: int = 0  # of its files; 0 where unknown
-    stamp: str = ""  # tells its files from others of those names, and from other states of them
+    stamp: str = ""  # a hash of its files' names, sizes and modification times
 
     def documents(self, source: Source, counts: Counter[str]) -> Iterator[str]:
         """All its documents; see `Source.documents`."""

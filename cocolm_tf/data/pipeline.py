@@ -179,7 +179,7 @@ class PretrainingData:
         """One pass over the shards, with the same order, masks and crops every time.
 
         The order is shuffled, as in training: neighboring sequences of a shard may come from the
-        same text, which contrastive learning would have to tell apart. An incomplete last batch is
+        same text, which contrastive learning would have to distinguish. An incomplete last batch is
         dropped.
 
         Args:

@@ -32,8 +32,8 @@ def define_source_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     string(
         "input",
         None,
-        "Files: one or several comma-separated globs. Each tells by its first bytes what it is: "
-        "text (a line is a paragraph and a blank line ends a document) or Common Crawl's WET, "
+        "Files: one or several comma-separated globs. Their first bytes say what they are: text "
+        "(a line is a paragraph and a blank line ends a document) or Common Crawl's WET, "
         "compressed or not (gzip, bzip2, xz, zstd, lz4); Parquet; Arrow. Or the folder of a split "
         "that Hugging Face's datasets saved.",
     )
