@@ -125,8 +125,6 @@ def build_shards(
     ```
     """
     read = documents if isinstance(documents, Source) else None
-    if read is None:
-        documents = _not_empty(documents)
     spill_dir = _spill_folder(output_dir, spill_dir)
     plan = Plan.of(
         documents,
@@ -436,14 +434,6 @@ def _check_ranges(recipe: Recipe, num_workers: int) -> None:
 def _is_pipe(name: str) -> bool:
     """Whether a part of a source can be read only once."""
     return not files.is_remote(name) and os.path.exists(name) and not os.path.isfile(name)
-
-
-def _not_empty(documents: Iterable[str]) -> Iterator[str]:
-    documents = iter(documents)
-    first = next(documents, None)
-    if first is None:
-        raise UserError("the input has no documents.")
-    return itertools.chain([first], documents)
 
 
 def _check_documents(source: Source, recipe: Recipe) -> None:

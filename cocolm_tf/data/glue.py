@@ -95,7 +95,7 @@ def read_glue(task: str, data_dir: str | None = None) -> TaskData:
     if task not in GLUE_TASKS:
         raise UserError(f"--task is one of {', '.join(GLUE_TASKS)}, not {task!r}.")
     known = GLUE_TASKS[task]
-    if data_dir and not files.is_file(_tsv_path(known, data_dir, "train")):
+    if data_dir and not files.is_file(task_path(data_dir, known.title, "train.tsv")):
         raise UserError(
             f"--data_dir={data_dir} has no {os.path.join(known.title, 'train.tsv')}: it is the "
             "folder that GLUE's own files lie in."
@@ -106,7 +106,7 @@ def read_glue(task: str, data_dir: str | None = None) -> TaskData:
         if data_dir:
             columns = [*known.texts, *([known.label] if is_labeled else [])]
             header = known.header if is_labeled else None
-            table = read_table(_tsv_path(known, data_dir, name), columns, header)
+            table = read_table(task_path(data_dir, known.title, f"{name}.tsv"), columns, header)
         else:
             table = _tfds_table(task, name, is_labeled)
         if not is_labeled:  # Every row of a test file needs a prediction.
@@ -119,7 +119,7 @@ def read_glue(task: str, data_dir: str | None = None) -> TaskData:
     tests = {
         name: read(file, is_labeled=False)
         for name, file in _test_files(known).items()
-        if not data_dir or files.is_file(_tsv_path(known, data_dir, file))
+        if not data_dir or files.is_file(task_path(data_dir, known.title, f"{file}.tsv"))
     }
     return TaskData(
         known.title,
@@ -137,17 +137,13 @@ def glue_files(task: str, data_dir: str | None = None) -> list[str]:
     """The paths that `read_glue` reads, those included that may be missing; none for TFDS."""
     known = GLUE_TASKS[task]
     names = ["train", *known.dev.values(), *_test_files(known).values()]
-    return [_tsv_path(known, data_dir, name) for name in names] if data_dir else []
+    return [task_path(data_dir, known.title, f"{name}.tsv") for name in names] if data_dir else []
 
 
 def task_path(data_dir: str, title: str, name: str) -> str:
     """The path of an official file: in the task's folder in `data_dir`, or in `data_dir` itself."""
     folder = os.path.join(data_dir, title)
     return files.normal(files.join(folder if files.is_dir(folder) else data_dir, name))
-
-
-def _tsv_path(task: GlueTask, data_dir: str, name: str) -> str:
-    return task_path(data_dir, task.title, f"{name}.tsv")
 
 
 def _test_files(task: GlueTask) -> Mapping[str, str]:

@@ -314,27 +314,15 @@ class _Tokenizer:
 
     def tokenized(self, documents: Iterable[str]) -> Iterator[tuple[str, int, list[int]]]:
         """Yields each document with its bytes and its ids."""
-        batch, texts, total = [], [], 0
-        for document in documents:
+        for batch in chunks(documents, _BATCH_BYTES):
             # Lone surrogates, which JSON can hold, become bytes that the tokenizer replaces.
-            texts.append(document.encode("utf-8", "surrogatepass"))
-            batch.append(document)
-            total += len(texts[-1])
-            if total >= _BATCH_BYTES:
-                yield from self._batch(batch, texts)
-                batch, texts, total = [], [], 0
-        if batch:
-            yield from self._batch(batch, texts)
-
-    def _batch(
-        self, documents: list[str], texts: list[bytes]
-    ) -> Iterator[tuple[str, int, list[int]]]:
-        token_ids = self._tokenize(tf.constant(texts))
-        # One conversion for the batch, and then slices: much faster than a tensor a document.
-        flat = token_ids.flat_values.numpy().tolist()
-        ends = token_ids.row_splits.numpy().tolist()
-        for document, text, start, end in zip(documents, texts, ends[:-1], ends[1:], strict=True):
-            yield document, len(text), flat[start:end]
+            texts = [document.encode("utf-8", "surrogatepass") for document in batch]
+            token_ids = self._tokenize(tf.constant(texts))
+            # One conversion for the batch, and then slices: much faster than a tensor a document.
+            flat = token_ids.flat_values.numpy().tolist()
+            ends = token_ids.row_splits.numpy().tolist()
+            for document, text, start, end in zip(batch, texts, ends[:-1], ends[1:], strict=True):
+                yield document, len(text), flat[start:end]
 
 
 def _load(vocabulary_dir: str, fingerprint: str = "") -> _Tokenizer:

@@ -9,6 +9,7 @@ COCO-LM has settings or inputs for them.
 import collections
 import dataclasses
 import json
+import operator
 import os
 import re
 import string
@@ -77,10 +78,6 @@ class SuperGlueTask:
     tfds: str | None = None  # Its configuration in TFDS; None for its key
 
 
-def _fields(*names: str) -> Callable[[Row], tuple[str, ...]]:
-    return lambda row: tuple(row[name] for name in names)
-
-
 def _copa(row: Row) -> tuple[str, ...]:
     link = {"cause": "because", "effect": "so"}[row["question"]]
     return row["premise"], f"{link} {row['choice']}"
@@ -117,11 +114,13 @@ _RIGHT = ("wrong", "right")
 _PAIR = ("premise", "hypothesis")
 
 SUPERGLUE_TASKS = {
-    "boolq": SuperGlueTask("BoolQ", ("question", "passage"), _fields("question", "passage")),
+    "boolq": SuperGlueTask(
+        "BoolQ", ("question", "passage"), operator.itemgetter("question", "passage")
+    ),
     "cb": SuperGlueTask(
         "CB",
         _PAIR,
-        _fields(*_PAIR),
+        operator.itemgetter(*_PAIR),
         ("entailment", "contradiction", "neutral"),
         ("macro_f1", "accuracy"),
     ),
@@ -137,7 +136,7 @@ SUPERGLUE_TASKS = {
     "rte": SuperGlueTask(
         "RTE",
         _PAIR,
-        _fields(*_PAIR),
+        operator.itemgetter(*_PAIR),
         ("entailment", "not_entailment"),
         extra_tests={"AX-b": ("axb", ("sentence1", "sentence2")), "AX-g": ("axg", _PAIR)},
     ),

@@ -13,7 +13,6 @@ from cocolm_tf.data.tables import (
     class_of,
     label_parser,
     labeled_examples,
-    labels_parser,
     number_parser,
     read_table,
     split_labels,
@@ -54,9 +53,7 @@ def read_table_task(
         label_names, parse = None, number_parser()
     else:
         label_names = _label_names(table, label_column, label_separator)
-        parse = label_parser(label_names)
-        if label_separator:
-            parse = labels_parser(label_names, label_separator)
+        parse = label_parser(label_names, label_separator)
     train = labeled_examples(table, len(texts), parse, max_bad_share)
     if dev_file:
         dev_table = read(dev_file, [*texts, label_column])

@@ -335,8 +335,9 @@ def left_out_lines(
     return lines
 
 
-def label_parser(values: Sequence[str]) -> Callable[[str], int]:
+def label_parser(values: Sequence[str], separator: str = "") -> Callable[[str], int | np.ndarray]:
     """A function from a class, as it is written, to its number; 1 and 1.0 are the same class."""
+    # With a separator, from any number of labels, also none, to [K] int32: 0 or 1 for each value.
     numbers = {class_of(value): number for number, value in enumerate(values)}
     shown = ", ".join(values[:_LISTED_CLASSES]) + (", ..." if len(values) > _LISTED_CLASSES else "")
 
@@ -346,19 +347,12 @@ def label_parser(values: Sequence[str]) -> Callable[[str], int]:
             raise ValueError(f"has the label {value!r}, none of {shown}")
         return number
 
-    return parse
-
-
-def labels_parser(values: Sequence[str], separator: str) -> Callable[[str], np.ndarray]:
-    """A function from any number of labels, also none, to [K] int32: 0 or 1 for each value."""
-    parse_one = label_parser(values)
-
-    def parse(value: str) -> np.ndarray:
+    def parse_all(value: str) -> np.ndarray:
         row = np.zeros(len(values), np.int32)
-        row[[parse_one(label) for label in split_labels(value, separator)]] = 1
+        row[[parse(label) for label in split_labels(value, separator)]] = 1
         return row
 
-    return parse
+    return parse_all if separator else parse
 
 
 def split_labels(value: str, separator: str) -> list[str]:

@@ -137,4 +137,4 @@ def test_the_standard_library_has_prose():
     assert all(Path(path).is_relative_to(sysconfig.get_path("stdlib")) for path in modules)
     documents = list(docstrings.documents(modules))
     assert sum(len(document.split()) for document in documents) > 10_000
-    assert documents == list(docstrings.documents(modules))
+    assert documents[:3] == list(itertools.islice(docstrings.documents(modules), 3))

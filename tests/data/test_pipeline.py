@@ -89,19 +89,14 @@ def assert_equal(first: list[dict[str, np.ndarray]], second: list[dict[str, np.n
 
 
 def test_an_epoch_visits_every_sequence_once(data: PretrainingData):
+    """Whatever the batch size: none is left out because it does not fill an epoch's last batch."""
     expected = collections.Counter(sequences(data))
     size = size_of(data)
-    assert size > 3 * BATCH
+    assert size > 3 * BATCH and size % BATCH
     visited = read(data, 2 * size, batch_size=BATCH)
     for epoch in range(2):
         assert collections.Counter(visited[epoch * size :][:size]) == expected
-
-
-def test_batches_go_on_across_the_end_of_an_epoch(data: PretrainingData):
-    """No sequence is left out because it does not fill an epoch's last batch."""
-    size = size_of(data)
-    assert size % BATCH
-    assert read(data, 2 * size, batch_size=BATCH) == read(data, 2 * size)
+    assert visited == read(data, 2 * size)
 
 
 def test_order_differs_between_epochs_and_seeds(dataset: Manifest):
@@ -111,7 +106,6 @@ def test_order_differs_between_epochs_and_seeds(dataset: Manifest):
     assert first != second
     assert first != sequences(data)
     assert read(opened(dataset, seed=1), size) != first
-    assert read(opened(dataset), size) == first
 
 
 def test_sequences_of_different_shards_are_shuffled_together(data: PretrainingData):
@@ -130,7 +124,7 @@ def test_a_run_can_be_entered_at_any_batch(data: PretrainingData):
     """Across windows, groups and epochs: what follows is what the run would have had."""
     epoch = size_of(data) // BATCH
     whole = batches(data.training_batches(BATCH), 2 * epoch + 2)
-    for start in (1, 4, epoch - 1, epoch, 2 * epoch):
+    for start in (1, epoch - 1, 2 * epoch):
         assert_equal(batches(data.training_batches(BATCH, start), 2), whole[start : start + 2])
 
 
@@ -157,18 +151,19 @@ def test_masks_and_crops_differ_between_epochs(data: PretrainingData):
     assert min(differing) > 0.3
 
 
-def test_masked_positions_hold_ordinary_tokens(data: PretrainingData):
+def test_masks_are_of_ordinary_tokens_and_of_padding(data: PretrainingData):
     for batch in batches(data.training_batches(BATCH), 10):
         masked = np.take_along_axis(batch["token_ids"], batch["masked_positions"], axis=1)
         masked = masked[batch["masked_weights"] > 0]
         assert not np.isin(masked, [0, 1, 2, SPECIAL.mask]).any()
+        np.testing.assert_array_equal(batch["padding_mask"], batch["token_ids"] != SPECIAL.pad)
 
 
 def test_hosts_read_disjoint_shares(data: PretrainingData):
     visited = []
-    for host in range(3):
-        share = sum(data.datasets[0].records[host::3])
-        visited += read(data, share, pipelines=3, pipeline=host)
+    for host in range(2):
+        share = sum(data.datasets[0].records[host::2])
+        visited += read(data, share, pipelines=2, pipeline=host)
     assert collections.Counter(visited) == collections.Counter(sequences(data))
 
 
@@ -183,8 +178,7 @@ def test_hosts_mask_differently(make_dataset):
 
 def test_a_host_can_be_entered_at_any_batch(data: PretrainingData):
     whole = batches(data.training_batches(BATCH, 0, 2, 1), 12)
-    for start in (4, 9):
-        assert_equal(batches(data.training_batches(BATCH, start, 2, 1), 2), whole[start:][:2])
+    assert_equal(batches(data.training_batches(BATCH, 9, 2, 1), 2), whole[9:11])
 
 
 def test_shapes_are_static(data: PretrainingData):
@@ -198,11 +192,6 @@ def test_shapes_are_static(data: PretrainingData):
             "crop_token_ids": [BATCH, 15],
             "crop_padding_mask": [BATCH, 15],
         }
-
-
-def test_padding_is_masked(data: PretrainingData):
-    for batch in batches(data.training_batches(BATCH), 5):
-        np.testing.assert_array_equal(batch["padding_mask"], batch["token_ids"] != SPECIAL.pad)
 
 
 def test_validation_is_the_same_at_each_pass(data: PretrainingData):
@@ -285,10 +274,9 @@ def test_compressed_shards_give_the_same_batches(make_dataset, tmp_path: Path):
     plain = opened(make_dataset())
     packed = opened(make_dataset(compress=True, output_dir=str(tmp_path / "packed")))
     assert packed.datasets[0].paths[0].endswith(".gz")
-    for name in ("training_batches", "validation_batches"):
-        assert_equal(
-            batches(getattr(plain, name)(BATCH), 5), batches(getattr(packed, name)(BATCH), 5)
-        )
+    assert_equal(
+        batches(plain.training_batches(BATCH), 5), batches(packed.training_batches(BATCH), 5)
+    )
 
 
 def test_a_wider_batch_is_padded(dataset: Manifest):
@@ -341,7 +329,7 @@ def mixed(make_dataset, tmp_path: Path) -> PretrainingData:
 
 def test_a_mixture_can_be_entered_at_any_batch(mixed: PretrainingData):
     whole = batches(mixed.training_batches(BATCH), 25)
-    for start in (1, 3, 11, 20):
+    for start in (3, 11):
         assert_equal(batches(mixed.training_batches(BATCH, start), 3), whole[start : start + 3])
 
 
@@ -384,9 +372,8 @@ def test_counts_of_a_mixture_are_those_of_its_choices():
     choices = list(mixture.choices(0).take(200).as_numpy_iterator())
     for count in (0, 1, 9, 10, 11, 57, 200):
         assert mixture.counts(count) == np.bincount(choices[:count], minlength=3).tolist()
-        assert list(mixture.choices(count).take(5).as_numpy_iterator()) == choices[count:][:5] or (
-            count == 200
-        )
+    for count in (9, 57):
+        assert list(mixture.choices(count).take(5).as_numpy_iterator()) == choices[count:][:5]
 
 
 def test_shares_are_exact_in_expectation():
@@ -464,7 +451,7 @@ def test_an_epoch_of_cut_sequences_has_every_token_once(tmp_path: Path):
         tokens = [token for row in visited[epoch * size :][:size] for token in row if token > 2]
         assert len(tokens) == len(set(tokens)) == 21 * 16
     whole = batches(data.training_batches(BATCH), 40)
-    for start in (1, 8, 16, 35):
+    for start in (8, 35):
         assert_equal(batches(data.training_batches(BATCH, start), 2), whole[start : start + 2])
 
 

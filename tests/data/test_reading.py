@@ -93,7 +93,7 @@ def test_shards_are_read_in_turns(shards: list[Path]):
         assert chunks[: len(first)] == first
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(start=st.integers(1, 80), per_record=st.integers(1, 3), seed=st.integers(0, 3))
 def test_reading_can_be_entered_at_any_sequence(
     shards: list[Path], start: int, per_record: int, seed: int

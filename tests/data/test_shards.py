@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from data_stand_ins import WordTokenizer
+from data_stand_ins import WordTokenizer, dataset_maker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,9 +84,16 @@ def test_readable_records_stop_at_damage(tmp_path: Path, compress: bool):
 # The manifest.
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    with pytest.MonkeyPatch.context() as patch:
+        return dataset_maker(patch, str(tmp_path_factory.mktemp("built") / "data"))()
+
+
 @pytest.fixture
-def dataset(make_dataset) -> Manifest:
-    return make_dataset()
+def dataset(built: Manifest, tmp_path: Path) -> Manifest:
+    """A copy, which a test may damage."""
+    return Manifest.load(shutil.copytree(built.directory, str(tmp_path / "data")))
 
 
 def test_it_is_loaded_as_it_was_saved(dataset: Manifest):
