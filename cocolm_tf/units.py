@@ -1,4 +1,6 @@
-"""Numbers as people read them: three digits and a prefix."""
+"""Numbers as people read them: three digits and a prefix; and tables of them."""
+
+from collections.abc import Iterable, Sequence
 
 _PREFIXES = ((21, "Z"), (18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))
 
@@ -23,3 +25,16 @@ def duration(seconds: float) -> str:
 def gib(count: float) -> str:
     """Writes bytes in GiB."""
     return f"{count / 2**30:,.2f} GiB"
+
+
+def listing(rows: Iterable[tuple[str, str]]) -> str:
+    """Writes names and what they are, a line each."""
+    return "\n".join(f"{name:24} {value}".rstrip() for name, value in rows)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligns columns: the first to the left, the others to the right."""
+    cells = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ([one[0].ljust(widths[0]), *map(str.rjust, one[1:], widths[1:])] for one in cells)
+    return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -10,20 +10,13 @@ import json
 
 from absl import flags
 
-from cocolm_tf import files, program
+from cocolm_tf import program
+from cocolm_tf.costs import flags as shared
 from cocolm_tf.errors import UserError
 
-flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
-flags.DEFINE_multi_string(
-    "params_override", [], "Changes to the configuration: a.b=1,c.d=x, or a YAML file. Repeatable."
-)
+shared.define_config_flags()
+shared.define_warmup_flag(2)
 flags.DEFINE_integer("steps", 20, "The number of steps to time.", lower_bound=1)
-flags.DEFINE_integer(
-    "warmup_steps",
-    2,
-    "The number of steps before them, beside the first, which compiles.",
-    lower_bound=0,
-)
 flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16: --precision=mixed_bfloat16.")
 flags.DEFINE_enum(
     "precision",
@@ -49,42 +42,36 @@ flags.DEFINE_bool(
     "Count the FLOPs, bytes, kernels and host transfers of XLA's program of the step too. It is "
     "compiled once more for that, and must be compiled: runtime.jit_compile=true.",
 )
-flags.mark_flag_as_required("config_file")
 
 FLAGS = flags.FLAGS
 
 
 def main() -> str:
-    overrides = FLAGS.params_override + _overrides_by_flags()
-    if not files.is_file(FLAGS.config_file):
-        raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
-
-    # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.costs.step_benchmark import benchmark, format_report
-    from cocolm_tf.training.config import load_config
-
-    config = load_config(FLAGS.config_file, overrides)
-    result = benchmark(config, FLAGS.steps, FLAGS.warmup_steps, FLAGS.compiled_costs)
-    print(f"{'configuration':24}{' '.join([FLAGS.config_file, *overrides])}")
-    print(format_report(result))
-    return json.dumps({"config_file": FLAGS.config_file, "params_override": overrides} | result)
-
-
-def _overrides_by_flags() -> list[str]:
-    precision = FLAGS.precision
     if FLAGS.mixed_precision:
-        if precision not in (None, "mixed_bfloat16"):
+        if FLAGS.precision not in (None, "mixed_bfloat16"):
             raise UserError(
                 f"--mixed_precision means --precision=mixed_bfloat16: leave it out, or leave "
-                f"--precision={precision} out."
+                f"--precision={FLAGS.precision} out."
             )
-        precision = "mixed_bfloat16"
+        FLAGS.precision = "mixed_bfloat16"
     values = {
-        "runtime.precision": precision,
+        "runtime.precision": FLAGS.precision,
         "trainer.batch_size": FLAGS.batch_size,
         "data.sequence_length": FLAGS.sequence_length,
     }
-    return [f"{key}={value}" for key, value in values.items() if value is not None]
+    FLAGS.params_override += [f"{key}={value}" for key, value in values.items() if value]
+    shared.check_config_file()
+
+    # Imported once the flags are known, so that --help and mistakes in them answer at once.
+    from cocolm_tf.costs.formatting import format_result
+    from cocolm_tf.costs.step_benchmark import benchmark
+    from cocolm_tf.training.config import load_config
+
+    config = load_config(FLAGS.config_file, FLAGS.params_override)
+    result = benchmark(config, FLAGS.steps, FLAGS.warmup_steps, FLAGS.compiled_costs)
+    result = shared.described_configuration() | result
+    print(format_result(result))
+    return json.dumps(result)
 
 
 if __name__ == "__main__":

@@ -45,14 +45,18 @@ def main() -> str:
     source = source_flags.source_from_flags(FLAGS)
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
-    from benchmarks.data import DataSizes, format_data, measure_data
+    from benchmarks.data import DataSizes, measure_data
+
+    from cocolm_tf.costs.formatting import format_result
 
     sizes = DataSizes(
         FLAGS.vocabulary_size, FLAGS.sequence_length, FLAGS.batch_size, FLAGS.num_batches
     )
     result = measure_data(source, FLAGS.megabytes, sizes, num_workers, FLAGS.rounds)
-    print(format_data(result))
-    return json.dumps({"source": source.describe()} | result)
+    result = {"source": source.describe()} | result
+    tables = {part: result[part] for part in ("vocabulary", "tokens")}
+    print(format_result(result, tables | {"pipeline": {"": result["pipeline"]}}))
+    return json.dumps(result)
 
 
 def _count(text: str) -> int:

@@ -14,9 +14,8 @@ import os
 from absl import flags
 
 from cocolm_tf import files, program
-from cocolm_tf.cpus import available_cpus
+from cocolm_tf.costs.flags import check_config_file, define_rounds_flags
 from cocolm_tf.data.glue import GLUE_TASKS
-from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.flags import suitable_config
 from cocolm_tf.finetuning.presets import backbone_config
 
@@ -35,10 +34,7 @@ flags.DEFINE_multi_string(
     "params_override", [], "Changes to the settings: a.b=1,c.d=x, or a YAML file. Repeatable."
 )
 flags.DEFINE_integer("batches", 32, "The number of steps of a round.", lower_bound=1)
-flags.DEFINE_integer("rounds", 5, "How often each way is timed.", lower_bound=1)
-flags.DEFINE_integer(
-    "threads", available_cpus(), "The number of threads that a step may use.", lower_bound=1
-)
+define_rounds_flags()
 flags.mark_flags_as_required(["preset", "task"])
 
 FLAGS = flags.FLAGS
@@ -46,21 +42,16 @@ ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
-    if FLAGS.config_file and not files.is_file(FLAGS.config_file):
-        raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
+    check_config_file()
     width = backbone_config(FLAGS.preset)["hidden_dim"]
     config_file = FLAGS.config_file or suitable_config(
         width, os.path.join(ROOT, "configs", "finetune")
     )
-    # On a GPU the contenders share its memory.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.benchmarking.finetuning import (
-        export_batches,
-        format_finetuning,
-        measure_finetuning,
-    )
+    from benchmarks.finetuning import export_batches, measure_finetuning
+
+    from cocolm_tf.costs.formatting import format_result
     from cocolm_tf.finetuning.config import load_finetuning_config
     from cocolm_tf.finetuning.tasks.classification import ClassificationTask
     from cocolm_tf.finetuning.tasks.question_answering import QuestionAnsweringTask
@@ -78,8 +69,9 @@ def main() -> str:
         export_batches(task.spec(), FLAGS.batches, FLAGS.export)
         return FLAGS.export
     result = measure_finetuning(task.spec(), FLAGS.batches, FLAGS.rounds, FLAGS.threads)
-    print(format_finetuning(result))
-    return json.dumps({"preset": FLAGS.preset, "task": FLAGS.task} | result)
+    result = {"preset": FLAGS.preset, "task": FLAGS.task} | result
+    print(format_result(result, {"": result["ways"]}))
+    return json.dumps(result)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,16 @@ not installed is left out.
 """
 
 import json
-import os
 
 from absl import flags
 
-from cocolm_tf import files, program
-from cocolm_tf.cpus import available_cpus
+from cocolm_tf import program
+from cocolm_tf.costs import flags as shared
 from cocolm_tf.errors import UserError
 
-flags.DEFINE_string("config_file", None, "YAML file that defines the sizes; see configs/pretrain.")
-flags.DEFINE_multi_string(
-    "params_override", [], "Changes to the configuration: a.b=1,c.d=x, or a YAML file. Repeatable."
-)
+shared.define_config_flags()
+shared.define_rounds_flags()
+shared.define_warmup_flag(1)
 flags.DEFINE_list(
     "contenders",
     ["electra", "rtd", "coco_lm_without_scl", "coco_lm_without_lm", "coco_lm"]
@@ -31,17 +29,6 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "precisions", ["float32", "mixed_bfloat16"], "float32, mixed_bfloat16 or both, in turn."
 )
-flags.DEFINE_integer("rounds", 5, "The number of steps of each to time.", lower_bound=1)
-flags.DEFINE_integer(
-    "warmup_steps",
-    1,
-    "The number of steps of each before them, beside the first, which compiles.",
-    lower_bound=0,
-)
-flags.DEFINE_integer(
-    "threads", available_cpus(), "The number of threads that each may use.", lower_bound=1
-)
-flags.mark_flag_as_required("config_file")
 
 FLAGS = flags.FLAGS
 
@@ -52,14 +39,12 @@ def main() -> str:
             raise UserError(
                 f"--precisions has {precision!r}, but there are only float32 and mixed_bfloat16."
             )
-    if not files.is_file(FLAGS.config_file):
-        raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
-    # On a GPU the contenders share its memory.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    shared.check_config_file()
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from benchmarks.peers import compare, format_comparison
+    from benchmarks.pretraining import compare
 
+    from cocolm_tf.costs.formatting import format_result
     from cocolm_tf.training.config import load_config
 
     result = compare(
@@ -70,11 +55,9 @@ def main() -> str:
         FLAGS.warmup_steps,
         FLAGS.threads,
     )
-    print(f"sizes       {' '.join([FLAGS.config_file, *FLAGS.params_override])}")
-    print(format_comparison(result))
-    return json.dumps(
-        {"config_file": FLAGS.config_file, "params_override": FLAGS.params_override} | result
-    )
+    result = shared.described_configuration() | result
+    print(format_result(result, result["precisions"]))
+    return json.dumps(result)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,16 @@ Prints a table and, as the last line, the same numbers as JSON.
 """
 
 import json
-import os
 
 from absl import flags
 
-from cocolm_tf import files, program
-from cocolm_tf.cpus import available_cpus
+from cocolm_tf import program
+from cocolm_tf.costs import flags as shared
 from cocolm_tf.errors import UserError
 
-flags.DEFINE_string("config_file", None, "YAML file that defines the run; see configs/pretrain.")
-flags.DEFINE_multi_string(
-    "params_override", [], "Changes to the configuration: a.b=1,c.d=x, or a YAML file. Repeatable."
-)
+shared.define_config_flags()
+shared.define_rounds_flags()
+shared.define_warmup_flag(1)
 flags.DEFINE_list(
     "axes",
     ["trainer.batch_size", "data.sequence_length", "model.num_layers", "model.hidden_dim"]
@@ -26,30 +24,18 @@ flags.DEFINE_list(
     "of the feed-forward network.",
 )
 flags.DEFINE_list("factors", ["0.5", "2"], "By what to multiply each of them, beside 1.")
-flags.DEFINE_integer("rounds", 5, "The number of steps of each to time.", lower_bound=1)
-flags.DEFINE_integer(
-    "warmup_steps",
-    1,
-    "The number of steps of each before them, beside the first, which compiles.",
-    lower_bound=0,
-)
-flags.DEFINE_integer(
-    "threads", available_cpus(), "The number of threads that a step may use.", lower_bound=1
-)
-flags.mark_flag_as_required("config_file")
 
 FLAGS = flags.FLAGS
 
 
 def main() -> str:
     factors = [_number(text) for text in FLAGS.factors]
-    if not files.is_file(FLAGS.config_file):
-        raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
-    # On a GPU the contenders share its memory.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    shared.check_config_file()
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.benchmarking.scaling import format_scaling, measure_scaling
+    from benchmarks.pretraining import measure_scaling
+
+    from cocolm_tf.costs.formatting import format_result
     from cocolm_tf.training.config import load_config
 
     result = measure_scaling(
@@ -60,11 +46,12 @@ def main() -> str:
         FLAGS.warmup_steps,
         FLAGS.threads,
     )
-    print(f"sizes       {' '.join([FLAGS.config_file, *FLAGS.params_override])}")
-    print(format_scaling(result))
-    return json.dumps(
-        {"config_file": FLAGS.config_file, "params_override": FLAGS.params_override} | result
-    )
+    result = shared.described_configuration() | result
+    tables = {
+        axis: {f"{row['value']:,}": row for row in rows} for axis, rows in result["axes"].items()
+    }
+    print(format_result(result, tables))
+    return json.dumps(result)
 
 
 def _number(text: str) -> float:

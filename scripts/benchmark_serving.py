@@ -13,7 +13,7 @@ import json
 from absl import flags
 
 from cocolm_tf import program
-from cocolm_tf.cpus import available_cpus
+from cocolm_tf.costs.flags import define_rounds_flags
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import matching_files, read_text
 
@@ -26,13 +26,10 @@ flags.DEFINE_integer("texts", 200, "The number of different texts.", lower_bound
 flags.DEFINE_integer("longest", 96, "The most words of a text.", lower_bound=1)
 flags.DEFINE_list("contenders", ["float32", "onnx"], "float32, bfloat16, int8, onnx.")
 flags.DEFINE_list("clients", ["1", "4", "16"], "How many ask at the same time.")
-flags.DEFINE_integer("rounds", 5, "How often each is measured.", lower_bound=1)
 flags.DEFINE_float(
     "seconds", 3.0, "How long, each time and with each number of clients.", lower_bound=0.05
 )
-flags.DEFINE_integer(
-    "threads", available_cpus(), "The number of threads that each may use.", lower_bound=1
-)
+define_rounds_flags()
 
 FLAGS = flags.FLAGS
 
@@ -50,15 +47,25 @@ def main() -> str:
             )
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.benchmarking.load import texts_of_mixed_lengths
-    from cocolm_tf.benchmarking.serving import compare_serving, format_serving
+    from benchmarks.serving import compare_serving, texts_of_mixed_lengths
+
+    from cocolm_tf.costs.formatting import format_result
 
     texts = texts_of_mixed_lengths(_words(FLAGS.texts * FLAGS.longest), FLAGS.texts, FLAGS.longest)
     result = compare_serving(
         presets, FLAGS.contenders, texts, clients, FLAGS.rounds, FLAGS.seconds, FLAGS.threads
     )
-    print(format_serving(result))
-    return json.dumps({"presets": presets} | result)
+    result = {"presets": presets} | result
+    tables = {
+        signature: {
+            f"{name}; clients: {clients}": row
+            for name, by_clients in contenders.items()
+            for clients, row in by_clients.items()
+        }
+        for signature, contenders in result["signatures"].items()
+    }
+    print(format_result(result, tables))
+    return json.dumps(result)
 
 
 def _numbers(flag: str) -> list[int]:

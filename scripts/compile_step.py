@@ -15,15 +15,11 @@ from pathlib import Path
 
 from absl import flags
 
-from cocolm_tf import files, program
+from cocolm_tf import program
+from cocolm_tf.costs import flags as shared
 from cocolm_tf.errors import UserError
 
-flags.DEFINE_string(
-    "config_file", None, "YAML file that defines the run; without it, --program is taken as it is."
-)
-flags.DEFINE_multi_string(
-    "params_override", [], "Changes to the configuration: a.b=1,c.d=x, or a YAML file. Repeatable."
-)
+shared.define_config_flags(required=False)
 flags.DEFINE_enum(
     "target",
     None,
@@ -61,8 +57,7 @@ _RUNNER = Path(__file__).with_name("run_step.py")
 def main() -> str:
     if not FLAGS.config_file and not FLAGS.program:
         raise UserError("--config_file is missing: give it, or --program of an exported step.")
-    if FLAGS.config_file and not files.is_file(FLAGS.config_file):
-        raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
+    shared.check_config_file()
     if FLAGS.config_file and not FLAGS.program and not FLAGS.target:
         raise UserError("--target is missing: give it, or --program to export the step alone.")
     if bool(FLAGS.train_data) != bool(FLAGS.tokens) or (FLAGS.tokens and not FLAGS.config_file):
@@ -71,47 +66,46 @@ def main() -> str:
         raise UserError(f"--program={FLAGS.program} does not exist.")
     if not FLAGS.config_file and not FLAGS.target:
         raise UserError("--target is missing: it says what --program is to be compiled for.")
-
     for name in ("program", "optimized", "measured") if FLAGS.measured else ():
         if not os.path.isfile(FLAGS[name].value or ""):
             raise UserError(f"--{name}={FLAGS[name].value} does not exist: --measured needs it.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.costs import targets
+    from cocolm_tf.costs import export
+    from cocolm_tf.costs.formatting import format_result
 
     if FLAGS.measured:
         seconds = json.loads(Path(FLAGS.measured).read_text())
-        result = targets.compare_with_measured(
-            FLAGS.program, FLAGS.target, FLAGS.optimized, seconds
-        )
+        result = export.compare_with_measured(FLAGS.program, FLAGS.target, FLAGS.optimized, seconds)
     else:
         # Looked for before the step is exported, which takes a while.
-        python = targets.targets_python(FLAGS.targets_python) if FLAGS.target else ""
+        python = export.targets_python(FLAGS.targets_python) if FLAGS.target else ""
         with tempfile.TemporaryDirectory() as folder:
             path = FLAGS.program or str(Path(folder, "exported.step"))
             if FLAGS.config_file:
-                _export(path, targets.device_kind(FLAGS.target))
+                _export(path, "TPU" if FLAGS.target in export.TPUS else "GPU")
             if not FLAGS.target:
                 return path
-            result = targets.compile_for(
+            result = export.compile_for(
                 path, FLAGS.target, _RUNNER, python, FLAGS.optimized, options=FLAGS.xla_option
             )
-    print(targets.format_report(result, FLAGS.rows))
     result["groups"] = result.get("groups", [])[: FLAGS.rows]
-    asked = {"config_file": FLAGS.config_file, "params_override": FLAGS.params_override}
-    return json.dumps(asked | result)
+    rows = {one["name"]: one | {"shape": one["shape"][:60]} for one in result["groups"]}
+    for row in rows.values():
+        del row["name"]
+    print(format_result(result, {"kernels of": rows} if rows else {}))
+    return json.dumps(shared.described_configuration() | result)
 
 
 def _export(path: str, kind: str) -> None:
     from cocolm_tf.costs.export import export_step, export_tokens
     from cocolm_tf.training.config import load_config
 
-    title = " ".join([FLAGS.config_file, *FLAGS.params_override])
     config = load_config(FLAGS.config_file, FLAGS.params_override)
     if FLAGS.tokens:
         export_tokens(FLAGS.train_data, config.data.sequence_length, FLAGS.tokens)
-    export_step(config, path, title, kind, FLAGS.from_tokens)
-    print(f"{'configuration':24}{title}")
+    export_step(config, path, shared.configuration_name(), kind, FLAGS.from_tokens)
+    print(f"{'configuration':24}{shared.configuration_name()}")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,10 @@ from typing import Any
 from absl import flags
 
 from cocolm_tf import files, program
+from cocolm_tf.costs import flags as shared
 from cocolm_tf.errors import UserError
 
-flags.DEFINE_string(
-    "config_file", None, "YAML file that defines the run; see configs/pretrain.", required=True
-)
-flags.DEFINE_multi_string(
-    "params_override", [], "Changes to the configuration: a.b=1,c.d=x, or a YAML file. Repeatable."
-)
+shared.define_config_flags()
 flags.DEFINE_integer("devices", 1, "The number of devices to train on.", lower_bound=1)
 flags.DEFINE_multi_enum(
     "accelerator",
@@ -56,8 +52,7 @@ _OF_COMPILED += ("share_of_peak_at_most", "argument_bytes", "temporary_bytes")
 
 
 def main() -> str:
-    if not files.is_file(FLAGS.config_file):
-        raise UserError(f"--config_file={FLAGS.config_file} does not exist.")
+    shared.check_config_file()
 
     # Imported once the flags are known: Model Garden's configurations import TensorFlow.
     from cocolm_tf.costs.accelerators import ACCELERATORS
@@ -73,11 +68,8 @@ def main() -> str:
         FLAGS.link_bandwidth * 1e9,
         [_read_compiled(path) for path in FLAGS.compiled],
     )
-    asked = {"config_file": FLAGS.config_file, "params_override": FLAGS.params_override}
-    if FLAGS.json:
-        return json.dumps(asked | result)
-    name = " ".join([FLAGS.config_file, *FLAGS.params_override])
-    return f"{'configuration':24}{name}\n{format_report(result)}"
+    result = shared.described_configuration() | result
+    return json.dumps(result) if FLAGS.json else format_report(result)
 
 
 def _read_compiled(path: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 
 The batches, sizes and optimizer are those of `benchmark_finetuning.py --export=FILE`; the loop is
 that of Hugging Face's Trainer without its logging: forward, backward, AdamW. It needs PyTorch and
-transformers, no TensorFlow and nothing of ours, and prints the same measurements as JSON. The model
-has segment embeddings and no relative positions, and its weights are random.
+transformers, no TensorFlow and, of ours, nothing but this folder, and prints the same measurements
+as JSON. The model has segment embeddings and no relative positions, and its weights are random.
 """
 
 import argparse
@@ -18,85 +18,40 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from benchmarks import hugging_face
 
-
-def build_model(sizes: dict[str, Any], attention: str) -> torch.nn.Module:
-    """An ELECTRA of the sizes that a classifier or an answerer of ours has."""
-    config = transformers.ElectraConfig(
-        vocab_size=sizes["vocabulary_size"],
-        embedding_size=sizes["hidden_dim"],
-        num_hidden_layers=sizes["num_layers"],
-        hidden_size=sizes["hidden_dim"],
-        num_attention_heads=sizes["num_heads"],
-        intermediate_size=sizes["intermediate_dim"],
-        hidden_dropout_prob=sizes["dropout"],
-        attention_probs_dropout_prob=sizes["dropout"],
-        max_position_embeddings=sizes["max_sequence_length"],
-        initializer_range=sizes["initializer_range"],
-        pad_token_id=1,
-        num_labels=sizes["classes"] or 2,
-        attn_implementation=attention,
-    )
-    if sizes["classes"]:
-        return transformers.ElectraForSequenceClassification(config)
-    return transformers.ElectraForQuestionAnswering(config)
-
-
-def build_optimizer(settings: dict[str, Any], model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW, which decays matrices."""
-    groups = [
-        {
-            "params": [p for p in model.parameters() if (p.ndim > 1) == decays],
-            "weight_decay": settings["weight_decay"] * decays,
-        }
-        for decays in (True, False)
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=settings["learning_rate"],
-        betas=(settings["beta_1"], settings["beta_2"]),
-        eps=settings["epsilon"],
-        fused=True,
-    )
+_INPUTS = {
+    "token_ids": "input_ids",
+    "padding_mask": "attention_mask",
+    "label": "labels",
+    "start": "start_positions",
+    "end": "end_positions",
+}
 
 
 def run(arrays: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Builds the model and times its steps."""
-    sizes = json.loads(str(arrays["sizes"]))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sizes, device = json.loads(str(arrays["sizes"])), hugging_face.device()
     torch.manual_seed(0)
-    model = build_model(sizes, arguments.attention).to(device).train()
-    optimizer = build_optimizer(sizes["optimizer"], model)
-    names = {
-        "token_ids": "input_ids",
-        "padding_mask": "attention_mask",
-        "label": "labels",
-        "start": "start_positions",
-        "end": "end_positions",
-    }
+    config = hugging_face.electra_config(sizes, arguments.attention)
+    kind = "SequenceClassification" if sizes["classes"] else "QuestionAnswering"
+    model = getattr(transformers, f"ElectraFor{kind}")(config).to(device).train()
+    optimizer = hugging_face.adamw(model, sizes["optimizer"])
     batches = []
     for number in range(sum(name.endswith("/token_ids") for name in arrays)):
-        own = {name: arrays.get(f"batch{number}/{name}") for name in names}
         batch = {
-            names[name]: torch.from_numpy(np.asarray(value)).to(device)
-            for name, value in own.items()
-            if value is not None
+            theirs: torch.from_numpy(np.asarray(arrays[f"batch{number}/{ours}"])).to(device).long()
+            for ours, theirs in _INPUTS.items()
+            if f"batch{number}/{ours}" in arrays
         }
-        is_number = sizes["classes"] == 1
-        batches.append(
-            {
-                name: value.float() if is_number and name == "labels" else value.long()
-                for name, value in batch.items()
-            }
-        )
-    autocast = torch.autocast(
-        device.type, torch.bfloat16, enabled=sizes["precision"] == "mixed_bfloat16"
-    )
+        if sizes["classes"] == 1:  # a regression
+            batch["labels"] = torch.from_numpy(arrays[f"batch{number}/label"]).to(device).float()
+        batches.append(batch)
 
     def steps() -> tuple[float, float]:
         started, cpu_started = time.perf_counter(), time.process_time()
         for batch in batches:
-            with autocast:
+            with hugging_face.autocast(sizes["precision"]):
                 loss = model(**batch).loss
             loss.backward()
             optimizer.step()
@@ -105,13 +60,12 @@ def run(arrays: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]
         return time.perf_counter() - started, time.process_time() - cpu_started
 
     first, _ = steps()
-    timed = [steps() for _ in range(arguments.rounds)]
-    seconds, cpu_seconds = (float(np.median(part)) for part in zip(*timed, strict=True))
+    seconds, cpu_seconds = np.median([steps() for _ in range(arguments.rounds)], axis=0).tolist()
     rows = sum(len(batch["input_ids"]) for batch in batches)
     return {
         "program": f"Hugging Face ELECTRA: {sizes['name']}",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "device": hugging_face.device_name(),
+        "versions": hugging_face.versions(),
         "precision": sizes["precision"],
         "rounds": arguments.rounds,
         "rows": rows,
@@ -135,8 +89,7 @@ def main() -> None:
         with np.load(arguments.batches, allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError) as error:
-        print(f"error: {arguments.batches} holds no exported batches: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {arguments.batches} holds no exported batches: {error}")
     print(json.dumps(run(arrays, arguments)))
 
 

@@ -23,12 +23,14 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # What the compilers for devices that are not there must be told before JAX starts.
-_ABSENT = {
+_DEVICELESS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -38,52 +40,34 @@ _ABSENT = {
 }
 _TPU_TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # As XLA describes GPUs to itself (its target_config/specs).
-_HOPPER = {
-    "core_count": 132,
-    "fpus_per_core": 128,
-    "l2_cache_size": 52_428_800,
-    "clock_rate_ghz": 1.98,
-    "shared_memory_per_core": 233_472,
-    "shared_memory_per_block_optin": 232_448,
-    "cuda_compute_capability": "{ major: 9 feature_extension: ACCELERATED_FEATURES }",
-}
+_EVERY_GPU = (
+    "threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 "
+    "shared_memory_per_block: 49152 registers_per_core_limit: 65536 "
+    "registers_per_block_limit: 65536 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 "
+    "block_dim_limit_z: 65535 thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 "
+    "thread_dim_limit_z: 64 "
+)
+_HOPPER = (
+    "core_count: 132 fpus_per_core: 128 l2_cache_size: 52428800 clock_rate_ghz: 1.98 "
+    "shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 "
+    "cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES } "
+)
 _GPUS = {
     "h100": (
         "NVIDIA H100 80GB HBM3",
-        _HOPPER | {"memory_bandwidth": 3_352_320_000_000, "device_memory_size": 84_942_979_072},
+        _HOPPER + "memory_bandwidth: 3352320000000 device_memory_size: 84942979072",
     ),
     "h200": (
         "NVIDIA H200 141GB HBM3e",
-        _HOPPER | {"memory_bandwidth": 4_800_000_000_000, "device_memory_size": 151_397_597_184},
+        _HOPPER + "memory_bandwidth: 4800000000000 device_memory_size: 151397597184",
     ),
     "a100": (
         "NVIDIA A100-SXM4-80GB",
-        {
-            "core_count": 108,
-            "fpus_per_core": 64,
-            "l2_cache_size": 41_943_040,
-            "clock_rate_ghz": 1.41,
-            "shared_memory_per_core": 167_936,
-            "shared_memory_per_block_optin": 166_912,
-            "memory_bandwidth": 2_039_040_000_000,
-            "device_memory_size": 85_100_068_864,
-            "cuda_compute_capability": "{ major: 8 }",
-        },
+        "core_count: 108 fpus_per_core: 64 l2_cache_size: 41943040 clock_rate_ghz: 1.41 "
+        "shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912 "
+        "memory_bandwidth: 2039040000000 device_memory_size: 85100068864 "
+        "cuda_compute_capability { major: 8 }",
     ),
-}
-_EVERY_GPU = {
-    "threads_per_block_limit": 1024,
-    "threads_per_warp": 32,
-    "threads_per_core_limit": 2048,
-    "shared_memory_per_block": 49_152,
-    "registers_per_core_limit": 65_536,
-    "registers_per_block_limit": 65_536,
-    "block_dim_limit_x": 2_147_483_647,
-    "block_dim_limit_y": 65_535,
-    "block_dim_limit_z": 65_535,
-    "thread_dim_limit_x": 1024,
-    "thread_dim_limit_y": 1024,
-    "thread_dim_limit_z": 64,
 }
 TARGETS = (*_GPUS, *_TPU_TOPOLOGIES)
 # The largest file of trained weights.
@@ -91,11 +75,11 @@ _PART_BYTES = 15_000_000
 
 
 class UserError(Exception):
-    """What a user is told in one line."""
+    """A user's mistake, in one line."""
 
 
 class Program:
-    """An exported step: StableHLO, what its arguments are, and batches."""
+    """An exported step: StableHLO, a description of its arguments, and batches."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -107,48 +91,21 @@ class Program:
             raise UserError(f"{path} is no program that compile_step.py wrote: {error}.") from error
         if self.description["format"] != 1:
             raise UserError(f"{path} has format {self.description['format']}: this file reads 1.")
-        import numpy as np
-
         self.arguments = self.description["arguments"]
         self.arrays = dict(np.load(io.BytesIO(arrays), allow_pickle=False))
 
-    def module(self) -> Any:
-        """The program in MLIR, within a context of JAX's, without what only TensorFlow has."""
-        from jaxlib.mlir import ir
-
-        module, copies = ir.Module.parse(self.stablehlo), []
-
-        def find(operation: Any) -> Any:
-            if operation.name == "mhlo.copy":
-                copies.append(operation)
-            return ir.WalkResult.ADVANCE
-
-        module.operation.walk(find)
-        for copy in copies:
-            copy.results[0].replace_all_uses_with(copy.operands[0])
-            copy.erase()
-        (main,) = (
-            one for one in module.body.operations if one.attributes["sym_name"].value == "main"
-        )
-        if len(main.type.inputs) != len(self.arguments):
-            raise UserError(
-                f"the program takes {len(main.type.inputs)} arguments, but {len(self.arguments)} "
-                "are described."
-            )
-        return module
-
-    def updates(self, module: Any) -> dict[int, int]:
-        """Which argument each result is the next value of."""
-        attributes = module.operation.attributes
-        return {
-            one["output_index"][0]: one["alias"]["parameter_number"].value
-            for one in attributes["mhlo.input_output_alias"]
-        }
+    def batches(self) -> list[dict[str, Any]]:
+        """The arrays of each batch, by name."""
+        batches: dict[str, dict[str, Any]] = {}
+        for key, value in self.arrays.items():
+            batch, _, name = key.partition("/")
+            if batch.startswith("batch"):
+                batches.setdefault(batch, {})[name] = value
+        return list(batches.values())
 
     def initial_values(self, seed: int) -> list[Any]:
-        """What the arguments are at first, those of the first batch included."""
+        """The initial values of the arguments, those of the first batch included."""
         import ml_dtypes
-        import numpy as np
 
         random, values = np.random.default_rng(seed), []
         for one in self.arguments:
@@ -165,19 +122,22 @@ class Program:
             values.append(np.asarray(value, dtype))
         return values
 
-    def batches(self) -> list[dict[int, Any]]:
-        """The arrays of each batch by the argument that they are."""
-        features = {
-            one["name"]: index
-            for index, one in enumerate(self.arguments)
-            if one["kind"] == "feature"
-        }
-        found: dict[str, dict[int, Any]] = {}
-        for key, value in self.arrays.items():
-            batch, _, name = key.partition("/")
-            if name in features and batch.startswith("batch"):
-                found.setdefault(batch, {})[features[name]] = value
-        return list(found.values())
+    def module(self) -> Any:
+        """The program in MLIR, within a context of JAX's, without what only TensorFlow has."""
+        from jaxlib.mlir import ir
+
+        module, copies = ir.Module.parse(self.stablehlo), []
+
+        def find(operation: Any) -> Any:
+            if operation.name == "mhlo.copy":
+                copies.append(operation)
+            return ir.WalkResult.ADVANCE
+
+        module.operation.walk(find)
+        for copy in copies:
+            copy.results[0].replace_all_uses_with(copy.operands[0])
+            copy.erase()
+        return module
 
 
 class Execution:
@@ -191,7 +151,8 @@ class Execution:
 
         # Steps are counted in 64 bits, which JAX would cut in half.
         jax.config.update("jax_enable_x64", True)
-        self.device = jax.local_devices()[0]
+        self.program, self.device = program, jax.local_devices()[0]
+        self.index = {one["name"]: index for index, one in enumerate(program.arguments)}
         options = compiler.get_compile_options(
             num_replicas=1,
             num_partitions=1,
@@ -199,13 +160,17 @@ class Execution:
         )
         with mlir.make_ir_context():
             module = program.module()
-            self._updates = program.updates(module)
+            # Which argument each result is the next value of.
+            self._updates = {
+                one["output_index"][0]: one["alias"]["parameter_number"].value
+                for one in module.operation.attributes["mhlo.input_output_alias"]
+            }
             started = time.perf_counter()
             self.compiled = self.device.client.compile_and_load(
                 module, internals.DeviceList((self.device,)), options
             )
             self.compile_seconds = time.perf_counter() - started
-        _say(f"compiled in {self.compile_seconds:.1f} s for {self.device.device_kind}")
+        _log(f"compiled in {self.compile_seconds:.1f} s for {self.device.device_kind}")
         self.state = [self.put(value) for value in program.initial_values(arguments.seed)]
 
     def put(self, value: Any) -> Any:
@@ -214,10 +179,10 @@ class Execution:
 
         return jax.device_put(value, self.device)
 
-    def advance(self, batch: dict[int, Any]) -> None:
+    def advance(self, batch: dict[str, Any]) -> None:
         """One step: variables that it writes give their memory to the next ones."""
-        for index, value in batch.items():
-            self.state[index] = value
+        for name, value in batch.items():
+            self.state[self.index[name]] = value
         for result, value in enumerate(self.compiled.execute(self.state)):
             if result in self._updates:
                 self.state[self._updates[result]] = value
@@ -225,6 +190,21 @@ class Execution:
     def wait(self) -> None:
         """Returns when all steps are done."""
         self.state[max(self._updates.values())].block_until_ready()
+
+    def read_metrics(self, which: str) -> dict[str, float]:
+        """The step's own metrics, `losses` or `meters`, since they were last read."""
+        metrics, read = {}, []
+        for name, paths in self.program.description[which].items():
+            if not all(path in self.index for path in paths):
+                continue
+            # The total and, of a mean, the weight.
+            total, *weights = (float(self.state[self.index[path]]) for path in paths)
+            metrics[name] = total / (weights[0] or 1.0) if weights else total
+            read += [self.index[path] for path in paths]
+        # Sums begin anew: over many steps they would lose their last digits.
+        for index in read:
+            self.state[index] = self.put(np.zeros_like(self.state[index]))
+        return metrics
 
 
 def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -237,24 +217,51 @@ def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     execution = Execution(program, arguments)
-    device, step, wait = execution.device, execution.compiled, execution.wait
     if arguments.optimized:
-        Path(arguments.optimized).write_bytes(
-            step.hlo_modules()[0].as_serialized_hlo_module_proto()
-        )
+        _write_optimized(execution.compiled, arguments.optimized)
     batches = itertools.cycle(
         [
-            {index: execution.put(value) for index, value in batch.items()}
+            {name: execution.put(value) for name, value in batch.items()}
             for batch in program.batches()
         ]
     )
-    losses = _Meters(program, "losses")
 
     def advance() -> None:
         execution.advance(next(batches))
 
+    result = time_steps(
+        program.description,
+        execution.device.device_kind,
+        advance,
+        execution.wait,
+        lambda: execution.read_metrics("losses"),
+        arguments,
+    )
+    if arguments.profile:
+        _profile(arguments.profile, advance, execution.wait)
+    memory, stats = execution.compiled.get_compiled_memory_stats(), execution.device.memory_stats()
+    return result | {
+        "versions": {"jax": jax.__version__},
+        "compile_seconds": execution.compile_seconds,
+        "peak_memory_bytes": (stats or {}).get("peak_bytes_in_use", process_peak_memory()),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+    }
+
+
+def time_steps(
+    description: dict[str, Any],
+    device: str,
+    advance: Callable[[], Any],
+    wait: Callable[[], None],
+    read_losses: Callable[[], dict[str, float]],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Times steps, each by itself and then back to back; what the programs that do so report."""
+    started = time.perf_counter()
     advance()
-    first_losses = losses.since_last(execution.state)
+    first_losses = read_losses()
+    first_seconds = time.perf_counter() - started
     for _ in range(arguments.warmup):
         advance()
     wait()
@@ -264,55 +271,40 @@ def run(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
         advance()
         wait()
         seconds.append(time.perf_counter() - started)
-    losses.since_last(execution.state)
+    read_losses()
     started = time.perf_counter()
     for _ in range(arguments.steps):
         advance()
     wait()
-    in_turn = (time.perf_counter() - started) / arguments.steps
-    last_losses = losses.since_last(execution.state)
-    if arguments.profile:
-        _profile(arguments.profile, advance, wait)
-
-    memory, told = step.get_compiled_memory_stats(), program.description
-    median = _quantile(seconds, 0.5)
-    peak = _peak_flops(told["peak_flops"], device.device_kind)
+    back_to_back = (time.perf_counter() - started) / arguments.steps
+    names = ("min", "first_quartile", "median", "third_quartile", "max")
+    quartiles = np.percentile(seconds, [0, 25, 50, 75, 100]).tolist()
+    step_seconds = dict(zip(names, quartiles, strict=True))
+    median, peak = step_seconds["median"], _peak_flops(description["peak_flops"], device)
     return {
-        "program": told["title"],
-        "device": device.device_kind,
-        "versions": {"jax": jax.__version__},
-        "precision": told["precision"],
-        "batch_size": told["batch_size"],
-        "sequence_length": told["sequence_length"],
-        "compile_seconds": execution.compile_seconds,
+        "program": description["title"],
+        "device": device,
+        "precision": description["precision"],
+        "batch_size": description["batch_size"],
+        "sequence_length": description["sequence_length"],
+        "compile_seconds": first_seconds,
         "steps": arguments.steps,
-        "step_seconds": {
-            "min": min(seconds),
-            "first_quartile": _quantile(seconds, 0.25),
-            "median": median,
-            "third_quartile": _quantile(seconds, 0.75),
-            "max": max(seconds),
-        },
-        "back_to_back_seconds": in_turn,
-        "tokens_per_second": told["tokens"] / median,
-        "back_to_back_tokens_per_second": told["tokens"] / in_turn,
-        "flops_per_step": told["flops"],
-        "share_of_peak": told["flops"] / median / peak if peak else None,
-        "peak_memory_bytes": _peak_memory(device),
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
+        "step_seconds": step_seconds,
+        "back_to_back_seconds": back_to_back,
+        "tokens_per_second": description["tokens"] / median,
+        "back_to_back_tokens_per_second": description["tokens"] / back_to_back,
+        "flops_per_step": description["flops"],
+        "share_of_peak": description["flops"] / median / peak if peak else None,
         "first_losses": first_losses,
-        "last_losses": last_losses,
+        "last_losses": read_losses(),
     }
 
 
 def train(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains by a program, and writes the weights and the log."""
-    import numpy as np
-
-    told = program.description
+    description = program.description
     features = [one for one in program.arguments if one["kind"] == "feature"]
-    if [one["name"] for one in features] != ["token_ids"] or "weights" not in told:
+    if [one["name"] for one in features] != ["token_ids"] or "weights" not in description:
         raise UserError(
             f"{arguments.program} cannot train: export it by compile_step.py --from_tokens."
         )
@@ -327,9 +319,8 @@ def train(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
             f"integers [N, {length}], with N at least {batch_size}."
         )
     began = time.perf_counter()
-    execution, meters = Execution(program, arguments), _Meters(program, "meters")
-    names = [one["name"] for one in program.arguments]
-    feature, counter = names.index("token_ids"), names.index(told["iterations"])
+    execution = Execution(program, arguments)
+    counter = execution.index[description["iterations"]]
     Path(arguments.weights).parent.mkdir(parents=True, exist_ok=True)
     started = lapped = time.perf_counter()
     time_left = arguments.seconds - (started - began)
@@ -337,61 +328,55 @@ def train(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
     means: dict[str, float] = {}
     with open(f"{arguments.weights}.jsonl", "w") as log:
         for rows in _shuffled(len(tokens), batch_size, arguments.seed):
-            execution.advance({feature: execution.put(tokens[rows].astype(features[0]["dtype"]))})
+            batch = tokens[rows].astype(features[0]["dtype"])
+            execution.advance({"token_ids": execution.put(batch)})
             step, position = step + 1, position + 1
             if step % arguments.log_every and position < arguments.steps:
                 continue
-            means = meters.since_last(execution.state)  # waits for the step
-            meters.reset(execution)
+            means = execution.read_metrics("meters")  # waits for the step
             now = time.perf_counter()
             rate, lap, lapped = (step - lap) / (now - lapped), step, now
             line = {"step": step, "split": "train", "seconds": round(now - started, 1), **means}
-            print(json.dumps(line | {"tokens_per_second": rate * told["tokens"]}), file=log)
+            print(json.dumps(line | {"tokens_per_second": rate * description["tokens"]}), file=log)
             log.flush()
-            _say(f"step {step}: loss {means['loss']:.4f}, {rate:.2f} steps/s")
+            _log(f"step {step}: loss {means['loss']:.4f}, {rate:.2f} steps/s")
             if arguments.seconds:
                 share = (now - started) / time_left if time_left > 0 else 1.0
                 # The program counts what learning rate and masks follow from.
                 if (due := min(arguments.steps, int(arguments.steps * share))) > position:
                     position = due
-                    execution.state[counter] = execution.put(
-                        np.asarray(due, execution.state[counter].dtype)
-                    )
+                    dtype = execution.state[counter].dtype
+                    execution.state[counter] = execution.put(np.asarray(due, dtype))
             if position >= arguments.steps:
                 break
     return {
-        "program": told["title"],
+        "program": description["title"],
         "device": execution.device.device_kind,
         "compile_seconds": execution.compile_seconds,
         "steps": step,
         "skipped_steps": position - step,
         "seconds": now - started,
-        "tokens_per_second": step * told["tokens"] / (now - started),
+        "tokens_per_second": step * description["tokens"] / (now - started),
         "epochs": step / (len(tokens) // batch_size),
         "last": means,
-        "files": _write_weights(program, execution.state, arguments.weights),
+        "files": _write_weights(execution, arguments.weights),
     }
 
 
 def _shuffled(rows: int, batch_size: int, seed: int) -> Iterator[Any]:
     """The rows of endless batches, shuffled anew in every epoch."""
-    import numpy as np
-
     for epoch in itertools.count():
         order = np.random.default_rng([seed, epoch]).permutation(rows)
         for start in range(0, rows - batch_size + 1, batch_size):
             yield order[start : start + batch_size]
 
 
-def _write_weights(program: Program, state: list[Any], prefix: str) -> list[str]:
+def _write_weights(execution: Execution, prefix: str) -> list[str]:
     """Writes the trained variables to files of limited size, by their rows where need be."""
-    import numpy as np
-
-    index = {one["name"]: number for number, one in enumerate(program.arguments)}
     parts: list[dict[str, Any]] = [{}]
     room = _PART_BYTES
-    for path, name in program.description["weights"].items():
-        array = np.asarray(state[index[name]], np.float32)
+    for path, name in execution.program.description["weights"].items():
+        array = np.asarray(execution.state[execution.index[name]], np.float32)
         start = 0
         while start < len(array):
             # Every array has a header beside its bytes.
@@ -409,39 +394,6 @@ def _write_weights(program: Program, state: list[Any], prefix: str) -> list[str]
     return files
 
 
-class _Meters:
-    """What the step's own meters measured since they were last asked."""
-
-    def __init__(self, program: Program, which: str) -> None:
-        index = {one["name"]: number for number, one in enumerate(program.arguments)}
-        self._meters = {
-            name: [index[path] for path in paths]
-            for name, paths in program.description[which].items()
-            if all(path in index for path in paths)
-        }
-        self._before = dict.fromkeys(self.indices, 0.0)
-
-    @property
-    def indices(self) -> list[int]:
-        """The arguments that they are kept in."""
-        return [index for indices in self._meters.values() for index in indices]
-
-    def since_last(self, state: list[Any]) -> dict[str, float]:
-        means = {}
-        for name, indices in self._meters.items():
-            # The total and, of a mean, the weight.
-            value, *weights = (float(state[index]) - self._before[index] for index in indices)
-            means[name] = value / (weights[0] or 1.0) if weights else value
-        self._before = {index: float(state[index]) for index in self.indices}
-        return means
-
-    def reset(self, execution: Execution) -> None:
-        """Lets them sum anew, as sums over many steps lose their last digits."""
-        for index in self.indices:
-            execution.state[index] = execution.put(0 * execution.state[index])
-        self._before = dict.fromkeys(self.indices, 0.0)
-
-
 def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compiles a program for a device that is not there."""
     import jaxlib._jax as internals
@@ -452,10 +404,13 @@ def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, An
     target, replicas = arguments.target, arguments.replicas or program.description["replicas"]
     xla_options = _xla_options(program, arguments)
     if target in _GPUS:
+        name, info = _GPUS[target]
         topology = topologies.get_topology_desc(
             target,
             platform="cuda",
-            target_config=_target_config(target),
+            target_config=f"gpu_device_info {{ {_EVERY_GPU}{info} }} "
+            'platform_name: "CUDA" dnn_version_info { major: 9 minor: 3 } '
+            f'device_description_str: "{name}"',
             topology=f"1x1x{replicas}",
         )
         # There is nothing to try kernels on.
@@ -473,14 +428,12 @@ def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, An
         bytecode = io.BytesIO()
         module.operation.write_bytecode(bytecode)
         program_bytes = bytecode.tell()
-        _say(f"compiling for {devices[0].device_kind}: minutes, on a few cores")
+        _log(f"compiling for {devices[0].device_kind}: minutes, on a few cores")
         started = time.perf_counter()
         compiled = devices[0].client.compile(module, internals.DeviceList(devices), options)
         seconds = time.perf_counter() - started
     if arguments.optimized and target in _GPUS:
-        Path(arguments.optimized).write_bytes(
-            compiled.hlo_modules()[0].as_serialized_hlo_module_proto()
-        )
+        _write_optimized(compiled, arguments.optimized)
     memory = compiled.get_compiled_memory_stats()
     # The compiler for GPUs does not say; its program does, which the one for TPUs keeps.
     costs = {} if target in _GPUS else compiled.cost_analysis()
@@ -501,16 +454,8 @@ def compile_for(program: Program, arguments: argparse.Namespace) -> dict[str, An
     }
 
 
-def _target_config(target: str) -> str:
-    name, facts = _GPUS[target]
-    info = " ".join(
-        f"{key} {value}" if str(value).startswith("{") else f"{key}: {value}"
-        for key, value in (_EVERY_GPU | facts).items()
-    )
-    return (
-        f'gpu_device_info {{ {info} }} platform_name: "CUDA" '
-        f'dnn_version_info {{ major: 9 minor: 3 }} device_description_str: "{name}"'
-    )
+def _write_optimized(compiled: Any, path: str) -> None:
+    Path(path).write_bytes(compiled.hlo_modules()[0].as_serialized_hlo_module_proto())
 
 
 def _profile(path: str, advance: Any, wait: Any, steps: int = 3) -> None:
@@ -534,35 +479,22 @@ def _profile(path: str, advance: Any, wait: Any, steps: int = 3) -> None:
                 kernels[name] = kernels.get(name, 0.0) + event.duration_ns * 1e-9 / steps
     Path(path).write_text(json.dumps(kernels, indent=1))
     total = sum(kernels.values())
-    _say(f"{path}: {len(kernels):,} kernels, {total * 1e3:.2f} ms of a step")
+    _log(f"{path}: {len(kernels):,} kernels, {total * 1e3:.2f} ms of a step")
     for name, seconds in sorted(kernels.items(), key=lambda item: -item[1])[:20]:
-        _say(f"  {seconds * 1e3:8.3f} ms  {name}")
+        _log(f"  {seconds * 1e3:8.3f} ms  {name}")
 
 
 def _peak_flops(peaks: dict[str, float], device: str) -> float | None:
-    """That of a device, where its name begins as that of a known one: as the longest, if several.
-
-    "TPU v5 lite" is no "TPU v5", and a slice of a GPU is not the whole.
-    """
+    """The peak of the known device whose name a device's begins with."""
+    # The longest such name: "TPU v5 lite" is no "TPU v5". A slice of a GPU is not the whole.
     known = [name for name in peaks if device.startswith(name) and " MIG " not in device]
     return peaks[max(known, key=len)] if known else None
 
 
-def _peak_memory(device: Any) -> int:
-    """The most bytes that the device had in use, or, of a CPU, the process."""
-    stats = device.memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
+def process_peak_memory() -> int:
+    """The most bytes that this process had in use."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
 
 def _xla_options(program: Program, arguments: argparse.Namespace) -> dict[str, str]:
@@ -570,16 +502,33 @@ def _xla_options(program: Program, arguments: argparse.Namespace) -> dict[str, s
     return program.description.get("xla_options", {}) | asked
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def _at_least(low: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"it must be at least {low}")
+        return int(text)
+
+    return integer
+
+
+def step_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments of the programs that time an exported step."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("program", help="what compile_step.py --program=FILE wrote")
-    parser.add_argument("--steps", type=int, default=20, help="steps to time, or to train")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them, after the first")
-    parser.add_argument("--seed", type=int, default=0, help="of the variables' initial values")
+    parser.add_argument("--steps", type=_at_least(1), default=20, help="steps to time, or to train")
+    parser.add_argument(
+        "--warmup", type=_at_least(0), default=3, help="steps before them, after the first"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the initial values")
+    return parser
+
+
+def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = step_parser(__doc__)
     parser.add_argument(
         "--profile", metavar="FILE", help="write the seconds of each kernel there, as JSON"
     )
@@ -591,28 +540,28 @@ def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--target", choices=TARGETS, help="compile for this device and do not run")
     parser.add_argument(
-        "--replicas", type=int, default=0, help="devices to compile for; as the program says if 0"
+        "--replicas",
+        type=_at_least(0),
+        default=0,
+        help="devices to compile for; as the program says if 0",
     )
     parser.add_argument(
         "--train", metavar="TOKENS.npy", help="train on these sequences: integers [N, S]"
     )
     parser.add_argument("--weights", metavar="PREFIX", help="where --train writes to")
-    parser.add_argument("--log_every", type=int, default=100, help="steps between two lines")
     parser.add_argument(
-        "--seconds",
-        type=float,
-        default=0,
-        help="end --train at the first line after them, if not 0",
+        "--log_every", type=_at_least(1), default=100, help="steps between two lines"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=0, help="end --train at the first line after them, if > 0"
     )
     parsed = parser.parse_args(arguments)
     if bool(parsed.train) != bool(parsed.weights):
         parser.error("--train and --weights go together")
     if parsed.train and parsed.target:
         parser.error("--train and --target exclude each other")
-    if parsed.log_every < 1 or parsed.seconds < 0:
-        parser.error("--log_every is at least 1, --seconds is at least 0")
-    if parsed.steps < 1 or parsed.warmup < 0 or parsed.replicas < 0:
-        parser.error("--steps is at least 1, --warmup and --replicas are at least 0")
+    if parsed.seconds < 0:
+        parser.error("--seconds is at least 0")
     for option in parsed.xla_option:
         if "=" not in option:
             parser.error(f"--xla_option={option}: write NAME=VALUE")
@@ -622,7 +571,7 @@ def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = _parse()
     if arguments.target:
-        os.environ.update(_ABSENT)
+        os.environ.update(_DEVICELESS)
     try:
         program = Program(arguments.program)
         what = compile_for if arguments.target else train if arguments.train else run

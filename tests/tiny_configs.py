@@ -48,7 +48,9 @@ VARIANTS = (
         "objective": {"copy_weight": 0.0, "use_copy": False},
     },
     {"objective": {"copy_weight": 0.0, "lm_weight": 0.0}, "auxiliary": {"num_layers": 1}},
-    {"objective": {"name": "mcl"}, "mcl": {"swap_fraction": 0.3}},
+    {"auxiliary": {"replacements": "frozen", "num_layers": 1}},
+    {"objective": {"name": "masked_lm"}},
+    {"objective": {"name": "mcl"}, "mcl": {"swap_fraction": 0.3, "insert_fraction": 0.3}},
     {
         "objective": {"name": "mcl"},
         "auxiliary": {"sampling": "zero_dropout"},

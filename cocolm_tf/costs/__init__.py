@@ -8,11 +8,10 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "accelerators": ["ACCELERATORS", "Accelerator"],
         "compiled": ["compiled_costs"],
         "estimation": ["estimate"],
-        "export": ["export_step"],
+        "export": ["compile_for", "export_step"],
         "flops": ["pretraining_flops"],
         "memory": ["step_memory"],
-        "parameters": ["count_parameters"],
         "step_benchmark": ["benchmark"],
-        "targets": ["compile_for"],
+        "workload": ["count_parameters"],
     },
 )

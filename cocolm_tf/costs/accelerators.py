@@ -1,11 +1,17 @@
-"""Accelerators by their vendors' data sheets: the figures that `estimate` calculates with."""
+"""Accelerators by their vendors' data sheets, and the devices of this machine."""
 
 import dataclasses
+import glob
 import os
+import platform
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import tensorflow as tf
+
+from cocolm_tf.cpus import available_cpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +26,6 @@ class Accelerator:
         memory: Bytes.
         memory_bandwidth: Bytes a second between memory and cores.
         link_bandwidth: Bytes a second that it sends to its neighbors, in one direction.
-        source: where the figures are from.
         device_kind: how its driver, and so JAX and TensorFlow, names it.
 
     Example:
@@ -35,7 +40,6 @@ class Accelerator:
     memory: float
     memory_bandwidth: float
     link_bandwidth: float
-    source: str
     device_kind: str
 
     def peak_flops(self, precision: str) -> float:
@@ -43,90 +47,27 @@ class Accelerator:
         return self.float32_flops if precision == "float32" else self.bfloat16_flops
 
 
-# Data sheets of GPUs give NVLink's two directions together, and tensor cores' rates with sparsity:
-# both are halved here. Those of TPUs give the interconnect in Gbit/s of one direction, or in GB/s
-# of both.
+# From NVIDIA's data sheets of the tensor core GPUs and Google's cloud.google.com/tpu/docs; v4's
+# links from arxiv.org/abs/2304.01433. Data sheets of GPUs give NVLink's two directions together,
+# and tensor cores' rates with sparsity: both are halved here. Those of TPUs give the interconnect
+# in Gbit/s of one direction, or in GB/s of both.
 ACCELERATORS = {
     "a100-40gb": Accelerator(
-        "NVIDIA A100 SXM 40GB",
-        bfloat16_flops=312e12,
-        float32_flops=156e12,
-        memory=40e9,
-        memory_bandwidth=1.555e12,
-        link_bandwidth=300e9,
-        source="NVIDIA A100 Tensor Core GPU data sheet",
-        device_kind="NVIDIA A100-SXM4-40GB",
+        "NVIDIA A100 SXM 40GB", 312e12, 156e12, 40e9, 1.555e12, 300e9, "NVIDIA A100-SXM4-40GB"
     ),
     "a100": Accelerator(
-        "NVIDIA A100 SXM 80GB",
-        bfloat16_flops=312e12,
-        float32_flops=156e12,
-        memory=80e9,
-        memory_bandwidth=2.039e12,
-        link_bandwidth=300e9,
-        source="NVIDIA A100 Tensor Core GPU data sheet",
-        device_kind="NVIDIA A100-SXM4-80GB",
+        "NVIDIA A100 SXM 80GB", 312e12, 156e12, 80e9, 2.039e12, 300e9, "NVIDIA A100-SXM4-80GB"
     ),
     "h100": Accelerator(
-        "NVIDIA H100 SXM 80GB",
-        bfloat16_flops=989.4e12,
-        float32_flops=494.7e12,
-        memory=80e9,
-        memory_bandwidth=3.35e12,
-        link_bandwidth=450e9,
-        source="NVIDIA H100 Tensor Core GPU data sheet",
-        device_kind="NVIDIA H100 80GB HBM3",
+        "NVIDIA H100 SXM 80GB", 989.4e12, 494.7e12, 80e9, 3.35e12, 450e9, "NVIDIA H100 80GB HBM3"
     ),
     "h200": Accelerator(
-        "NVIDIA H200 SXM 141GB",
-        bfloat16_flops=989.4e12,
-        float32_flops=494.7e12,
-        memory=141e9,
-        memory_bandwidth=4.8e12,
-        link_bandwidth=450e9,
-        source="NVIDIA H200 Tensor Core GPU data sheet",
-        device_kind="NVIDIA H200",
+        "NVIDIA H200 SXM 141GB", 989.4e12, 494.7e12, 141e9, 4.8e12, 450e9, "NVIDIA H200"
     ),
-    "v4": Accelerator(
-        "Google TPU v4",
-        bfloat16_flops=275e12,
-        float32_flops=275e12,
-        memory=32 * 2**30,
-        memory_bandwidth=1.2e12,
-        link_bandwidth=300e9,
-        source="cloud.google.com/tpu/docs/v4; links: arxiv.org/abs/2304.01433, 6 of 50 GB/s",
-        device_kind="TPU v4",
-    ),
-    "v5e": Accelerator(
-        "Google TPU v5e",
-        bfloat16_flops=197e12,
-        float32_flops=197e12,
-        memory=16e9,
-        memory_bandwidth=819e9,
-        link_bandwidth=200e9,
-        source="cloud.google.com/tpu/docs/v5e",
-        device_kind="TPU v5 lite",
-    ),
-    "v5p": Accelerator(
-        "Google TPU v5p",
-        bfloat16_flops=459e12,
-        float32_flops=459e12,
-        memory=95e9,
-        memory_bandwidth=2.765e12,
-        link_bandwidth=600e9,
-        source="cloud.google.com/tpu/docs/v5p",
-        device_kind="TPU v5",
-    ),
-    "v6e": Accelerator(
-        "Google TPU v6e",
-        bfloat16_flops=918e12,
-        float32_flops=918e12,
-        memory=32e9,
-        memory_bandwidth=1.638e12,
-        link_bandwidth=400e9,
-        source="cloud.google.com/tpu/docs/v6e",
-        device_kind="TPU v6 lite",
-    ),
+    "v4": Accelerator("Google TPU v4", 275e12, 275e12, 32 * 2**30, 1.2e12, 300e9, "TPU v4"),
+    "v5e": Accelerator("Google TPU v5e", 197e12, 197e12, 16e9, 819e9, 200e9, "TPU v5 lite"),
+    "v5p": Accelerator("Google TPU v5p", 459e12, 459e12, 95e9, 2.765e12, 600e9, "TPU v5"),
+    "v6e": Accelerator("Google TPU v6e", 918e12, 918e12, 32e9, 1.638e12, 400e9, "TPU v6 lite"),
 }
 
 # Shares of the peak that encoders of so many parameters were pretrained at, by their authors'
@@ -140,17 +81,16 @@ def published_share(parameters: float) -> float:
     return float(np.interp(np.log(parameters), np.log(sizes), shares))
 
 
-_A100, _H100, _H200 = (ACCELERATORS[key] for key in ("a100", "h100", "h200"))
 # Peak FLOPs a second of dense products: in bfloat16, float16 and float32 (TF32, where there is
 # such), 0 where the tensor cores have no such mode. From NVIDIA's data sheets and, of the GeForce
 # cards, its white papers, with float32 sums. The first pattern found in the driver's name counts.
 _GPU_PEAKS = (
     (r"\bB200\b", 2250e12, 2250e12, 1125e12),
     (r"\bH[12]00 NVL\b", 835.5e12, 835.5e12, 417.5e12),
-    (r"\bG?H200\b", _H200.bfloat16_flops, _H200.bfloat16_flops, _H200.float32_flops),
+    (r"\bG?H200\b", 989.4e12, 989.4e12, 494.7e12),
     (r"\bH100 PCIe\b", 756.5e12, 756.5e12, 378e12),
-    (r"\bH100\b", _H100.bfloat16_flops, _H100.bfloat16_flops, _H100.float32_flops),
-    (r"\bA100\b", _A100.bfloat16_flops, _A100.bfloat16_flops, _A100.float32_flops),
+    (r"\bH100\b", 989.4e12, 989.4e12, 494.7e12),
+    (r"\bA100\b", 312e12, 312e12, 156e12),
     (r"\bL40S\b", 362.05e12, 362.05e12, 183e12),
     (r"\bL4\b", 121e12, 121e12, 60e12),
     (r"\bA40\b", 149.7e12, 149.7e12, 74.8e12),
@@ -167,10 +107,10 @@ _GPU_PEAKS = (
 _TPU_PEAKS = {
     "v2": (45e12, 2),
     "v3": (123e12, 2),
-    "v4": (ACCELERATORS["v4"].bfloat16_flops, 2),
-    "v5litepod": (ACCELERATORS["v5e"].bfloat16_flops, 1),
-    "v5p": (ACCELERATORS["v5p"].bfloat16_flops, 2),
-    "v6e": (ACCELERATORS["v6e"].bfloat16_flops, 1),
+    "v4": (275e12, 2),
+    "v5litepod": (197e12, 1),
+    "v5p": (459e12, 2),
+    "v6e": (918e12, 1),
 }
 
 
@@ -213,3 +153,78 @@ def tpu_peak_flops(slice_name: str) -> float | None:
         return None
     peak, units_per_chip = _TPU_PEAKS[found[1]]
     return peak * int(found[2]) / units_per_chip
+
+
+# --- The devices of this machine ---
+
+_NVIDIA_QUERY = ("nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits")
+_NVIDIA_SECONDS = 30.0
+# Each of these is a processor; those with two colons are parts of one.
+_PROCESSORS = "/sys/class/powercap/intel-rapl:[0-9]*"
+
+
+def describe_device() -> str:
+    """The name of the device that one-device training uses: the first GPU, or the CPU."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return f"GPU, {details.get('device_name', 'unnamed')}"
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            names = (line.partition(":")[2].strip() for line in file if "model name" in line)
+            name = next(names, name)
+    return f"CPU, {name}, {available_cpus()} cores"
+
+
+def power_limit(device_type: str, devices: int = 1) -> float | None:
+    """The power limit in watts of this host's devices, the most that they draw for long."""
+    if device_type == "GPU":
+        limits = _gpu_limits()[:devices]
+    else:
+        limits = _processor_limits() if device_type == "CPU" else []
+    return sum(limits) if limits else None
+
+
+def energy_text(hours: float, watts: float | None) -> str:
+    """Formats the energy that a run took at most."""
+    if watts is None:
+        return "Energy: not known, as the machine does not say how much power its devices draw."
+    return (
+        f"Energy, estimated: {hours * watts / 1000:.2g} kWh, {hours:.3g} hours at the devices' "
+        f"limit of {watts:.0f} W."
+    )
+
+
+def _gpu_limits() -> list[float]:
+    if not shutil.which(_NVIDIA_QUERY[0]):
+        return []
+    process = subprocess.Popen(
+        _NVIDIA_QUERY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        answer, _ = process.communicate(timeout=_NVIDIA_SECONDS)
+    except subprocess.TimeoutExpired:
+        # Not waited for, as `subprocess.run` would: what hangs in a driver cannot be killed either.
+        process.kill()
+        return []
+    limits = []
+    for line in answer.splitlines():
+        try:
+            limits.append(float(line))
+        except ValueError:  # "[N/A]"
+            return []
+    return limits
+
+
+def _processor_limits() -> list[float]:
+    limits = []
+    for folder in sorted(glob.glob(_PROCESSORS)):
+        if os.path.basename(folder).count(":") > 1:
+            continue
+        try:
+            with open(f"{folder}/constraint_0_power_limit_uw") as file:
+                limits.append(int(file.read()) / 1e6)
+        except (OSError, ValueError):
+            return []
+    return limits

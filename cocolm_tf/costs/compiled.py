@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -34,8 +34,8 @@ class Kernel:
 
     instruction: hlo_pb2.HloInstructionProto  # of the optimized program
     name: str  # the layer and operation that it comes from, as the model names them
-    times: int  # How often a step runs it; 1 in a loop whose length is not known
-    moved: int  # Bytes that it reads and writes in one run, each operand whole
+    count: int  # How often a step runs it; 1 in a loop whose length is not known
+    bytes_accessed: int  # Bytes that it reads and writes in one run, each operand whole
     flops: int  # Of its matrix products in one run, two for each multiplication
 
 
@@ -69,9 +69,9 @@ def compiled_costs(
     optimized = kernels_of(program(stage="optimized_hlo_serialized"))
     return {
         "product_flops": sum(_dot_flops(computation) for computation in written.computations),
-        "bytes_accessed": sum(kernel.moved for kernel in optimized),
+        "bytes_accessed": sum(kernel.bytes_accessed for kernel in optimized),
         "kernels": len(optimized),
-        "host_transfers": sum(_meets_host(kernel.instruction) for kernel in optimized),
+        "host_transfers": sum(_is_host_transfer(kernel.instruction) for kernel in optimized),
     }
 
 
@@ -98,27 +98,10 @@ def kernels_of(program: bytes) -> list[Kernel]:
 
 def roofline(kernels: Iterable[Kernel], device: Accelerator, precision: str) -> dict[str, Any]:
     """The least time that a GPU needs for kernels, one after the other."""
-    # Each takes as long as its products at `PRODUCT_SHARE` of the peak or its bytes at
-    # `BANDWIDTH_SHARE` of the memory's bandwidth, whichever is longer, and `LAUNCH_SECONDS`. What
-    # devices send one another is not in it, and that something stays in a cache from one kernel to
-    # the next neither.
-    kernels = list(kernels)
-    return {
-        "kernels": sum(kernel.times for kernel in kernels),
-        "collectives": sum(
-            kernel.times
-            for kernel in kernels
-            if kernel.instruction.opcode.removesuffix("-start") in _COLLECTIVES
-        ),
-        "flops": sum(kernel.times * kernel.flops for kernel in kernels),
-        "bytes_accessed": sum(kernel.times * kernel.moved for kernel in kernels),
-        "least_seconds": sum(_least_seconds(kernel, device, precision) for kernel in kernels),
-        "products_seconds": sum(
-            kernel.times * _products_seconds(kernel, device, precision) for kernel in kernels
-        ),
-        "memory_seconds": sum(kernel.times * _memory_seconds(kernel, device) for kernel in kernels),
-        "launches_seconds": sum(kernel.times * LAUNCH_SECONDS for kernel in kernels),
-    }
+    total = collections.Counter()
+    for kernel in kernels:
+        total.update(_costs(kernel, device, precision))
+    return dict(total)
 
 
 def heaviest_groups(
@@ -128,38 +111,46 @@ def heaviest_groups(
     measured: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Sums kernels over layers; the heaviest groups first."""
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    shapes: dict[str, str] = {}
     for kernel in kernels:
         kind = "product" if kernel.flops else kernel.instruction.opcode
         name = f"{kind} {kernel.name}".strip()
-        group = groups.setdefault(
-            name, {"name": name, "shape": _text(kernel.instruction.shape)} | dict(_NOTHING)
-        )
-        group["kernels"] += kernel.times
-        group["least_seconds"] += _least_seconds(kernel, device, precision)
-        group["bytes_accessed"] += kernel.times * kernel.moved
-        group["flops"] += kernel.times * kernel.flops
+        shapes.setdefault(name, _text(kernel.instruction.shape))
+        groups[name].update(_costs(kernel, device, precision))
         if measured is not None:
-            seconds = measured.get(kernel.instruction.name, 0.0)
-            group["measured_seconds"] = group.get("measured_seconds", 0.0) + seconds
+            groups[name].update(measured_seconds=measured.get(kernel.instruction.name, 0.0))
     by = "least_seconds" if measured is None else "measured_seconds"
-    return sorted(groups.values(), key=lambda group: -group[by])
+    keys = ("kernels", "flops", "bytes_accessed", "least_seconds", "measured_seconds")
+    return [
+        {
+            "name": name,
+            **{key: groups[name][key] for key in keys if key in groups[name]},
+            "shape": shapes[name],
+        }
+        for name in sorted(groups, key=lambda name: -groups[name][by])
+    ]
 
 
-_NOTHING = {"kernels": 0, "least_seconds": 0.0, "bytes_accessed": 0, "flops": 0}
-
-
-def _least_seconds(kernel: Kernel, device: Accelerator, precision: str) -> float:
-    busy = max(_products_seconds(kernel, device, precision), _memory_seconds(kernel, device))
-    return kernel.times * (busy + LAUNCH_SECONDS)
-
-
-def _products_seconds(kernel: Kernel, device: Accelerator, precision: str) -> float:
-    return kernel.flops / (PRODUCT_SHARE * device.peak_flops(precision))
-
-
-def _memory_seconds(kernel: Kernel, device: Accelerator) -> float:
-    return kernel.moved / (BANDWIDTH_SHARE * device.memory_bandwidth)
+def _costs(kernel: Kernel, device: Accelerator, precision: str) -> dict[str, float]:
+    """The costs of all runs of a kernel."""
+    # It takes as long as its products at `PRODUCT_SHARE` of the peak or its bytes at
+    # `BANDWIDTH_SHARE` of the memory's bandwidth, whichever is longer, and `LAUNCH_SECONDS`. What
+    # devices send one another is not in it, and that something stays in a cache from one kernel to
+    # the next neither.
+    products = kernel.flops / (PRODUCT_SHARE * device.peak_flops(precision))
+    memory = kernel.bytes_accessed / (BANDWIDTH_SHARE * device.memory_bandwidth)
+    costs = {
+        "kernels": 1,
+        "collectives": kernel.instruction.opcode.removesuffix("-start") in _COLLECTIVES,
+        "flops": kernel.flops,
+        "bytes_accessed": kernel.bytes_accessed,
+        "least_seconds": max(products, memory) + LAUNCH_SECONDS,
+        "products_seconds": products,
+        "memory_seconds": memory,
+        "launches_seconds": LAUNCH_SECONDS,
+    }
+    return {name: kernel.count * cost for name, cost in costs.items()}
 
 
 def _kernel_flops(
@@ -169,40 +160,36 @@ def _kernel_flops(
 ) -> int:
     """The FLOPs of a kernel's matrix products: within a fusion, or by a library's call."""
     if kernel.opcode == "dot":
-        return _product(kernel.shape, operands[0].shape, kernel.dot_dimension_numbers)
+        axes = kernel.dot_dimension_numbers.lhs_contracting_dimensions
+        return _product(kernel.shape, operands[0].shape, axes)
     if kernel.opcode == "custom-call":
         return _library_flops(kernel, operands)
-    return sum(
-        _dot_flops(computation)
-        for called in kernel.called_computation_ids
-        for computation in _with_called(called, computations)
-    )
-
-
-def _with_called(
-    number: int, computations: dict[int, hlo_pb2.HloComputationProto]
-) -> Iterator[hlo_pb2.HloComputationProto]:
-    yield computations[number]
-    for one in computations[number].instructions:
-        for called in one.called_computation_ids:
-            yield from _with_called(called, computations)
+    found, waiting = 0, list(kernel.called_computation_ids)
+    while waiting:
+        computation = computations[waiting.pop()]
+        found += _dot_flops(computation)
+        for one in computation.instructions:
+            waiting += one.called_computation_ids
+    return found
 
 
 def _dot_flops(computation: hlo_pb2.HloComputationProto) -> int:
     shapes = {one.id: one.shape for one in computation.instructions}
     return sum(
-        _product(one.shape, shapes[one.operand_ids[0]], one.dot_dimension_numbers)
+        _product(
+            one.shape,
+            shapes[one.operand_ids[0]],
+            one.dot_dimension_numbers.lhs_contracting_dimensions,
+        )
         for one in computation.instructions
         if one.opcode == "dot"
     )
 
 
 def _product(
-    result: xla_data_pb2.ShapeProto,
-    left: xla_data_pb2.ShapeProto,
-    numbers: xla_data_pb2.DotDimensionNumbers,
+    result: xla_data_pb2.ShapeProto, left: xla_data_pb2.ShapeProto, contracted: Iterable[int]
 ) -> int:
-    summed = [left.dimensions[axis] for axis in numbers.lhs_contracting_dimensions]
+    summed = [left.dimensions[axis] for axis in contracted]
     return 2 * math.prod(result.dimensions) * math.prod(summed)
 
 
@@ -214,9 +201,7 @@ def _library_flops(
     if target.startswith("__cublas$"):
         numbers = json.loads(kernel.backend_config)["gemm_backend_config"]["dot_dimension_numbers"]
         shape = kernel.shape.tuple_shapes[0] if kernel.shape.tuple_shapes else kernel.shape
-        left = operands[0].shape.dimensions
-        summed = [left[int(axis)] for axis in numbers["lhs_contracting_dimensions"]]
-        return 2 * math.prod(shape.dimensions) * math.prod(summed)
+        return _product(shape, operands[0].shape, map(int, numbers["lhs_contracting_dimensions"]))
     if target.startswith("__cudnn$fmha"):
         config = json.loads(kernel.backend_config)["cudnn_fmha_backend_config"]
         sizes = [int(size) for size in config["intermediate_tensor_shape"]["dimensions"]]
@@ -264,5 +249,5 @@ def _text(shape: xla_data_pb2.ShapeProto) -> str:
     return name + "[" + ",".join(map(str, shape.dimensions)) + "]"
 
 
-def _meets_host(kernel: hlo_pb2.HloInstructionProto) -> bool:
+def _is_host_transfer(kernel: hlo_pb2.HloInstructionProto) -> bool:
     return kernel.opcode in _TRANSFERS or "callback" in kernel.custom_call_target

@@ -12,13 +12,18 @@ from cocolm_tf.costs.flops import (
     rematerialization_flops,
     similarity_flops,
 )
+from cocolm_tf.costs.formatting import format_result
 from cocolm_tf.costs.memory import moment_shares, step_memory
-from cocolm_tf.costs.parameters import count_parameters
-from cocolm_tf.costs.workload import contrasted_parts, encoder_passes, heads_of
+from cocolm_tf.costs.workload import (
+    contrasted_parts,
+    count_parameters,
+    encoder_passes,
+    heads_of,
+)
 from cocolm_tf.errors import UserError
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.stages import Stage, stages, tokens_per_step
-from cocolm_tf.units import duration, gib, si
+from cocolm_tf.units import si
 
 _FLOAT32 = 4
 # The contrastive task's products, next to nothing, grow with the square of the batch.
@@ -51,19 +56,12 @@ def estimate(
             accelerators: the least time that it allows.
 
     Returns:
-        What JSON can hold; bytes, seconds, and numbers of a step unless it says otherwise:
-        `devices`, `precision`, `batch_size`, `sequence_length`, `micro_batches`, `rematerialize`
-        and `train_steps`: what was asked about; `stages`, of each its `steps`, `sequence_length`,
-        `batch_size` and `flops_per_step`;
-        `parameters` and their parts `parameters_by_part`;
-        `tokens_per_step`, `tokens_per_run`: of the text, as `benchmark` counts them;
-        `flops_per_step` and its parts `flops_by_part`, `flops_per_token`, `flops_per_run`, and
-        `rematerialization_flops` beyond them;
-        `memory`: from `kept` and `rematerialized`, the parts of `step_memory` on each device;
-        `all_reduce_bytes`, `gather_bytes`, `update_gather_bytes`: what each device sends;
-        `share_of_peak`, `share_of_memory`;
-        `accelerators`: from each key, `title`, `memory`, `link_seconds`, `update_seconds`, and
-        `plans`, two of `plan`'s: one that keeps the activations, one that rematerializes them.
+        What JSON can hold, in bytes, seconds and numbers of a step unless the key says otherwise:
+        what was asked about; `parameters`, `tokens`, `flops` and their parts; `memory` by the parts
+        of `step_memory`, and for each of `accelerators` two `plans` (see `plan`), from `kept` for
+        activations that are kept and from `rematerialized`; what each device sends
+        (`all_reduce_bytes`, `gather_bytes`, `update_gather_bytes`) and the time that this and the
+        optimizer take.
 
     Raises:
         UserError: if the batch cannot be shared out.
@@ -84,21 +82,38 @@ def estimate(
             f"{trainer.micro_batches} micro-batches: make it a multiple of {parts}."
         )
     parameters, flops = count_parameters(config), pretraining_flops(config)
-    total, step = sum(parameters.values()), sum(flops.values())
-    tokens = trainer.batch_size * data.sequence_length
+    total, tokens = sum(parameters.values()), trainer.batch_size * data.sequence_length
     if not share_of_peak:
         share_of_peak = published_share(parameters["embeddings"] + parameters["main"])
-    by_target = {one["target"]: of_compiled(whole, devices, one) for one in compiled}
+    by_target = {one["target"]: compiled_bounds(whole, devices, one) for one in compiled}
     if unasked := sorted(set(by_target) - set(accelerators)):
         raise UserError(
             f"what was compiled is for {', '.join(unasked)}, which is not among the accelerators."
         )
     shares = moment_shares(config, devices)
-    sent = [
-        all_reduce_bytes(total, devices),
-        gather_bytes(config, devices),
-        all_reduce_bytes(total, shares),  # of updated weights among zeros
-    ]
+    sent = {
+        "all_reduce_bytes": all_reduce_bytes(total, devices),
+        "gather_bytes": gather_bytes(config, devices),
+        # Of updated weights among zeros.
+        "update_gather_bytes": all_reduce_bytes(total, shares),
+    }
+
+    def on(key: str) -> dict[str, Any]:
+        accelerator = ACCELERATORS[key]
+        return {
+            "title": accelerator.title,
+            "memory": accelerator.memory,
+            "link_seconds": sum(sent.values()) / (link_bandwidth or accelerator.link_bandwidth),
+            "update_seconds": update_bytes(total, shares) / accelerator.memory_bandwidth,
+            "plans": {
+                name: plan(
+                    whole, devices, accelerator, rematerialize, share_of_peak, share_of_memory
+                )
+                for name, rematerialize in ACTIVATIONS.items()
+            },
+            "compiled": by_target.get(key),
+        }
+
     return {
         "devices": devices,
         "precision": config.runtime.precision,
@@ -112,7 +127,7 @@ def estimate(
                 "steps": stage.end - stage.begin,
                 "sequence_length": stage.config.data.sequence_length,
                 "batch_size": stage.config.trainer.batch_size,
-                "flops_per_step": sum(pretraining_flops(stage.config).values()),
+                "flops_per_step": step_flops(stage.config),
             }
             for stage in run
         ],
@@ -120,49 +135,27 @@ def estimate(
         "parameters_by_part": parameters,
         "tokens_per_step": tokens,
         "tokens_per_run": _total(run, tokens_per_step),
-        "flops_per_step": step,
+        "flops_per_step": step_flops(config),
         "flops_by_part": flops,
-        "flops_per_token": step / tokens,
-        "flops_per_run": _total(run, lambda stage: sum(pretraining_flops(stage).values())),
+        "flops_per_token": step_flops(config) / tokens,
+        "flops_per_run": _total(run, step_flops),
         "rematerialization_flops": rematerialization_flops(config),
         "memory": {
             name: max(
                 (step_memory(stage.config, devices, rematerialize) for stage in run),
                 key=lambda parts: sum(parts.values()),
             )
-            for name, rematerialize in WAYS.items()
+            for name, rematerialize in ACTIVATIONS.items()
         },
-        "all_reduce_bytes": sent[0],
-        "gather_bytes": sent[1],
-        "update_gather_bytes": sent[2],
+        **sent,
         "share_of_peak": share_of_peak,
         "share_of_memory": share_of_memory,
-        "accelerators": {
-            key: {
-                "title": ACCELERATORS[key].title,
-                "memory": ACCELERATORS[key].memory,
-                "link_seconds": sum(sent) / (link_bandwidth or ACCELERATORS[key].link_bandwidth),
-                "update_seconds": update_bytes(total, shares) / ACCELERATORS[key].memory_bandwidth,
-                "plans": {
-                    name: plan(
-                        whole,
-                        devices,
-                        ACCELERATORS[key],
-                        rematerialize,
-                        share_of_peak,
-                        share_of_memory,
-                    )
-                    for name, rematerialize in WAYS.items()
-                },
-                "compiled": by_target.get(key),
-            }
-            for key in accelerators
-        },
+        "accelerators": {key: on(key) for key in accelerators},
     }
 
 
 # The plans for activations, and whether each rematerializes them.
-WAYS = {"kept": False, "rematerialized": True}
+ACTIVATIONS = {"kept": False, "rematerialized": True}
 
 
 def plan(
@@ -202,19 +195,24 @@ def plan(
     }
 
 
+def step_flops(config: PretrainingConfig) -> int:
+    """The model FLOPs of a step."""
+    return sum(pretraining_flops(config).values())
+
+
 def _total(run: Sequence[Stage], of_step: Callable[[PretrainingConfig], float]) -> float:
     """Sums a quantity of each stage's step over all steps."""
     return sum((stage.end - stage.begin) * of_step(stage.config) for stage in run)
 
 
-def of_compiled(
+def compiled_bounds(
     config: PretrainingConfig, devices: int, compiled: dict[str, Any]
 ) -> dict[str, float]:
     """The least time and the memory of a run, by a compiled program of its step."""
     run = stages(config)
     one = copy.deepcopy(run[-1].config)
     one.trainer.batch_size, one.trainer.micro_batches = compiled["sequences"], 1
-    flops = sum(pretraining_flops(one).values())
+    flops = step_flops(one)
     if (
         abs(compiled["model_flops"] / flops - 1) > _SAME_WORK
         or compiled["precision"] != config.runtime.precision
@@ -229,7 +227,7 @@ def of_compiled(
     rate = compiled["share_of_peak_at_most"] * peak
 
     def seconds(stage: PretrainingConfig) -> float:
-        return sum(pretraining_flops(stage).values()) / devices / rate
+        return step_flops(stage) / devices / rate
 
     return {
         "share_of_peak": compiled["share_of_peak_at_most"],
@@ -246,7 +244,7 @@ def device_flops(config: PretrainingConfig, devices: int, rematerialize: bool) -
     # Its share of `pretraining_flops`, of `logit_chunk_flops`, of the forward passes that
     # `objective.scl_over_micro_batches` adds and, if so wanted, of `rematerialization_flops`; but
     # all of `similarity_flops`, as each device compares the vectors of all.
-    shared = sum(pretraining_flops(config).values()) + logit_chunk_flops(config)
+    shared = step_flops(config) + logit_chunk_flops(config)
     if contrasted_parts(config) < config.trainer.micro_batches:
         passes = encoder_passes(config).values()
         shared += config.trainer.batch_size * sum(map(pass_flops, passes))
@@ -284,109 +282,34 @@ def update_bytes(parameters: int, shares: int = 1) -> float:
 
 def format_report(result: dict[str, Any]) -> str:
     """Formats an estimate for a terminal."""
-    sections = [_run_rows(result), _cost_rows(result), _memory_rows(result)]
-    if result["devices"] > 1:
-        sections.append(_traffic_rows(result))
-    return "\n\n".join("\n".join(rows) for rows in [*sections, *_accelerator_tables(result)])
-
-
-def _row(name: str, *values: str) -> str:
-    return f"{name:24}" + "  ".join(f"{value:14}" for value in values).rstrip()
-
-
-def _run_rows(result: dict[str, Any]) -> list[str]:
-    devices, batch = result["devices"], result["batch_size"]
-    sequences = batch // (devices * result["micro_batches"])
-    return [
-        _row("precision", result["precision"]),
-        _row("step", f"{batch:,} sequences of {result['sequence_length']:,} tokens"),
-        _row("  devices", f"{devices:,}"),
-        _row("  micro-batches", f"{result['micro_batches']:,}, of {sequences:,} on a device"),
-        _row("run", f"{result['train_steps']:,} steps, {si(result['tokens_per_run'])} tokens"),
-        *(
-            _row("  stage", f"{stage['steps']:,} steps of {stage['batch_size']:,} x {length:,}")
-            for stage in result["stages"]
-            if (length := stage["sequence_length"]) and len(result["stages"]) > 1
-        ),
-    ]
-
-
-def _cost_rows(result: dict[str, Any]) -> list[str]:
-    total, flops = result["parameters"], result["flops_per_step"]
-    extra = result["rematerialization_flops"]
-    rows = [_row("parameters", f"{total:,}")]
-    rows += [
-        _row(f"  {part}", f"{count:14,}") for part, count in result["parameters_by_part"].items()
-    ]
-    per_token, per_run = (si(result[f"flops_per_{what}"], "FLOP") for what in ("token", "run"))
-    amounts = f"{si(flops, 'FLOP')} a step, {per_token} a token, {per_run} a run"
-    rows += ["", _row("model FLOPs", amounts)]
-    by_part = sorted(result["flops_by_part"].items(), key=lambda item: -item[1])
-    rows += [_row(f"  {part}", f"{part_flops / flops:7.1%}") for part, part_flops in by_part]
-    return [*rows, _row("  rematerialization", f"{extra / flops:+7.1%}, if it is chosen")]
-
-
-def _memory_rows(result: dict[str, Any]) -> list[str]:
-    memory = result["memory"]
-    rows = [_row("memory of a device", *(f"{way:>14}" for way in memory))]
-    totals = {way: sum(parts.values()) for way, parts in memory.items()}
-    for part in memory["kept"]:
-        rows.append(_row(f"  {part}", *(f"{gib(parts[part]):>14}" for parts in memory.values())))
-    return [*rows, _row("  together", *(f"{gib(total):>14}" for total in totals.values()))]
-
-
-def _traffic_rows(result: dict[str, Any]) -> list[str]:
-    rows = [
-        _row("a device sends", f"{si(result['all_reduce_bytes'], 'B')} of gradients a step"),
-        _row("", f"{si(result['gather_bytes'], 'B')} of vectors and their gradients a step"),
-    ]
-    if sent := result["update_gather_bytes"]:
-        rows.append(_row("", f"{si(sent, 'B')} of updated weights a step"))
-    return rows
-
-
-def _accelerator_tables(result: dict[str, Any]) -> list[list[str]]:
+    accelerators, flops = result["accelerators"].values(), result["flops_per_step"]
     shares = f"{result['share_of_peak']:.0%} of peak, {result['share_of_memory']:.0%} of memory"
-    header = ("accelerator", "micro-batches", "sequences", "contrasted", "memory", "step", "run")
-    tables = []
-    for way in WAYS:
-        rows = [f"activations {way}: at {shares}", _columns(header)]
-        for accelerator in result["accelerators"].values():
-            plan = accelerator["plans"][way]
-            cells = ["does not fit"] if plan is None else _plan_cells(plan)
-            rows.append(_columns([accelerator["title"], *cells]))
-        tables.append(rows)
-    tables += _compiled_table(result)
-    rows = ["of each step, at full bandwidth", _columns(("accelerator", "links", "update"))]
-    for accelerator in result["accelerators"].values():
-        seconds = (accelerator["link_seconds"], accelerator["update_seconds"])
-        rows.append(_columns([accelerator["title"], *map(duration, seconds)]))
-    return [*tables, rows]
-
-
-def _compiled_table(result: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for accelerator in result["accelerators"].values():
-        if found := accelerator["compiled"]:
-            cells = [
-                f"{found['share_of_peak']:.1%}",
-                *(duration(found[key]) for key in ("step_seconds", "run_seconds")),
-                f"{found['sequences']:,}",
-                *(gib(found[key]) for key in ("memory", "estimated_memory")),
-            ]
-            rows.append(_columns([accelerator["title"], *cells]))
-    header = ("accelerator", "peak, at most", "step", "run", "sequences", "memory", "by arithmetic")
-    title = "as compiled: at least, and the memory of the sequences that it was compiled for"
-    return [[title, _columns(header), *rows]] if rows else []
-
-
-def _plan_cells(plan: dict[str, float]) -> list[str]:
-    return [
-        *(f"{plan[key]:,}" for key in ("micro_batches", "sequences", "contrasted")),
-        gib(plan["memory"]),
-        *(duration(plan[key]) for key in ("step_seconds", "run_seconds")),
-    ]
-
-
-def _columns(cells: Sequence[str]) -> str:
-    return f"  {cells[0]:22}" + "".join(f"{cell:>14}" for cell in cells[1:])
+    memory = {
+        part: {f"{plan} memory": result["memory"][plan][part] for plan in ACTIVATIONS}
+        for part in result["memory"]["kept"]
+    }
+    memory["together"] = {
+        f"{plan} memory": sum(result["memory"][plan].values()) for plan in ACTIVATIONS
+    }
+    parameters = {part: {"": count} for part, count in result["parameters_by_part"].items()}
+    by_part = sorted(result["flops_by_part"].items(), key=lambda item: -item[1])
+    tables = {
+        "parameters": parameters,
+        "model FLOPs": {part: {"flops": n, "share": n / flops} for part, n in by_part},
+        "memory of a device": memory,
+    }
+    if len(result["stages"]) > 1:
+        tables["stage"] = {f"{n}": stage for n, stage in enumerate(result["stages"])}
+    for name in ACTIVATIONS:
+        tables[f"activations {name}, at {shares}"] = {
+            one["title"]: one["plans"][name] or {"micro_batches": "does not fit"}
+            for one in accelerators
+        }
+    if compiled := {one["title"]: one["compiled"] for one in accelerators if one["compiled"]}:
+        tables["as compiled: at least"] = compiled
+    tables["of each step, at full bandwidth"] = {
+        one["title"]: {key: one[key] for key in ("link_seconds", "update_seconds")}
+        for one in accelerators
+    }
+    shown = {key: value for key, value in result.items() if not key.endswith("_by_part")}
+    return format_result(shown, tables)

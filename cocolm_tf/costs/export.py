@@ -1,4 +1,4 @@
-"""The whole training step as one file, which a machine with JAX alone compiles and runs."""
+"""The training step as one file, which JAX compiles, for devices that are not there, and runs."""
 
 import collections
 import copy
@@ -7,8 +7,11 @@ import io
 import json
 import os
 import re
+import subprocess
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ import tensorflow as tf
 
 from cocolm_tf import files
 from cocolm_tf.costs.accelerators import ACCELERATORS
+from cocolm_tf.costs.compiled import Kernel, heaviest_groups, kernels_of, roofline
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.costs.step_benchmark import prepare_step, random_batches
 from cocolm_tf.data.augmentation import SpecialTokens
@@ -31,6 +35,13 @@ from cocolm_tf.training.config import PretrainingConfig, save_config
 from cocolm_tf.training.monitoring import METRICS_FILENAME
 from cocolm_tf.training.preset import save_preset
 from cocolm_tf.training.pretraining import matching_vocabulary
+
+GPUS = ("h100", "h200", "a100")
+TPUS = ("v4", "v5e", "v5p", "v6e")
+TARGETS = (*GPUS, *TPUS)
+# The environment of `make targets`, and the variable that names another.
+ENVIRONMENT = ".venv-targets"
+VARIABLE = "COCOLM_TARGETS_PYTHON"
 
 FORMAT = 1
 _BATCHES = 4
@@ -51,9 +62,9 @@ def export_step(
 
     The file is a ZIP archive of three members, which `scripts/run_step.py` reads:
 
-    - `step.mlir`: StableHLO as text. Its results are the variables that the step writes, and
-      its attribute `mhlo.input_output_alias` says which argument each of them updates;
-    - `step.json`: what its arguments are, in order, and what the step does (see Returns);
+    - `step.mlir`: StableHLO as text. Its results are the variables that the step writes; its
+      attribute `mhlo.input_output_alias` says which argument each of them updates;
+    - `step.json`: the description that is returned;
     - `arrays.npz`: batches of random tokens, masked and cropped as in training, the initial values
       of small variables, and what the step reads beside these.
 
@@ -67,17 +78,12 @@ def export_step(
             Then `run_step.py --train` can train by it.
 
     Returns:
-        The description in `step.json`:
-        `arguments`, a list of `name`, `shape`, `dtype` and `kind`: `feature` (of a batch),
-        `variable` (with the `mean` and `deviation` of its initial values) or `constant`;
-        `title`, `precision`, `batch_size`, `sequence_length`, `replicas`;
-        `tokens` and model `flops` of a step; `peak_flops` of known devices in this precision;
-        `xla_options`, what XLA must be told to run it;
-        `losses` and `meters`, the name of each loss or of all that is measured, with those of the
-        variables that it is made of: of a mean the total and the weight, of a sum the total;
-        `weights`, by their paths in the model (see `variable_paths`) the names of the variables
-        that are trained, and `iterations`, the name of the one that counts the steps;
-        `config`, the run as a dict.
+        The `arguments` of the program, in order: `name`, `shape`, `dtype` and `kind` (`feature`,
+        `constant` or `variable`, with the `mean` and `deviation` of its initial values); its sizes,
+        `tokens`, model `flops` and `config`; `peak_flops` of known devices, and the `xla_options`
+        it needs. By the names of variables: the `losses` and all `meters` (of a mean the total and
+        the weight), the trained `weights` by their paths in the model (see `variable_paths`), and
+        `iterations`, which counts the steps.
 
     Raises:
         UserError: if the sizes do not go together, or a step that is to train needs a preset.
@@ -114,7 +120,12 @@ def export_step(
         (f"average/{one.path}", average)
         for one, average in zip(learned, pretrainer.averages, strict=True)
     ]
-    variables = _with_unique_names(variables)
+    # Two models' layers may have the same paths.
+    met, unique = collections.Counter(), []
+    for name, variable in variables:
+        unique.append((f"{name}:{met[name]}" if met[name] else name, variable))
+        met[name] += 1
+    variables = unique
     names = {id(variable.handle): name for name, variable in variables}
     with compiling_for(kind):
         program, arguments, arrays = stablehlo(step, list(batches.take(_BATCHES)), variables)
@@ -173,7 +184,7 @@ def stablehlo(
     """The program of a compiled function of a batch, its arguments, and the arrays among them."""
     # As text: the bytes of one version of MLIR are not always those of another.
     text = step.experimental_get_compiler_ir(batches[0])(stage="stablehlo")
-    program = _BOOLEANS.sub(_spelled_out, text).encode()
+    program = _BOOLEANS.sub(_unpacked_booleans, text).encode()
     handles = {id(variable.handle): (name, variable) for name, variable in variables}
     # Features come first, in the order in which TensorFlow flattens a dict: by name.
     features = sorted(batches[0])
@@ -186,11 +197,12 @@ def stablehlo(
     for number, captured in enumerate(step.get_concrete_function(batches[0]).captured_inputs):
         if captured.dtype == tf.resource:
             name, variable = handles[id(captured)]
+            value = variable.numpy()
             argument = _argument(name, "variable", variable)
-            argument["mean"] = float(np.mean(variable.numpy(), dtype=np.float64))
-            argument["deviation"] = float(np.std(variable.numpy(), dtype=np.float64))
-            if argument["deviation"] and np.size(variable) <= _EXACT:
-                arrays[name] = variable.numpy()
+            argument["mean"] = float(np.mean(value, dtype=np.float64))
+            argument["deviation"] = float(np.std(value, dtype=np.float64))
+            if argument["deviation"] and np.size(value) <= _EXACT:
+                arrays[name] = value
         else:
             argument = _argument(f"constant/{number}", "constant", captured)
             arrays[argument["name"]] = captured.numpy()
@@ -215,10 +227,8 @@ def export_tokens(train_data: str, sequence_length: int, path: str) -> tuple[int
 
 def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) -> str:
     """Makes a preset of the weights that `run_step.py --train` trained."""
-    with zipfile.ZipFile(program) as archive:
-        description = json.loads(archive.read("step.json"))
     config = PretrainingConfig()
-    config.override(description["config"])
+    config.override(read_description(program)["config"])
     tokenizer = matching_vocabulary(vocabulary, config)
     trained = _read_weights(weights)
     pretrainer = build_pretrainer(config, tokenizer.mask_token_id)
@@ -241,15 +251,6 @@ def import_weights(program: str, weights: str, vocabulary: str, model_dir: str) 
     preset = os.path.join(model_dir, "preset")
     save_preset(pretrainer, tokenizer, preset)
     return preset
-
-
-def _with_unique_names(variables: list[tuple[str, tf.Variable]]) -> list[tuple[str, tf.Variable]]:
-    """Numbers repeated names: two models' layers may have the same paths."""
-    met, apart = collections.Counter(), []
-    for name, variable in variables:
-        apart.append((f"{name}:{met[name]}" if met[name] else name, variable))
-        met[name] += 1
-    return apart
 
 
 def _from_tokens(
@@ -283,7 +284,7 @@ def _read_weights(prefix: str) -> dict[str, np.ndarray]:
     }
 
 
-def _spelled_out(constant: re.Match[str]) -> str:
+def _unpacked_booleans(constant: re.Match[str]) -> str:
     """A constant of booleans whose bits one version of MLIR packs and others do not read."""
     packed, count = bytes.fromhex(constant["digits"]), int(constant["count"])
     values = ("true" if packed[i // 8] >> i % 8 & 1 else "false" for i in range(count))
@@ -297,3 +298,119 @@ def _argument(name: str, kind: str, value: tf.Tensor | tf.Variable) -> dict[str,
         "shape": value.shape.as_list(),
         "dtype": value.dtype.name,
     }
+
+
+# --- Compiled for devices that are not there, by JAX in an environment of its own ---
+
+
+def compile_for(
+    program: str,
+    target: str,
+    runner: str,
+    python: str = "",
+    optimized: str = "",
+    replicas: int = 0,
+    options: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Compiles an exported program for a device that is not there.
+
+    TensorFlow's own compiler cannot: JAX's can, in a process of the environment that it lives in.
+
+    Args:
+        program: the file that `export_step` wrote.
+        target: one of `TARGETS`.
+        runner: the path of `scripts/run_step.py`, which the process runs.
+        python: the interpreter of the environment; see `targets_python`.
+        optimized: where to keep what XLA made of the program, for a GPU.
+        replicas: Devices to compile for, 0 for as many as the program is for.
+        options: of XLA, each `NAME=VALUE`.
+
+    Returns:
+        What JSON can hold, of one device: the `compile_seconds`, the bytes of the program, of its
+        arguments, temporaries, outputs and code, and of `alias_bytes` (outputs in the place of
+        arguments); `flops` of the products and `bytes_accessed`; the least time, by `roofline` and
+        with `groups` of kernels for GPUs, by the sums alone for TPUs, and what it allows:
+        `tokens_per_second_at_most`, of all replicas, and `share_of_peak_at_most`.
+
+    Raises:
+        UserError: if there is no such environment, or its compiler refuses the program.
+
+    Example:
+    ```python
+    compile_for("base.step", "h100", "scripts/run_step.py")["temporary_bytes"] / 2**30
+    ```
+    """
+    command = [targets_python(python), str(runner), str(program), f"--target={target}"]
+    command += [f"--replicas={replicas}"] if replicas else []
+    command += [f"--xla_option={option}" for option in options]
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(optimized or Path(folder, "optimized.hlo.pb"))
+        done = subprocess.run(
+            [*command, f"--optimized={kept}"], stdout=subprocess.PIPE, text=True, check=False
+        )
+        if done.returncode:
+            raise UserError(
+                f"{program} was not compiled for {target}: {command[0]} ended with status "
+                f"{done.returncode}, and says why above."
+            )
+        result = json.loads(done.stdout.splitlines()[-1])
+        if target in GPUS:
+            return result | _of_kernels(program, target, kernels_of(kept.read_bytes()))
+    device, description = ACCELERATORS[target], read_description(program)
+    products = result["flops"] / device.peak_flops(description["precision"])
+    memory = result["bytes_accessed"] / device.memory_bandwidth
+    parts = {"products_seconds": products, "memory_seconds": memory}
+    return result | parts | _at_most(description, target, max(products, memory))
+
+
+def compare_with_measured(
+    program: str, target: str, optimized: str, measured: dict[str, float]
+) -> dict[str, Any]:
+    """Compares the time of each group of kernels on a device with the least that it could take."""
+    kernels = kernels_of(Path(optimized).read_bytes())
+    if not any(kernel.instruction.name in measured for kernel in kernels):
+        raise UserError(f"{optimized} has none of the kernels that were measured.")
+    result = _of_kernels(program, target, kernels, measured)
+    return {"target": target, "measured_seconds": sum(measured.values())} | result
+
+
+def read_description(program: str) -> dict[str, Any]:
+    """The description that `export_step` wrote of its program."""
+    with zipfile.ZipFile(program) as archive:
+        return json.loads(archive.read("step.json"))
+
+
+def _of_kernels(
+    program: str, target: str, kernels: list[Kernel], measured: dict[str, float] | None = None
+) -> dict[str, Any]:
+    description, device = read_description(program), ACCELERATORS[target]
+    found = roofline(kernels, device, description["precision"])
+    found["groups"] = heaviest_groups(kernels, device, description["precision"], measured)
+    return found | _at_most(description, target, found["least_seconds"])
+
+
+def _at_most(description: dict[str, Any], target: str, seconds: float) -> dict[str, Any]:
+    flops = description["flops"] / description["replicas"] / seconds
+    config = description["config"]
+    parts = description["replicas"] * config["trainer"]["micro_batches"]
+    return {
+        "precision": description["precision"],
+        "sequences": description["batch_size"] // parts,
+        "rematerialize": config["model"]["rematerialize"] in (True, "block"),
+        "model_flops": description["flops"] / parts,
+        "least_seconds": seconds,
+        "tokens_per_second_at_most": description["tokens"] / seconds,
+        "share_of_peak_at_most": flops / ACCELERATORS[target].peak_flops(description["precision"]),
+    }
+
+
+def targets_python(given: str = "") -> str:
+    """The interpreter of an environment with the compilers."""
+    path = given or os.environ.get(VARIABLE) or f"{ENVIRONMENT}/bin/python"
+    if not os.access(path, os.X_OK):
+        raise UserError(
+            f"{path} is no interpreter: the compilers live in an environment of their own, which "
+            f"`make targets` makes in {ENVIRONMENT} (1.8 GB); --targets_python or {VARIABLE} names "
+            "another's."
+        )
+    return path

@@ -28,9 +28,9 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     crop, M = ceil(S * mask_fraction) masked positions, V tokens in the vocabulary, E the width of
     the embeddings and H the main model's, a forward pass takes, for each sequence,
 
-    - `main_corrupted`: `encoder_flops` of S tokens;
-    - `main_crop`: `encoder_flops` of C tokens, of which only the first is wanted;
-    - `auxiliary`: `encoder_flops` of S tokens in the auxiliary model, of which M are wanted;
+    - `main_corrupted`: `pass_flops` of S tokens;
+    - `main_crop`: `pass_flops` of C tokens, of which only the first is wanted;
+    - `auxiliary`: `pass_flops` of S tokens in the auxiliary model, of which M are wanted;
     - `mlm_head`: 2MHE + 2MEV, the H here being the auxiliary model's;
     - `auxiliary_sampling`: `auxiliary` and `mlm_head` once more, if `auxiliary.sampling` is eval
       and there is dropout to do without;
@@ -40,7 +40,7 @@ def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
 
     Trained parts count three times, forward and backward. `auxiliary_sampling` is not trained,
     and of a frozen auxiliary model it is all there is. Of masked language modeling alone there
-    are `main`, `encoder_flops` of S tokens of which M are wanted, and `mlm_head`. Of MCL each part
+    are `main`, `pass_flops` of S tokens of which M are wanted, and `mlm_head`. Of MCL each part
     counts as many times as courses are stacked in it; `main_corrections` and
     `auxiliary_corrections` are the passes of the self-correction courses.
 
@@ -116,43 +116,24 @@ def logit_chunk_flops(config: PretrainingConfig) -> int:
     return config.trainer.batch_size * _product(rows, model.hidden_dim, model.vocabulary_size)
 
 
-def pass_flops(encoder_pass: EncoderPass) -> int:
-    """The FLOPs of an encoder pass for one sequence, forward; see `encoder_flops`."""
-    return encoder_pass.stacked * encoder_flops(
-        encoder_pass.length,
-        encoder_pass.num_layers,
-        encoder_pass.hidden_dim,
-        encoder_pass.intermediate_dim,
-        encoder_pass.embedding_dim,
-        encoder_pass.wanted,
-    )
-
-
-def encoder_flops(
-    length: int,
-    num_layers: int,
-    hidden_dim: int,
-    intermediate_dim: int,
-    embedding_dim: int | None = None,
-    wanted: int | None = None,
-) -> int:
-    """The FLOPs of an encoder's forward pass over one sequence."""
+def pass_flops(encoder: EncoderPass) -> int:
+    """The FLOPs of an encoder's forward pass over one sequence, in all versions of it."""
     # With L tokens, width H, intermediate width I and embeddings E wide, each layer takes 8LH^2 for
     # query, key, value and output, 4L^2H for the attention logits and the weighted values, and 4LHI
     # for the feed-forward network. Where only W hidden states are wanted, the last layer takes
     # 4WH^2 for query and output, 4LH^2 for key and value, 4WLH and 4WHI. Where E is not H,
     # projecting the embeddings takes another 2LEH.
+    length, hidden = encoder.length, encoder.hidden_dim
 
     def layer(queries: int) -> int:
-        projections = 2 * _product(length, hidden_dim, hidden_dim)
-        projections += 2 * _product(queries, hidden_dim, hidden_dim)
-        attention = 2 * _product(queries, hidden_dim, length)
-        return projections + attention + 2 * _product(queries, hidden_dim, intermediate_dim)
+        projections = 2 * _product(length, hidden, hidden) + 2 * _product(queries, hidden, hidden)
+        attention = 2 * _product(queries, hidden, length)
+        return projections + attention + 2 * _product(queries, hidden, encoder.intermediate_dim)
 
-    flops = (num_layers - 1) * layer(length) + layer(length if wanted is None else wanted)
-    if embedding_dim not in (None, hidden_dim):
-        flops += _product(length, embedding_dim, hidden_dim)
-    return flops
+    flops = (encoder.num_layers - 1) * layer(length) + layer(encoder.wanted)
+    if encoder.embedding_dim != hidden:
+        flops += _product(length, encoder.embedding_dim, hidden)
+    return encoder.stacked * flops
 
 
 def _product(rows: int, inner: int, columns: int) -> int:

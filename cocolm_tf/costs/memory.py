@@ -11,10 +11,11 @@ masked positions; c bytes of a number in the compute dtype: 4 in float32, 2 in m
 Variables, gradients and moments are float32, 4 bytes, in either.
 """
 
-from cocolm_tf.costs.parameters import count_frozen_parameters, count_parameters
 from cocolm_tf.costs.workload import (
     EncoderPass,
     contrasted_parts,
+    count_frozen_parameters,
+    count_parameters,
     encoder_passes,
     heads_of,
     masked_rows,

@@ -1,7 +1,5 @@
 """The training throughput of a configuration on this machine's device, without reading data."""
 
-import os
-import platform
 import resource
 import sys
 import time
@@ -12,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from cocolm_tf.costs.accelerators import describe_device
 from cocolm_tf.costs.compiled import compiled_costs
 from cocolm_tf.costs.flops import pretraining_flops
-from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -22,8 +20,7 @@ from cocolm_tf.tokenization.dictionary import UNKNOWN_TOKEN_ID
 from cocolm_tf.training.build import build_augmentation, build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
-from cocolm_tf.units import si
-from cocolm_tf.versions import own_versions, versions_line
+from cocolm_tf.versions import own_versions
 
 _FIRST_ORDINARY_TOKEN = UNKNOWN_TOKEN_ID + 1
 
@@ -50,18 +47,12 @@ def benchmark(
             of it takes.
 
     Returns:
-        What JSON can hold; times in seconds, memory in bytes:
-        `device`, `versions`, `precision`, `jit_compile`, `batch_size`, `sequence_length`,
-        `micro_batches`, `parameters` (trainable numbers) and `steps`: what was measured;
-        `tokens_per_second`, `sequences_per_second`;
-        `step_seconds`: `min`, `first_quartile`, `median`, `third_quartile`, `max`, `mean`;
-        `first_step_seconds`, with tracing and compiling;
-        `flops_per_step` and its parts `flops_by_part` (see `pretraining_flops`);
-        `flops_per_second`, `matmul_flops_per_second` (see `matmul_rate`) and `matmul_share`, the
-        first divided by the second;
-        `peak_memory_bytes` (see `peak_memory`);
-        `skipped_updates`, the timed steps whose gradients were not finite;
-        `compiled`, see `compiled_costs`, or None where they were not asked for.
+        What JSON can hold; times in seconds, memory in bytes: what was measured and with what;
+        `tokens_per_second`, `sequences_per_second`; `step_seconds` (see `summarize`);
+        `first_step_seconds`, with tracing and compiling; `flops_per_step`, `flops_by_part`;
+        `flops_per_second` beside `matmul_flops_per_second` (see `matmul_rate`), and the quotient,
+        `matmul_share`; `peak_memory_bytes` (see `peak_memory`); `skipped_updates`, the timed steps
+        whose gradients were not finite; `compiled` (see `compiled_costs`), if it was asked for.
 
     Raises:
         UserError: if the sizes do not go together or do not fit into memory, or if the step is not
@@ -80,7 +71,8 @@ def benchmark(
         raise UserError("only a compiled step can be counted: set runtime.jit_compile=true.")
     # The machine's speed changes with its load: measure it before and after the steps.
     rate_before = matmul_rate(pretrainer.compute_dtype)
-    _forget_peak_memory()
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.reset_memory_stats("GPU:0")
     try:
         first, seconds = _time_steps(pretrainer, step, steps, warmup_steps)
     except tf.errors.ResourceExhaustedError as error:
@@ -96,8 +88,8 @@ def benchmark(
     if count_compiled:
         one_step = tf.function(pretrainer.train_step, jit_compile=True, autograph=False)
         compiled = compiled_costs(one_step, next(iter(batches)))
-    median = float(np.median(seconds))
-    flops = pretraining_flops(config)
+    summary, by_part = summarize(seconds), pretraining_flops(config)
+    median, flops = summary["median"], sum(by_part.values())
     return {
         "device": describe_device(),
         "versions": own_versions(),
@@ -110,13 +102,13 @@ def benchmark(
         "steps": steps,
         "tokens_per_second": trainer.batch_size * config.data.sequence_length / median,
         "sequences_per_second": trainer.batch_size / median,
-        "step_seconds": summarize(seconds),
+        "step_seconds": summary,
         "first_step_seconds": first,
-        "flops_per_step": sum(flops.values()),
-        "flops_by_part": flops,
-        "flops_per_second": sum(flops.values()) / median,
+        "flops_per_step": flops,
+        "flops_by_part": by_part,
+        "flops_per_second": flops / median,
         "matmul_flops_per_second": rate,
-        "matmul_share": sum(flops.values()) / median / rate,
+        "matmul_share": flops / median / rate,
         "peak_memory_bytes": memory,
         "skipped_updates": int(pretrainer.get_metrics_result()["skipped_updates"]),
         "compiled": compiled,
@@ -213,62 +205,11 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def describe_device() -> str:
-    """The name of the device that one-device training uses: the first GPU, or the CPU."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        details = tf.config.experimental.get_device_details(gpus[0])
-        return f"GPU, {details.get('device_name', 'unnamed')}"
-    return f"CPU, {_cpu_name()}, {available_cpus()} cores"
-
-
 def summarize(seconds: list[float]) -> dict[str, float]:
     """The median, spread and mean of times."""
     names = ("min", "first_quartile", "median", "third_quartile", "max")
-    quartiles = np.percentile(seconds, [0, 25, 50, 75, 100])
-    spread = {name: float(value) for name, value in zip(names, quartiles, strict=True)}
-    return spread | {"mean": float(np.mean(seconds))}
-
-
-def format_report(result: dict[str, Any]) -> str:
-    """Formats a benchmark's result for a terminal."""
-    seconds, flops = result["step_seconds"], result["flops_per_step"]
-    xla = ", XLA" if result["jit_compile"] else ""
-    parts = f" in {result['micro_batches']} parts" if result["micro_batches"] > 1 else ""
-    rows = [
-        ("device", result["device"]),
-        ("versions", versions_line(result["versions"])),
-        ("precision", result["precision"] + xla),
-        ("parameters", f"{result['parameters']:,}"),
-        ("step", f"{result['batch_size']:,} x {result['sequence_length']:,} tokens{parts}"),
-        ("tokens/s", f"{result['tokens_per_second']:,.0f}"),
-        ("sequences/s", f"{result['sequences_per_second']:,.2f}"),
-        ("step time", f"{seconds['median']:.4g} s, median of {result['steps']}"),
-        ("  quartiles", f"{seconds['first_quartile']:.4g} to {seconds['third_quartile']:.4g} s"),
-        ("  extremes", f"{seconds['min']:.4g} to {seconds['max']:.4g} s"),
-        ("first step", f"{result['first_step_seconds']:.4g} s, tracing and compiling included"),
-        ("peak memory", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"),
-        (
-            "model FLOPs",
-            f"{si(flops, 'FLOP')} a step, {si(result['flops_per_second'], 'FLOP/s')}",
-        ),
-        (
-            "  of a matmul's",
-            f"{result['matmul_share']:.1%} of {si(result['matmul_flops_per_second'], 'FLOP/s')}",
-        ),
-    ]
-    by_part = sorted(result["flops_by_part"].items(), key=lambda item: -item[1])
-    rows += [(f"  {part}", f"{part_flops / flops:6.1%}") for part, part_flops in by_part]
-    if compiled := result["compiled"]:
-        rows += [
-            ("XLA's program", f"{compiled['kernels']:,} kernels"),
-            ("  products", f"{si(compiled['product_flops'], 'FLOP')} a step"),
-            ("  memory traffic", f"{compiled['bytes_accessed'] / 2**30:.2f} GiB a step"),
-            ("  host transfers", f"{compiled['host_transfers']}"),
-        ]
-    if result["skipped_updates"]:
-        rows.append(("skipped updates", f"{result['skipped_updates']}: gradients not finite"))
-    return "\n".join(f"{name:24}{value}" for name, value in rows)
+    quartiles = np.percentile(seconds, [0, 25, 50, 75, 100]).tolist()
+    return {**dict(zip(names, quartiles, strict=True)), "mean": float(np.mean(seconds))}
 
 
 def _time_steps(
@@ -290,17 +231,3 @@ def _time_steps(
             seconds("warming up")
         pretrainer.reset_metrics()
         return first, [seconds("timing") for _ in range(steps)]
-
-
-def _forget_peak_memory() -> None:
-    if tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.reset_memory_stats("GPU:0")
-
-
-def _cpu_name() -> str:
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

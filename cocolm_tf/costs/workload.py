@@ -1,4 +1,4 @@
-"""The encoder passes and heads of a training step: the sizes that all its costs follow from."""
+"""The encoder passes and heads of a training step, the sizes of all its costs; its parameters."""
 
 import dataclasses
 import math
@@ -70,25 +70,23 @@ def _course_passes(config: PretrainingConfig, main: EncoderPass) -> dict[str, En
     mcl, generator = config.mcl, _auxiliary_pass(config, main)
     learned = [mcl.mlm_weight > 0, mcl.slm_weight > 0, False]
     sampled = [mcl.rtd_weight > 0, mcl.std_weight > 0, mcl.itd_weight > 0]
-    # Otherwise the pass that learns is sampled from.
+    drawn = sampled
     if not (config.auxiliary.sampling == "eval" and config.model.dropout):
+        # The pass that learns is sampled from.
         drawn = [one and not learns for one, learns in zip(sampled, learned, strict=True)]
-    else:
-        drawn = sampled
+    corrections = [mcl.re_rtd_weight > 0, mcl.re_std_weight > 0]
+    auxiliary_corrections = [mcl.re_mlm_weight > 0, mcl.re_slm_weight > 0]
     stacked = {
-        "main_corrupted": (main, sum(sampled)),
-        "main_corrections": (main, (mcl.re_rtd_weight > 0) + (mcl.re_std_weight > 0)),
-        "auxiliary": (generator, sum(learned)),
-        "auxiliary_sampling": (
-            dataclasses.replace(generator, trained=False),
-            sum(drawn),
-        ),
-        "auxiliary_corrections": (generator, (mcl.re_mlm_weight > 0) + (mcl.re_slm_weight > 0)),
+        "main_corrupted": (main, sampled),
+        "main_corrections": (main, corrections),
+        "auxiliary": (generator, learned),
+        "auxiliary_sampling": (dataclasses.replace(generator, trained=False), drawn),
+        "auxiliary_corrections": (generator, auxiliary_corrections),
     }
     return {
-        name: dataclasses.replace(one, stacked=count)
-        for name, (one, count) in stacked.items()
-        if count
+        name: dataclasses.replace(one, stacked=sum(courses))
+        for name, (one, courses) in stacked.items()
+        if any(courses)
     }
 
 
@@ -117,46 +115,132 @@ class Heads:
     masked_lm: int  # Width of the encoder whose masked LM head is trained; 0 without one
     # Positions of a sequence that it predicts to learn from them: M, of each of MCL's courses.
     masked_lm_rows: int
-    copy: int  # How many copy heads the main model has
-    copied: int  # How often each sequence is judged by one
-    copy_bias: int  # How many of them have a bias
+    copy: int = 0  # How many copy heads the main model has
+    copied: int = 0  # How many copies of each sequence pass one
+    copy_bias: int = 0  # How many of them have a bias
     # Positions of a sequence that its LM head predicts: M, or S if it is all tokens; 0 without one.
-    lm: int
-    contrast: bool  # Whether sequences are contrasted
-    projection: bool  # Whether their vectors pass a projection first
+    lm: int = 0
+    contrast: bool = False  # Whether sequences are contrasted
+    projection: bool = False  # Whether their vectors pass a projection first
 
 
 def heads_of(config: PretrainingConfig) -> Heads:
     """The heads that a run trains."""
     objective, passes, rows = config.objective, encoder_passes(config), masked_rows(config)
-    if "main" in passes:
-        width = passes["main"].hidden_dim
-        return Heads(width, rows, 0, 0, 0, lm=0, contrast=False, projection=False)
+    if objective.name == "masked_lm":
+        return Heads(passes["main"].hidden_dim, rows)
     masked_lm = passes["auxiliary"].hidden_dim if "auxiliary" in passes else 0
     learned = [passes[name] for name in ("auxiliary", "auxiliary_corrections") if name in passes]
     masked_lm_rows = rows * sum(one.stacked for one in learned)
     if objective.name == "mcl":
-        judged = [passes[name] for name in ("main_corrupted", "main_corrections") if name in passes]
+        passes_with_copy_head = [
+            passes[name] for name in ("main_corrupted", "main_corrections") if name in passes
+        ]
         return Heads(
             masked_lm,
             masked_lm_rows,
-            copy=1 if config.mcl.shared_head else judged[0].stacked,
-            copied=sum(one.stacked for one in judged),
-            copy_bias=0,
-            lm=0,
-            contrast=False,
-            projection=False,
+            copy=1 if config.mcl.shared_head else passes_with_copy_head[0].stacked,
+            copied=sum(one.stacked for one in passes_with_copy_head),
         )
-    copies = objective.copy_weight or (objective.lm_weight and objective.use_copy)
+    copies = bool(objective.copy_weight or (objective.lm_weight and objective.use_copy))
+    contrast = objective.scl_weight > 0
     if objective.all_token_lm:
         rows = config.data.sequence_length
     return Heads(
         masked_lm,
         masked_lm_rows,
-        copy=1 if copies else 0,
-        copied=1 if copies else 0,
-        copy_bias=1 if copies and objective.copy_head_bias else 0,
+        copy=int(copies),
+        copied=int(copies),
+        copy_bias=int(copies and objective.copy_head_bias),
         lm=rows if objective.lm_weight else 0,
-        contrast=objective.scl_weight > 0,
-        projection=objective.scl_weight > 0 and objective.projection,
+        contrast=contrast,
+        projection=contrast and objective.projection,
     )
+
+
+def count_parameters(config: PretrainingConfig) -> dict[str, int]:
+    """Counts the trained parameters, part by part.
+
+    With V tokens in the vocabulary, P positions, width H:
+
+    - `embeddings`: the main model's word and position tables, (V + P)H;
+    - `main`, `auxiliary`: `encoder_parameters` of either; the auxiliary model's position table, PH,
+      where it has its own, and its LayerNorm on the embeddings, 2H less, where it has not;
+    - `masked_lm_head`: a dense layer from the auxiliary model's width A to the embeddings',
+      AH + H, LayerNorm, 2H, and a bias, V;
+    - `copy_head`: H, of each of them, and perhaps a bias, 1; `lm_head`: a bias, V;
+    - `projection`: a dense layer, H^2 + H, and LayerNorm, 2H.
+
+    Args:
+        config: The run. Parts that it does without are left out.
+
+    Returns:
+        Numbers from the name of each part.
+
+    Example:
+    ```python
+    parts = count_parameters(PretrainingConfig())
+    parts["embeddings"] + parts["main"]  # the main model
+    ```
+    """
+    model, passes, heads = config.model, encoder_passes(config), heads_of(config)
+    width, vocabulary = model.hidden_dim, model.vocabulary_size
+    bins = model.relative_position_bins
+    parts = {
+        "embeddings": (vocabulary + model.max_sequence_length) * width,
+        "main": encoder_parameters(passes.get("main") or passes["main_corrupted"], bins),
+    }
+    if "auxiliary" in passes:
+        own = {"token": model.max_sequence_length, "token_position": 0, "token_position_norm": -2}
+        parts["auxiliary"] = encoder_parameters(passes["auxiliary"], bins)
+        parts["auxiliary"] += own[config.auxiliary.shared] * width
+    if heads.masked_lm:
+        parts["masked_lm_head"] = _transform(heads.masked_lm, width) + vocabulary
+    if heads.copy:
+        parts["copy_head"] = heads.copy * width + heads.copy_bias
+    if heads.lm:
+        parts["lm_head"] = vocabulary
+    if heads.projection:
+        parts["projection"] = _transform(width, width)
+    return parts
+
+
+def count_frozen_parameters(config: PretrainingConfig) -> int:
+    """The parameters of a frozen auxiliary model, its own word and position tables included."""
+    passes = encoder_passes(config)
+    if "auxiliary" in passes or "auxiliary_sampling" not in passes:
+        return 0
+    predictor = passes["auxiliary_sampling"]
+    model, width = config.model, predictor.embedding_dim
+    tables = (model.vocabulary_size + model.max_sequence_length) * width
+    head = _transform(predictor.hidden_dim, width) + model.vocabulary_size
+    return tables + head + encoder_parameters(predictor, model.relative_position_bins)
+
+
+def encoder_parameters(encoder: EncoderPass, relative_position_bins: int) -> int:
+    """The parameters of an encoder, its word and position tables aside."""
+    # LayerNorm of the embeddings, 2E; where E is not H, a dense layer, EH + H; the relative
+    # position table, bins * A; and in each layer `block_parameters`.
+    count = 2 * encoder.embedding_dim + relative_position_bins * encoder.num_heads
+    if encoder.embedding_dim != encoder.hidden_dim:
+        count += _dense(encoder.embedding_dim, encoder.hidden_dim)
+    return count + encoder.num_layers * block_parameters(
+        encoder.hidden_dim, encoder.intermediate_dim
+    )
+
+
+def block_parameters(hidden_dim: int, intermediate_dim: int) -> int:
+    """The parameters of a Transformer block."""
+    # Query, key, value and output, 4(H^2 + H), the feed-forward network, HI + I and IH + H, and
+    # twice LayerNorm, 2 * 2H.
+    attention = 4 * _dense(hidden_dim, hidden_dim)
+    feed_forward = _dense(hidden_dim, intermediate_dim) + _dense(intermediate_dim, hidden_dim)
+    return attention + feed_forward + 2 * 2 * hidden_dim
+
+
+def _transform(inputs: int, units: int) -> int:
+    return _dense(inputs, units) + 2 * units
+
+
+def _dense(inputs: int, units: int) -> int:
+    return inputs * units + units

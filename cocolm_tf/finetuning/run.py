@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf import files
-from cocolm_tf.costs.step_benchmark import describe_device
+from cocolm_tf.costs.accelerators import describe_device
 from cocolm_tf.finetuning.config import FinetuningConfig, TrainerConfig, from_dict
 from cocolm_tf.finetuning.metrics import worth
 from cocolm_tf.finetuning.optimization import build_optimizer

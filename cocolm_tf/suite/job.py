@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from cocolm_tf.analysis.runs import measure_run
-from cocolm_tf.costs.step_benchmark import describe_device
+from cocolm_tf.costs.accelerators import describe_device
 from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.jobs import STRATEGY_OPTION, Reporter, serve
 from cocolm_tf.training.checkpoints import steps_taken

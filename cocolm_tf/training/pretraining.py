@@ -9,8 +9,7 @@ import keras
 import tensorflow as tf
 
 from cocolm_tf import files
-from cocolm_tf.costs.accelerators import device_type
-from cocolm_tf.costs.energy import power_limit
+from cocolm_tf.costs.accelerators import device_type, power_limit
 from cocolm_tf.data.augmentation import word_starts
 from cocolm_tf.data.pipeline import PretrainingData, ReplacedData
 from cocolm_tf.data.reading import explain_read_errors

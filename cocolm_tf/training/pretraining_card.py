@@ -9,8 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from cocolm_tf import files
-from cocolm_tf.costs.energy import energy_text
-from cocolm_tf.costs.step_benchmark import describe_device
+from cocolm_tf.costs.accelerators import describe_device, energy_text
 from cocolm_tf.data.shards import Manifest
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.build import Pretrainer

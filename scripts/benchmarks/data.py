@@ -1,25 +1,27 @@
 """How fast text becomes batches: the vocabulary, tokens, shards, and batches from the shards."""
 
 import importlib.util
+import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks import data_contenders
-from cocolm_tf.benchmarking.alternation import (
+from benchmarks.alternation import (
     Contender,
     Timings,
     alternate,
-    describe_spread,
     spread_of_ratios,
     thread_environment,
 )
-from cocolm_tf.costs.step_benchmark import describe_device, summarize
+from cocolm_tf.costs.accelerators import describe_device
+from cocolm_tf.costs.step_benchmark import summarize
+from cocolm_tf.data.sources import FileSource
 from cocolm_tf.errors import UserError
-from cocolm_tf.versions import installed_versions, versions_line
+from cocolm_tf.versions import installed_versions
 
 NUM_SHARDS = 16
 
@@ -44,64 +46,45 @@ def measure_data(
     num_workers: Sequence[int],
     rounds: int,
 ) -> dict[str, Any]:
-    """Times our data building beside bare SentencePiece and Hugging Face's `tokenizers`.
-
-    Vocabularies are learned from one file, with as many threads or processes as the largest of
-    `num_workers`. Tokenizers turn the same documents, from memory, into lists of ids;
-    the others neither prepare text as the released tokenizer does nor look pieces up in its
-    dictionary. `build_shards` besides reads the file, packs and writes.
-
-    Args:
-        documents: the text.
-        megabytes: How much of it to take at most.
-        sizes: what to build.
-        num_workers: the numbers of processes to build shards with, 0 for the program's own; and
-            the numbers of threads that the other tokenizers get.
-        rounds: How often each is timed, in alternation.
-
-    Returns:
-        What JSON can hold; times in seconds:
-        `device`, `versions`, `rounds`, `text_bytes` and the sizes; `left_out`: what is not
-        installed, and why;
-        `vocabulary` and `tokens`: from a contender's name to its `seconds` (see `summarize`),
-        `megabytes_per_second`, and `times`: how many times as long it took as SentencePiece with
-        as many threads (`first_quartile`, `median`, `third_quartile`). `build_shards` has
-        `start_seconds` too: what one document for each shard takes, mostly the start of its
-        processes. The rest are then those of the text after these, or None if it is too short to
-        tell;
-        `pipeline`: `seconds` and `tokens_per_second`.
-
-    Raises:
-        UserError: if there is too little text.
-
-    Example:
-    ```python
-    sizes = DataSizes(vocabulary_size=8192, sequence_length=128, batch_size=32)
-    result = measure_data(DocstringSource.find(), 32, sizes, num_workers=[1, 2], rounds=3)
-    result["tokens"]["build_shards, 2 workers"]["megabytes_per_second"]
-    ```
-    """
+    """Times our data building beside bare SentencePiece and Hugging Face's `tokenizers`."""
+    # Vocabularies are learned from one file, with as many threads or processes as the largest of
+    # `num_workers`. Tokenizers turn the same documents, from memory, into lists of ids; the others
+    # neither prepare text as the released tokenizer does nor look pieces up in its dictionary.
+    # `build_shards` besides reads the file, packs and writes.
     left_out = {}
     if not importlib.util.find_spec("tokenizers"):
         left_out["tokenizers"] = "not installed (pip install 'cocolm-tf[peers]')"
     threads = sorted({max(1, number) for number in num_workers})
-    with tempfile.TemporaryDirectory() as directory:
-        folder = _Folder(directory)
-        text_bytes = _write_corpus(documents, megabytes * 1e6, folder.corpus)
+    length, size, most = sizes.sequence_length, sizes.vocabulary_size, threads[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        text_bytes = write_corpus(documents, megabytes * 1e6, folder)
 
-        def measured(entries: list[_Entry]) -> dict[str, dict[str, Any]]:
-            at_hand = [entry for entry in entries if entry.package not in left_out]
+        def measured(contenders: list[Contender]) -> dict[str, dict[str, Any]]:
+            at_hand = [one for one in contenders if _package(one) not in left_out]
             return _measure(at_hand, rounds, text_bytes)
 
-        vocabulary = measured(_vocabulary_entries(folder, sizes.vocabulary_size, threads[-1]))
+        vocabulary = measured(
+            [
+                _contender("cocolm_tf", "worker", most, our_vocabulary, folder, size, most),
+                _contender(
+                    "sentencepiece", "thread", most, sentencepiece_vocabulary, folder, size, most
+                ),
+                _contender("tokenizers", "thread", most, tokenizers_vocabulary, folder, size),
+            ]
+        )
         tokens = measured(
-            _tokenizer_entries(folder, threads)
-            + [_shards_entry(folder, sizes.sequence_length, number) for number in num_workers]
+            [_contender("cocolm_tf", "", threads[0], our_tokenizer, folder)]
+            + [
+                _contender("sentencepiece", "thread", n, sentencepiece_tokenizer, folder, n)
+                for n in threads
+            ]
+            + [_contender("tokenizers", "thread", n, tokenizers_tokenizer, folder) for n in threads]
+            + [
+                _contender("build_shards", "worker", n, our_shards, folder, length, n)
+                for n in num_workers
+            ]
         )
-        data = folder.data(num_workers[0])
-        pipeline = Contender(
-            "pipeline", partial(data_contenders.our_pipeline, data, **asdict(sizes))
-        )
+        pipeline = Contender("pipeline", partial(our_pipeline, folder, num_workers[0], sizes))
         seconds = summarize(alternate([pipeline], rounds)["pipeline"].seconds)
     tokens_read = sizes.num_batches * sizes.batch_size * sizes.sequence_length
     return {
@@ -117,173 +100,57 @@ def measure_data(
     }
 
 
-def format_data(result: dict[str, Any]) -> str:
-    """Lays the result of `measure_data` out for reading."""
-    lines = [
-        f"device      {result['device']}",
-        f"versions    {versions_line(result['versions'])}",
-        f"text        {result['text_bytes'] / 1e6:.1f} MB, {result['rounds']} times each in turn: "
-        "medians and quartiles",
-        *(f"left out    {name}: {reason}" for name, reason in result["left_out"].items()),
-    ]
-    parts = {
-        "vocabulary": f"a vocabulary of {result['vocabulary_size']:,}",
-        "tokens": f"tokens, and sequences of {result['sequence_length']:,}",
-    }
-    for part, title in parts.items():
-        lines += [
-            "",
-            f"{title:32} {'seconds':>24} {'start':>7} {'MB/s':>7}  time / SentencePiece's",
-        ]
-        lines += [_line(name, row) for name, row in result[part].items()]
-    pipeline = result["pipeline"]
-    lines += [
-        "",
-        f"pipeline    {pipeline['tokens_per_second']:,.0f} tokens/s in batches of "
-        f"{result['batch_size']:,} x {result['sequence_length']:,}",
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+def write_corpus(documents: Iterable[str], max_bytes: float, folder: str) -> int:
+    """Writes documents as `FileSource` reads them; returns their bytes."""
+    size = count = 0
+    with open(os.path.join(folder, _CORPUS), "wb") as file:
+        for document in documents:
+            text = document.encode("utf-8", "replace")
+            file.write(text + b"\n\n")
+            size, count = size + len(text), count + 1
+            if size >= max_bytes:
+                break
+    if count < NUM_SHARDS:
+        raise UserError(
+            f"the text has {count} documents, too few for {NUM_SHARDS} shards: give more of it, "
+            "or more --megabytes."
+        )
+    return size
 
 
-def _line(name: str, row: dict[str, Any]) -> str:
-    if row["seconds"] is None:
-        seconds, rate, times = "too short to tell", "", ""
-    else:
-        seconds = describe_spread(row["seconds"])
-        rate = f"{row['megabytes_per_second']:.3g}"
-        times = describe_spread(row["times"])
-    start = f"{row['start_seconds']['median']:.3g}" if "start_seconds" in row else ""
-    return f"{name:32} {seconds:>24} {start:>7} {rate:>7}  {times}"
+def _contender(
+    package: str, unit: str, number: int, function: Callable[..., Any], *arguments: Any
+) -> Contender:
+    """A contender whose name says what it uses, as `tokenizers, 2 threads`."""
+    name = f"{package}, {number} {unit}{'' if number == 1 else 's'}" if unit else package
+    # The progress bars of what is timed would be drawn over the benchmark's own.
+    environment = thread_environment(max(1, number)) | {"TQDM_DISABLE": "1"}
+    return Contender(name, partial(function, *arguments), environment)
 
 
-# What is timed.
+def _package(contender: Contender) -> str:
+    return contender.name.partition(",")[0]
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """Where the contenders find the text and what others of them made."""
-
-    path: str
-
-    @property
-    def corpus(self) -> str:
-        return os.path.join(self.path, "corpus.txt")
-
-    @property
-    def vocabulary(self) -> str:
-        return os.path.join(self.path, "vocabulary")
-
-    @property
-    def sentencepiece(self) -> str:
-        return os.path.join(self.path, "sentencepiece")
-
-    @property
-    def tokenizers(self) -> str:
-        return os.path.join(self.path, "tokenizers.json")
-
-    def data(self, num_workers: int) -> str:
-        return os.path.join(self.path, f"data-{num_workers}")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A contender: whose it is, what it uses (`2 workers`), and how many threads it may use."""
-
-    package: str
-    uses: str
-    threads: int
-    build: partial
-
-    @property
-    def name(self) -> str:
-        return f"{self.package}, {self.uses}" if self.uses else self.package
-
-    def contender(self) -> Contender:
-        # The progress bars of what is timed would be drawn over the benchmark's own.
-        environment = thread_environment(self.threads) | {"TQDM_DISABLE": "1"}
-        return Contender(self.name, self.build, environment)
-
-
-def _vocabulary_entries(folder: _Folder, size: int, threads: int) -> list[_Entry]:
-    corpus = folder.corpus
-    return [
-        _Entry(
-            "cocolm_tf",
-            _count(threads, "worker"),
-            threads,
-            partial(data_contenders.our_vocabulary, corpus, size, threads, folder.vocabulary),
-        ),
-        _with_threads(
-            "sentencepiece",
-            threads,
-            partial(
-                data_contenders.sentencepiece_vocabulary,
-                corpus,
-                size,
-                threads,
-                folder.sentencepiece,
-            ),
-        ),
-        _with_threads(
-            "tokenizers",
-            threads,
-            partial(data_contenders.tokenizers_vocabulary, corpus, size, folder.tokenizers),
-        ),
-    ]
-
-
-def _tokenizer_entries(folder: _Folder, threads: Sequence[int]) -> list[_Entry]:
-    ours = partial(data_contenders.our_tokenizer, folder.corpus, folder.vocabulary)
-    tokenizers = partial(data_contenders.tokenizers_tokenizer, folder.corpus, folder.tokenizers)
-    sentencepiece = partial(
-        data_contenders.sentencepiece_tokenizer, folder.corpus, f"{folder.sentencepiece}.model"
-    )
-    return [
-        _Entry("cocolm_tf", "", threads[0], ours),
-        *(_with_threads("sentencepiece", n, partial(sentencepiece, n)) for n in threads),
-        *(_with_threads("tokenizers", n, tokenizers) for n in threads),
-    ]
-
-
-def _with_threads(package: str, threads: int, build: partial) -> _Entry:
-    return _Entry(package, _count(threads, "thread"), threads, build)
-
-
-def _shards_entry(folder: _Folder, sequence_length: int, num_workers: int) -> _Entry:
-    build = partial(
-        data_contenders.our_shards,
-        folder.corpus,
-        folder.vocabulary,
-        sequence_length,
-        NUM_SHARDS,
-        num_workers,
-        folder.data(num_workers),
-    )
-    return _Entry("build_shards", _count(num_workers, "worker"), max(1, num_workers), build)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _measure(entries: Sequence[_Entry], rounds: int, text_bytes: int) -> dict[str, dict[str, Any]]:
-    """Times the entries in alternation, and makes each a row of the result."""
-    timings = alternate([entry.contender() for entry in entries], rounds, warmup_calls=0)
+def _measure(
+    contenders: Sequence[Contender], rounds: int, text_bytes: int
+) -> dict[str, dict[str, Any]]:
+    """Times them in alternation, beside SentencePiece with as many threads."""
+    timings = alternate(contenders, rounds, warmup_calls=0)
+    threads = {one.name: one.environment["OMP_NUM_THREADS"] for one in contenders}
     references = {
-        entry.threads: timings[entry.name].seconds
-        for entry in entries
-        if entry.package == "sentencepiece"
+        threads[one.name]: timings[one.name].seconds
+        for one in contenders
+        if _package(one) == "sentencepiece"
     }
-    return {
-        entry.name: _row(timings[entry.name], text_bytes, references[entry.threads])
-        for entry in entries
-    }
+    return {name: _row(timings[name], text_bytes, references[threads[name]]) for name in threads}
 
 
 def _row(timings: Timings, text_bytes: int, reference: list[float]) -> dict[str, Any]:
     seconds, row = timings.seconds, {}
     share = 1.0
     if timings.results[0] is not None:
+        # What one document for each shard takes: mostly the start of the processes.
         starts, sizes = zip(*timings.results, strict=True)
         row["start_seconds"] = summarize(starts)
         # What was timed has two starts: one alone, and that before the whole text.
@@ -299,22 +166,178 @@ def _row(timings: Timings, text_bytes: int, reference: list[float]) -> dict[str,
     }
 
 
-# The text.
+# --- What is timed: each builds its function in a process of its own ---
+
+_CORPUS, _VOCABULARY, _SENTENCEPIECE = "corpus.txt", "vocabulary", "sentencepiece"
+_TOKENIZERS = "tokenizers.json"
+# How much text a tokenizer gets at once: what `build_shards` gives its own.
+_BATCH_BYTES = 1 << 20
 
 
-def _write_corpus(documents: Iterable[str], max_bytes: float, path: str) -> int:
-    """Writes documents as `FileSource` reads them; returns their bytes."""
-    size = count = 0
-    with open(path, "wb") as file:
-        for document in documents:
-            text = document.encode("utf-8", "replace")
-            file.write(text + b"\n\n")
-            size, count = size + len(text), count + 1
-            if size >= max_bytes:
-                break
-    if count < NUM_SHARDS:
-        raise UserError(
-            f"the text has {count} documents, too few for {NUM_SHARDS} shards: give more of it, "
-            "or more --megabytes."
+def our_vocabulary(folder: str, size: int, num_workers: int) -> Callable[[], None]:
+    """Learning a vocabulary by `train_vocabulary`."""
+    from cocolm_tf.tokenization.vocabulary import train_vocabulary
+
+    output_dir = os.path.join(folder, _VOCABULARY)
+
+    def learn() -> None:
+        train_vocabulary(
+            _documents(folder), size, output_dir, num_workers=num_workers, overwrite=True
         )
-    return size
+
+    return learn
+
+
+def sentencepiece_vocabulary(folder: str, size: int, threads: int) -> Callable[[], None]:
+    """Learning a vocabulary by SentencePiece alone."""
+    import sentencepiece
+
+    def learn() -> None:
+        sentencepiece.SentencePieceTrainer.train(
+            input=os.path.join(folder, _CORPUS),
+            model_prefix=os.path.join(folder, _SENTENCEPIECE),
+            model_type="bpe",
+            vocab_size=size,
+            num_threads=threads,
+            # Longer lines would be left out.
+            max_sentence_length=1 << 30,
+            minloglevel=2,
+        )
+
+    return learn
+
+
+def tokenizers_vocabulary(folder: str, size: int) -> Callable[[], None]:
+    """Learning a vocabulary by `tokenizers`, which are set up as SentencePiece is."""
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    def learn() -> None:
+        tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.normalizer = normalizers.NFKC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=["<unk>"], show_progress=False
+        )
+        tokenizer.train([os.path.join(folder, _CORPUS)], trainer)
+        tokenizer.save(os.path.join(folder, _TOKENIZERS))
+
+    return learn
+
+
+def our_tokenizer(folder: str) -> Callable[[], None]:
+    """Tokenizing all documents by `CocoLMTokenizer`, as `build_shards` calls it."""
+    import tensorflow as tf
+
+    from cocolm_tf.tokenization.vocabulary import load_vocabulary
+
+    batches = list(_batches(folder))
+    tokenize = tf.function(
+        load_vocabulary(os.path.join(folder, _VOCABULARY)),
+        input_signature=[tf.TensorSpec([None], tf.string)],
+    )
+
+    def run() -> None:
+        for batch in batches:
+            tokenize(tf.constant(batch)).flat_values.numpy().tolist()
+
+    return run
+
+
+def sentencepiece_tokenizer(folder: str, threads: int) -> Callable[[], None]:
+    """Tokenizing all documents by SentencePiece alone."""
+    import sentencepiece
+
+    batches = list(_batches(folder))
+    model = os.path.join(folder, f"{_SENTENCEPIECE}.model")
+    processor = sentencepiece.SentencePieceProcessor(model_file=model)
+
+    def run() -> None:
+        for batch in batches:
+            processor.encode(batch, num_threads=threads)
+
+    return run
+
+
+def tokenizers_tokenizer(folder: str) -> Callable[[], None]:
+    """Tokenizing all documents by `tokenizers`."""
+    import tokenizers
+
+    batches = list(_batches(folder))
+    tokenizer = tokenizers.Tokenizer.from_file(os.path.join(folder, _TOKENIZERS))
+
+    def run() -> None:
+        for batch in batches:
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                encoding.ids  # noqa: B018 - a list is made of them here.
+
+    return run
+
+
+def our_shards(
+    folder: str, sequence_length: int, num_workers: int
+) -> Callable[[], tuple[float, int]]:
+    """Building shards of one document each, then of all; the time and bytes of the former."""
+    from cocolm_tf.data.build import build_shards
+
+    first = list(itertools.islice(_documents(folder), NUM_SHARDS))
+    vocabulary = os.path.join(folder, _VOCABULARY)
+    output_dir = _data(folder, num_workers)
+
+    def build(documents: Iterable[str]) -> None:
+        build_shards(
+            documents,
+            vocabulary,
+            sequence_length,
+            NUM_SHARDS,
+            num_workers,
+            output_dir,
+            overwrite=True,
+        )
+
+    def run() -> tuple[float, int]:
+        started = time.perf_counter()
+        build(first)
+        elapsed = time.perf_counter() - started
+        build(_documents(folder))
+        return elapsed, sum(len(document.encode()) for document in first)
+
+    return run
+
+
+def our_pipeline(folder: str, num_workers: int, sizes: DataSizes) -> Callable[[], None]:
+    """Reading, shuffling, masking and cropping some batches."""
+    from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
+    from cocolm_tf.data.pipeline import PretrainingData
+
+    augmentation = Augmentation(SpecialTokens(mask=sizes.vocabulary_size - 1))
+    data = PretrainingData.open(_data(folder, num_workers), sizes.sequence_length, augmentation)
+    batches = iter(data.training_batches(sizes.batch_size))
+
+    def read() -> None:
+        for _ in range(sizes.num_batches):
+            next(batches)
+
+    return read
+
+
+def _data(folder: str, num_workers: int) -> str:
+    return os.path.join(folder, f"data-{num_workers}")
+
+
+def _documents(folder: str) -> FileSource:
+    return FileSource.find(os.path.join(folder, _CORPUS))
+
+
+def _batches(folder: str) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for document in _documents(folder):
+        batch.append(document)
+        size += len(document.encode())
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

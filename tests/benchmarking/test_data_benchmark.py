@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 from benchmarks import data as module
-from benchmarks import data_contenders
+from benchmarks.alternation import Contender, Timings
+from in_one_process import run_benchmark
+from programs import Program
 
-from cocolm_tf.benchmarking.alternation import Contender, Timings
+from cocolm_tf.costs.formatting import format_result
 from cocolm_tf.data.shards import Manifest
 from cocolm_tf.errors import UserError
 
+benchmark_data = Program("benchmark_data.py")
 SIZES = module.DataSizes(vocabulary_size=40, sequence_length=16, batch_size=4, num_batches=3)
 
 
@@ -19,6 +22,13 @@ def documents(count: int = 40) -> list[str]:
     generator = random.Random(1)
     words = ["model", "token", "learns", "reads", "sampled", "corrects", "the", "a"]
     return [" ".join(generator.choices(words, k=30)) for _ in range(count)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(documents()))
+    return path
 
 
 @pytest.fixture
@@ -68,9 +78,9 @@ def test_rates_are_of_the_text_and_beside_as_many_threads(timed: list[Contender]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     environments = {one.name: one.environment for one in timed}
     assert environments["tokenizers, 2 threads"]["RAYON_NUM_THREADS"] == "2"
-    lines = module.format_data(result).splitlines()
+    lines = format_result(result, {"tokens": tokens}).splitlines()
     (row,) = [line for line in lines if line.startswith("build_shards, 2 workers")]
-    assert "5 (5 to 5)" in row and "2.5 (2.5 to 2.5)" in row
+    assert "5 s (5 s to 5 s)" in row and "2.5 (2.5 to 2.5)" in row
 
 
 @pytest.mark.usefixtures("timed")
@@ -79,7 +89,7 @@ def test_a_text_too_short_to_tell_is_said_to_be(monkeypatch: pytest.MonkeyPatch)
     row = module._row(timings, text_bytes=100, reference=[1.0, 1.0])
     assert row["start_seconds"]["median"] == 2.0
     assert row["seconds"] is row["megabytes_per_second"] is row["times"] is None
-    assert "too short to tell" in module._line("build_shards, 2 workers", row)
+    assert "n/a" in format_result({}, {"tokens": {"build_shards, 2 workers": row}})
 
 
 @pytest.mark.usefixtures("timed")
@@ -94,22 +104,48 @@ def test_too_little_text_is_the_users_mistake():
         module.measure_data(documents(3), 32, SIZES, num_workers=[1], rounds=1)
 
 
-def test_every_contender_does_its_job(tmp_path: Path):
-    corpus, vocabulary = str(tmp_path / "corpus.txt"), str(tmp_path / "vocabulary")
-    bare, rival = str(tmp_path / "bare"), str(tmp_path / "tokenizers.json")
-    module._write_corpus(documents(), 1e9, corpus)
-    assert "".join(sum(data_contenders._batches(corpus), [])) == "".join(documents())
-    data_contenders.our_vocabulary(corpus, 40, 1, vocabulary)()
-    data_contenders.sentencepiece_vocabulary(corpus, 40, 1, bare)()
-    data_contenders.our_tokenizer(corpus, vocabulary)()
-    data_contenders.sentencepiece_tokenizer(corpus, f"{bare}.model", 1)()
-    data = str(tmp_path / "data")
-    build = data_contenders.our_shards(corpus, vocabulary, 16, 16, 0, data)
-    seconds, size = build()
+@pytest.mark.slow
+def test_every_contender_does_its_job(corpus: Path):
+    lines, result = run_benchmark(
+        "benchmark_data.py",
+        f"--input={corpus}",
+        "--vocabulary_size=40",
+        "--sequence_length=16",
+        "--batch_size=4",
+        "--num_batches=3",
+        "--num_workers=0",
+        "--rounds=1",
+    )
+    assert result["source"]["input"] == str(corpus)
+    assert result["text_bytes"] == sum(len(one) for one in documents())
+    assert result["tokens"]["sentencepiece, 1 thread"]["times"]["median"] == 1.0
+    assert result["tokens"]["build_shards, 0 workers"]["start_seconds"]["min"] > 0
+    assert any(line.startswith("build_shards, 0 workers") for line in lines)
+
+
+def test_documents_are_batched_and_built_as_they_are(tmp_path: Path):
+    folder = str(tmp_path)
+    module.write_corpus(documents(), 1e9, folder)
+    assert "".join(sum(module._batches(folder), [])) == "".join(documents())
+    module.our_vocabulary(folder, 40, 1)()
+    seconds, size = module.our_shards(folder, 16, 0)()
     assert seconds > 0
     assert size == sum(len(one) for one in documents()[:16])
+    data = module._data(folder, 0)
     assert Manifest.load(data).counts["documents"] == 40, "the whole text came last"
-    data_contenders.our_pipeline(data, 40, 16, 4, num_batches=3)()
-    pytest.importorskip("tokenizers")
-    data_contenders.tokenizers_vocabulary(corpus, 40, rival)()
-    data_contenders.tokenizers_tokenizer(corpus, rival)()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--docstrings"], "give one of --input, --tfds and --docstrings"),
+        (["--num_workers=1,few"], "--num_workers has 'few'"),
+        (["--num_workers="], "--num_workers is empty"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+    corpus: Path, arguments: list[str], complaint: str
+):
+    (said,) = benchmark_data.mistakes_before_tensorflow(f"--input={corpus}", *arguments)
+    assert complaint in said

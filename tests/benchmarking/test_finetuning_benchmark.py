@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_one_process import run_benchmark
 from programs import Program
 from tiny_presets import opinions, write_tiny_preset
 
@@ -25,17 +26,14 @@ def flags(tmp_path: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_every_way_to_step_is_timed(flags):
-    done = benchmark_finetuning(*flags, "--batches=3", "--rounds=2")
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
-    result = json.loads(last)
+    lines, result = run_benchmark("benchmark_finetuning.py", *flags, "--batches=3", "--rounds=2")
     # The third batch of an epoch has eight of forty rows.
     assert (result["rows"], result["batches"], result["rounds"]) == (40, 3, 2)
     assert set(result["ways"]) == {"unknown_shapes", "static_shapes"}
     assert result["ways"]["unknown_shapes"]["cpu_speedup"]["median"] == 1
     for name, way in result["ways"].items():
         assert way["examples_per_second"] == 40 / way["seconds"]["median"]
-        assert any(line.startswith(name) for line in table)
+        assert any(line.startswith(name) for line in lines)
 
 
 def test_batches_are_exported(flags, tmp_path: Path):

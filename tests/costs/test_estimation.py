@@ -28,7 +28,6 @@ DEVICE = Accelerator(
     memory=1e6,
     memory_bandwidth=1e6,
     link_bandwidth=1e6,
-    source="made up",
     device_kind="TOY",
 )
 
@@ -81,7 +80,6 @@ def test_sharded_moments_are_shared_out(devices: int):
     assert result["memory"]["kept"]["optimizer"] == 8 * -(-parameters // devices)
     # The updated weights go the way of the gradients once more.
     assert result["update_gather_bytes"] == result["all_reduce_bytes"]
-    assert ("of updated weights" in format_report(result)) is (devices > 1)
     moved = 28 * parameters / devices + 8 * parameters * (devices > 1)
     assert result["accelerators"]["v5e"]["update_seconds"] == pytest.approx(moved / 819e9)
 
@@ -108,7 +106,7 @@ def test_a_plan_has_the_fewest_micro_batches_that_fit(
     per_device: int, devices: int, memory: float, share: float, rematerialize: bool
 ):
     config = tiny({"trainer": {"batch_size": per_device * devices, "micro_batches": per_device}})
-    device = Accelerator("toy", 2e9, 1e9, memory, 1e6, 1e6, "made up", "TOY")
+    device = Accelerator("toy", 2e9, 1e9, memory, 1e6, 1e6, "TOY")
     found = plan(config, devices, device, rematerialize, 0.5, share)
 
     def takes(micro_batches: int) -> int:
@@ -216,7 +214,7 @@ def test_a_batch_that_cannot_be_shared_out_is_named():
 
 def test_rematerialization_saves_memory_and_costs_flops():
     result = estimate(PretrainingConfig(), devices=64, accelerators=["h100"])
-    kept, remade = (result["memory"][way]["activations"] for way in module.WAYS)
+    kept, remade = (result["memory"][way]["activations"] for way in module.ACTIVATIONS)
     assert remade < kept / 10
     plans = result["accelerators"]["h100"]["plans"]
     assert plans["rematerialized"]["micro_batches"] <= plans["kept"]["micro_batches"]

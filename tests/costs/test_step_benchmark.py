@@ -54,20 +54,6 @@ def test_rates_are_those_of_the_median_step_and_the_whole_batch():
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-@pytest.mark.usefixtures("timed")
-def test_the_report_says_what_was_measured():
-    result = module.benchmark(tiny(trainer={"micro_batches": 2}), steps=3)
-    lines = module.format_report(result).splitlines()
-    assert "4 x 20 tokens in 2 parts" in "\n".join(lines)
-    by_name = {line[:24].strip(): line[24:] for line in lines}
-    assert by_name["tokens/s"] == "40"
-    assert by_name["step time"] == "2 s, median of 3"
-    assert by_name["extremes"] == "1 to 4 s"
-    assert set(result["flops_by_part"]) <= set(by_name)
-    assert "skipped updates" not in by_name
-    assert "skipped updates" in module.format_report(result | {"skipped_updates": 1})
-
-
 @pytest.mark.slow
 def test_the_first_step_the_warm_up_and_the_timed_steps_all_train(monkeypatch):
     built = []
@@ -79,7 +65,9 @@ def test_the_first_step_the_warm_up_and_the_timed_steps_all_train(monkeypatch):
     build_pretrainer = module.build_pretrainer
     monkeypatch.setattr(module, "build_pretrainer", build)
     monkeypatch.setattr(module, "matmul_rate", lambda dtype: 1e9)
-    result = module.benchmark(tiny(trainer={"micro_batches": 2}), steps=3, warmup_steps=2)
+    # The main model alone, which is soon traced.
+    config = tiny(auxiliary={"replacements": "random"}, objective={"scl_weight": 0.0})
+    result = module.benchmark(config, steps=3, warmup_steps=2)
     assert int(built[0].optimizer.iterations) == 1 + 2 + 3
     spread = result["step_seconds"]
     order = ("min", "first_quartile", "median", "third_quartile", "max")

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import sys
 import types
 import zipfile
 
@@ -11,12 +12,18 @@ import tensorflow as tf
 from exported_steps import BATCHES, export_toy, run_step_module
 from tensorflow.compiler.xla.service import hlo_pb2
 
+from cocolm_tf.costs import export
+from cocolm_tf.costs.accelerators import ACCELERATORS
+from cocolm_tf.costs.compiled import kernels_of
 from cocolm_tf.costs.export import (
     _from_tokens,
     _read_weights,
+    compare_with_measured,
+    compile_for,
     export_step,
     import_weights,
     stablehlo,
+    targets_python,
     write_program,
 )
 from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
@@ -94,7 +101,7 @@ def test_random_values_have_the_spread_of_the_variables(toy):
 def test_batches_are_told_apart(toy):
     _, program = toy
     assert program.batches() == [
-        {0: batch["by"].numpy(), 1: pytest.approx(batch["y"].numpy())} for batch in BATCHES
+        {"by": batch["by"].numpy(), "y": pytest.approx(batch["y"].numpy())} for batch in BATCHES
     ]
 
 
@@ -127,12 +134,14 @@ def test_masks_and_crops_follow_from_the_number_of_the_step():
 def test_trained_weights_come_in_parts_of_limited_size(tmp_path, monkeypatch):
     monkeypatch.setattr(run_step, "_PART_BYTES", 6_000)
     arrays = [np.arange(3000, dtype=np.float32).reshape(1000, 3), np.ones(10, np.float32)]
-    program = types.SimpleNamespace(
-        arguments=[{"name": "counter"}, {"name": "a/table"}, {"name": "a/table:1"}],
-        description={"weights": {"main/table": "a/table", "other/table": "a/table:1"}},
+    weights = {"main/table": "a/table", "other/table": "a/table:1"}
+    execution = types.SimpleNamespace(
+        program=types.SimpleNamespace(description={"weights": weights}),
+        index={"a/table": 1, "a/table:1": 2},
+        state=[0, *arrays],
     )
     prefix = tmp_path / "weights"
-    files = run_step._write_weights(program, [0, *arrays], str(prefix))
+    files = run_step._write_weights(execution, str(prefix))
     assert len(files) == 3
     assert all(os.path.getsize(file) <= 6_000 for file in files)
     read = _read_weights(str(prefix))
@@ -239,3 +248,95 @@ def test_a_pretraining_step_is_exported_whole(tmp_path):
         "int64",
         "bool",
     }
+
+
+# --- Compiled for devices that are not there ---
+
+# What run_step.py says of a program on a TPU, whose compiler counts for itself.
+TOLD = {
+    "target": "v5e",
+    "device": "TPU v5 lite",
+    "replicas": 2,
+    "compile_seconds": 61.0,
+    "program_bytes": 1_500_000,
+    "argument_bytes": 3 * 2**30,
+    "output_bytes": 3 * 2**30,
+    "alias_bytes": 3 * 2**30,
+    "temporary_bytes": 5 * 2**30,
+    "code_bytes": 0,
+    "flops": 197e12 * 0.2,
+    "bytes_accessed": 819e9 * 0.5,
+}
+DESCRIBED = {
+    "precision": "mixed_bfloat16",
+    "tokens": 1000,
+    "flops": 2e13,
+    "replicas": 2,
+    "batch_size": 40,
+    "config": {"trainer": {"micro_batches": 5}, "model": {"rematerialize": False}},
+}
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = str(tmp_path / "a.step")
+    write_program(path, b"", DESCRIBED, {})
+    return path
+
+
+@pytest.fixture
+def runner(tmp_path):
+    path = tmp_path / "runner.py"
+    path.write_text(f"import sys\nprint('noise')\nprint({json.dumps(json.dumps(TOLD))})\n")
+    return str(path)
+
+
+def test_what_the_compiler_says_becomes_a_bound(program, runner):
+    result = compile_for(program, "v5e", runner, sys.executable)
+    assert result["products_seconds"] == pytest.approx(0.2)
+    assert result["memory_seconds"] == result["least_seconds"] == pytest.approx(0.5)
+    assert result["tokens_per_second_at_most"] == pytest.approx(2000)
+    # Of the model's FLOPs, each of two devices does half.
+    assert result["share_of_peak_at_most"] == pytest.approx(1e13 / 0.5 / 197e12)
+    # Five micro-batches of 4 sequences on each.
+    assert (result["sequences"], result["model_flops"]) == (4, 2e12)
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_a_compiler_that_refuses_is_told(tmp_path):
+    runner = tmp_path / "runner.py"
+    runner.write_text("import sys\nsys.exit('no such instruction')\n")
+    with pytest.raises(UserError, match=r"a\.step was not compiled for v5e: .* status 1"):
+        compile_for("a.step", "v5e", str(runner), sys.executable)
+
+
+def test_the_environment_is_what_is_given_or_named_or_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(export.VARIABLE, sys.executable)
+    assert targets_python() == sys.executable
+    assert targets_python("/bin/sh") == "/bin/sh"
+    monkeypatch.delenv(export.VARIABLE)
+    with pytest.raises(UserError, match=r"\.venv-targets/bin/python is no interpreter.*make targ"):
+        targets_python()
+    with pytest.raises(UserError, match=r"/nowhere/python is no interpreter"):
+        targets_python("/nowhere/python")
+
+
+def test_every_target_has_its_peaks():
+    assert set(export.TARGETS) <= set(ACCELERATORS)
+
+
+def test_measured_kernels_stand_beside_their_least_time(tmp_path, program):
+    add = tf.function(lambda x: tf.exp(x) + x, jit_compile=True, autograph=False)
+    written = add.experimental_get_compiler_ir(tf.ones([1000]))(stage="optimized_hlo_serialized")
+    optimized = tmp_path / "a.hlo.pb"
+    optimized.write_bytes(written)
+    (kernel,) = kernels_of(written)
+    measured = {kernel.instruction.name: 0.25, "another": 0.5}
+    result = compare_with_measured(program, "h100", str(optimized), measured)
+    assert result["measured_seconds"] == 0.75
+    (group,) = result["groups"]
+    assert group["measured_seconds"] == 0.25
+    assert result["bytes_accessed"] == 2 * 4 * 1000
+    with pytest.raises(UserError, match="has none of the kernels"):
+        compare_with_measured(program, "h100", str(optimized), {"another": 0.5})

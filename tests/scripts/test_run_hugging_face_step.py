@@ -44,6 +44,8 @@ CONFIG = {
 def write(path: Path, **objective: float) -> Path:
     """A program's description and one batch; the program itself is not read."""
     described = {
+        "format": 1,
+        "arguments": [],
         "title": "tiny",
         "precision": "mixed_bfloat16",
         "batch_size": 4,
@@ -62,6 +64,7 @@ def write(path: Path, **objective: float) -> Path:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("step.mlir", "")
         archive.writestr("step.json", json.dumps(described))
         archive.writestr("arrays.npz", buffer.getvalue())
     return path

@@ -1,5 +1,7 @@
 """What schedules of sequence lengths and batch sizes make of a run."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,7 +133,7 @@ def test_an_estimate_is_of_all_stages():
     assert sum(result["memory"]["kept"].values()) == max(memories)
     plan = result["accelerators"]["v5e"]["plans"]["kept"]
     assert 0 < plan["run_seconds"] < 100 * plan["step_seconds"]
-    assert "75 steps of 16 x 13" in format_report(result)
+    assert re.search(r"75 +13 +16 ", format_report(result))
 
 
 def test_stages_that_were_trained_stay(tmp_path):

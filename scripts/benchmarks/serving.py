@@ -2,29 +2,31 @@
 
 import functools
 import importlib.util
+import itertools
 import os
+import random
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.benchmarking.alternation import (
+from benchmarks.alternation import (
     Contender,
     Timings,
     alternate,
-    describe_spread,
     spread_of_ratios,
     thread_environment,
 )
-from cocolm_tf.benchmarking.load import answer_clients
-from cocolm_tf.costs.step_benchmark import describe_device
+from cocolm_tf.costs.accelerators import describe_device
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.serving.export import BATCH_TIMEOUT_MICROS, MAX_BATCH_SIZE, Settings, export_preset
 from cocolm_tf.serving.served_preset import ServedPreset
-from cocolm_tf.versions import installed_versions, versions_line
+from cocolm_tf.versions import installed_versions
 
 # The kinds of export, and of the ONNX models to compare with.
 EXPORTS = {
@@ -48,38 +50,12 @@ def compare_serving(
     seconds: float,
     threads: int,
 ) -> dict[str, Any]:
-    """Measures throughput and latency of exports, and of ONNX models of the same presets.
-
-    The contenders take turns. A request is one text, and an answer its vector or its classes. The
-    texts are tokenized by the same graph for all. With batching, simultaneous requests are
-    answered together by TensorFlow's batch scheduler, the one that TensorFlow Serving has. Each is
-    measured with all threads for one operation, and with one, so that requests share them.
-
-    Args:
-        presets: from `embed` and `classify`, or one of them, to the preset.
-        names: which of `EXPORTS` and `ONNX` to measure.
-        texts: what clients ask, in turn.
-        clients: how many ask at the same time.
-        rounds: How often each is measured.
-        seconds: How long, with each number of clients.
-        threads: That TensorFlow and onnxruntime may use.
-
-    Returns:
-        What JSON can hold: `device`, `versions`, `threads`, `rounds`, `seconds`; `words`, the
-        lengths of the texts, as `p50` and so on; and `signatures`: from a signature to its
-        contenders, from their names, such as `"float32 batched, 1 thread"`, to the number of
-        clients, and from these to medians over the rounds of what `answer_clients` measures, and
-        `throughput`, the quartiles of how many times as many requests as ONNX's were answered,
-        round by round.
-
-    Raises:
-        UserError: if onnxruntime is asked for and not installed, or a preset cannot be served so.
-
-    Example:
-    ```python
-    compare_serving({"embed": "runs/first/preset"}, ["float32"], ["A cat."], [1, 4], 3, 2.0, 2)
-    ```
-    """
+    """Measures throughput and latency of exports, and of ONNX models of the same presets."""
+    # `presets` are by signature, `names` of `EXPORTS` and `ONNX`, `clients` the numbers of those
+    # that ask at the same time. A request is one text, and an answer its vector or its classes. All
+    # are tokenized by the same graph. With batching, simultaneous requests are answered together by
+    # TensorFlow's batch scheduler, the one that TensorFlow Serving has. Each is measured with all
+    # threads for one operation, and with one, so that requests share them.
     missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
     if ONNX in names and missing:
         raise UserError(
@@ -126,32 +102,6 @@ def compare_serving(
     }
 
 
-def format_serving(result: dict[str, Any]) -> str:
-    """Formats the result of `compare_serving` for a terminal."""
-    words = result["words"]
-    lines = [
-        f"device      {result['device']}, {result['threads']} threads",
-        f"versions    {versions_line(result['versions'])}",
-        f"requests    one text each, of {words['min']:.0f} to {words['max']:.0f} words, half of "
-        f"them {words['p25']:.0f} to {words['p75']:.0f}",
-        f"measured    {result['rounds']} times {result['seconds']:g} s of each, in turn: medians",
-    ]
-    for signature, contenders in result["signatures"].items():
-        lines += [
-            "",
-            f"{signature:26} {'clients':>7} {'requests/s':>10} {'p50 ms':>8} {'p95 ms':>8} "
-            f"{'p99 ms':>8} {'requests / onnx':>24}",
-        ]
-        for name, by_clients in contenders.items():
-            for clients, one in by_clients.items():
-                ratio = describe_spread(one["throughput"]) if "throughput" in one else ""
-                lines.append(
-                    f"{name:26} {clients:>7} {one['requests_per_second']:10.1f} "
-                    f"{one['p50_ms']:8.2f} {one['p95_ms']:8.2f} {one['p99_ms']:8.2f} {ratio:>24}"
-                )
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _label(name: str, is_batched: bool, intra_op: int, threads: int) -> str:
     how = " batched" if is_batched else ""
     return name + how + ("" if intra_op == threads else f", {intra_op} thread")
@@ -179,6 +129,57 @@ def _onnx_of(preset: str, signature: str, folder: str) -> Callable[[int], Functi
     return functools.partial(_onnx, path, preset, length)
 
 
+def measure_load(
+    ask: Callable[[str], Any], texts: Sequence[str], clients: int, seconds: float
+) -> dict[str, float]:
+    """Answers clients for a while, each the next question when the last one is answered."""
+    # Drawn by all clients in turn: `next` of a cycle is one step of the interpreter.
+    questions = itertools.cycle(texts)
+    waits: list[list[float]] = [[] for _ in range(clients)]
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(clients + 1)
+
+    def client(own_waits: list[float]) -> None:
+        barrier.wait()
+        now = time.perf_counter()
+        try:
+            while now < end and not failures:
+                ask(next(questions))
+                asked, now = now, time.perf_counter()
+                own_waits.append(now - asked)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=client, args=(own,), daemon=True) for own in waits]
+    for thread in threads:
+        thread.start()
+    start = time.perf_counter()
+    end = start + seconds
+    barrier.wait()
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - start
+    if failures:
+        raise failures[0]
+    milliseconds = 1000 * np.concatenate(waits)
+    quantiles = np.percentile(milliseconds, [50, 95, 99])
+    names = ("p50_ms", "p95_ms", "p99_ms")
+    return {
+        "requests_per_second": len(milliseconds) / elapsed,
+        **{name: float(value) for name, value in zip(names, quantiles, strict=True)},
+    }
+
+
+def texts_of_mixed_lengths(
+    words: Iterable[str], count: int, longest: int, seed: int = 0
+) -> list[str]:
+    """Cuts a stream of words into texts whose lengths are log-uniform."""
+    stream = itertools.cycle(words)
+    draw = random.Random(seed)
+    lengths = (round(longest ** draw.random()) for _ in range(count))
+    return [" ".join(itertools.islice(stream, length)) for length in lengths]
+
+
 # --- In the contender's process ---
 
 
@@ -199,9 +200,7 @@ def _measured(
 
     def measure() -> dict[int, dict[str, float]]:
         return {
-            number: answer_clients(
-                lambda text: function(tf.constant([text])), texts, number, seconds
-            )
+            number: measure_load(lambda text: function(tf.constant([text])), texts, number, seconds)
             for number in clients
         }
 

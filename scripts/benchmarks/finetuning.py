@@ -10,46 +10,28 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.benchmarking.alternation import (
+from benchmarks.alternation import (
     Contender,
     alternate,
-    describe_spread,
     spread_of_ratios,
     thread_environment,
 )
-from cocolm_tf.costs.step_benchmark import describe_device, summarize
+from cocolm_tf.costs.accelerators import describe_device
+from cocolm_tf.costs.step_benchmark import summarize
 from cocolm_tf.finetuning.config import from_dict
 from cocolm_tf.finetuning.optimization import build_optimizer
 from cocolm_tf.finetuning.tasks import task_of
 from cocolm_tf.finetuning.tasks.task import Prepared
 
+# One program for all widths, operation by operation, as Keras makes it; and one for each width,
+# with fused operations, or compiled as a whole where there is a GPU.
 WAYS = ("unknown_shapes", "static_shapes")
-"""One program for all widths, operation by operation, as Keras makes it; and one for each width,
-with fused operations, or compiled as a whole where there is a GPU."""
 
 
 def measure_finetuning(
     spec: Mapping[str, Any], batches: int, rounds: int, threads: int
 ) -> dict[str, Any]:
-    """Times the same steps of fine-tuning in each of `WAYS`, in alternation.
-
-    Args:
-        spec: What `Task.spec()` gave.
-        batches: How many steps a round has.
-        rounds: How often each way is timed, after a first time.
-        threads: That each may use.
-
-    Returns:
-        What JSON can hold: `device`, `precision`, `threads`, `rounds`, `batch_size`, `rows`, and
-        `tokens`, padding among them, of a round; and of each of `ways` its `seconds` and
-        `cpu_seconds` (see `summarize`), `first_seconds`, with its compilation,
-        `examples_per_second`, the median, and `speedup` and `cpu_speedup` over `unknown_shapes`:
-        `first_quartile`, `median` and `third_quartile` over the rounds. Where other processes want
-        the machine too, only those of `cpu_seconds` tell something.
-
-    Raises:
-        UserError: if the data or the preset is not what it should be.
-    """
+    """Times the same steps of fine-tuning in each of `WAYS`, in alternation."""
     contenders = [
         Contender(
             name,
@@ -61,11 +43,11 @@ def measure_finetuning(
     timings = alternate(contenders, rounds, warmup_calls=0)
     config = from_dict(spec["config"], "the configuration")
     facts = timings[WAYS[0]].first_result
+    # Where other processes want the machine too, only CPU seconds tell something.
     cpu = {
         name: [result["cpu_seconds"] for result in timing.results]
         for name, timing in timings.items()
     }
-    slowest = WAYS[0]
     return {
         "device": describe_device(),
         "precision": config.runtime.precision,
@@ -81,48 +63,36 @@ def measure_finetuning(
                 "cpu_seconds": summarize(cpu[name]),
                 "first_seconds": timing.first_seconds,
                 "examples_per_second": facts["rows"] / float(np.median(timing.seconds)),
-                "speedup": spread_of_ratios(timings[slowest].seconds, timing.seconds),
-                "cpu_speedup": spread_of_ratios(cpu[slowest], cpu[name]),
+                "speedup": spread_of_ratios(timings[WAYS[0]].seconds, timing.seconds),
+                "cpu_speedup": spread_of_ratios(cpu[WAYS[0]], cpu[name]),
             }
             for name, timing in timings.items()
         },
     }
 
 
-def format_finetuning(result: dict[str, Any]) -> str:
-    """Formats the result of `measure_finetuning` for a terminal."""
-    lines = [
-        f"device      {result['device']}, {result['threads']} threads",
-        f"rounds      {result['rounds']} of {result['batches']} batches of {result['batch_size']}, "
-        f"{result['rows']:,} rows, {result['tokens']:,} tokens with padding, {result['precision']}",
-        "",
-        f"{'':<16} {'examples/s':>10} {'speedup, median and quartiles':>32} "
-        f"{'in CPU seconds':>24} {'first round':>12}",
-    ]
-    for name, way in result["ways"].items():
-        speedup, of_cpu = (describe_spread(way[key]) for key in ("speedup", "cpu_speedup"))
-        lines.append(
-            f"{name:<16} {way['examples_per_second']:>10.1f} {speedup:>32} {of_cpu:>24} "
-            f"{way['first_seconds']:>10.1f} s"
-        )
-    return "\n".join(lines)
-
-
 def finetuning_steps(spec: Mapping[str, Any], count: int, way: str) -> Callable[[], dict[str, Any]]:
     """Builds a model and returns the function that learns from so many batches."""
     prepared, batches = _prepared(spec, count)
     model = prepared.model
-    rows = sum(int(_is_there(weights)) for _, _, weights in batches)
+    rows = sum(_real_rows(weights) for _, _, weights in batches)
     tokens = sum(int(tf.size(x["token_ids"])) for x, *_ in batches)
-    step = model.make_train_function
     if way == WAYS[0]:
-        step = functools.partial(_make_train_function_of_keras, model)
-    step(force=True)
+        # Keras's own step, which takes batches of any shape.
+        model.optimizer.build(model.trainable_variables)
+        model.train_function = keras.Model._make_function(
+            model,
+            tf.autograph.experimental.do_not_convert(
+                lambda data: keras.Model.train_step(model, data)
+            ),
+        )
+    else:
+        model.make_train_function(force=True)
 
     def steps() -> dict[str, Any]:
         started = time.process_time()
         for batch in batches:
-            logs = model.train_function(iter([batch]) if way == WAYS[0] else _Known(batch))
+            logs = model.train_function(iter([batch]) if way == WAYS[0] else _BatchWithSpec(batch))
         float(logs["loss"])
         spent = time.process_time() - started
         return {"rows": rows, "tokens": tokens, "cpu_seconds": spent}
@@ -131,15 +101,9 @@ def finetuning_steps(spec: Mapping[str, Any], count: int, way: str) -> Callable[
 
 
 def export_batches(spec: Mapping[str, Any], count: int, path: str) -> None:
-    """Writes the batches that are timed, for programs without TensorFlow.
-
-    Args:
-        spec: What `Task.spec()` gave.
-        count: How many.
-        path: The file, as `numpy.savez` writes it: `batch{i}/token_ids`, `/padding_mask`,
-            `/weights` and `/label`, or `/start` and `/end`; and `sizes`, the encoder's and the
-            optimizer's settings as JSON.
-    """
+    """Writes the batches that are timed, for programs without TensorFlow."""
+    # As `numpy.savez` does: `batch{i}/token_ids`, `/padding_mask`, `/weights` and `/label`, or
+    # `/start` and `/end`; and `sizes`, the encoder's and the optimizer's settings as JSON.
     prepared, batches = _prepared(spec, count)
     backbone, config = prepared.model.backbone, from_dict(spec["config"], "the configuration")
     arrays: dict[str, Any] = {}
@@ -159,7 +123,7 @@ def export_batches(spec: Mapping[str, Any], count: int, path: str) -> None:
     np.savez(path, sizes=json.dumps(described), **arrays)
 
 
-class _Known:
+class _BatchWithSpec:
     """One batch as an iterator whose shapes are announced, as those of `training_batches` are."""
 
     def __init__(self, batch: Any) -> None:
@@ -168,7 +132,7 @@ class _Known:
             lambda x: tf.TensorSpec([x.shape[0], *[None] * (x.shape.rank - 1)], x.dtype), batch
         )
 
-    def __iter__(self) -> "_Known":
+    def __iter__(self) -> "_BatchWithSpec":
         return self
 
     def __next__(self) -> Any:
@@ -189,20 +153,7 @@ def _prepared(spec: Mapping[str, Any], count: int) -> tuple[Prepared, list[Any]]
     return prepared, list(dataset.take(count))
 
 
-def _make_train_function_of_keras(model: keras.Model, force: bool) -> None:
-    """Keras's own step, which takes batches of any shape."""
-    del force
-    model.optimizer.build(model.trainable_variables)
-    trainer = keras.Model
-
-    def step(data: Any) -> Any:
-        return trainer.train_step(model, data)
-
-    model.train_function = trainer._make_function(
-        model, tf.autograph.experimental.do_not_convert(step)
-    )
-
-
-def _is_there(weights: tf.Tensor) -> tf.Tensor:
-    rows = tf.reshape(weights, [tf.shape(weights)[0], -1])
-    return tf.reduce_sum(tf.cast(tf.reduce_any(rows != 0, axis=1), tf.int32))
+def _real_rows(weights: tf.Tensor) -> int:
+    """How many rows of a batch are no padding."""
+    rows = np.reshape(weights, [len(weights), -1])
+    return int(np.any(rows != 0, axis=1).sum())
