@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_configs import VARIANTS, tiny
 
@@ -95,6 +95,7 @@ def test_links_and_memory_take_their_time():
     assert slow["accelerators"]["v5e"]["link_seconds"] == sent / 1e9
 
 
+@settings(max_examples=30)
 @given(
     per_device=st.integers(1, 48),
     devices=st.integers(1, 4),
