@@ -26,10 +26,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from joblib import cpu_count
 from tqdm import tqdm
 
 from cocolm_tf import files
-from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import RestartableError, UserError, refusal
 from cocolm_tf.program import RESTARTABLE
 
@@ -199,16 +199,16 @@ class JobRunner:
             with self._lock:
                 if self._closed:
                     raise concurrent.futures.CancelledError
-                heard, said = self._forks.Pipe(duplex=False)
-                arguments = (self._module, operands, dict(os.environ), said, log.name)
+                reader, writer = self._forks.Pipe(duplex=False)
+                arguments = (self._module, operands, dict(os.environ), writer, log.name)
                 process = self._forks.Process(target=_become, args=arguments)
                 process.start()
                 self._processes.add(process)
-            said.close()
+            writer.close()
             mistake = None
-            with heard, os.fdopen(os.dup(heard.fileno()), encoding="utf-8") as lines:
+            with reader, os.fdopen(os.dup(reader.fileno()), encoding="utf-8") as lines:
                 for line in lines:
-                    mistake = self._hear(job, line, log) or mistake
+                    mistake = self._receive(job, line, log) or mistake
             wait([process.sentinel])
             # Starting a process asks all others how they ended, and only one thread may at a time.
             with self._lock:
@@ -232,11 +232,11 @@ class JobRunner:
                 f"{job.label} was killed by signal {-process.exitcode}, as when memory runs "
                 f"out; {log_path} has what it said. Start again to resume."
             )
-        said = files.read_bytes(log_path).decode(errors="replace")
-        end = "".join(said.splitlines(keepends=True)[-25:])
+        text = files.read_bytes(log_path).decode(errors="replace")
+        end = "".join(text.splitlines(keepends=True)[-25:])
         raise RuntimeError(f"{job.label} failed; {log_path} ends:\n{end}")
 
-    def _hear(self, job: Job, line: str, log: Any) -> str | None:
+    def _receive(self, job: Job, line: str, log: Any) -> str | None:
         """Handles a line from a process; returns the user's mistake, if that is what it reports."""
         try:
             event = json.loads(line)
@@ -309,12 +309,12 @@ def serve(do: Callable[..., dict[str, Any]]) -> None:
 
 
 def _become(
-    module: str, operands: list[str], environment: dict[str, str], said: Connection, log: str
+    module: str, operands: list[str], environment: dict[str, str], writer: Connection, log: str
 ) -> None:
     """Makes a fork `python -m module`, which writes to the parent and to a log."""
     os.environ.update(environment)
-    with said, files.open_append(log) as file:
-        os.dup2(said.fileno(), sys.stdout.fileno())
+    with writer, files.open_append(log) as file:
+        os.dup2(writer.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     sys.argv = [module, *operands]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -353,7 +353,7 @@ def _take_share(slot: int, slots: int, strategy: str) -> None:
     if tf is None:
         return
     if slots > 1:
-        tf.config.threading.set_intra_op_parallelism_threads(max(1, available_cpus() // slots))
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, cpu_count() // slots))
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         share = gpus[slot::slots] or [gpus[slot % len(gpus)]]

@@ -4,7 +4,7 @@
 
 Of equal shares, or of those in --weights; or greedy: the best one, and each of the others, the next
 best first, that does not make the soup worse. What is best is measured on held-out text (--data) or
-by fine-tuning (--task), and told in the model card, of each preset and of the soup. For the
+by fine-tuning (--task), and reported in the model card, for each preset and the soup. For the
 checkpoints of one run, make presets of them with export_checkpoints.py.
 """
 

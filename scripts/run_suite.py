@@ -107,13 +107,13 @@ def main() -> str:
     files.check_writable(FLAGS.output_dir, "--output_dir")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.suite.definition import load_suite, row_overrides
     from cocolm_tf.suite.plan import (
-        Budget,
         Plan,
         architectures,
         glue_tasks,
+        load_suite,
         pretraining_configs,
+        row_overrides,
     )
     from cocolm_tf.suite.runner import PretrainingInputs, run_suite
 
@@ -121,13 +121,16 @@ def main() -> str:
     missing = [name for name in _FOR_PRETRAINING if not FLAGS[name].value]
     if missing and any(row.is_pretrained for row in suite.rows):
         raise UserError(f"--{missing[0]} is missing: rows of {FLAGS.suite} are pretrained.")
+    budget = f"trainer.train_tokens={FLAGS.tokens}" if FLAGS.tokens else ""
+    if FLAGS.train_steps:
+        budget = f"trainer.train_steps={FLAGS.train_steps},trainer.train_tokens=0"
     configs = pretraining_configs(
         suite,
         FLAGS.config_file,
         FLAGS.output_dir,
         FLAGS.params_override,
         row_overrides(suite, FLAGS.row_override),
-        Budget(FLAGS.train_steps, FLAGS.tokens),
+        budget,
     )
     tasks = glue_tasks(
         FLAGS.tasks,

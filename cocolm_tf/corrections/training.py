@@ -35,13 +35,12 @@ from cocolm_tf.tokenization.vocabulary import load_vocabulary
 from cocolm_tf.training.build import compile_pretrainer
 from cocolm_tf.training.checkpoints import Checkpoints
 from cocolm_tf.training.config import PretrainingConfig, save_config
-from cocolm_tf.training.distribution import make_strategy, per_replica_batch
+from cocolm_tf.training.distribution import StopSignal, Workers, make_strategy, per_replica_batch
 from cocolm_tf.training.identity import flat
 from cocolm_tf.training.loop import train
 from cocolm_tf.training.model_card import Facts
 from cocolm_tf.training.preset import ARCHITECTURE, load_preset, save_preset
 from cocolm_tf.training.stages import stages
-from cocolm_tf.training.workers import StopSignal, Workers
 
 _RUN_FILENAME = "run.json"
 

@@ -10,8 +10,7 @@ import subprocess
 
 import numpy as np
 import tensorflow as tf
-
-from cocolm_tf.cpus import available_cpus
+from joblib import cpu_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +173,7 @@ def describe_device() -> str:
         with open("/proc/cpuinfo") as file:
             names = (line.partition(":")[2].strip() for line in file if "model name" in line)
             name = next(names, name)
-    return f"CPU, {name}, {available_cpus()} cores"
+    return f"CPU, {name}, {cpu_count()} cores"
 
 
 def power_limit(device_type: str, devices: int = 1) -> float | None:

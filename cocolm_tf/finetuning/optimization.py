@@ -6,8 +6,7 @@ import keras
 
 from cocolm_tf.finetuning.config import OptimizerConfig
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.training.optimization import AdamW
-from cocolm_tf.training.schedules import WarmupDecay
+from cocolm_tf.training.optimization import AdamW, WarmupDecay
 
 
 def build_optimizer(

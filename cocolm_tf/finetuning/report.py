@@ -3,12 +3,13 @@
 import json
 import os
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cocolm_tf import files
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.jobs import RESULTS_FILENAME, write_json
+from cocolm_tf.training.model_card import markdown_table
 
 TABLE_FILENAME = "results.md"
 
@@ -266,10 +267,3 @@ def _medians(experiment: dict[str, Any]) -> list[float]:
     # The paper's metric, whatever the best epoch was chosen by.
     metric = _PAPER_METRICS.get(experiment["task"], "accuracy")
     return [metrics[metric]["median"] for metrics in experiment["dev"].values()]
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lays out a table in Markdown."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

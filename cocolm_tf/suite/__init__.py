@@ -5,8 +5,15 @@ from cocolm_tf import lazy
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
-        "definition": ["Row", "Suite", "load_suite"],
-        "plan": ["Plan", "architectures", "glue_tasks", "pretraining_configs"],
+        "plan": [
+            "Plan",
+            "Row",
+            "Suite",
+            "architectures",
+            "glue_tasks",
+            "load_suite",
+            "pretraining_configs",
+        ],
         "runner": ["PretrainingInputs", "run_suite"],
     },
 )

@@ -3,7 +3,7 @@
 import os
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scipy import stats
@@ -14,10 +14,10 @@ from cocolm_tf.analysis.glossary import METRICS
 from cocolm_tf.analysis.metrics_log import TRAINING, read_metrics
 from cocolm_tf.analysis.runs import read_run
 from cocolm_tf.costs.flops import pretraining_flops
-from cocolm_tf.finetuning.report import markdown_table, summarize, summarize_runs
-from cocolm_tf.suite.definition import Row
-from cocolm_tf.suite.plan import Plan, run_folder
+from cocolm_tf.finetuning.report import summarize, summarize_runs
+from cocolm_tf.suite.plan import Plan, Row, run_folder
 from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.model_card import markdown_table
 from cocolm_tf.training.stages import Total, tokens_per_step
 
 # The results of one row and task: from each seed to those of `run_task`.
@@ -126,12 +126,12 @@ def suite_page(results: Mapping[str, Any]) -> str:
             "times 100: Matthews correlation for CoLA, Spearman's for STS-B, accuracy for the "
             "rest. AVG is the mean over the tasks, with the matched set for MNLI."
         )
-        sections.append(_scores(results))
+        sections.append(_of_tasks(results, _score, _average))
         sections.append(
             "How they spread over seeds: lowest to highest, and how many there are. AVG: mean and "
             "standard deviation of each seed's average. Differences within these mean little."
         )
-        sections.append(_spreads(results))
+        sections.append(_of_tasks(results, _spread, _average_spread))
         reference = _reference(rows)
         sections.append(
             f"Differences from {reference['title']} over the seeds that both have: their mean, "
@@ -153,15 +153,26 @@ def suite_page(results: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _scores(results: Mapping[str, Any]) -> str:
+def _of_tasks(
+    results: Mapping[str, Any], of_task: Callable[[Any], str], of_average: Callable[[Any], str]
+) -> str:
+    """A table with a column for each task and one for the averages over them."""
+
     def cells(row: Mapping[str, Any]) -> list[str]:
-        average = row["average"]
-        return [
-            *(_score(row["finetuning"].get(task["name"])) for task in results["tasks"]),
-            _MISSING if average is None else f"{100 * average:.1f}",
-        ]
+        found = [row["finetuning"].get(task["name"]) for task in results["tasks"]]
+        return [*map(of_task, found), of_average(row)]
 
     return _table(results["rows"], [*(task["title"] for task in results["tasks"]), "AVG"], cells)
+
+
+def _average(row: Mapping[str, Any]) -> str:
+    return _MISSING if row["average"] is None else f"{100 * row['average']:.1f}"
+
+
+def _average_spread(row: Mapping[str, Any]) -> str:
+    if not (found := row["averages"]):
+        return _MISSING
+    return f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f} ({len(found['values'])})"
 
 
 def _score(found: Mapping[str, Any] | None) -> str:
@@ -169,20 +180,6 @@ def _score(found: Mapping[str, Any] | None) -> str:
         return "diverged" if found and found["diverged"] else _MISSING
     metric = found["metric"]
     return "/".join(f"{100 * metrics[metric]['median']:.1f}" for metrics in found["dev"].values())
-
-
-def _spreads(results: Mapping[str, Any]) -> str:
-    def cells(row: Mapping[str, Any]) -> list[str]:
-        averages, average = row["averages"], _MISSING
-        if averages:
-            count = len(averages["values"])
-            average = f"{100 * averages['mean']:.1f} ± {100 * averages['std']:.1f} ({count})"
-        return [
-            *(_spread(row["finetuning"].get(task["name"])) for task in results["tasks"]),
-            average,
-        ]
-
-    return _table(results["rows"], [*(task["title"] for task in results["tasks"]), "AVG"], cells)
 
 
 def _spread(found: Mapping[str, Any] | None) -> str:

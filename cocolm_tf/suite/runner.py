@@ -21,11 +21,10 @@ from cocolm_tf.finetuning.tasks.classification import ClassificationTask
 from cocolm_tf.finetuning.tasks.task import RESUMED_BY
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
 from cocolm_tf.jobs import CONTENT_KEY, Job, JobRunner, refuse_another, write_json
-from cocolm_tf.suite.definition import Row
-from cocolm_tf.suite.plan import Plan, Run, preset_folder, pretraining_folder, run_folder
+from cocolm_tf.suite.plan import Plan, Row, Run, preset_folder, pretraining_folder, run_folder
 from cocolm_tf.suite.results import pretraining_cost, suite_page, suite_results, write_curves
+from cocolm_tf.training.distribution import StopSignal
 from cocolm_tf.training.identity import dataset_fingerprint
-from cocolm_tf.training.workers import StopSignal
 
 # Named, not imported: the processes that run it need TensorFlow, this one does not.
 _MODULE = "cocolm_tf.suite.job"

@@ -15,8 +15,7 @@ from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.ops.cudnn_attention import XLA_OPTIONS
 from cocolm_tf.training.config import OptimizerConfig, PretrainingConfig, decay_steps
 from cocolm_tf.training.distribution import compiles_step
-from cocolm_tf.training.optimization import AdamW, ShardedAdamW
-from cocolm_tf.training.schedules import SCHEDULES, WarmupDecay
+from cocolm_tf.training.optimization import SCHEDULES, AdamW, ShardedAdamW, WarmupDecay
 
 Pretrainer = CocoLMPretrainer | MaskedLMPretrainer | MCLPretrainer
 

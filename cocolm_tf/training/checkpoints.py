@@ -16,8 +16,8 @@ import tensorflow as tf
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.training_step import TrainingStep
+from cocolm_tf.training.distribution import Workers
 from cocolm_tf.training.optimization import ShardedSlot
-from cocolm_tf.training.workers import Workers
 
 _FILE = re.compile(r"ckpt-(\d+)\.(index|data-.*)")
 _UNFINISHED = "unfinished"

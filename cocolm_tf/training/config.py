@@ -6,6 +6,7 @@ setting, or, with the key `base`, from another file.
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 
 from official.modeling import hyperparams
 
@@ -21,8 +22,8 @@ from cocolm_tf.modeling.transformer import (
 )
 from cocolm_tf.ops.attention import ATTENTION_KERNELS
 from cocolm_tf.training import config_file
-from cocolm_tf.training.schedules import SCHEDULES
-from cocolm_tf.training.stages import check_schedule, resolve_durations, stage_ends
+from cocolm_tf.training.optimization import SCHEDULES
+from cocolm_tf.training.stages import resolve_durations, schedule_faults, stage_ends
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 REPLACEMENTS = ("auxiliary", "frozen", "random", "stored")
@@ -257,90 +258,68 @@ class PretrainingConfig(hyperparams.Config):
     runtime: RuntimeConfig = dataclasses.field(default_factory=RuntimeConfig)
 
 
-_RANGES: config_file.Ranges = (
-    (
-        lambda value: value >= 1,
-        "at least 1",
+_RANGES: config_file.Ranges = [
+    (is_right, wanted, keys.split())
+    for is_right, wanted, keys in (
         (
-            "model.vocabulary_size",
-            "model.num_layers",
-            "model.num_heads",
-            "model.hidden_dim",
-            "model.intermediate_dim",
-            "model.max_sequence_length",
-            "auxiliary.num_layers",
-            "data.sequence_length",
-            "trainer.train_steps",
-            "trainer.batch_size",
-            "trainer.micro_batches",
-            "trainer.steps_per_loop",
-            "trainer.log_interval",
-            "trainer.validation_interval",
-            "trainer.checkpoint_interval",
-            "trainer.max_checkpoints",
-            "trainer.max_skipped_updates",
+            lambda value: value >= 1,
+            "at least 1",
+            """
+        model.vocabulary_size model.num_layers model.num_heads model.hidden_dim
+        model.intermediate_dim model.max_sequence_length auxiliary.num_layers data.sequence_length
+        data.span_words trainer.train_steps trainer.batch_size trainer.micro_batches
+        trainer.steps_per_loop trainer.log_interval trainer.validation_interval
+        trainer.checkpoint_interval trainer.max_checkpoints trainer.max_skipped_updates
+        """,
         ),
-    ),
-    (
-        lambda value: value >= 0,
-        "0 or more",
         (
-            "model.relative_position_bins",
-            "auxiliary.num_heads",
-            "auxiliary.hidden_dim",
-            "auxiliary.intermediate_dim",
-            "objective.copy_weight",
-            "objective.lm_weight",
-            "objective.scl_weight",
-            *(f"mcl.{key.name}" for key in dataclasses.fields(MCLConfig) if "weight" in key.name),
-            "optimizer.end_learning_rate",
-            "optimizer.warmup_steps",
-            "optimizer.warmup_tokens",
-            "optimizer.decay_steps",
-            "optimizer.weight_decay",
-            "optimizer.clip_norm",
-            "trainer.train_tokens",
-            "trainer.validation_steps",
-            "trainer.keep_checkpoint_interval",
-            "runtime.logit_chunk_rows",
-            "runtime.peak_flops",
+            lambda value: value >= 0,
+            "0 or more",
+            """
+        model.relative_position_bins auxiliary.num_heads auxiliary.hidden_dim
+        auxiliary.intermediate_dim objective.copy_weight objective.lm_weight objective.scl_weight
+        mcl.mlm_weight mcl.slm_weight mcl.rtd_weight mcl.std_weight mcl.itd_weight
+        mcl.re_mlm_weight mcl.re_slm_weight mcl.re_rtd_weight mcl.re_std_weight
+        optimizer.end_learning_rate optimizer.warmup_steps optimizer.warmup_tokens
+        optimizer.decay_steps optimizer.weight_decay optimizer.clip_norm trainer.train_tokens
+        trainer.validation_steps trainer.keep_checkpoint_interval runtime.logit_chunk_rows
+        runtime.peak_flops
+        """,
         ),
-    ),
-    (
-        lambda value: value > 0,
-        "more than 0",
         (
-            "model.initializer_range",
-            "objective.temperature",
-            "auxiliary.temperature",
-            "auxiliary.temperature_decay",
-            "optimizer.learning_rate",
-            "optimizer.epsilon",
+            lambda value: value > 0,
+            "more than 0",
+            """
+        model.initializer_range objective.temperature auxiliary.temperature
+        auxiliary.temperature_decay optimizer.learning_rate optimizer.epsilon
+        """,
         ),
-    ),
-    (
-        lambda value: 0 <= value < 1,
-        "in [0, 1)",
-        ("model.dropout", "optimizer.beta_1", "optimizer.beta_2", "trainer.ema_decay"),
-    ),
-    (
-        lambda value: 0 < value <= 1,
-        "in (0, 1]",
         (
-            "data.mask_fraction",
-            "data.crop_fraction",
-            "mcl.swap_fraction",
-            "mcl.insert_fraction",
+            lambda value: 0 <= value < 1,
+            "in [0, 1)",
+            "model.dropout optimizer.beta_1 optimizer.beta_2 trainer.ema_decay",
         ),
-    ),
-    (lambda value: value >= 1, "at least 1", ("data.span_words",)),
-    (
-        lambda value: 0 <= value <= 1,
-        "in [0, 1]",
-        ("data.short_fraction",),
-    ),
-    (lambda value: 0 <= value < 2**31, "in [0, 2^31)", ("runtime.seed",)),
-)
+        (
+            lambda value: 0 < value <= 1,
+            "in (0, 1]",
+            "data.mask_fraction data.crop_fraction mcl.swap_fraction mcl.insert_fraction",
+        ),
+        (lambda value: 0 <= value <= 1, "in [0, 1]", "data.short_fraction"),
+        (lambda value: 0 <= value < 2**31, "in [0, 2^31)", "runtime.seed"),
+    )
+]
+_CHOICES = {
+    "runtime.precision": PRECISIONS,
+    "model.rematerialize": REMATERIALIZE,
+    "model.residual_init": RESIDUAL_INITS,
+    "runtime.attention": ATTENTION_KERNELS,
+    "auxiliary.sampling": SAMPLING_MODES,
+    "auxiliary.replacements": REPLACEMENTS,
+    "auxiliary.shared": SHARED_EMBEDDINGS,
+    "objective.name": OBJECTIVES,
+    "data.masking": MASKINGS,
+    "optimizer.schedule": tuple(SCHEDULES),
+}
 
 
 def load_config(path: str, overrides: str | list[str] = "") -> PretrainingConfig:
@@ -378,171 +357,17 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     if isinstance(config.model.rematerialize, bool):
         config.model.rematerialize = rematerialize_mode(config.model.rematerialize)
     config_file.check_ranges(config, name, _RANGES)
-    for key, value, allowed in (
-        ("runtime.precision", config.runtime.precision, PRECISIONS),
-        ("model.rematerialize", config.model.rematerialize, REMATERIALIZE),
-        ("model.residual_init", config.model.residual_init, RESIDUAL_INITS),
-        ("runtime.attention", config.runtime.attention, ATTENTION_KERNELS),
-        ("auxiliary.sampling", config.auxiliary.sampling, SAMPLING_MODES),
-        ("auxiliary.replacements", config.auxiliary.replacements, REPLACEMENTS),
-        ("auxiliary.shared", config.auxiliary.shared, SHARED_EMBEDDINGS),
-        ("objective.name", config.objective.name, OBJECTIVES),
-        ("data.masking", config.data.masking, MASKINGS),
-        ("optimizer.schedule", config.optimizer.schedule, tuple(SCHEDULES)),
-    ):
-        config_file.check_choice(name, key, value, allowed)
-    if config.runtime.attention == "cudnn" and config.runtime.precision == "float32":
-        raise UserError(f"{name}: runtime.attention=cudnn needs a runtime.precision that is mixed.")
-    replacements, preset = config.auxiliary.replacements, config.auxiliary.preset
-    if replacements != "stored" and (replacements == "frozen") != bool(preset):
-        raise UserError(
-            f"{name}: auxiliary.replacements=frozen and auxiliary.preset go together: the frozen "
-            "auxiliary model is that of a finished run's preset."
-        )
-    _check_sizes(config, name)
-    _check_stages(config, name)
-    trainer = config.trainer
-    for key in ("train_steps", "log_interval", "validation_interval", "checkpoint_interval"):
-        steps = getattr(trainer, key)
-        if steps % trainer.steps_per_loop:
-            raise UserError(
-                f"{name}: trainer.{key}={steps} must be a multiple of "
-                f"trainer.steps_per_loop={trainer.steps_per_loop}."
-            )
-    if trainer.keep_checkpoint_interval % trainer.checkpoint_interval:
-        raise UserError(
-            f"{name}: trainer.keep_checkpoint_interval={trainer.keep_checkpoint_interval} must be "
-            f"a multiple of trainer.checkpoint_interval={trainer.checkpoint_interval}."
-        )
-    _check_decay(config, name)
-    objective = config.objective
-    if replacements == "stored" and objective.name != "coco_lm":
-        raise UserError(
-            f"{name}: auxiliary.replacements=stored does not go with objective.name="
-            f"{objective.name}: it must be coco_lm."
-        )
-    schedules = config.data.sequence_length_schedule, config.trainer.batch_size_schedule
-    if replacements == "stored" and any(schedules):
-        raise UserError(
-            f"{name}: auxiliary.replacements=stored has batches of one shape, without a "
-            "data.sequence_length_schedule or a trainer.batch_size_schedule."
-        )
-    if objective.name == "mcl":
-        _check_courses(config, name)
-    elif not (objective.copy_weight or objective.lm_weight or objective.scl_weight):
-        raise UserError(f"{name}: objective gives the main model nothing to learn.")
-    elif objective.weighted_lm and not (objective.copy_weight or objective.use_copy):
-        raise UserError(
-            f"{name}: objective.weighted_lm=true weighs by the copy head, which nothing trains: "
-            "set objective.copy_weight."
-        )
+    for key, allowed in _CHOICES.items():
+        section, field = key.split(".")
+        config_file.check_choice(name, key, getattr(getattr(config, section), field), allowed)
+    for check in (_size_faults, _stage_faults, _trainer_faults, _decay_faults, _objective_faults):
+        for fault in check(config):
+            raise UserError(f"{name}: {fault}")
 
 
 def save_config(config: PretrainingConfig, path: str) -> None:
     """Writes a configuration so that `load_config` reads it back."""
     config_file.save_config(config, path)
-
-
-def _check_courses(config: PretrainingConfig, name: str) -> None:
-    mcl, replacements = config.mcl, config.auxiliary.replacements
-    for key, wanted in (("masking", "token"), ("short_fraction", 0.0)):
-        if (value := getattr(config.data, key)) != wanted:
-            raise UserError(
-                f"{name}: data.{key}={value} does not go with objective.name=mcl, whose courses "
-                f"choose single tokens of whole sequences: it must be {wanted}."
-            )
-    if replacements != "auxiliary":
-        raise UserError(
-            f"{name}: auxiliary.replacements={replacements} does not go with objective.name=mcl, "
-            "whose auxiliary model, the generator, learns: it must be auxiliary."
-        )
-    if not (mcl.mlm_weight or mcl.slm_weight):
-        raise UserError(f"{name}: mcl gives the generator nothing to learn: set mcl.mlm_weight.")
-    if not (mcl.rtd_weight or mcl.std_weight or mcl.itd_weight):
-        raise UserError(f"{name}: mcl gives the main model nothing to learn: set mcl.rtd_weight.")
-    for correction, course in (
-        ("re_mlm", "rtd"),
-        ("re_rtd", "rtd"),
-        ("re_slm", "std"),
-        ("re_std", "std"),
-    ):
-        if getattr(mcl, f"{correction}_weight") and not getattr(mcl, f"{course}_weight"):
-            raise UserError(
-                f"{name}: mcl.{correction}_weight needs mcl.{course}_weight, whose verdicts it "
-                f"corrects: set mcl.{correction}_weight=0 too."
-            )
-
-
-def _check_stages(config: PretrainingConfig, name: str) -> None:
-    """Checks the schedules of a run, and sets its steps where they are given in tokens."""
-    data, trainer = config.data, config.trainer
-    schedules = {
-        "data.sequence_length_schedule": data.sequence_length_schedule,
-        "trainer.batch_size_schedule": trainer.batch_size_schedule,
-    }
-    for key, schedule in schedules.items():
-        for complaint in check_schedule(schedule, "size" if "size" in key else "length"):
-            raise UserError(f"{name}: {key}={schedule}: {complaint}")
-    key = f"{name}: data.sequence_length_schedule={data.sequence_length_schedule}"
-    for length in data.sequence_length_schedule[1::2]:
-        if not 3 <= length <= config.model.max_sequence_length:
-            raise UserError(
-                f"{key}: lengths must be from 3 to model.max_sequence_length="
-                f"{config.model.max_sequence_length}."
-            )
-        if data.scale_batch_size and length > data.sequence_length:
-            raise UserError(
-                f"{key}: with data.scale_batch_size no length may be more than "
-                f"data.sequence_length={data.sequence_length}."
-            )
-    sizes = trainer.batch_size_schedule[1::2]
-    if any(not 1 <= size <= trainer.batch_size for size in sizes):
-        raise UserError(
-            f"{name}: trainer.batch_size_schedule={trainer.batch_size_schedule}: sizes must be "
-            f"from 1 to trainer.batch_size={trainer.batch_size}."
-        )
-    resolve_durations(config)
-    for key, schedule in schedules.items():
-        ends = [0, *stage_ends(schedule, trainer.train_steps, trainer.steps_per_loop)]
-        if any(begin == end for begin, end in itertools.pairwise(ends)):
-            raise UserError(
-                f"{name}: {key}={schedule} has a stage of less than trainer.steps_per_loop="
-                f"{trainer.steps_per_loop} of trainer.train_steps={trainer.train_steps} steps."
-            )
-
-
-def _check_decay(config: PretrainingConfig, name: str) -> None:
-    optimizer, trainer = config.optimizer, config.trainer
-    if optimizer.warmup_steps > trainer.train_steps:
-        raise UserError(
-            f"{name}: optimizer.warmup_steps={optimizer.warmup_steps} is more than "
-            f"trainer.train_steps={trainer.train_steps}."
-        )
-    has_stable_phase = SCHEDULES[optimizer.schedule][1]
-    if not has_stable_phase and (optimizer.decay_steps or trainer.decay_from):
-        key = "trainer.decay_from" if trainer.decay_from else "optimizer.decay_steps"
-        raise UserError(f"{name}: {key} needs optimizer.schedule=wsd or wsd_sqrt.")
-    if not has_stable_phase:
-        return
-    first = optimizer.warmup_steps
-    if trainer.decay_from:
-        run, at, step = trainer.decay_from.rpartition("@")
-        if not run or not at or not step.isdecimal():
-            raise UserError(
-                f"{name}: trainer.decay_from={trainer.decay_from} must be RUN@STEP: the folder of "
-                "a run and the step of a checkpoint that it has kept."
-            )
-        first = max(int(step), first)
-        if first >= trainer.train_steps:
-            raise UserError(
-                f"{name}: trainer.decay_from={trainer.decay_from} leaves no steps to decay in: "
-                f"trainer.train_steps={trainer.train_steps} must be more than {first}."
-            )
-    if first > trainer.train_steps - decay_steps(config):
-        raise UserError(
-            f"{name}: a decay of {decay_steps(config)} steps does not fit between step {first} and "
-            f"trainer.train_steps={trainer.train_steps}: lower optimizer.decay_steps."
-        )
 
 
 def decay_steps(config: PretrainingConfig) -> int:
@@ -557,25 +382,28 @@ def decay_steps(config: PretrainingConfig) -> int:
     return optimizer.decay_steps or rest
 
 
-def _check_sizes(config: PretrainingConfig, name: str) -> None:
+# The faults in how the values of keys go together: what is wrong, and what would be right.
+
+
+def _size_faults(config: PretrainingConfig) -> Iterator[str]:
     model, auxiliary = config.model, config.auxiliary
     if config.data.sequence_length > model.max_sequence_length:
-        raise UserError(
-            f"{name}: data.sequence_length={config.data.sequence_length} is more than "
+        yield (
+            f"data.sequence_length={config.data.sequence_length} is more than "
             f"model.max_sequence_length={model.max_sequence_length}."
         )
     if model.hidden_dim % model.num_heads:
-        raise UserError(
-            f"{name}: model.hidden_dim={model.hidden_dim} is not a multiple of "
+        yield (
+            f"model.hidden_dim={model.hidden_dim} is not a multiple of "
             f"model.num_heads={model.num_heads}."
         )
     width, heads = (
         getattr(auxiliary, key) or getattr(model, key) for key in ("hidden_dim", "num_heads")
     )
     if width % heads:
-        raise UserError(
-            f"{name}: the auxiliary model's width {width} is not a multiple of its number of "
-            f"heads {heads}: set auxiliary.hidden_dim and auxiliary.num_heads."
+        yield (
+            f"the auxiliary model's width {width} is not a multiple of its number of heads "
+            f"{heads}: set auxiliary.hidden_dim and auxiliary.num_heads."
         )
     if model.relative_position_bins:
         try:
@@ -583,4 +411,147 @@ def _check_sizes(config: PretrainingConfig, name: str) -> None:
                 model.relative_position_bins, model.relative_position_max_distance, 1
             )
         except ValueError as error:
-            raise UserError(f"{name}: model.{error}") from error
+            yield f"model.{error}"
+
+
+def _stage_faults(config: PretrainingConfig) -> Iterator[str]:
+    """The faults of schedules; sets the steps of a run where they are given in tokens."""
+    data, trainer = config.data, config.trainer
+    schedules = {
+        "data.sequence_length_schedule": data.sequence_length_schedule,
+        "trainer.batch_size_schedule": trainer.batch_size_schedule,
+    }
+    for key, schedule in schedules.items():
+        for fault in schedule_faults(schedule, "size" if "size" in key else "length"):
+            yield f"{key}={schedule}: {fault}"
+    key = f"data.sequence_length_schedule={data.sequence_length_schedule}"
+    for length in data.sequence_length_schedule[1::2]:
+        if not 3 <= length <= config.model.max_sequence_length:
+            yield (
+                f"{key}: lengths must be from 3 to model.max_sequence_length="
+                f"{config.model.max_sequence_length}."
+            )
+        if data.scale_batch_size and length > data.sequence_length:
+            yield (
+                f"{key}: with data.scale_batch_size no length may be more than "
+                f"data.sequence_length={data.sequence_length}."
+            )
+    if any(not 1 <= size <= trainer.batch_size for size in trainer.batch_size_schedule[1::2]):
+        yield (
+            f"trainer.batch_size_schedule={trainer.batch_size_schedule}: sizes must be from 1 to "
+            f"trainer.batch_size={trainer.batch_size}."
+        )
+    resolve_durations(config)
+    for key, schedule in schedules.items():
+        ends = [0, *stage_ends(schedule, trainer.train_steps, trainer.steps_per_loop)]
+        if any(begin == end for begin, end in itertools.pairwise(ends)):
+            yield (
+                f"{key}={schedule} has a stage of less than trainer.steps_per_loop="
+                f"{trainer.steps_per_loop} of trainer.train_steps={trainer.train_steps} steps."
+            )
+
+
+def _trainer_faults(config: PretrainingConfig) -> Iterator[str]:
+    trainer = config.trainer
+    if config.runtime.attention == "cudnn" and config.runtime.precision == "float32":
+        yield "runtime.attention=cudnn needs a runtime.precision that is mixed."
+    for key, of in (
+        ("train_steps", "steps_per_loop"),
+        ("log_interval", "steps_per_loop"),
+        ("validation_interval", "steps_per_loop"),
+        ("checkpoint_interval", "steps_per_loop"),
+        ("keep_checkpoint_interval", "checkpoint_interval"),
+    ):
+        value, unit = getattr(trainer, key), getattr(trainer, of)
+        if value % unit:
+            yield f"trainer.{key}={value} must be a multiple of trainer.{of}={unit}."
+
+
+def _decay_faults(config: PretrainingConfig) -> Iterator[str]:
+    optimizer, trainer = config.optimizer, config.trainer
+    if optimizer.warmup_steps > trainer.train_steps:
+        yield (
+            f"optimizer.warmup_steps={optimizer.warmup_steps} is more than "
+            f"trainer.train_steps={trainer.train_steps}."
+        )
+    has_stable_phase = SCHEDULES[optimizer.schedule][1]
+    if not has_stable_phase and (optimizer.decay_steps or trainer.decay_from):
+        key = "trainer.decay_from" if trainer.decay_from else "optimizer.decay_steps"
+        yield f"{key} needs optimizer.schedule=wsd or wsd_sqrt."
+    if not has_stable_phase:
+        return
+    first = optimizer.warmup_steps
+    if trainer.decay_from:
+        run, at, step = trainer.decay_from.rpartition("@")
+        if not run or not at or not step.isdecimal():
+            yield (
+                f"trainer.decay_from={trainer.decay_from} must be RUN@STEP: the folder of a run "
+                "and the step of a checkpoint that it has kept."
+            )
+        first = max(int(step), first)
+        if first >= trainer.train_steps:
+            yield (
+                f"trainer.decay_from={trainer.decay_from} leaves no steps to decay in: "
+                f"trainer.train_steps={trainer.train_steps} must be more than {first}."
+            )
+    if first > trainer.train_steps - decay_steps(config):
+        yield (
+            f"a decay of {decay_steps(config)} steps does not fit between step {first} and "
+            f"trainer.train_steps={trainer.train_steps}: lower optimizer.decay_steps."
+        )
+
+
+def _objective_faults(config: PretrainingConfig) -> Iterator[str]:
+    objective, replacements = config.objective, config.auxiliary.replacements
+    has_preset = bool(config.auxiliary.preset)
+    if replacements != "stored" and (replacements == "frozen") != has_preset:
+        yield (
+            "auxiliary.replacements=frozen and auxiliary.preset go together: the frozen auxiliary "
+            "model is that of a finished run's preset."
+        )
+    if replacements == "stored" and objective.name != "coco_lm":
+        yield (
+            "auxiliary.replacements=stored does not go with objective.name="
+            f"{objective.name}: it must be coco_lm."
+        )
+    schedules = config.data.sequence_length_schedule, config.trainer.batch_size_schedule
+    if replacements == "stored" and any(schedules):
+        yield (
+            "auxiliary.replacements=stored has batches of one shape, without a "
+            "data.sequence_length_schedule or a trainer.batch_size_schedule."
+        )
+    if objective.name == "mcl":
+        yield from _course_faults(config)
+    elif not (objective.copy_weight or objective.lm_weight or objective.scl_weight):
+        yield "objective gives the main model nothing to learn."
+    elif objective.weighted_lm and not (objective.copy_weight or objective.use_copy):
+        yield (
+            "objective.weighted_lm=true weighs by the copy head, which nothing trains: set "
+            "objective.copy_weight."
+        )
+
+
+def _course_faults(config: PretrainingConfig) -> Iterator[str]:
+    mcl, replacements = config.mcl, config.auxiliary.replacements
+    for key, wanted in (("masking", "token"), ("short_fraction", 0.0)):
+        if (value := getattr(config.data, key)) != wanted:
+            yield (
+                f"data.{key}={value} does not go with objective.name=mcl, whose courses choose "
+                f"single tokens of whole sequences: it must be {wanted}."
+            )
+    if replacements != "auxiliary":
+        yield (
+            f"auxiliary.replacements={replacements} does not go with objective.name=mcl, whose "
+            "auxiliary model, the generator, learns: it must be auxiliary."
+        )
+    if not (mcl.mlm_weight or mcl.slm_weight):
+        yield "mcl gives the generator nothing to learn: set mcl.mlm_weight."
+    if not (mcl.rtd_weight or mcl.std_weight or mcl.itd_weight):
+        yield "mcl gives the main model nothing to learn: set mcl.rtd_weight."
+    for correction in ("re_mlm", "re_rtd", "re_slm", "re_std"):
+        course = "rtd" if correction in ("re_mlm", "re_rtd") else "std"
+        if getattr(mcl, f"{correction}_weight") and not getattr(mcl, f"{course}_weight"):
+            yield (
+                f"mcl.{correction}_weight needs mcl.{course}_weight, whose errors it corrects: "
+                f"set mcl.{correction}_weight=0 too."
+            )

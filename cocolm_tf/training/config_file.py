@@ -36,9 +36,24 @@ def apply_file(config: hyperparams.Config, path: str) -> None:
         override(config, values, file)
 
 
-def override(config: hyperparams.Config, values: Any, name: str) -> None:
+def override(config: hyperparams.Config, values: Any, name: str, prefix: str = "") -> None:
     """Changes some values: `Config.override`, with mistakes by their full keys."""
-    _override(config, values, name, prefix="")
+    if not isinstance(values, dict):
+        what = f"{prefix.removesuffix('.')} takes" if prefix else "a configuration takes"
+        raise UserError(f"{name}: {what} keys and their values, not {values!r}.")
+    kinds = typing.get_type_hints(type(config))
+    keys = [field.name for field in dataclasses.fields(config)]
+    for key, value in values.items():
+        if key not in keys:
+            raise UserError(
+                f"{name}: {prefix}{key} does not exist; "
+                f"{prefix.removesuffix('.') or 'a configuration'} has {', '.join(keys)}."
+            )
+        if isinstance(getattr(config, key), hyperparams.Config):
+            override(getattr(config, key), value, name, f"{prefix}{key}.")
+        else:
+            _check_type(name, f"{prefix}{key}", value, kinds[key])
+            setattr(config, key, value)
 
 
 def apply_overrides(config: hyperparams.Config, overrides: str | Sequence[str]) -> list[str]:
@@ -56,9 +71,14 @@ def apply_overrides(config: hyperparams.Config, overrides: str | Sequence[str]) 
     return names
 
 
-def check_types(config: hyperparams.Config, name: str) -> None:
+def check_types(config: hyperparams.Config, name: str, prefix: str = "") -> None:
     """Refuses a value that is not of the type of its field, by its key."""
-    _check_types(config, name, prefix="")
+    kinds = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        _check_type(name, key, value, kinds[field.name])
+        if isinstance(value, hyperparams.Config):
+            check_types(value, name, f"{key}.")
 
 
 def check_ranges(config: hyperparams.Config, name: str, ranges: Ranges) -> None:
@@ -123,34 +143,6 @@ def _parse(source: str, name: str) -> Any:
         return yaml.load(source, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _override(config: hyperparams.Config, values: Any, name: str, prefix: str) -> None:
-    if not isinstance(values, dict):
-        what = f"{prefix.removesuffix('.')} takes" if prefix else "a configuration takes"
-        raise UserError(f"{name}: {what} keys and their values, not {values!r}.")
-    kinds = typing.get_type_hints(type(config))
-    keys = [field.name for field in dataclasses.fields(config)]
-    for key, value in values.items():
-        if key not in keys:
-            raise UserError(
-                f"{name}: {prefix}{key} does not exist; "
-                f"{prefix.removesuffix('.') or 'a configuration'} has {', '.join(keys)}."
-            )
-        if isinstance(getattr(config, key), hyperparams.Config):
-            _override(getattr(config, key), value, name, f"{prefix}{key}.")
-        else:
-            _check_type(name, f"{prefix}{key}", value, kinds[key])
-            setattr(config, key, value)
-
-
-def _check_types(config: hyperparams.Config, name: str, prefix: str) -> None:
-    kinds = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        key, value = f"{prefix}{field.name}", getattr(config, field.name)
-        _check_type(name, key, value, kinds[field.name])
-        if isinstance(value, hyperparams.Config):
-            _check_types(value, name, f"{key}.")
 
 
 def _check_type(name: str, key: str, value: Any, kind: type | types.UnionType) -> None:

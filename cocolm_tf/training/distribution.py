@@ -1,22 +1,28 @@
-"""The devices that a run is spread over."""
+"""What a run is spread over: its devices, and its processes, one a host.
+
+`Workers` is which of the processes writes and what they agree on, `StopSignal` SIGTERM.
+"""
 
 import contextlib
 import glob
 import json
 import os
+import re
+import signal
 import socket
 import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from official.common import distribute_utils
 
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.losses.replicas import compiles_communication
-from cocolm_tf.training.workers import StopSignal
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 
@@ -42,6 +48,18 @@ _TPU_PACKAGE = "pip install --no-deps --force-reinstall tensorflow-tpu==2.20.0 l
 _TF_CONFIG = (
     'TF_CONFIG must be like {"cluster": {"worker": ["host0:2222", "host1:2222"]}, '
     '"task": {"type": "worker", "index": 0}}, with the same cluster and another index on each host'
+)
+
+
+# The errors of a collective operation that waits for a lost worker.
+_LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
 )
 
 
@@ -209,9 +227,10 @@ def _meet_workers(address: str, others: list[str], seconds: float) -> None:
     with StopSignal(), _listener(address, backlog=16 + 2 * len(others)):
         while others := [other for other in others if not _answers(other)]:
             if time.monotonic() > deadline:
-                told = ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
+                missing = ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
                 raise RestartableError(
-                    f"nothing answers at {told} after {seconds:g} seconds: start all workers again."
+                    f"nothing answers at {missing} after {seconds:g} seconds: start all workers "
+                    "again."
                 )
             time.sleep(0.2)
 
@@ -289,3 +308,105 @@ def _check_reachable(address: str) -> None:
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+class Workers:
+    """The processes that share a run. Under most strategies there is one."""
+
+    # Methods in which workers agree are called by all of them, in the same order: each waits for
+    # the others.
+
+    def __init__(self, strategy: tf.distribute.Strategy) -> None:
+        self._strategy = strategy
+        self.count, self.index = 1, 0
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            resolver = strategy.cluster_resolver
+            cluster = resolver.cluster_spec().as_dict()
+            chiefs, others = (len(cluster.get(job, [])) for job in ("chief", "worker"))
+            self.count = max(1, chiefs + others)
+            self.index = (resolver.task_id or 0) + (chiefs if resolver.task_type == "worker" else 0)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the worker that writes."""
+        return self.index == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true on any worker."""
+        return bool(self._sum(np.int32(flag))) if self.count > 1 else flag
+
+    def sum(self, value: float) -> float:
+        """The sum of the workers' values, in float32 where there are several."""
+        return float(self._sum(np.float32(value))) if self.count > 1 else value
+
+    def from_chief(self, values: list[np.ndarray]) -> list[np.ndarray]:
+        """Gives every worker the chief's arrays, to the bit."""
+        if self.count == 1:
+            return values
+        received = []
+        for value in values:
+            bits = np.atleast_1d(value).view(np.int32) * np.int32(self.is_chief)
+            received.append(self._sum(bits).view(value.dtype).reshape(value.shape))
+        return received
+
+    def wait_for_all(self) -> None:
+        """Waits until all workers have called it."""
+        self.any(False)
+
+    @contextlib.contextmanager
+    def lost_worker_errors(self) -> Iterator[None]:
+        """Turns the errors of a lost worker into one that says so."""
+        try:
+            yield
+        except _LOST as error:
+            if self.count == 1:
+                raise
+            found = re.search(r"ollective ops is aborted by: (.+)", str(error))
+            reason = found[1] if found else type(error).__name__
+            raise RestartableError(
+                f"worker {self.index} of {self.count} has lost another one, whose own output says "
+                "why it ended: start all of them again with the same flags to go on from the last "
+                f"checkpoint. (TensorFlow says: {reason})"
+            ) from error
+
+    def _sum(self, value: np.ndarray | np.generic) -> np.ndarray:
+        return self._strategy.reduce("SUM", tf.convert_to_tensor(value), axis=None).numpy()
+
+
+class StopSignal:
+    """Handles SIGTERM within a `with` block."""
+
+    # Where there is nothing to save, the signal ends the program at once. Inside `deferred()` it is
+    # noted in `received` only, for code that can stop without a loss. Python sees no signal outside
+    # its main thread; there this does nothing.
+
+    def __init__(self) -> None:
+        self.received = False
+        self._is_deferred = False
+
+    def __enter__(self) -> "StopSignal":
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
+        if self._in_main_thread:
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._in_main_thread:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only notes the signal within the block."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def _receive(self, *_: object) -> None:
+        self.received = True
+        if not self._is_deferred:
+            raise RestartableError(
+                "stopped by SIGTERM while there was nothing to save: start again with the same "
+                "flags to go on."
+            )

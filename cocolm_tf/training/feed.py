@@ -9,9 +9,8 @@ import tensorflow as tf
 from cocolm_tf.data.pipeline import PretrainingData, pieces
 from cocolm_tf.data.shards import Manifest
 from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.distribution import per_replica_batch
+from cocolm_tf.training.distribution import Workers, per_replica_batch
 from cocolm_tf.training.stages import Stage, stage_at, stages
-from cocolm_tf.training.workers import Workers
 
 
 class Feed:

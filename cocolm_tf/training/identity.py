@@ -60,15 +60,12 @@ _SCHEDULES = ("data.sequence_length_schedule", "trainer.batch_size_schedule")
 _PATHS = ("auxiliary.preset",)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Input:
     """A dataset, vocabulary or preset of a run; equal if the contents are, whatever the path."""
 
-    path: str  # As it was given, for people
+    path: str = dataclasses.field(compare=False)  # As it was given, for people
     fingerprint: str  # Of its content
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Input) and self.fingerprint == other.fingerprint
 
     def __str__(self) -> str:
         return f"{self.path} ({self.fingerprint[:8]})" if self.path else "none"

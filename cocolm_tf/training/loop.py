@@ -13,6 +13,7 @@ from cocolm_tf.errors import RestartableError
 from cocolm_tf.modeling.training_step import TrainingStep
 from cocolm_tf.training.checkpoints import Checkpoints, steps_taken
 from cocolm_tf.training.config import PretrainingConfig
+from cocolm_tf.training.distribution import StopSignal, Workers
 from cocolm_tf.training.feed import Feed
 from cocolm_tf.training.monitoring import (
     TENSORBOARD_DIRECTORY,
@@ -22,7 +23,6 @@ from cocolm_tf.training.monitoring import (
     print_skipped_update,
 )
 from cocolm_tf.training.stages import Total, tokens_per_step
-from cocolm_tf.training.workers import StopSignal, Workers
 
 
 def train(

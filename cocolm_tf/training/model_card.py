@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import yaml
 
@@ -70,6 +70,12 @@ def model_card(facts: Facts) -> str:
     """The text of a model card: YAML metadata, then Markdown."""
     metadata = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
     hours = "" if facts.hours is None else f"{facts.hours:.2g}"
+    settings = results = UNKNOWN
+    if facts.settings:
+        settings = markdown_table(["setting", "value"], facts.settings.items())
+    if facts.results:
+        rows = [(one.dataset, one.metric, f"{one.value:.4f}") for one in facts.results]
+        results = markdown_table(["data", "metric", "value"], rows)
     sections = [
         ("# Model Card for " + facts.name, facts.description),
         ("## Model Details", ""),
@@ -92,11 +98,11 @@ def model_card(facts: Facts) -> str:
         ("## How to Get Started with the Model", _code(facts.usage, "python") or UNKNOWN),
         ("## Training Details", ""),
         ("### Training Data", facts.training_data or UNKNOWN),
-        ("### Training Procedure", _table(facts.settings) or UNKNOWN),
+        ("### Training Procedure", settings),
         ("#### Speeds, Sizes, Times", facts.speed or UNKNOWN),
         ("## Evaluation", ""),
         ("### Testing Data, Factors & Metrics", facts.evaluation_data or UNKNOWN),
-        ("### Results", _results(facts.results) or UNKNOWN),
+        ("### Results", results),
         (
             "## Environmental Impact",
             _list(
@@ -115,6 +121,13 @@ def model_card(facts: Facts) -> str:
     ]
     body = "\n\n".join(part for section in sections for part in section if part)
     return f"---\n{metadata}---\n\n{body}\n"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lays out a table in Markdown."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    lines = [header, ["---"] * len(header), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _metadata(facts: Facts) -> dict[str, object]:
@@ -144,20 +157,6 @@ def _metadata(facts: Facts) -> dict[str, object]:
 
 def _list(items: Mapping[str, str]) -> str:
     return "\n".join(f"- **{name}:** {value or UNKNOWN}" for name, value in items.items())
-
-
-def _table(items: Mapping[str, object]) -> str:
-    if not items:
-        return ""
-    rows = [f"| {name} | {value} |" for name, value in items.items()]
-    return "\n".join(["| setting | value |", "| --- | --- |", *rows])
-
-
-def _results(results: Sequence[Result]) -> str:
-    if not results:
-        return ""
-    rows = [f"| {result.dataset} | {result.metric} | {result.value:.4f} |" for result in results]
-    return "\n".join(["| data | metric | value |", "| --- | --- | --- |", *rows])
 
 
 def _code(text: str, language: str) -> str:

@@ -211,8 +211,8 @@ def print_skipped_update(model: TrainingStep) -> None:
     more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     scale = " The loss scale adapts to that." if model.compute_dtype == "float16" else ""
     text = (
-        f"step {int(model.skipped_at.numpy())}: update skipped, as gradients were not finite; told "
-        f"once, then counted as skipped_updates.{scale}\n"
+        f"step {int(model.skipped_at.numpy())}: update skipped, as gradients were not finite; "
+        f"reported once, then counted as skipped_updates.{scale}\n"
         f"  norms not finite, {len(bad)} of {len(norms)}, first layers first: "
         f"{', '.join(bad[:_NAMED]) + more or 'none, but their sum is not'}\n"
         f"  largest finite norms: "

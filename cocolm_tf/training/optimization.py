@@ -1,5 +1,6 @@
-"""AdamW."""
+"""AdamW, moments shared out among replicas, and the schedules of the learning rate."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,67 @@ import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.losses.replicas import gather_over_replicas
+
+# `optimizer.schedule`: the shape of the decay, and whether a stable phase comes before it.
+SCHEDULES = {
+    "linear": ("linear", False),
+    "cosine": ("cosine", False),
+    "wsd": ("linear", True),
+    "wsd_sqrt": ("sqrt", True),
+}
+
+
+@keras.saving.register_keras_serializable(package="cocolm_tf")
+class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises linearly from 0 to a peak, stays there until the decay begins, then falls to an end."""
+
+    # With r, the share of the decay's steps that are left, the share of the peak is r (`linear`),
+    # (1 - cos(pi r)) / 2 (`cosine`) or 1 - sqrt(1 - r) (`sqrt`: Haegele et al., 2024). Without
+    # `decay_steps`, it falls from the end of the warm-up on.
+
+    def __init__(
+        self,
+        peak: float,
+        warmup_steps: int,
+        total_steps: int,
+        end: float = 0.0,
+        shape: str = "linear",
+        decay_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.peak = peak
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.end = end
+        self.shape = shape
+        self.decay_steps = decay_steps
+
+    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
+        """The learning rate of the given step, counted from 0."""
+        step = tf.cast(step, tf.float32)
+        # Step 0 already learns, and the last step of the warm-up has the peak.
+        rising = tf.minimum((step + 1) / max(1, self.warmup_steps), 1.0)
+        decay_steps = self.decay_steps or self.total_steps - self.warmup_steps
+        left = tf.clip_by_value((self.total_steps - step) / max(1, decay_steps), 0.0, 1.0)
+        share = {
+            "linear": lambda: left,
+            "cosine": lambda: (1 - tf.cos(math.pi * left)) / 2,
+            "sqrt": lambda: 1 - tf.sqrt(1 - left),
+        }[self.shape]()
+        return tf.where(
+            step < self.warmup_steps, self.peak * rising, self.end + (self.peak - self.end) * share
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "peak": self.peak,
+            "warmup_steps": self.warmup_steps,
+            "total_steps": self.total_steps,
+            "end": self.end,
+            "shape": self.shape,
+            "decay_steps": self.decay_steps,
+        }
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -267,7 +329,7 @@ class ShardedAdamW(AdamW):
         self, strategy: tf.distribute.Strategy, variables: list[tf.Variable], values: list[Any]
     ) -> None:
         for variable, value in zip(variables, values, strict=True):
-            strategy.extended.update(variable, _assign, args=(value,), group=False)
+            strategy.extended.update(variable, lambda v, x: v.assign(x), args=(value,), group=False)
         strategy.extended.update(self.iterations.value, lambda count: count.assign_add(1))
 
 
@@ -329,7 +391,3 @@ def _part(x: tf.Tensor, replica: tf.Tensor | int, size: int, replicas: int) -> t
     flat = tf.pad(tf.reshape(x, [-1]), [[0, padding]]) if padding else tf.reshape(x, [-1])
     # Not `tf.slice`: XLA would make the number part of the program.
     return tf.gather(tf.reshape(flat, [replicas, size]), replica)
-
-
-def _assign(variable: tf.Variable, value: tf.Tensor) -> None:
-    variable.assign(value)

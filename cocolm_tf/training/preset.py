@@ -129,8 +129,7 @@ def load_preset(pretrainer: Pretrainer, directory: str) -> list[str]:
     missing = load_preset(pretrainer, "runs/first/preset")
     ```
     """
-    if not files.is_file(os.path.join(directory, BACKBONE_FILENAME)):
-        raise UserError(f"--init_preset={directory} is not a preset: it has no config.json.")
+    check_is_preset("--init_preset", directory, BACKBONE_FILENAME)
     with files.local_copy(directory) as local:
         _check_architecture(pretrainer.backbone, local, "model")
         missing = []
@@ -169,9 +168,7 @@ def load_pretrained(
     pretrainer, tokenizer = load_pretrained("runs/first/preset")
     ```
     """
-    for name in (BACKBONE_FILENAME, CONFIG_FILENAME):
-        if not files.is_file(os.path.join(directory, name)):
-            raise UserError(f"--preset={directory} is not a preset: it has no {name}.")
+    check_is_preset("--preset", directory, BACKBONE_FILENAME, CONFIG_FILENAME)
     with files.local_copy(directory) as local:
         try:
             return _load_pretrained(local, precision, with_auxiliary)
@@ -181,6 +178,13 @@ def load_pretrained(
             raise UserError(
                 f"--preset={directory} cannot be loaded: {' '.join(str(error).split())}"
             ) from error
+
+
+def check_is_preset(flag: str, directory: str, *names: str) -> None:
+    """Refuses a folder that lacks files which a preset has."""
+    for name in names:
+        if not files.is_file(files.join(directory, name)):
+            raise UserError(f"{flag}={directory} is not a preset: it has no {name}.")
 
 
 def _load_pretrained(

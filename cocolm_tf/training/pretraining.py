@@ -24,6 +24,7 @@ from cocolm_tf.training.build import (
 )
 from cocolm_tf.training.checkpoints import Checkpoints, checkpoint_steps, steps_taken
 from cocolm_tf.training.config import PretrainingConfig, save_config
+from cocolm_tf.training.distribution import StopSignal, Workers
 from cocolm_tf.training.feed import Feed
 from cocolm_tf.training.identity import (
     History,
@@ -41,7 +42,6 @@ from cocolm_tf.training.preset import (
     save_preset,
 )
 from cocolm_tf.training.pretraining_card import averaged_facts, pretraining_facts
-from cocolm_tf.training.workers import StopSignal, Workers
 
 
 def pretrain(

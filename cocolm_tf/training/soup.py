@@ -1,10 +1,9 @@
 """Model soups: presets of one architecture, averaged weight by weight (Wortsman et al., 2022)."""
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,10 +12,12 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.tokenizer import CONFIG_FILENAME
 from cocolm_tf.tokenization.vocabulary import load_vocabulary
-from cocolm_tf.training.model_card import Facts, Result
+from cocolm_tf.training.model_card import Facts, Result, markdown_table
 from cocolm_tf.training.preset import (
     ARCHITECTURE,
     AUXILIARY_DIRECTORY,
+    BACKBONE_FILENAME,
+    check_is_preset,
     read_backbone,
     saved_heads,
     write_preset,
@@ -154,9 +155,7 @@ def check_presets(presets: Sequence[str], weights: Sequence[float] = ()) -> None
     if any(not 0 < weight < float("inf") for weight in weights):
         raise UserError("--weights must be more than 0: leave the other presets out.")
     for preset in presets:
-        for name in ("config.json", CONFIG_FILENAME):
-            if not files.is_file(files.join(preset, name)):
-                raise UserError(f"--preset={preset} is not a preset: it has no {name}.")
+        check_is_preset("--preset", preset, BACKBONE_FILENAME, CONFIG_FILENAME)
         if files.is_file(files.join(preset, "task.json")):
             raise UserError(
                 f"--preset={preset} is of a fine-tuned model, whose task would be lost: average "
@@ -235,17 +234,12 @@ def _facts(output_dir: str, soup: Soup, score: Score | None) -> Facts:
     ]
     if score:
         rows.append(["this soup", "", f"{soup.score:.4f}"])
-    lines = [columns, ["---"] * len(columns), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    settings: dict[str, Any] = {
-        f"share of {preset}": json.dumps(share) for preset, share in soup.weights.items()
-    }
     return Facts(
         files.name(output_dir),
         description=_DESCRIPTION,
         model_type=describe_encoder(read_backbone(next(iter(soup.weights)), load_weights=False)),
-        training_data=f"That of the presets it is the mean of:\n\n{table}",
-        settings=settings,
+        training_data="That of the presets it is the mean of:\n\n" + markdown_table(columns, rows),
+        settings={f"share of {preset}": share for preset, share in soup.weights.items()},
         evaluation_data=score.data if score else "",
         results=[Result("fill-mask", score.data, score.name, soup.score)] if score else (),
         software=versions_line(own_versions()),

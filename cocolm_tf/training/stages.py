@@ -104,7 +104,7 @@ def resolve_durations(config: PretrainingConfig) -> None:
         optimizer.warmup_steps = bisect.bisect_left(steps, optimizer.warmup_tokens, key=tokens)
 
 
-def check_schedule(schedule: Sequence[float], what: str) -> Iterator[str]:
+def schedule_faults(schedule: Sequence[float], what: str) -> Iterator[str]:
     """The faults in a schedule's form."""
     shares, values = schedule[::2], schedule[1::2]
     if (

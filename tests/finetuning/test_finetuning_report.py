@@ -6,13 +6,13 @@ import pytest
 from cocolm_tf import files
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.report import (
-    markdown_table,
     results_page,
     summarize,
     summarize_runs,
     write_results,
 )
 from cocolm_tf.jobs import write_json
+from cocolm_tf.training.model_card import markdown_table
 
 TASKS = {
     "MNLI": 88.5,

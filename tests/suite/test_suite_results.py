@@ -6,8 +6,7 @@ from suite_inputs import TINY
 
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.suite.definition import Row, Suite
-from cocolm_tf.suite.plan import Plan, Task
+from cocolm_tf.suite.plan import Plan, Row, Suite, Task
 from cocolm_tf.suite.results import pretraining_cost, suite_page, suite_results
 from cocolm_tf.training.config import load_config
 

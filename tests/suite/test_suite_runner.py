@@ -11,8 +11,7 @@ from cocolm_tf.data.shards import Manifest
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.suite import runner
-from cocolm_tf.suite.definition import Row, Suite
-from cocolm_tf.suite.plan import Plan, Task, pretraining_configs
+from cocolm_tf.suite.plan import Plan, Row, Suite, Task, pretraining_configs
 from cocolm_tf.suite.runner import PretrainingInputs, run_suite
 
 # Writes what the processes of `cocolm_tf.suite.job` would, and a line for each that began or ended.
@@ -87,7 +86,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "data").mkdir()
     write_manifest()
 
-    def make(*rows: Row, seeds: int = 2, **changes) -> Plan:
+    def make(*rows: Row, seeds: int = 1, **changes) -> Plan:
         suite = Suite("mine", rows)
         configs = pretraining_configs(
             suite, str(tmp_path / "tiny.yaml"), str(tmp_path / "out"), **changes
@@ -125,7 +124,7 @@ def results(tmp_path: Path) -> dict:
 
 def test_all_is_pretrained_and_then_fine_tuned_seed_by_seed(make, tmp_path: Path):
     out = str(tmp_path / "out")
-    assert run_suite(make(*ROWS), INPUTS, out) == f"{out}/results.md"
+    assert run_suite(make(*ROWS, seeds=2), INPUTS, out) == f"{out}/results.md"
     assert log(tmp_path) == [
         *(f"pretraining/{row}" for row in ("whole", "half", "frozen")),
         *(
@@ -161,7 +160,7 @@ def test_presets_are_fine_tuned_without_any_pretraining(make, tmp_path: Path):
     out, preset = str(tmp_path / "out"), str(tmp_path / "made")
     os.mkdir(preset)
     rows = (Row("made", "Made", preset=preset), Row("fresh", "Fresh", random_weights_of="made"))
-    run_suite(make(*rows, seeds=1), None, out)
+    run_suite(make(*rows), None, out)
     assert log(tmp_path) == [
         f"finetuning/{row}/{task}/seed_0" for task in ("cola", "rte") for row in ("made", "fresh")
     ]
@@ -171,7 +170,7 @@ def test_presets_are_fine_tuned_without_any_pretraining(make, tmp_path: Path):
         assert (spec["preset"], spec["from_scratch"]) == (preset, afresh)
     assert not (tmp_path / "out" / "curves").exists()
     assert "Made" in (tmp_path / "out" / "results.md").read_text()
-    run_suite(make(*rows, seeds=1), None, out)
+    run_suite(make(*rows), None, out)
     assert len(log(tmp_path)) == 4
 
 
@@ -180,8 +179,8 @@ def test_several_processes_keep_to_what_needs_what(make, tmp_path: Path):
     options = {"distribution_strategy": "mirrored"}
     run_suite(make(*ROWS, branch), INPUTS, str(tmp_path / "out"), processes=3, options=options)
     lines = (tmp_path / "log").read_text().splitlines()
-    assert len(lines) == 3 * (4 + 20)
-    assert len(log(tmp_path, "mirrored")) == 4 + 20
+    assert len(lines) == 3 * (4 + 10)
+    assert len(log(tmp_path, "mirrored")) == 4 + 10
     for row in ("frozen", "branch"):
         begun = lines.index(f"begin pretraining/{row}")
         assert lines.index("end pretraining/whole") < begun
@@ -199,11 +198,11 @@ def test_what_was_ended_goes_on_without_repeating(make, tmp_path: Path):
     (tmp_path / "out" / "pretraining" / "half" / "run" / "left").touch()
     run_suite(plan, INPUTS, out)
     ended = log(tmp_path, "end")
-    assert len(ended) == len(set(ended)) == 3 + 16
+    assert len(ended) == len(set(ended)) == 3 + 8
     # A pretraining without results goes on with what there is.
     (tmp_path / "out" / "pretraining" / "half" / "results.json").unlink()
     run_suite(plan, INPUTS, out)
-    assert log(tmp_path, "end")[3 + 16 :] == ["pretraining/half"]
+    assert log(tmp_path, "end")[3 + 8 :] == ["pretraining/half"]
     assert (tmp_path / "out" / "pretraining" / "half" / "run" / "left").exists()
 
 
@@ -215,13 +214,13 @@ def test_sigterm_ends_it_at_once_to_go_on_later(make, tmp_path: Path):
     assert "finetuning/whole/rte/seed_0" not in log(tmp_path, "end")
     run_suite(plan, INPUTS, out, processes=2)
     ended = log(tmp_path, "end")
-    assert len(set(ended)) == 3 + 16
+    assert len(set(ended)) == 3 + 8
     # The other process may have been stopped at its very end, with nothing left but to say so.
-    assert len(ended) <= 3 + 16 + 1
+    assert len(ended) <= 3 + 8 + 1
 
 
 def test_more_seeds_and_rows_are_added_to_what_there_is(make, tmp_path: Path):
-    run_suite(make(*ROWS[:2], seeds=1), INPUTS, str(tmp_path / "out"))
+    run_suite(make(*ROWS[:2]), INPUTS, str(tmp_path / "out"))
     before = set(log(tmp_path))
     run_suite(make(*ROWS, seeds=2), INPUTS, str(tmp_path / "out"))
     after = log(tmp_path)
@@ -258,7 +257,7 @@ def test_another_suite_in_the_folder_is_refused_before_any_work(make, tmp_path: 
 
 
 def test_a_fine_tuning_that_diverges_is_counted(make, tmp_path: Path):
-    run_suite(make(Row("diverging", "Diverging")), INPUTS, str(tmp_path / "out"))
+    run_suite(make(Row("diverging", "Diverging"), seeds=2), INPUTS, str(tmp_path / "out"))
     (row,) = results(tmp_path)["rows"]
     assert row["finetuning"]["rte"]["diverged"] == 1
     assert row["finetuning"]["rte"]["seeds"] == [1]

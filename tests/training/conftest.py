@@ -1,15 +1,18 @@
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import tensorflow as tf
 
 from cocolm_tf.data.build import build_shards
+from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
-from cocolm_tf.training.config import PretrainingConfig
-from cocolm_tf.training.pretraining import pretrain
+from cocolm_tf.training import pretraining
+from cocolm_tf.training.config import PretrainingConfig, decay_steps
 
 WORDS = "A cat saw the red house on its hill and then some bird sang to a dog of rain"
 SEQUENCE_LENGTH = 16
@@ -84,18 +87,60 @@ class Run(NamedTuple):
     model_dir: Path
 
 
+# Keys that the model and its step do not depend on.
+UNTRACED = {
+    "data": ("skip_corrupt", "verify_checksums"),
+    "trainer": (
+        "checkpoint_interval",
+        "decay_from",
+        "keep_checkpoint_interval",
+        "log_interval",
+        "max_checkpoints",
+        "validation_interval",
+    ),
+}
+
+
 @pytest.fixture(scope="session")
 def pretrain_on(corpus: Corpus) -> Callable[..., str]:
-    """Calls `pretrain` with the corpus, on one device; keywords replace its arguments."""
+    """Calls `pretrain` with the corpus, on one device; keywords replace its arguments.
 
-    def run(config: PretrainingConfig, model_dir: Path, **changes: Any) -> str:
+    Most of a run's time is tracing. A model is built and traced once for all runs of a
+    configuration; each run begins with the values that all variables had when it was built.
+    """
+    one_device, build = tf.distribute.OneDeviceStrategy("CPU:0"), pretraining._build
+    built: dict[str, tuple[Any, list[tuple[tf.Variable, Any]]]] = {}
+
+    def build_once(config, tokenizer, init_preset, strategy):
+        values = config.as_dict()
+        for section, keys in UNTRACED.items():
+            values[section] = {k: v for k, v in values[section].items() if k not in keys}
+        key = json.dumps([values, decay_steps(config), init_preset])
+        if strategy is not one_device:
+            return build(config, tokenizer, init_preset, strategy)
+        if key not in built:
+            pretrainer = build(config, tokenizer, init_preset, strategy)
+            variables = [v.value for v in (*pretrainer.variables, *pretrainer.optimizer.variables)]
+            variables += [v.value for metric in pretrainer.metrics for v in metric.variables]
+            variables += [pretrainer.skipped_at, pretrainer.skipped_norms, *pretrainer.averages]
+            built[key] = pretrainer, [(variable, variable.numpy()) for variable in variables]
+        built[key] = built.pop(key)  # the last one, so that those that are long unused can go
+        if len(built) > 4:
+            del built[next(iter(built))]
+        pretrainer, initial = built[key]
+        for variable, value in initial:
+            variable.assign(value)
+        return pretrainer
+
+    def run(config: PretrainingConfig, model_dir: Path | str, **changes: Any) -> str:
         arguments = {
             "train_data": corpus.train,
             "vocabulary": corpus.vocabulary,
-            "strategy": tf.distribute.OneDeviceStrategy("CPU:0"),
+            "strategy": one_device,
             "validation_data": corpus.validation,
         }
-        return pretrain(config, model_dir=str(model_dir), **(arguments | changes))
+        with mock.patch.object(pretraining, "_build", build_once):
+            return pretraining.pretrain(config, model_dir=str(model_dir), **(arguments | changes))
 
     return run
 
@@ -110,3 +155,19 @@ def finished(
     config, model_dir = tiny(), tmp_path_factory.mktemp("runs") / "finished"
     pretrain_on(config, model_dir)
     return Run(config, model_dir)
+
+
+@pytest.fixture
+def refused(
+    tiny: Callable[..., PretrainingConfig], pretrain_on: Callable[..., str], tmp_path: Path
+) -> Callable[..., str]:
+    """Calls `pretrain` and returns the complaint."""
+
+    def refused(config: PretrainingConfig | None = None, **changes: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            pretrain_on(config or tiny(), tmp_path / "run", **changes)
+        assert not (tmp_path / "run").exists()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return refused

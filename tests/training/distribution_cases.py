@@ -1,13 +1,9 @@
 """Training on given batches under any strategy, with everything written down.
 
-Tests call `train` in their own process; several workers are processes of their own:
-
-    TF_CONFIG=... python distribution_cases.py CASES.json SHARDS OUTPUT.npz
+Tests call `train` in their own process; several workers are processes that call `train_worker`.
 """
 
 import itertools
-import json
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -30,11 +26,17 @@ BATCH, LENGTH, MASK = 8, 12, 59
 SPECIAL = SpecialTokens(mask=MASK)
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+OTHER_COURSES = [f"{name}_weight" for name in ("slm", "std", "itd", "re_slm", "re_std")]
 SAMPLING_MODES = ("eval", "train", "zero_dropout")
 
 
 class Case(NamedTuple):
-    """What a training is of. `exact` takes all randomness away that depends on the replica."""
+    """What a training is of.
+
+    `exact` takes all randomness away that depends on the replica. Without `contrasts` it detects
+    replaced tokens only: contrasts of micro-batches are the most to trace, as they are unrolled.
+    With `one_course`, MCL has only that of masked tokens, and its corrections.
+    """
 
     precision: str = "float32"
     micro_batches: int = 1
@@ -44,6 +46,8 @@ class Case(NamedTuple):
     exact: bool = False
     objective: str = "coco_lm"
     sharded: bool = False
+    contrasts: bool = True
+    one_course: bool = False
 
     @property
     def name(self) -> str:
@@ -57,13 +61,13 @@ Place = tuple[str, Case]
 FEW: list[Place] = [
     ("one_device", Case("float32", 1, 1, "eval")),
     ("one_device", Case("mixed_bfloat16", 1, 1, "train")),
-    ("one_device", Case("mixed_float16", 2, 2, "zero_dropout")),
+    ("one_device", Case("mixed_float16", 2, 2, "zero_dropout", contrasts=False)),
     ("mirrored", Case("float32", 2, 2, "train")),
     ("mirrored", Case("mixed_bfloat16", 1, 1, "zero_dropout")),
     ("mirrored", Case("mixed_float16", 1, 1, "eval")),
     ("workers", Case("float32", 1, 2, "zero_dropout")),
-    ("workers", Case("mixed_bfloat16", 2, 2, "eval")),
-    ("workers", Case("mixed_float16", 2, 1, "train")),
+    ("workers", Case("mixed_bfloat16", 2, 2, "eval", contrasts=False)),
+    ("workers", Case("mixed_float16", 2, 1, "train", contrasts=False)),
 ]
 
 
@@ -71,8 +75,8 @@ def others() -> list[Place]:
     """All other combinations of strategy, precision, micro-batches, steps a loop and sampling."""
     strategies = ("one_device", "mirrored", "workers")
     values = itertools.product(strategies, PRECISIONS, (1, 2), (1, 2), SAMPLING_MODES)
-    places = [(strategy, Case(*rest)) for strategy, *rest in values]
-    return [place for place in places if place not in FEW]
+    few = {(strategy, *case[:4]) for strategy, case in FEW}
+    return [(strategy, Case(*rest)) for strategy, *rest in values if (strategy, *rest) not in few]
 
 
 def pairs_of(values: tuple) -> set[tuple]:
@@ -91,7 +95,9 @@ def config_of(case: Case) -> PretrainingConfig:
             | positions
             | {"vocabulary_size": 60, "max_sequence_length": LENGTH, "dropout": dropout},
             "auxiliary": {"num_layers": 1, "sampling": case.sampling},
-            "objective": {"name": case.objective},
+            "objective": {"name": case.objective}
+            | ({} if case.contrasts else {"lm_weight": 0.0, "scl_weight": 0.0}),
+            "mcl": dict.fromkeys(OTHER_COURSES, 0.0) if case.one_course else {},
             "data": {"sequence_length": LENGTH},
             # So large that no weight moves by the sign of a gradient that is all rounding error.
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "epsilon": 1e-3}
@@ -215,15 +221,10 @@ def likeliest(logits: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
-def main(cases_file: str, shards: str, output: str) -> None:
-    strategy = make_strategy("multi_worker_mirrored")
-    found = {}
-    for values in json.loads(Path(cases_file).read_text()):
-        case = Case(*values)
-        results = train(strategy, case, Path(shards))
+def train_worker(cases: list[Case], shards: Path, output: Path) -> None:
+    """Trains the cases, one after the other, as one of several workers."""
+    strategy, found = make_strategy("multi_worker_mirrored"), {}
+    for case in cases:
+        results = train(strategy, case, shards)
         found |= {f"{case.name}/{name}": value for name, value in results.items()}
     np.savez(output, **found)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
+from runs import assert_same_run, metrics
 
 from cocolm_tf.errors import RestartableError, UserError
-from cocolm_tf.training.monitoring import METRICS_FILENAME
 
 
 @pytest.fixture
@@ -43,46 +42,14 @@ def flip(path: Path, place: float = 0.5) -> int:
     return count
 
 
-@pytest.fixture
-def refused(tiny, pretrain_on, tmp_path: Path):
-    """Calls `pretrain` and returns the complaint."""
-
-    def refused(config=None, **changes) -> str:
-        with pytest.raises(UserError) as caught:
-            pretrain_on(config or tiny(), tmp_path / "run", **changes)
-        assert not (tmp_path / "run").exists()
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    return refused
-
-
-def weights(model_dir: Path, step: int = 10) -> dict[str, np.ndarray]:
-    checkpoint = tf.train.load_checkpoint(str(model_dir / "checkpoints" / f"ckpt-{step}"))
-    names = checkpoint.get_variable_to_shape_map()
-    return {name: checkpoint.get_tensor(name) for name in names if name.startswith("state/")}
-
-
-def metrics(model_dir: Path) -> list[dict]:
-    lines = map(json.loads, (model_dir / METRICS_FILENAME).read_text().splitlines())
-    clock = ("seconds", "tokens_per_second")
-    return [{name: line[name] for name in line if name not in clock} for line in lines]
-
-
-def assert_ends_as(model_dir: Path, finished: Path) -> None:
-    """Nothing was lost."""
-    expected = weights(finished)
-    for name, value in weights(model_dir).items():
-        np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    assert metrics(model_dir) == metrics(finished)
-
-
 # Shards.
 
 
-def test_a_truncated_shard(refused, data: Path):
+@pytest.mark.parametrize("checksums", [False, True])
+def test_a_truncated_shard(refused, tiny, data: Path, checksums: bool):
     record = cut(shard_of(data))
-    complaint = refused(train_data=str(data))
+    config = tiny(data={"verify_checksums": checksums})
+    complaint = refused(config, train_data=str(data))
     assert complaint.startswith(f"{shard_of(data)} is truncated or corrupt at record {record} (of ")
     assert complaint.endswith("leave out what cannot be read with data.skip_corrupt=true.")
 
@@ -141,7 +108,7 @@ def test_a_shard_that_is_damaged_later_ends_the_run_with_its_name(
     assert f"{name} is truncated or corrupt at record {records[Path(name)]} (from 0)" in complaint
     assert "\n" not in complaint
     pretrain_on(finished.config, run)
-    assert_ends_as(run, finished.model_dir)
+    assert_same_run(run, finished.model_dir, step=10)
 
 
 @pytest.mark.slow
@@ -157,7 +124,7 @@ def test_a_shard_that_cannot_be_read_for_a_while(finished, pretrain_on, corpus, 
     with pytest.raises(RestartableError, match=f"{shard} could not be read .*start again with"):
         pretrain_on(finished.config, tmp_path / "run", callbacks=[Lost()])
     pretrain_on(finished.config, tmp_path / "run")
-    assert_ends_as(tmp_path / "run", finished.model_dir)
+    assert_same_run(tmp_path / "run", finished.model_dir, step=10)
 
 
 # Checkpoints.
@@ -166,18 +133,15 @@ def test_a_shard_that_cannot_be_read_for_a_while(finished, pretrain_on, corpus, 
 @pytest.mark.slow
 def test_a_damaged_newest_checkpoint(finished, pretrain_on, tmp_path: Path, capsys):
     run = Path(shutil.copytree(finished.model_dir, tmp_path / "run"))
-    flip_anywhere(run / "checkpoints" / "ckpt-10.data-00000-of-00001")
+    path = run / "checkpoints" / "ckpt-10.data-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
     assert pretrain_on(finished.config, run) == str(run / "preset")
     told = capsys.readouterr().err
     assert f"{run}/checkpoints/ckpt-10 is damaged (" in told
     assert "The run goes back to step 8." in told
-    assert_ends_as(run, finished.model_dir)
-
-
-def flip_anywhere(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
+    assert_same_run(run, finished.model_dir, step=10)
 
 
 @pytest.mark.slow
@@ -202,4 +166,4 @@ def test_a_full_disk(finished, pretrain_on, tmp_path: Path, monkeypatch: pytest.
     assert {path.stem for path in run.glob("checkpoints/ckpt-*")} == {"ckpt-2", "ckpt-4"}
     monkeypatch.undo()
     pretrain_on(finished.config, run)
-    assert_ends_as(run, finished.model_dir)
+    assert_same_run(run, finished.model_dir, step=10)

@@ -6,16 +6,16 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import Program
 
 from cocolm_tf.errors import RestartableError, UserError
 from cocolm_tf.training import distribution as module
@@ -280,32 +280,23 @@ def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch):
 
 
 MUTE = """
-import sys
-from cocolm_tf.errors import UserError
+from cocolm_tf import program
 from cocolm_tf.training import distribution
 distribution.TPU_READY_SECONDS = 2
-try:
-    distribution.make_strategy("tpu", sys.argv[1])
-except UserError as error:
-    sys.exit(str(error))
+program.run(lambda address: distribution.make_strategy("tpu", address), ["address"])
 """
 
 
 @pytest.mark.slow
-def test_a_tpu_that_does_not_answer_is_not_waited_for(request: pytest.FixtureRequest):
+def test_a_tpu_that_does_not_answer_is_not_waited_for(tmp_path: Path):
     """In a process of its own, of which a thread waits for ever."""
+    (tmp_path / "mute.py").write_text(MUTE)
     with listening() as port:
         start = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", MUTE, f"127.0.0.1:{port}"],
-            env=os.environ | {"PYTHONPATH": str(request.config.rootpath)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = Program(str(tmp_path / "mute.py"))(f"127.0.0.1:{port}")
     assert done.returncode == 1
     complaint = f"--tpu=grpc://127.0.0.1:{port} was not ready after 2 seconds."
-    assert done.stderr.splitlines()[-1] == complaint
+    assert done.stderr.splitlines()[-1] == f"error: {complaint}"
     assert time.monotonic() - start > 2
 
 

@@ -180,7 +180,7 @@ def test_gradients_that_are_not_finite_are_named_first_layers_first(
 
     first, ruined, largest = printed().splitlines()
     count = len(skipped.trainable_variables)
-    assert first.startswith("step 7: update skipped, as gradients were not finite; told once")
+    assert first.startswith("step 7: update skipped, as gradients were not finite; reported once")
     assert "loss scale" not in first
     assert ruined == (
         f"  norms not finite, 2 of {count}, first layers first: backbone/blocks/0/key/bias (nan), "

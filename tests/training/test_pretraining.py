@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from runs import assert_same_run, metrics, weights
 
 from cocolm_tf import files
 from cocolm_tf.costs.flops import pretraining_flops
@@ -24,28 +25,6 @@ from cocolm_tf.training.config import check_config, load_config
 from cocolm_tf.training.identity import History, Input, segment_of
 from cocolm_tf.training.monitoring import METRICS_FILENAME
 from cocolm_tf.training.preset import HEADS_FILENAME, read_backbone
-
-CLOCK = ("seconds", "tokens_per_second")
-
-
-def metrics(model_dir: Path) -> list[dict]:
-    """The lines of `metrics.jsonl`, less what depends on the machine's speed."""
-    lines = map(json.loads, (model_dir / METRICS_FILENAME).read_text().splitlines())
-    return [{name: line[name] for name in line if name not in CLOCK} for line in lines]
-
-
-def weights(model_dir: Path, step: int) -> dict[str, np.ndarray]:
-    """All that a checkpoint holds: weights, moments, counters."""
-    checkpoint = tf.train.load_checkpoint(str(model_dir / "checkpoints" / f"ckpt-{step}"))
-    names = checkpoint.get_variable_to_shape_map()
-    return {name: checkpoint.get_tensor(name) for name in names if name.startswith("state/")}
-
-
-def assert_same_run(one: Path, other: Path, step: int) -> None:
-    first, second = weights(one, step), weights(other, step)
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -141,9 +120,53 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     assert pretrain_on(finished.config, model_dir, **given) == f"{model_dir}/preset"
     with files.local_copy(model_dir) as copy:
         assert_same_run(Path(copy), finished.model_dir, step=10)
-        assert metrics(Path(copy)) == metrics(finished.model_dir)
         assert fingerprint(f"{copy}/preset") == fingerprint(f"{model_dir}/preset")
         assert sorted(os.listdir(copy)) == sorted(os.listdir(finished.model_dir))
+
+
+@pytest.mark.slow
+def test_a_validation_that_was_lost_is_made_up_for(finished, pretrain_on, tmp_path: Path):
+    """Killed after the checkpoint of a step, and before the validation of the same."""
+    start_and_kill(pretrain_on, finished.config, tmp_path, step=4)
+    last = metrics(tmp_path)[-1]
+    assert (last["step"], last["split"]) == (4, "train")
+    pretrain_on(finished.config, tmp_path)
+    assert metrics(tmp_path) == metrics(finished.model_dir)
+
+
+@pytest.mark.slow
+def test_a_run_told_to_stop_goes_on_from_that_very_step(tiny, pretrain_on, tmp_path: Path):
+    """With no checkpoint due before, in the midst of a log interval."""
+    config = tiny(trainer={"log_interval": 5, "checkpoint_interval": 10, "validation_interval": 8})
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    pretrain_on(config, whole)
+
+    class Terminate(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if int(self.model.optimizer.iterations) == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RestartableError, match="stopped by SIGTERM at step 7, which is saved"):
+        pretrain_on(config, stopped, callbacks=[Terminate()])
+    assert not (stopped / "preset").exists()
+
+    pretrain_on(config, stopped)
+    assert_same_run(stopped, whole, step=10)
+
+
+@pytest.mark.slow
+def test_a_finished_run_only_writes_its_preset_again(finished, pretrain_on, tmp_path: Path):
+    model_dir = tmp_path / "run"
+    shutil.copytree(finished.model_dir, model_dir)
+    shutil.rmtree(model_dir / "preset")
+    pretrain_on(finished.config, model_dir)
+    assert_same_run(model_dir, finished.model_dir, step=10)
+    again, before = (
+        np.load(folder / "preset" / "pretraining_heads.npz")
+        for folder in (model_dir, finished.model_dir)
+    )
+    for name in before:
+        np.testing.assert_array_equal(again[name], before[name])
 
 
 @pytest.mark.slow
@@ -151,10 +174,12 @@ def test_a_schedule_of_lengths_over_a_mixture_goes_on_exactly(
     tiny, pretrain_on, corpus, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """Stopped before and after the switch, with batches of as many tokens on either side."""
-    config = tiny(
-        data={"sequence_length_schedule": [0.5, 8], "scale_batch_size": True},
-        trainer={"train_steps": 6, "validation_interval": 2},
-    )
+    settings = {
+        "objective": {"name": "masked_lm"},
+        "data": {"sequence_length_schedule": [0.5, 8], "scale_batch_size": True},
+        "trainer": {"train_steps": 6, "validation_interval": 2},
+    }
+    config = tiny(**settings)
     mixture = f"{corpus.train}=0.75,{corpus.validation}=0.25"
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -164,7 +189,6 @@ def test_a_schedule_of_lengths_over_a_mixture_goes_on_exactly(
         start_and_kill(pretrain_on, config, parts, step=stop, train_data=mixture)
     pretrain_on(config, parts, train_data=mixture)
     assert_same_run(parts, whole, step=6)
-    assert metrics(parts) == metrics(whole)
     lines = metrics(whole)
     # The stages' end at step 3 is validated too.
     validated = [line["step"] for line in lines if line["split"] == "validation"]
@@ -180,10 +204,7 @@ def test_a_schedule_of_lengths_over_a_mixture_goes_on_exactly(
     assert "3 steps of 64 tokens, then 3 steps of 64 tokens, 384 in all" in card
     assert f"training, 0.75 of the sequences, {corpus.train}" in card
     with pytest.raises(UserError, match="with trainer.train_steps=6, not 8"):
-        changed = tiny(
-            data={"sequence_length_schedule": [0.5, 8], "scale_batch_size": True},
-            trainer={"train_steps": 8, "validation_interval": 2},
-        )
+        changed = tiny(**settings | {"trainer": {"train_steps": 8, "validation_interval": 2}})
         pretrain_on(changed, whole, train_data=mixture)
     with pytest.raises(UserError, match="with --train_data=.*=0.75,.*=0.25 .*, not .*=0.5,"):
         pretrain_on(config, whole, train_data=mixture.replace("=0.75", "=0.5"))
@@ -196,19 +217,20 @@ def test_ramps_averages_and_durations_in_tokens_go_on_exactly(
     """Stopped in either stage of a batch size; the last step decays."""
     trainer = {"batch_size_schedule": [0.4, 2], "micro_batches": 2, "train_tokens": 16 * 16}
     config = tiny(
+        objective={"scl_weight": 0.0},
         optimizer={"schedule": "wsd_sqrt", "decay_steps": 1, "warmup_steps": 1},
         trainer=trainer | {"train_steps": 1, "ema_decay": 0.5, "log_interval": 1},
     )
     check_config(config, "it")
     assert config.trainer.train_steps == 5
     mixture = f"{corpus.train}=0.75,{corpus.validation}=0.25"
+    given = {"train_data": mixture, "validation_data": ""}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    pretrain_on(config, whole, train_data=mixture)
+    pretrain_on(config, whole, **given)
     for stop in (1, 3):
-        start_and_kill(pretrain_on, config, parts, step=stop, train_data=mixture)
-    pretrain_on(config, parts, train_data=mixture)
+        start_and_kill(pretrain_on, config, parts, step=stop, **given)
+    pretrain_on(config, parts, **given)
     assert_same_run(parts, whole, step=5)
-    assert metrics(parts) == metrics(whole)
     lines = [line for line in metrics(whole) if line["split"] == "train"]
     assert [sum(line[f"sequences/{path}"] for path in corpus[2:]) for line in lines] == [
         2,
@@ -234,38 +256,39 @@ def test_ramps_averages_and_durations_in_tokens_go_on_exactly(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_remote", [False, True])
 def test_a_decay_that_branches_off_is_that_of_a_run_by_itself(
-    tiny, pretrain_on, to_store, tmp_path: Path, is_remote: bool
+    tiny, pretrain_on, to_store, tmp_path: Path
 ):
     def wsd(train_steps: int, **trainer):
         kept = {"keep_checkpoint_interval": 2, "max_checkpoints": 1, "log_interval": 1}
         return tiny(
+            objective={"name": "masked_lm"},
             optimizer={"schedule": "wsd", "decay_steps": 2, "warmup_steps": 1},
-            trainer=kept | {"train_steps": train_steps, "validation_interval": 3} | trainer,
+            trainer=kept | {"train_steps": train_steps} | trainer,
         )
 
-    stable, alone, branch = (tmp_path / name for name in ("stable", "alone", "branch"))
-    pretrain_on(wsd(9), stable)
-    source = to_store(str(stable)) if is_remote else str(stable)
-    config = wsd(6, decay_from=f"{source}@4")
-    pretrain_on(wsd(6), alone)
-    start_and_kill(pretrain_on, config, branch, step=5)  # before there is a checkpoint
-    pretrain_on(config, branch)
-    assert_same_run(branch, alone, step=6)
-    assert metrics(branch) == metrics(alone)
-    card = (branch / "preset" / "README.md").read_text()
-    assert f"steps 5 to 6: trainer.train_steps: 9 -> 6; trainer.decay_from:  -> {source}@4" in card
+    stable, alone = tmp_path / "stable", tmp_path / "alone"
+    pretrain_on(wsd(9), stable, validation_data="")
+    pretrain_on(wsd(6), alone, validation_data="")
+    for number, source in enumerate((to_store(stable), str(stable))):
+        config, branch = wsd(6, decay_from=f"{source}@4"), tmp_path / f"branch-{number}"
+        # Before there is a checkpoint.
+        start_and_kill(pretrain_on, config, branch, step=5, validation_data="")
+        pretrain_on(config, branch, validation_data="")
+        assert_same_run(branch, alone, step=6)
+        change = f"steps 5 to 6: trainer.train_steps: 9 -> 6; trainer.decay_from:  -> {source}@4"
+        assert change in (branch / "preset" / "README.md").read_text()
     # Its own checkpoints resume it; the run that it came from may be gone.
     shutil.rmtree(stable)
-    pretrain_on(config, branch)
+    pretrain_on(config, branch, validation_data="")
 
 
 @pytest.mark.slow
 def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_on, tmp_path: Path):
     preset = finished.model_dir / "preset"
     auxiliary = {"replacements": "frozen", "preset": str(preset), "num_layers": 1}
-    pretrain_on(tiny(auxiliary=auxiliary), tmp_path, validation_data="")
+    objective = {"lm_weight": 0.0, "scl_weight": 0.0}
+    pretrain_on(tiny(auxiliary=auxiliary, objective=objective), tmp_path, validation_data="")
     heads, source = (np.load(folder / HEADS_FILENAME) for folder in (tmp_path / "preset", preset))
     for name in ("masked_lm_head.dense.kernel", "masked_lm_head.bias"):
         np.testing.assert_array_equal(heads[name], source[name])
@@ -283,14 +306,13 @@ def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_
 
 @pytest.mark.slow
 def test_mcl_takes_its_courses_and_goes_on_after_an_interruption(tiny, pretrain_on, tmp_path: Path):
-    config = tiny(objective={"name": "mcl"}, trainer={"train_steps": 8})
+    config = tiny(objective={"name": "mcl"}, trainer={"train_steps": 6})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pretrain_on(config, whole)
-    start_and_kill(pretrain_on, config, cut, step=7)
+    start_and_kill(pretrain_on, config, cut, step=5)
     pretrain_on(config, cut)
-    assert_same_run(cut, whole, step=8)
+    assert_same_run(cut, whole, step=6)
     lines = metrics(whole)
-    assert metrics(cut) == lines
     assert {"re_std_loss", "itd_accuracy_replaced", "rtd_pos4"} <= lines[-1].keys()
     # What is fine-tuned, what generated, and the heads of all three courses.
     preset = whole / "preset"
@@ -301,15 +323,45 @@ def test_mcl_takes_its_courses_and_goes_on_after_an_interruption(tiny, pretrain_
     assert "pretrained by MCL" in (preset / "README.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def masked_lm(tiny, pretrain_on, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of masked language modeling, which traces the least."""
+    model_dir = tmp_path_factory.mktemp("runs") / "masked_lm"
+    pretrain_on(tiny(**MASKED_LM), model_dir)
+    return model_dir
+
+
+MASKED_LM = {"objective": {"name": "masked_lm"}}
+
+
 @pytest.mark.slow
-def test_masked_language_modeling_runs_alone(tiny, pretrain_on, tmp_path: Path):
-    pretrain_on(tiny(objective={"name": "masked_lm"}), tmp_path)
-    lines = metrics(tmp_path)
-    measured = {"step", "split", "loss", "mlm_loss", "mlm_accuracy"}
-    assert lines[-1].keys() == measured
-    assert not (tmp_path / "preset" / "auxiliary").exists()
-    card = (tmp_path / "preset" / "README.md").read_text()
+def test_masked_language_modeling_runs_alone(masked_lm: Path):
+    assert metrics(masked_lm)[-1].keys() == {"step", "split", "loss", "mlm_loss", "mlm_accuracy"}
+    assert not (masked_lm / "preset" / "auxiliary").exists()
+    card = (masked_lm / "preset" / "README.md").read_text()
     assert "pretrained by masked language modeling" in card
+
+
+@pytest.mark.slow
+def test_several_steps_a_loop_are_the_same_steps(
+    masked_lm: Path, tiny, pretrain_on, tmp_path: Path
+):
+    pretrain_on(tiny(trainer={"steps_per_loop": 2}, **MASKED_LM), tmp_path)
+    assert_same_run(tmp_path, masked_lm, step=10)
+
+
+@pytest.mark.slow
+def test_replicas_share_the_batch(
+    masked_lm: Path, tiny, pretrain_on, mirrored_strategy: tf.distribute.Strategy, tmp_path: Path
+):
+    pretrain_on(tiny(**MASKED_LM), tmp_path, strategy=mirrored_strategy)
+    for line, one_device in zip(metrics(tmp_path), metrics(masked_lm), strict=True):
+        assert (line["step"], line["split"]) == (one_device["step"], one_device["split"])
+        # Replicas draw their own dropout; only over all of the validation does that even out.
+        tolerance = 0.05 if line["split"] == "validation" else 0.2
+        assert line["loss"] == pytest.approx(one_device["loss"], rel=tolerance)
+    shapes = {name: value.shape for name, value in weights(tmp_path, 10).items()}
+    assert shapes == {name: v.shape for name, v in weights(masked_lm, 10).items()}
 
 
 def test_another_vocabularys_auxiliary_is_refused(
@@ -343,62 +395,9 @@ def test_the_preset_has_a_model_card(finished, corpus):
 
 
 @pytest.mark.slow
-def test_a_validation_that_was_lost_is_made_up_for(finished, pretrain_on, tmp_path: Path):
-    """Killed after the checkpoint of a step, and before the validation of the same."""
-    start_and_kill(pretrain_on, finished.config, tmp_path, step=4)
-    last = metrics(tmp_path)[-1]
-    assert (last["step"], last["split"]) == (4, "train")
-    pretrain_on(finished.config, tmp_path)
-    assert metrics(tmp_path) == metrics(finished.model_dir)
-
-
-@pytest.mark.slow
-def test_a_run_told_to_stop_goes_on_from_that_very_step(tiny, pretrain_on, tmp_path: Path):
-    """With no checkpoint due before, in the midst of a log interval."""
-    config = tiny(trainer={"log_interval": 5, "checkpoint_interval": 10, "validation_interval": 8})
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    pretrain_on(config, whole)
-
-    class Terminate(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if int(self.model.optimizer.iterations) == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(RestartableError, match="stopped by SIGTERM at step 7, which is saved"):
-        pretrain_on(config, stopped, callbacks=[Terminate()])
-    assert not (stopped / "preset").exists()
-
-    pretrain_on(config, stopped)
-    assert_same_run(stopped, whole, step=10)
-    assert metrics(stopped) == metrics(whole)
-
-
-@pytest.mark.slow
-def test_several_steps_a_loop_are_the_same_steps(finished, tiny, pretrain_on, tmp_path: Path):
-    pretrain_on(tiny(trainer={"steps_per_loop": 2}), tmp_path)
-    assert_same_run(tmp_path, finished.model_dir, step=10)
-    assert metrics(tmp_path) == metrics(finished.model_dir)
-
-
-@pytest.mark.slow
-def test_a_finished_run_only_writes_its_preset_again(finished, pretrain_on, tmp_path: Path):
-    model_dir = tmp_path / "run"
-    shutil.copytree(finished.model_dir, model_dir)
-    shutil.rmtree(model_dir / "preset")
-    pretrain_on(finished.config, model_dir)
-    assert metrics(model_dir) == metrics(finished.model_dir)
-    assert_same_run(model_dir, finished.model_dir, step=10)
-    again, before = (
-        np.load(folder / "preset" / "pretraining_heads.npz")
-        for folder in (model_dir, finished.model_dir)
-    )
-    for name in before:
-        np.testing.assert_array_equal(again[name], before[name])
-
-
-@pytest.mark.slow
 def test_a_failed_run_is_ended_and_counted(tiny, pretrain_on, tmp_path: Path):
     config = tiny(
+        objective={"name": "masked_lm"},
         optimizer={"learning_rate": 1e30, "warmup_steps": 0},
         trainer={"log_interval": 1, "max_skipped_updates": 3},
     )
@@ -416,21 +415,6 @@ def test_a_failed_run_is_ended_and_counted(tiny, pretrain_on, tmp_path: Path):
     config.optimizer.override({"learning_rate": 1e-4})
     pretrain_on(config, tmp_path, validation_data="")
     assert all(line["loss"] for line in metrics(tmp_path))
-
-
-@pytest.mark.slow
-def test_replicas_share_the_batch(
-    finished, tiny, pretrain_on, mirrored_strategy: tf.distribute.Strategy, tmp_path: Path
-):
-    pretrain_on(tiny(), tmp_path, strategy=mirrored_strategy)
-    for line, one_device in zip(metrics(tmp_path), metrics(finished.model_dir), strict=True):
-        assert (line["step"], line["split"]) == (one_device["step"], one_device["split"])
-        # Replicas draw their own samples; only over all of the validation does that even out.
-        tolerance = 0.05 if line["split"] == "validation" else 0.2
-        for name in ("loss", "mlm_loss", "copy_loss", "lm_loss", "scl_loss"):
-            assert line[name] == pytest.approx(one_device[name], rel=tolerance), name
-    shapes = {name: value.shape for name, value in weights(tmp_path, 10).items()}
-    assert shapes == {name: v.shape for name, v in weights(finished.model_dir, 10).items()}
 
 
 @pytest.mark.parametrize(
@@ -464,20 +448,6 @@ def test_the_peak_is_that_of_the_device_or_as_configured(
 
 
 # What is wrong is said before anything is written.
-
-
-@pytest.fixture
-def refused(tiny, pretrain_on, tmp_path: Path):
-    """Calls `pretrain` and returns the complaint."""
-
-    def refused(config=None, **changes) -> str:
-        with pytest.raises(UserError) as caught:
-            pretrain_on(config or tiny(), tmp_path / "run", **changes)
-        assert not (tmp_path / "run").exists()
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    return refused
 
 
 @pytest.mark.parametrize("argument", ["train_data", "validation_data", "vocabulary", "init_preset"])
@@ -525,29 +495,6 @@ def test_a_preset_of_another_vocabulary_is_refused(
     """Their sizes are equal, so all else would fit."""
     preset = to_store(other_vocabulary) if is_remote else other_vocabulary
     assert "was trained with another vocabulary" in refused(init_preset=preset)
-
-
-@pytest.mark.parametrize("checksums", [False, True])
-def test_a_truncated_shard_is_named_with_its_record(
-    refused, tiny, corpus, tmp_path: Path, checksums: bool
-):
-    shutil.copytree(corpus.train, tmp_path / "data")
-    shard = sorted((tmp_path / "data").glob("*.tfrecord"))[1]
-    shard.write_bytes(shard.read_bytes()[:-5])
-    records = sum(1 for _ in tf.data.TFRecordDataset(str(Path(corpus.train) / shard.name)))
-    complaint = refused(
-        tiny(data={"verify_checksums": checksums}), train_data=str(tmp_path / "data")
-    )
-    assert f"{shard} is truncated or corrupt at record {records - 1}" in complaint
-
-
-def test_an_altered_shard_is_found_by_its_checksum(refused, corpus, tmp_path: Path):
-    shutil.copytree(corpus.train, tmp_path / "data")
-    shard = min((tmp_path / "data").glob("*.tfrecord"))
-    content = bytearray(shard.read_bytes())
-    content[20] ^= 1
-    shard.write_bytes(bytes(content))
-    assert str(shard) in refused(train_data=str(tmp_path / "data"))
 
 
 def test_a_batch_that_does_not_divide_is_refused(refused, tiny):

@@ -2,25 +2,24 @@
 
 import json
 import os
+import runpy
 import signal
-import socket
-import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from worker_processes import start_worker, tf_configs
 
 from cocolm_tf.errors import RestartableError
 from cocolm_tf.training.config import save_config
-from cocolm_tf.training.workers import Workers
-
-ROOT = Path(__file__).parents[2]
-
+from cocolm_tf.training.distribution import StopSignal, Workers
 
 # One worker.
 
@@ -43,6 +42,56 @@ def test_alone_an_error_is_no_loss():
         Workers(tf.distribute.get_strategy()).lost_worker_errors(),
     ):
         raise tf.errors.UnavailableError(None, None, "the store is down")
+
+
+# SIGTERM.
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_where_nothing_is_to_be_saved_it_ends_at_once():
+    with pytest.raises(RestartableError, match="stopped by SIGTERM.*start again"), StopSignal():
+        terminate()
+
+
+def test_where_something_is_it_is_noted():
+    with StopSignal() as stop:
+        with stop.deferred():
+            assert not stop.received
+            terminate()
+            terminate()
+        assert stop.received
+        with pytest.raises(RestartableError):
+            terminate()
+
+
+def test_what_was_there_before_comes_back():
+    calls = []
+    before = signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
+    try:
+        with StopSignal():
+            pass
+        terminate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert calls == [1]
+
+
+def test_another_thread_leaves_signals_alone():
+    found = []
+
+    def run() -> None:
+        with StopSignal() as stop:
+            found.append(stop.received)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [False]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # Several, without the others.
@@ -116,74 +165,73 @@ def test_workers_are_counted_chief_first(monkeypatch: pytest.MonkeyPatch):
 # Several, as processes.
 
 
+def pretrain(arguments: list[str]) -> None:
+    sys.argv = ["scripts/pretrain.py", *arguments]
+    runpy.run_path("scripts/pretrain.py", run_name="__main__")
+
+
 @pytest.fixture
-def start(tiny, corpus, tmp_path: Path) -> Callable[[int], subprocess.Popen]:
-    """Starts a worker. Only the chief's folder is the run's: others need none."""
-    intervals = {"log_interval": 10, "validation_interval": 100, "checkpoint_interval": 10}
-    config = tiny(trainer={"train_steps": 200} | intervals)
+def start(tiny, corpus, tmp_path: Path) -> Callable[[int], list[BaseProcess]]:
+    """Starts two workers. Only the chief's folder is the run's: others need none."""
+    intervals = {"log_interval": 10, "validation_interval": 75, "checkpoint_interval": 10}
+    # What traces the least.
+    config = tiny(objective={"name": "masked_lm"}, trainer={"train_steps": 150} | intervals)
     save_config(config, str(tmp_path / "config.yaml"))
 
-    def start(index: int, attempt: int) -> subprocess.Popen:
-        if index == 0:
-            ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-            addresses[:] = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
-            for port in ports:
-                port.close()
-        task = {"type": "worker", "index": index}
-        return subprocess.Popen(
-            [
-                sys.executable,
-                "scripts/pretrain.py",
-                f"--config_file={tmp_path}/config.yaml",
-                f"--train_data={corpus.train}",
-                f"--validation_data={corpus.validation}",
-                f"--vocabulary={corpus.vocabulary}",
-                f"--model_dir={tmp_path}/worker-{index}",
-                "--distribution_strategy=multi_worker_mirrored",
-            ],
-            cwd=ROOT,
-            env=os.environ
-            | {
-                "PYTHONPATH": str(ROOT),
-                "TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task}),
-            },
-            stdout=(tmp_path / f"{index}-{attempt}.out").open("w"),
-            stderr=(tmp_path / f"{index}-{attempt}.err").open("w"),
-        )
+    def start(attempt: int) -> list[BaseProcess]:
+        arguments = [
+            f"--config_file={tmp_path}/config.yaml",
+            f"--train_data={corpus.train}",
+            f"--validation_data={corpus.validation}",
+            f"--vocabulary={corpus.vocabulary}",
+            "--distribution_strategy=multi_worker_mirrored",
+        ]
+        return [
+            start_worker(
+                pretrain,
+                config,
+                tmp_path / f"{index}-{attempt}.err",
+                [*arguments, f"--model_dir={tmp_path}/worker-{index}"],
+            )
+            for index, config in enumerate(tf_configs(2))
+        ]
 
-    addresses: list[str] = []
     return start
 
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_others_and_nothing_is_lost(start, tmp_path: Path):
     run = tmp_path / "worker-0"
-    chief, other = (start(index, attempt=0) for index in (0, 1))
-    deadline = time.monotonic() + 900
-    while not (run / "checkpoints" / "ckpt-20.index").exists():
-        assert chief.poll() is None and time.monotonic() < deadline, said(tmp_path, 0, 0)
-        time.sleep(0.05)
-    other.send_signal(signal.SIGKILL)
-    assert chief.wait(120) == 75, said(tmp_path, 0, 0)
+
+    def wait_for_step(step: int, chief: BaseProcess, attempt: int) -> None:
+        deadline = time.monotonic() + 900
+        while max(steps_of(run), default=0) < step:
+            assert chief.is_alive() and time.monotonic() < deadline, said(tmp_path, 0, attempt)
+            time.sleep(0.02)
+
+    def status(worker: BaseProcess) -> int | None:
+        worker.join(600)
+        return worker.exitcode
+
+    chief, other = start(attempt=0)
+    wait_for_step(10, chief, attempt=0)
+    other.kill()
+    assert status(chief) == 75, said(tmp_path, 0, 0)
     assert said(tmp_path, 0, 0).splitlines()[-1].startswith("worker 0 of 2 has lost another one")
 
     # Told to stop, one tells the others.
-    chief, other = (start(index, attempt=1) for index in (0, 1))
-    before = steps_of(run)
-    while steps_of(run)[-1] <= before[-1]:
-        assert chief.poll() is None and time.monotonic() < deadline, said(tmp_path, 0, 1)
-        time.sleep(0.05)
-    other.send_signal(signal.SIGTERM)
+    chief, other = start(attempt=1)
+    wait_for_step(max(steps_of(run)) + 10, chief, attempt=1)
+    other.terminate()
     for index, worker in enumerate((chief, other)):
-        assert worker.wait(120) == 75, said(tmp_path, index, 1)
+        assert status(worker) == 75, said(tmp_path, index, 1)
         assert "stopped by SIGTERM at step" in said(tmp_path, index, 1).splitlines()[-1]
 
-    chief, other = (start(index, attempt=2) for index in (0, 1))
-    for index, worker in enumerate((chief, other)):
-        assert worker.wait(900) == 0, said(tmp_path, index, 2)
+    for index, worker in enumerate(start(attempt=2)):
+        assert status(worker) == 0, said(tmp_path, index, 2)
     steps = [line["step"] for line in lines(run) if line["split"] == "train"]
-    assert steps == list(range(10, 201, 10))
-    assert [line["step"] for line in lines(run) if line["split"] == "validation"] == [100, 200]
+    assert steps == list(range(10, 151, 10))
+    assert [line["step"] for line in lines(run) if line["split"] == "validation"] == [75, 150]
     assert (run / "preset" / "config.json").exists()
     assert not (tmp_path / "worker-1").exists()
 
