@@ -1,6 +1,8 @@
 """A small model with a vocabulary, its preset and its export, for all tests of the room."""
 
+import functools
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,3 +165,9 @@ def exports(
         preset = str(folder / "preset")
         export_preset(preset, signatures, str(folders[name]), settings=SETTINGS)
     return folders
+
+
+@pytest.fixture(scope="session")
+def load(exports: dict[str, Path]) -> Callable[[str], Export]:
+    """Loads a model's export, each of them once."""
+    return functools.cache(lambda model: Export(str(exports[model])))

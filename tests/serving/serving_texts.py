@@ -1,8 +1,11 @@
 """Texts to ask models about: ordinary, odd, and hostile ones; and what is asked."""
 
 import random
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+
+import tensorflow as tf
 
 from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
 from cocolm_tf.serving.signature import Settings
@@ -128,6 +131,17 @@ def _random_text(rng: random.Random) -> bytes:
 def _character(rng: random.Random) -> int:
     code = rng.choice([rng.randrange(128), rng.randrange(0x3000), rng.randrange(0x110000)])
     return code if not 0xD800 <= code < 0xE000 else 0xFFFD
+
+
+def examples(first: Sequence[bytes], second: Sequence[bytes] | None = None) -> list[bytes]:
+    found = []
+    for row, text in enumerate(first):
+        example = tf.train.Example()
+        example.features.feature["first"].bytes_list.value.append(text)
+        if second:
+            example.features.feature["second"].bytes_list.value.append(second[row])
+        found.append(example.SerializeToString())
+    return found
 
 
 def signatures_of(kind: type, model: Any, **settings: Any) -> Any:

@@ -1,17 +1,13 @@
 """No text makes a signature fail, and every answer is within its bounds."""
 
-import functools
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from serving_texts import long_texts, mutated_texts, random_texts
-
-from cocolm_tf.serving.client import find_version
 
 pytestmark = pytest.mark.slow
 
@@ -122,12 +118,6 @@ def no_check(outputs: Outputs, inputs: dict[str, tf.Tensor]) -> None:
     pass
 
 
-@pytest.fixture(scope="module")
-def load(exports: dict[str, Path]) -> Callable[[str], Any]:
-    """Loads a model's export, each of them once."""
-    return functools.cache(lambda model: tf.saved_model.load(find_version(str(exports[model]))))
-
-
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize(
     ("model", "signature", "make_inputs", "check"),
@@ -156,11 +146,11 @@ def test_no_text_is_too_odd(
     check: Callable[[Outputs, dict[str, tf.Tensor]], Any],
     count: int,
 ):
-    function = load(model).signatures[signature]
+    export = load(model)
     answered = 0
     for texts in batches(count):
         inputs = make_inputs(texts)
-        outputs = {name: value.numpy() for name, value in function(**inputs).items()}
+        outputs = export(signature, **inputs)
         for value in outputs.values():
             assert len(value) == len(texts)
             assert value.dtype.kind != "f" or np.isfinite(value).all()

@@ -1,6 +1,5 @@
 """Exports behind TensorFlow Serving's interfaces, asked with its own protos and as the docs say."""
 
-import functools
 import json
 import re
 import subprocess
@@ -30,7 +29,7 @@ from tensorflow_serving.apis import (  # noqa: E402
 )
 from tensorflow_serving.config import model_server_config_pb2  # noqa: E402
 
-from cocolm_tf.serving.client import Export, find_version  # noqa: E402
+from cocolm_tf.serving.client import find_version  # noqa: E402
 from cocolm_tf.serving.export import WARMUP_FILENAME  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -45,8 +44,6 @@ NAMES = {
     "answers": "answerer",
     "names": "tagger",
 }
-# Each export is loaded once.
-load = functools.cache(Export)
 TEXTS = ["The cat sat on it.", "It's 30.5%", "", "“The” others"]
 
 
@@ -83,7 +80,7 @@ def predict_request(model: str, signature: str = "", **inputs: Any) -> Any:
     ],
 )
 def test_a_predict_request_comes_back_as_a_predict_response(
-    stub: Any, exports: dict[str, Path], model: str, signature: str, inputs: list[str]
+    stub: Any, load: Any, model: str, signature: str, inputs: list[str]
 ):
     asked = dict.fromkeys(inputs, TEXTS)
     response = stub.Predict(predict_request(model, signature, **asked))
@@ -91,7 +88,7 @@ def test_a_predict_request_comes_back_as_a_predict_response(
     response = predict_pb2.PredictResponse.FromString(response.SerializeToString())
     assert response.model_spec.name == model
     assert response.model_spec.version.value == 1
-    expected = load(str(exports[NAMES[model]]))(signature or "correct", **asked)
+    expected = load(NAMES[model])(signature or "correct", **asked)
     assert set(response.outputs) == set(expected)
     for name, value in expected.items():
         found = tf.make_ndarray(response.outputs[name])
@@ -118,13 +115,13 @@ def example(first: str | bytes, second: str | None = None) -> tf.train.Example:
     return found
 
 
-def test_classify_and_regress_take_examples(stub: Any, exports: dict[str, Path]):
+def test_classify_and_regress_take_examples(stub: Any, load: Any):
     request = classification_pb2.ClassificationRequest()
     request.model_spec.name = "reviews"
     request.model_spec.signature_name = "classify_examples"
     request.input.example_list.examples.extend(map(example, [*TEXTS, *ODD_TEXTS]))
     found = stub.Classify(request).result.classifications
-    expected = load(str(exports["classifier"]))("classify", texts=[*TEXTS, *ODD_TEXTS])
+    expected = load("classifier")("classify", texts=[*TEXTS, *ODD_TEXTS])
     scores = [[one.score for one in row.classes] for row in found]
     np.testing.assert_allclose(scores, expected["probabilities"], atol=1e-5)
     assert [one.label for one in found[0].classes] == ["bad", "neither", "good"]
@@ -135,7 +132,7 @@ def test_classify_and_regress_take_examples(stub: Any, exports: dict[str, Path])
     request.input.example_list.examples.append(example("The cat sat.", "It's late"))
     (found,) = stub.Regress(request).result.regressions
     pair = {"first": ["The cat sat."], "second": ["It's late"]}
-    expected = load(str(exports["rater"]))("classify_pairs", **pair)["values"]
+    expected = load("rater")("classify_pairs", **pair)["values"]
     np.testing.assert_allclose([found.value], expected, atol=1e-5)
 
 
@@ -187,13 +184,13 @@ def post(server: Ports, path: str, content: Any) -> Any:
         return json.load(response)
 
 
-def test_rows_and_columns_say_the_same(server: Ports, exports: dict[str, Path]):
+def test_rows_and_columns_say_the_same(server: Ports, load: Any):
     rows = post(server, "first:predict", {"instances": TEXTS})["predictions"]
     named = post(server, "first:predict", {"instances": [{"texts": text} for text in TEXTS]})
     columns = post(server, "first/versions/1:predict", {"inputs": {"texts": TEXTS}})["outputs"]
     assert rows == named["predictions"]
     assert post(server, "first:predict", {"inputs": TEXTS})["outputs"] == columns
-    expected = load(str(exports["pretrained"]))("correct", texts=TEXTS)
+    expected = load("pretrained")("correct", texts=TEXTS)
     for name, values in expected.items():
         assert [row[name] for row in rows] == columns[name]
         if values.dtype == object:

@@ -1,10 +1,13 @@
-"""What the signature `tag` says is what the Keras model predicts."""
+"""What the signatures `tag` and `answer` say is what the Keras models predict."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from serving_texts import ODD_TEXTS, random_texts, signatures_of
+from serving_texts import ODD_TEXTS, WORDS, random_texts, signatures_of
 
+from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
 from cocolm_tf.finetuning.models.token_classifier import (
     CocoLMTokenClassifier,
     CocoLMTokenClassifierPreprocessor,
@@ -91,3 +94,29 @@ def test_one_text_with_very_many_spans_makes_no_wide_batch(monkeypatch):
     assert found["spans"].shape == (3, 4) and found["num_spans"].numpy().tolist() == [4, 1, 0]
     with pytest.raises(tf.errors.InvalidArgumentError, match="11 at most.*or tag_tsv; here they"):
         dense_rows(rows, 11, "spans", "tag_tsv")
+
+
+def test_answers_are_the_models(load: Any, answerer: CocoLMQuestionAnswerer):
+    asked = ["Who sat?", "", "\ufffd?", " ".join(WORDS * 2)] * (len(TEXTS) // 4 + 1)
+    asked, compared = asked[: len(TEXTS)], 0
+    texts = [text.decode("utf-8", "replace") for text in TEXTS]
+    found = load("answerer")("answer", questions=asked, contexts=TEXTS)
+    for row, prediction in enumerate(answerer.predict((asked, texts))):
+        if not prediction.candidates:
+            assert found["starts"][row] == found["ends"][row] == 0
+            assert not found["answerable"][row]
+            continue
+        if found["truncated"][row] and len(texts[row]) > 100:
+            continue
+        best = prediction.candidates[0]
+        np.testing.assert_allclose(found["scores"][row], best.score, atol=1e-4)
+        assert (found["starts"][row], found["ends"][row]) == (best.start, best.end)
+        assert found["answers"][row].decode() == texts[row][best.start : best.end]
+        odds = found["no_answer_scores"][row] - found["scores"][row]
+        np.testing.assert_allclose(odds, prediction.null_odds, atol=1e-4)
+        assert found["answerable"][row] == (prediction.answer != "")
+        compared += 1
+    assert compared > 20
+    logits = load("answerer")("answer_ids", token_ids=[[0, 7, 2, 2, 8, 2, 1]])
+    assert logits["start_logits"].shape == (1, 7)
+    assert logits["start_logits"][0, 6] == logits["end_logits"][0, 6] == -1e4

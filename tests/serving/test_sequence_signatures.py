@@ -1,9 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from serving_texts import ODD_TEXTS
+from serving_texts import ODD_TEXTS, examples, random_texts
 
-from cocolm_tf import CocoLMTextEmbedder, UserError
+from cocolm_tf import CocoLMTextClassifier, CocoLMTextEmbedder, UserError
 from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
 from cocolm_tf.serving.sequence_signatures import POOLINGS, Embedder
 from cocolm_tf.serving.served_preset import ServedPreset
@@ -84,3 +86,40 @@ def test_vectors_are_those_that_the_presets_embedder_learned(preset, tmp_path):
     served = Embedder(parts, Encoder(InferenceEncoder(parts.backbone)))
     found = served.embed(tf.constant(texts))["embeddings"]
     np.testing.assert_allclose(found, model(model.preprocessor(texts)), atol=1e-5)
+
+
+CLASSIFIED = [*ODD_TEXTS, *random_texts(20, seed=5)]
+PAIRS = (CLASSIFIED, CLASSIFIED[::-1])
+
+
+def test_classes_are_the_models(load: Any, classifier: CocoLMTextClassifier):
+    ask, names = load("classifier"), [b"bad", b"neither", b"good"]
+    expected = tf.nn.softmax(classifier.predict(tf.constant(CLASSIFIED), verbose=0)).numpy()
+    # Not all the same.
+    assert np.ptp(expected[:, 0]) > 0.05
+    found = ask("classify", texts=CLASSIFIED)
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
+    assert found["labels"][7].tolist() == names
+    ids = classifier.preprocessor(tf.constant(CLASSIFIED))["token_ids"]
+    by_ids = ask("classify_ids", token_ids=ids)
+    np.testing.assert_allclose(by_ids["probabilities"], expected, atol=1e-5)
+    pairs = tuple(tf.constant(texts) for texts in PAIRS)
+    expected = tf.nn.softmax(classifier.predict(pairs, verbose=0)).numpy()
+    found = ask("classify_pairs", first=PAIRS[0], second=PAIRS[1])
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
+    found = ask("classify_examples", inputs=examples(*PAIRS))
+    np.testing.assert_allclose(found["scores"], expected, atol=1e-5)
+    assert found["classes"][0].tolist() == names
+
+
+def test_ratings_are_the_models(load: Any, rater: CocoLMTextClassifier):
+    ask = load("rater")
+    expected = rater.predict(tf.constant(CLASSIFIED), verbose=0)[:, 0]
+    assert np.ptp(expected) > 0.05
+    np.testing.assert_allclose(ask("classify", texts=CLASSIFIED)["values"], expected, atol=1e-5)
+    found = ask("classify_examples", inputs=examples(CLASSIFIED))["outputs"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    pairs = tuple(tf.constant(texts) for texts in PAIRS)
+    expected = rater.predict(pairs, verbose=0)[:, 0]
+    found = ask("classify_pairs", first=PAIRS[0], second=PAIRS[1])["values"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
