@@ -192,8 +192,8 @@ class _Graph:
         length = self.Gather(self.Shape("token_ids"), 1)
         positions = self.Range(0, length, 1)
         words = self.Gather(backbone.token_embedding.embeddings, "token_ids")
-        places = self.Gather(backbone.position_embedding.position_embeddings, positions)
-        x = self.norm(self.Add(words, places), backbone.get_layer("embeddings_norm"))
+        position_vectors = self.Gather(backbone.position_embedding.position_embeddings, positions)
+        x = self.norm(self.Add(words, position_vectors), backbone.get_layer("embeddings_norm"))
         excluded = self.Where(self.is_padding(), _EXCLUDED, np.float32(0))
         bias = self.Unsqueeze(excluded, [1, 2])
         if backbone.relative_position_bins:

@@ -85,21 +85,23 @@ def has_pytorch() -> bool:
 
 def _open_index(path: str) -> TensorFile:
     """Opens the files of a checkpoint in several, as Hugging Face's libraries write it."""
-    places = read_json(path).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file, str) for file in weight_map.values()
+    ):
         raise UserError(f"{path} has no weight_map, which says what file has which tensor.")
     folder, opened = os.path.dirname(path), {}
-    for file in sorted(set(places.values())):
+    for file in sorted(set(weight_map.values())):
         # What an index names lies beside it.
         if file != os.path.basename(file):
             raise UserError(f"{path} names {file!r}, which is not a file beside it.")
         if not files.is_file(os.path.join(folder, file)):
             raise UserError(f"{path} names {file}, which is missing beside it.")
         opened[file] = open_tensors(os.path.join(folder, file))
-    for name, file in places.items():
+    for name, file in weight_map.items():
         if name not in opened[file].names:
             raise UserError(f"{path} says that {file} has {name}, which it has not.")
-    return TensorFile(path, tuple(places), lambda name: opened[places[name]].read(name))
+    return TensorFile(path, tuple(weight_map), lambda name: opened[weight_map[name]].read(name))
 
 
 def _open_npz(path: str) -> TensorFile:
