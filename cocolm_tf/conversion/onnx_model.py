@@ -20,8 +20,6 @@ from cocolm_tf.modeling.transformer import TransformerBlock
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
 
 OPSET = 20
-POOLINGS = ("cls", "mean")
-PRECISIONS = ("float32", "float16", "int8")
 
 _EXCLUDED = np.float32(-1e9)
 # The logit of padding.
@@ -114,8 +112,8 @@ def answering_model(answerer: CocoLMQuestionAnswerer) -> onnx.ModelProto:
 
 def with_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     """Stores and multiplies the matrices in fewer bits; inputs and outputs stay what they are."""
-    # Of `PRECISIONS`, "int8" is onnxruntime's dynamic quantization: the weights in 8 bits, their
-    # factors quantized to 8 bits on the way.
+    # `precision` is "float32", "float16" or "int8", onnxruntime's dynamic quantization: the weights
+    # in 8 bits, their factors quantized to 8 bits on the way.
     if precision == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 

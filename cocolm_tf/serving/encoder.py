@@ -21,10 +21,7 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.transformer import TransformerBlock
 from cocolm_tf.tokenization.segment_packing import overlapping_windows, pack_ragged
 
-PRECISIONS = ("float32", "bfloat16")
-
 BUCKETS = (32, 64, 128, 256)
-MAX_TOKENS_AT_ONCE = 4096
 
 # The attention logit of padding.
 _EXCLUDED = -1e9
@@ -47,7 +44,6 @@ class InferenceEncoder(tf.Module):
         self.dtype = tf.as_dtype(precision)
         self.hidden_dim = backbone.hidden_dim
         self.max_sequence_length = backbone.max_sequence_length
-        self.vocabulary_size = backbone.vocabulary_size
         self._num_heads = backbone.num_heads
         self._tokens = _Matrix(backbone.token_embedding.embeddings, self.dtype, int8, axis=1)
         self._positions = tf.Variable(backbone.position_embedding.position_embeddings)
@@ -240,7 +236,7 @@ class Encoder:
         self,
         model: InferenceEncoder,
         buckets: Sequence[int] = BUCKETS,
-        max_tokens_at_once: int = MAX_TOKENS_AT_ONCE,
+        max_tokens_at_once: int = 4096,
     ) -> None:
         self.model = model
         limit = model.max_sequence_length

@@ -5,8 +5,6 @@ import tensorflow as tf
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
 from cocolm_tf.serving.signature import SignatureGroup, Tensors
 
-POOLINGS = ("cls", "mean", "projection")
-
 
 class Embedder(SignatureGroup):
     """The signatures `embed` and `embed_ids`: vectors whose inner products are cosines."""

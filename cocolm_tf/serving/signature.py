@@ -35,11 +35,11 @@ class Settings:
     """How a preset is served.
 
     Args:
-        precision: One of `PRECISIONS`, what the matrices are stored and multiplied in.
+        precision: `"float32"` or `"bfloat16"`, what the matrices are stored and multiplied in.
         int8: Whether the matrices are stored in 8 bits.
         buckets: Lengths in tokens at which texts are encoded apart from shorter ones.
-        pooling: One of `POOLINGS`, how `embed` makes a vector; `""` for what the preset's embedder
-            was trained with, or `"cls"`.
+        pooling: How `embed` makes a vector, `"cls"`, `"mean"` or `"projection"`; `""` for what the
+            preset's embedder was trained with, or `"cls"`.
         dimension: The length of a vector; 0 for what the embedder was trained with, or all.
         num_corrections: How many corrections `correct` gives for each word.
         max_tokens: The longest text that `correct` and `tag` read, and context that `answer` does.

@@ -7,9 +7,11 @@ from serving_texts import ODD_TEXTS, examples, random_texts
 
 from cocolm_tf import CocoLMTextClassifier, CocoLMTextEmbedder, UserError
 from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
-from cocolm_tf.serving.sequence_signatures import POOLINGS, Embedder
+from cocolm_tf.serving.sequence_signatures import Embedder
 from cocolm_tf.serving.served_preset import ServedPreset
 from cocolm_tf.serving.signature import Settings
+
+POOLINGS = ("cls", "mean", "projection")
 
 
 def embedder(parts: ServedPreset, encoder: Encoder, pooling: str) -> Embedder:
