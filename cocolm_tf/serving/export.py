@@ -187,9 +187,11 @@ def _prediction_log(
     if interface == "predict":
         given = {"token_ids": [token_ids], "questions": ["What was it?"]}
         inputs = b""
-        for key in signature.structured_input_signature[1]:
-            tensor = tf.make_tensor_proto(given.get(key, [text])).SerializeToString()
-            inputs += _field(2, _field(1, key.encode()) + _field(2, tensor))
+        for spec in signature.structured_input_signature[0]:
+            tensor = tf.make_tensor_proto(given.get(spec.name, [text]), spec.dtype)
+            inputs += _field(
+                2, _field(1, spec.name.encode()) + _field(2, tensor.SerializeToString())
+            )
     else:
         example = tf.train.Example()
         example.features.feature["first"].bytes_list.value.append(text.encode())

@@ -68,17 +68,6 @@ def test_a_checkpoint_goes_there_and_back(official: Path, tmp_path: Path):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
-@pytest.mark.slow
-def test_a_mistake_in_the_checkpoint_is_one_line(official: Path, tmp_path: Path):
-    (official / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 6}))
-    *_, said = convert_checkpoint.mistakes(f"--official={official}", f"--preset={tmp_path}/preset")
-    assert said == (
-        f"error: {official}/weights.npz: cocolm.embeddings.word_embeddings.weight has the shape "
-        "(11, 4), not (11, 6)."
-    )
-    assert not (tmp_path / "preset").exists()
-
-
 def test_help_is_instant():
     told = convert_checkpoint.help()
     for flag in ("official", "preset", "reverse", "weights_format", "overwrite"):
