@@ -308,9 +308,9 @@ def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_
 def test_mcl_takes_its_courses_and_goes_on_after_an_interruption(tiny, pretrain_on, tmp_path: Path):
     config = tiny(objective={"name": "mcl"}, trainer={"train_steps": 6})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    pretrain_on(config, whole)
-    start_and_kill(pretrain_on, config, cut, step=5)
-    pretrain_on(config, cut)
+    pretrain_on(config, whole, validation_data="")
+    start_and_kill(pretrain_on, config, cut, step=5, validation_data="")
+    pretrain_on(config, cut, validation_data="")
     assert_same_run(cut, whole, step=6)
     lines = metrics(whole)
     assert {"re_std_loss", "itd_accuracy_replaced", "rtd_pos4"} <= lines[-1].keys()

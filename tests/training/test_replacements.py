@@ -38,7 +38,8 @@ def preset(tiny, corpus, tmp_path_factory: pytest.TempPathFactory) -> str:
 def config(tiny, preset: str) -> PretrainingConfig:
     auxiliary = {"replacements": "frozen", "preset": preset, "temperature": 3.0, "num_layers": 1}
     trainer = {"train_steps": STEPS, "micro_batches": 2, "validation_steps": 2}
-    return tiny(auxiliary=auxiliary, trainer=trainer, optimizer={"learning_rate": 1e-2})
+    objective, optimizer = {"scl_weight": 0.0}, {"learning_rate": 1e-2}
+    return tiny(auxiliary=auxiliary, trainer=trainer, objective=objective, optimizer=optimizer)
 
 
 def stored(config: PretrainingConfig) -> PretrainingConfig:
@@ -86,9 +87,9 @@ def train(
     rng = np.random.default_rng(0)
     for variable in pretrainer.trainable_variables:
         variable.assign(variable + rng.normal(0, 0.2, variable.shape))
-    for variable in (pretrainer.copy_head.kernel, *pretrainer.projection.trainable_variables):
-        # Drawn after the auxiliary model's, if there is one.
-        variable.assign(rng.normal(0, 0.2, variable.shape))
+    # Drawn after the auxiliary model's, if there is one.
+    kernel = pretrainer.copy_head.kernel
+    kernel.assign(rng.normal(0, 0.2, kernel.shape))
     compile_pretrainer(pretrainer, config, 1)
     written, replace = [], pretrainer_module.replace_tokens
 

@@ -83,6 +83,7 @@ def test_tokens_are_instead_of_steps():
     assert (config.trainer.train_steps, config.optimizer.warmup_steps) == (11, 4)
 
 
+@settings(max_examples=25)
 @given(steps=st.integers(0, 120))
 def test_totals_are_sums_over_the_steps(steps: int):
     config = run([0.5, 8, 0.9, 13], scale=True)
