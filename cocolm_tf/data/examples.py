@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,13 +33,16 @@ class Examples:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Examples":
         """Some of the examples, in the order of the indices; `left_out` stays the source's."""
-        return dataclasses.replace(
-            self,
-            first=[self.first[index] for index in indices],
-            second=None if self.second is None else [self.second[index] for index in indices],
-            labels=None if self.labels is None else self.labels[np.asarray(indices, int)],
-            rows=None if self.rows is None else self.rows[np.asarray(indices, int)],
-        )
+        names = ("first", "second", "labels", "rows")
+        chosen = {name: selected(getattr(self, name), indices) for name in names}
+        return dataclasses.replace(self, **chosen)
+
+
+def selected(values: Any, indices: Sequence[int] | np.ndarray) -> Any:
+    """Some of the values of an array or a sequence, in the order of the indices; None of None."""
+    if values is None or isinstance(values, np.ndarray):
+        return None if values is None else values[np.asarray(indices, int)]
+    return [values[index] for index in indices]
 
 
 @dataclasses.dataclass(frozen=True)

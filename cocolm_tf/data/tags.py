@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cocolm_tf.data.examples import SPLIT_SEED, check_dev_fraction
+from cocolm_tf.data.examples import SPLIT_SEED, check_dev_fraction, selected
 from cocolm_tf.data.tables import file_type, json_objects, left_out_lines
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import text_lines, without_surrogates
@@ -173,12 +173,8 @@ class TaggedTexts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "TaggedTexts":
         """Some of the texts; `left_out` stays the source's."""
-        labels = self.labels
-        return dataclasses.replace(
-            self,
-            texts=[self.texts[index] for index in indices],
-            labels=None if labels is None else [labels[index] for index in indices],
-        )
+        texts, labels = selected(self.texts, indices), selected(self.labels, indices)
+        return dataclasses.replace(self, texts=texts, labels=labels)
 
 
 @dataclasses.dataclass(frozen=True)

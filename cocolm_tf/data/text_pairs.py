@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cocolm_tf import files
-from cocolm_tf.data.examples import SPLIT_SEED, check_dev_fraction
+from cocolm_tf.data.examples import SPLIT_SEED, check_dev_fraction, selected
 from cocolm_tf.data.tables import FORMATS, Table, checked_rows, number_parser, read_table
 from cocolm_tf.errors import UserError
 from cocolm_tf.text_files import COMPRESSED_SUFFIXES
@@ -44,8 +44,8 @@ class TextPairs:
         """Some of the pairs, in the order wanted."""
         return dataclasses.replace(
             self,
-            columns=tuple([column[index] for index in indices] for column in self.columns),
-            scores=None if self.scores is None else self.scores[np.asarray(indices, int)],
+            columns=tuple(selected(column, indices) for column in self.columns),
+            scores=selected(self.scores, indices),
         )
 
     def split(self, fraction: float) -> tuple["TextPairs", "TextPairs"]:
