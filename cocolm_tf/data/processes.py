@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
@@ -25,6 +25,10 @@ from cocolm_tf.errors import UserError
 
 # Called with a part, the number of a chunk in it, and the chunk's documents.
 ChunkFunction = Callable[[Part, int, Sequence[str]], Any]
+# Offers a task to the other processes; says whether one of them will take it.
+HandOn = Callable[["Task"], bool]
+# Yields its results. In the queue is with each task whether a process handed it on.
+Task = Callable[[Source | None, HandOn], Iterator[Any]]
 
 # Queued tasks per process.
 _QUEUED_PER_WORKER = 2
@@ -72,23 +76,25 @@ class Workers:
     ) -> Iterator[Any]:
         """Yields a function's results for every chunk as they end, and the counts of each part."""
         # The function is picklable. `done` gives the numbers of a part's chunks to leave out.
-        return self._run(_Read(part, function, frozenset(done(part))) for part in parts)
+        return self._run(partial(_read, part, function, frozenset(done(part))) for part in parts)
 
     def map(self, function: Callable[..., Any], *arguments: Iterable[Any]) -> Iterator[Any]:
         """Calls a function as `map` does, and yields the results as they end."""
-        return self._run(_Call(function, values) for values in zip(*arguments, strict=False))
+        return self._run(
+            partial(_call, function, values) for values in zip(*arguments, strict=False)
+        )
 
-    def _run(self, tasks: Iterable["_Call | _Read"]) -> Iterator[Any]:
+    def _run(self, tasks: Iterable[Task]) -> Iterator[Any]:
         if self._queue is None:
             for task in tasks:
-                yield from task.results(self._source, lambda call: False)
+                yield from task(self._source, lambda task: False)
             return
         tasks = iter(tasks)
         task = next(tasks, None)
         # Tasks from here, and tasks that readers have put into the queue.
         under_way = handed_on = 0
         while task is not None or under_way or handed_on:
-            while task is not None and _try_put(self._queue, task):
+            while task is not None and _try_put(self._queue, (task, False)):
                 under_way += 1
                 task = next(tasks, None)
             for connection in wait([receiver for receiver, _ in self._connections]):
@@ -112,59 +118,44 @@ class Workers:
 # --- In the processes ---
 
 
-@dataclass(frozen=True)
-class _Call:
-    """The task of calling a function."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    was_handed_on: bool = False  # by the process that read the chunk
-
-    def results(self, source: Source | None, hand_on: Callable[["_Call"], bool]) -> Iterator[Any]:
-        yield self.function(*self.arguments)
+def _call(
+    function: Callable[..., Any], arguments: tuple[Any, ...], source: Source | None, hand_on: HandOn
+) -> Iterator[Any]:
+    yield function(*arguments)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """The task of reading a part and having its chunks processed."""
-
-    part: Part
-    function: ChunkFunction
-    done: frozenset[int]
-    was_handed_on: bool = False
-
-    def results(self, source: Source, hand_on: Callable[[_Call], bool]) -> Iterator[Any]:
-        """Yields the results of those chunks that no other process takes."""
-        counts: Counter[str] = Counter()
-        for number, chunk in enumerate(chunks(self.part.documents(source, counts))):
-            if number in self.done:
-                continue
-            call = _Call(self.function, (self.part, number, chunk), was_handed_on=True)
-            if not hand_on(call):
-                yield from call.results(source, hand_on)
-        yield counts
+def _read(
+    part: Part, function: ChunkFunction, done: frozenset[int], source: Source, hand_on: HandOn
+) -> Iterator[Any]:
+    """Reads a part; yields the results of those chunks that no other process takes, and counts."""
+    counts: Counter[str] = Counter()
+    for number, chunk in enumerate(chunks(part.documents(source, counts))):
+        task = partial(_call, function, (part, number, chunk))
+        if number not in done and not hand_on(task):
+            yield from task(source, hand_on)
+    yield counts
 
 
 def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | None) -> None:
     """Takes tasks from the queue for ever, and sends pairs of a kind and a value."""
     _set_up_process()
 
-    def hand_on(call: _Call) -> bool:
-        if has_room := _try_put(tasks, call):
+    def hand_on(task: Task) -> bool:
+        if has_room := _try_put(tasks, (task, True)):
             sender.send(("handed on", 1))
         return has_room
 
     try:
         while True:
-            task = tasks.get()
-            for result in task.results(source, hand_on):
+            task, was_handed_on = tasks.get()
+            for result in task(source, hand_on):
                 sender.send(("result", result))
-            sender.send(("handed on", -1) if task.was_handed_on else ("done", None))
+            sender.send(("handed on", -1) if was_handed_on else ("done", None))
     except Exception as error:
         sender.send(("error", _picklable(error)))
 
 
-def _try_put(tasks: multiprocessing.Queue, task: _Call | _Read) -> bool:
+def _try_put(tasks: multiprocessing.Queue, task: tuple[Task, bool]) -> bool:
     try:
         tasks.put_nowait(task)
     except queue.Full:

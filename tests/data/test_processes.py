@@ -68,7 +68,7 @@ def test_errors_are_sent_as_they_are_or_described(monkeypatch: pytest.MonkeyPatc
     tasks, sent = queue.Queue(), []
     sender = types.SimpleNamespace(send=sent.append)
     for function, argument in ((abs, -1), (fail, 2), (Path.touch, Path("/nowhere/file"))):
-        tasks.put(processes._Call(function, (argument,)))
+        tasks.put((functools.partial(processes._call, function, (argument,)), False))
     processes._work(tasks, sender, None)
     processes._work(tasks, sender, None)
     assert sent[:2] == [("result", 1), ("done", None)]
