@@ -116,12 +116,8 @@ $(TRY)/1/saved_model.pb: presets/english-technical/config.json | $(VENV)/.instal
 
 # --- Development ---
 
-# In two parts: TensorFlow keeps what it has compiled, gigabytes after hundreds of small models.
-FOUNDATION := $(wildcard tests/test_*.py) $(addprefix tests/,data losses modeling tokenization training)
-PYTEST = for part in "$(FOUNDATION)" "tests $(FOUNDATION:%=--ignore=%)"; do \
-	  $(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile --no-loadscope-reorder $$part \
-	    -m "$(MARKS)" || failed=1; \
-	done; exit $${failed:-0}
+PYTEST = $(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+  -m "$(MARKS)"
 
 test: MARKS := not exhaustive
 test-fast: MARKS := not slow and not exhaustive
