@@ -63,13 +63,14 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _unit(name: str) -> Callable[[float], str]:
+    key = name.rpartition(": ")[2]
     if "flops" in name and "growth" not in name:
         return lambda flops: si(flops, "FLOP/s" if "per_second" in name else "FLOP")
     if "memory" in name and "seconds" not in name and "share" not in name:
         return gib
-    if "bytes" in name:
+    if key.startswith("bytes") or key.endswith("bytes"):
         return lambda count: si(count, "B")
-    if name.endswith("seconds"):
+    if key.endswith("seconds"):
         return duration
     if "share" in name:
         return "{:.1%}".format
