@@ -51,12 +51,9 @@ def compiled_costs(
         arguments: of the call, all that the function takes.
 
     Returns:
-        `product_flops`: two for each multiplication of its matrix products, before XLA rewrites
-        them;
-        `bytes_accessed`: the sizes of what each of its kernels reads and writes, each operand
-        whole;
-        `kernels`: how many there are;
-        `host_transfers`: how many of them exchange something with the host.
+        `product_flops`, two for each multiplication of its matrix products before XLA rewrites
+        them; `bytes_accessed`, what each of its kernels reads and writes, each operand whole;
+        `kernels`, how many there are, and `host_transfers`, how many of them meet the host.
 
     Example:
     ```python

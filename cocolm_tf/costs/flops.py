@@ -24,25 +24,20 @@ _FORWARD_AND_BACKWARD = 3
 def pretraining_flops(config: PretrainingConfig) -> dict[str, int]:
     """Counts the FLOPs of one training step, part by part.
 
-    With B sequences of S tokens in a batch, C = 1 + round((S - 1) * crop_fraction) tokens in a
-    crop, M = ceil(S * mask_fraction) masked positions, V tokens in the vocabulary, E the width of
-    the embeddings and H the main model's, a forward pass takes, for each sequence,
-
-    - `main_corrupted`: `pass_flops` of S tokens;
-    - `main_crop`: `pass_flops` of C tokens, of which only the first is wanted;
-    - `auxiliary`: `pass_flops` of S tokens in the auxiliary model, of which M are wanted;
-    - `mlm_head`: 2MHE + 2MEV, the H here being the auxiliary model's;
-    - `auxiliary_sampling`: `auxiliary` and `mlm_head` once more, if `auxiliary.sampling` is eval
-      and there is dropout to do without;
-    - `copy_head`: 2SH;
-    - `lm_head`: 2NHV, with N = M, or S if the objective is over all tokens;
-    - `scl_head`: the projection of both views, 2 * 2H^2, and `similarity_flops`.
+    With B sequences of S tokens, C = 1 + round((S - 1) * crop_fraction) tokens in a crop,
+    M = ceil(S * mask_fraction) masked positions, V tokens in the vocabulary, E the width of the
+    embeddings and H the main model's, a forward pass takes, for each sequence, `pass_flops` for
+    `main_corrupted` (S tokens), `main_crop` (C tokens, the first wanted) and `auxiliary` (S tokens,
+    M wanted); `mlm_head`, 2MHE + 2MEV with the auxiliary model's H; `auxiliary_sampling`, both of
+    the latter once more, if `auxiliary.sampling` is eval and there is dropout to do without;
+    `copy_head`, 2SH; `lm_head`, 2NHV with N = M, or S if the objective is over all tokens;
+    `scl_head`, the projection of both views, 4H^2, and `similarity_flops`.
 
     Trained parts count three times, forward and backward. `auxiliary_sampling` is not trained,
     and of a frozen auxiliary model it is all there is. Of masked language modeling alone there
-    are `main`, `pass_flops` of S tokens of which M are wanted, and `mlm_head`. Of MCL each part
-    counts as many times as courses are stacked in it; `main_corrections` and
-    `auxiliary_corrections` are the passes of the self-correction courses.
+    are `main` (S tokens, M wanted) and `mlm_head`. Of MCL each part counts as many times as
+    courses are stacked in it; `main_corrections` and `auxiliary_corrections` are the passes of
+    the self-correction courses.
 
     Args:
         config: the run. Parts that it does without are left out.

@@ -37,16 +37,11 @@ def step_memory(config: PretrainingConfig, devices: int, rematerialize: bool) ->
         rematerialize: Whether blocks are rematerialized, whatever the configuration says.
 
     Returns:
-        Bytes from the name of each part:
-        `weights`, 4P, and those of a frozen auxiliary model; `optimizer`, the two moments, 8P, or
-        a share of them where `optimizer.sharded`;
-        `averages`, 4P, where there is a moving average of the weights;
-        `gradients`, 4P, and as much again for their sums over micro-batches, if there are several;
-        `copied_weights`: see `copied_weight_bytes`;
-        `activations`: those of all encoder passes and heads: `pass_activations`,
-        `head_activations`;
-        `logits`: see `logit_bytes`; `similarities`: see `similarity_bytes`;
-        `working`: see `working_bytes`.
+        Bytes from the name of each part: `weights`, 4P, and those of a frozen auxiliary model;
+        `optimizer`, the two moments, 8P, or a share of them where `optimizer.sharded`; `averages`,
+        4P, where there is a moving average; `gradients`, 4P, twice that with micro-batches;
+        `copied_weights`, `activations`, `logits`, `similarities` and `working`, by the formulas of
+        the functions below.
 
     Example:
     ```python

@@ -161,15 +161,11 @@ def heads_of(config: PretrainingConfig) -> Heads:
 def count_parameters(config: PretrainingConfig) -> dict[str, int]:
     """Counts the trained parameters, part by part.
 
-    With V tokens in the vocabulary, P positions, width H:
-
-    - `embeddings`: the main model's word and position tables, (V + P)H;
-    - `main`, `auxiliary`: `encoder_parameters` of either; the auxiliary model's position table, PH,
-      where it has its own, and its LayerNorm on the embeddings, 2H less, where it has not;
-    - `masked_lm_head`: a dense layer from the auxiliary model's width A to the embeddings',
-      AH + H, LayerNorm, 2H, and a bias, V;
-    - `copy_head`: H, of each of them, and perhaps a bias, 1; `lm_head`: a bias, V;
-    - `projection`: a dense layer, H^2 + H, and LayerNorm, 2H.
+    With V tokens in the vocabulary, P positions, width H: `embeddings`, (V + P)H; `main` and
+    `auxiliary`, `encoder_parameters`, the latter with its own position table, PH, or without a
+    LayerNorm on the embeddings, 2H, as `auxiliary.shared` has it; `masked_lm_head`, a dense layer
+    from the auxiliary model's width A, AH + H, LayerNorm, 2H, and a bias, V; `copy_head`, H each,
+    and perhaps a bias; `lm_head`, a bias, V; `projection`, H^2 + H, and LayerNorm, 2H.
 
     Args:
         config: The run. Parts that it does without are left out.
