@@ -137,27 +137,11 @@ def training_batches(
     # all tokens, [T]; weights [N] or [T]. In a batch they are [B], [B, K] or, 0 at padding, [B, S].
     # What has weight 0 is neither learned from nor counted.
     # All batches have `batch_size` rows and one of a few widths, see `batch_widths`, so that each
-    # width is one program. A batch holds rows of like lengths: in every epoch those of one width
-    # that do not fill a batch join those of the next. The last batch is filled with rows of weight
-    # 0. Every row occurs once an epoch. The order follows from the seed.
+    # width is one program. A batch holds rows of like lengths. Every row occurs once an epoch. The
+    # order follows from the seed.
     widths = batch_widths(tokens.lengths, tokens.limit, batch_size, buckets)
-    groups = tf.constant(np.searchsorted(widths, tokens.lengths), tf.int32)
     rows = Rows(tokens, widths, _labels(tokens, labels, weights))
-    count, steps = len(tokens), -(-len(tokens) // batch_size)
-    missing = steps * batch_size - count
-
-    def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        place = tf.stack([tf.constant(seed, tf.int64), number])
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), place)
-        order = tf.gather(order, tf.argsort(tf.gather(groups, order), stable=True))
-        batches = tf.concat([order, tf.fill([missing], order[-1])], axis=0)
-        batches = tf.reshape(batches, [steps, batch_size])
-        turns = tf.random.experimental.stateless_shuffle(tf.range(steps), place + 1)
-        widest = tf.reduce_max(tf.gather(groups, batches), axis=1)
-        # The last row is repeated to fill the last batch.
-        real = tf.reshape(tf.range(steps * batch_size) < count, [steps, batch_size])
-        slices = tuple(tf.gather(part, turns) for part in (batches, widest, real))
-        return tf.data.Dataset.from_tensor_slices(slices)
+    groups = np.searchsorted(widths, tokens.lengths)
 
     def batch(numbers: tf.Tensor, group: tf.Tensor, real: tf.Tensor) -> tuple[Any, ...]:
         features, columns = rows.batch(numbers, group)
@@ -165,8 +149,37 @@ def training_batches(
         real = tf.reshape(tf.cast(real, weights.dtype), [-1] + [1] * (weights.shape.rank - 1))
         return features, columns["labels"], weights * real
 
-    batches = tf.data.Dataset.counter().flat_map(epoch)
+    batches, steps = numbers_of_batches(groups, batch_size, seed)
     return batches.map(batch, num_parallel_calls=2).prefetch(4), steps
+
+
+def numbers_of_batches(
+    groups: np.ndarray, batch_size: int, seed: int | None
+) -> tuple[tf.data.Dataset, int]:
+    """Each batch's rows by number, their last group, which are real; and the steps of an epoch."""
+    # Endless and shuffled anew each epoch by the seed; without one a single epoch, by the groups.
+    # Rows of one group that do not fill a batch join those of the next. The last row is repeated to
+    # fill the last batch.
+    count, steps = len(groups), -(-len(groups) // batch_size)
+    groups, missing = tf.constant(groups, tf.int32), steps * batch_size - count
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        order, turns = tf.range(count), tf.range(steps)
+        if seed is not None:
+            place = tf.stack([tf.constant(seed, tf.int64), number])
+            order = tf.random.experimental.stateless_shuffle(order, place)
+            turns = tf.random.experimental.stateless_shuffle(turns, place + 1)
+        order = tf.gather(order, tf.argsort(tf.gather(groups, order), stable=True))
+        batches = tf.concat([order, tf.fill([missing], order[-1])], axis=0)
+        batches = tf.reshape(batches, [steps, batch_size])
+        widest = tf.reduce_max(tf.gather(groups, batches), axis=1)
+        real = tf.reshape(tf.range(steps * batch_size) < count, [steps, batch_size])
+        slices = tuple(tf.gather(part, turns) for part in (batches, widest, real))
+        return tf.data.Dataset.from_tensor_slices(slices)
+
+    if seed is None:
+        return epoch(tf.constant(0, tf.int64)), steps
+    return tf.data.Dataset.counter().flat_map(epoch), steps
 
 
 def prediction_batches(

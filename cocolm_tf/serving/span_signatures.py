@@ -8,11 +8,11 @@ settings is not read.
 import tensorflow as tf
 
 from cocolm_tf.data.tags import NO_SCHEME, NO_TYPE, TagCodes, begins_chunk, ends_chunk
+from cocolm_tf.finetuning.models.answers import best_spans
 from cocolm_tf.finetuning.models.question_answerer import CocoLMQuestionAnswerer
-from cocolm_tf.finetuning.models.spans import best_spans
+from cocolm_tf.finetuning.models.question_windows import Windows, lay_out_windows
 from cocolm_tf.finetuning.models.token_classifier import CocoLMTokenClassifier
-from cocolm_tf.finetuning.models.token_rows import SILENT, units_of_texts
-from cocolm_tf.finetuning.models.windows import Windows, lay_out_windows
+from cocolm_tf.finetuning.models.token_rows import NO_UNIT, units_of_texts
 from cocolm_tf.serving.encoder import concatenated
 from cocolm_tf.serving.signature import SignatureGroup, Tensors, by_text, dense_rows, padded
 from cocolm_tf.tokenization.offsets import Characters, TokenOffsets, whole_words_within
@@ -223,7 +223,7 @@ class Tagger(SignatureGroup):
             tokens = TokenOffsets(*(part[:, :max_tokens] for part in tokens))
         units = units_of_texts(tokens, preprocessor.unit)
         states = self.encoder.states_in_windows(tokens.ids, self.reader.limit, preprocessor.overlap)
-        states = tf.boolean_mask(states, units.of_tokens != SILENT)
+        states = tf.boolean_mask(states, units.of_tokens != NO_UNIT)
         tags, log_probabilities = self._best_tags(states)
 
         names = self.model.tag_names

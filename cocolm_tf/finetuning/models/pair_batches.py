@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.finetuning.batches import WIDTH_STEP, Column, Rows, Tokens, batch_widths
+from cocolm_tf.finetuning.batches import (
+    WIDTH_STEP,
+    Column,
+    Rows,
+    Tokens,
+    batch_widths,
+    numbers_of_batches,
+)
 
 
 def pair_batches(
@@ -28,48 +35,28 @@ def pair_batches(
     # `buckets` bounds the widths of the second texts, see `batch_widths`; 0 makes all batches as
     # wide as the longest row may be.
     first, *others = columns
-    count, steps = len(first), -(-len(first) // batch_size)
     lengths = np.max([tokens.lengths for tokens in others], axis=0)
     widths = batch_widths(lengths, first.limit, batch_size, buckets)
-    group_of_row = np.searchsorted(widths, lengths)
+    groups = np.searchsorted(widths, lengths)
     # The longest first text of a group and of those before, whose last rows join it.
     longest = np.zeros(len(widths), int)
-    np.maximum.at(longest, group_of_row, first.lengths)
+    np.maximum.at(longest, groups, first.lengths)
     first_widths = -(-np.maximum.accumulate(longest) // WIDTH_STEP) * WIDTH_STEP
     first_widths = np.minimum(first_widths, first.limit) if buckets else widths
 
-    weights = np.ones(count) if weights is None else weights
+    weights = np.ones(len(first)) if weights is None else weights
     values = {"weights": Column(np.asarray(weights, np.float32))}
     if cosines is not None:
         values["labels"] = Column(np.asarray(cosines, np.float32))
     queries = Rows(first, first_widths, values)
     documents = [Rows(tokens, widths, {}) for tokens in others]
-    groups, missing = tf.constant(group_of_row, tf.int32), steps * batch_size - count
 
-    def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        order, turns = tf.range(count), tf.range(steps)
-        if seed is not None:
-            place = tf.stack([tf.constant(seed, tf.int64), number])
-            order = tf.random.experimental.stateless_shuffle(order, place)
-            turns = tf.random.experimental.stateless_shuffle(turns, place + 1)
-        order = tf.gather(order, tf.argsort(tf.gather(groups, order), stable=True))
-        # The last row is repeated to fill the last batch.
-        batches = tf.concat([order, tf.fill([missing], order[-1])], axis=0)
-        batches = tf.reshape(batches, [steps, batch_size])
-        real = tf.reshape(tf.range(steps * batch_size) < count, [steps, batch_size])
-        slices = tuple(tf.gather(part, turns) for part in (batches, real))
-        return tf.data.Dataset.from_tensor_slices(slices)
-
-    def batch(numbers: tf.Tensor, real: tf.Tensor) -> tuple[Any, ...]:
-        group = tf.reduce_max(tf.gather(groups, numbers))
+    def batch(numbers: tf.Tensor, group: tf.Tensor, real: tf.Tensor) -> tuple[Any, ...]:
         first_features, found = queries.batch(numbers, group)
         features = [rows.batch(numbers, group)[0] for rows in documents]
         stacked = {name: tf.stack([one[name] for one in features], axis=1) for name in features[0]}
         x = {"queries": first_features, "documents": stacked}
         return x, found.get("labels"), found["weights"] * tf.cast(real, tf.float32)
 
-    if seed is None:
-        batches = epoch(tf.constant(0, tf.int64))
-    else:
-        batches = tf.data.Dataset.counter().flat_map(epoch)
+    batches, steps = numbers_of_batches(groups, batch_size, seed)
     return batches.map(batch, num_parallel_calls=2).prefetch(4), steps

@@ -1,36 +1,32 @@
 """A pretrained encoder that answers questions with parts of a text."""
 
-import os
-import random
-from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
 import keras_hub
+import numpy as np
 import tensorflow as tf
 
-from cocolm_tf.finetuning.models.answers import collect_answers
-from cocolm_tf.finetuning.models.raw_text import (
-    BATCH_SIZE,
-    answer_spans,
-    check_row_length,
-    raw_text_task,
-    text_columns,
-)
-from cocolm_tf.finetuning.models.spans import Spans, best_spans
-from cocolm_tf.finetuning.models.window_rows import (
-    WindowRows,
-    learning_batches,
+from cocolm_tf.finetuning.batches import Tokens
+from cocolm_tf.finetuning.models.answers import Spans, best_spans, collect_answers
+from cocolm_tf.finetuning.models.question_windows import (
+    NUM_SPECIAL_TOKENS,
+    Windows,
+    by_side,
+    check_window_sizes,
+    lay_out_windows,
     reading_batches,
     window_rows,
 )
-from cocolm_tf.finetuning.models.windows import (
-    NUM_SPECIAL_TOKENS,
-    Windows,
-    check_window_sizes,
-    make_windows,
+from cocolm_tf.finetuning.models.raw_inputs import answer_spans, decoded
+from cocolm_tf.finetuning.models.raw_text import (
+    BATCH_SIZE,
+    TextPreprocessor,
+    check_row_length,
+    output_layer,
+    raw_text_task,
 )
-from cocolm_tf.finetuning.presets import converted_head, local_preset
+from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.tokenization.normalization import as_string_tensor
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
@@ -47,7 +43,7 @@ _NEVER = -1e4
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMQuestionAnswererPreprocessor(keras_hub.models.Preprocessor):
+class CocoLMQuestionAnswererPreprocessor(TextPreprocessor, keras_hub.models.Preprocessor):
     """Tokenizes questions and contexts, and cuts long contexts into overlapping windows.
 
     A batch of B questions becomes W >= B rows `<s> question </s> </s> context </s>`.
@@ -86,8 +82,8 @@ class CocoLMQuestionAnswererPreprocessor(keras_hub.models.Preprocessor):
     ```
     """
 
-    backbone_cls = CocoLMBackbone
-    tokenizer_cls = CocoLMTokenizer
+    usual_length = SEQUENCE_LENGTH
+    saved = ("sequence_length", "stride", "max_question_length")
 
     def __init__(
         self,
@@ -104,20 +100,18 @@ class CocoLMQuestionAnswererPreprocessor(keras_hub.models.Preprocessor):
             MAX_QUESTION_LENGTH, sequence_length // 4
         )
         self.stride = stride or max(1, min(STRIDE, self.room // 2))
-        if self.room < self.stride:
-            raise ValueError(
-                f"sequence_length={sequence_length} leaves {self.room} tokens for the context "
-                f"beside max_question_length={self.max_question_length}, fewer than "
-                f"stride={self.stride}."
-            )
+        self.check(max_answer_length=1)
 
     @property
     def room(self) -> int:
         """How many tokens of the context a window has beside the longest question."""
         return self.sequence_length - self.max_question_length - NUM_SPECIAL_TOKENS
 
-    def build(self, input_shape: Any) -> None:
-        self.built = True
+    def check(self, max_answer_length: int) -> None:
+        """Raises `ValueError` unless a window holds whole every answer of up to so many tokens."""
+        check_window_sizes(
+            self.sequence_length, self.stride, self.max_question_length, max_answer_length
+        )
 
     def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         if sample_weight is not None:
@@ -151,32 +145,15 @@ class CocoLMQuestionAnswererPreprocessor(keras_hub.models.Preprocessor):
             questions, contexts = as_string_tensor(questions), as_string_tensor(contexts)
             if answers is None:
                 answers = tf.zeros([tf.size(questions), 2], tf.int32)
-            return make_windows(
-                self.tokenizer.graph_module(),
-                questions,
-                contexts,
+            graph = self.tokenizer.graph_module()
+            return lay_out_windows(
+                graph.tokenize(questions),
+                graph.tokenize_with_offsets(contexts),
                 tf.convert_to_tensor(answers),
                 sequence_length=self.sequence_length,
                 stride=self.stride,
                 max_question_length=self.max_question_length,
             )
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that rebuild this layer."""
-        return {
-            **super().get_config(),
-            "sequence_length": self.sequence_length,
-            "stride": self.stride,
-            "max_question_length": self.max_question_length,
-        }
-
-    @classmethod
-    def _add_missing_kwargs(cls, loader: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        # KerasHub calls this where the preset, as one that was only pretrained, has a tokenizer
-        # but no preprocessor.
-        positions = loader.config["config"].get("max_sequence_length", SEQUENCE_LENGTH)
-        kwargs.setdefault("sequence_length", min(SEQUENCE_LENGTH, positions))
-        return super()._add_missing_kwargs(loader, kwargs)
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -189,6 +166,11 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
 
     `from_preset(directory)` loads a fine-tuned answerer with its head, which may be a converted
     checkpoint's, or puts a new head on a pretrained encoder.
+
+    `fit((questions, contexts), answers)` takes the answers as [N, 2] int, the characters
+    [start, end) of the contexts, an empty range where there is none, and no weights. The loss is
+    the mean of the cross entropies of the answer's first and of its last token; `evaluate()`
+    measures windows, not the scores of answers.
 
     Args:
         backbone: The encoder.
@@ -220,9 +202,9 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
     ```
     """
 
-    backbone_cls = CocoLMBackbone
     preprocessor_cls = CocoLMQuestionAnswererPreprocessor
-    trim_padding = True
+    saved = ("max_answer_length", "n_best", "null_threshold")
+    column_names = ("questions", "contexts")
 
     def __init__(
         self,
@@ -238,25 +220,14 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
             max_answer_length = max_answer_length or max(
                 1, min(MAX_ANSWER_LENGTH, preprocessor.room - preprocessor.stride + 1)
             )
-            check_window_sizes(
-                preprocessor.sequence_length,
-                preprocessor.stride,
-                preprocessor.max_question_length,
-                max_answer_length,
-            )
+            preprocessor.check(max_answer_length)
         if n_best < 1:
             raise ValueError(f"n_best={n_best} must be at least 1.")
 
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self.answer_logits = keras.layers.Dense(
-            2,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=backbone.initializer_range),
-            # In float32: half precision would round the scores that decide.
-            dtype="float32",
-            name="answer_logits",
-        )
+        self.answer_logits = output_layer(backbone, 2, "answer_logits")
 
         # === Functional model ===
         inputs = backbone.input
@@ -271,97 +242,13 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         self.n_best = n_best
         self.null_threshold = null_threshold
 
-    def compile(
-        self,
-        optimizer: Any = "auto",
-        loss: Any = "auto",
-        *,
-        loss_weights: Any = "auto",
-        metrics: Any = "auto",
-        **kwargs: Any,
-    ) -> None:
-        """Configures the model for `fit()`.
-
-        Args:
-            optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
-                of 2e-5, or what Keras takes.
-            loss: `"auto"` for the cross entropies of the first and of the last token, or what
-                Keras takes.
-            loss_weights: `"auto"` for the mean of both, or what Keras takes.
-            metrics: `"auto"` for the accuracies of both, or what Keras takes.
-            **kwargs: As for `CocoLMTextClassifier.compile`.
-        """
-        sides = ("start", "end")
-        if optimizer == "auto":
-            optimizer = self.default_optimizer()
-        if loss == "auto":
-            loss = {
-                side: keras.losses.SparseCategoricalCrossentropy(from_logits=True) for side in sides
-            }
-        if loss_weights == "auto":
-            loss_weights = dict.fromkeys(sides, 0.5)
-        if metrics == "auto":
-            metrics = {
-                side: keras.metrics.SparseCategoricalAccuracy(name="accuracy") for side in sides
-            }
-        super().compile(
-            optimizer=optimizer,
-            loss=loss,
-            loss_weights=loss_weights,
-            metrics=metrics,
-            **kwargs,
-        )
-
-    def fit(
-        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
-    ) -> Any:
-        """Fine-tunes the model.
-
-        Args:
-            x: A tuple of the questions and their contexts, two batches of strings, or a
-                `tf.data.Dataset` of batches of `(x, y)`.
-            y: [N, 2] int, the characters [start, end) of the contexts that answer the questions;
-                an empty range where there is no answer.
-            batch_size: Windows of a batch; None for 32. Windows of texts are shuffled in every
-                epoch, and those of like lengths share a batch.
-            **kwargs: As for `keras.Model.fit`; `validation_data` is like `(x, y)`.
-
-        Returns:
-            Keras's `History`.
-
-        Raises:
-            ValueError: Naming the first text or answer that is wrong.
-        """
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, tuple) and self._is_raw(validation[0]):
-            kwargs["validation_data"] = self._measuring_batches(*validation, batch_size)
-        if not self._is_raw(x):
-            return super().fit(x, y, batch_size, **kwargs)
-        rows = self._labeled_rows(x, y)
-        # Python's generator also seeds the weights.
-        batches, steps = learning_batches(
-            rows, self._batch_size(batch_size), seed=random.randrange(2**31)
-        )
-        kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
-        return super().fit(batches, **kwargs)
-
-    def evaluate(
-        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
-    ) -> Any:
-        """Computes the loss and the metrics of windows, not the scores of answers.
-
-        Args:
-            x: As for `fit`.
-            y: As for `fit`.
-            batch_size: Windows of a batch; None for 32.
-            **kwargs: As for `keras.Model.evaluate`.
-
-        Returns:
-            What `keras.Model.evaluate` returns.
-        """
-        if self._is_raw(x):
-            x, y, batch_size = self._measuring_batches(x, y, batch_size), None, None
-        return super().evaluate(x, y, batch_size, **kwargs)
+    def default_losses(self) -> dict[str, Any]:
+        defaults: dict[str, Any] = {"loss": {}, "loss_weights": {}, "metrics": {}}
+        for side in ("start", "end"):
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            defaults["loss"][side], defaults["loss_weights"][side] = loss, 0.5
+            defaults["metrics"][side] = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+        return defaults
 
     def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Answers questions.
@@ -380,9 +267,10 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         answerer.predict((["Who sat?"], ["The cat sat."]))[0].answer
         ```
         """
-        if not self._is_raw(x):
+        texts = self.texts_of(x)
+        if texts is None:
             return super().predict(x, batch_size, **kwargs)
-        questions, contexts = self._texts(x)
+        questions, contexts = texts
         if not questions:
             return []
         rows = window_rows(self.preprocessor, questions, contexts)
@@ -403,7 +291,8 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if not isinstance(x, dict) or "starts" not in x:
             return super().predict_step(data)
-        logits = self(_model_inputs(x), training=False)
+        inputs = {name: x[name] for name in ("token_ids", "padding_mask")}
+        logits = self(inputs, training=False)
         return best_spans(
             logits["start"],
             logits["end"],
@@ -413,69 +302,39 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
             n_best=self.n_best,
         )._asdict()
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that rebuild this model."""
-        return {
-            **super().get_config(),
-            "max_answer_length": self.max_answer_length,
-            "n_best": self.n_best,
-            "null_threshold": self.null_threshold,
-        }
-
     @classmethod
-    def from_preset(
-        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
-    ) -> Self:
-        """Loads an answerer, or puts a new head on a pretrained encoder.
-
-        Args:
-            preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
-            load_weights: Whether to load the preset's weights; otherwise they are random.
-            **kwargs: Arguments of the class.
-
-        Returns:
-            The answerer, compiled with the defaults of `compile`.
-
-        Example:
-        ```python
-        CocoLMQuestionAnswerer.from_preset("runs/first/preset", max_answer_length=15)
-        ```
-        """
-        with local_preset(preset) as local:
-            answerer = super().from_preset(local, load_weights, **kwargs)
-            head = converted_head(local, "question_answerer")
-        if head and load_weights:
+    def _load(cls, preset: str, load_weights: bool, **kwargs: Any) -> Self:
+        answerer = super()._load(preset, load_weights, **kwargs)
+        if load_weights and (head := converted_head(preset, "question_answerer")):
             answerer.answer_logits.set_weights([head["output.kernel"], head["output.bias"]])
         return answerer
 
-    def _is_raw(self, x: Any) -> bool:
-        return self.preprocessor is not None and (
-            isinstance(x, tuple | list | str) or hasattr(x, "__array__")
-        )
-
-    def _texts(self, x: Any) -> tuple[list[str], list[str]]:
+    def texts_of(self, x: Any) -> tuple[list[str], list[str]] | None:
         # A list of two is the two columns, and not two rows of a question and a context.
         x = tuple(x) if isinstance(x, list) and len(x) == 2 else x
-        columns = text_columns(x, ("questions", "contexts"))
+        columns = super().texts_of(x)
+        if columns is None:
+            return None
         if len(columns) != 2:
             raise ValueError("x must be the questions and their contexts: (questions, contexts).")
-        return tuple(map(_as_strings, columns))
+        questions, contexts = ([*map(decoded, column)] for column in columns)
+        return questions, contexts
 
-    def _labeled_rows(self, x: Any, y: Any) -> WindowRows:
-        questions, contexts = self._texts(x)
-        if not questions:
+    def checked_labels(
+        self, texts: tuple[list[str], list[str]], y: Any, weights: Any
+    ) -> tuple[np.ndarray, None]:
+        if weights is not None:
+            raise ValueError("questions have no weights: sample_weight must be None.")
+        if not texts[0]:
             raise ValueError("there are no questions.")
-        return window_rows(self.preprocessor, questions, contexts, answer_spans(y, contexts))
+        return answer_spans(y, texts[1]), None
 
-    def _measuring_batches(self, x: Any, y: Any, batch_size: int | None) -> tf.data.Dataset:
-        rows = self._labeled_rows(x, y)
-        batches, _ = reading_batches(rows, min(batch_size or BATCH_SIZE, len(rows)))
-        return batches.map(lambda x, labels, real: (_model_inputs(x), labels, real))
+    def labeled_tokens(
+        self, texts: tuple[list[str], list[str]], labels: np.ndarray, weights: None
+    ) -> tuple[Tokens, np.ndarray, np.ndarray]:
+        rows = window_rows(self.preprocessor, *texts, labels)
+        return rows.tokens, rows.labels, np.ones(len(rows), np.float32)
 
-
-def _model_inputs(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return {name: features[name] for name in ("token_ids", "padding_mask")}
-
-
-def _as_strings(texts: Sequence[str | bytes]) -> list[str]:
-    return [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in texts]
+    def text_batches(self, *args: Any) -> tuple[tf.data.Dataset, int]:
+        batches, steps = super().text_batches(*args)
+        return batches.map(lambda x, y, weights: (x, by_side(y), weights)), steps

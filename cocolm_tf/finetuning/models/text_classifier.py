@@ -1,6 +1,5 @@
 """A pretrained encoder that classifies texts, or rates them."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -8,25 +7,25 @@ import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
-from keras_hub.src.utils.tensor_utils import preprocessing_function
 
+from cocolm_tf.finetuning.models.raw_inputs import Labels
 from cocolm_tf.finetuning.models.raw_text import (
+    PackingPreprocessor,
     check_row_length,
-    class_numbers,
-    class_numbers_in_graph,
-    finite_numbers,
-    multi_hot,
+    initializer,
+    output_layer,
     raw_text_task,
 )
-from cocolm_tf.finetuning.presets import converted_head, local_preset
+from cocolm_tf.finetuning.presets import converted_head
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.transformer import Dropout
-from cocolm_tf.tokenization.normalization import as_string_tensor
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMTextClassifierPreprocessor(keras_hub.models.TextClassifierPreprocessor):
+class CocoLMTextClassifierPreprocessor(
+    PackingPreprocessor, keras_hub.models.TextClassifierPreprocessor
+):
     """Tokenizes texts and lays them out as `<s> A </s>` or `<s> A </s> </s> B </s>`.
 
     What is too long is cut at its end; of a pair the longer text is cut.
@@ -61,9 +60,6 @@ class CocoLMTextClassifierPreprocessor(keras_hub.models.TextClassifierPreprocess
     ```
     """
 
-    backbone_cls = CocoLMBackbone
-    tokenizer_cls = CocoLMTokenizer
-
     def __init__(
         self,
         tokenizer: CocoLMTokenizer,
@@ -74,34 +70,6 @@ class CocoLMTextClassifierPreprocessor(keras_hub.models.TextClassifierPreprocess
         if truncate != "round_robin":
             raise ValueError(f"truncate={truncate!r}: the longer text is cut, 'round_robin'.")
         super().__init__(tokenizer, sequence_length, truncate, **kwargs)
-
-    def build(self, input_shape: Any) -> None:
-        self.built = True
-
-    def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        x = tuple(map(as_string_tensor, x)) if isinstance(x, tuple) else as_string_tensor(x)
-        return self._pack(x, y, sample_weight)
-
-    @preprocessing_function
-    def _pack(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        if isinstance(x, tf.Tensor) and x.shape.rank == 2:
-            x = tuple(tf.unstack(x, axis=1))
-        texts = x if isinstance(x, tuple) else (x,)
-        if len(texts) > 2:
-            raise ValueError(f"a row is a text or a pair of texts, not {len(texts)} texts.")
-        features = self.tokenizer.pack(
-            *map(self.tokenizer, texts), sequence_length=self.sequence_length
-        )
-        return keras.utils.pack_x_y_sample_weight(features, y, sample_weight)
-
-    @classmethod
-    def _add_missing_kwargs(cls, loader: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        # KerasHub calls this where the preset, as one that was only pretrained, has a tokenizer
-        # but no preprocessor.
-        positions = loader.config["config"].get("max_sequence_length")
-        if positions:
-            kwargs.setdefault("sequence_length", positions)
-        return super()._add_missing_kwargs(loader, kwargs)
 
 
 class FirstState(keras.layers.Layer):
@@ -125,9 +93,10 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
     """Classifies texts or pairs of texts; `fit()` fine-tunes it on raw strings.
 
     The head is that of the released models, on the hidden state of `<s>`: dropout, dense, GELU,
-    dropout, output. With one class it is a regression: the output is a number, and the default
-    loss the squared error. With `multi_label` a text has any number of the classes: the default
-    loss is the binary cross entropy of each.
+    dropout, output. The default loss is the cross entropy. With one class it is a regression: the
+    output is a number, and the default loss the squared error. With `multi_label` a text has any
+    number of the classes: the default loss is the binary cross entropy of each, the default metric
+    the accuracy of each by itself.
 
     `from_preset(directory, num_classes=...)` puts a new head on a pretrained encoder; without
     `num_classes` it loads a fine-tuned classifier with its head, which may be a converted
@@ -179,8 +148,16 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
     ```
     """
 
-    backbone_cls = CocoLMBackbone
     preprocessor_cls = CocoLMTextClassifierPreprocessor
+    saved = (
+        "num_classes",
+        "label_names",
+        "hidden_dim",
+        "dropout",
+        "trim_padding",
+        "multi_label",
+        "thresholds",
+    )
 
     def __init__(
         self,
@@ -212,7 +189,6 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self.multi_label = multi_label  # read by `compile`, which the base's constructor calls
         dtype = backbone.dtype_policy
         self.pooled_dropout = Dropout(
             dropout, backbone.seed_generator, dtype=dtype, name="pooled_dropout"
@@ -220,21 +196,16 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         self.pooled_dense = keras.layers.Dense(
             hidden_dim,
             activation=keras.activations.gelu,
-            kernel_initializer=_initializer(backbone),
+            kernel_initializer=initializer(backbone),
             dtype=dtype,
             name="pooled_dense",
         )
         self.output_dropout = Dropout(
             dropout, backbone.seed_generator, dtype=dtype, name="output_dropout"
         )
-        self.output_dense = keras.layers.Dense(
-            num_classes,
-            activation=activation,
-            kernel_initializer=_initializer(backbone),
-            # In float32: half precision would round the predictions themselves.
-            dtype="float32",
-            name="logits",
-        )
+        self.output_dense = output_layer(backbone, num_classes, "logits", activation)
+        # Read by `compile`, which the base's constructor calls.
+        self.labels = Labels(num_classes, label_names, several=multi_label)
 
         # === Functional model ===
         inputs = backbone.input
@@ -249,45 +220,26 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         self.hidden_dim = hidden_dim
         self.dropout = dropout
         self.trim_padding = trim_padding
+        self.multi_label = multi_label
         self.thresholds = None if thresholds is None else [float(one) for one in thresholds]
 
-    def compile(
-        self,
-        optimizer: Any = "auto",
-        loss: Any = "auto",
-        *,
-        metrics: Any = "auto",
-        **kwargs: Any,
-    ) -> None:
-        """Configures the model for `fit()`.
+    @property
+    def _has_logits(self) -> bool:
+        return self.output_dense.activation is keras.activations.linear
 
-        Args:
-            optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
-                of 2e-5, or what Keras takes.
-            loss: `"auto"` for the cross entropy, the squared error of a regression, the binary
-                cross entropy of several labels, or what Keras takes.
-            metrics: `"auto"` for the accuracy, of several labels that of each by itself, none of a
-                regression, or what Keras takes.
-            **kwargs: `jit_compile`, whether XLA compiles the whole step, by default where there is
-                a GPU; `micro_batches`, into how many parts a batch is cut, whose gradients are
-                added; and other arguments of `keras.Model.compile`.
-        """
-        # The base class compiles in its constructor, before the configuration is set.
-        is_regression = self.output_shape[-1] == 1 and not self.multi_label
-        if optimizer == "auto":
-            optimizer = self.default_optimizer()
-        if loss == "auto" and is_regression:
-            loss = keras.losses.MeanSquaredError()
-        if metrics == "auto" and is_regression:
-            metrics = []
-        if self.multi_label:
-            has_logits = self.output_dense.activation is keras.activations.linear
-            if loss == "auto":
-                loss = keras.losses.BinaryCrossentropy(from_logits=has_logits)
-            if metrics == "auto":
-                threshold = 0.0 if has_logits else 0.5
-                metrics = [keras.metrics.BinaryAccuracy("accuracy", threshold=threshold)]
-        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+    def default_losses(self) -> dict[str, Any]:
+        if self.labels.is_regression:
+            return {"loss": keras.losses.MeanSquaredError()}
+        if self.labels.several:
+            threshold = 0.0 if self._has_logits else 0.5
+            return {
+                "loss": keras.losses.BinaryCrossentropy(from_logits=self._has_logits),
+                "metrics": [keras.metrics.BinaryAccuracy("accuracy", threshold=threshold)],
+            }
+        return {
+            "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=self._has_logits),
+            "metrics": [keras.metrics.SparseCategoricalAccuracy()],
+        }
 
     def probabilities(self, outputs: Any) -> np.ndarray:
         """Converts outputs to probabilities.
@@ -305,7 +257,7 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
         ```
         """
         outputs = np.asarray(outputs, np.float32)
-        if self.output_dense.activation is not keras.activations.linear:
+        if not self._has_logits:
             return outputs
         return np.array(
             tf.nn.sigmoid(outputs) if self.multi_label else tf.nn.softmax(outputs), np.float32
@@ -335,65 +287,18 @@ class CocoLMTextClassifier(raw_text_task(keras_hub.models.TextClassifier)):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that rebuild this model."""
-        return {
-            **super().get_config(),
-            "num_classes": self.num_classes,
-            "label_names": self.label_names,
-            "activation": keras.activations.serialize(self.activation),
-            "hidden_dim": self.hidden_dim,
-            "dropout": self.dropout,
-            "trim_padding": self.trim_padding,
-            "multi_label": self.multi_label,
-            "thresholds": self.thresholds,
-        }
+        return super().get_config() | {"activation": keras.activations.serialize(self.activation)}
 
     @classmethod
-    def from_preset(
-        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
-    ) -> Self:
-        """Loads a classifier, or puts a new head on a pretrained encoder.
-
-        Args:
-            preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
-            load_weights: Whether to load the preset's weights; otherwise they are random.
-            **kwargs: Arguments of the class. `num_classes` makes a new head, also where the
-                preset has one.
-
-        Returns:
-            The classifier, compiled with the defaults of `compile`.
-
-        Example:
-        ```python
-        CocoLMTextClassifier.from_preset("runs/first/preset", num_classes=3)
-        ```
-        """
-        head = {}
-        with local_preset(preset) as local:
-            if "num_classes" in kwargs:
-                # A new head has none of what the preset's configuration says of its classes.
-                kwargs = {"label_names": None, "thresholds": None, "multi_label": False} | kwargs
-            elif head := converted_head(local, "classifier"):
-                kwargs["hidden_dim"], kwargs["num_classes"] = head["output.kernel"].shape
-            classifier = super().from_preset(local, load_weights, **kwargs)
+    def _load(cls, preset: str, load_weights: bool, **kwargs: Any) -> Self:
+        if "num_classes" in kwargs:
+            # A new head has none of what the preset's configuration says of its classes.
+            kwargs = {"label_names": None, "thresholds": None, "multi_label": False} | kwargs
+            return super()._load(preset, load_weights, **kwargs)
+        if head := converted_head(preset, "classifier"):
+            kwargs["hidden_dim"], kwargs["num_classes"] = head["output.kernel"].shape
+        classifier = super()._load(preset, load_weights, **kwargs)
         if head and load_weights:
             classifier.pooled_dense.set_weights([head["dense.kernel"], head["dense.bias"]])
             classifier.output_dense.set_weights([head["output.kernel"], head["output.bias"]])
         return classifier
-
-    def checked_labels(self, y: Any, rows: int) -> Any:
-        """Labels of texts as the loss takes them; `ValueError` names the first that is wrong."""
-        if self.multi_label:
-            return multi_hot(y, rows, self.num_classes, self.label_names)
-        if self.num_classes == 1:
-            return finite_numbers(y, rows)
-        return class_numbers(y, rows, self.num_classes, self.label_names, self._has_class_loss)
-
-    def labels_in_graph(self, y: Any) -> Any:
-        """Labels of a dataset's batch as the loss takes them."""
-        if self.num_classes == 1 or self.multi_label:
-            return y
-        return class_numbers_in_graph(y, self.num_classes, self.label_names, self._has_class_loss)
-
-
-def _initializer(backbone: CocoLMBackbone) -> keras.initializers.Initializer:
-    return keras.initializers.RandomNormal(stddev=backbone.initializer_range)

@@ -1,28 +1,22 @@
 """A pretrained encoder that turns texts into vectors, similar ones for similar texts."""
 
-import os
-import random
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
-from keras_hub.src.utils.tensor_utils import preprocessing_function
 
 from cocolm_tf.finetuning.models.pair_batches import pair_batches
+from cocolm_tf.finetuning.models.raw_inputs import Columns, Labels, check_weights
 from cocolm_tf.finetuning.models.raw_text import (
-    BATCH_SIZE,
-    Columns,
-    check_dataset,
+    PackingPreprocessor,
     check_row_length,
-    cut,
-    finite_numbers,
     raw_text_task,
-    text_columns,
 )
-from cocolm_tf.finetuning.presets import local_preset
+from cocolm_tf.finetuning.models.steps import cut, part_of, sum_over_parts
 from cocolm_tf.losses import cosine_regression_loss, in_batch_negatives_loss
 from cocolm_tf.losses.replicas import sum_over_replicas
 from cocolm_tf.modeling.backbone import CocoLMBackbone
@@ -39,7 +33,9 @@ _HASH_BASE = 0x9E3779B97F4A7C15
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMTextEmbedderPreprocessor(keras_hub.models.TextEmbedderPreprocessor):
+class CocoLMTextEmbedderPreprocessor(
+    PackingPreprocessor, keras_hub.models.TextEmbedderPreprocessor
+):
     """Tokenizes texts and lays them out as `<s> A </s>`; what is too long is cut at its end.
 
     Args:
@@ -67,37 +63,12 @@ class CocoLMTextEmbedderPreprocessor(keras_hub.models.TextEmbedderPreprocessor):
     ```
     """
 
-    backbone_cls = CocoLMBackbone
-    tokenizer_cls = CocoLMTokenizer
+    max_columns = 1
 
     def __init__(
         self, tokenizer: CocoLMTokenizer, sequence_length: int = 512, **kwargs: Any
     ) -> None:
         super().__init__(tokenizer, sequence_length, **kwargs)
-
-    def build(self, input_shape: Any) -> None:
-        self.built = True
-
-    def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        if isinstance(x, tuple):
-            if len(x) > 1:
-                raise ValueError(f"a row is a text, not {len(x)} texts.")
-            (x,) = x
-        return self._pack(as_string_tensor(x), y, sample_weight)
-
-    @preprocessing_function
-    def _pack(self, x: tf.Tensor, y: Any = None, sample_weight: Any = None) -> Any:
-        features = self.tokenizer.pack(self.tokenizer(x), sequence_length=self.sequence_length)
-        return keras.utils.pack_x_y_sample_weight(features, y, sample_weight)
-
-    @classmethod
-    def _add_missing_kwargs(cls, loader: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        # KerasHub calls this where the preset, as one that was only pretrained, has a tokenizer
-        # but no preprocessor.
-        positions = loader.config["config"].get("max_sequence_length")
-        if positions:
-            kwargs.setdefault("sequence_length", positions)
-        return super()._add_missing_kwargs(loader, kwargs)
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -107,7 +78,11 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
     `fit()` fine-tunes it on raw strings. Without labels it learns from pairs of texts that belong
     together: each first text is to be nearer to its second than to the others of the batch, those
     of all replicas, and than to further columns, its hard negatives. With labels, these are the
-    cosines that pairs are to have.
+    cosines that pairs are to have, from -1 to 1. A row of weight 0 is no negative either.
+
+    `compile()` takes no loss and no metrics, as Keras's do not compare rows. With `micro_batches`
+    a batch is encoded in parts, but compared as a whole: the memory of a small batch, the negatives
+    of a large one, for one more forward pass (GradCache: Gao et al., 2021).
 
     Args:
         backbone: The encoder.
@@ -144,8 +119,11 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
     ```
     """
 
-    backbone_cls = CocoLMBackbone
     preprocessor_cls = CocoLMTextEmbedderPreprocessor
+    saved = ("pooling_mode", "dimensions", "temperature", "trim_padding")
+    labels = Labels(num_classes=1, bounds=(-1, 1))
+    needs_labels = False
+    max_columns = sys.maxsize
 
     def __init__(
         self,
@@ -187,55 +165,13 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         self.temperature = temperature
         self.trim_padding = trim_padding
 
-    def compile(self, optimizer: Any = "auto", **kwargs: Any) -> None:
-        """Configures the model for `fit()`, which chooses the loss by whether it gets labels.
-
-        Args:
-            optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
-                of 2e-5, or what Keras takes.
-            **kwargs: `micro_batches`, in how many parts a batch is encoded, which is still compared
-                as a whole: the memory of a small batch, the negatives of a large one, for one more
-                forward pass (GradCache: Gao et al., 2021); `jit_compile`, whether XLA compiles the
-                whole step, by default where there is a GPU; and other arguments of
-                `keras.Model.compile`, but no loss and no metrics.
-
-        Raises:
-            ValueError: If there is a loss or a metric: Keras's do not compare rows.
-        """
-        if given := [name for name in ("loss", "metrics") if kwargs.pop(name, None)]:
-            raise ValueError(f"{given[0]} is not to be given: it follows from what `fit()` gets.")
-        if optimizer == "auto":
-            optimizer = self.default_optimizer()
-        super().compile(optimizer=optimizer, **kwargs)
-
-    def fit(
-        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
-    ) -> Any:
-        """Fine-tunes the model.
-
-        Texts are tokenized once, shuffled in every epoch, and those of like lengths share a batch,
-        unless they come as a `tf.data.Dataset` or are to stay in order.
-
-        Args:
-            x: A tuple of columns of strings: the first texts, the second texts and, where wanted,
-                one or more columns of hard negatives; or a `tf.data.Dataset` of batches of
-                `(x, y)` or `(x,)`.
-            y: [N], the cosines of the first two, from -1 to 1; None where they belong together.
-            batch_size: Rows of a batch; None for 32. More rows are more negatives.
-            **kwargs: `sample_weight` [N], where a row of weight 0 is no negative either;
-                `validation_data`, which is `(x, y)` or `(x,)`; and other arguments of
-                `keras.Model.fit`.
-
-        Returns:
-            Keras's `History`.
-
-        Raises:
-            ValueError: Naming the first text or label that is wrong.
-        """
-        columns = self._columns(x)
-        if columns is not None and len(columns) < 2:
-            raise ValueError("texts alone teach nothing: give pairs, (first, second).")
-        return super().fit(x, y, batch_size, **kwargs)
+    def compile(
+        self, optimizer: Any = "auto", loss: Any = "auto", *, metrics: Any = "auto", **kwargs: Any
+    ) -> None:
+        for name, value in (("loss", loss), ("metrics", metrics)):
+            if value and value != "auto":
+                raise ValueError(f"{name} is not to be given: it follows from what `fit()` gets.")
+        super().compile(optimizer, **kwargs)
 
     def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> np.ndarray:
         """Embeds texts.
@@ -251,7 +187,7 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         Raises:
             ValueError: Naming the first text that is wrong.
         """
-        if len(self._columns(x) or ()) > 1:
+        if len(self.texts_of(x) or ()) > 1:
             raise ValueError("texts are embedded one by one: give a list of texts, not pairs.")
         return super().predict(x, batch_size, **kwargs)
 
@@ -272,95 +208,35 @@ class CocoLMTextEmbedder(raw_text_task(keras_hub.models.TextEmbedder)):
         """
         return np.asarray(first) @ np.asarray(second).T
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that rebuild this model."""
-        return {
-            **super().get_config(),
-            "pooling_mode": self.pooling_mode,
-            "dimensions": self.dimensions,
-            "temperature": self.temperature,
-            "trim_padding": self.trim_padding,
-        }
+    def checked_labels(self, texts: Columns, y: Any, weights: Any) -> tuple[Any, Any]:
+        if len(texts) < 2:
+            raise ValueError("texts alone teach nothing: give pairs, (first, second).")
+        if y is None:
+            check_weights(weights, len(texts[0]))
+            return None, weights
+        return super().checked_labels(texts, y, weights)
 
-    @classmethod
-    def from_preset(
-        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
-    ) -> Self:
-        """Loads an embedder, or makes one on a pretrained encoder.
-
-        Args:
-            preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
-            load_weights: Whether to load the preset's weights; otherwise they are random.
-            **kwargs: Arguments of the class, which replace the preset's.
-
-        Returns:
-            The embedder, compiled with the defaults of `compile`.
-
-        Example:
-        ```python
-        CocoLMTextEmbedder.from_preset("runs/first/preset", pooling_mode="cls")
-        ```
-        """
-        with local_preset(preset) as local:
-            return super().from_preset(local, load_weights, **kwargs)
-
-    # What `raw_text_task` calls.
-
-    def checked(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any]:
-        """Texts and cosines as KerasHub takes them; a dataset may have no labels."""
-        if isinstance(x, tf.data.Dataset):
-            check_dataset(x, None, has_labels=False)
-            return x, y
-        return super().checked(x, y, sample_weight)
-
-    def checked_labels(self, y: Any, rows: int) -> np.ndarray | None:
-        """Cosines as the loss takes them; `ValueError` names the first that is wrong."""
-        return None if y is None else finite_numbers(y, rows, bounds=(-1, 1))
-
-    def _columns(self, x: Any) -> Columns | None:
-        # Pairs, and pairs with columns of hard negatives.
-        if self.preprocessor is None or not (isinstance(x, tuple) and len(x) > 2):
-            return super()._columns(x)
-        columns = tuple(text_columns(column)[0] for column in x)
-        if len({len(column) for column in columns}) > 1:
-            raise ValueError(f"columns of {[*map(len, columns)]} texts: each row has one of all.")
-        return columns
-
-    def _learning_batches(
-        self, columns: Columns, labels: Any, batch_size: int, weights: Any
+    def text_batches(
+        self, texts: Columns, labels: Any, weights: Any, batch_size: int, seed: int | None
     ) -> tuple[tf.data.Dataset, int]:
-        seed = random.randrange(2**31)  # Python's generator also seeds the weights.
-        return self._pair_batches(columns, labels, batch_size, seed, weights)
-
-    def _measuring_batches(
-        self, columns: Columns, y: Any, weights: Any, batch_size: int | None
-    ) -> tf.data.Dataset:
-        labels, weights = self._labels(columns, y, weights)
-        batch_size = min(batch_size or BATCH_SIZE, len(columns[0]))
-        return self._pair_batches(columns, labels, batch_size, None, weights)[0]
-
-    def _pair_batches(
-        self, columns: Columns, labels: Any, batch_size: int, seed: int | None, weights: Any
-    ) -> tuple[tf.data.Dataset, int]:
-        tokens = [self.tokens_of((column,)) for column in columns]
-        buckets = 8 if self.trim_padding else 0
-        return pair_batches(tokens, labels, batch_size, seed, buckets, weights)
+        tokens = [self.tokens_of((column,)) for column in texts]
+        if seed is None:
+            batch_size = min(batch_size, len(tokens[0]))
+        return pair_batches(tokens, labels, batch_size, seed, self._buckets, weights)
 
     def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Tokenizes a batch of texts, or of pairs and hard negatives."""
         if self.preprocessor is None or not isinstance(x, tuple):
             return super().preprocess_samples(x, y, sample_weight)
         first, *others = map(as_string_tensor, x)
-        documents = self._features(tf.concat(others, axis=0))
+        queries = super().preprocess_samples(first)
+        documents = super().preprocess_samples(tf.concat(others, axis=0))
         documents = {
             name: tf.stack(tf.split(feature, len(others)), axis=1)
             for name, feature in documents.items()
         }
-        x = {"queries": self._features(first), "documents": documents}
+        x = {"queries": queries, "documents": documents}
         return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-
-    def _features(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
-        return super().preprocess_samples(texts)
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         # The model is built. Keras would call it with pairs to make sure.
@@ -468,10 +344,10 @@ def cached_gradients(
             value, wanted = objective(encode(batch, 0))
         gradients = tape.gradient(value, variables, unconnected_gradients=zero)
         return wanted, [tf.convert_to_tensor(gradient) for gradient in gradients]
-    parts = tf.nest.map_structure(lambda x: cut(x, micro_batches), batch)
+    parts = cut(batch, micro_batches)
 
     def vectors_of(number: tf.Tensor) -> list[tf.Tensor]:
-        return encode(tf.nest.map_structure(lambda x: x[number], parts), number)
+        return encode(part_of(parts, number), number)
 
     vectors = tf.map_fn(
         vectors_of,
@@ -486,24 +362,17 @@ def cached_gradients(
     slopes = tape.gradient(value, rows, unconnected_gradients=zero)
     slopes = [tf.reshape(slope, tf.shape(x)) for slope, x in zip(slopes, vectors, strict=True)]
 
-    def add(number: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def gradients_of(number: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             found = vectors_of(number)
-        gradients = tape.gradient(
+        return tape.gradient(
             found,
             variables,
             output_gradients=[slope[number] for slope in slopes],
             unconnected_gradients=zero,
         )
-        return number + 1, [one + two for one, two in zip(sums, gradients, strict=True)]
 
-    _, gradients = tf.while_loop(
-        lambda number, _: number < micro_batches,
-        add,
-        (tf.constant(0), [tf.zeros_like(variable) for variable in variables]),
-        parallel_iterations=1,  # more would keep the activations of several parts
-    )
-    return wanted, gradients
+    return wanted, sum_over_parts(gradients_of, micro_batches, variables)
 
 
 def _mean(states: Any, padding_mask: Any) -> Any:

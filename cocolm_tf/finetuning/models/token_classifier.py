@@ -1,7 +1,5 @@
 """A pretrained encoder that labels the words of texts, and the preprocessor of its texts."""
 
-import os
-import random
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -24,29 +22,29 @@ from cocolm_tf.data.tags import (
 )
 from cocolm_tf.finetuning.batches import (
     PREDICTION_BATCH,
-    Column,
+    Tokens,
     predict_rows,
-    prediction_batches,
     training_batches,
 )
-from cocolm_tf.finetuning.models.raw_text import BATCH_SIZE, check_row_length, raw_text_task
+from cocolm_tf.finetuning.models.raw_inputs import decoded, texts_or_words
+from cocolm_tf.finetuning.models.raw_text import (
+    TextPreprocessor,
+    check_row_length,
+    output_layer,
+    raw_text_task,
+)
 from cocolm_tf.finetuning.models.token_rows import (
-    SILENT,
+    NO_UNIT,
     UNITS,
     TokenRows,
-    joined_words,
     lay_out_rows,
-    ragged_words,
-    texts_or_words,
+    string_tensor,
     token_rows,
-    units_of_texts,
-    units_of_words,
+    tokens_and_units,
 )
-from cocolm_tf.finetuning.presets import local_preset
 from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.transformer import Dropout
 from cocolm_tf.tokenization.dictionary import PAD_TOKEN_ID
-from cocolm_tf.tokenization.normalization import as_string_tensor
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 _LABELS_WANTED = (
@@ -74,7 +72,7 @@ class TaggedSpan(NamedTuple):
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
-class CocoLMTokenClassifierPreprocessor(keras_hub.models.Preprocessor):
+class CocoLMTokenClassifierPreprocessor(TextPreprocessor, keras_hub.models.Preprocessor):
     """Tokenizes texts or words, and reads long texts in overlapping windows.
 
     A batch of B texts becomes W >= B rows `<s> tokens </s>`.
@@ -111,8 +109,7 @@ class CocoLMTokenClassifierPreprocessor(keras_hub.models.Preprocessor):
     ```
     """
 
-    backbone_cls = CocoLMBackbone
-    tokenizer_cls = CocoLMTokenizer
+    saved = ("sequence_length", "overlap", "unit")
 
     def __init__(
         self,
@@ -135,29 +132,21 @@ class CocoLMTokenClassifierPreprocessor(keras_hub.models.Preprocessor):
         if not 0 <= self.overlap < room:
             raise ValueError(f"overlap={overlap} must be in [0, {room}), the room of a window.")
 
-    def build(self, input_shape: Any) -> None:
-        self.built = True
-
     def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         if sample_weight is not None:
             raise ValueError("texts have no weights: sample_weight must be None.")
         if not isinstance(x, tf.Tensor | tf.RaggedTensor):
-            texts = texts_or_words(x)
-            has_words = bool(texts) and not isinstance(texts[0], str)
-            x = ragged_words(texts) if has_words else as_string_tensor(texts)
+            x = string_tensor(texts_or_words(x))
         if y is not None and not isinstance(y, tf.Tensor | tf.RaggedTensor):
             y = tf.ragged.constant(y, tf.int32, ragged_rank=1, row_splits_dtype=tf.int64)
         return self._lay_out(x, y)
 
     @preprocessing_function
     def _lay_out(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        graph = self.tokenizer.graph_module()
-        has_words = isinstance(x, tf.RaggedTensor)
-        if y is not None and not has_words:
+        if y is not None and not isinstance(x, tf.RaggedTensor):
             raise ValueError("y has a number for each word: x must be lists of words.")
-        tokens = graph.tokenize_with_offsets(joined_words(x) if has_words else x)
-        units = units_of_words(tokens, x) if has_words else units_of_texts(tokens, self.unit)
-        rows, spoken = lay_out_rows(
+        tokens, units = tokens_and_units(self.tokenizer.graph_module(), x, self.unit)
+        rows, numbers = lay_out_rows(
             tokens.ids,
             units.of_tokens,
             sequence_length=self.sequence_length,
@@ -170,39 +159,16 @@ class CocoLMTokenClassifierPreprocessor(keras_hub.models.Preprocessor):
         }
         if y is None:
             return features
-        spoken = spoken.to_tensor(SILENT, shape=shape)
-        numbers = tf.concat([tf.cast(y.flat_values, tf.int32), [0]], 0)
-        labels = tf.gather(numbers, tf.where(spoken == SILENT, tf.size(numbers) - 1, spoken))
-        return features, labels, tf.cast(spoken != SILENT, tf.float32)
+        numbers = numbers.to_tensor(NO_UNIT, shape=shape)
+        has_unit = numbers != NO_UNIT
+        labels = tf.concat([tf.cast(y.flat_values, tf.int32), [0]], 0)
+        labels = tf.gather(labels, tf.where(has_unit, numbers, tf.size(labels) - 1))
+        return features, labels, tf.cast(has_unit, tf.float32)
 
     def rows(self, texts: Sequence[str] | Sequence[Sequence[str]]) -> TokenRows:
         """Lays out many texts on the CPU, without padding: see `token_rows`."""
         with tf.device("cpu"):
-            return token_rows(
-                self.tokenizer,
-                texts,
-                sequence_length=self.sequence_length,
-                overlap=self.overlap,
-                unit=self.unit,
-            )
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that rebuild this layer."""
-        return {
-            **super().get_config(),
-            "sequence_length": self.sequence_length,
-            "overlap": self.overlap,
-            "unit": self.unit,
-        }
-
-    @classmethod
-    def _add_missing_kwargs(cls, loader: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        # KerasHub calls this where the preset, as one that was only pretrained, has a tokenizer
-        # but no preprocessor.
-        positions = loader.config["config"].get("max_sequence_length")
-        if positions:
-            kwargs.setdefault("sequence_length", positions)
-        return super()._add_missing_kwargs(loader, kwargs)
+            return token_rows(self, texts)
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -215,6 +181,12 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
 
     `from_preset(directory, label_names=[...])` puts a new head on a pretrained encoder; without
     `label_names` it loads a fine-tuned token classifier with its head.
+
+    `fit(x, y)` takes strings with their spans `(start, end, label)`, in characters; or for each
+    text a list of its words with a tag for each, which may be written in any scheme; or a
+    `tf.data.Dataset` of batches of `(features, labels, weights)`, see the preprocessor. The default
+    loss is the mean cross entropy of the words' tags, and the default of `weighted_metrics` the
+    share of words whose tag is right; metrics that take no weights count every token.
 
     Args:
         backbone: The encoder.
@@ -248,9 +220,9 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
     ```
     """
 
-    backbone_cls = CocoLMBackbone
     preprocessor_cls = CocoLMTokenClassifierPreprocessor
-    trim_padding = True
+    saved = ("label_names", "scheme", "dropout")
+    has_slices = False  # spans are aligned with the tokens of all texts
 
     def __init__(
         self,
@@ -276,13 +248,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         self.output_dropout = Dropout(
             dropout, backbone.seed_generator, dtype=backbone.dtype_policy, name="output_dropout"
         )
-        self.tag_logits = keras.layers.Dense(
-            len(tags),
-            kernel_initializer=keras.initializers.RandomNormal(stddev=backbone.initializer_range),
-            # In float32: half precision would round the scores that decide.
-            dtype="float32",
-            name="tag_logits",
-        )
+        self.tag_logits = output_layer(backbone, len(tags), "tag_logits")
 
         # === Functional model ===
         inputs = backbone.input
@@ -295,90 +261,12 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         self.tag_names = tags
         self.dropout = dropout
 
-    def compile(
-        self,
-        optimizer: Any = "auto",
-        loss: Any = "auto",
-        *,
-        weighted_metrics: Any = "auto",
-        **kwargs: Any,
-    ) -> None:
-        """Configures the model for `fit()`.
-
-        Args:
-            optimizer: `"auto"` for AdamW with the released models' settings and a learning rate
-                of 2e-5, or what Keras takes.
-            loss: `"auto"` for the mean cross entropy of the words' tags, or what Keras takes.
-            weighted_metrics: `"auto"` for the share of words whose tag is right, or what Keras
-                takes. Metrics that take no weights count every token.
-            **kwargs: As for `CocoLMTextClassifier.compile`.
-        """
-        if optimizer == "auto":
-            optimizer = self.default_optimizer()
-        if loss == "auto":
-            # The base class averages over the tokens with a weight: the words.
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        if weighted_metrics == "auto":
-            weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
-        super().compile(
-            optimizer=optimizer,
-            loss=loss,
-            weighted_metrics=weighted_metrics,
-            **kwargs,
-        )
-
-    def fit(
-        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
-    ) -> Any:
-        """Fine-tunes the model.
-
-        Args:
-            x: Strings, or for each text a list of its words; or a `tf.data.Dataset` of batches of
-                `(features, labels, weights)`, see the preprocessor.
-            y: For each text its spans `(start, end, label)`, in characters; or a tag for each of
-                its words, which may be written in any scheme.
-            batch_size: Windows of a batch; None for 32. They are shuffled in every epoch, and
-                those of like lengths share a batch.
-            **kwargs: As for `keras.Model.fit`; `validation_data` is like `(x, y)`.
-
-        Returns:
-            Keras's `History`.
-
-        Raises:
-            ValueError: Naming the first text or label that is wrong.
-        """
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, tuple) and self._is_raw(validation[0]):
-            kwargs["validation_data"] = self._measuring_batches(*validation, batch_size)
-        if not self._is_raw(x):
-            return super().fit(x, y, batch_size, **kwargs)
-        if kwargs.get("sample_weight") is not None:
-            raise ValueError("texts have no weights: sample_weight must be None.")
-        rows, labels = self.labeled_rows(x, y)
-        # Python's generator also seeds the weights.
-        batches, steps = self.learning_batches(
-            rows, labels, self._batch_size(batch_size), seed=random.randrange(2**31)
-        )
-        kwargs = {"steps_per_epoch": steps, **kwargs, "shuffle": False}
-        return super().fit(batches, **kwargs)
-
-    def evaluate(
-        self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any
-    ) -> Any:
-        """Computes the loss and the metrics of words, not the scores of spans.
-
-        Args:
-            x: As for `fit`.
-            y: As for `fit`.
-            batch_size: Windows of a batch; None for 32.
-            **kwargs: As for `keras.Model.evaluate`.
-
-        Returns:
-            What `keras.Model.evaluate` returns.
-        """
-        if self._is_raw(x):
-            x, y, batch_size = self._measuring_batches(x, y, batch_size), None, None
-        return super().evaluate(x, y, batch_size, **kwargs)
+    def default_losses(self) -> dict[str, Any]:
+        # The base class averages over the tokens with a weight: the words.
+        return {
+            "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "weighted_metrics": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        }
 
     def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Finds spans in texts, or tags words.
@@ -399,9 +287,9 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         tagger.predict(["Ada sat."])[0][0].label
         ```
         """
-        if not self._is_raw(x):
+        texts = self.texts_of(x)
+        if texts is None:
             return super().predict(x, batch_size, **kwargs)
-        texts = texts_or_words(x)
         if not texts:
             return []
         rows = self.preprocessor.rows(texts)
@@ -424,8 +312,8 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         # A word without tokens is in no span, or has the first label.
         logits[:, 0] = 1.0
         outputs = predict_rows(self, rows.tokens, min(batch_size, len(rows.tokens)))
-        speaks = rows.units != SILENT
-        logits[rows.units[speaks]] = np.concatenate(outputs)[speaks]
+        has_unit = rows.units != NO_UNIT
+        logits[rows.units[has_unit]] = np.concatenate(outputs)[has_unit]
         return logits
 
     def spans_of(
@@ -492,46 +380,28 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         labels, weights = rows.labels_of_tokens(labels)
         return training_batches(rows.tokens, labels, batch_size, seed, buckets, weights)
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that rebuild this model."""
-        return {
-            **super().get_config(),
-            "label_names": self.label_names,
-            "scheme": self.scheme,
-            "dropout": self.dropout,
-        }
-
     @classmethod
-    def from_preset(
-        cls, preset: str | os.PathLike[str], load_weights: bool = True, **kwargs: Any
-    ) -> Self:
-        """Loads a token classifier, or puts a new head on a pretrained encoder.
+    def _load(cls, preset: str, load_weights: bool, **kwargs: Any) -> Self:
+        loader = get_preset_loader(preset)
+        return loader.load_task(cls, load_weights, "label_names" not in kwargs, **kwargs)
 
-        Args:
-            preset: A folder, or a handle as KerasHub takes them (`kaggle://`, `hf://`, `gs://`).
-            load_weights: Whether to load the preset's weights; otherwise they are random.
-            **kwargs: Arguments of the class. `label_names` makes a new head, also where the
-                preset has one.
+    def texts_of(self, x: Any) -> list[str] | list[list[str]] | None:
+        is_raw = isinstance(x, tuple | list | str | tf.RaggedTensor) or hasattr(x, "__array__")
+        return texts_or_words(x) if self.preprocessor is not None and is_raw else None
 
-        Returns:
-            The classifier, compiled with the defaults of `compile`.
+    def checked_labels(self, texts: Sequence[Any], y: Any, weights: Any) -> tuple[Any, None]:
+        if weights is not None:
+            raise ValueError("texts have no weights: sample_weight must be None.")
+        return y, None
 
-        Example:
-        ```python
-        CocoLMTokenClassifier.from_preset("runs/first/preset", label_names=["LOC"], scheme="BIOES")
-        ```
-        """
-        with local_preset(preset) as local:
-            loader = get_preset_loader(local)
-            return loader.load_task(cls, load_weights, "label_names" not in kwargs, **kwargs)
-
-    def _is_raw(self, x: Any) -> bool:
-        return self.preprocessor is not None and (
-            isinstance(x, tuple | list | str | tf.RaggedTensor) or hasattr(x, "__array__")
-        )
+    def labeled_tokens(
+        self, texts: Sequence[Any], labels: Any, weights: None
+    ) -> tuple[Tokens, np.ndarray, np.ndarray]:
+        rows, numbers = self.labeled_rows(texts, labels)
+        return rows.tokens, *rows.labels_of_tokens(numbers)
 
     def _tags_of_words(self, at: int, words: Sequence[str], tags: Any) -> Sequence[str]:
-        tags = [tag.decode() if isinstance(tag, bytes) else tag for tag in tags]
+        tags = [*map(decoded, tags)]
         if len(tags) != len(words) or not all(isinstance(tag, str) for tag in tags):
             raise ValueError(
                 f"text {at} has {len(words)} words and the labels {tags!r}: {_LABELS_WANTED}."
@@ -542,18 +412,6 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
             return converted(tags, self.scheme)
         except ValueError as error:
             raise ValueError(f"text {at}: {error}.") from error
-
-    def _measuring_batches(self, x: Any, y: Any, batch_size: int | None) -> tf.data.Dataset:
-        rows, labels = self.labeled_rows(x, y)
-        labels, weights = rows.labels_of_tokens(labels)
-        batches, _ = prediction_batches(
-            rows.tokens,
-            min(batch_size or BATCH_SIZE, len(rows.tokens)),
-            columns={"labels": Column(labels), "weights": Column(weights)},
-        )
-        return batches.map(
-            lambda x, row: (x, row["labels"], row["weights"] * row["real"][:, tf.newaxis])
-        )
 
 
 def _numbered(texts: Sequence[Any], labels: Sequence[Any]) -> Iterable[tuple[int, tuple[Any, Any]]]:

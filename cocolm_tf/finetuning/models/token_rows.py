@@ -8,20 +8,21 @@ context.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import keras_hub
 import numpy as np
 import tensorflow as tf
 
 from cocolm_tf.finetuning.batches import Tokens
+from cocolm_tf.tokenization.graph import TokenizerGraph
 from cocolm_tf.tokenization.normalization import as_string_tensor, valid_utf8
 from cocolm_tf.tokenization.offsets import TokenOffsets, begins_word
 from cocolm_tf.tokenization.segment_packing import overlapping_windows, pack_ragged
-from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 
 UNITS = ("word", "token")
 # The unit of a token that has no label.
-SILENT = -1
+NO_UNIT = -1
 
 _TOKENIZED_AT_ONCE = 256
 # More than any text has characters: orders the characters of all texts by one number.
@@ -32,11 +33,30 @@ class Units(NamedTuple):
     """The units of a batch's texts."""
 
     # [T] int32, for the tokens of all texts, one after the other: the number of the unit that each
-    # is the first token of, or `SILENT`.
+    # is the first token of, or `NO_UNIT`.
     of_tokens: tf.Tensor
     starts: tf.Tensor  # [U] int32, the units' first characters in their texts
     ends: tf.Tensor  # [U] int32, the characters after their last
     texts: tf.Tensor  # [U] int64, the number of their text
+
+
+def string_tensor(texts: Sequence[str] | Sequence[Sequence[str]]) -> tf.Tensor | tf.RaggedTensor:
+    """Texts as a [B] string tensor, or words as a [B, (N)] one, of valid UTF-8."""
+    if not texts or isinstance(texts[0], str):
+        return as_string_tensor(texts)
+    flat = valid_utf8(as_string_tensor([word for row in texts for word in row]))
+    return tf.RaggedTensor.from_row_lengths(flat, np.array([len(row) for row in texts], np.int64))
+
+
+def tokens_and_units(
+    graph: TokenizerGraph, x: tf.Tensor | tf.RaggedTensor, unit: str
+) -> tuple[TokenOffsets, Units]:
+    """The tokens of what `string_tensor` returns, and its units; `unit` is that of texts."""
+    if isinstance(x, tf.RaggedTensor):
+        tokens = graph.tokenize_with_offsets(tf.strings.reduce_join(x, axis=1, separator=" "))
+        return tokens, units_of_words(tokens, x)
+    tokens = graph.tokenize_with_offsets(x)
+    return tokens, units_of_texts(tokens, unit)
 
 
 def units_of_texts(tokens: TokenOffsets, unit: str) -> Units:
@@ -55,7 +75,7 @@ def units_of_texts(tokens: TokenOffsets, unit: str) -> Units:
     is_first &= starts < ends
     numbers = tf.cumsum(tf.cast(is_first, tf.int32)) - 1
     found = (tf.boolean_mask(part, is_first) for part in (starts, ends, texts))
-    return Units(tf.where(is_first, numbers, SILENT), *found)
+    return Units(tf.where(is_first, numbers, NO_UNIT), *found)
 
 
 def units_of_words(tokens: TokenOffsets, words: tf.RaggedTensor) -> Units:
@@ -68,8 +88,8 @@ def units_of_words(tokens: TokenOffsets, words: tf.RaggedTensor) -> Units:
     ordered = texts * _LONGEST + tf.cast(starts, tf.int64)
     places = tokens.ids.value_rowids() * _LONGEST + tf.cast(tokens.starts.flat_values, tf.int64)
     word_of = tf.searchsorted(ordered, places, side="right") - 1
-    is_first = word_of != tf.concat([[SILENT], word_of[:-1]], 0)[: tf.size(word_of)]
-    return Units(tf.where(is_first, word_of, SILENT), starts, starts + lengths, texts)
+    is_first = word_of != tf.concat([[NO_UNIT], word_of[:-1]], 0)[: tf.size(word_of)]
+    return Units(tf.where(is_first, word_of, NO_UNIT), starts, starts + lengths, texts)
 
 
 def lay_out_rows(
@@ -83,12 +103,12 @@ def lay_out_rows(
     place = tf.ragged.range(read.row_lengths())
     first = windows.first_wanted[:, tf.newaxis]
     is_wanted = (place >= first) & (place < first + windows.num_wanted[:, tf.newaxis])
-    spoken = tf.gather(units, windows.tokens.flat_values)
-    spoken = read.with_flat_values(tf.where(is_wanted.flat_values, spoken, SILENT))
-    silent = tf.fill([read.nrows(), 1], SILENT)
+    wanted = tf.gather(units, windows.tokens.flat_values)
+    wanted = read.with_flat_values(tf.where(is_wanted.flat_values, wanted, NO_UNIT))
+    no_unit = tf.fill([read.nrows(), 1], NO_UNIT)
     return (
         pack_ragged(read, sequence_length=sequence_length),
-        tf.concat([silent, spoken, silent], axis=1),
+        tf.concat([no_unit, wanted, no_unit], axis=1),
     )
 
 
@@ -97,7 +117,7 @@ class TokenRows:
     """The rows of texts on the host, without padding."""
 
     tokens: Tokens  # `truncated` is 0, as texts are read whole
-    units: np.ndarray  # of all token ids, the units counted through all texts, or `SILENT`
+    units: np.ndarray  # of all token ids, the units counted through all texts, or `NO_UNIT`
     # [U] int32, the units' first characters in their texts, or in their words joined by spaces
     starts: np.ndarray
     ends: np.ndarray  # [U] int32, the characters after their last
@@ -110,40 +130,29 @@ class TokenRows:
 
     def labels_of_tokens(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The units' labels [U] and weights for all tokens; both are 0 where a token has none."""
-        speaks = self.units != SILENT
+        has_unit = self.units != NO_UNIT
         padded = np.append(labels, 0).astype(np.int32)
-        return padded[np.where(speaks, self.units, len(labels))], speaks.astype(np.float32)
+        return padded[np.where(has_unit, self.units, len(labels))], has_unit.astype(np.float32)
 
 
 def token_rows(
-    tokenizer: CocoLMTokenizer,
-    texts: Sequence[str] | Sequence[Sequence[str]],
-    *,
-    sequence_length: int,
-    overlap: int,
-    unit: str,
+    preprocessor: keras_hub.models.Preprocessor, texts: Sequence[str] | Sequence[Sequence[str]]
 ) -> TokenRows:
-    """Lays out texts, strings or lists of words, in rows; `unit` is one of `UNITS`, of strings."""
-    graph = tokenizer.graph_module()
+    """Lays out texts, strings or lists of words, in rows."""
+    graph, length = preprocessor.tokenizer.graph_module(), preprocessor.sequence_length
     parts: dict[str, list[np.ndarray]] = {}
     num_units = 0
     for first in range(0, max(1, len(texts)), _TOKENIZED_AT_ONCE):
         part = texts[first : first + _TOKENIZED_AT_ONCE]
-        if part and not isinstance(part[0], str | bytes):
-            words = ragged_words(part)
-            tokens = graph.tokenize_with_offsets(joined_words(words))
-            units = units_of_words(tokens, words)
-        else:
-            tokens = graph.tokenize_with_offsets(as_string_tensor(list(part)))
-            units = units_of_texts(tokens, unit)
-        rows, spoken = lay_out_rows(
-            tokens.ids, units.of_tokens, sequence_length=sequence_length, overlap=overlap
+        tokens, units = tokens_and_units(graph, string_tensor(part), preprocessor.unit)
+        rows, units_of_rows = lay_out_rows(
+            tokens.ids, units.of_tokens, sequence_length=length, overlap=preprocessor.overlap
         )
-        spoken = spoken.flat_values.numpy()
+        numbers = units_of_rows.flat_values.numpy()
         found = {
             "token_ids": rows.flat_values.numpy(),
             "lengths": rows.row_lengths().numpy(),
-            "units": np.where(spoken == SILENT, SILENT, spoken + num_units),
+            "units": np.where(numbers == NO_UNIT, NO_UNIT, numbers + num_units),
             "starts": units.starts.numpy(),
             "ends": units.ends.numpy(),
             "counts": np.bincount(units.texts.numpy(), minlength=len(part)),
@@ -152,46 +161,5 @@ def token_rows(
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
-    tokens = Tokens(arrays.pop("token_ids"), arrays.pop("lengths"), sequence_length, 0)
+    tokens = Tokens(arrays.pop("token_ids"), arrays.pop("lengths"), length, 0)
     return TokenRows(tokens, **arrays)
-
-
-def ragged_words(words: Sequence[Sequence[str | bytes]]) -> tf.RaggedTensor:
-    """Words as a [B, (N)] string tensor of valid UTF-8."""
-    flat = valid_utf8(as_string_tensor([word for row in words for word in row]))
-    return tf.RaggedTensor.from_row_lengths(flat, np.array([len(row) for row in words], np.int64))
-
-
-def joined_words(words: tf.RaggedTensor) -> tf.Tensor:
-    """The texts [B] that words make when they are joined by single spaces."""
-    return tf.strings.reduce_join(words, axis=1, separator=" ")
-
-
-def texts_or_words(x: Any) -> list[str] | list[list[str]]:
-    """Texts, or their words, as lists; `ValueError` names the first that is neither."""
-    if isinstance(x, str | bytes):
-        raise ValueError(f"texts come in batches: give a list of texts instead of {x!r}.")
-    if isinstance(x, tf.RaggedTensor | tf.Tensor):
-        x = x.to_list() if isinstance(x, tf.RaggedTensor) else x.numpy().tolist()
-    elif hasattr(x, "__array__"):
-        x = np.asarray(x).tolist()
-    texts: list[Any] = []
-    for at, text in enumerate(x):
-        is_text = isinstance(text, str | bytes)
-        if not is_text and isinstance(text, list | tuple | np.ndarray):
-            text = [*map(_as_string, text)]
-        elif is_text:
-            text = _as_string(text)
-        is_good = isinstance(text, str) if is_text else isinstance(text, list)
-        if not is_good or (texts and isinstance(texts[0], str) != is_text):
-            raise ValueError(
-                f"text {at} is {x[at]!r}: texts are all strings, or all lists of words."
-            )
-        texts.append(text)
-    return texts
-
-
-def _as_string(word: Any) -> str:
-    if not isinstance(word, str | bytes):
-        raise ValueError(f"{word!r} is no word: texts are all strings, or all lists of words.")
-    return word.decode("utf-8", "replace") if isinstance(word, bytes) else word

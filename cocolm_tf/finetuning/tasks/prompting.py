@@ -15,7 +15,8 @@ from cocolm_tf.finetuning.batches import PREDICTION_BATCH, trimmed
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.encoder import encoder_of, row_length
 from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
-from cocolm_tf.finetuning.models.prompt_classifier import CocoLMPromptClassifier, Template
+from cocolm_tf.finetuning.models.prompt_classifier import CocoLMPromptClassifier
+from cocolm_tf.finetuning.models.prompts import Template
 from cocolm_tf.finetuning.predictions import leave_predictions, probabilities
 from cocolm_tf.finetuning.tasks.classification import (
     TextTask,

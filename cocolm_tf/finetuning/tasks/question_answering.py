@@ -29,7 +29,7 @@ from cocolm_tf.finetuning.models.question_answerer import (
     CocoLMQuestionAnswerer,
     CocoLMQuestionAnswererPreprocessor,
 )
-from cocolm_tf.finetuning.models.window_rows import (
+from cocolm_tf.finetuning.models.question_windows import (
     WindowRows,
     learning_batches,
     reading_batches,

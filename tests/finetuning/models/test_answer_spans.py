@@ -2,16 +2,17 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cocolm_tf.finetuning.models.answers import (
     Candidate,
     Prediction,
+    Spans,
+    best_spans,
     collect_answers,
     probabilities,
 )
-from cocolm_tf.finetuning.models.spans import Spans, best_spans
 
 LOGITS = st.integers(-3, 3).map(float)
 NOTHING = -math.inf
@@ -44,6 +45,7 @@ def brute_force(start, end, starts, ends, max_answer_length: int) -> list[tuple[
     ]
 
 
+@settings(max_examples=50)
 @given(windows(), st.integers(1, 12), st.integers(1, 30))
 def test_best_spans_are_those_of_brute_force(window, max_answer_length, n_best):
     found = best_spans(

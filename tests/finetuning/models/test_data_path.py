@@ -27,6 +27,7 @@ def with_grain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_texts_do_not_go_through_grain(with_grain, tiny_preset):
     model = CocoLMTextClassifier.from_preset(tiny_preset, num_classes=2, dropout=0.0)
+    model.compile(run_eagerly=True)
     labels = [0, 1, 0, 1]
     model.fit(
         TEXTS, labels, batch_size=2, sample_weight=[1, 1, 2, 1], validation_data=(TEXTS, labels)

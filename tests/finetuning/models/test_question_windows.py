@@ -9,8 +9,13 @@ from tiny_presets import CONTEXT_WORDS
 from cocolm_tf.finetuning.models.question_answerer import (
     CocoLMQuestionAnswererPreprocessor,
 )
-from cocolm_tf.finetuning.models.window_rows import learning_batches, reading_batches, window_rows
-from cocolm_tf.finetuning.models.windows import NUM_SPECIAL_TOKENS, check_window_sizes
+from cocolm_tf.finetuning.models.question_windows import (
+    NUM_SPECIAL_TOKENS,
+    check_window_sizes,
+    learning_batches,
+    reading_batches,
+    window_rows,
+)
 
 LONG = CONTEXT_WORDS
 WORDS = LONG.split()
@@ -42,7 +47,7 @@ def test_a_short_context_is_one_window(make):
     assert set(np.array(windows.ends)[0, outside]) == {-1}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     st.lists(
         st.tuples(
@@ -152,16 +157,12 @@ def test_rows_are_the_windows_without_padding(make):
     batches, order = reading_batches(rows, batch_size=2)
     assert len(batches) == -(-len(rows) // 2)
     seen = 0
-    for features, labels, real in batches:
+    for features in batches:
         width = features["token_ids"].shape[1]
-        assert len(real) == 2
-        for row in range(int(sum(real))):
-            window = order[seen]
+        for row, window in enumerate(order[seen : seen + 2]):
             for name in ("token_ids", "padding_mask", "starts", "ends"):
                 expected = getattr(windows, name)[window, :width]
                 assert features[name][row].numpy().tolist() == expected.numpy().tolist()
-            assert labels["start"][row] == windows.start_positions[window]
-            assert labels["end"][row] == windows.end_positions[window]
             seen += 1
     assert sorted(order) == list(range(len(rows)))
 
@@ -173,9 +174,3 @@ def test_rows_are_the_windows_without_padding(make):
         if weight
     ]
     assert sorted(ends) == sorted(windows.end_positions.numpy())
-
-
-def test_unequal_numbers_are_refused(make):
-    preprocessor = make(sequence_length=16, stride=4, max_question_length=3)
-    with pytest.raises(ValueError, match="2 questions, 1 contexts and 2 answers"):
-        window_rows(preprocessor, ["a", "b"], ["a"])

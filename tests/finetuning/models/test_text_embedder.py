@@ -25,17 +25,18 @@ def make(tiny_preset, **options) -> CocoLMTextEmbedder:
     return CocoLMTextEmbedder.from_preset(tiny_preset, **options)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def embedder(tiny_preset) -> CocoLMTextEmbedder:
-    """One that computes a few batches at once, untraced."""
+    """One that computes a few batches at once, untraced, and does not learn."""
     embedder = make(tiny_preset)
-    embedder.compile(run_eagerly=True)
+    embedder.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
     return embedder
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_vectors_are_pooled_states_of_unit_length(tiny_preset, pooling):
     embedder = make(tiny_preset, pooling_mode=pooling, dimensions=[8, 4])
+    embedder.compile(run_eagerly=True)
     features = embedder.preprocessor(FIRST)
     states, mask = np.array(embedder.backbone(features)), np.array(features["padding_mask"])
     pooled = states[:, 0]
@@ -58,9 +59,7 @@ def test_encode_text_takes_one_text_or_more(embedder):
     assert similarity.shape == (1, 12) and similarity[0, 0] == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "columns", [(FIRST, SECOND), (FIRST, SECOND, THIRD), (FIRST, SECOND, THIRD, FIRST)]
-)
+@pytest.mark.parametrize("columns", [(FIRST, SECOND), (FIRST, SECOND, THIRD, FIRST)])
 def test_the_loss_of_pairs_and_triplets(tiny_preset, columns):
     embedder = make(tiny_preset, dimensions=[16, 4], temperature=0.2)
     embedder.compile(run_eagerly=True)
@@ -197,17 +196,16 @@ def test_a_preset_keeps_what_it_was_trained_with(tiny_preset, tmp_path):
 def test_datasets_of_texts_and_of_tokens(embedder):
     expected = embedder.evaluate((FIRST, SECOND), COSINES, batch_size=6, verbose=0)
     texts = tf.data.Dataset.from_tensor_slices(((FIRST, SECOND), COSINES)).batch(6)
-    assert embedder.evaluate(texts, verbose=0) == pytest.approx(expected, rel=1e-5)
     tokens = texts.map(embedder.preprocess_samples)
-    assert embedder.evaluate(tokens, verbose=0) == pytest.approx(expected, rel=1e-5)
-    history = embedder.fit(texts, validation_data=texts, verbose=0).history
+    history = embedder.fit(tokens, validation_data=texts, verbose=0).history
     assert set(history) == {"loss", "val_loss"}
+    assert history["val_loss"][0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_mixed_precision_embeds_in_float32(tiny_preset):
     embedder = make(tiny_preset, dtype="mixed_bfloat16")
     embedder.compile(run_eagerly=True)
-    embedder.fit((FIRST, SECOND), batch_size=4, verbose=0)
+    embedder.fit((FIRST, SECOND), batch_size=12, verbose=0)
     assert embedder.predict(FIRST, verbose=0).dtype == np.float32
 
 

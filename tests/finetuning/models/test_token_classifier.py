@@ -41,9 +41,10 @@ LABELS = ["BAD", "GOOD"]
 
 @pytest.fixture(scope="module")
 def tagger(tiny_preset: str) -> CocoLMTokenClassifier:
-    """Fresh, with logits far enough apart to tell; tests leave it as it is."""
+    """Fresh and untraced, with logits far enough apart to tell; tests leave it as it is."""
     random.seed(1)
     tagger = CocoLMTokenClassifier.from_preset(tiny_preset, label_names=LABELS)
+    tagger.compile(run_eagerly=True)
     tagger.tag_logits.kernel.assign(np.random.default_rng(0).normal(size=[16, 5]))
     return tagger
 
@@ -67,6 +68,7 @@ def learned(tiny_preset: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_preset_finds_what_was_learned(learned):
     tagger = CocoLMTokenClassifier.from_preset(learned)
+    tagger.compile(run_eagerly=True)
     assert (tagger.scheme, tagger.label_names) == ("BIO", LABELS)
     found = tagger.predict(TEXTS)
     assert any(len(text.split()) > 24 for text in TEXTS)
@@ -188,6 +190,7 @@ def test_single_words(tiny_preset):
     tagger = CocoLMTokenClassifier.from_preset(
         tiny_preset, label_names=["DET", "NOUN"], scheme="none"
     )
+    tagger.compile(run_eagerly=True)
     tagger.fit([["the", "cat"]], [["DET", "NOUN"]], verbose=0)
     (tags,) = tagger.predict([["the", "cat", "saw"]])
     assert len(tags) == 3

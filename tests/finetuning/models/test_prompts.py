@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from cocolm_tf import CocoLMPromptClassifierPreprocessor, CocoLMTokenizer
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.models.prompts import Part, Template, changed
 
 TEMPLATE, WORDS = "{first} It was {mask} .", ["bad", ["nosuchword", "good"]]
 GOOD = [["a great cat"], ["some fine rain"], ["a good dog"]]
@@ -87,11 +88,10 @@ def demonstrated(tokenizer, text: str, label: int) -> list[int]:
 
 def test_demonstrations_follow_with_their_words(make, tokenizer):
     preprocessor = make(demonstrations=[BAD, GOOD], sequence_length=90)
-    texts = ["a cat saw", "the dog", "red house", "a hill"] * 3
-    seen = set()
-    for draw in range(6):
+    texts = ["a cat saw", "the dog", "red house", "a hill"] * 2
+    seen, plain = set(), make()(texts)
+    for draw in range(4):
         features = preprocessor(texts, draw=draw)
-        plain = make()(texts)
         for number in range(4):
             tokens, prompt = row(features, number), row(plain, number)
             assert tokens[: len(prompt)] == prompt
@@ -112,7 +112,7 @@ def test_demonstrations_follow_with_their_words(make, tokenizer):
 def test_no_text_is_its_own_demonstration(make, tokenizer):
     preprocessor = make(demonstrations=[BAD, GOOD], sequence_length=90)
     own = demonstrated(tokenizer, GOOD[0][0], 1)
-    for draw in range(12):
+    for draw in range(6):
         tokens = row(preprocessor([GOOD[0][0]], draw=draw))
         assert tokens[-len(own) :] != own
 
@@ -168,3 +168,50 @@ def test_demonstrations_that_do_not_fit(make, demonstrations, complaint):
 def test_texts_that_do_not_fit_the_template(make):
     with pytest.raises(ValueError, match=r"has 1 text\(s\), a row 2"):
         make()(x=(["a"], ["b"]))
+
+
+def test_the_parts_of_a_template():
+    template = Template("{first|open} ? {mask} , {second|lower}")
+    assert template.parts == [
+        Part(text=0, change="open"),
+        Part(words="?"),
+        Part(),
+        Part(words=","),
+        Part(text=1, change="lower"),
+    ]
+    assert [part.is_mask for part in template.parts] == [False, False, True, False, False]
+    assert template.num_texts == 2 and Template("{mask} {first}").num_texts == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("{first} It was .", "must have {mask} once"),
+        ("{first} {mask} {mask}", "must have {mask} once"),
+        ("It was {mask}", "{first} once"),
+        ("{second} {mask}", "{first} once"),
+        ("{first} {first} {mask}", "{first} once"),
+        ("{third} {mask}", "{third} is none of"),
+        ("{first|short} {mask}", r"{first\|short} is none of"),
+        ("{first} {mask|open}", r"{mask\|open} is none of"),
+    ],
+)
+def test_what_is_no_template_is_refused(source: str, complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        Template(source)
+
+
+@pytest.mark.parametrize(
+    ("change", "text", "expected"),
+    [
+        ("open", "It slept. ", "It slept"),
+        ("open", "Did it?!", "Did it"),
+        ("open", "no. 3 it is", "no. 3 it is"),
+        ("lower", "Élan vital.", "élan vital."),
+        ("lower", "\nA", "\nA"),
+        ("lower", "", ""),
+        ("", "As It Is.", "As It Is."),
+    ],
+)
+def test_changes(change: str, text: str, expected: str):
+    assert changed(tf.constant([text]), change).numpy()[0].decode() == expected

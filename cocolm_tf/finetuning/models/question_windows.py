@@ -1,21 +1,28 @@
-"""Questions and their contexts to rows of a fixed length, in the graph.
+"""Questions and their contexts to windows, rows of a fixed length, in the graph and in memory.
 
 A context that is too long for one row is cut into overlapping windows, each beside the whole
 question, as BERT does it for SQuAD.
 """
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import keras_hub
+import numpy as np
 import tensorflow as tf
 
+from cocolm_tf.finetuning.batches import Column, Tokens, prediction_batches, training_batches
 from cocolm_tf.tokenization.dictionary import END_TOKEN_ID, PAD_TOKEN_ID, START_TOKEN_ID
-from cocolm_tf.tokenization.graph import TokenizerGraph
+from cocolm_tf.tokenization.normalization import as_string_tensor
 from cocolm_tf.tokenization.offsets import TokenOffsets
 
 # `<s> question </s> </s> context </s>`
 NUM_SPECIAL_TOKENS = 4
 # The place of a token that is not the context's.
 NOWHERE = -1
+
+_TOKENIZED_AT_ONCE = 256
 
 
 class Windows(NamedTuple):
@@ -33,32 +40,6 @@ class Windows(NamedTuple):
     end_positions: tf.Tensor  # [W] int32, the token that it ends with, likewise
 
 
-def make_windows(
-    tokenizer: TokenizerGraph,
-    questions: tf.Tensor,
-    contexts: tf.Tensor,
-    answers: tf.Tensor,
-    *,
-    sequence_length: int,
-    stride: int,
-    max_question_length: int,
-) -> Windows:
-    """Lays out questions and windows of contexts as `<s> question </s> </s> context </s>`."""
-    # Windows are in the order of the questions, each of which has one at least. Windows of a
-    # context begin `stride` tokens after each other, and the last one ends where the context does:
-    # `check_window_sizes` says which answers are whole in one of them. `answers` are [B, 2], the
-    # characters [start, end) of the context; an empty range where there is no answer, or it is not
-    # known.
-    return lay_out_windows(
-        tokenizer.tokenize(questions),
-        tokenizer.tokenize_with_offsets(contexts),
-        answers,
-        sequence_length=sequence_length,
-        stride=stride,
-        max_question_length=max_question_length,
-    )
-
-
 def lay_out_windows(
     questions: tf.RaggedTensor,
     context: TokenOffsets,
@@ -68,7 +49,12 @@ def lay_out_windows(
     stride: int,
     max_question_length: int,
 ) -> Windows:
-    """`make_windows` for the tokens of questions, [B, (N)], and of contexts."""
+    """Lays out tokens [B, (N)] as windows `<s> question </s> </s> part of the context </s>`."""
+    # Windows are in the order of the questions, each of which has one at least. Windows of a
+    # context begin `stride` tokens after each other, and the last one ends where the context does:
+    # `check_window_sizes` says which answers are whole in one of them. `answers` are [B, 2], the
+    # characters [start, end) of the context; an empty range where there is no answer, or it is not
+    # known.
     questions = questions[:, :max_question_length]
     before = questions.row_lengths() + NUM_SPECIAL_TOKENS - 1
     room = sequence_length - before - 1
@@ -143,3 +129,86 @@ def _answer_tokens(context: TokenOffsets, answers: tf.Tensor) -> tuple[tf.Tensor
         tf.where(is_part, positions, -1), rows, context.starts.nrows()
     )
     return first, last
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowRows:
+    """Windows on the host, without padding."""
+
+    tokens: Tokens  # `truncated` counts questions that were cut off
+    starts: np.ndarray  # of all token ids, the characters where they begin; see `Windows`
+    ends: np.ndarray  # of all token ids, the characters after their last ones
+    questions: np.ndarray  # [W], the number of each window's question
+    labels: np.ndarray  # [W, 2] int32, the tokens that the answers begin and end with
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def learned_spans(self) -> dict[int, tuple[int, int]]:
+        """The characters of each question's answer, if a window holds it whole, by its number."""
+        # From the first to the last token of the answer, which may have more characters than it.
+        lengths = self.tokens.lengths
+        begins = np.cumsum(lengths) - lengths
+        return {
+            int(self.questions[window]): (
+                int(self.starts[begins[window] + self.labels[window, 0]]),
+                int(self.ends[begins[window] + self.labels[window, 1]]),
+            )
+            for window in np.flatnonzero(self.labels[:, 0])
+        }
+
+
+def window_rows(
+    preprocessor: keras_hub.models.Preprocessor,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    answers: Any = None,
+) -> WindowRows:
+    """Makes the windows of questions, those of one question after those of another."""
+    # `answers` are [N, 2], as for `CocoLMQuestionAnswerer.fit`; None where they are not known.
+    answers = np.zeros([len(questions), 2], np.int32) if answers is None else np.asarray(answers)
+    graph, limit = preprocessor.tokenizer.graph_module(), preprocessor.max_question_length
+    parts: dict[str, list[np.ndarray]] = {}
+    truncated = 0
+    for start in range(0, len(questions), _TOKENIZED_AT_ONCE):
+        part = slice(start, start + _TOKENIZED_AT_ONCE)
+        texts = as_string_tensor(list(questions[part]))
+        windows = preprocessor.windows(texts, list(contexts[part]), answers[part])
+        truncated += int((graph.tokenize(texts).row_lengths().numpy() > limit).sum())
+        mask = windows.padding_mask.numpy()
+        for name in ("token_ids", "starts", "ends"):
+            parts.setdefault(name, []).append(getattr(windows, name).numpy()[mask])
+        parts.setdefault("lengths", []).append(mask.sum(axis=1))
+        parts.setdefault("questions", []).append(windows.rows.numpy() + start)
+        labels = tf.stack([windows.start_positions, windows.end_positions], axis=1)
+        parts.setdefault("labels", []).append(labels.numpy())
+    arrays = {name: np.concatenate(pieces) for name, pieces in parts.items()}
+    tokens = Tokens(
+        arrays.pop("token_ids"), arrays.pop("lengths"), preprocessor.sequence_length, truncated
+    )
+    return WindowRows(tokens, **arrays)
+
+
+def learning_batches(
+    rows: WindowRows, batch_size: int, seed: int, buckets: int = 8
+) -> tuple[tf.data.Dataset, int]:
+    """Endless shuffled batches for `CocoLMQuestionAnswerer.fit`, and how many an epoch has."""
+    batches, steps = training_batches(rows.tokens, rows.labels, batch_size, seed, buckets)
+    return batches.map(lambda x, y, weights: (x, by_side(y), weights)), steps
+
+
+def reading_batches(rows: WindowRows, batch_size: int) -> tuple[tf.data.Dataset, np.ndarray]:
+    """Features with the places of their tokens, the shortest first, and each one's window."""
+    # The numbers of the windows leave out the rows that fill the last batch.
+    columns = {"starts": Column(rows.starts, NOWHERE), "ends": Column(rows.ends, NOWHERE)}
+    batches, order = prediction_batches(rows.tokens, batch_size, columns=columns)
+
+    def with_places(features: dict[str, tf.Tensor], columns: dict[str, tf.Tensor]) -> Any:
+        return features | {name: columns[name] for name in ("starts", "ends")}
+
+    return batches.map(with_places), order
+
+
+def by_side(labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The tokens [B, 2] that answers begin and end with, as the model's outputs are named."""
+    return {"start": labels[:, 0], "end": labels[:, 1]}

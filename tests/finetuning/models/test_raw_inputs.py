@@ -3,15 +3,13 @@ import pandas
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.finetuning.models.raw_text import (
+from cocolm_tf.finetuning.models.raw_inputs import (
+    Labels,
     answer_spans,
     as_model_input,
     check_dataset,
     check_weights,
-    class_numbers,
-    class_numbers_in_graph,
     explain_label_errors,
-    finite_numbers,
     text_columns,
 )
 
@@ -106,7 +104,7 @@ def test_what_is_no_text_is_named(texts, complaint):
     ids=str,
 )
 def test_labels_in_every_form(labels):
-    found = class_numbers(labels, 3, 2, NAMES, strict=True)
+    found = Labels(2, NAMES).checked(labels, 3)
     assert found.dtype == np.int32 and found.tolist() == [1, 0, 1]
 
 
@@ -133,21 +131,21 @@ def test_labels_in_every_form(labels):
 )
 def test_a_label_that_is_no_class_is_named(labels, names, complaint):
     with pytest.raises(ValueError, match=complaint):
-        class_numbers(labels, 3, 2, names, strict=True)
+        Labels(2, names).checked(labels, 3)
 
 
 def test_another_loss_takes_other_labels():
     shares = np.eye(2)[[0, 1, 1]]
-    assert class_numbers(shares, 3, 2, None, strict=False) is shares
+    assert Labels(2).checked(shares, 3, strict=False) is shares
     with pytest.raises(ValueError, match="4 texts, but 3 labels"):
-        class_numbers(shares, 4, 2, None, strict=False)
+        Labels(2).checked(shares, 4, strict=False)
 
 
 def test_numbers():
-    found = finite_numbers(pandas.Series([1, 2.5, None]).dropna(), 2)
+    found = Labels(1).checked(pandas.Series([1, 2.5, None]).dropna(), 2)
     assert found.dtype == np.float32 and found.tolist() == [1.0, 2.5]
-    assert finite_numbers([[1], [2]], 2, (0, 5)).tolist() == [1.0, 2.0]
-    assert finite_numbers(np.ones([2, 3]), 2).shape == (2, 3)
+    assert Labels(1, bounds=(0, 5)).checked([[1], [2]], 2).tolist() == [1.0, 2.0]
+    assert Labels(1).checked(np.ones([2, 3]), 2).shape == (2, 3)
     for labels, complaint in (
         ([1, float("inf")], "label 1 is inf, not a finite number"),
         ([1, "2"], "label 1 is '2', not a finite number"),
@@ -156,9 +154,9 @@ def test_numbers():
         (np.array([[1, 2], [3, np.nan]]), "label 1 is "),
     ):
         with pytest.raises(ValueError, match=complaint):
-            finite_numbers(labels, 2)
+            Labels(1).checked(labels, 2)
     with pytest.raises(ValueError, match="label 1 is 6, not a number from 0 to 5"):
-        finite_numbers([1, 6], 2, (0, 5))
+        Labels(1, bounds=(0, 5)).checked([1, 6], 2)
 
 
 def test_weights_are_counted():
@@ -191,12 +189,12 @@ def test_datasets_that_cannot_work_are_refused():
 )
 def test_labels_of_a_dataset_are_seen_when_it_runs(labels, names, shown):
     dataset = tf.data.Dataset.from_tensor_slices(labels).batch(2)
-    dataset = dataset.map(lambda y: class_numbers_in_graph(y, 2, names, True))
+    dataset = dataset.map(lambda y: Labels(2, names).in_graph(y, strict=True))
     complaint = f"^the dataset has a label that is no class: the 2 classes are {shown}.$"
     with pytest.raises(ValueError, match=complaint), explain_label_errors():
         list(dataset)
     good = dataset.take(0) if names is None else tf.data.Dataset.from_tensors(["good", "bad"])
-    found = good.map(lambda y: class_numbers_in_graph(y, 2, names, True) if names else y)
+    found = good.map(lambda y: Labels(2, names).in_graph(y, strict=True) if names else y)
     assert [y.numpy().tolist() for y in found] == ([[1, 0]] if names else [])
 
 
