@@ -193,6 +193,7 @@ def prediction_batches(
     # these and of the columns with `real` [B]: 1.0 for a row, 0.0 for the copies of the last row
     # that fill the last batch. The numbers leave those copies out.
     order = np.argsort(tokens.lengths, kind="stable")
+    batch_size = min(batch_size, max(1, len(order)))
     widths = batch_widths(tokens.lengths, tokens.limit, batch_size, buckets)
     missing = -len(order) % batch_size
     numbers = np.concatenate([order, np.repeat(order[-1:], missing)]).astype(np.int32)
@@ -209,11 +210,17 @@ def prediction_batches(
     return batches.map(batch, num_parallel_calls=2).prefetch(4), order
 
 
-def predict_rows(model: keras.Model, tokens: Tokens, batch_size: int = PREDICTION_BATCH) -> Any:
+def predict_rows(
+    model: keras.Model,
+    tokens: Tokens,
+    batch_size: int = PREDICTION_BATCH,
+    buckets: int = 8,
+    **kwargs: Any,
+) -> Any:
     """Outputs [N, ...] in the rows' order; of [B, S, ...] outputs a list of [length, ...]."""
-    batches, order = prediction_batches(tokens, batch_size)
+    batches, order = prediction_batches(tokens, batch_size, buckets)
     if len(model.output.shape) == 2:
-        found = model.predict(batches, verbose=0)[: len(order)]
+        found = model.predict(batches, **{"verbose": 0} | kwargs)[: len(order)]
         outputs = np.empty_like(found)
         outputs[order] = found
         return outputs

@@ -195,7 +195,7 @@ class CocoLMPromptClassifier(raw_text_task(keras_hub.models.Task)):
         candidates, total = self.candidates(columns), 0.0
         for draw in range(self.draws):
             tokens = self.tokens_of(columns, draw=draw, candidates=candidates)
-            outputs = predict_rows(self, tokens, min(batch_size or BATCH_SIZE, len(tokens)))
+            outputs = predict_rows(self, tokens, batch_size or BATCH_SIZE)
             total = total + outputs.astype(np.float64)
         return (total / self.draws).astype(np.float32)
 

@@ -39,7 +39,7 @@ MAX_ANSWER_LENGTH = 30
 N_BEST = 20
 
 # The logit of padding, whose probability is 0 in half precision, too.
-_NEVER = -1e4
+_PADDING_LOGIT = -1e4
 
 
 @keras.saving.register_keras_serializable(package="cocolm_tf")
@@ -233,7 +233,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         inputs = backbone.input
         logits = self.answer_logits(backbone(inputs))
         is_real = keras.ops.expand_dims(keras.ops.cast(inputs["padding_mask"], "bool"), -1)
-        logits = keras.ops.where(is_real, logits, _NEVER)
+        logits = keras.ops.where(is_real, logits, _PADDING_LOGIT)
         outputs = {"start": logits[..., 0], "end": logits[..., 1]}
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
 
@@ -274,8 +274,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
         if not questions:
             return []
         rows = window_rows(self.preprocessor, questions, contexts)
-        size = min(batch_size or BATCH_SIZE, len(rows))
-        batches, order = reading_batches(rows, size)
+        batches, order = reading_batches(rows, batch_size or BATCH_SIZE)
         spans = self.spans_of(batches, len(order), **kwargs)
         return collect_answers(
             contexts, rows.questions[order], spans, self.null_threshold, self.n_best

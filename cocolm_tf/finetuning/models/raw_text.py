@@ -15,6 +15,7 @@ from cocolm_tf.finetuning.batches import (
     TOKENIZED_AT_ONCE,
     Column,
     Tokens,
+    predict_rows,
     prediction_batches,
     training_batches,
     trimmed,
@@ -295,7 +296,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             if isinstance(validation_data, tuple | list):
                 parts = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
                 if (texts := self.texts_of(parts[0])) is not None:
-                    validation_data = self._measuring_batches(texts, *parts[1:], batch_size)
+                    validation_data = self._evaluation_batches(texts, *parts[1:], batch_size)
             else:
                 self._check_dataset(validation_data, self.needs_labels)
             self._check_dataset(x, self.needs_labels)
@@ -353,7 +354,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             """
             self._check_dataset(x, self.needs_labels)
             if (texts := self.texts_of(x)) is not None:
-                x = self._measuring_batches(texts, y, sample_weight, batch_size)
+                x = self._evaluation_batches(texts, y, sample_weight, batch_size)
                 y = sample_weight = batch_size = None
             with explain_label_errors():
                 return super().evaluate(x, y, batch_size, sample_weight=sample_weight, **kwargs)
@@ -382,16 +383,11 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             texts = self.texts_of(x)
             if texts is None:
                 return super().predict(x, batch_size, **kwargs)
-            count = len(texts[0])
-            if not count:
+            if not texts[0]:
                 raise ValueError("there are no texts.")
-            batches, order = prediction_batches(
-                self.tokens_of(texts), min(batch_size or BATCH_SIZE, count), self._buckets
-            )
-            found = super().predict(batches, **kwargs)
-            outputs = np.empty_like(found[:count])
-            outputs[order] = found[:count]
-            return outputs
+            size, verbose = batch_size or BATCH_SIZE, kwargs.pop("verbose", "auto")
+            tokens = self.tokens_of(texts)
+            return predict_rows(self, tokens, size, self._buckets, verbose=verbose, **kwargs)
 
         # What classes replace whose texts are not single rows, or not labeled by `labels`.
 
@@ -426,7 +422,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
                 return training_batches(tokens, labels, batch_size, seed, self._buckets, weights)
             batches, _ = prediction_batches(
                 tokens,
-                min(batch_size, len(tokens)),
+                batch_size,
                 self._buckets,
                 {"labels": Column(labels), "weights": Column(weights)},
             )
@@ -437,7 +433,7 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
 
             return batches.map(labeled), len(batches)
 
-        def _measuring_batches(
+        def _evaluation_batches(
             self, texts: Any, y: Any, weights: Any, batch_size: int | None
         ) -> tf.data.Dataset:
             labels, weights = self.checked_labels(texts, y, weights)

@@ -311,7 +311,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
         logits = np.zeros([len(rows.starts), len(self.tag_names)], np.float32)
         # A word without tokens is in no span, or has the first label.
         logits[:, 0] = 1.0
-        outputs = predict_rows(self, rows.tokens, min(batch_size, len(rows.tokens)))
+        outputs = predict_rows(self, rows.tokens, batch_size)
         has_unit = rows.units != NO_UNIT
         logits[rows.units[has_unit]] = np.concatenate(outputs)[has_unit]
         return logits
