@@ -16,8 +16,9 @@ def tiny_preset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_tiny_preset(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def preprocessor(tiny_preset: str) -> CocoLMTextClassifierPreprocessor:
+    """Tests leave it as it is."""
     return CocoLMTextClassifierPreprocessor.from_preset(tiny_preset)
 
 
