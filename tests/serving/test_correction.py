@@ -291,7 +291,7 @@ def test_a_batch_as_wide_as_its_longest_text_is_refused(
     parts: ServedPreset, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(signature, "MAX_TOKENS", 20)
-    corrector = Corrector(parts, encoder, Settings(max_tokens=20, min_probability=1.0))
+    corrector = Corrector(parts, encoder, Settings(max_tokens=20))
     texts = ["a b c d e f g h"] + ["a"] * 200
     with pytest.raises(tf.errors.InvalidArgumentError, match="or correct_tsv"):
         correct(corrector, texts)
