@@ -64,8 +64,8 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "max_distinct_words",
     10_000_000,
-    "With more different words than this, the rarer half is left out, and told. A million take "
-    "about 100 MB.",
+    "With more different words than this, the rarer half is left out, which is reported. A million "
+    "take about 100 MB.",
     lower_bound=1000,
 )
 flags.DEFINE_integer(

@@ -140,27 +140,26 @@ def in_batch_negatives_loss(
     gathered = [queries, documents, tf.cast(weights, tf.float32)]
     keys = {"documents": document_keys, "queries": query_keys}
     keys = {name: one for name, one in keys.items() if one is not None}
-    found = gather_over_replicas([*gathered, *keys.values()])
-    queries, documents, weights, *found = found
+    queries, documents, weights, *found = gather_over_replicas([*gathered, *keys.values()])
     keys = dict(zip(keys, found, strict=True))
     per_query = tf.shape(documents)[1]
     rows = tf.shape(queries)[0]
-    candidate, right = tf.range(per_query * rows), per_query * tf.range(rows)
-    is_none = tf.repeat(weights <= 0, per_query)[tf.newaxis]
+    candidate, positive = tf.range(per_query * rows), per_query * tf.range(rows)
+    is_excluded = tf.repeat(weights <= 0, per_query)[tf.newaxis]
     if "documents" in keys:
-        is_none |= tf.equal(keys["documents"][:, :1], tf.reshape(keys["documents"], [1, -1]))
+        is_excluded |= tf.equal(keys["documents"][:, :1], tf.reshape(keys["documents"], [1, -1]))
     if "queries" in keys:
         same = tf.equal(keys["queries"][:, tf.newaxis], keys["queries"])
-        is_none |= tf.repeat(same, per_query, axis=1) & tf.equal(candidate % per_query, 0)
-    # What is right is a candidate whatever its weight: a row without any would give no number.
-    is_none &= tf.not_equal(candidate, right[:, tf.newaxis])
+        is_excluded |= tf.repeat(same, per_query, axis=1) & tf.equal(candidate % per_query, 0)
+    # The positive is a candidate whatever its weight: a row without any would give no number.
+    is_excluded &= tf.not_equal(candidate, positive[:, tf.newaxis])
 
     def loss(width: int) -> tf.Tensor:
         first = _unit(queries[:, :width])
         second = _unit(documents[:, :, :width])
         candidates = tf.reshape(second, [-1, width])
         similarities = tf.matmul(first, candidates, transpose_b=True) / temperature
-        similarities = tf.where(is_none, tf.float32.min, similarities)
+        similarities = tf.where(is_excluded, tf.float32.min, similarities)
         correct = tf.reduce_sum(first * second[:, 0], axis=1) / temperature
         return weighted_mean(tf.reduce_logsumexp(similarities, axis=1) - correct, weights)
 

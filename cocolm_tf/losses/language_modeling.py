@@ -1,10 +1,8 @@
 """The token-level losses: masked language modeling, copy loss, corrective language modeling."""
 
-from collections.abc import Callable
-
 import tensorflow as tf
 
-from cocolm_tf.ops.fusion import fused, row_max, row_sum
+from cocolm_tf.ops.fusion import Gradient, fused, row_max, row_sum
 
 
 def weighted_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -161,7 +159,7 @@ def label_cross_entropy(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     labels = tf.where(tf.cast(weights, tf.bool), labels, 0)
 
     @tf.custom_gradient
-    def compute(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    def compute(logits: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
         normalizers = log_normalizers(logits)
         chosen = tf.cast(tf.gather(logits, labels, batch_dims=1), tf.float32)
         # From the logits again: nothing of their size is kept for the backward pass.

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from cocolm_tf.losses import label_cross_entropy, weighted_mean
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.corruption import replace_tokens
+from cocolm_tf.modeling.corruption import replace_tokens, sample_tokens
 from cocolm_tf.modeling.heads import MaskedLMHead, build_head
 from cocolm_tf.modeling.measures import Measures, share, top_tokens
 from cocolm_tf.modeling.training_step import Batch, TrainingStep
@@ -70,6 +70,31 @@ class MaskedLanguageModel(keras.Model):
         """`TiedProjection.map_logits` at `positions` [B, M]; `rows` and results are [B * M]."""
         x = self.head.transform(self._rows(inputs, positions, training))
         return self.head.projection.map_logits(function, x, rows, chunk_rows)
+
+    def predict_tokens(
+        self,
+        inputs: dict[str, tf.Tensor],
+        positions: tf.Tensor,
+        scored: Sequence[tf.Tensor] = (),
+        sample: tuple[tf.Tensor, tf.Tensor | float] | None = None,
+        chunk_rows: int = 0,
+        training: bool = False,
+    ) -> tuple[tf.Tensor, ...]:
+        """Cross entropy and top-1 token, a sample, or all three, of each position: [B * M]."""
+        # `scored` are the labels and their weights, [B * M] each; `sample` is the seed and the
+        # temperature of the samples.
+
+        def of_rows(
+            logits: tf.Tensor, numbers: tf.Tensor, *scored: tf.Tensor
+        ) -> tuple[tf.Tensor, ...]:
+            found = score_labels(logits, *scored) if scored else ()
+            if sample is None:
+                return found
+            seed, temperature = sample
+            return *found, sample_tokens(logits, seed, numbers[0], temperature)
+
+        rows = [tf.range(tf.size(positions)), *scored]
+        return self.map_logits(of_rows, inputs, positions, rows, chunk_rows, training)
 
     def _rows(
         self, inputs: dict[str, tf.Tensor], positions: tf.Tensor, training: bool
@@ -143,8 +168,12 @@ class MaskedLMPretrainer(TrainingStep):
         inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
         labels = gather_positions(original, positions)
         weights = tf.reshape(batch["masked_weights"], [-1])
-        errors, predictions = self.model.map_logits(
-            score_labels, inputs, positions, [labels, weights], self.logit_chunk_rows, training
+        errors, predictions = self.model.predict_tokens(
+            inputs,
+            positions,
+            [labels, weights],
+            chunk_rows=self.logit_chunk_rows,
+            training=training,
         )
         losses = {"mlm_loss": weighted_mean(errors, weights)}
         return losses, {"mlm_accuracy": share(tf.equal(predictions, labels), weights)}

@@ -17,10 +17,9 @@ from cocolm_tf.modeling.corruption import (
     SamplingTemperature,
     check_sampling,
     replace_tokens,
-    sample_tokens,
 )
 from cocolm_tf.modeling.heads import CopyHead, build_head
-from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, gather_positions, score_labels
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, gather_positions
 from cocolm_tf.modeling.measures import Measures, detection_measures, share
 from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
 
@@ -259,25 +258,13 @@ class MCLPretrainer(TrainingStep):
         """Cross entropies and top-1 tokens, samples, or all of them: [B * M] of each course."""
         if not courses:
             return {}
-        seed = self.sampling_seeds.next()
-        temperature = self.temperature_now(self.sampling_temperature)
-
-        def of_rows(
-            logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor
-        ) -> tuple[tf.Tensor, ...]:
-            scored = score_labels(logits, labels, weights) if score else ()
-            if not sample:
-                return scored
-            return *scored, sample_tokens(logits, seed, numbers[0], temperature)
-
+        draw = self.sampling_seeds.next(), self.temperature_now(self.sampling_temperature)
         stacked = _stacked(courses)
-        inputs = {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real}
-        labels, weights = _labels(stacked), tf.reshape(stacked.weights, [-1])
-        found = self.auxiliary.map_logits(
-            of_rows,
-            inputs,
+        found = self.auxiliary.predict_tokens(
+            {"token_ids": stacked.token_ids, "padding_mask": stacked.is_real},
             stacked.positions,
-            [labels, weights, tf.range(tf.shape(labels)[0])],
+            [_labels(stacked), tf.reshape(stacked.weights, [-1])] if score else (),
+            draw if sample else None,
             self.logit_chunk_rows,
             training,
         )

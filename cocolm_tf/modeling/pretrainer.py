@@ -20,7 +20,6 @@ from cocolm_tf.modeling.corruption import (
     check_sampling,
     random_tokens,
     replace_tokens,
-    sample_tokens,
 )
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform, build_head
 from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, gather_positions, score_labels
@@ -169,6 +168,8 @@ class CocoLMPretrainer(TrainingStep):
             self.contrasts = (2, backbone.hidden_dim)
             self.contrasts_whole_batch = scl_over_micro_batches
 
+    # --- The objective: section 3.3 ---
+
     def compute(
         self,
         batch: Batch,
@@ -203,7 +204,7 @@ class CocoLMPretrainer(TrainingStep):
             masked = replace_tokens(original, positions, self.mask_token_id, used)
             inputs = {"token_ids": masked, "padding_mask": batch["padding_mask"]}
             errors, predictions, sampled = self._score_and_sample(
-                inputs, positions, labels, weights, training
+                inputs, positions, [labels, weights], training
             )
             losses["mlm_loss"] = weighted_mean(errors, weights)
             measures["mlm_accuracy"] = share(tf.equal(predictions, labels), weights)
@@ -213,29 +214,19 @@ class CocoLMPretrainer(TrainingStep):
         self,
         inputs: dict[str, tf.Tensor],
         positions: tf.Tensor,
-        labels: tf.Tensor,
-        weights: tf.Tensor,
+        scored: list[tf.Tensor],
         training: bool,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    ) -> tuple[tf.Tensor, ...]:
         """The auxiliary model's cross entropy, top-1 token and sample at each masked position."""
-        seed, numbers = self.sampling_seeds.next(), tf.range(tf.shape(labels)[0])
-        temperature = self.temperature_now(self.sampling_temperature)
-
-        def sample(logits: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor]:
-            return (sample_tokens(logits, seed, numbers[0], temperature),)
-
-        def score_and_sample(
-            logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, numbers: tf.Tensor
-        ) -> tuple[tf.Tensor, ...]:
-            return *score_labels(logits, labels, weights), *sample(logits, numbers)
-
-        chunk, learns = self.logit_chunk_rows, training and self.auxiliary.trainable
-        read = functools.partial(self.auxiliary.map_logits, inputs=inputs, positions=positions)
+        sample = self.sampling_seeds.next(), self.temperature_now(self.sampling_temperature)
+        learns = training and self.auxiliary.trainable
+        predict = functools.partial(
+            self.auxiliary.predict_tokens, inputs, positions, chunk_rows=self.logit_chunk_rows
+        )
         if learns and self.sampling == "eval" and self.auxiliary.backbone.dropout:
-            scored = read(score_labels, rows=[labels, weights], chunk_rows=chunk, training=True)
-            return *scored, *read(sample, rows=[numbers], chunk_rows=chunk)
-        rows = [labels, weights, numbers]
-        return read(score_and_sample, rows=rows, chunk_rows=chunk, training=learns)
+            # A second pass, without dropout.
+            return *predict(scored, training=True), *predict(sample=sample)
+        return predict(scored, sample=sample, training=learns)
 
     def _correct(
         self, hidden: tf.Tensor, corrupted: tf.Tensor, batch: Batch
@@ -315,6 +306,8 @@ class CocoLMPretrainer(TrainingStep):
         if self.all_token_lm:
             return tf.cast(batch["padding_mask"], tf.float32)
         return batch["masked_weights"]
+
+    # --- What the training step asks for ---
 
     def denominators(self, batch: Batch) -> dict[str, tf.Tensor]:
         """The numbers of masked positions, real tokens and sequences, which losses average over."""

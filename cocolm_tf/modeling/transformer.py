@@ -5,7 +5,6 @@ The block is BERT's, with biases added to its attention logits. Its mathematics 
 """
 
 import functools
-from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -13,7 +12,7 @@ import tensorflow as tf
 
 from cocolm_tf.ops.attention import attention
 from cocolm_tf.ops.elementwise import add_bias, dropout, exact_gelu, residual_norm
-from cocolm_tf.ops.fusion import barrier
+from cocolm_tf.ops.fusion import Gradient, barrier
 
 REMATERIALIZE = ("none", "attention", "block")
 RESIDUAL_INITS = ("none", "layer", "total")
@@ -187,7 +186,7 @@ def relative_position_buckets(bins: int, max_distance: int, max_positions: int) 
 
 
 @tf.custom_gradient
-def _with_one_gradient(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+def _with_one_gradient(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
     """Returns `x`, whose gradients from all uses are added before they are summed by distance."""
     return tf.identity(x), lambda upstream: barrier(upstream)[0]
 

@@ -10,13 +10,12 @@ cuDNN's fused attention, an option on NVIDIA GPUs, never writes these tensors at
 """
 
 import zlib
-from collections.abc import Callable
 
 import tensorflow as tf
 
 from cocolm_tf.ops.cudnn_attention import cudnn_attention, fits_cudnn
 from cocolm_tf.ops.elementwise import dropped
-from cocolm_tf.ops.fusion import barrier, fused, row_softmax, row_sum
+from cocolm_tf.ops.fusion import Gradient, barrier, fused, row_softmax, row_sum
 
 ATTENTION_KERNELS = ("xla", "cudnn")
 
@@ -54,7 +53,7 @@ def attention(
     @tf.custom_gradient
     def compute(
         query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, relative: tf.Tensor
-    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+    ) -> tuple[tf.Tensor, Gradient]:
         def forward(
             query: tf.Tensor, key: tf.Tensor, seed: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -9,14 +9,13 @@ leave out: `XLA_OPTIONS` keep it out of them, and are needed with it.
 """
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.compiler.mlir.stablehlo import stablehlo
 from tensorflow.compiler.tf2xla.python import xla
 
-from cocolm_tf.ops.fusion import device_kind, is_compiled
+from cocolm_tf.ops.fusion import Gradient, device_kind, is_compiled
 
 XLA_OPTIONS = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT"}
 
@@ -56,7 +55,7 @@ def cudnn_attention(
     @tf.custom_gradient
     def compute(
         query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, *biases: tf.Tensor
-    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+    ) -> tuple[tf.Tensor, Gradient]:
         spec = tf.TensorSpec([batch, length, heads, width], query.dtype)
         operands = [_transposed(x) for x in (query, key, value)]
         attended, statistics = _call(

@@ -7,11 +7,10 @@ computed from the seed and the element's index, in either direction.
 
 import functools
 import math
-from collections.abc import Callable
 
 import tensorflow as tf
 
-from cocolm_tf.ops.fusion import barrier, column_sum, fused, row_sum, shape_of
+from cocolm_tf.ops.fusion import Gradient, barrier, column_sum, fused, row_sum, shape_of
 
 Shape = tf.Tensor | tf.TensorShape | list[int]
 
@@ -98,7 +97,7 @@ def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
         return x
 
     @tf.custom_gradient
-    def drop(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    def drop(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
         return _dropout(x, rate, seed), lambda upstream: _dropout(upstream, rate, seed)
 
     return drop(x)
@@ -113,9 +112,7 @@ def _dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def add_bias(
-    x: tf.Tensor, bias: tf.Tensor
-) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+def add_bias(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
     """Adds the bias [H] of a matrix product to it, `x` [..., H]."""
     # TensorFlow joins a product and the sum after it into one operation, which in bfloat16 takes a
     # CPU three times as long as the product alone. It cannot join what is compiled.
@@ -134,9 +131,7 @@ def exact_gelu(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     # needs the input alone.
 
     @tf.custom_gradient
-    def compute(
-        x: tf.Tensor, bias: tf.Tensor
-    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+    def compute(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             # Exponentials of the forward pass would be kept for this one, in float32.
             slope = _gelu_gradient(*barrier(x, bias, upstream))
@@ -202,7 +197,7 @@ def residual_norm(
     @tf.custom_gradient
     def compute(
         x: tf.Tensor, update: tf.Tensor, bias: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor
-    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+    ) -> tuple[tf.Tensor, Gradient]:
         output, normal, inverse_deviation = _residual_norm(
             x, update, bias, gamma, beta, seed, epsilon, rate
         )

@@ -23,6 +23,9 @@ _LANES, _WIDEST_FOLD = 32, 1024
 # The sides of an accelerator's matrix products should be multiples of this.
 _TILE = 16
 
+# What a function with `tf.custom_gradient` returns besides its results.
+Gradient = Callable[..., Any]
+
 # A stack: the kind of device that `compiling_for` compiles for.
 _kinds_compiled_for: list[str] = []
 

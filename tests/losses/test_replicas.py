@@ -14,7 +14,9 @@ from cocolm_tf.losses import (
 )
 from cocolm_tf.losses.replicas import gather_over_replicas, sum_over_replicas
 
-two_and_four_replicas = pytest.mark.parametrize("mirrored_strategy", [2, 4], indirect=True)
+two_and_four_replicas = pytest.mark.parametrize(
+    "mirrored_strategy", [pytest.param(2, marks=pytest.mark.exhaustive), 4], indirect=True
+)
 
 
 def run(strategy: tf.distribute.Strategy, function, *batches: np.ndarray):

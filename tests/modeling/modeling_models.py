@@ -35,7 +35,7 @@ def make_pretrainer(
     auxiliary: MaskedLanguageModel | str | None = "shared",
     auxiliary_dropout: float = 0.0,
     dtype: str | None = None,
-    num_layers: int = 2,
+    num_layers: int = 1,
     **options: Any,
 ) -> CocoLMPretrainer:
     """A pretrainer with weights that make a difference; "shared" is COCO-LM's own auxiliary."""

@@ -36,9 +36,13 @@ def test_equals_the_equations(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"relative_position_bins": 0}, {"num_layers": 1}, {"rematerialize": "block"}]
+    ("changes", "in_graph"),
+    [
+        ({}, False),
+        ({"relative_position_bins": 0, "num_layers": 1}, False),
+        ({"rematerialize": "block", "num_layers": 1}, True),
+    ],
 )
-@pytest.mark.parametrize("in_graph", [False, True])
 def test_states_at_positions_are_those_of_the_whole(changes, in_graph):
     backbone, inputs = make_random(**changes), make_inputs()
     positions = tf.constant([[0, 3], [2, 2], [5, 0], [1, 4]])
@@ -80,13 +84,6 @@ def test_a_sequence_does_not_see_its_batch():
     np.testing.assert_allclose(backbone(alone)[0], backbone(inputs)[2], atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
-def test_takes_masks_of_any_type(dtype):
-    backbone, inputs = make_random(), make_inputs()
-    same = backbone(inputs | {"padding_mask": inputs["padding_mask"].astype(dtype)})
-    np.testing.assert_array_equal(same, backbone(inputs))
-
-
 def test_refuses_a_sequence_longer_than_its_positions():
     inputs = {"token_ids": np.ones([1, 17], np.int32), "padding_mask": np.ones([1, 17])}
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
@@ -112,23 +109,6 @@ def test_dropout_follows_from_the_one_generator():
     assert (first != second).any()
     backbone.seed_generator.state.assign(state)
     np.testing.assert_array_equal(backbone(inputs, training=True), first)
-
-
-def test_rematerializing_changes_nothing():
-    inputs = make_inputs()
-
-    def outputs_and_gradients(rematerialize):
-        backbone = make_random(dropout=0.2, rematerialize=rematerialize)
-        backbone.seed_generator.state.assign([3, 4])
-        with tf.GradientTape() as tape:
-            hidden = backbone(inputs, training=True)
-            total = tf.reduce_sum(hidden[:, 0] * tf.range(16.0))
-        gradients = tape.gradient(total, [v.value for v in backbone.trainable_variables])
-        return [hidden, *map(tf.convert_to_tensor, gradients)]
-
-    pairs = zip(outputs_and_gradients(False), outputs_and_gradients(True), strict=True)
-    for plain, again in pairs:
-        np.testing.assert_allclose(plain, again, rtol=1e-4, atol=1e-4)
 
 
 def test_all_weights_but_unmet_rows_learn():
@@ -212,7 +192,7 @@ def test_config_rebuilds_the_architecture():
 
 
 def test_a_preset_loads_at_any_precision(tmp_path):
-    backbone, inputs = make_random(dtype="mixed_bfloat16"), make_inputs()
+    backbone, inputs = make_random(dtype="mixed_bfloat16", num_layers=1), make_inputs()
     backbone.save_to_preset(str(tmp_path))
     for cls in (CocoLMBackbone, keras_hub.models.Backbone):
         assert cls.from_preset(str(tmp_path)).compute_dtype == "float32"
@@ -222,19 +202,16 @@ def test_a_preset_loads_at_any_precision(tmp_path):
     )
 
 
-def test_preset_round_trip(tmp_path):
-    backbone, inputs = make_random(embedding_dim=6), make_inputs()
-    backbone.save_to_preset(str(tmp_path))
-    again = CocoLMBackbone.from_preset(str(tmp_path))
-    assert type(again) is CocoLMBackbone
-    np.testing.assert_array_equal(again(inputs), backbone(inputs))
-
-
-def test_keras_file_round_trip(tmp_path):
-    backbone, inputs = make_random(), make_inputs()
+def test_presets_and_keras_files_hold_the_model(tmp_path):
+    backbone, inputs = make_random(embedding_dim=6, num_layers=1), make_inputs()
+    backbone.save_to_preset(str(tmp_path / "preset"))
     backbone.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(again(inputs), backbone(inputs))
+    for again in (
+        CocoLMBackbone.from_preset(str(tmp_path / "preset")),
+        keras.saving.load_model(tmp_path / "model.keras"),
+    ):
+        assert type(again) is CocoLMBackbone
+        np.testing.assert_array_equal(again(inputs), backbone(inputs))
 
 
 def parameters(vocabulary, hidden, layers, heads, intermediate, positions, bins) -> int:
@@ -245,8 +222,7 @@ def parameters(vocabulary, hidden, layers, heads, intermediate, positions, bins)
     return tables + norm + layers * (attention + feed_forward + 2 * norm)
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("bins", [0, 8])
+@pytest.mark.parametrize(("layers", "bins"), [(1, 8), (3, 0)])
 def test_parameters_in_closed_form(layers, bins):
     backbone = make_backbone(num_layers=layers, relative_position_bins=bins)
     assert backbone.count_params() == parameters(60, 16, layers, 2, 24, 16, bins)

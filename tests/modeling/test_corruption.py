@@ -10,7 +10,7 @@ from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_
 SEED = tf.constant([1, 2])
 
 
-@settings(max_examples=50)
+@settings(max_examples=15)
 @given(st.integers(0, 4), st.integers(1, 9), st.integers(0, 5), st.integers(0, 1000))
 def test_place_writes_where_it_is_told_and_nowhere_else(sequences, length, slots, seed):
     slots = min(slots, length)
@@ -53,8 +53,9 @@ LOGITS = np.array(
 )
 
 
-@pytest.mark.parametrize("row", range(len(LOGITS)))
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("row", "dtype"), [(0, "float16"), (1, "bfloat16"), (2, "float32"), (3, "float32")]
+)
 def test_samples_follow_the_softmax(row, dtype):
     draws = 20_000
     logits = tf.cast(LOGITS[row], dtype)

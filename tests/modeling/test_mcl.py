@@ -12,7 +12,7 @@ from modeling_models import MASK, PAD, make_auxiliary, make_backbone, randomize,
 
 from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.data.mcl_augmentation import MCLAugmentation
-from cocolm_tf.modeling import mcl
+from cocolm_tf.modeling import masked_lm
 from cocolm_tf.modeling.mcl import Course, DetectorInput, MCLPretrainer
 
 TASKS = ("mlm", "slm", "rtd", "std", "itd", "re_mlm", "re_slm", "re_rtd", "re_std")
@@ -25,7 +25,7 @@ def make_pretrainer(
     auxiliary_dropout: float = 0.0,
     dropout: float = 0.0,
     dtype: str | None = None,
-    num_layers: int = 2,
+    num_layers: int = 1,
     **options: Any,
 ) -> MCLPretrainer:
     main = make_backbone(num_layers, dropout=dropout, dtype=dtype)
@@ -90,7 +90,7 @@ def chosen(batch, name: str):
 # What both models read, written down in plain Python.
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5)
 @given(number=st.integers(0, 10_000))
 def test_the_models_read_what_the_courses_say(whole: MCLPretrainer, number: int):
     with pytest.MonkeyPatch.context() as patch:
@@ -148,7 +148,7 @@ def test_the_models_read_what_the_courses_say(whole: MCLPretrainer, number: int)
 
 def test_an_inserted_token_is_not_the_original_even_if_it_is_the_mask(monkeypatch):
     pretrainer = make_pretrainer()
-    monkeypatch.setattr(mcl, "sample_tokens", lambda logits, *_: tf.fill([len(logits)], MASK))
+    monkeypatch.setattr(masked_lm, "sample_tokens", lambda logits, *_: tf.fill([len(logits)], MASK))
     watched, batch = Watched(monkeypatch, pretrainer), make_batch()
     pretrainer.compute(tensors(batch), training=True)
     is_original = watched.inputs[0]["itd"].is_original.numpy()
@@ -161,7 +161,7 @@ def test_a_swapped_token_that_is_guessed_right_is_the_original(monkeypatch):
     pretrainer, batch = make_pretrainer(), make_batch()
     batch["token_ids"][0, 1:-1] = 7
     batch["swapped_tokens"][0] = 7
-    monkeypatch.setattr(mcl, "sample_tokens", lambda logits, *_: tf.fill([len(logits)], 7))
+    monkeypatch.setattr(masked_lm, "sample_tokens", lambda logits, *_: tf.fill([len(logits)], 7))
     watched = Watched(monkeypatch, pretrainer)
     pretrainer.compute(tensors(batch), training=True)
     assert watched.inputs[0]["std"].is_original.numpy()[0].all()
@@ -316,7 +316,6 @@ def test_tasks_of_weight_zero_are_not_built():
         ({"sampling": "train"}, [2, 1, 2], [3, 2]),
         ({"auxiliary_dropout": 0.1}, [2, 3, 2], [3, 2]),
         (RTD_ONLY, [1], [1]),
-        (SELF_SUPERVISION | {"itd_weight": 0.0}, [2], [2]),
         (SELF_SUPERVISION | {"slm_weight": 0.0, "std_weight": 0.0}, [1, 1], [2]),
         ({"re_slm_weight": 0.0, "re_std_weight": 0.0}, [2, 1, 1], [3, 1]),
         ({"slm_weight": 0.0, "re_slm_weight": 0.0}, [1, 2, 1], [3, 2]),
@@ -346,17 +345,15 @@ def step(pretrainer: MCLPretrainer, batch, **options) -> list[np.ndarray]:
     return [*(np.asarray(value) for value in metrics.values()), *weights_of(pretrainer)]
 
 
-def test_a_compiled_step_equals_the_uncompiled_one(monkeypatch):
-    monkeypatch.setattr(mcl, "sample_tokens", lambda logits, *_: tf.argmax(logits, -1, tf.int32))
+def test_a_compiled_step_equals_the_uncompiled_one(likeliest_samples):
     plain, compiled = (
-        step(make_pretrainer(num_layers=1), make_batch(), jit_compile=jit) for jit in (False, True)
+        step(make_pretrainer(), make_batch(), jit_compile=jit) for jit in (False, True)
     )
     for one, other in zip(plain, compiled, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_self_supervision_is_the_same_in_micro_batches(monkeypatch):
-    monkeypatch.setattr(mcl, "sample_tokens", lambda logits, *_: tf.argmax(logits, -1, tf.int32))
+def test_self_supervision_is_the_same_in_micro_batches(likeliest_samples):
     one, two = (
         step(make_pretrainer(**SELF_SUPERVISION), make_batch(), micro_batches=parts)
         for parts in (1, 2)
@@ -365,8 +362,7 @@ def test_self_supervision_is_the_same_in_micro_batches(monkeypatch):
         np.testing.assert_allclose(cut, whole, rtol=1e-3, atol=1e-5)
 
 
-def test_corrections_are_means_of_micro_batches(monkeypatch):
-    monkeypatch.setattr(mcl, "sample_tokens", lambda logits, *_: tf.argmax(logits, -1, tf.int32))
+def test_corrections_are_means_of_micro_batches(likeliest_samples):
     pretrainer, batch = make_pretrainer(), make_batch()
     parts = [
         {name: value[rows] for name, value in batch.items()} for rows in ([0, 1, 2], [3, 4, 5])
@@ -379,7 +375,7 @@ def test_corrections_are_means_of_micro_batches(monkeypatch):
         assert float(metrics[name]) == pytest.approx(np.mean([x[name] for x in losses]), rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("dtype", ["mixed_float16"])
 def test_half_precision(dtype: str):
     losses, _ = make_pretrainer(dtype=dtype, dropout=0.1).compute(tensors(make_batch()), True)
     assert all(loss.dtype == tf.float32 and np.isfinite(loss) for loss in losses.values())

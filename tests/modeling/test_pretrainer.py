@@ -14,6 +14,7 @@ from modeling_models import (
     weights_of,
 )
 
+from cocolm_tf.modeling import masked_lm
 from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.modeling.corruption import SamplingTemperature
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -71,6 +72,7 @@ OPTIONS = [
     {"lm_weight": 0.0},
     {"copy_weight": 0.0},
     {"scl_weight": 0.0},
+    {"num_layers": 2},
 ]
 
 
@@ -97,7 +99,15 @@ def test_losses_equal_the_equations(options, corrupted):
     assert pretrainer.loss_weights.keys() <= losses.keys() <= pretrainer.denominators(batch).keys()
 
 
-@pytest.mark.parametrize("options", [*OPTIONS, {"auxiliary_dropout": 0.3, "dropout": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"auxiliary_dropout": 0.3, "dropout": 0.3},
+        {"weighted_lm": True, "all_token_lm": True, "sampling": "train"},
+        {"use_copy": False, "stop_gradient": False, "auxiliary": None},
+    ],
+    ids=str,
+)
 def test_chunks_of_logits_change_nothing(options, corrupted):
     found = []
     for chunk_rows in (0, 5):
@@ -200,14 +210,14 @@ def test_samples_differ_from_step_to_step(corrupted):
 def test_the_temperature_follows_the_step(monkeypatch):
     """In one trace: it is a tensor. After the run, and without one, it is that of the end."""
     schedule = SamplingTemperature(start=3.0, decay=0.5, steps=4)
-    pretrainer = make_pretrainer(sampling_temperature=schedule, num_layers=1)
+    pretrainer = make_pretrainer(sampling_temperature=schedule)
     used = []
 
     def sample(logits, seed, first_row, temperature):
         tf.py_function(lambda value: used.append(float(value)), [temperature], [])
         return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
-    monkeypatch.setattr(pretrainer_module, "sample_tokens", sample)
+    monkeypatch.setattr(masked_lm, "sample_tokens", sample)
     pretrainer.compute(tensors(make_batch()), training=True)
     pretrainer.compile(keras.optimizers.SGD(0.0))
     run = pretrainer.make_train_function()
@@ -249,10 +259,9 @@ def products_with_the_vocabulary(pretrainer, training=True) -> list[int]:
     [
         ({}, [12, 12]),
         ({"auxiliary_dropout": 0.1}, [12, 12, 12]),
-        ({"sampling": "train"}, [12, 12]),
-        ({"sampling": "zero_dropout"}, [12, 12]),
+        ({"auxiliary_dropout": 0.1, "sampling": "train"}, [12, 12]),
+        ({"sampling": "zero_dropout", "lm_weight": 0.0}, [12]),
         ({"auxiliary": None}, [12]),
-        ({"lm_weight": 0.0, "sampling": "train"}, [12]),
         ({"all_token_lm": True, "sampling": "train"}, [12, 48]),
     ],
     ids=str,
@@ -274,9 +283,9 @@ def test_measuring_takes_one_pass_of_the_auxiliary():
     assert products_with_the_vocabulary(make_pretrainer(), training=False) == [12, 12]
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16"])
 def test_half_precision_multiplies_in_half_precision(dtype):
-    pretrainer = make_pretrainer(dtype=dtype, dropout=0.1)
+    pretrainer = make_pretrainer(dtype=dtype, dropout=0.1, num_layers=2)
     batch = tensors(make_batch())
     compute = tf.autograph.experimental.do_not_convert(lambda b: pretrainer.compute(b, True))
     graph = tf.function(compute).get_concrete_function(batch).graph

@@ -8,7 +8,6 @@ import tensorflow as tf
 from modeling_models import make_auxiliary, make_batch, make_pretrainer, tensors, weights_of
 from modeling_toy import Toy, toy_batch, toy_dataset, toy_objective
 
-from cocolm_tf.modeling import pretrainer as pretrainer_module
 from cocolm_tf.modeling import training_step
 from cocolm_tf.training.optimization import AdamW, ShardedAdamW
 
@@ -39,7 +38,6 @@ def make_sharded() -> ShardedAdamW:
 
 
 OPTIMIZERS = [make_adamw, lambda: keras.optimizers.Adam(0.1), lambda: keras.optimizers.SGD(0.1)]
-each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["ours", "Adam", "SGD"])
 
 
 # The step of one device.
@@ -79,9 +77,8 @@ def test_clips_the_global_norm(share):
     assert reported(toy)["gradient_norm"] == pytest.approx(norm, rel=1e-5)
 
 
-@pytest.mark.parametrize("micro_batches", [2, 4, 8])
-def test_micro_batches_add_up_to_the_batch(micro_batches):
-    whole, cut = make_toy(), make_toy(micro_batches=micro_batches)
+def test_micro_batches_add_up_to_the_batch():
+    whole, cut = make_toy(), make_toy(micro_batches=4)
     for model in (whole, cut):
         run_step(model, toy_batch(0), toy_batch(1))
     np.testing.assert_allclose(cut.kernel, whole.kernel, atol=1e-6)
@@ -147,8 +144,9 @@ def spoiled(batch, value=np.nan):
     return batch | {"x": np.where(np.arange(8)[:, np.newaxis] == 5, value, batch["x"])}
 
 
-@each_optimizer
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize(
+    ("optimizer", "value"), [*zip(OPTIMIZERS, (np.nan, -np.inf, 1e30), strict=True)]
+)
 def test_a_gradient_that_is_not_finite_is_left_out(optimizer, value):
     toy = make_toy(optimizer=optimizer, clip_norm=1.0)
     kernel = toy.kernel
@@ -186,7 +184,7 @@ def test_a_row_of_skips_that_goes_on_after_a_restart_is_told_too():
     assert (toy.skipped_at, toy.skipped_in_a_row) == (1, 4)
 
 
-@each_optimizer
+@pytest.mark.parametrize("optimizer", OPTIMIZERS[:2], ids=["ours", "Adam"])
 def test_one_bad_replica_holds_all_back(mirrored_strategy, optimizer):
     toy = make_toy(mirrored_strategy, optimizer, clip_norm=1.0)
     kernel = toy.kernel
@@ -229,14 +227,12 @@ def test_loss_scale_leaves_the_update_alone():
 @pytest.mark.parametrize(
     ("mirrored_strategy", "optimizer", "micro_batches"),
     [
-        (2, OPTIMIZERS[0], 2),
+        (4, OPTIMIZERS[0], 2),
         (2, OPTIMIZERS[1], 1),
-        (4, OPTIMIZERS[0], 1),
         (2, make_sharded, 2),
-        (4, make_sharded, 1),
     ],
     indirect=["mirrored_strategy"],
-    ids=["2-ours-2", "2-Adam-1", "4-ours-1", "2-sharded-2", "4-sharded-1"],
+    ids=["4-ours-2", "2-Adam-1", "2-sharded-2"],
 )
 def test_replicas_make_the_step_of_one_device(mirrored_strategy, optimizer, micro_batches):
     batches = toy_batch(0), toy_batch(1)
@@ -266,8 +262,8 @@ def test_refuses_to_compile_a_step_of_several_replicas(mirrored_strategy):
 
 @pytest.mark.parametrize(
     ("optimizer", "micro_batches", "messages"),
-    [(make_adamw, 1, 2), (make_adamw, 2, 2), (make_sharded, 1, 3)],
-    ids=["1", "2", "sharded"],
+    [(make_adamw, 2, 2), (make_sharded, 1, 3)],
+    ids=["ours", "sharded"],
 )
 def test_the_step_of_several_gpus_is_one_program(gpu_strategy, optimizer, micro_batches, messages):
     """Compiled as a whole: what replicas say to each other is all-reduces within it."""
@@ -363,11 +359,10 @@ def test_fit_validates_and_tells_its_history():
     assert toy.optimizer.iterations == 12
 
 
-@pytest.mark.parametrize("mirrored_strategy", [1, 2], indirect=True)
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
-def test_validation_reads_its_data_to_the_end(mirrored_strategy, steps_per_execution):
-    strategy = mirrored_strategy if mirrored_strategy.num_replicas_in_sync > 1 else None
-    toy = make_toy(strategy, steps_per_execution=steps_per_execution)
+@pytest.mark.parametrize("mirrored_strategy", [2], indirect=True)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_validation_reads_its_data_to_the_end(mirrored_strategy, replicas):
+    toy = make_toy(mirrored_strategy if replicas > 1 else None, steps_per_execution=2)
     batches = [toy_batch(seed) for seed in range(3)]
     expected = np.mean([toy_objective(batch, toy.kernel)[0] for batch in batches])
     # Of a length that is not known before.
@@ -377,7 +372,7 @@ def test_validation_reads_its_data_to_the_end(mirrored_strategy, steps_per_execu
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [True])
 def test_the_end_of_the_data_is_no_step(jit_compile):
     toy = make_toy(optimizer=make_adamw, jit_compile=jit_compile)
     data = toy_dataset(toy_batch(0), toy_batch(1)).take(2).filter(lambda batch: True)
@@ -397,13 +392,10 @@ def test_steps_per_execution_are_steps():
     assert reported(at_once) == pytest.approx(reported(one_by_one), rel=1e-6)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_compiled_by_xla(micro_batches):
+def test_compiled_by_xla():
     batches, model = [toy_batch(0), toy_batch(1)], {"dropout": 0.0}
     plain = make_toy(None, make_adamw, model, clip_norm=0.5)
-    compiled = make_toy(
-        None, make_adamw, model, clip_norm=0.5, jit_compile=True, micro_batches=micro_batches
-    )
+    compiled = make_toy(None, make_adamw, model, clip_norm=0.5, jit_compile=True, micro_batches=2)
     for toy in (plain, compiled):
         toy.fit(toy_dataset(*batches, spoiled(batches[0])), steps_per_epoch=3, verbose=0)
     np.testing.assert_allclose(compiled.kernel, plain.kernel, atol=1e-5)
@@ -432,16 +424,6 @@ ONLY_CONTRAST = {
 }
 
 
-@pytest.fixture
-def likeliest_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replacements that follow from the sequence alone, however the batch is cut."""
-    monkeypatch.setattr(
-        pretrainer_module,
-        "sample_tokens",
-        lambda logits, *_: tf.argmax(logits, axis=-1, output_type=tf.int32),
-    )
-
-
 def make_compiled(strategy=None, optimizer=None, compiled=None, **options):
     with strategy.scope() if strategy else contextlib.nullcontext():
         pretrainer = make_pretrainer(**options)
@@ -458,22 +440,22 @@ def assert_same_run(one, other, atol) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"scl_weight": 0.0}, {"scl_over_micro_batches": True, "num_layers": 1}],
+    [{"scl_weight": 0.0}, {"scl_over_micro_batches": True}],
     ids=["no-contrast", "contrast"],
 )
 def test_pretraining_in_micro_batches(likeliest_samples, options):
     """The contrast too is that of the whole batch, if asked for."""
     whole = make_compiled(**options)
-    cut = make_compiled(**options, compiled={"micro_batches": 4})
+    cut = make_compiled(**options, compiled={"micro_batches": 2})
     for model in (whole, cut):
-        run_step(model, make_batch(0, sequences=8))
+        run_step(model, make_batch())
     assert_same_run(cut, whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"auxiliary_dropout": 0.3}, ONLY_CONTRAST])
 def test_contrast_of_the_whole_batch_is_of_the_vectors_that_learn(options):
     """Each micro-batch is computed twice: with the same dropout and samples."""
-    options |= {"dropout": 0.3, "num_layers": 1, "scl_over_micro_batches": True}
+    options |= {"dropout": 0.3, "scl_over_micro_batches": True}
     batch, model = tensors(make_batch()), make_compiled(**options)
     model.micro_batches = 2
     totals, objective, views = model.denominators(batch), 0.0, []
@@ -512,7 +494,7 @@ def test_contrast_is_within_a_micro_batch(likeliest_samples):
 
 def test_the_same_run_twice_is_the_same_to_the_bit():
     def run():
-        pretrainer = make_compiled(dropout=0.2, auxiliary_dropout=0.2, num_layers=1)
+        pretrainer = make_compiled(dropout=0.2, auxiliary_dropout=0.2)
         run_step(pretrainer, make_batch(0), make_batch(1))
         return weights_of(pretrainer)
 
@@ -568,8 +550,10 @@ def test_half_precision_overflow_is_survived():
     [(2, 2), pytest.param(4, 1, marks=pytest.mark.exhaustive)],
     indirect=["mirrored_strategy"],
 )
-def test_pretraining_on_replicas(mirrored_strategy, micro_batches, likeliest_samples):
-    batch, options = make_batch(sequences=8), {"num_layers": 1, "scl_over_micro_batches": True}
+def test_the_contrast_of_the_whole_batch_on_replicas(mirrored_strategy, micro_batches):
+    options = ONLY_CONTRAST | {"scl_over_micro_batches": True}
+    batch = make_batch(sequences=8)
+    batch["replacements"] = batch["masked_positions"]  # Random ones would differ.
     alone = make_compiled(**options)
     run_step(alone, batch)
     together = make_compiled(
@@ -582,7 +566,7 @@ def test_pretraining_on_replicas(mirrored_strategy, micro_batches, likeliest_sam
 
 @pytest.mark.slow
 def test_pretraining_compiled_by_xla(likeliest_samples):
-    batch, options = make_batch(), {"num_layers": 1, "scl_over_micro_batches": True}
+    batch, options = make_batch(), {"scl_over_micro_batches": True}
     plain = make_compiled(**options)
     run_step(plain, batch)
     compiled = make_compiled(**options, compiled={"jit_compile": True, "micro_batches": 2})

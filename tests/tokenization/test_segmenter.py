@@ -1,6 +1,7 @@
 """Changing TensorFlow's seed is harmful to what other tests hold, so it is done elsewhere."""
 
 import io
+import json
 import pathlib
 
 import pytest
@@ -41,14 +42,16 @@ tf.random.set_seed(2)
 texts = tf.constant([sys.argv[3]])
 assert second.tokenizer.tokenize(texts).to_list() == expected, "after others were deleted"
 assert ids(load()) == expected, "loaded again"
+print(expected)
 """
 
 
 @pytest.mark.slow
 def test_outlives_a_change_of_seed_and_other_owners(
-    vocabulary_dir: pathlib.Path, tmp_path: pathlib.Path
+    vocabulary_dir: pathlib.Path, tokenizer: CocoLMTokenizer, tmp_path: pathlib.Path
 ):
-    run_python(PROGRAM, vocabulary_dir, tmp_path, TEXT)
+    output = run_python(PROGRAM, vocabulary_dir, tmp_path, TEXT)
+    assert json.loads(output) == tokenizer([TEXT])
 
 
 def test_different_models_are_kept_apart(tokenizer: CocoLMTokenizer, corpus: list[str]):

@@ -3,9 +3,9 @@ import itertools
 import pathlib
 import random
 import shutil
-from collections.abc import Iterator
 
 import pytest
+from corpus_parts import Parts
 
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
@@ -176,19 +176,6 @@ def test_every_part_of_a_corpus_without_spaces_counts(
     assert {"我们", "中国", "他们", "日本"} <= set(tokenizer.get_vocabulary())
     told = capsys.readouterr().err
     assert "warning: there were so many different words that the rarest" in told
-
-
-class Parts:
-    """A corpus in parts, as `data.sources.Source` is one."""
-
-    parts = tuple(f"part-{number:02}" for number in range(40))
-
-    def documents(self, part: str) -> Iterator[str]:
-        yield from (f"{part.replace('-', '')} says {word}" for word in ("the", "cat", "sat") * 9)
-
-    def __iter__(self) -> Iterator[str]:
-        for part in self.parts:
-            yield from self.documents(part)
 
 
 def test_workers_may_read_the_parts_themselves():

@@ -16,8 +16,7 @@ from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.data.mcl_augmentation import MCLAugmentation
 from cocolm_tf.data.pipeline import Dataset, PretrainingData
 from cocolm_tf.data.shards import serialize
-from cocolm_tf.modeling import mcl
-from cocolm_tf.modeling import pretrainer as pretrainer_module
+from cocolm_tf.modeling import masked_lm
 from cocolm_tf.training.build import build_augmentation, build_pretrainer, compile_pretrainer
 from cocolm_tf.training.config import PretrainingConfig
 from cocolm_tf.training.distribution import make_strategy
@@ -188,9 +187,8 @@ def train(strategy: tf.distribute.Strategy, case: Case, shards: Path) -> dict[st
             found["weights"].append(np.concatenate(weights))
             self.model.reset_metrics()
 
-    sample = likeliest if case.exact else pretrainer_module.sample_tokens
-    objective = mcl if case.objective == "mcl" else pretrainer_module
-    with mock.patch.object(objective, "sample_tokens", sample):
+    sample = likeliest if case.exact else masked_lm.sample_tokens
+    with mock.patch.object(masked_lm, "sample_tokens", sample):
         pretrainer.fit(
             strategy.distribute_datasets_from_function(of_host),
             steps_per_epoch=case.steps,

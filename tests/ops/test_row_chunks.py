@@ -35,7 +35,7 @@ def at_once(rows, shared):
     return judge(*rows, *shared)
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(count=st.integers(1, 20), chunk_rows=st.integers(1, 25))
 def test_results_and_gradients_are_those_of_all_rows_at_once(count, chunk_rows):
     rows, upstream = rows_of(count), RNG.normal(size=count).astype(np.float32)

@@ -66,7 +66,7 @@ def test_largest_of_a_row(shape, x):
     np.testing.assert_array_equal(row_max(tf.constant(x)), expected)
 
 
-@pytest.mark.parametrize("width", [1, 7, 32, 33, 96, 256])
+@pytest.mark.parametrize("width", [1, 33, 96, 256])
 def test_rows_of_any_width(width):
     x = np.random.default_rng(width).normal(size=(2, 3, width)).astype(np.float32)
     tensor = tf.constant(x)

@@ -42,8 +42,7 @@ RELATIVE_SHAPES = [(1, HEADS, QUERIES, KEYS), (BATCH, HEADS, QUERIES, KEYS), NO_
 
 
 @pytest.mark.parametrize("relative_shape", RELATIVE_SHAPES)
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize(("rate", "in_graph"), [(0.0, False), (0.3, True)])
 def test_values_and_gradients_are_those_of_the_formula(relative_shape, rate, in_graph):
     arguments = operands(relative_shape)
     target = tf.constant(np.random.default_rng(1).normal(size=arguments[0].shape), tf.float32)
@@ -96,8 +95,7 @@ def test_a_number_that_is_none_shows(in_graph):
     assert np.isfinite(attended[0, 0, 1:]).all() and np.isfinite(attended[1]).all()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize(("dtype", "in_graph"), [("bfloat16", True), ("float16", False)])
 def test_half_precision_rounds_products_and_probabilities_alone(dtype, in_graph):
     half = operands(RELATIVE_SHAPES[0], dtype)
     actual = (tf.function(ours) if in_graph else ours)(*half)
@@ -123,8 +121,9 @@ def test_the_program_for_a_gpu_computes_the_same():
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("relative_shape", [(1, HEADS, KEYS, KEYS), NO_BIAS])
-@pytest.mark.parametrize("rate", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("relative_shape", "rate"), [((1, HEADS, KEYS, KEYS), 0.1), (NO_BIAS, 0.0)]
+)
 def test_cudnn_is_called_where_it_fits(relative_shape, rate):
     x = tf.ones([BATCH, HEADS, KEYS, WIDTH], tf.bfloat16)
     excluded, relative = tf.zeros([BATCH, 1, 1, KEYS], x.dtype), tf.zeros(relative_shape, x.dtype)
