@@ -59,10 +59,10 @@ class MCLPretrainer(TrainingStep):
     to detect whatever it put there).
 
     Two self-correction courses, of replaced and of swapped tokens. Each token is one of four
-    kinds: `pos1`, original and said to be; `pos2`, not original but said to be; `pos3`, original
-    but said not to be; `pos4`, neither original nor said to be. The generator tries again at
-    `pos4` alone, all else being as it was. The discriminator judges `pos2` and `pos3` again, with
-    the original tokens at `pos4`.
+    kinds: `pos1`, original and detected as original; `pos2`, replaced but detected as original;
+    `pos3`, original but detected as replaced; `pos4`, replaced and detected as replaced. The
+    generator predicts again at `pos4` alone, all else being as it was. The discriminator detects
+    again at `pos2` and `pos3`, with the original tokens at `pos4`.
 
     Courses are stacked on the batch axis: the generator and the discriminator read all of the
     first three in one pass, and all corrections in another. A task of weight 0 is not built and
@@ -322,11 +322,11 @@ class MCLPretrainer(TrainingStep):
             right = tf.equal(best, _labels(again[name]))
             measures[f"{task}_accuracy"] = share(right, weights)
             counts[f"{task}_loss"] = tf.reduce_sum(weights)
-        for name, verdicts in logits.items():
+        for name, course_logits in logits.items():
             weights = tf.cast(mistakes[name], tf.float32)
             is_original = revised[name].is_original
-            losses[f"re_{name}_loss"] = copy_loss(verdicts, is_original, weights)
-            right = tf.equal(verdicts > 0, is_original)
+            losses[f"re_{name}_loss"] = copy_loss(course_logits, is_original, weights)
+            right = tf.equal(course_logits > 0, is_original)
             measures[f"re_{name}_accuracy"] = share(right, weights)
             counts[f"re_{name}_loss"] = tf.reduce_sum(weights)
         return _means_over_replicas(losses, counts), measures

@@ -169,7 +169,7 @@ def _cut_characters(
     """How many characters a piece has only a part of: [sum of P] int32, 0 or 1."""
     # SentencePiece's offsets give a character that it writes as several, or in bytes, to the last
     # piece with a part of it. Up to there, a word's pieces spell more than the text that they are
-    # said to cover.
+    # reported to cover.
     rows = pieces.value_rowids()
     contents = segmenter.content(pieces.flat_values)
     written = tf.strings.reduce_join(pieces.with_flat_values(contents), axis=-1)
@@ -177,8 +177,8 @@ def _cut_characters(
     changed = tf.where(tf.gather(written != words, rows) | is_byte)[:, 0]
     covered = tf.ragged.range(tf.gather(starts, changed), tf.gather(ends, changed))
     covered = tf.ragged.map_flat_values(tf.gather, characters, covered)
-    said = tf.strings.length(tf.gather(contents, changed))
-    excess = said - tf.strings.length(_spelled(segmenter, covered))
+    length = tf.strings.length(tf.gather(contents, changed))
+    excess = length - tf.strings.length(_spelled(segmenter, covered))
     excess = tf.scatter_nd(changed[:, tf.newaxis], excess, tf.shape(ends, tf.int64))
     total = tf.concat([[0], tf.cumsum(excess)], 0)
     total_before_word = tf.gather(total, tf.gather(pieces.row_starts(), rows))

@@ -371,7 +371,7 @@ def _report_coverage(
     forgotten: collections.Counter[str],
     without_piece: collections.Counter[str],
     wanted: float,
-    fate: str,
+    fallback: str,
 ) -> None:
     """Reports the share of characters that have a piece, and warns where it is small."""
     reserved = sum(count for word, count in counts.items() if RESERVED in word)
@@ -388,7 +388,7 @@ def _report_coverage(
     message = f"the vocabulary covers {covered:.4%} of the characters"
     if covered < wanted - _COVERAGE_TOLERANCE:
         common = " ".join(character for character, _ in without_piece.most_common(10))
-        message = f"warning: {message}, less than {wanted:.4%}; {common} {fate}"
+        message = f"warning: {message}, less than {wanted:.4%}; {common} {fallback}"
     _report(message)
 
 

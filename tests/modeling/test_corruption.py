@@ -12,7 +12,7 @@ SEED = tf.constant([1, 2])
 
 @settings(max_examples=15)
 @given(st.integers(0, 4), st.integers(1, 9), st.integers(0, 5), st.integers(0, 1000))
-def test_place_writes_where_it_is_told_and_nowhere_else(sequences, length, slots, seed):
+def test_replaces_at_the_positions_and_nowhere_else(sequences, length, slots, seed):
     slots = min(slots, length)
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 50, (sequences, length)).astype(np.int32)

@@ -310,7 +310,7 @@ def test_tasks_of_weight_zero_are_not_built():
 
 
 @pytest.mark.parametrize(
-    ("options", "generated", "judged"),
+    ("options", "generated", "detected"),
     [
         # How many courses are stacked in each pass of either model.
         ({"sampling": "train"}, [2, 1, 2], [3, 2]),
@@ -322,12 +322,12 @@ def test_tasks_of_weight_zero_are_not_built():
     ],
     ids=str,
 )
-def test_nobody_pays_for_what_is_not_taken(options, generated, judged, monkeypatch):
+def test_passes_hold_only_the_courses_that_are_trained(options, generated, detected, monkeypatch):
     pretrainer = make_pretrainer(**options)
     watched = Watched(monkeypatch, pretrainer)
     pretrainer.compute(tensors(make_batch()), training=True)
     assert [len(courses) for courses in watched.courses if courses] == generated
-    assert [len(lines) for lines in watched.inputs if lines] == judged
+    assert [len(lines) for lines in watched.inputs if lines] == detected
 
 
 # The step.

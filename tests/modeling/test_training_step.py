@@ -177,7 +177,7 @@ def test_the_first_skip_of_a_row_is_kept_with_its_norms():
     np.testing.assert_array_equal(toy.skipped_norms, [np.inf])
 
 
-def test_a_row_of_skips_that_goes_on_after_a_restart_is_told_too():
+def test_a_row_of_skips_that_continues_after_a_restart_is_reported_too():
     toy = make_toy()
     toy.skipped_in_a_row.assign(3)
     run_step(toy, spoiled(toy_batch()))

@@ -72,7 +72,7 @@ def test_seeds_that_follow_each_other_drop_independently():
         assert np.abs(shifted).max() < 6 * np.sqrt(4096)
 
 
-def test_elements_share_no_fate():
+def test_elements_are_dropped_independently():
     dropped = dropout_mask([400, 128, 8], 0.3, SEED).numpy().ravel() == 0
     for offset in (1, 2, 64, 127, 128, 8192):
         one, other = dropped[:-offset], dropped[offset:]

@@ -98,7 +98,7 @@ def test_comes_back_as_it_was(both: tuple[CocoLMTokenizer, Any], corpus):
     assert again(texts) == ours(texts)
 
 
-def test_what_a_dictionary_adds_or_lacks_is_told(tokenizer: CocoLMTokenizer):
+def test_what_a_dictionary_adds_or_lacks_is_noted(tokenizer: CocoLMTokenizer):
     pieces = [*tokenizer.get_vocabulary()[4:-2], "日", "日本"]
     other = CocoLMTokenizer(tokenizer.proto, pieces)
     content, notes = to_hugging_face(other)

@@ -213,7 +213,7 @@ def test_folders_may_be_remote(tmp_path: pathlib.Path, corpus: list[str]):
         load_vocabulary("s4://bucket/vocabulary")
 
 
-def test_what_the_vocabulary_lacks_is_told(tmp_path: pathlib.Path, capsys, corpus: list[str]):
+def test_what_the_vocabulary_lacks_is_reported(tmp_path: pathlib.Path, capsys, corpus: list[str]):
     """As the character that SentencePiece keeps for itself, whose words it would drop."""
     tokenizer = train_vocabulary([*corpus, "zebra▅zebra " * 50], 150, tmp_path / "new")
     told = capsys.readouterr().err
