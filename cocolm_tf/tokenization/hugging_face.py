@@ -43,6 +43,7 @@ from cocolm_tf.tokenization.vocabulary import NORMALIZATIONS
 _SPECIAL_TOKENS = (START_TOKEN, PAD_TOKEN, END_TOKEN, UNKNOWN_TOKEN, MASK_TOKEN)
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 _Json = dict[str, Any]
+_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
 
 # The classes of `normalization`, for Oniguruma.
 _P = PUNCTUATION.replace(r"\pP", r"\p{P}")
@@ -67,8 +68,7 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> tuple[_Json, list[str]]:
 
     Returns:
         The content of the file, for `json.dump`; and a line for each inexactness that this
-            vocabulary
-        has besides.
+            vocabulary has besides.
 
     Raises:
         UserError: If the SentencePiece model is no BPE model, or has pieces that are not merged
@@ -86,22 +86,22 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> tuple[_Json, list[str]]:
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise UserError("the vocabulary's SentencePiece model is no BPE model: it has no merges.")
     ids = {token: id for id, token in enumerate(tokenizer.get_vocabulary())}
-    pieces = [p for p in model.pieces if p.type in (_Piece.NORMAL, _Piece.BYTE)]
     for piece in model.pieces:
         if piece.type == _Piece.USER_DEFINED:
             raise UserError(
                 f"the vocabulary's piece {piece.piece!r} is defined by the user: it has no merges."
             )
-    normal = [p for p in pieces if p.type == _Piece.NORMAL]
+    normal = [p for p in model.pieces if p.type == _Piece.NORMAL]
+    made = [p.piece for p in model.pieces if p.type in (_Piece.NORMAL, _Piece.BYTE)]
+    without_id = [piece for piece in made if piece not in ids]
     notes = []
-    made = {piece.piece for piece in pieces}
-    without_id = [piece.piece for piece in pieces if piece.piece not in ids]
     if without_id:
         notes.append(
             f"{len(without_id)} pieces of the SentencePiece model are not in the dictionary, such "
             f"as {without_id[0]!r}: they get ids from {len(ids)} on, and are <unk> here"
         )
-    if unmade := [token for token in ids if token not in made and token not in _SPECIAL_TOKENS]:
+    known = {*made, *_SPECIAL_TOKENS}
+    if unmade := [token for token in ids if token not in known]:
         notes.append(
             f"{len(unmade)} pieces of the dictionary are not in the SentencePiece model, such as "
             f"{unmade[0]!r}: single characters are known everywhere, others nowhere"
@@ -125,19 +125,15 @@ def to_hugging_face(tokenizer: CocoLMTokenizer) -> tuple[_Json, list[str]]:
         "truncation": None,
         "padding": None,
         "added_tokens": special,
-        "normalizer": _sequence(
-            [
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
                 *_preparation(tokenizer.lowercase),
                 *_characters(model.normalizer_spec),
                 *_word_starts([piece.piece for piece in normal], byte_fallback),
-            ]
-        ),
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "Removed",
-            "invert": False,
+            ],
         },
+        "pre_tokenizer": _SPLIT,
         "post_processor": _post_processor(),
         "decoder": {
             "type": "Sequence",
@@ -187,8 +183,10 @@ def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
     ```
     """
     try:
-        model, vocabulary = content["model"], dict(content["model"]["vocab"])
-        kind = model["type"]
+        model = content["model"]
+        if model["type"] != "BPE":
+            raise UserError(f"it has a {model['type']} model; only BPE models can be read.")
+        vocabulary = dict(model["vocab"])
         merges = [
             tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
             for merge in model["merges"]
@@ -197,12 +195,7 @@ def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
         normalizers = list(_flattened(content["normalizer"], "normalizers"))
         splitters = list(_flattened(content["pre_tokenizer"], "pretokenizers"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        kind = content.get("model", {}).get("type") if isinstance(content, dict) else None
-        if kind not in (None, "BPE"):
-            raise UserError(f"it has a {kind} model; only BPE models can be read.") from error
         raise UserError("it is no tokenizer.json of Hugging Face's tokenizers.") from error
-    if kind != "BPE":
-        raise UserError(f"it has a {kind} model; only BPE models can be read.")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise UserError(
@@ -224,8 +217,7 @@ def from_hugging_face(content: Any) -> tuple[CocoLMTokenizer, list[str]]:
         merges = [
             merge for merge in merges if "".join(merge) in pieces and spaces.isdisjoint(merge)
         ]
-    ours = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
-    if not is_exact or splitters != [ours]:
+    if not is_exact or splitters != [_SPLIT]:
         notes.append("texts are now prepared as for the released models: see --help")
     proto = _proto(pieces, merges, byte_fallback, rule, charsmap)
     ordered = sorted(pieces, key=lambda piece: (pieces[piece], piece))
@@ -339,10 +331,6 @@ def _post_processor() -> _Json:
             name: {"id": name, "ids": [id], "tokens": [name]} for name, id in ids.items()
         },
     }
-
-
-def _sequence(steps: list[_Json]) -> _Json:
-    return {"type": "Sequence", "normalizers": steps}
 
 
 def _replace(pattern: str, content: str, regex: bool = True) -> _Json:
