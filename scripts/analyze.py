@@ -6,7 +6,7 @@
         --scores=runs/glue_first --scores=runs/glue_second --x_axis=hours --output_dir=OUT
 
 Presets: their sentence vectors (--pairs), how they detect and correct replaced tokens (--data,
---corrupted_texts), how they judge minimal pairs (--minimal_pairs). Runs: their curves, and all
+--corrupted_texts), how they score minimal pairs (--minimal_pairs). Runs: their curves, and all
 measures on held-out text (--data). Fine-tuned presets and suites: their scores (--scores).
 
 OUT gets index.html, which needs no other file, every figure as PNG and SVG, and every number as
@@ -21,7 +21,7 @@ from absl import flags
 from cocolm_tf import files, program
 from cocolm_tf.errors import UserError
 
-flags.DEFINE_multi_string("preset", [], "Preset to look at: DIR or NAME=DIR. Repeatable.")
+flags.DEFINE_multi_string("preset", [], "Preset to analyze: DIR or NAME=DIR. Repeatable.")
 flags.DEFINE_string(
     "pairs",
     "",
@@ -63,7 +63,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "minimal_pairs",
     "",
-    "Minimal pairs to judge, JSON lines with sentence_good, sentence_bad and, if any, category, as "
+    "Minimal pairs to score, JSON lines with sentence_good, sentence_bad and, if any, category, as "
     "BLiMP's; or a glob of several files.",
 )
 flags.DEFINE_string(
@@ -81,8 +81,8 @@ flags.DEFINE_enum(
     "precision",
     "float32",
     ["float32", "mixed_bfloat16"],
-    "What presets detect and judge in. mixed_bfloat16 is faster where the processor multiplies in "
-    "it, and less exact.",
+    "What detection and minimal pairs are computed in. mixed_bfloat16 is faster where the "
+    "processor multiplies in it, and less exact.",
 )
 flags.DEFINE_integer("batch_size", 32, "The number of sentences or sequences at a time.", 1)
 flags.DEFINE_integer("seed", 0, "Decides which texts are drawn and paired.", 0)
@@ -97,10 +97,10 @@ def main() -> str:
         raise UserError("there is nothing to analyze: give --preset, --model_dir or --scores.")
     tests = ("pairs", "data", "corrupted_texts", "minimal_pairs", "scores")
     if presets and not any(FLAGS[flag].value for flag in tests):
-        raise UserError(f"--preset needs one of --{', --'.join(tests)} to look at it with.")
+        raise UserError(f"--preset needs one of --{', --'.join(tests)} to analyze it with.")
     for flag in ("pairs", "corrupted_texts", "minimal_pairs"):
         if FLAGS[flag].value and not presets:
-            raise UserError(f"--{flag} is what presets are looked at with: give --preset.")
+            raise UserError(f"--{flag} is for presets: give --preset.")
     for folder in FLAGS.scores:
         if not files.is_dir(folder):
             raise UserError(f"--scores={folder} is not a folder.")
@@ -109,19 +109,27 @@ def main() -> str:
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.analysis.comparison import Findings, write_comparison
     from cocolm_tf.analysis.figures import PALETTE
+    from cocolm_tf.analysis.inputs import read_corrupted_texts, read_minimal_pairs, read_pairs
     from cocolm_tf.analysis.runs import measure_run, read_run
     from cocolm_tf.analysis.scores import match_scores, read_scores
 
     if len(model_dirs) > len(PALETTE):
         raise UserError(f"--model_dir: {len(model_dirs)} runs are more than {len(PALETTE)} colors.")
-    # Files are read before anything is computed, so that mistakes in them are told first.
-    given = _read_files()
+    # Files are read before anything is computed, so that mistakes in them are reported first.
+    pairs, corrupted_texts, minimal_pairs = (
+        read(FLAGS[flag].value, FLAGS.encoding) if FLAGS[flag].value else []
+        for flag, read in (
+            ("pairs", read_pairs),
+            ("corrupted_texts", read_corrupted_texts),
+            ("minimal_pairs", read_minimal_pairs),
+        )
+    )
     runs = {model_dir: read_run(name, model_dir) for name, model_dir in model_dirs.items()}
     scores = [score for folder in FLAGS.scores for score in read_scores(folder)]
     findings = Findings(
-        spaces=_spaces(presets, given["pairs"]) if FLAGS.pairs else {},
-        detections=_detections(presets, given["corrupted_texts"]),
-        minimal_pairs=_judgements(presets, given["minimal_pairs"]) if FLAGS.minimal_pairs else {},
+        spaces=_spaces(presets, pairs) if FLAGS.pairs else {},
+        detections=_detections(presets, corrupted_texts),
+        minimal_pairs=_minimal_pairs(presets, minimal_pairs) if FLAGS.minimal_pairs else {},
         scores=match_scores(scores, presets, runs),
         held_out={
             name: measure_run(model_dir, FLAGS.data, batch_size=FLAGS.batch_size)
@@ -152,25 +160,9 @@ def _named(flag: str) -> dict[str, str]:
     return named
 
 
-def _read_files() -> dict[str, Any]:
-    """What the user's files hold, by the flags that they were given with."""
-    from cocolm_tf.analysis.inputs import read_corrupted_texts, read_minimal_pairs, read_pairs
-
-    readers = {
-        "pairs": read_pairs,
-        "corrupted_texts": read_corrupted_texts,
-        "minimal_pairs": read_minimal_pairs,
-    }
-    return {
-        flag: read(FLAGS[flag].value, FLAGS.encoding) if FLAGS[flag].value else []
-        for flag, read in readers.items()
-    }
-
-
 def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
     from cocolm_tf.analysis.inputs import sample_texts
-    from cocolm_tf.analysis.presets import SentenceEncoder
-    from cocolm_tf.analysis.sentence_space import describe_space
+    from cocolm_tf.analysis.sentence_space import SentenceEncoder, describe_space
 
     texts = list(dict.fromkeys(pairs.first + pairs.second))[: FLAGS.texts]
     if FLAGS.corpus:
@@ -193,7 +185,7 @@ def _spaces(presets: dict[str, str], pairs: Any) -> dict[str, Any]:
 
 def _detections(presets: dict[str, str], texts: list) -> dict[str, Any]:
     from cocolm_tf.analysis.detection import detect, detect_in_texts
-    from cocolm_tf.analysis.presets import load_pretrained
+    from cocolm_tf.training.preset import load_pretrained
 
     detections: dict[str, Any] = {}
     for name, preset in presets.items() if FLAGS.data or texts else ():
@@ -213,22 +205,22 @@ def _detections(presets: dict[str, str], texts: list) -> dict[str, Any]:
     return detections
 
 
-def _judgements(presets: dict[str, str], pairs: list) -> dict[str, dict[str, dict[str, float]]]:
-    from cocolm_tf.analysis.minimal_pairs import accuracies, judge, judgements
-    from cocolm_tf.analysis.presets import load_pretrained
+def _minimal_pairs(presets: dict[str, str], pairs: list) -> dict[str, dict[str, dict[str, float]]]:
+    from cocolm_tf.analysis.minimal_pairs import accuracies, score_sentences, scoring_methods
+    from cocolm_tf.training.preset import load_pretrained
 
     sentences = [pair.good for pair in pairs] + [pair.bad for pair in pairs]
     results = {}
     for name, preset in presets.items():
         loaded = load_pretrained(preset, FLAGS.precision)
         scores = {}
-        for way in judgements(loaded[0]):
-            found = judge(*loaded, sentences, way, name)
-            scores[way] = (found[: len(pairs)], found[len(pairs) :])
+        for method in scoring_methods(loaded[0]):
+            found = score_sentences(*loaded, sentences, method, name)
+            scores[method] = (found[: len(pairs)], found[len(pairs) :])
         if scores:
             results[name] = accuracies(pairs, scores)
         else:
-            print(f"{name} has no head to judge minimal pairs with.")
+            print(f"{name} has no head to score minimal pairs with.")
     return results
 
 

@@ -32,13 +32,8 @@ def main() -> str:
     files.check_writable(FLAGS.output_dir, "--output_dir")
     texts = FLAGS.text + _lines(FLAGS.text_file)
 
-    # Imported once the flags are known, so that --help and mistakes in them answer at once; and
-    # TensorFlow, which takes seconds, once it is known that there is something to report.
-    from cocolm_tf.analysis.metrics_log import read_metrics
-
-    read_metrics(FLAGS.model_dir)
-
-    from cocolm_tf.analysis.report import write_report
+    # Imported once the flags are known, so that --help and mistakes in them answer at once.
+    from cocolm_tf.analysis.run_report import write_report
 
     path, demonstration = write_report(FLAGS.model_dir, FLAGS.output_dir, texts, FLAGS.seed)
     if demonstration:

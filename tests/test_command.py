@@ -45,7 +45,12 @@ def test_a_wheel_has_the_programs_and_their_configurations(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
         names = archive.namelist()
-    for name in ("py.typed", "analysis/page.css", "serving/page.html", "scripts/pretrain.py"):
+    for name in (
+        "py.typed",
+        "analysis/templates/page.html",
+        "serving/page.html",
+        "scripts/pretrain.py",
+    ):
         assert f"cocolm_tf/{name}" in names
     rooms = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("cocolm_tf/**/*.py")}
     assert rooms <= {os.path.dirname(name) for name in names}

@@ -6,13 +6,17 @@ __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
         "comparison": ["write_comparison"],
-        "demonstration": ["demonstrate"],
         "detection": ["detect", "detect_in_texts"],
-        "minimal_pairs": ["judge"],
-        "presets": ["SentenceEncoder", "load_pretrained"],
-        "report": ["write_report"],
+        "minimal_pairs": ["score_sentences"],
+        "run_report": ["demonstrate", "write_report"],
         "runs": ["measure_run", "read_run"],
         "scores": ["read_scores"],
-        "sentence_space": ["alignment", "describe_space", "uniformity"],
+        "sentence_space": [
+            "SentenceEncoder",
+            "alignment",
+            "describe_space",
+            "load_pretrained",
+            "uniformity",
+        ],
     },
 )

@@ -1,32 +1,28 @@
 """The comparison of presets and runs: figures, numbers, and a page that shows them."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from markupsafe import Markup
+import pandas as pd
 from tqdm import tqdm
 
-import cocolm_tf
-from cocolm_tf.analysis.charts import (
+from cocolm_tf.analysis.detection import Detections
+from cocolm_tf.analysis.figures import (
     RANDOM,
     SIMILAR,
     draw_by_frequency,
     draw_calibration,
+    draw_curves,
     draw_distributions,
-    draw_judgements,
     draw_map,
+    draw_minimal_pairs,
     draw_scores,
-    linear_axis,
-    log_axis,
-    percent_axis,
+    plots_of,
 )
-from cocolm_tf.analysis.curves import draw_runs, plots_of
-from cocolm_tf.analysis.detection import Detections
 from cocolm_tf.analysis.glossary import DETECTION_METRICS, METRICS, SPACE_METRICS
 from cocolm_tf.analysis.inputs import ALL
-from cocolm_tf.analysis.metrics_log import TRAINING, VALIDATION
-from cocolm_tf.analysis.page import OutputFolder, page, table
+from cocolm_tf.analysis.pages import OutputFolder, metric_rows
 from cocolm_tf.analysis.runs import X_AXES, Run
 from cocolm_tf.analysis.scores import (
     Score,
@@ -37,21 +33,7 @@ from cocolm_tf.analysis.scores import (
 )
 from cocolm_tf.analysis.sentence_space import SentenceSpace, map_sentences
 
-PAGE_FILENAME, RESULTS_FILENAME = "index.html", "results.json"
-# The kinds of corruption, by name.
-_CORRUPTIONS = {
-    "auxiliary": "15% of the tokens masked, and filled in by the preset's auxiliary model",
-    "random": "15% of the tokens masked, and filled in at random",
-    "texts": "texts with mistakes",
-}
-_FILLED_IN = "Where the original token is put back, nothing was replaced. Masks spare <s> and </s>."
-_OF_CORRUPTION = {
-    "auxiliary": _FILLED_IN,
-    "random": _FILLED_IN,
-    "texts": "Replaced are the tokens of the mistakes, by an alignment with the original text.",
-}
-# A table's header, and its rows.
-Table = tuple[Sequence[str], Iterable[Sequence[object]]]
+RESULTS_FILENAME = "results.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,221 +78,150 @@ def write_comparison(
     ```
     """
     output = OutputFolder(output_dir)
-    sections, results = {}, {}
+    # By the names of the sections, which are blocks of the template: headings, and what they show.
+    sections, shown, results = {}, {}, {}
     if findings.spaces:
-        sections["Sentence vectors"] = space_section(output, findings.spaces, seed)
-        results["spaces"] = {name: space.measures for name, space in findings.spaces.items()}
+        sections["spaces"] = "Sentence vectors"
+        measures = {name: space.measures for name, space in findings.spaces.items()}
+        results["spaces"] = measures
+        shown["spaces"] = _measures(output, "spaces.csv", measures, SPACE_METRICS)
+        _write_spaces(output, findings.spaces, seed)
     if findings.detections:
-        sections["Detection"] = detection_section(output, findings.detections)
-        results["detection"] = {
-            kind: {name: one.measures() for name, one in of_kind.items()}
-            for kind, of_kind in findings.detections.items()
-        }
-        results["calibration"] = {
-            kind: {name: one.calibration() for name, one in of_kind.items()}
-            for kind, of_kind in findings.detections.items()
-        }
+        sections["detection"] = "Detection"
+        results["detection"], results["calibration"], shown["detection"] = {}, {}, {}
+        for kind, found in findings.detections.items():
+            measures = {name: one.measures() for name, one in found.items()}
+            results["detection"][kind] = measures
+            bins = {name: one.calibration() for name, one in found.items()}
+            results["calibration"][kind] = {
+                name: list(of_one.itertuples(index=False, name=None))
+                for name, of_one in bins.items()
+            }
+            shown["detection"][kind] = {
+                "measures": _measures(output, f"detection_{kind}.csv", measures, DETECTION_METRICS),
+                "calibration": _write_calibration(output, kind, bins),
+            }
+            by_frequency = {name: one.by_frequency() for name, one in found.items()}
+            output.add_figure(f"frequency_{kind}", draw_by_frequency(by_frequency))
     if findings.minimal_pairs:
-        sections["Minimal pairs"] = minimal_pairs_section(output, findings.minimal_pairs)
+        sections["minimal_pairs"] = "Minimal pairs"
         results["minimal_pairs"] = findings.minimal_pairs
+        shown["minimal_pairs"] = _write_minimal_pairs(output, findings.minimal_pairs)
     if findings.scores:
-        sections["Fine-tuning"] = scores_section(output, findings.scores, x_axis)
+        sections["scores"] = "Fine-tuning"
         results["scores"] = [_plain(score) for score in findings.scores]
+        shown["scores"] = _write_scores(output, findings.scores, x_axis)
     if findings.held_out:
-        sections["Held-out text"] = held_out_section(output, findings.held_out)
+        sections["held_out"] = "Held-out text"
         results["held_out"] = findings.held_out
+        shown["held_out"] = _measures(output, "held_out.csv", findings.held_out, METRICS)
     if findings.runs:
-        sections["Training"] = training_section(output, findings.runs, x_axis)
-        results["runs"] = {run.name: _last_line(run) for run in findings.runs}
-    output.json(RESULTS_FILENAME, results)
-    headline = {"cocolm_tf": cocolm_tf.__version__}
-    return output.text(PAGE_FILENAME, page("What was learned", headline, sections))
+        sections["runs"] = "Training"
+        results["runs"] = {run.name: run.final() for run in findings.runs}
+        output.add_table("curves.csv", pd.concat(map(_curve_table, findings.runs)))
+        plots = plots_of(*findings.runs)
+        shown["runs"] = {"names": [run.name for run in findings.runs], "plots": plots}
+        for plot in tqdm(plots, desc="drawing", unit="plot"):
+            output.add_figure(plot.name, draw_curves(plot, findings.runs, x_axis))
+    output.add_json(RESULTS_FILENAME, results)
+    return output.add_page(
+        "comparison.html",
+        "What was learned",
+        {},
+        sections,
+        shown=shown,
+        x_axis=X_AXES[x_axis],
+    )
 
 
-def _plain(score: Score) -> dict[str, object]:
-    return {
-        field.name: getattr(score, field.name)
-        for field in dataclasses.fields(score)
-        if field.name != "run"
-    } | {"run": score.run and score.run.name, "mean": score.mean}
+def _measures(
+    output: OutputFolder, name: str, measures: Mapping[str, Mapping[str, float]], metrics: Mapping
+) -> dict[str, list]:
+    """Writes metrics of presets or runs as CSV; returns the columns and rows of their table."""
+    frame = pd.DataFrame(measures)
+    output.add_table(name, frame.rename_axis("measure").reset_index())
+    return {"columns": list(measures), "rows": metric_rows(frame, metrics)}
 
 
-def _last_line(run: Run) -> dict[str, object]:
-    split, line = run.metrics.final()
-    return {"split": split, **line}
-
-
-def space_section(output: OutputFolder, spaces: Mapping[str, SentenceSpace], seed: int) -> Markup:
+def _write_spaces(output: OutputFolder, spaces: Mapping[str, SentenceSpace], seed: int) -> None:
     """The similarities of random and of similar sentences (paper, figures 1, 5 and 6)."""
     kinds = {
         name: {RANDOM: space.random_cosines, SIMILAR: space.similar_cosines}
         for name, space in spaces.items()
     }
-    rows = (
-        (name, kind, f"{cosine:.6f}")
+    cosines = [
+        pd.DataFrame({"preset": name, "pairs": kind, "cosine": values.round(6)})
         for name, of_preset in kinds.items()
-        for kind, cosines in of_preset.items()
-        for cosine in cosines
-    )
-    output.numbers("cosines.csv", ("preset", "pairs", "cosine"), rows)
-    figures = [
-        output.figure(
-            "cosines",
-            draw_distributions(kinds),
-            "Cosines of random and of similar pairs of sentences",
-            "Histograms, density estimates and means (dotted): paper, figures 1 and 5.",
-        )
+        for kind, values in of_preset.items()
     ]
+    output.add_table("cosines.csv", pd.concat(cosines))
+    output.add_figure("cosines", draw_distributions(kinds))
     maps = {
         name: map_sentences(np.concatenate([space.first, space.second]), seed)
         for name, space in spaces.items()
         if len(space.first) > 1
     }
     if maps:
-        output.numbers("map.csv", *_map_table(maps))
-        figures.append(
-            output.figure(
-                "map",
-                draw_map(maps, seed),
-                "A map of the similar pairs",
-                "t-SNE of the similar pairs' vectors. Partners are joined, and marked alike, in "
-                "some pairs, the same in all panels: paper, figure 6.",
-            )
-        )
-    measures = {name: space.measures for name, space in spaces.items()}
-    return output.measures("spaces.csv", measures, SPACE_METRICS) + _figures(figures)
+        tables = []
+        for name, places in maps.items():
+            sentence, pair = np.divmod(np.arange(len(places)), len(places) // 2)
+            columns = {"preset": name, "pair": pair, "sentence": 1 + sentence}
+            tables.append(pd.DataFrame({**columns, **dict(zip("xy", places.T, strict=True))}))
+        output.add_table("map.csv", pd.concat(tables).round(6))
+        output.add_figure("map", draw_map(maps, seed))
 
 
-def detection_section(
-    output: OutputFolder, detections: Mapping[str, Mapping[str, Detections]]
-) -> Markup:
-    """How presets detect replaced tokens, and restore the original ones."""
-    parts = [_detection_part(output, kind, found) for kind, found in detections.items()]
-    return Markup("").join(parts)
-
-
-def _detection_part(output: OutputFolder, kind: str, found: Mapping[str, Detections]) -> Markup:
-    how = _CORRUPTIONS[kind]
-    calibration = [
-        (name, *of_range) for name, one in found.items() for of_range in one.calibration()
+def _write_calibration(
+    output: OutputFolder, kind: str, bins: Mapping[str, pd.DataFrame]
+) -> list[tuple[str, ...]]:
+    table = pd.concat(bins, names=["preset"]).reset_index("preset")
+    output.add_table(f"calibration_{kind}.csv", table)
+    output.add_figure(f"calibration_{kind}", draw_calibration(bins))
+    return [
+        (row.preset, f"{row.said:.1%}", f"{row.replaced:.1%}", f"{row.tokens:,}")
+        for row in table.itertuples()
     ]
-    output.numbers(f"calibration_{kind}.csv", ("preset", "said", "replaced", "tokens"), calibration)
-    numbers = table(
-        ("preset", "said to be replaced", "replaced", "tokens"),
-        [(name, f"{said:.1%}", f"{so:.1%}", f"{count:,}") for name, said, so, count in calibration],
-        numeric=range(1, 4),
-    )
-    figures = [
-        output.figure(
-            f"calibration_{kind}",
-            draw_calibration(found),
-            f"What the copy head says against what is so, {how}",
-            "A dot on the diagonal is a probability to be taken at its word. Its area shows how "
-            "many tokens it stands for, down to a size that can be seen.",
-        ),
-        output.figure(
-            f"frequency_{kind}",
-            draw_by_frequency({name: one.by_frequency() for name, one in found.items()}),
-            f"Detection and correction by the frequency of the original token, {how}",
-            "Found: the share of the replaced tokens that the copy head flags. Corrected: the "
-            "share whose original is the LM head's best guess, or among its best five.",
-        ),
-    ]
-    measures = {name: one.measures() for name, one in found.items()}
-    return Markup(
-        "<h3>{}</h3><p>{}</p>{}{}<details><summary>The numbers of the calibration</summary>{}"
-        "</details>"
-    ).format(
-        how.capitalize(),
-        _OF_CORRUPTION[kind],
-        output.measures(f"detection_{kind}.csv", measures, DETECTION_METRICS),
-        _figures(figures),
-        numbers,
-    )
 
 
-def minimal_pairs_section(
+def _write_minimal_pairs(
     output: OutputFolder, results: Mapping[str, Mapping[str, Mapping[str, float]]]
-) -> Markup:
-    """Which of two sentences presets prefer."""
-    columns = [(name, way) for name, shares in results.items() for way in shares[ALL]]
-    categories = list(next(iter(results.values())))
-    shares = [[results[name][category][way] for name, way in columns] for category in categories]
-    output.numbers(
-        "minimal_pairs.csv",
-        ("category", *(f"{name}, {way}" for name, way in columns)),
-        ([category, *row] for category, row in zip(categories, shares, strict=True)),
-    )
-    rows = [
-        [category, *(f"{share:.1%}" for share in row)]
-        for category, row in zip(categories, shares, strict=True)
-    ]
-    header = [
-        "category",
-        *(Markup("{}<br><small>{}</small>").format(*column) for column in columns),
-    ]
-    figure = output.figure(
-        "minimal_pairs",
-        draw_judgements(results),
-        "The share of pairs whose good sentence scores higher, by category",
-        "50%, dotted, is chance.",
-    )
-    return (
-        Markup(
-            "<p>The share of pairs whose good sentence scores higher; 50% is chance. "
-            "<b>masked</b>: by the LM head, each token masked in turn. <b>corrective</b>: by copy "
-            "mechanism and LM head on the sentence as it is. <b>detection</b>: by the copy head "
-            "alone.</p>"
-        )
-        + table(header, rows, numeric=range(1, len(header)))
-        + _figures([figure])
-    )
+) -> dict[str, list]:
+    columns = {
+        f"{name}, {method}": {category: of[method] for category, of in shares.items()}
+        for name, shares in results.items()
+        for method in shares[ALL]
+    }
+    frame = pd.DataFrame(columns)
+    output.add_table("minimal_pairs.csv", frame.rename_axis("category").reset_index())
+    output.add_figure("minimal_pairs", draw_minimal_pairs(results))
+    rows = [[row[0], *(f"{share:.1%}" for share in row[1:])] for row in frame.itertuples()]
+    return {"header": ["category", *frame.columns], "rows": rows}
 
 
-def scores_section(output: OutputFolder, scores: Sequence[Score], x_axis: str) -> Markup:
+def _write_scores(output: OutputFolder, scores: Sequence[Score], x_axis: str) -> list[list[str]]:
     """The scores of fine-tuned presets, over all that was varied (paper, figures 3, 4, 7c, 7d)."""
-    output.numbers("scores.csv", *_score_table(scores))
-    spread = "Means of the runs, and bars from the least to the greatest"
-    figures = [
-        output.figure(name, draw_scores(curves, x_label, set_places), description, note)
-        for name, curves, x_label, set_places, description, note in (
-            (
-                "scores_over_pretraining",
-                pretraining_curves(scores, x_axis),
-                X_AXES[x_axis],
-                linear_axis,
-                f"Scores of presets over {X_AXES[x_axis]} of their pretraining",
-                f"{spread}, over how far pretraining was: paper, figure 3.",
-            ),
-            (
-                "scores_over_fractions",
-                few_shot_curves(scores),
-                "training rows learned from",
-                log_axis(lambda x: f"{100 * x:g}%"),
-                "Scores over the share of the training rows",
-                f"{spread}, with few training rows and with many: paper, figures 7c and 7d.",
-            ),
-            (
-                "scores_over_shots",
-                prompt_curves(scores),
-                "examples of each class",
-                log_axis("{:g}".format),
-                "Scores of learning by prompts over the examples of each class",
-                f"{spread}, of fine-tuning by prompts: paper, table 4.",
-            ),
-            (
-                "scores_over_crops",
-                crop_curves(scores),
-                "share of the text kept",
-                percent_axis,
-                "Scores over the share of a text that its second view keeps",
-                f"{spread}, of pretrainings that differ in their crops: paper, figure 4.",
-            ),
-        )
-        if curves
-    ]
-    header = ("task", "model", "learned from", "runs", "mean", "least", "greatest")
-    rows = [
+    table = pd.DataFrame([_plain(score) for score in scores]).explode("values")
+    table = table.rename(columns={"values": "value"}).assign(
+        step=table["step"].where(table["run"].notna()).astype("Int64"),
+        number=table.groupby(level=0).cumcount(),
+    )
+    columns = ["task", "metric", "model", "from_scratch", "train_fraction", "shots", "run", "step"]
+    output.add_table("scores.csv", table[[*columns, "number", "value"]])
+    for name, points, *axis in (
+        ("pretraining", pretraining_curves(scores, x_axis), X_AXES[x_axis]),
+        (
+            "fractions",
+            few_shot_curves(scores),
+            "training rows learned from",
+            lambda x: f"{100 * x:g}%",
+            True,
+        ),
+        ("shots", prompt_curves(scores), "examples of each class", "{:g}".format, True),
+        ("crops", crop_curves(scores), "share of the text kept", "{:.0%}".format),
+    ):
+        if len(points):
+            output.add_figure(f"scores_over_{name}", draw_scores(points, *axis))
+    return [
         [
             f"{score.task}, {score.metric}",
             score.model,
@@ -320,61 +231,12 @@ def scores_section(output: OutputFolder, scores: Sequence[Score], x_axis: str) -
         ]
         for score in sorted(scores, key=lambda score: score.task)
     ]
-    return (
-        Markup("<p>Dev sets, all times 100.</p>")
-        + table(header, rows, numeric=range(3, len(header)))
-        + _figures(figures)
-    )
 
 
-def held_out_section(output: OutputFolder, held_out: Mapping[str, Mapping[str, float]]) -> Markup:
-    """The losses and metrics of finished runs on held-out text."""
-    measures = output.measures("held_out.csv", held_out, METRICS)
-    return Markup(
-        "<p>The finished runs on text that none was trained on. Cosines of a run without "
-        "contrastive learning are those of its vectors as they are.</p>{}"
-    ).format(measures)
-
-
-def training_section(output: OutputFolder, runs: Sequence[Run], x_axis: str) -> Markup:
-    """The curves of runs (paper, figures 7a, 7b and 8)."""
-    output.numbers("curves.csv", *_curve_table(runs))
-    figures = []
-    for plot in tqdm(plots_of(*(run.metrics for run in runs)), desc="drawing", unit="plot"):
-        title = f"{plot.title} over {X_AXES[x_axis]}"
-        figure = draw_runs(plot, runs, x_axis)
-        figures.append(output.figure(plot.name, figure, title, plot.note, "half"))
-    return Markup("<p>Validation, where there was any; else training.</p>") + _figures(figures)
-
-
-def _map_table(maps: Mapping[str, np.ndarray]) -> Table:
-    rows = (
-        (name, number % (len(places) // 2), 1 + number // (len(places) // 2), *place)
-        for name, places in maps.items()
-        for number, place in enumerate(places.round(6).tolist())
-    )
-    return ("preset", "pair", "sentence", "x", "y"), rows
-
-
-def _score_table(scores: Sequence[Score]) -> Table:
-    header = ("task", "metric", "model", "from_scratch", "train_fraction", "shots", "run", "step")
-    rows = (
-        (
-            score.task,
-            score.metric,
-            score.model,
-            score.from_scratch,
-            score.train_fraction,
-            score.shots,
-            score.run.name if score.run else "",
-            score.step if score.run else "",
-            number,
-            value,
-        )
-        for score in scores
-        for number, value in enumerate(score.values)
-    )
-    return (*header, "number", "value"), rows
+def _plain(score: Score) -> dict[str, object]:
+    """A score for JSON."""
+    fields = {field.name: getattr(score, field.name) for field in dataclasses.fields(score)}
+    return fields | {"run": score.run and score.run.name, "mean": score.mean}
 
 
 def _learned_from(score: Score) -> str:
@@ -386,21 +248,8 @@ def _learned_from(score: Score) -> str:
     return f"{start}{part} rows{at}"
 
 
-def _curve_table(runs: Sequence[Run]) -> Table:
-    rows = (
-        (run.name, split, *places, name, value)
-        for run in runs
-        for split in (TRAINING, VALIDATION)
-        for line, *places in zip(
-            run.metrics.lines[split],
-            *(run.abscissa(split, x_axis).tolist() for x_axis in X_AXES),
-            strict=True,
-        )
-        for name, value in line.items()
-        if name not in ("step", "split", "seconds")
-    )
-    return ("run", "split", *X_AXES, "measure", "value"), rows
-
-
-def _figures(figures: Sequence[Markup]) -> Markup:
-    return Markup("<div class='figures'>{}</div>").format(Markup("").join(figures))
+def _curve_table(run: Run) -> pd.DataFrame:
+    """The log of a run, a value a row."""
+    positions = {x_axis: run.positions(x_axis) for x_axis in X_AXES}
+    wide = run.log.drop(columns=["step", "seconds"]).assign(run=run.name, **positions)
+    return wide.melt(["run", "split", *X_AXES], var_name="measure").dropna(subset="value")

@@ -3,16 +3,17 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 from sklearn import metrics
 from tqdm import tqdm
 
 from cocolm_tf.analysis.inputs import CorruptedText
-from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
-from cocolm_tf.data.pipeline import PretrainingData
-from cocolm_tf.data.shards import Manifest
+from cocolm_tf.analysis.runs import held_out_batches
+from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
@@ -32,23 +33,25 @@ UNKNOWN = -1
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """The predictions of the heads for T tokens, some of which were replaced."""
+    """The predictions of the heads for tokens, some of which were replaced."""
 
-    probabilities: np.ndarray  # [T] float32, that each token was replaced, by the copy head
-    is_replaced: np.ndarray  # [T] bool, whether it was
-    # [T] int, how many tokens the LM head found likelier than the original one; -1 where the token
-    # is the original one, or that is not known, or there is no LM head.
-    ranks: np.ndarray
-    # [T] int, how many tokens come more often than the original one, or than the token itself where
-    # that is not known.
-    frequency_ranks: np.ndarray
+    # A row for each token:
+    # - `probability`: that it was replaced, by the copy head;
+    # - `is_replaced`: whether it was;
+    # - `rank`: how many tokens the LM head found likelier than the original one; -1 where the token
+    #   is the original one, or that is not known, or there is no LM head;
+    # - `frequency_rank`: how many tokens come more often than the original one, or than the token
+    #   itself where that is not known.
+    tokens: pd.DataFrame
 
     def measures(self) -> dict[str, float]:
         """The `DETECTION_METRICS` by name, most by `FREQUENCIES` too, as `recall_rare`."""
-        found = self._of_any() | {"calibration_error": self.calibration_error()}
-        if self.is_replaced.any():
+        found = _measures(self.tokens) | {"calibration_error": self.calibration_error()}
+        if self.tokens["is_replaced"].any():
             found["average_precision"] = float(
-                metrics.average_precision_score(self.is_replaced, self.probabilities)
+                metrics.average_precision_score(
+                    self.tokens["is_replaced"], self.tokens["probability"]
+                )
             )
         for frequency, measures in self.by_frequency().items():
             found |= {f"{name}_{frequency}": value for name, value in measures.items()}
@@ -56,49 +59,47 @@ class Detections:
 
     def by_frequency(self) -> dict[str, dict[str, float]]:
         """The metrics of the tokens of each of `FREQUENCIES` that occurs."""
-        classes = np.searchsorted(_FREQUENCY_BOUNDS, self.frequency_ranks, side="right")
-        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        numbers = np.searchsorted(_FREQUENCY_BOUNDS, self.tokens["frequency_rank"], side="right")
         return {
-            name: Detections(*(field[classes == number] for field in fields))._of_any()
-            for number, name in enumerate(FREQUENCIES)
-            if (classes == number).any()
+            FREQUENCIES[number]: _measures(tokens)
+            for number, tokens in self.tokens.groupby(numbers)
         }
 
-    def _of_any(self) -> dict[str, float]:
-        """The metrics that make sense of few tokens as well."""
-        precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-            self.is_replaced, self.probabilities > _FLAGGED, average="binary", zero_division=0
-        )
-        found = {
-            "replaced_share": float(self.is_replaced.mean()),
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-        }
-        asked = self.ranks[self.ranks != _NOT_ASKED]
-        if len(asked):
-            found["corrected_at_1"] = float((asked < 1).mean())
-            found["corrected_at_5"] = float((asked < 5).mean())
-        return found
-
-    def calibration(self) -> list[tuple[float, float, int]]:
-        """Of each bin of probabilities that occurs: mean, frequency and number of tokens."""
-        bins = np.minimum(
-            (self.probabilities * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1
-        )
-        return [
-            (
-                float(self.probabilities[bins == number].mean()),
-                float(self.is_replaced[bins == number].mean()),
-                int((bins == number).sum()),
+    def calibration(self) -> pd.DataFrame:
+        """The mean probability, share of replaced tokens and number of tokens of each bin."""
+        bins = (self.tokens["probability"] * _CALIBRATION_BINS).astype(int)
+        return (
+            self.tokens.groupby(bins.clip(upper=_CALIBRATION_BINS - 1))
+            .agg(
+                said=("probability", "mean"),
+                replaced=("is_replaced", "mean"),
+                tokens=("is_replaced", "size"),
             )
-            for number in np.unique(bins)
-        ]
+            .reset_index(drop=True)
+        )
 
     def calibration_error(self) -> float:
         """The expected calibration error: the gaps of `calibration`, weighted by their numbers."""
-        gaps = [abs(said - so) * count for said, so, count in self.calibration()]
-        return sum(gaps) / len(self.probabilities)
+        bins = self.calibration()
+        return float(np.average((bins["said"] - bins["replaced"]).abs(), weights=bins["tokens"]))
+
+
+def _measures(tokens: pd.DataFrame) -> dict[str, float]:
+    """The metrics that make sense of few tokens as well."""
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+        tokens["is_replaced"], tokens["probability"] > _FLAGGED, average="binary", zero_division=0
+    )
+    found = {
+        "replaced_share": float(tokens["is_replaced"].mean()),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+    }
+    ranks = tokens["rank"][tokens["rank"] != _NOT_ASKED]
+    if len(ranks):
+        found["corrected_at_1"] = float((ranks < 1).mean())
+        found["corrected_at_5"] = float((ranks < 5).mean())
+    return found
 
 
 def detect(
@@ -123,7 +124,7 @@ def detect(
         name: what to show beside the progress.
 
     Returns:
-        What was found, of all tokens that can be masked: `<s>`, `</s>` and padding are not judged.
+        What was found, of all tokens that can be masked: all but `<s>`, `</s>` and padding.
 
     Raises:
         UserError: if the shards are of another vocabulary, or a model or head is missing.
@@ -135,12 +136,7 @@ def detect(
     """
     if corruption == "auxiliary" and pretrainer.auxiliary is None:
         raise UserError("the preset has no auxiliary model: give --corruption=random.")
-    manifest = Manifest.load(data)
-    if manifest.vocabulary_fingerprint != tokenizer.fingerprint():
-        raise UserError(f"--data={data} was built with another vocabulary than the preset's.")
-    augmentation = Augmentation(SpecialTokens(mask=tokenizer.mask_token_id))
-    opened = PretrainingData.open(data, manifest.sequence_length, augmentation)
-    held_out = opened.validation_batches(min(batch_size, manifest.counts["sequences"]), batches)
+    held_out = held_out_batches(data, name or "the preset", tokenizer, batches, batch_size)
     corrupt = tf.function(
         lambda batch, seed: _corrupt(pretrainer, batch, corruption, seed), autograph=False
     )
@@ -187,30 +183,26 @@ def detect_in_texts(
     limit = pretrainer.backbone.max_sequence_length - 2
     originals = [list(row) for row in tokenizer([text.original for text in texts])]
     corrupted = [list(row) for row in tokenizer([text.corrupted for text in texts])]
+    aligned = [align(*pair) for pair in zip(originals, corrupted, strict=True)]
 
-    def aligned() -> Iterator[_Batch]:
+    def packed_batches() -> Iterator[_Batch]:
         starts = range(0, len(texts), batch_size)
         for start in tqdm(starts, desc=f"{name} texts".strip(), unit="batch"):
             chosen = slice(start, start + batch_size)
             rows = [row[:limit] for row in corrupted[chosen]]
-            shape = len(rows), max(map(len, rows)) + 2
-            packed = tokenizer.pack(rows, sequence_length=shape[1])
+            packed = tokenizer.pack(rows, sequence_length=max(map(len, rows)) + 2)
             read = packed["token_ids"].numpy()
-            original, is_replaced = read.copy(), np.zeros(shape, bool)
-            for number, pair in enumerate(zip(originals[chosen], corrupted[chosen], strict=True)):
-                replaced, stood = align(*pair)
+            original, is_replaced = read.copy(), np.zeros(read.shape, bool)
+            for number, (replaced, stood) in enumerate(aligned[chosen]):
                 places = slice(1, 1 + len(rows[number]))
-                is_replaced[number, places], original[number, places] = (
-                    replaced[:limit],
-                    stood[:limit],
-                )
+                is_replaced[number, places] = replaced[:limit]
+                original[number, places] = stood[:limit]
             yield _Batch(read, original, is_replaced, packed["padding_mask"].numpy().astype(bool))
 
-    return _detect(pretrainer, tokenizer, aligned())
+    return _detect(pretrainer, tokenizer, packed_batches())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Batch:
+class _Batch(NamedTuple):
     """Sequences as read, [B, S]: tokens, original ones, which were replaced, padding mask."""
 
     read: np.ndarray
@@ -250,26 +242,30 @@ def _detect(
     counts = np.zeros(tokenizer.vocabulary_size(), np.int64)
     found = []
     for batch in batches:
-        judged = batch.padding_mask & ~np.isin(batch.original, unmasked)
-        known = judged & (batch.original != UNKNOWN)
+        maskable = batch.padding_mask & ~np.isin(batch.original, unmasked)
+        known = maskable & (batch.original != UNKNOWN)
         counts += np.bincount(batch.original[known], minlength=len(counts))
         asked = np.argwhere(known & batch.is_replaced)
-        ranks = np.full(batch.read.shape, _NOT_ASKED)
-        probabilities, ranks[tuple(asked.T)] = (
-            tensor.numpy()
-            for tensor in ask(
-                batch.read.astype(np.int32),
-                batch.padding_mask.astype(np.int32),
-                asked.astype(np.int32),
-                batch.original[tuple(asked.T)].astype(np.int32),
-            )
+        probabilities, asked_ranks = ask(
+            batch.read.astype(np.int32),
+            batch.padding_mask.astype(np.int32),
+            asked.astype(np.int32),
+            batch.original[tuple(asked.T)].astype(np.int32),
         )
-        stood = np.where(known, batch.original, batch.read)
-        found.append([x[judged] for x in (probabilities, batch.is_replaced, ranks, stood)])
-    probabilities, is_replaced, ranks, stood = map(np.concatenate, zip(*found, strict=True))
+        ranks = np.full(batch.read.shape, _NOT_ASKED)
+        ranks[tuple(asked.T)] = asked_ranks
+        columns = {
+            "probability": probabilities.numpy().astype(np.float64),
+            "is_replaced": batch.is_replaced,
+            "rank": ranks,
+            "token": np.where(known, batch.original, batch.read),
+        }
+        found.append(pd.DataFrame({name: values[maskable] for name, values in columns.items()}))
+    tokens = pd.concat(found, ignore_index=True)
     # How many tokens come more often than each.
     frequency_ranks = np.searchsorted(np.sort(-counts), -counts)
-    return Detections(probabilities, is_replaced, ranks, frequency_ranks[stood])
+    tokens["frequency_rank"] = frequency_ranks[tokens.pop("token")]
+    return Detections(tokens)
 
 
 def _corrupt(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,10 +14,7 @@ from cocolm_tf.text_files import matching_files
 
 # The category of all minimal pairs together.
 ALL = "all"
-_FIRST, _SECOND, _SCORE = "sentence1", "sentence2", "score"
-_ORIGINAL, _CORRUPTED = "original", "corrupted"
-_GOOD, _BAD = "sentence_good", "sentence_bad"
-# Where a minimal pair's category stands; BLiMP's files have the second.
+# The columns of a minimal pair's category, the first that there is; BLiMP's files have the second.
 _CATEGORIES = ("category", "linguistics_term", "UID")
 # Lines of a corpus that texts are drawn from.
 _LINES = 200_000
@@ -24,17 +22,16 @@ _LINES = 200_000
 
 def read_rows(
     path: str, columns: Sequence[str], optional: Sequence[str] = (), encoding: str | None = None
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Reads rows that have some columns as text, and may have others."""
+) -> Iterator[tuple[str, list[str]]]:
+    """Reads the values of some columns, none of them blank, and of others that may be missing."""
     table = read_table(path, columns, None, optional, encoding, default_format=".tsv")
     for line, reason in table.bad_rows:
         raise UserError(f"{path}:{line} {reason}.")
     for line, values in zip(table.lines, table.rows, strict=True):
-        row = dict(zip([*columns, *optional], values, strict=True))
-        for name in columns:
-            if not row[name].strip():
+        for name, value in zip(columns, values, strict=False):
+            if not value.strip():
                 raise UserError(f"{path}:{line} has no {name}: it needs {' and '.join(columns)}.")
-        yield f"{path}:{line}", row
+        yield f"{path}:{line}", list(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +40,7 @@ class SentencePairs:
 
     first: list[str]  # the sentences that come first
     second: list[str]  # their partners
-    # [N] float, how similar each pair is; None where the file does not say.
-    scores: np.ndarray | None = None
+    scores: np.ndarray | None = None  # [N] float, how similar each pair is, where that is known
 
     def __len__(self) -> int:
         return len(self.first)
@@ -52,15 +48,18 @@ class SentencePairs:
 
 def read_pairs(path: str, encoding: str | None = None) -> SentencePairs:
     """Reads pairs from a table with a header, as GLUE's `STS-B/dev.tsv`, or from JSON lines."""
-    first, second, scores = [], [], []
-    for place, row in read_rows(path, (_FIRST, _SECOND), (_SCORE,), encoding):
-        first.append(row[_FIRST].strip())
-        second.append(row[_SECOND].strip())
-        if row[_SCORE]:
-            scores.append(_number(row[_SCORE], place))
-        if scores and len(scores) != len(first):
-            raise UserError(f"{place}: either all pairs have a {_SCORE}, or none.")
-    return SentencePairs(first, second, np.array(scores) if scores else None)
+    pairs = SentencePairs([], [])
+    scores = []
+    for place, (first, second, score) in read_rows(
+        path, ("sentence1", "sentence2"), ("score",), encoding
+    ):
+        pairs.first.append(first.strip())
+        pairs.second.append(second.strip())
+        if score:
+            scores.append(_number(score, place))
+        if scores and len(scores) != len(pairs):
+            raise UserError(f"{place}: either all pairs have a score, or none.")
+    return dataclasses.replace(pairs, scores=np.array(scores)) if scores else pairs
 
 
 def _number(value: str, place: str) -> float:
@@ -69,12 +68,11 @@ def _number(value: str, place: str) -> float:
     except ValueError:
         number = float("nan")
     if not np.isfinite(number):
-        raise UserError(f"{place}: {_SCORE} must be a number, not {value!r}.")
+        raise UserError(f"{place}: score must be a number, not {value!r}.")
     return number
 
 
-@dataclasses.dataclass(frozen=True)
-class CorruptedText:
+class CorruptedText(NamedTuple):
     """A text with mistakes, and what it should be."""
 
     original: str
@@ -83,12 +81,11 @@ class CorruptedText:
 
 def read_corrupted_texts(path: str, encoding: str | None = None) -> list[CorruptedText]:
     """Reads rows with `original` and `corrupted`."""
-    rows = read_rows(path, (_ORIGINAL, _CORRUPTED), encoding=encoding)
-    return [CorruptedText(row[_ORIGINAL], row[_CORRUPTED]) for _, row in rows]
+    rows = read_rows(path, CorruptedText._fields, encoding=encoding)
+    return [CorruptedText(*values) for _, values in rows]
 
 
-@dataclasses.dataclass(frozen=True)
-class MinimalPair:
+class MinimalPair(NamedTuple):
     """A good sentence and a bad one."""
 
     good: str
@@ -100,11 +97,12 @@ def read_minimal_pairs(pattern: str, encoding: str | None = None) -> list[Minima
     """Reads rows with `sentence_good`, `sentence_bad` and, if any, a category."""
     pairs = []
     for path in matching_files(pattern):
-        for _, row in read_rows(path, (_GOOD, _BAD), _CATEGORIES, encoding):
-            category = next((row[name] for name in _CATEGORIES if row[name]), "")
+        rows = read_rows(path, ("sentence_good", "sentence_bad"), _CATEGORIES, encoding)
+        for _, (good, bad, *categories) in rows:
+            category = next(filter(None, categories), ALL)
             # A category of a user's own may be called as all of them together.
-            category = f"{ALL} (category)" if category == ALL else category or ALL
-            pairs.append(MinimalPair(row[_GOOD], row[_BAD], category))
+            is_own = category == ALL and ALL in categories
+            pairs.append(MinimalPair(good, bad, f"{ALL} (category)" if is_own else category))
     return pairs
 
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -18,33 +19,33 @@ _MASKED = "masked"
 _ROWS, _NUMBERS = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)
 
 
-def judgements(pretrainer: Pretrainer) -> dict[str, Callable]:
-    """The ways to judge a sentence that a preset's heads allow."""
-    ways = {}
+def scoring_methods(pretrainer: Pretrainer) -> dict[str, Callable]:
+    """The ways to score a sentence that a preset's heads allow, by name."""
+    methods = {}
     if pretrainer.lm_head or isinstance(pretrainer, MaskedLMPretrainer):
-        ways[_MASKED] = _masked_scores
+        methods[_MASKED] = _masked_scores
     if pretrainer.lm_head and pretrainer.copy_head:
-        ways["corrective"] = _corrective_scores
+        methods["corrective"] = _corrective_scores
     if pretrainer.copy_head:
-        ways["detection"] = _detection_scores
-    return ways
+        methods["detection"] = _detection_scores
+    return methods
 
 
-def judge(
+def score_sentences(
     pretrainer: Pretrainer,
     tokenizer: CocoLMTokenizer,
     sentences: Sequence[str],
-    way: str,
+    method: str,
     name: str = "",
     tokens_at_once: int = 4096,
 ) -> np.ndarray:
-    """Scores sentences.
+    """Scores sentences without fine-tuning: the more acceptable, the higher.
 
     Args:
         pretrainer: the models of a preset.
         tokenizer: their tokenizer.
         sentences: what to score.
-        way: one of `judgements`.
+        method: one of `scoring_methods`: `masked`, `corrective` or `detection`.
         name: what to show beside the progress.
         tokens_at_once: About how many tokens the model reads at a time.
 
@@ -56,7 +57,8 @@ def judge(
 
     Example:
     ```python
-    judge(*load_pretrained("runs/first/preset"), ["It sleeps.", "It sleep."], "corrective")
+    preset = load_pretrained("runs/first/preset")
+    score_sentences(*preset, ["It sleeps.", "It sleep."], "corrective")
     ```
     """
     ids = [list(row) for row in tokenizer(list(sentences))]
@@ -68,7 +70,7 @@ def judge(
                 f"{limit}."
             )
     score = tf.function(
-        functools.partial(judgements(pretrainer)[way], pretrainer),
+        functools.partial(scoring_methods(pretrainer)[method], pretrainer),
         input_signature=[_ROWS, _NUMBERS, _NUMBERS],
         autograph=False,
     )
@@ -76,11 +78,11 @@ def judge(
     # Sorted by length, for little padding.
     sentence_of = np.argsort(lengths, kind="stable")
     places = np.zeros_like(lengths)
-    if way == _MASKED:
+    if method == _MASKED:
         sentence_of = np.repeat(sentence_of, lengths[sentence_of])
         places = np.concatenate([1 + np.arange(n) for n in np.sort(lengths)])
     scores = np.zeros(len(ids))
-    with tqdm(total=len(sentence_of), desc=f"{name} {way}".strip(), unit="row") as progress:
+    with tqdm(total=len(sentence_of), desc=f"{name} {method}".strip(), unit="row") as progress:
         start = 0
         while start < len(sentence_of):
             at_most = tokens_at_once // (lengths[sentence_of[start]] + 2)
@@ -100,15 +102,12 @@ def accuracies(
     pairs: Sequence[MinimalPair], scores: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, dict[str, float]]:
     """The share of the pairs whose good sentence scores higher; a tie counts half."""
-    categories = np.array([pair.category for pair in pairs])
-    results = {}
-    for category in [ALL, *sorted(set(categories) - {ALL})]:
-        chosen = np.ones(len(pairs), bool) if category == ALL else categories == category
-        results[category] = {
-            way: float(np.mean((good > bad)[chosen] + 0.5 * (good == bad)[chosen]))
-            for way, (good, bad) in scores.items()
-        }
-    return results
+    frame = pd.DataFrame(
+        {method: (good > bad) + 0.5 * (good == bad) for method, (good, bad) in scores.items()}
+    )
+    categories = pd.Series([pair.category for pair in pairs])
+    by_category = frame[categories != ALL].groupby(categories).mean()
+    return {ALL: frame.mean().to_dict(), **by_category.to_dict("index")}
 
 
 def _masked_scores(

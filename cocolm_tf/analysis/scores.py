@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import pandas as pd
+
 from cocolm_tf import files
 from cocolm_tf.analysis.runs import Run, read_run
 from cocolm_tf.errors import UserError
@@ -66,7 +68,7 @@ def read_scores(folder: str) -> list[Score]:
         if "rows" in results:
             scores = list(_scores_of_suite(results, folder))
         else:
-            scores = [one for each in results["experiments"] for one in _scores_of(each)]
+            scores = [score for each in results["experiments"] for score in _scores_of(each)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is not what a fine-tuning or a suite writes: it must have `experiments` or "
@@ -106,13 +108,12 @@ def _presets_of(folder: str, run: Run) -> Iterator[tuple[int, str]]:
 def _scores_of(experiment: Mapping[str, Any]) -> Iterator[Score]:
     """The scores of one experiment: `dev` of a fine-tuning, `test` of one by prompts."""
     parts = experiment["dev"] if "dev" in experiment else experiment["test"]
-    for part, metrics in parts.items():
-        metric = experiment["metric"]
+    for task, values in _values(experiment["task"], parts, experiment["metric"]):
         yield Score(
             _name(experiment["model"]),
-            _task(experiment["task"], part, parts),
-            metric,
-            tuple(map(float, metrics[metric]["values"])),
+            task,
+            experiment["metric"],
+            values,
             float(experiment.get("train_fraction", 1.0)),
             int(experiment.get("shots", 0)),
             bool(experiment.get("from_scratch", False)),
@@ -124,23 +125,27 @@ def _scores_of_suite(results: Mapping[str, Any], folder: str) -> Iterator[Score]
     titles = {task["name"]: task["title"] for task in results["tasks"]}
     for row in results["rows"]:
         model_dir = os.path.join(folder, "pretraining", row["name"], "run")
-        from_scratch = bool(row.get("random_weights_of"))
         run = read_run(row["title"], model_dir) if files.is_dir(model_dir) else None
-        for task, found in (row.get("finetuning") or {}).items():
-            for part, metrics in found.get("dev", {}).items():
+        for name, found in (row.get("finetuning") or {}).items():
+            for task, values in _values(titles[name], found.get("dev", {}), found.get("metric")):
                 yield Score(
                     row["title"],
-                    _task(titles[task], part, found["dev"]),
+                    task,
                     found["metric"],
-                    tuple(map(float, metrics[found["metric"]]["values"])),
-                    from_scratch=from_scratch,
+                    values,
+                    from_scratch=bool(row.get("random_weights_of")),
                     run=run,
                     step=run.config.trainer.train_steps if run else 0,
                 )
 
 
-def _task(task: str, part: str, parts: Mapping[str, Any]) -> str:
-    return task if len(parts) == 1 else f"{task} {part}"
+def _values(
+    task: str, parts: Mapping[str, Any], metric: str
+) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """The values of a metric on each part of a task, by the task's name with the part."""
+    for part, metrics in parts.items():
+        name = task if len(parts) == 1 else f"{task} {part}"
+        yield name, tuple(map(float, metrics[metric]["values"]))
 
 
 def _name(preset: str) -> str:
@@ -149,50 +154,41 @@ def _name(preset: str) -> str:
     return os.path.basename(folder) if name == "preset" else name
 
 
-# Points by task, and then by line.
-Curves = dict[str, dict[str, list["Point"]]]
+# The functions below return a point a row: the `mean`, least (`low`) and greatest (`high`) score of
+# a task, its `panel`, at `x` of the line that is called `line`.
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """A score on a line: the mean, the least and the greatest of its runs."""
-
-    x: float
-    mean: float
-    low: float
-    high: float
-
-
-def pretraining_curves(scores: Iterable[Score], x_axis: str) -> Curves:
+def pretraining_curves(scores: Iterable[Score], x_axis: str) -> pd.DataFrame:
     """Scores over the progress of pretraining, with all training rows (paper, figure 3)."""
-    chosen = (score for score in _complete(scores) if score.run and not score.from_scratch)
-    curves = _curves(
+    chosen = (score for score in _of_all_rows(scores) if score.run and not score.from_scratch)
+    points = _points(
         chosen, lambda score: score.run.name, lambda score: score.run.at(score.step, x_axis)
     )
-    # The other runs' points are what the lines are compared with.
-    return {task: curves[task] for task in _varied(curves)}
+    # Runs with a single point stay in panels with curves, which are compared with them.
+    return points[points["panel"].isin(_varied(points)["panel"])]
 
 
-def few_shot_curves(scores: Iterable[Score]) -> Curves:
+def few_shot_curves(scores: Iterable[Score]) -> pd.DataFrame:
     """Scores over the share of the training rows (paper, figures 7c and 7d)."""
-    chosen = [score for score in scores if not score.shots]
-    return _varied(_curves(chosen, _model, lambda score: score.train_fraction))
+    chosen = (score for score in scores if not score.shots)
+    return _varied(_points(chosen, _model, lambda score: score.train_fraction))
 
 
-def prompt_curves(scores: Iterable[Score]) -> Curves:
+def prompt_curves(scores: Iterable[Score]) -> pd.DataFrame:
     """Scores of fine-tuning by prompts over the examples of each class (paper, table 4)."""
-    return _curves((score for score in scores if score.shots), _model, lambda score: score.shots)
+    return _points((score for score in scores if score.shots), _model, lambda score: score.shots)
 
 
-def crop_curves(scores: Iterable[Score]) -> Curves:
+def crop_curves(scores: Iterable[Score]) -> pd.DataFrame:
     """Scores over the share of a text that its crop keeps (paper, figure 4)."""
-    chosen = [score for score in _complete(scores) if score.run and not score.from_scratch]
+    chosen = [score for score in _of_all_rows(scores) if score.run and not score.from_scratch]
     chosen = [score for score in chosen if score.step == score.run.config.trainer.train_steps]
+    # A line joins the runs that differ in nothing else, and has the name of the first of them.
     names: dict[str, str] = {}
     for score in chosen:
         names.setdefault(_all_but_crop(score), score.run.name)
     return _varied(
-        _curves(
+        _points(
             chosen,
             lambda score: names[_all_but_crop(score)],
             lambda score: score.run.config.data.crop_fraction,
@@ -200,7 +196,7 @@ def crop_curves(scores: Iterable[Score]) -> Curves:
     )
 
 
-def _complete(scores: Iterable[Score]) -> Iterable[Score]:
+def _of_all_rows(scores: Iterable[Score]) -> Iterable[Score]:
     return (score for score in scores if score.train_fraction == 1 and not score.shots)
 
 
@@ -214,23 +210,16 @@ def _all_but_crop(score: Score) -> str:
     return json.dumps(config, sort_keys=True)
 
 
-def _curves(
-    scores: Iterable[Score], name: Callable[[Score], str], place: Callable[[Score], float]
-) -> Curves:
-    curves: Curves = {}
-    for score in scores:
-        points = curves.setdefault(f"{score.task}, {score.metric}", {}).setdefault(name(score), [])
-        points.append(Point(place(score), score.mean, min(score.values), max(score.values)))
-    for lines in curves.values():
-        for points in lines.values():
-            points.sort(key=lambda point: point.x)
-    return curves
+def _points(
+    scores: Iterable[Score], line: Callable[[Score], str], x: Callable[[Score], float]
+) -> pd.DataFrame:
+    rows = [
+        (f"{s.task}, {s.metric}", line(s), x(s), s.mean, min(s.values), max(s.values))
+        for s in scores
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "x", "mean", "low", "high"])
 
 
-def _varied(curves: Curves) -> Curves:
-    """Lines of several points, and the tasks that have any."""
-    kept = {
-        task: {name: line for name, line in lines.items() if len({point.x for point in line}) > 1}
-        for task, lines in curves.items()
-    }
-    return {task: lines for task, lines in kept.items() if lines}
+def _varied(points: pd.DataFrame) -> pd.DataFrame:
+    """The points of lines with several places."""
+    return points[points.groupby(["panel", "line"])["x"].transform("nunique") > 1]

@@ -1,16 +1,69 @@
-"""The space of a preset's sentence vectors: alignment, uniformity, anisotropy (section 5.2)."""
+"""A preset's sentence vectors: alignment, uniformity, anisotropy (paper, section 5.2)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import tensorflow as tf
 from scipy import stats
+from scipy.spatial import distance
 from sklearn.manifold import TSNE
+from tqdm import tqdm
 
 from cocolm_tf.analysis.inputs import SentencePairs
+from cocolm_tf.errors import UserError
+from cocolm_tf.training.preset import HEADS_FILENAME, load_pretrained
 
 # The principal components whose shares of the variance are reported.
 COMPONENTS = (1, 3, 10)
+
+
+class SentenceEncoder:
+    """Gives sentences the vectors that they have without fine-tuning: the [CLS] states.
+
+    Args:
+        preset: a folder with a main model and its tokenizer.
+        projected: Whether they pass the projection of contrastive learning, as they did
+            when they were compared in pretraining; for presets that have one.
+
+    Raises:
+        UserError: if it is not such a preset, or has no projection.
+
+    Example:
+    ```python
+    SentenceEncoder("runs/first/preset").encode(["A cat sat.", "It slept."])  # [2, H]
+    ```
+    """
+
+    def __init__(self, preset: str, projected: bool = False) -> None:
+        pretrainer, self.tokenizer = load_pretrained(preset)
+        self.backbone = pretrainer.backbone
+        self.projection = getattr(pretrainer, "projection", None) if projected else None
+        if projected and not self.projection:
+            raise UserError(f"--preset={preset} has no projection: {HEADS_FILENAME} lacks it.")
+
+    def encode(self, texts: Sequence[str], batch_size: int = 32, name: str = "") -> np.ndarray:
+        """The vectors of sentences, [N, H] float32; too long ones are truncated."""
+        limit = self.backbone.max_sequence_length
+        ids = [ids[: limit - 2] for ids in self.tokenizer(list(texts))]
+        # Sorted by length, for little padding.
+        order = np.argsort([len(row) for row in ids], kind="stable")
+        vectors = np.zeros([len(ids), self.backbone.hidden_dim], np.float32)
+        for start in tqdm(range(0, len(ids), batch_size), desc=name or "encoding", unit="batch"):
+            chosen = order[start : start + batch_size]
+            rows = [ids[i] for i in chosen]
+            length = max(map(len, rows)) + 2
+            inputs = self.tokenizer.pack(rows, sequence_length=length)
+            mask = tf.cast(inputs["padding_mask"], tf.int32)
+            vectors[chosen] = self._starts(inputs["token_ids"], mask).numpy()
+        return vectors
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2, autograph=False)
+    def _starts(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
+        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        positions = tf.zeros([tf.shape(token_ids)[0], 1], tf.int32)
+        states = self.backbone.states_at(inputs, positions)[:, 0]
+        return self.projection(states) if self.projection else states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +94,7 @@ def describe_space(
         encode: gives a list of sentences their vectors, [N, H]; see `SentenceEncoder`.
         pairs: pairs of sentences; the most similar of them are the similar ones.
         texts: what random pairs are made of, at least two.
-        num_random_pairs: int.
+        num_random_pairs: how many pairs of texts to draw.
         seed: Decides which texts are paired.
 
     Returns:
@@ -52,7 +105,7 @@ def describe_space(
     describe_space(SentenceEncoder("runs/first/preset").encode, pairs, texts)
     ```
     """
-    of_texts = encode(texts)
+    text_vectors = encode(texts)
     first, second = encode(pairs.first), encode(pairs.second)
     similar = np.arange(len(pairs))
     measures = {}
@@ -60,17 +113,17 @@ def describe_space(
         (similar,) = np.nonzero(pairs.scores == pairs.scores.max())
         measures["spearman"] = rank_correlation(cosines(first, second), pairs.scores)
         sample = np.concatenate([first, second])
-        turned = [whitened(vectors, sample) for vectors in (first, second)]
-        measures["spearman_whitened"] = rank_correlation(cosines(*turned), pairs.scores)
+        white = [whitened(vectors, sample) for vectors in (first, second)]
+        measures["spearman_whitened"] = rank_correlation(cosines(*white), pairs.scores)
     one, other = random_pairs(len(texts), num_random_pairs, seed)
-    random_cosines = cosines(of_texts[one], of_texts[other])
+    random_cosines = cosines(text_vectors[one], text_vectors[other])
     similar_cosines = cosines(first[similar], second[similar])
-    shares = np.cumsum(explained_variance(of_texts, max(COMPONENTS)))
+    shares = np.cumsum(explained_variance(text_vectors, max(COMPONENTS)))
     measures = {
         "similar_cosine": float(similar_cosines.mean()),
         "random_cosine": float(random_cosines.mean()),
         "alignment": alignment(first[similar], second[similar]),
-        "uniformity": uniformity(of_texts),
+        "uniformity": uniformity(text_vectors),
         **{f"variance_{count}": float(shares[min(count, len(shares)) - 1]) for count in COMPONENTS},
         **measures,
     }
@@ -134,12 +187,8 @@ def uniformity(vectors: np.ndarray) -> float:
     uniformity(np.eye(8))  # -4.0
     ```
     """
-    units = unit_vectors(vectors)
-    # |x - y|^2 = |x|^2 + |y|^2 - 2xy, also of a zero vector.
-    squares = np.sum(units**2, axis=1)
-    distances = squares[:, np.newaxis] + squares - 2 * units @ units.T
-    rows, columns = np.triu_indices(len(units), k=1)
-    return float(np.log(np.mean(np.exp(-2 * distances[rows, columns]))))
+    squares = distance.pdist(unit_vectors(vectors), "sqeuclidean")
+    return float(np.log(np.mean(np.exp(-2 * squares))))
 
 
 def explained_variance(vectors: np.ndarray, count: int) -> np.ndarray:

@@ -4,21 +4,19 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import tensorflow as tf
-
-from cocolm_tf.analysis.presets import load_pretrained
-from cocolm_tf.data.augmentation import Augmentation, SpecialTokens
-from cocolm_tf.data.pipeline import PretrainingData
+from cocolm_tf.analysis.runs import held_out_batches, mean_metrics
 from cocolm_tf.data.shards import Manifest
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.finetuning.tasks.classification import ClassificationTask
 from cocolm_tf.jobs import Reporter
+from cocolm_tf.modeling.masked_lm import MaskedLMPretrainer
+from cocolm_tf.training.preset import load_pretrained
 from cocolm_tf.training.soup import Score
 
 # Of the corrective language modeling loss (paper, section 3.3), and masked language modeling's.
-_WEIGHTS = {"copy_loss": 50.0, "lm_loss": 1.0}
-_MASKED_LM = {"mlm_loss": 1.0}
+_CLM_WEIGHTS = {"copy_loss": 50.0, "lm_loss": 1.0}
+_MLM_WEIGHTS = {"mlm_loss": 1.0}
 
 
 class _NullReporter(Reporter):
@@ -34,52 +32,30 @@ def held_out_score(presets: Sequence[str], data: str, batches: int, batch_size: 
     # masked LM loss of presets that were trained by it alone. The auxiliary model of the first
     # preset fills in the masks for all.
     first, tokenizer = load_pretrained(presets[0])
-    names = set(_WEIGHTS | _MASKED_LM)
+    weights = _CLM_WEIGHTS | _MLM_WEIGHTS
     for preset in presets:
         pretrainer, _ = load_pretrained(preset)
-        losses = _MASKED_LM if hasattr(pretrainer, "model") else _WEIGHTS
-        names &= losses.keys() & pretrainer.loss_weights.keys()
-    if not names:
+        usable = _MLM_WEIGHTS if isinstance(pretrainer, MaskedLMPretrainer) else _CLM_WEIGHTS
+        common = weights.keys() & usable.keys() & pretrainer.loss_weights.keys()
+        weights = {name: weights[name] for name in sorted(common)}
+    if not weights:
         raise UserError("--data: not all presets have a copy head, an LM head or a masked LM head.")
-    manifest = Manifest.load(data)
-    if manifest.vocabulary_fingerprint != tokenizer.fingerprint():
+    held_out = held_out_batches(data, presets[0], tokenizer, batches, batch_size)
+    length, limit = Manifest.load(data).sequence_length, first.backbone.max_sequence_length
+    if length > limit:
         raise UserError(
-            f"--data={data} was built with another vocabulary than the presets': build it with "
-            f"--vocabulary={presets[0]}."
+            f"--data={data} has sequences of {length} tokens, more than the {limit} that the "
+            "presets read."
         )
-    if manifest.sequence_length > first.backbone.max_sequence_length:
-        raise UserError(
-            f"--data={data} has sequences of {manifest.sequence_length} tokens, more than the "
-            f"{first.backbone.max_sequence_length} that the presets read."
-        )
-    augmentation = Augmentation(SpecialTokens(mask=tokenizer.mask_token_id))
-    opened = PretrainingData.open(data, manifest.sequence_length, augmentation)
-    size = min(batch_size, manifest.counts["sequences"])
-
-    factors = _WEIGHTS | _MASKED_LM
 
     def loss(preset: str) -> float:
         pretrainer, _ = load_pretrained(preset)
         if first.auxiliary is not None:
             pretrainer.auxiliary = first.auxiliary
+        means = mean_metrics(pretrainer, held_out)
+        return sum(weight * means[name] for name, weight in weights.items())
 
-        @tf.function(autograph=False)
-        def measure(batch: dict[str, tf.Tensor]) -> list[tuple[tf.Tensor, tf.Tensor]]:
-            losses, _ = pretrainer.compute(batch, training=False)
-            weights = pretrainer.denominators(batch)
-            return [(losses[name] * weights[name], weights[name]) for name in sorted(names)]
-
-        sums = [[0.0, 0.0] for _ in names]
-        for batch in opened.validation_batches(size, batches):
-            for total, found in zip(sums, measure(batch), strict=True):
-                total[0] += float(found[0])
-                total[1] += float(found[1])
-        return sum(
-            factors[name] * total / weight
-            for name, (total, weight) in zip(sorted(names), sums, strict=True)
-        )
-
-    title = " + ".join(name.replace("_", " ") for name in sorted(names))
+    title = " + ".join(name.replace("_", " ") for name in weights)
     return Score(title.replace("copy loss", "50 copy loss"), f"held-out text {data}", loss)
 
 

@@ -11,8 +11,7 @@ from scipy import stats
 from cocolm_tf.analysis.comparison import Findings, write_comparison
 from cocolm_tf.analysis.figures import PALETTE
 from cocolm_tf.analysis.glossary import METRICS
-from cocolm_tf.analysis.metrics_log import TRAINING, read_metrics
-from cocolm_tf.analysis.runs import read_run
+from cocolm_tf.analysis.runs import TRAINING, Run, elapsed_seconds, read_metrics, read_run
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.finetuning.report import summarize, summarize_runs
 from cocolm_tf.suite.plan import Plan, Row, run_folder
@@ -26,14 +25,15 @@ Seeds = Mapping[int, Mapping[str, Any]]
 
 def pretraining_cost(config: PretrainingConfig, model_dir: str) -> dict[str, Any]:
     """The steps, tokens, FLOPs and minutes of a finished pretraining."""
-    metrics, steps = read_metrics(model_dir), config.trainer.train_steps
-    _, rates = metrics.series(TRAINING, "tokens_per_second")
+    run = Run("", read_metrics(model_dir), config)
+    steps = config.trainer.train_steps
+    rates = run.series(TRAINING, "tokens_per_second")
     return {
         "steps": steps,
         "tokens": Total(config, tokens_per_step)(steps),
-        "tokens_per_second": statistics.median(rates) if rates else None,
+        "tokens_per_second": float(rates.median()) if len(rates) else None,
         "flops": Total(config, lambda stage: sum(pretraining_flops(stage).values()))(steps),
-        "minutes": metrics.seconds / 60,
+        "minutes": elapsed_seconds(run.log).max() / 60,
     }
 
 

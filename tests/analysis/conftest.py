@@ -2,13 +2,16 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from cocolm_tf.analysis.detection import Detections
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
 from cocolm_tf.training.build import build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, save_config
-from cocolm_tf.training.preset import save_preset
+from cocolm_tf.training.preset import load_pretrained, save_preset
 
 TEXT = "the cat sat on a mat and dog ran to its house when it was cold outside again "
 
@@ -81,6 +84,32 @@ def preset(
     path = tmp_path_factory.mktemp("run") / "preset"
     save_preset(pretrainer, tokenizer, str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def pretrainer(preset: Path) -> CocoLMPretrainer:
+    return load_pretrained(str(preset))[0]
+
+
+@pytest.fixture
+def loaded(pretrainer: CocoLMPretrainer, preset: Path) -> tuple[CocoLMPretrainer, CocoLMTokenizer]:
+    # A tokenizer does not outlive the building of the next model.
+    return pretrainer, CocoLMTokenizer.from_preset(str(preset))
+
+
+@pytest.fixture
+def found() -> Detections:
+    """Six tokens, half of them replaced."""
+    return Detections(
+        pd.DataFrame(
+            {
+                "probability": [0.95, 0.75, 0.75, 0.25, 0.05, 0.05],
+                "is_replaced": [True, True, False, True, False, False],
+                "rank": [0, 4, -1, 5, -1, -1],
+                "frequency_rank": [0, 100, 99, 1000, 999, 1],
+            }
+        )
+    )
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@ import csv
 import dataclasses
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from cocolm_tf.analysis import comparison
 from cocolm_tf.analysis.comparison import Findings, write_comparison
 from cocolm_tf.analysis.detection import Detections
-from cocolm_tf.analysis.page import OutputFolder
+from cocolm_tf.analysis.figures import PLOTS
+from cocolm_tf.analysis.pages import OutputFolder
 from cocolm_tf.analysis.runs import read_run
 from cocolm_tf.analysis.scores import Score
 from cocolm_tf.analysis.sentence_space import SentenceSpace
@@ -38,16 +41,17 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: Path):
+def test_everything_is_written(
+    space: SentenceSpace,
+    found: Detections,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(comparison, "plots_of", lambda *runs: PLOTS[:1])  # as the others
     runs = [read_run("<one>", str(model_dir)), read_run("two", str(model_dir))]
     output = tmp_path / "out"
     held_out = {"<one>": {"loss": 1.25, "copy_accuracy_replaced": 0.5}, "two": {"loss": 1.5}}
-    found = Detections(
-        np.array([0.9, 0.8, 0.1, 0.2]),
-        np.array([True, False, False, True]),
-        np.array([0, -1, -1, 7]),
-        np.array([2, 0, 1, 200]),
-    )
     minimal_pairs = {"<first>": {"all": {"masked": 0.625}, "<agreement>": {"masked": 0.75}}}
     score = Score("<first>", "RTE", "accuracy", (0.55, 0.65))
     few = dataclasses.replace(score, train_fraction=0.1)
@@ -74,6 +78,9 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     assert written.count("<svg ") == len(pictures)
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", written)  # nothing is fetched
     assert "&lt;first&gt;" in written and "<first>" not in written and "<one>" not in written
+    for link in re.findall('href="#(.*?)"', written):
+        assert f'id="{link}"' in written
+    assert "--blue: #" in written and 'aria-label="A map of the similar pairs"' in written
     for shown in (">0.750<", ">-2.500<", ">25.0%<", ">1.250<", ">50.0%<", ">62.5%<", ">75.0%<"):
         assert shown in written
 
@@ -93,9 +100,11 @@ def test_everything_is_written(space: SentenceSpace, model_dir: Path, tmp_path: 
     assert results["spaces"]["<first>"] == space.measures
     assert results["held_out"] == held_out
     assert results["detection"]["texts"]["<first>"] == found.measures()
-    assert results["calibration"]["texts"]["<first>"] == [list(one) for one in found.calibration()]
+    bins = [[0.05, 0, 2], [0.25, 1, 1], [0.75, 0.5, 2], [0.95, 1, 1]]
+    assert results["calibration"]["texts"]["<first>"] == [pytest.approx(one) for one in bins]
     calibration = rows(output / "calibration_texts.csv")
-    assert [row["tokens"] for row in calibration] == ["1"] * 4 and calibration[-1]["said"] == "0.9"
+    assert [row["tokens"] for row in calibration] == ["2", "1", "2", "1"]
+    assert calibration[-1]["said"] == "0.95" and calibration[-1]["preset"] == "<first>"
     assert results["minimal_pairs"] == minimal_pairs
     assert rows(output / "minimal_pairs.csv")[1]["<first>, masked"] == "0.75"
     assert results["runs"]["two"]["step"] == 40
@@ -121,8 +130,36 @@ def test_an_output_that_is_no_folder_is_told(tmp_path: Path):
         write_comparison(str(tmp_path / "file"), Findings())
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]))] * 2), min_size=1))
 def test_numbers_are_read_back_as_written(tmp_path: Path, written):
-    OutputFolder(str(tmp_path)).numbers("a.csv", ("x", "y"), written)
+    frame = pd.DataFrame(written, columns=["x", "y"])
+    OutputFolder(str(tmp_path)).add_table("a.csv", frame)
     assert read_table(str(tmp_path / "a.csv"), ["x", "y"]).rows == written
+
+
+class Text(HTMLParser):
+    """Collects the text of an element."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__()
+        self._tag, self._inside, self.found = tag, False, []
+
+    def handle_starttag(self, tag: str, attributes: object) -> None:
+        self._inside = tag == self._tag
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.found.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+
+def test_plain_text_is_shown_as_it_is(tmp_path: Path):
+    text = "<a href=\"x\">&amp; 'b'</a>; é中🙂 {{ 1 }}"
+    path = OutputFolder(str(tmp_path)).add_page("page.html", text, {"fact": text}, {})
+    for tag in ("title", "h1", "dd"):
+        parser = Text(tag)
+        parser.feed(Path(path).read_text(encoding="utf-8"))
+        assert parser.found[0] == text

@@ -1,14 +1,11 @@
-"""A user's files of texts, and how two texts are aligned."""
+"""A user's files of texts."""
 
 import gzip
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cocolm_tf.analysis.detection import UNKNOWN, align
 from cocolm_tf.analysis.inputs import CorruptedText, read_corrupted_texts, read_pairs
 from cocolm_tf.errors import UserError
 
@@ -82,39 +79,6 @@ def test_a_bad_row_is_named(tmp_path: Path, name: str, content: str | bytes, com
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"none\.tsv: No such file"):
         read_pairs(str(tmp_path / "none.tsv"))
-
-
-IDS = st.lists(st.integers(0, 4), max_size=12)
-
-
-@pytest.mark.parametrize(
-    ("original", "corrupted", "is_replaced", "originals"),
-    [
-        ([5, 6, 7], [5, 6, 7], [0, 0, 0], [5, 6, 7]),
-        ([5, 6, 7], [5, 9, 7], [0, 1, 0], [5, 6, 7]),
-        ([5, 6, 7], [5, 6, 9, 7], [0, 0, 1, 0], [5, 6, UNKNOWN, 7]),
-        ([5, 6, 7], [5, 7], [0, 0], [5, 7]),
-        ([5, 6, 7], [5, 8, 9, 7], [0, 1, 1, 0], [5, UNKNOWN, UNKNOWN, 7]),
-        ([], [5], [1], [UNKNOWN]),
-    ],
-)
-def test_tokens_that_were_put_in_are_found(original, corrupted, is_replaced, originals):
-    found, stood = align(original, corrupted)
-    assert found.tolist() == list(map(bool, is_replaced))
-    assert stood.tolist() == originals
-
-
-@given(IDS, IDS)
-def test_what_was_not_put_in_stands_in_the_original_in_its_order(original, corrupted):
-    is_replaced, originals = align(original, corrupted)
-    kept = [token for token, replaced in zip(corrupted, is_replaced, strict=True) if not replaced]
-    rest = iter(original)
-    assert all(token in rest for token in kept)
-    assert originals[~is_replaced].tolist() == kept
-    changed = originals[is_replaced] != [
-        t for t, r in zip(corrupted, is_replaced, strict=True) if r
-    ]
-    assert all(changed)
 
 
 def test_both_forms_of_corrupted_texts_are_read(tmp_path: Path):

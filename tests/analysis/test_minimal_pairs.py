@@ -1,4 +1,4 @@
-"""The judgements against plain loops over tokens."""
+"""The scores of sentences against plain loops over tokens."""
 
 import json
 from pathlib import Path
@@ -6,21 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from matplotlib import pyplot as plt
 from tiny_presets import write_tiny_preset
 
-from cocolm_tf.analysis.charts import draw_judgements
 from cocolm_tf.analysis.inputs import MinimalPair, read_minimal_pairs
-from cocolm_tf.analysis.minimal_pairs import accuracies, judge, judgements
-from cocolm_tf.analysis.presets import load_pretrained
+from cocolm_tf.analysis.minimal_pairs import accuracies, score_sentences, scoring_methods
 from cocolm_tf.errors import UserError
+from cocolm_tf.training.preset import load_pretrained
 
 SENTENCES = ["the cat sat", "a dog ran to its house when it was cold", "on a mat outside", "it"]
-
-
-@pytest.fixture(scope="module")
-def loaded(preset: Path):
-    return load_pretrained(str(preset))
 
 
 def states(pretrainer, ids: list[int]) -> np.ndarray:
@@ -30,7 +23,7 @@ def states(pretrainer, ids: list[int]) -> np.ndarray:
 
 def test_the_pseudo_log_likelihood_is_that_of_a_loop(loaded):
     pretrainer, tokenizer = loaded
-    scores = judge(pretrainer, tokenizer, SENTENCES, "masked", tokens_at_once=40)
+    scores = score_sentences(pretrainer, tokenizer, SENTENCES, "masked", tokens_at_once=40)
     for sentence, score in zip(SENTENCES, scores, strict=True):
         ids, total = [0, *tokenizer(sentence).numpy().tolist(), 2], 0.0
         for place in range(1, len(ids) - 1):
@@ -40,10 +33,10 @@ def test_the_pseudo_log_likelihood_is_that_of_a_loop(loaded):
         assert score == pytest.approx(total, abs=1e-3)
 
 
-def test_the_other_judgements_are_those_of_a_loop(loaded):
+def test_the_other_scores_are_those_of_a_loop(loaded):
     pretrainer, tokenizer = loaded
-    corrective = judge(pretrainer, tokenizer, SENTENCES, "corrective", tokens_at_once=20)
-    detection = judge(pretrainer, tokenizer, SENTENCES, "detection", tokens_at_once=1)
+    corrective = score_sentences(pretrainer, tokenizer, SENTENCES, "corrective", tokens_at_once=20)
+    detection = score_sentences(pretrainer, tokenizer, SENTENCES, "detection", tokens_at_once=1)
     for number, sentence in enumerate(SENTENCES):
         ids = [0, *tokenizer(sentence).numpy().tolist(), 2]
         hidden = states(pretrainer, ids)
@@ -56,10 +49,10 @@ def test_the_other_judgements_are_those_of_a_loop(loaded):
         assert detection[number] == pytest.approx(np.sum(np.log(copied[1:-1])), abs=1e-3)
 
 
-def test_masked_language_models_judge_with_the_head_that_they_have(tmp_path: Path):
+def test_masked_language_models_score_with_the_head_that_they_have(tmp_path: Path):
     pretrainer, tokenizer = load_pretrained(write_tiny_preset(tmp_path, name="masked_lm"))
-    assert list(judgements(pretrainer)) == ["masked"]
-    (score,) = judge(pretrainer, tokenizer, ["a cat saw the house"], "masked")
+    assert list(scoring_methods(pretrainer)) == ["masked"]
+    (score,) = score_sentences(pretrainer, tokenizer, ["a cat saw the house"], "masked")
     ids, total = [0, *tokenizer("a cat saw the house").numpy().tolist(), 2], 0.0
     for place in range(1, len(ids) - 1):
         row = tf.constant([[*ids[:place], tokenizer.mask_token_id, *ids[place + 1 :]]])
@@ -69,15 +62,15 @@ def test_masked_language_models_judge_with_the_head_that_they_have(tmp_path: Pat
     assert score == pytest.approx(total, abs=1e-3)
 
 
-def test_a_preset_judges_as_its_heads_allow(loaded):
+def test_a_preset_scores_as_its_heads_allow(loaded):
     pretrainer, _ = loaded
-    assert list(judgements(pretrainer)) == ["masked", "corrective", "detection"]
+    assert list(scoring_methods(pretrainer)) == ["masked", "corrective", "detection"]
 
 
 @pytest.mark.parametrize("sentence", ["", "the cat sat on a mat " * 9])
 def test_a_sentence_that_cannot_be_read_is_named(loaded, sentence: str):
     with pytest.raises(UserError, match="the model reads 1 to 22"):
-        judge(*loaded, ["the cat", sentence], "detection")
+        score_sentences(*loaded, ["the cat", sentence], "detection")
 
 
 def test_accuracies_by_category():
@@ -113,20 +106,6 @@ def test_a_glob_reads_all_its_files(tmp_path: Path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
     pairs = read_minimal_pairs(str(tmp_path / "*.jsonl"))
     assert [pair.category for pair in pairs] == ["a", "b"]
-
-
-def test_a_dot_stands_for_each_category_way_and_preset():
-    results = {
-        "one": {"all": {"masked": 0.5, "detection": 0.6}, "x": {"masked": 0.7, "detection": 0.8}},
-        "two": {"all": {"masked": 0.9}, "x": {"masked": 1.0}},
-    }
-    figure = draw_judgements(results)
-    masked, detection = figure.axes
-    drawn = [dots.get_offsets().tolist() for dots in masked.collections]
-    assert drawn == [[[0.5, 0], [0.7, 1]], [[0.9, 0], [1.0, 1]]]
-    assert [dots.get_offsets().tolist() for dots in detection.collections] == [[[0.6, 0], [0.8, 1]]]
-    assert [label.get_text() for label in masked.get_yticklabels()] == ["all", "x"]
-    plt.close(figure)
 
 
 @pytest.mark.parametrize(

@@ -1,99 +1,122 @@
-"""Runs side by side, their curves, and what they do on held-out text."""
+"""The logs of runs, the axes of their curves, and what runs do on held-out text."""
 
+import itertools
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cocolm_tf.analysis.curves import PLOTS, Plot, draw_runs, plots_of
-from cocolm_tf.analysis.figures import PALETTE
-from cocolm_tf.analysis.metrics_log import Metrics
-from cocolm_tf.analysis.runs import X_AXES, Run, measure_run, read_run
+from cocolm_tf.analysis.runs import (
+    X_AXES,
+    Run,
+    elapsed_seconds,
+    measure_run,
+    read_metrics,
+    read_run,
+)
 from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.data.build import build_shards
 from cocolm_tf.errors import UserError
 from cocolm_tf.tokenization.vocabulary import train_vocabulary
 from cocolm_tf.training.config import PretrainingConfig
 
-PAIR = Plot("pair", "A pair", "share", {"a": "first", "b": "second"})
-
-
-def run_of(name: str, train: list[dict], validation: list[dict], config: PretrainingConfig) -> Run:
-    return Run(name, Metrics({"train": train, "validation": validation}), config)
-
-
-def test_axes_count_what_they_say(config: PretrainingConfig):
-    train = [{"step": step, "seconds": 10.0 * step, "a": 0.5} for step in (1, 3)]
-    run = run_of("one", train, [{"step": 2, "seconds": 20.0, "a": 0.1}], config)
-    flops = sum(pretraining_flops(config).values())
-    expected = {
-        "steps": [1, 3],
-        "tokens": [1 * 4 * 24, 3 * 4 * 24],
-        "flops": [flops, 3 * flops],
-        "hours": [10 / 3600, 30 / 3600],
-    }
-    for x_axis, places in expected.items():
-        assert run.abscissa("train", x_axis).tolist() == pytest.approx(places)
-    assert list(expected) == list(X_AXES)
-
-
-def test_the_hours_of_a_resumed_run_go_on(config: PretrainingConfig):
-    seconds = [5.0, 9.0, 2.0, 4.0]  # the third line is another attempt's first
-    train = [{"step": step, "seconds": second} for step, second in enumerate(seconds)]
-    run = run_of("one", train, [], config)
-    assert 3600 * run.abscissa("train", "hours") == pytest.approx([5, 9, 11, 13])
-    assert run.metrics.seconds == 13
-
-
-def test_each_run_has_a_color_and_each_curve_a_line(config: PretrainingConfig):
-    train = [{"step": step, "seconds": 1.0, "a": 0.1 * step, "b": 0.9} for step in (1, 2)]
-    validation = [{"step": 2, "seconds": 1.0, "a": 0.7}]
-    runs = [run_of("one", train, validation, config), run_of("two", train, [], config)]
-    runs.append(run_of("without", [{"step": 1, "seconds": 1.0}], [], config))
-    figure = draw_runs(PAIR, runs)
-    lines = figure.axes[0].lines
-    drawn = [(line.get_color(), line.is_dashed(), *map(list, line.get_data())) for line in lines]
-    assert drawn == [
-        (PALETTE[0], False, [2], [0.7]),  # validation before training
-        (PALETTE[0], True, [1, 2], [0.9, 0.9]),
-        (PALETTE[1], False, [1, 2], [0.1, 0.2]),
-        (PALETTE[1], True, [1, 2], [0.9, 0.9]),
-    ]
-    labels = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
-    assert labels == [["one", "two"], ["first", "second"]]
-    plt.close(figure)
-
-
-def test_a_plot_is_made_for_what_any_run_has(config: PretrainingConfig):
-    one = Metrics({"train": [{"step": 1, "loss": 1.0}], "validation": []})
-    other = Metrics({"train": [{"step": 1, "positive_cosine": 1.0}], "validation": []})
-    assert [plot.name for plot in plots_of(one, other)] == ["loss", "cosine"]
-
-
-@pytest.mark.parametrize("x_axis", X_AXES)
-def test_every_plot_of_a_real_log_can_be_drawn(model_dir: Path, x_axis: str):
-    runs = [read_run("one", str(model_dir)), read_run("other", str(model_dir))]
-    for plot in PLOTS[:: 4 if x_axis != "steps" else 1]:
-        figure = draw_runs(plot, runs, x_axis)
-        figure.canvas.draw()
-        assert figure.axes[0].get_xlabel() == X_AXES[x_axis]
-        assert all(np.isfinite(line.get_xdata()).all() for line in figure.axes[0].lines)
-        plt.close(figure)
-
-
-def test_a_run_without_configuration_is_named(model_dir: Path):
-    (model_dir / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"has no config\.yaml"):
-        read_run("one", str(model_dir))
-
-
 TEXTS = [
     "the cat sat on a mat and dog ran to its house",
     "it was cold outside again when the dog sat on its mat and the cat ran",
     "a dog and a cat ran outside to the cold house again and again when it was on",
 ]
+
+
+def log_of(*seconds: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"step": range(len(seconds)), "split": "train", "seconds": np.array(seconds, float)}
+    )
+
+
+def test_a_log_is_read_by_split_and_step(model_dir: Path):
+    with open(model_dir / "metrics.jsonl", "a") as file:
+        # null stands for what was not finite; the last line is being written.
+        file.write('{"step": 25, "split": "train", "seconds": 2.5, "loss": null, "a": NaN}\n')
+        file.write('{"step": 50, "split": "train", "lo')
+    run = read_run("one", str(model_dir))
+    assert run.log["step"].is_monotonic_increasing and run.log["step"].max() == 40
+    rates = run.series("train", "learning_rate")
+    assert (rates.index.tolist(), rates.tolist()) == ([10, 20, 30, 40], [0.25] * 4)
+    losses = run.series("validation", "loss", "hours")
+    assert losses.tolist() == [0.55, 0.525]
+    assert losses.index.tolist() == pytest.approx([2 / 3600, 4 / 3600])
+    assert run.series("train", "loss").index.tolist() == [10, 20, 30, 40]
+    for missing in (run.series("validation", "learning_rate"), run.series("train", "none")):
+        assert missing.empty
+    final = run.final()
+    assert (final["split"], final["step"], final["loss"]) == ("validation", 40, 0.525)
+    assert "learning_rate" not in final and json.dumps(final)
+    lines = [line for line in run.log.to_dict("records") if line["split"] == "train"]
+    assert Run("two", pd.DataFrame(lines), run.config).final()["split"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, r"has no metrics\.jsonl"),
+        ("", "has no lines yet"),
+        ('{"step": 1, "spl', "has no lines yet"),
+        ("{}\n", "line 1"),
+        ('{"step": 1, "split": "train"}\nnonsense\n', "line 2"),
+        ('{"step": 1, "split": "test"}\n', "line 1"),
+        ('{"step": "x", "split": "train"}\n', "line 1"),
+        ('{"step": 1, "split": "train", "loss": "high"}\n', "line 1"),
+        ("[1]\n", "line 1"),
+    ],
+)
+def test_a_broken_log_is_named(tmp_path: Path, content: str | None, complaint: str):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(UserError, match=complaint) as caught:
+        read_metrics(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+@settings(max_examples=30)
+@given(attempts=st.lists(st.lists(st.floats(0, 1e4), min_size=1, max_size=4), min_size=1))
+def test_the_time_of_a_run_is_that_of_its_attempts(attempts: list[list[float]]):
+    attempts = [sorted(attempt) for attempt in attempts]
+    # An attempt shows as one only where its clock is behind the last one's.
+    for before, after in reversed(list(itertools.pairwise(attempts))):
+        before[-1] = max(before[-1], after[0] + 1)
+    log = log_of(*(second for attempt in attempts for second in attempt))
+    assert elapsed_seconds(log).max() == pytest.approx(sum(attempt[-1] for attempt in attempts))
+
+
+def test_axes_count_what_they_say(config: PretrainingConfig):
+    run = Run("one", log_of(0, 10, 4, 5), config)  # the third line is another attempt's first
+    flops = sum(pretraining_flops(config).values())
+    tokens = 4 * 24
+    expected = {
+        "steps": [0, 1, 2, 3],
+        "tokens": [0, tokens, 2 * tokens, 3 * tokens],
+        "flops": [0, flops, 2 * flops, 3 * flops],
+        "hours": [0, 10 / 3600, 14 / 3600, 15 / 3600],
+    }
+    assert list(expected) == list(X_AXES)
+    for x_axis, places in expected.items():
+        assert run.positions(x_axis).tolist() == pytest.approx(places)
+        assert run.at(2, x_axis) == pytest.approx(places[2])
+    two = Run("two", log_of(0, 10, 20)[::2], config)
+    assert two.at(1, "hours") == pytest.approx(10 / 3600)  # between two lines of the log
+
+
+def test_what_is_no_run_or_unfinished_is_named(model_dir: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="has no preset yet"):
+        measure_run(str(model_dir), str(tmp_path / "data"))
+    (model_dir / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"has no config\.yaml"):
+        read_run("one", str(model_dir))
 
 
 def shards(vocabulary: Path, folder: Path) -> str:
@@ -103,32 +126,25 @@ def shards(vocabulary: Path, folder: Path) -> str:
 
 def test_a_run_is_measured_on_shards_of_its_vocabulary(finished_run: Path, tmp_path: Path):
     data = shards(finished_run / "preset", tmp_path / "data")
-    measures = measure_run(str(finished_run), data, batches=3, batch_size=2)
+    measures = measure_run(str(finished_run), data, batches=2, batch_size=2)
     logged = {"mlm_loss", "copy_loss", "lm_loss", "scl_loss", "positive_cosine", "negative_cosine"}
     assert logged <= set(measures)
     assert all(np.isfinite(list(measures.values())))
     assert -1 <= measures["negative_cosine"] <= 1
-    # The same data, masks and samples every time.
-    assert measure_run(str(finished_run), data, batches=3, batch_size=2) == measures
-
-
-def test_cosines_are_measured_without_contrastive_learning_too(finished_run: Path, tmp_path: Path):
-    data = shards(finished_run / "preset", tmp_path / "data")
+    # The same data and masks every time. Cosines without contrastive learning, too.
     config = finished_run / "config.yaml"
     config.write_text(config.read_text().replace("scl_weight: 1.0", "scl_weight: 0.0"))
-    measures = measure_run(str(finished_run), data, batches=2, batch_size=2)
-    assert {"positive_cosine", "negative_cosine"} <= set(measures)
+    without = measure_run(str(finished_run), data, batches=2, batch_size=2)
+    assert without["mlm_loss"] == pytest.approx(measures["mlm_loss"], rel=1e-5)
+    assert {"positive_cosine", "negative_cosine"} <= set(without)
+    assert without["positive_cosine"] != measures["positive_cosine"]
 
 
 def test_shards_of_another_vocabulary_are_named(finished_run: Path, tmp_path: Path):
     train_vocabulary([" ".join(TEXTS) * 9], 60, tmp_path / "other")
     data = shards(tmp_path / "other", tmp_path / "data")
-    with pytest.raises(UserError, match=r"--data=.* was built with another vocabulary"):
+    with pytest.raises(UserError, match=r"--data=.* was built with another vocabulary than .*run"):
         measure_run(str(finished_run), data)
-
-
-def test_an_unfinished_run_is_named(finished_run: Path, tmp_path: Path):
-    data = shards(finished_run / "preset", tmp_path / "data")
     shutil.rmtree(finished_run / "preset")
     with pytest.raises(UserError, match="has no preset yet"):
         measure_run(str(finished_run), data)

@@ -1,4 +1,4 @@
-"""What the fine-tuning and suite programs write, read back and told apart."""
+"""Scores as fine-tuning and suites write them, and their curves over what was varied."""
 
 import dataclasses
 import json
@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from cocolm_tf.analysis.runs import read_run
-from cocolm_tf.analysis.scores import Score, match_scores, read_scores
+from cocolm_tf.analysis.runs import Run, read_run
+from cocolm_tf.analysis.scores import (
+    Score,
+    crop_curves,
+    few_shot_curves,
+    match_scores,
+    pretraining_curves,
+    prompt_curves,
+    read_scores,
+)
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.report import summarize
 from cocolm_tf.fingerprints import fingerprint
+from cocolm_tf.training.config import PretrainingConfig
 
 EXPERIMENT = {
     "task": "MNLI",
@@ -97,3 +106,62 @@ def test_what_is_no_result_is_named(tmp_path: Path, content: str | None, complai
     with pytest.raises(UserError, match=complaint) as caught:
         read_scores(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
+
+
+SCORE = Score("COCO-LM", "RTE", "accuracy", (0.5, 0.75, 0.625))
+
+
+@pytest.fixture
+def run(model_dir: Path) -> Run:
+    return read_run("COCO-LM", str(model_dir))
+
+
+def with_crop(run: Run, fraction: float, **model: int) -> Run:
+    config = PretrainingConfig()
+    config.override(run.config.as_dict() | {"data": {"crop_fraction": fraction}, "model": model})
+    return dataclasses.replace(run, name=f"{fraction:.0%}", config=config)
+
+
+def test_scores_stand_where_pretraining_was(run: Run):
+    scores = [dataclasses.replace(SCORE, run=run, step=step) for step in (40, 20)]
+    left_out = [
+        SCORE,
+        dataclasses.replace(scores[0], train_fraction=0.1),
+        dataclasses.replace(scores[0], from_scratch=True),
+        dataclasses.replace(scores[0], shots=16),
+    ]
+    points = pretraining_curves([*scores, *left_out], "tokens")
+    tokens = 4 * 24
+    assert points.values.tolist() == [
+        ["RTE, accuracy", "COCO-LM", step * tokens, 0.625, 0.5, 0.75] for step in (40, 20)
+    ]
+    assert pretraining_curves(scores[:1], "tokens").empty
+    other = dataclasses.replace(scores[0], run=dataclasses.replace(run, name="other"))
+    assert pretraining_curves([*scores, other], "steps")["line"].tolist()[2:] == ["other"]
+    hours = pretraining_curves(scores, "hours")["x"]
+    assert (3600 * hours).tolist() == pytest.approx([4, 2])  # as logged
+
+
+def test_few_shot_curves_need_several_fractions():
+    few = dataclasses.replace(SCORE, train_fraction=0.01, values=(0.5,))
+    alone = dataclasses.replace(few, task="CoLA")
+    scratch = [dataclasses.replace(score, from_scratch=True) for score in (SCORE, few)]
+    points = few_shot_curves([SCORE, few, alone, *scratch])
+    assert points[["line", "x", "low"]].values.tolist() == [
+        [line, x, 0.5] for line in ("COCO-LM", "COCO-LM, from scratch") for x in (1, 0.01)
+    ]
+    assert set(points["panel"]) == {"RTE, accuracy"}
+
+
+def test_prompts_have_curves_of_their_own():
+    scores = [dataclasses.replace(SCORE, shots=shots) for shots in (32, 16)]
+    assert few_shot_curves(scores).empty
+    assert prompt_curves([SCORE, *scores])["x"].tolist() == [32, 16]
+
+
+def test_crops_join_runs_that_are_alike_in_everything_else(run: Run):
+    runs = [with_crop(run, 0.9), with_crop(run, 0.7), with_crop(run, 0.7, num_layers=2)]
+    scores = [dataclasses.replace(SCORE, run=of, step=40) for of in runs]
+    points = crop_curves(scores)
+    assert points["line"].tolist() == ["90%"] * 2 and points["x"].tolist() == [0.9, 0.7]
+    assert crop_curves([scores[0], scores[2]]).empty

@@ -1,20 +1,27 @@
-"""The measures against plain loops and closed forms, of vectors that are known."""
+"""Sentence vectors of a preset, and measures against plain loops and closed forms."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+import tensorflow as tf
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib import pyplot as plt
 from scipy import stats
 
 from cocolm_tf.analysis import sentence_space as similarity
-from cocolm_tf.analysis.charts import MARKED_PAIRS, draw_map
 from cocolm_tf.analysis.inputs import SentencePairs, sample_texts
-from cocolm_tf.analysis.sentence_space import alignment, describe_space, map_sentences, uniformity
+from cocolm_tf.analysis.sentence_space import (
+    SentenceEncoder,
+    alignment,
+    describe_space,
+    map_sentences,
+    uniformity,
+)
 from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 
 # Their vectors: each sentence's is in the direction of its first word.
 VECTORS = {"x": [1.0, 0, 0], "y": [0, 1.0, 0], "z": [0, 0, 1.0], "w": [1.0, 1.0, 0]}
@@ -105,6 +112,7 @@ def test_variance_is_that_of_the_covariance(vectors: np.ndarray):
     assert similarity.explained_variance(np.ones([4, 3]), 2).tolist() == [0, 0]
 
 
+@settings(max_examples=20)
 @given(count=st.integers(2, 50), seed=st.integers(0, 1000))
 def test_random_pairs_are_of_different_items(count: int, seed: int):
     first, second = similarity.random_pairs(count, 200, seed)
@@ -141,13 +149,13 @@ def test_rank_correlation_is_scipy_s(vectors: np.ndarray):
 
 def test_partners_lie_near_each_other():
     generator = np.random.default_rng(0)
-    first = generator.normal(size=[40, 8])
+    first = generator.normal(size=[20, 8])
     # Lengths do not matter, directions do.
-    second = (first + 0.02 * generator.normal(size=[40, 8])) * generator.uniform(0.5, 2, [40, 1])
+    second = (first + 0.02 * generator.normal(size=[20, 8])) * generator.uniform(0.5, 2, [20, 1])
     places = map_sentences(np.concatenate([first, second]))
-    assert places.shape == (80, 2)
+    assert places.shape == (40, 2)
     assert places.min() == pytest.approx(0) and places.max() == pytest.approx(1)
-    apart = np.linalg.norm(places[:40, np.newaxis] - places[np.newaxis, 40:], axis=-1)
+    apart = np.linalg.norm(places[:20, np.newaxis] - places[np.newaxis, 20:], axis=-1)
     assert np.mean(np.diag(apart) <= apart.min(axis=1) + 1e-9) > 0.9
 
 
@@ -155,22 +163,49 @@ def test_few_sentences_have_a_map_too():
     assert np.all(np.isfinite(map_sentences(np.eye(4))))
 
 
-@pytest.mark.parametrize("pairs", [2, 60])
-def test_the_same_pairs_are_marked_in_every_panel(pairs: int):
-    generator = np.random.default_rng(0)
-    places = {name: generator.uniform(size=[2 * pairs, 2]) for name in ("first", "second")}
-    figure = draw_map(places)
-    marked = []
-    for axes, of_model in zip(figure.axes, places.values(), strict=True):
-        assert len(axes.lines) == min(MARKED_PAIRS, pairs)
-        ends = [np.transpose(line.get_data()) for line in axes.lines]
-        marked.append([int(np.flatnonzero((of_model == end[0]).all(axis=1))[0]) for end in ends])
-        for pair, end in zip(marked[-1], ends, strict=True):
-            assert np.array_equal(end[1], of_model[pair + pairs])
-    assert marked[0] == marked[1]
-    styles = {
-        (axes_marks.get_facecolor().tobytes(), axes_marks.get_paths()[0].vertices.tobytes())
-        for axes_marks in figure.axes[0].collections[1:]
-    }
-    assert len(styles) == min(MARKED_PAIRS, pairs)  # no two are marked alike
-    plt.close(figure)
+SENTENCES = ["the cat sat", "a dog ran to its house when it was cold outside again", "mat", "on a"]
+
+
+@pytest.fixture(scope="module")
+def encoder(preset: Path) -> SentenceEncoder:
+    return SentenceEncoder(str(preset))
+
+
+def test_vectors_are_those_of_each_sentence_alone(encoder: SentenceEncoder):
+    vectors = encoder.encode(SENTENCES, batch_size=3)
+    for sentence, vector in zip(SENTENCES, vectors, strict=True):
+        ids = encoder.tokenizer(sentence)
+        inputs = encoder.tokenizer.pack(ids[tf.newaxis], sequence_length=len(ids) + 2)
+        alone = encoder.backbone({name: tf.cast(x, tf.int32) for name, x in inputs.items()})
+        assert vector == pytest.approx(alone[0, 0].numpy(), abs=1e-5)
+    assert vectors.shape == (4, encoder.backbone.hidden_dim)
+
+
+def test_vectors_can_be_projected_as_in_pretraining(
+    preset: Path, encoder: SentenceEncoder, pretrainer: CocoLMPretrainer
+):
+    expected = pretrainer.projection(tf.constant(encoder.encode(SENTENCES))).numpy()
+    projecting = SentenceEncoder(str(preset), projected=True)
+    assert projecting.encode(SENTENCES) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_preset_without_projection_is_named(preset: Path, tmp_path: Path):
+    copied = tmp_path / "preset"
+    shutil.copytree(preset, copied)
+    (copied / "pretraining_heads.npz").unlink()
+    with pytest.raises(UserError, match="has no projection"):
+        SentenceEncoder(str(copied), projected=True)
+
+
+def test_what_is_too_long_is_cut(encoder: SentenceEncoder):
+    words = "the cat sat on a mat " * 9
+    vectors = encoder.encode([words, words + "again"])
+    assert np.array_equal(vectors[0], vectors[1])
+
+
+def test_a_folder_that_is_no_preset_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"is not a preset: it has no config\.json"):
+        SentenceEncoder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is not a preset: it has no tokenizer\.json"):
+        SentenceEncoder(str(tmp_path))

@@ -28,22 +28,7 @@ def test_help_names_every_axis():
 
 
 @pytest.mark.slow
-def test_runs_are_compared(model_dir: Path, tmp_path: Path):
-    done = analyze(
-        f"--model_dir={model_dir}",
-        f"--model_dir=again={model_dir}",
-        "--x_axis=hours",
-        f"--output_dir={tmp_path / 'out'}",
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "index.html")
-    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert "again" in page
-    assert {file.stem for file in (tmp_path / "out").glob("*.svg")} == {"loss", "cosine"}
-
-
-@pytest.mark.slow
-def test_a_preset_is_looked_at_with_the_user_s_files(tmp_path: Path):
+def test_a_preset_and_runs_are_analyzed(model_dir: Path, tmp_path: Path):
     preset = write_tiny_preset(tmp_path)
     (tmp_path / "pairs.jsonl").write_text(
         '{"sentence1": "a cat saw rain", "sentence2": "a dog saw rain", "score": 5}\n'
@@ -65,42 +50,33 @@ def test_a_preset_is_looked_at_with_the_user_s_files(tmp_path: Path):
         f"--corrupted_texts={tmp_path / 'mistakes.tsv'}",
         f"--minimal_pairs={tmp_path / 'minimal.jsonl'}",
         f"--scores={tmp_path}",
+        f"--model_dir={model_dir}",
+        f"--model_dir=again={model_dir}",
+        "--x_axis=hours",
         f"--output_dir={tmp_path / 'out'}",
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "index.html")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "mine" in page and "again" in page
     figures = {file.stem for file in (tmp_path / "out").glob("*.png")}
     assert figures >= {"cosines", "map", "calibration_texts", "frequency_texts", "minimal_pairs"}
-    assert "scores_over_fractions" in figures
+    assert figures >= {"scores_over_fractions", "loss", "cosine"} and "lm_loss" not in figures
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(results) == {"spaces", "detection", "calibration", "minimal_pairs", "scores"}
+    assert set(results) == {"spaces", "detection", "calibration", "minimal_pairs", "scores", "runs"}
     assert set(results["minimal_pairs"]["mine"]["all"]) == {"masked", "corrective", "detection"}
-
-    (tmp_path / "mistakes.tsv").write_text("original\tcorrupted\na cat\n")
-    *_, said = analyze.mistakes(
-        f"--preset=mine={preset}",
-        f"--corrupted_texts={tmp_path / 'mistakes.tsv'}",
-        f"--output_dir={tmp_path / 'other'}",
-    )
-    path = tmp_path / "mistakes.tsv"
-    assert said == f"error: {path}:2 has 1 columns, not 2; there is no good row."
-    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "--output_dir"),
         (["--output_dir=out"], "there is nothing to analyze"),
         (["--output_dir=out", "--preset=/nowhere"], "--preset=/nowhere is not a folder."),
         (["--output_dir=out", "--model_dir=a=/nowhere"], "--model_dir=/nowhere is not a folder."),
         (["--output_dir=out", "--preset=."], "--preset needs one of --pairs, --data"),
         (["--output_dir=out", "--preset=a=.", "--preset=a=.", "--pairs=p"], "two are called 'a'"),
-        (["--output_dir=out", "--model_dir=.", "--pairs=p"], "--pairs is what presets are looked"),
-        (["--output_dir=out", "--model_dir=.", "--corrupted_texts=p"], "--corrupted_texts is what"),
+        (["--output_dir=out", "--model_dir=.", "--pairs=p"], "--pairs is for presets"),
         (["--output_dir=out", "--scores=/nowhere"], "--scores=/nowhere is not a folder."),
-        (["--output_dir=out", "--preset=.", "--corruption=none"], "--corruption"),
-        (["--output_dir=out", "--texts=1"], "--texts"),
-        (["--output_dir=out", "--x_axis=years"], "--x_axis"),
     ],
     ids=str,
 )

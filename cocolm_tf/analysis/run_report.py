@@ -1,18 +1,33 @@
-"""A trained model at work on a few sentences: what is masked, replaced, flagged and corrected."""
+"""The report of a run: its curves, and its models at work on a few sentences."""
 
 import dataclasses
+import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 
+import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
+from tqdm import tqdm
 
+from cocolm_tf import files
+from cocolm_tf.analysis.figures import draw_curves, plots_of
+from cocolm_tf.analysis.glossary import METRICS
+from cocolm_tf.analysis.pages import OutputFolder, metric_rows
+from cocolm_tf.analysis.runs import config_file, elapsed_seconds, load_run, read_run
+from cocolm_tf.costs.flops import pretraining_flops
 from cocolm_tf.data.augmentation import SpecialTokens
 from cocolm_tf.errors import UserError
+from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.segmenter import WORD_START
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
+from cocolm_tf.training.build import build_pretrainer
+from cocolm_tf.training.preset import BACKBONE_FILENAME
+from cocolm_tf.training.stages import Total, tokens_per_step
+from cocolm_tf.units import duration, si
 
 SENTENCES = (
     "Returns a list of the names of all files in the given directory.",
@@ -50,7 +65,7 @@ class Token:
     # be said about the token, or the model has no LM head.
     guesses: tuple[tuple[str, float], ...] = ()
     original: str | None = None  # the token that belongs here; None where it is not known
-    was_asked: bool = False  # whether it was masked, or is a mistake
+    is_target: bool = False  # whether it was masked, or is a mistake
 
     @property
     def is_flagged(self) -> bool:
@@ -58,14 +73,14 @@ class Token:
         return self.replaced > _FLAGGED
 
     @property
-    def is_remarkable(self) -> bool:
+    def is_listed(self) -> bool:
         """Whether the token was masked, given as a mistake, or flagged."""
-        return self.was_asked or self.is_flagged
+        return self.is_target or self.is_flagged
 
     @property
     def verdict(self) -> str:
-        """How the model did at the token, one of `VERDICTS`; empty if neither asked nor flagged."""
-        if self.original is None or not self.is_remarkable:
+        """How the model did at a target or flagged token, one of `VERDICTS`; empty elsewhere."""
+        if self.original is None or not self.is_listed:
             return ""
         if self.piece == self.original:
             return "false alarm" if self.is_flagged else "kept"
@@ -87,13 +102,12 @@ class Demonstration:
         """Formats the demonstration for a terminal."""
         lines = ["Masked, and replaced by the auxiliary model ([x]: flagged by the copy head)"]
         for sentence in self.corrupted:
-            lines += ["", *_wrapped("masked", _masked_text(sentence))]
-            lines += _wrapped("read", _read_text(sentence))
-            lines += [_line(token) for token in sentence if token.is_remarkable]
+            lines += ["", *_plain_text("masked", sentence), *_plain_text("read", sentence)]
+            lines += [_plain_token(token) for token in sentence if token.is_listed]
         lines += ["", "Read as written ([x]: flagged by the copy head)"]
         for sentence in self.as_written:
-            lines += ["", *_wrapped("read", _read_text(sentence))]
-            lines += [_line(token) for token in sentence if token.is_remarkable]
+            lines += ["", *_plain_text("read", sentence)]
+            lines += [_plain_token(token) for token in sentence if token.is_listed]
         return "\n".join(lines)
 
 
@@ -179,14 +193,14 @@ class _Models:
         if len(wrong_ids) != 1 or len(right_ids) != 1:
             return self.read(ids)  # no one token would be right
         is_wrong = ids == wrong_ids[0]
-        asked = set(np.flatnonzero(is_wrong[0].numpy()))
-        return self.read(ids, tf.where(is_wrong, right_ids[0], ids), asked)
+        targets = set(np.flatnonzero(is_wrong[0].numpy()))
+        return self.read(ids, tf.where(is_wrong, right_ids[0], ids), targets)
 
     def read(
         self,
         ids: tf.Tensor,
         originals: tf.Tensor | None = None,
-        asked: set[int] | frozenset[int] = frozenset(),
+        targets: Container[int] = (),
     ) -> tuple[Token, ...]:
         """The main model's predictions at each ordinary token."""
         hidden = self._pretrainer.backbone(self._inputs(ids))
@@ -197,9 +211,9 @@ class _Models:
                 self._vocabulary[ids[0, position]],
                 float(replaced[position]),
                 original=None if originals is None else self._vocabulary[originals[0, position]],
-                was_asked=position in asked,
+                is_target=position in targets,
             )
-            if token.is_remarkable:
+            if token.is_listed:
                 guesses = self._guess(hidden[:, position])
                 token = dataclasses.replace(token, guesses=guesses)
             tokens.append(token)
@@ -224,42 +238,129 @@ class _Models:
         return {"token_ids": ids, "padding_mask": tf.ones_like(ids)}
 
 
-def shown(piece: str) -> str:
+def split_piece(piece: str) -> tuple[str, str]:
+    """The white space before a piece, and its text."""
+    return " " * piece.startswith(WORD_START), piece.removeprefix(WORD_START)
+
+
+def display(piece: str) -> str:
     """A piece of the vocabulary for display: with "##" where it continues a word."""
     space, word = split_piece(piece)
     return (word or piece) if space else f"##{word}"
 
 
-def split_piece(piece: str) -> tuple[str, str]:
-    """The white space before a piece, and its text."""
-    starts_word = piece.startswith(WORD_START)
-    return " " * starts_word, piece.removeprefix(WORD_START)
-
-
-def _masked_text(sentence: Sequence[Token]) -> str:
+def _plain_text(name: str, sentence: Sequence[Token]) -> list[str]:
+    """The lines of a sentence as it was `masked` or as it was `read`."""
     text = ""
     for token in sentence:
-        space, word = split_piece(token.original)
-        text += space + ("____" if token.was_asked else word)
-    return text.strip()
+        space, word = split_piece(token.original if name == "masked" else token.piece)
+        if name == "masked" and token.is_target:
+            word = "____"
+        elif name == "read" and token.is_flagged:
+            word = f"[{word}]"
+        text += space + word
+    indents = {"initial_indent": f"  {name:8}", "subsequent_indent": " " * 10}
+    return textwrap.wrap(text.strip(), 100, **indents)
 
 
-def _read_text(sentence: Sequence[Token]) -> str:
-    text = ""
-    for token in sentence:
-        space, word = split_piece(token.piece)
-        text += space + (f"[{word}]" if token.is_flagged else word)
-    return text.strip()
-
-
-def _wrapped(name: str, text: str, width: int = 100) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=f"  {name:8}", subsequent_indent=" " * 10)
-
-
-def _line(token: Token) -> str:
-    change = shown(token.piece)
+def _plain_token(token: Token) -> str:
+    change = display(token.piece)
     if token.original not in (None, token.piece):
-        change += f" (was {shown(token.original)})"
-    guesses = ", ".join(f"{shown(piece)} {share:.2f}" for piece, share in token.guesses)
+        change += f" (was {display(token.original)})"
+    guesses = ", ".join(f"{display(piece)} {share:.2f}" for piece, share in token.guesses)
     line = f"    {change:28} replaced {token.replaced:.2f}  {token.verdict:12} {guesses}"
     return line.rstrip()
+
+
+def write_report(
+    model_dir: str, output_dir: str, texts: Sequence[str] = (), seed: int = 0
+) -> tuple[str, Demonstration | None]:
+    """Writes the report of a run: one page of HTML, and its plots as PNG files.
+
+    The report of an unfinished run has no demonstration.
+
+    Args:
+        model_dir: the run's folder.
+        output_dir: gets `index.html` and a PNG file for each plot.
+        texts: sentences to demonstrate on; none for those at hand.
+        seed: Decides what the demonstration masks and samples.
+
+    Returns:
+        The path of the page, and the demonstration.
+
+    Raises:
+        UserError: if the folder is not that of a run, or a text cannot be read by the model.
+
+    Example:
+    ```python
+    path, demonstration = write_report("runs/first", "runs/first/report")
+    ```
+    """
+    run = read_run(files.name(model_dir), model_dir)
+    config, demonstration = run.config, None
+    if texts or files.is_file(os.path.join(model_dir, "preset", BACKBONE_FILENAME)):
+        pretrainer, tokenizer = load_run(model_dir)
+        if pretrainer.copy_head or texts:
+            fraction = config.data.mask_fraction
+            demonstration = demonstrate(pretrainer, tokenizer, texts, fraction, seed)
+    else:
+        pretrainer = build_pretrainer(config, config.model.vocabulary_size - 1)
+    output = OutputFolder(output_dir)
+    plots = plots_of(run)
+    for plot in tqdm(plots, desc="drawing", unit="plot"):
+        output.add_figure(plot.name, draw_curves(plot, [run]), ["png"])
+    step, planned, final = int(run.log["step"].max()), config.trainer.train_steps, run.final()
+    headline = {
+        "steps": f"{step:,}" if step == planned else f"{step:,} of {planned:,}",
+        "tokens read": si(Total(config, tokens_per_step)(step)),
+        "time": duration(elapsed_seconds(run.log).max()),
+    }
+    sections = {"results": "Results", "curves": "Curves", "models": "Model and configuration"}
+    if demonstration:
+        sections = {
+            "corrupted": "Corruption and correction",
+            "as_written": "Sentences as written",
+            **sections,
+        }
+    path = output.add_page(
+        "report.html",
+        run.name,
+        headline,
+        sections,
+        demonstration=demonstration,
+        verdicts=VERDICTS,
+        display=display,
+        split_piece=split_piece,
+        final=final,
+        results=metric_rows(pd.DataFrame({"value": final}), METRICS),
+        plots=plots,
+        models=_model_rows(pretrainer),
+        flops=si(sum(pretraining_flops(config).values()), "FLOP"),
+        configuration=files.read_text(config_file(model_dir)),
+    )
+    return path, demonstration
+
+
+def _model_rows(pretrainer: CocoLMPretrainer) -> list[list[str]]:
+    """The sizes of the models, and the parameters that each does not share with those before it."""
+    main = pretrainer.backbone
+    rows = [_model_row("main model", main, main.trainable_variables)]
+    counted = {id(variable) for variable in main.trainable_variables}
+    if pretrainer.auxiliary is not None:
+        auxiliary = pretrainer.auxiliary.backbone
+        own = [v for v in auxiliary.weights if id(v) not in counted]
+        rows.append(_model_row("auxiliary model", auxiliary, own))
+        counted |= {id(variable) for variable in own}
+    heads = [v for v in pretrainer.trainable_variables if id(v) not in counted]
+    return [*rows, ["heads", "", "", "", "", f"{_count(heads):,}"]]
+
+
+def _model_row(
+    name: str, backbone: CocoLMBackbone, variables: Iterable[keras.Variable]
+) -> list[str]:
+    sizes = ("num_layers", "hidden_dim", "num_heads", "intermediate_dim")
+    return [name, *(f"{getattr(backbone, size):,}" for size in sizes), f"{_count(variables):,}"]
+
+
+def _count(variables: Iterable[keras.Variable]) -> int:
+    return sum(int(variable.value.shape.num_elements()) for variable in variables)

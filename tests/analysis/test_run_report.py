@@ -1,37 +1,33 @@
-import shutil
+"""The report of a run, and the demonstration of its models."""
+
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.analysis import demonstration
-from cocolm_tf.analysis.demonstration import VERDICTS, Demonstration, Token, demonstrate, shown
-from cocolm_tf.analysis.presets import load_run
+from cocolm_tf import files
+from cocolm_tf.analysis import run_report
+from cocolm_tf.analysis.figures import PLOTS
+from cocolm_tf.analysis.run_report import (
+    VERDICTS,
+    Demonstration,
+    Token,
+    demonstrate,
+    display,
+    write_report,
+)
+from cocolm_tf.analysis.runs import load_run
 from cocolm_tf.errors import UserError
 from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import build_pretrainer
-from cocolm_tf.training.config import PretrainingConfig, save_config
+from cocolm_tf.training.config import PretrainingConfig
 
+MARKUP = "the cat sat on a <mat>"
 TEXT = "the cat sat on a mat and the dog ran to its house"
 Loaded = tuple[CocoLMPretrainer, CocoLMTokenizer]
-
-
-@pytest.fixture(scope="module")
-def pretrainer(
-    config: PretrainingConfig, preset: Path, tmp_path_factory: pytest.TempPathFactory
-) -> CocoLMPretrainer:
-    run = tmp_path_factory.mktemp("run")
-    save_config(config, str(run / "config.yaml"))
-    shutil.copytree(preset, run / "preset")
-    return load_run(str(run))[0]
-
-
-@pytest.fixture
-def loaded(pretrainer: CocoLMPretrainer, preset: Path) -> Loaded:
-    # A tokenizer does not outlive the building of the next model.
-    return pretrainer, CocoLMTokenizer.from_preset(str(preset))
 
 
 def pieces(sentence: tuple[Token, ...], originals: bool = False) -> list[str]:
@@ -61,7 +57,7 @@ def test_verdicts(token: Token, verdict: str):
 
 
 def test_a_piece_within_a_word_is_shown_as_such():
-    assert (shown("▁cat"), shown("s"), shown("▁")) == ("cat", "##s", "▁")
+    assert (display("▁cat"), display("s"), display("▁")) == ("cat", "##s", "▁")
 
 
 def test_masked_tokens_are_replaced_by_the_auxiliary_model_s(loaded: Loaded):
@@ -69,13 +65,16 @@ def test_masked_tokens_are_replaced_by_the_auxiliary_model_s(loaded: Loaded):
     (sentence,) = demonstrate(pretrainer, tokenizer, [TEXT], mask_fraction=0.3).corrupted
     ids = tokenizer(TEXT).numpy()
     assert pieces(sentence, originals=True) == [tokenizer.id_to_token(id) for id in ids]
-    assert sum(token.was_asked for token in sentence) == round(0.3 * len(ids))
+    assert sum(token.is_target for token in sentence) == round(0.3 * len(ids))
     changed = [token for token in sentence if token.piece != token.original]
-    assert changed and all(token.was_asked for token in changed)
+    assert changed and all(token.is_target for token in changed)
 
 
 def test_the_auxiliary_model_sees_the_mask_and_its_word_counts(finished_run: Path):
     pretrainer, tokenizer = load_run(str(finished_run))
+    # In float32, with what was trained.
+    assert pretrainer.compute_dtype == pretrainer.backbone.compute_dtype == "float32"
+    np.testing.assert_array_equal(pretrainer.copy_head.kernel, np.arange(16))
     # A bias that leaves no choice.
     wanted = tokenizer.token_to_id("▁dog")
     bias = np.zeros(len(tokenizer.get_vocabulary()), np.float32)
@@ -86,9 +85,9 @@ def test_the_auxiliary_model_sees_the_mask_and_its_word_counts(finished_run: Pat
     forward = backbone.states_at
     backbone.states_at = lambda inputs, *args: seen.append(inputs) or forward(inputs, *args)
     (sentence,) = demonstrate(pretrainer, tokenizer, [TEXT], 0.3).corrupted
-    assert {token.piece for token in sentence if token.was_asked} == {"▁dog"}
+    assert {token.piece for token in sentence if token.is_target} == {"▁dog"}
     masked = seen[0]["token_ids"].numpy()[0, 1:-1] == tokenizer.mask_token_id
-    assert masked.tolist() == [token.was_asked for token in sentence]
+    assert masked.tolist() == [token.is_target for token in sentence]
 
 
 def test_probabilities_are_those_of_the_heads(loaded: Loaded):
@@ -117,33 +116,33 @@ def test_the_seed_decides(loaded: Loaded):
     assert first.corrupted != other.corrupted
     assert first.as_written == other.as_written
     # Each sentence has masks of its own.
-    assert len({tuple(token.was_asked for token in s) for s in first.corrupted}) > 1
+    assert len({tuple(token.is_target for token in s) for s in first.corrupted}) > 1
 
 
 def test_short_sentences_get_a_mask_too(loaded: Loaded):
     (sentence,) = demonstrate(*loaded, ["cat"]).corrupted
-    assert [token.was_asked for token in sentence] == [True]
+    assert [token.is_target for token in sentence] == [True]
 
 
 def test_mistakes_are_judged_as_replacements(loaded: Loaded, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(demonstration, "SENTENCES", (TEXT,))
+    monkeypatch.setattr(run_report, "SENTENCES", (TEXT,))
     monkeypatch.setattr(
-        demonstration,
+        run_report,
         "MISTAKES",
         (("the cat sat on a dog", "dog", "mat"), ("the xyzzy cat sat", "xyzzy", "dog")),
     )
     known, unknown = demonstrate(*loaded).as_written
-    assert [(t.piece, t.original) for t in known if t.was_asked] == [("▁dog", "▁mat")]
-    assert all(token.original == token.piece for token in known if not token.was_asked)
+    assert [(t.piece, t.original) for t in known if t.is_target] == [("▁dog", "▁mat")]
+    assert all(token.original == token.piece for token in known if not token.is_target)
     # No one token stands for the right word.
     assert all(token.original is None for token in unknown)
 
 
 def test_the_default_sentences_can_be_read(loaded: Loaded):
     # A vocabulary that spells them out needs more positions than this model has.
-    words = [*demonstration.SENTENCES, *(sentence for sentence, _, _ in demonstration.MISTAKES)]
+    words = [*run_report.SENTENCES, *(sentence for sentence, _, _ in run_report.MISTAKES)]
     assert all(len(sentence.split()) < 24 for sentence in words)
-    for sentence, wrong, right in demonstration.MISTAKES:
+    for sentence, wrong, right in run_report.MISTAKES:
         assert sentence.rstrip(".").replace(",", "").split().count(wrong) == 1
         assert right != wrong
 
@@ -181,21 +180,6 @@ def test_an_objective_without_a_copy_head_is_told(config: PretrainingConfig, pre
         demonstrate(pretrainer, CocoLMTokenizer.from_preset(str(preset)), [TEXT])
 
 
-def test_a_run_computes_in_float32_with_what_it_trained(finished_run: Path):
-    pretrainer, tokenizer = load_run(str(finished_run))
-    assert pretrainer.compute_dtype == pretrainer.backbone.compute_dtype == "float32"
-    np.testing.assert_array_equal(pretrainer.copy_head.kernel, np.arange(16))
-    assert tokenizer.mask_token_id == pretrainer.mask_token_id
-
-
-def test_a_run_without_a_preset_is_told(model_dir: Path):
-    with pytest.raises(UserError, match="has no preset yet"):
-        load_run(str(model_dir))
-    (model_dir / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"has no config\.yaml"):
-        load_run(str(model_dir))
-
-
 def test_plain_text():
     sentence = (
         Token("▁The", 0.1, original="▁The"),
@@ -213,3 +197,59 @@ def test_plain_text():
         "ran replaced 0.05 kept ran 0.90",
     ]
     assert squeezed[-2] == "read The [dog]"
+
+
+@pytest.fixture(autouse=True)
+def _few_plots(monkeypatch: pytest.MonkeyPatch):
+    """Drawing takes most of the time of a report."""
+    monkeypatch.setattr(run_report, "plots_of", lambda run: PLOTS[:2])
+
+
+def test_a_finished_run_is_reported_with_its_demonstration(
+    finished_run: Path, tmp_path: Path, to_store
+):
+    output = tmp_path / "new" / "report"
+    path, demonstration = write_report(str(finished_run), str(output), [MARKUP])
+    assert path == str(output / "index.html")
+    images = [f"{plot.name}.png" for plot in PLOTS[:2]]
+    assert {file.name for file in output.iterdir()} == {"index.html", *images}
+    assert all((output / image).read_bytes()[:4] == b"\x89PNG" for image in images)
+
+    written = Path(path).read_text(encoding="utf-8")
+    assert written.count("<svg ") == len(images)
+    # Nothing is fetched, and what the user wrote is text.
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", written)
+    assert "<mat>" not in written and "mat" in written
+    assert re.search(r'<span class="label">masked</span> ?\S', written)
+    assert '<span class="mask"></span>' in written and 'class="token' in written
+    assert len(demonstration.corrupted) == len(demonstration.as_written) == 1
+    assert "mixed_bfloat16" in written  # as the run was, not as it is demonstrated
+    assert "The last validation, at step 40." in written
+    assert ">0.525<" in written and ">52.5%<" in written
+    assert "3.84 k" in written  # 40 steps of 4 sequences of 24 tokens
+
+    # Run and report may lie on a store.
+    there = to_store(finished_run)
+    path, _ = write_report(there, f"{there}/report", [MARKUP])
+    assert files.read_text(path) == written
+    assert files.read_bytes(f"{there}/report/{images[0]}") == (output / images[0]).read_bytes()
+
+
+def test_a_run_that_goes_on_has_no_demonstration_yet(model_dir: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "index.html").write_text("old")
+    (output / "notes.txt").write_text("mine")
+    path, demonstration = write_report(str(model_dir), str(output))
+    assert demonstration is None
+    written = Path(path).read_text(encoding="utf-8")
+    assert "auxiliary model" in written and 'class="sentence"' not in written
+    assert (output / "notes.txt").read_text() == "mine"
+    with pytest.raises(UserError, match="no preset yet"):
+        write_report(str(model_dir), str(tmp_path / "other"), [MARKUP])
+
+
+def test_nothing_is_written_for_a_text_that_cannot_be_read(finished_run: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="the model reads"):
+        write_report(str(finished_run), str(tmp_path / "out"), ["cat " * 50])
+    assert not (tmp_path / "out").exists()
