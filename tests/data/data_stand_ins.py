@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from cocolm_tf.data import build
 from cocolm_tf.data.shards import Manifest
 from cocolm_tf.data.sources import Source
-from cocolm_tf.tokenization import vocabulary
 
 
 class WordTokenizer:
@@ -58,6 +56,10 @@ class Lists(Source):
 
 def dataset_maker(patch: pytest.MonkeyPatch, output_dir: str) -> Callable[..., Manifest]:
     """A function that builds a dataset in this process, with `WordTokenizer`."""
+    # Not above: the processes that tests start import this module, and need neither.
+    from cocolm_tf.data import build
+    from cocolm_tf.tokenization import vocabulary
+
     patch.setattr(vocabulary, "load_vocabulary", lambda directory: WordTokenizer())
 
     def make(documents: Iterable[str] | None = None, **changes: Any) -> Manifest:
