@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # A flag's value that begins with `configs/` is the installed file of that name, unless there is
     # one in the current folder.
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    folder = _shipped("scripts")
+    folder = shipped("scripts")
     commands = sorted(name[:-3] for name in files.list_dir(folder) if name.endswith(".py"))
     if not arguments or arguments[0] in ("-h", "--help", "--helpshort", "help"):
         print("\n".join([_USAGE, "", *(_summary(folder, name) for name in commands)]))
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runpy.run_path(program, run_name="__main__")
 
 
-def _shipped(name: str) -> str:
+def shipped(name: str) -> str:
     """The folder `scripts` or `configs`, within the package or beside it."""
     package = os.path.dirname(files.absolute(__file__))
     within = os.path.join(package, name)
@@ -53,7 +53,7 @@ def _summary(folder: str, command: str) -> str:
 def _with_shipped_config(flag: str) -> str:
     name, equals, value = flag.rpartition("=")
     if value.startswith(_CONFIGS) and not files.exists(value):
-        shipped = os.path.join(_shipped("configs"), value.removeprefix(_CONFIGS))
-        if files.exists(shipped):
-            return f"{name}{equals}{shipped}"
+        path = os.path.join(shipped("configs"), value.removeprefix(_CONFIGS))
+        if files.exists(path):
+            return f"{name}{equals}{path}"
     return flag

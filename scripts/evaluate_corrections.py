@@ -55,19 +55,24 @@ def main() -> None:
     texts = _texts(given[0])
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.corrections.evaluation import as_json, evaluate, judge, report
+    from cocolm_tf.corrections.evaluation import (
+        as_json,
+        evaluate,
+        predict_corrections,
+        report,
+    )
     from cocolm_tf.corrections.texts import apply_edits
 
     with files.local_copy(FLAGS.preset) as local:
-        judged = judge(local, [marked.text for marked in texts], FLAGS.batch_size)
+        words = predict_corrections(local, [marked.text for marked in texts], FLAGS.batch_size)
     try:
-        found = evaluate(texts, judged, FLAGS.threshold, FLAGS.seed)
+        found = evaluate(texts, words, FLAGS.threshold, FLAGS.seed)
     except ValueError as error:
         raise UserError(f"--{given[0]}={FLAGS[given[0]].value}: {error}.") from error
     if FLAGS.output_file:
         corrected = (
             apply_edits(marked.text, one.edits(marked.text, found["threshold"]))
-            for marked, one in zip(texts, judged, strict=True)
+            for marked, one in zip(texts, words, strict=True)
         )
         lines = "".join(" ".join(text.split()) + "\n" for text in corrected)
         files.write_text(FLAGS.output_file, lines)
@@ -92,7 +97,9 @@ def _texts(kind: str) -> list:
         raise UserError(f"--made_in={FLAGS.made_in} has no sentences.")
     words = mistakes.frequent_words(found)
     maker = mistakes.MistakeMaker(dictionary, words, FLAGS.mistake_rate)
-    chosen = mistakes.spread(found, FLAGS.passages)
+    # Equally spaced.
+    count = min(FLAGS.passages, len(found))
+    chosen = [found[len(found) * number // count] for number in range(count)]
     return [maker(text, f"{FLAGS.seed} {number}") for number, text in enumerate(chosen)]
 
 

@@ -10,13 +10,13 @@ resumes. See docs/corrections.md.
 """
 
 import itertools
-import os
 
 from absl import flags
 
 from cocolm_tf import files, program
 from cocolm_tf.data.source_flags import define_source_flags
 from cocolm_tf.errors import UserError
+from cocolm_tf.finetuning.flags import shipped_config
 
 flags.DEFINE_string("preset", None, "Folder that pretraining wrote.", required=True)
 flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
@@ -40,7 +40,6 @@ flags.DEFINE_string(
 flags.DEFINE_string("corrected_column", "corrected", "--train_file: what they should be.")
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 # Words of a row of tokens: English has some 1.4 tokens a word, and mistakes have more.
 WORDS_PER_TOKEN = 0.6
 
@@ -54,8 +53,8 @@ def main() -> str:
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.training.config import load_config
 
-    default = os.path.join(ROOT, "configs", "finetune", "correction.yaml")
-    config = load_config(FLAGS.config_file or default, FLAGS.params_override)
+    config_file = FLAGS.config_file or shipped_config("correction.yaml")
+    config = load_config(config_file, FLAGS.params_override)
     texts, maker, source = _texts(config.data.sequence_length)
 
     from cocolm_tf.corrections.training import Examples, finetune_correction

@@ -1,23 +1,20 @@
 """Fine-tunes a pretrained model to embed texts, on pairs, triplets or similarities of one's own."""
 
-import os
 from typing import Any
 
 from absl import flags
 
-from cocolm_tf import files, program
-from cocolm_tf.data.table_task import table_name
+from cocolm_tf import program
 from cocolm_tf.errors import UserError
-from cocolm_tf.finetuning.flags import define_run_flags, run_from_flags
+from cocolm_tf.finetuning.flags import (
+    TABLE_FORMATS,
+    data_from_flags,
+    define_file_flags,
+    define_run_flags,
+    run_from_flags,
+)
 
-flags.DEFINE_string(
-    "train_file", None, "Table to learn from: .tsv, .csv or .jsonl, with named columns."
-)
-flags.DEFINE_string(
-    "name",
-    "",
-    "What the task is called in results, and its folder. By default as the table to learn from.",
-)
+define_file_flags(TABLE_FORMATS, has_test=False)
 flags.DEFINE_string("first_column", None, "Column of the first texts, as queries.")
 flags.DEFINE_string("second_column", None, "Column of the second texts, as documents.")
 flags.DEFINE_multi_string(
@@ -31,19 +28,14 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "score_range", ["0", "1"], "The scores that mean nothing in common, and the same."
 )
-flags.DEFINE_string("dev_file", "", "Table to choose the best epoch by.")
 flags.DEFINE_string(
     "dev_score_column", "", "Column of scores in --dev_file, if not --score_column."
-)
-flags.DEFINE_float(
-    "dev_fraction",
-    0.1,
-    "Without --dev_file and --retrieval_dir: the share of the training rows to split off.",
 )
 flags.DEFINE_string(
     "retrieval_dir",
     "",
-    "Folder with corpus.jsonl, queries.jsonl and qrels/PART.tsv, as BEIR has them, to measure on.",
+    "Folder with corpus.jsonl, queries.jsonl and qrels/PART.tsv, as BEIR has them, to measure on. "
+    "With it, no training rows are split off.",
 )
 flags.DEFINE_string("retrieval_part", "test", "PART of --retrieval_dir.")
 flags.DEFINE_enum(
@@ -64,62 +56,28 @@ flags.DEFINE_float(
     "Divides the cosines that are told apart; without scores.",
     lower_bound=1e-6,
 )
-flags.DEFINE_float(
-    "max_bad_share",
-    0.0,
-    "The share of a file's rows that may be left out because something is wrong with them.",
-)
-flags.DEFINE_string(
-    "encoding",
-    "",
-    "Encoding of the tables that have no byte order mark, as cp1252. By default UTF-8.",
-)
-flags.DEFINE_string(
-    "delimiter",
-    "",
-    "What separates the columns of .csv and .tsv, as ';' or '\\t'. By default a comma and a tab.",
-)
 define_run_flags()
 flags.mark_flags_as_required(["train_file", "first_column", "second_column"])
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
-    name = FLAGS.name or table_name(FLAGS.train_file)
     if FLAGS.score_column and FLAGS.negative_column:
         raise UserError("--negative_column goes without --score_column.")
-    data = {
-        "name": name,
-        "train_file": files.absolute(FLAGS.train_file),
+    names = ["train_file", "dev_file", "dev_fraction", "max_bad_share", "encoding", "delimiter"]
+    names += ["score_column", "dev_score_column", "retrieval_dir", "retrieval_part"]
+    data = data_from_flags(names) | {
         "columns": [FLAGS.first_column, FLAGS.second_column, *FLAGS.negative_column],
-        "score_column": FLAGS.score_column,
         "score_range": _numbers("score_range", float, 2),
-        "dev_file": files.absolute(FLAGS.dev_file) if FLAGS.dev_file else "",
-        "dev_score_column": FLAGS.dev_score_column,
-        "dev_fraction": FLAGS.dev_fraction,
-        "retrieval_dir": files.absolute(FLAGS.retrieval_dir) if FLAGS.retrieval_dir else "",
-        "retrieval_part": FLAGS.retrieval_part,
-        "max_bad_share": FLAGS.max_bad_share,
-        "encoding": FLAGS.encoding,
-        "delimiter": FLAGS.delimiter,
     }
-    dimensions = _numbers("dimensions", int)
-
-    def make_task(**fields: Any) -> Any:
-        from cocolm_tf.finetuning.tasks.embedding import EmbeddingTask
-
-        return EmbeddingTask(
-            data=data,
-            pooling=FLAGS.pooling,
-            dimensions=dimensions,
-            temperature=FLAGS.temperature,
-            **fields,
-        )
-
-    configs = os.path.join(ROOT, "configs", "finetune")
-    return run_from_flags(name, make_task, configs, settings="embeddings")
+    arguments = {
+        "data": data,
+        "pooling": FLAGS.pooling,
+        "dimensions": _numbers("dimensions", int),
+        "temperature": FLAGS.temperature,
+    }
+    return run_from_flags(data["name"], "embedding", arguments, settings="embeddings")
 
 
 def _numbers(flag: str, kind: type, count: int = 0) -> list[Any]:

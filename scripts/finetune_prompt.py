@@ -11,19 +11,19 @@ Of a table of one's own:
         --label_word="5=great|good" --output_dir=runs/few
 """
 
-import os
-from typing import Any
-
 from absl import flags
 
-from cocolm_tf import files, program
+from cocolm_tf import program
+from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.flags import (
+    benchmark_from_flags,
     check_start_flags,
-    define_glue_flags,
+    define_benchmark_flags,
     define_start_flags,
     define_table_flags,
     run_from_flags,
+    shipped_config,
     table_from_flags,
 )
 
@@ -31,8 +31,8 @@ from cocolm_tf.finetuning.flags import (
 SEEDS = (13, 21, 42, 87, 100)
 
 define_start_flags(search_reduction=1)
-define_glue_flags(required=False)
-define_table_flags(required=False)
+define_benchmark_flags(GLUE_TASKS, "TSV files of GLUE, with RTE/train.tsv and so on")
+define_table_flags()
 flags.DEFINE_string(
     "template",
     "",
@@ -53,9 +53,6 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("splits", 5, "How many draws of these.", lower_bound=1)
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
-CONFIGS = os.path.join(ROOT, "configs", "finetune")
-CONFIG_FILE = os.path.join(CONFIGS, "prompts.yaml")
 
 
 def main() -> str:
@@ -69,44 +66,25 @@ def main() -> str:
         raise UserError("give either --task, one of GLUE, or --train_file, a table of your own.")
     if FLAGS.train_file and not FLAGS.template:
         raise UserError("--template is missing: '{first} It was {mask} .' or the like.")
-    name = FLAGS.task or table_from_flags()["name"]
-    make_task = _of_glue if FLAGS.task else _of_table
+
+    from cocolm_tf.data.table_task import read_table_task
+    from cocolm_tf.finetuning.tasks.prompting import prompt_of_glue, prompt_of_table
+
+    config_file = shipped_config("prompts.yaml")
+    if FLAGS.task:
+        name, data = FLAGS.task, {"glue": benchmark_from_flags()}
+        prompt = prompt_of_glue(FLAGS.config_file or config_file, FLAGS.task)
+    else:
+        table = table_from_flags()
+        name, data = table["name"], {"table": table}
+        prompt = prompt_of_table(FLAGS.template, FLAGS.label_word, read_table_task(**table))
     return run_from_flags(
         f"{name}-prompts",
-        make_task,
-        CONFIGS,
+        "prompting",
+        {"data": data, **prompt, "shots": FLAGS.shots},
         settings=FLAGS.task or "",
-        config_file=CONFIG_FILE,
+        config_file=config_file,
         seeds=[*SEEDS, *range(SEEDS[-1] + 1, SEEDS[-1] + FLAGS.splits)][: FLAGS.splits],
-    )
-
-
-def _of_glue(**fields: Any) -> Any:
-    from cocolm_tf.finetuning.tasks.prompting import PromptingTask, prompt_of_glue
-
-    prompt = prompt_of_glue(FLAGS.config_file or CONFIG_FILE, FLAGS.task)
-    data_dir = files.absolute(FLAGS.data_dir) if FLAGS.data_dir else None
-    return PromptingTask(
-        data={"glue": {"task": FLAGS.task, "data_dir": data_dir}},
-        template=prompt.template,
-        words=prompt.words,
-        shots=FLAGS.shots,
-        **fields,
-    )
-
-
-def _of_table(**fields: Any) -> Any:
-    from cocolm_tf.data.table_task import read_table_task
-    from cocolm_tf.finetuning.tasks.prompting import PromptingTask, prompt_of_table
-
-    table = table_from_flags()
-    prompt = prompt_of_table(FLAGS.template, FLAGS.label_word, read_table_task(**table))
-    return PromptingTask(
-        data={"table": table},
-        template=prompt.template,
-        words=prompt.words,
-        shots=FLAGS.shots,
-        **fields,
     )
 
 

@@ -1,8 +1,5 @@
 """Fine-tunes a pretrained model on SQuAD 2.0 or 1.1, and scores it on the dev set."""
 
-import os
-from typing import Any
-
 from absl import flags
 
 from cocolm_tf import files, program
@@ -47,7 +44,6 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("n_best", 20, "How many candidates to write for each question.", lower_bound=1)
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
@@ -57,23 +53,13 @@ def main() -> str:
     for name, path in given.items():
         if path and not files.is_file(path):
             raise UserError(f"--{name}_file={path} does not exist.")
-
-    def make_task(**fields: Any) -> Any:
-        from cocolm_tf.finetuning.tasks.question_answering import QuestionAnsweringTask
-
-        return QuestionAnsweringTask(
-            files={part: files.absolute(path) for part, path in given.items() if path},
-            stride=FLAGS.stride,
-            max_question_length=FLAGS.max_question_length,
-            max_answer_length=FLAGS.max_answer_length,
-            n_best=FLAGS.n_best,
-            **fields,
-        )
-
+    names = ("stride", "max_question_length", "max_answer_length", "n_best")
+    arguments = {name: FLAGS[name].value for name in names}
+    arguments["files"] = {part: files.absolute(path) for part, path in given.items() if path}
     changes = {}
     if FLAGS.sequence_length:
         changes["sequence_length"] = ("data.sequence_length", FLAGS.sequence_length)
-    return run_from_flags("squad", make_task, os.path.join(ROOT, "configs", "finetune"), changes)
+    return run_from_flags("squad", "question_answering", arguments, changes=changes)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """Fine-tunes a pretrained model on a table of one's own: TSV, CSV or JSON lines."""
 
-import os
-from typing import Any
-
 from absl import flags
 
-from cocolm_tf import files, program
+from cocolm_tf import program
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.flags import (
     define_classifier_flags,
@@ -28,9 +25,9 @@ flags.DEFINE_bool(
 )
 define_run_flags()
 define_classifier_flags()
+flags.mark_flags_as_required(["train_file", "text_column", "label_column"])
 
 FLAGS = flags.FLAGS
-ROOT = os.path.dirname(os.path.dirname(files.absolute(__file__)))
 
 
 def main() -> str:
@@ -41,19 +38,12 @@ def main() -> str:
         table["label_separator"] = FLAGS.label_separator
     elif FLAGS.tune_thresholds:
         raise UserError("--tune_thresholds goes with --multi_label.")
-
-    def make_task(**fields: Any) -> Any:
-        from cocolm_tf.finetuning.tasks.classification import ClassificationTask
-
-        return ClassificationTask(
-            data={"table": table},
-            class_weights=FLAGS.class_weights,
-            tune_thresholds=FLAGS.tune_thresholds,
-            **fields,
-        )
-
-    configs = os.path.join(ROOT, "configs", "finetune")
-    return run_from_flags(table["name"], make_task, configs, settings="")
+    arguments = {
+        "data": {"table": table},
+        "class_weights": FLAGS.class_weights,
+        "tune_thresholds": FLAGS.tune_thresholds,
+    }
+    return run_from_flags(table["name"], "classification", arguments, settings="")
 
 
 if __name__ == "__main__":

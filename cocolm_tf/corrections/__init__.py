@@ -5,9 +5,8 @@ from cocolm_tf import lazy
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
-        "evaluation": ["evaluate", "judge"],
+        "evaluation": ["evaluate", "gleu", "predict_corrections"],
         "mistakes": ["MistakeMaker", "codespell_dictionary"],
-        "scores": ["gleu"],
         "texts": ["Edit", "MarkedText"],
         "training": ["Examples", "finetune_correction"],
     },

@@ -1,29 +1,33 @@
 """A preset's corrections of texts with known mistakes, and their scores."""
 
+import collections
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 from sklearn import metrics
 from tqdm import tqdm
 
-from cocolm_tf.corrections import scores
-from cocolm_tf.corrections.texts import Edit, MarkedText, apply_edits, single_words
+from cocolm_tf.corrections.texts import Edit, MarkedText, apply_edits, single_words, words_of
 from cocolm_tf.serving.correction import Corrector
 from cocolm_tf.serving.encoder import Encoder, InferenceEncoder
 from cocolm_tf.serving.served_preset import ServedPreset
 from cocolm_tf.serving.signature import Settings
 
+# Of F, in grammatical error correction: a wrong correction costs twice what a missing one does.
+BETA = 0.5
 # The recall at which precision is reported, whatever the threshold.
 RECALL = 0.5
 _BEST = (1, 5)
+_ORDER = 4  # of GLEU's longest n-grams
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgment:
-    """A model's verdicts on the W words of a text; see `Corrector.correct`."""
+class WordPredictions:
+    """A model's predictions for the W words of a text; see `Corrector.correct`."""
 
     starts: np.ndarray  # [W] int
     ends: np.ndarray  # [W] int
@@ -44,7 +48,9 @@ class Judgment:
         return edits
 
 
-def judge(preset: str, texts: Sequence[str], batch_size: int = 16) -> list[Judgment]:
+def predict_corrections(
+    preset: str, texts: Sequence[str], batch_size: int = 16
+) -> list[WordPredictions]:
     """The answers of a preset's `correct` for texts.
 
     Args:
@@ -60,34 +66,31 @@ def judge(preset: str, texts: Sequence[str], batch_size: int = 16) -> list[Judgm
 
     Example:
     ```python
-    judge("runs/corrector/preset", ["He go home."])[0].probabilities
+    predict_corrections("runs/corrector/preset", ["He go home."])[0].probabilities
     ```
     """
     parts = ServedPreset(preset)
     encoder = Encoder(InferenceEncoder(parts.backbone))
     correct = Corrector(parts, encoder, Settings(num_corrections=max(_BEST))).graphs()["correct"]
-    judged: list[Judgment | None] = [None] * len(texts)
+    found: list[WordPredictions | None] = [None] * len(texts)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for first in tqdm(range(0, len(order), batch_size), desc="correcting", unit="batch"):
         chosen = order[first : first + batch_size]
         outputs = correct(tf.constant([texts[i] for i in chosen]))
         outputs = {name: value.numpy() for name, value in outputs.items()}
         for row, index in enumerate(chosen):
-            judged[index] = _judgment({name: value[row] for name, value in outputs.items()})
-    return judged
+            found[index] = _predictions({name: value[row] for name, value in outputs.items()})
+    return found
 
 
-def _judgment(row: dict[str, np.ndarray]) -> Judgment:
-    count = row["num_words"]
+def _predictions(row: dict[str, np.ndarray]) -> WordPredictions:
+    names = ("starts", "ends", "probabilities", "corrections", "correction_probabilities")
+    starts, ends, probabilities, *found = (row[name][: row["num_words"]] for name in names)
     corrections = [
-        [one.decode("utf-8", "replace") for one, share in zip(found, shares, strict=True) if share]
-        for found, shares in zip(
-            row["corrections"][:count], row["correction_probabilities"][:count], strict=True
-        )
+        [one.decode("utf-8", "replace") for one, share in zip(*of_word, strict=True) if share]
+        for of_word in zip(*found, strict=True)
     ]
-    return Judgment(
-        row["starts"][:count], row["ends"][:count], row["probabilities"][:count], corrections
-    )
+    return WordPredictions(starts, ends, probabilities, corrections)
 
 
 def _capitalized(correction: str, word: str) -> str:
@@ -105,51 +108,47 @@ class _Words:
     is_wrong: np.ndarray  # [N] bool
     # Of each wrong word, how many corrections are likelier than the right one; -1 for none of them.
     ranks: np.ndarray
-    kinds: list[str]  # of each wrong word, what kind of mistake it is
+    kinds: np.ndarray  # of each wrong word, what kind of mistake it is
 
 
-def _words(texts: Sequence[MarkedText], judged: Sequence[Judgment]) -> _Words:
-    probabilities, is_wrong, ranks, kinds = [], [], [], []
-    for marked, judgment in zip(texts, judged, strict=True):
+def _words(texts: Sequence[MarkedText], predictions: Sequence[WordPredictions]) -> _Words:
+    is_wrong, ranks, kinds = [], [], []
+    for marked, words in zip(texts, predictions, strict=True):
         right = [
             (start, end, word, edit.kind)
             for edit in marked.edits
             for start, end, word in single_words(marked.text, edit)
         ]
-        probabilities.append(judgment.probabilities)
-        for start, end, found in zip(
-            judgment.starts, judgment.ends, judgment.corrections, strict=True
-        ):
+        for start, end, found in zip(words.starts, words.ends, words.corrections, strict=True):
             over = [one for one in right if one[0] < end and start < one[1]]
             is_wrong.append(bool(over))
             if not over:
                 continue
             first, last, word, kind = over[0]
-            kinds.append(kind)
             rank = -1
             if (first, last) == (start, end) and word is not None:
                 found = [_capitalized(one, marked.text[start:end]) for one in found]
                 rank = found.index(word) if word in found else -1
+            kinds.append(kind)
             ranks.append(rank)
-    return _Words(
-        np.concatenate(probabilities), np.array(is_wrong, bool), np.array(ranks, int), kinds
-    )
+    probabilities = np.concatenate([words.probabilities for words in predictions])
+    return _Words(probabilities, np.array(is_wrong, bool), np.array(ranks, int), np.array(kinds))
 
 
 def evaluate(
     texts: Sequence[MarkedText],
-    judged: Sequence[Judgment],
+    predictions: Sequence[WordPredictions],
     threshold: float | None = None,
     seed: int = 0,
 ) -> dict[str, object]:
-    """Scores a model's verdicts on texts with known mistakes.
+    """Scores a model's predictions for texts with known mistakes.
 
     Words and GLEU's sources are the model's and the texts' own; of several annotators the first
     says which words are wrong, and all count for the edits and GLEU.
 
     Args:
         texts: The texts with their edits.
-        judged: What `judge` returns for them.
+        predictions: What `predict_corrections` returns for them.
         threshold: The probability from which on a word is flagged and corrected. None chooses it
             on a random half of the texts, by the F0.5 of detection, and scores on the other half.
         seed: Decides the halves.
@@ -168,8 +167,8 @@ def evaluate(
     Example:
     ```python
     texts = [maker(text, seed) for seed, text in enumerate(passages)]
-    judged = judge("runs/corrector/preset", [marked.text for marked in texts])
-    evaluate(texts, judged)["detection"]["f0.5"]
+    predictions = predict_corrections("runs/corrector/preset", [marked.text for marked in texts])
+    evaluate(texts, predictions)["detection"]["f0.5"]
     ```
     """
     scored = list(range(len(texts)))
@@ -178,38 +177,30 @@ def evaluate(
             raise ValueError("one text cannot choose a threshold and be scored: give --threshold")
         order = np.random.default_rng(seed).permutation(len(texts))
         chosen, scored = order[: len(order) // 2], order[len(order) // 2 :]
-        words = _words([texts[i] for i in chosen], [judged[i] for i in chosen])
+        words = _words([texts[i] for i in chosen], [predictions[i] for i in chosen])
         if not words.is_wrong.any():
             raise ValueError("half of the texts have no wrong word to choose a threshold by")
-        threshold = scores.best_threshold(words.probabilities, words.is_wrong)
-    texts, judged = [texts[i] for i in scored], [judged[i] for i in scored]
-    words = _words(texts, judged)
+        threshold = best_threshold(words.probabilities, words.is_wrong)
+    texts, predictions = [texts[i] for i in scored], [predictions[i] for i in scored]
+    words = _words(texts, predictions)
     if not words.is_wrong.any():
         raise ValueError("the texts have no wrong word to score")
-    made = [one.edits(marked.text, threshold) for marked, one in zip(texts, judged, strict=True)]
-    totals, by_kind = scores.edit_counts(
-        (marked.text, edits, marked.references) for marked, edits in zip(texts, made, strict=True)
-    )
-    found = scores.detection(words.probabilities, words.is_wrong, threshold)
     sources = [marked.text for marked in texts]
-    references = [
-        [marked.corrected(annotator) for annotator in range(len(marked.references))]
-        for marked in texts
-    ]
+    made = [one.edits(text, threshold) for text, one in zip(sources, predictions, strict=True)]
     corrected = [apply_edits(text, edits) for text, edits in zip(sources, made, strict=True)]
+    references = [[marked.corrected(n) for n in range(len(marked.references))] for marked in texts]
+    totals, kinds = edit_counts(zip(sources, made, [x.references for x in texts], strict=True))
     flagged = words.probabilities[words.is_wrong] >= threshold
-    of_kind = {kind: np.array([one == kind for one in words.kinds]) for kind in by_kind}
+    average_precision = metrics.average_precision_score(words.is_wrong, words.probabilities)
     return {
         "texts": len(texts),
         "words": len(words.is_wrong),
         "wrong_words": int(words.is_wrong.sum()),
         "threshold": threshold,
-        "detection": _named(found)
+        "detection": detection(words.probabilities, words.is_wrong, threshold)
         | {
-            "average_precision": float(
-                metrics.average_precision_score(words.is_wrong, words.probabilities)
-            ),
-            f"precision_at_recall_{RECALL}": scores.precision_at_recall(
+            "average_precision": float(average_precision),
+            f"precision_at_recall_{RECALL}": precision_at_recall(
                 words.probabilities, words.is_wrong, RECALL
             ),
         },
@@ -217,28 +208,24 @@ def evaluate(
             f"accuracy_at_{k}": float(((words.ranks >= 0) & (words.ranks < k)).mean())
             for k in _BEST
         },
-        "edits": _named(scores.precision_recall_f(**totals)),
+        "edits": precision_recall_f(**totals),
         "by_kind": {
             kind: {
                 "count": count,
                 # A missing word is no word of the text that could be flagged.
-                "flagged": _mean(flagged[of_kind[kind]]),
-                "accuracy_at_1": _mean(words.ranks[of_kind[kind]] == 0),
+                "flagged": _mean(flagged[words.kinds == kind]),
+                "accuracy_at_1": _mean(words.ranks[words.kinds == kind] == 0),
                 "corrected": hits / count,
             }
-            for kind, (hits, count) in by_kind.items()
+            for kind, (hits, count) in kinds.items()
         },
-        "gleu": scores.gleu(sources, corrected, references),
-        "gleu_of_uncorrected": scores.gleu(sources, sources, references),
+        "gleu": gleu(sources, corrected, references),
+        "gleu_of_uncorrected": gleu(sources, sources, references),
     }
 
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def _named(found: dict[str, float]) -> dict[str, float]:
-    return {f"f{scores.BETA}" if name == "f" else name: value for name, value in found.items()}
 
 
 def report(found: dict[str, object]) -> str:
@@ -278,3 +265,137 @@ def _rounded(value: object) -> object:
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     return round(value, 5) if isinstance(value, float) else value
+
+
+# --- Metrics: pure functions of words, edits and texts ---
+# Of N words, `probabilities` [N] are that each does not belong, and `is_wrong` [N] bool is whether
+# it does not.
+
+
+def precision_recall_f(
+    true_positives: int, false_positives: int, false_negatives: int
+) -> dict[str, float]:
+    """`precision`, `recall` and `f0.5` as ERRANT counts them: without positives, precision is 1."""
+    found, there = true_positives + false_positives, true_positives + false_negatives
+    precision = true_positives / found if found else 1.0
+    recall = true_positives / there if there else 1.0
+    return {"precision": precision, "recall": recall, f"f{BETA}": float(_f(precision, recall))}
+
+
+def _f(precision: np.ndarray | float, recall: np.ndarray | float) -> np.ndarray:
+    weighted = BETA**2 * precision + recall
+    return (1 + BETA**2) * precision * recall / np.where(weighted > 0, weighted, 1.0)
+
+
+def detection(
+    probabilities: np.ndarray, is_wrong: np.ndarray, threshold: float
+) -> dict[str, float]:
+    """`precision`, `recall` and `f0.5` of the words at least as suspicious as a threshold."""
+    flagged = probabilities >= threshold
+    counts = (flagged & is_wrong, flagged & ~is_wrong, ~flagged & is_wrong)
+    return precision_recall_f(*(int(one.sum()) for one in counts))
+
+
+def best_threshold(probabilities: np.ndarray, is_wrong: np.ndarray) -> float:
+    """The threshold with the highest F, one of the probabilities; one word at least is wrong."""
+    precision, recall, thresholds = metrics.precision_recall_curve(is_wrong, probabilities)
+    return float(thresholds[np.argmax(_f(precision, recall)[:-1])])
+
+
+def precision_at_recall(probabilities: np.ndarray, is_wrong: np.ndarray, recall: float) -> float:
+    """The highest precision of any threshold with at least this recall."""
+    precisions, recalls, _ = metrics.precision_recall_curve(is_wrong, probabilities)
+    return float(precisions[recalls >= recall].max())
+
+
+def edit_counts(
+    texts: Iterable[tuple[str, Sequence[Edit], Sequence[Sequence[Edit]]]],
+) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+    """Counts edits against annotators', as ERRANT does: the same place and correction."""
+    # Of each text, its edits and those of each annotator. Of several annotators the one counts with
+    # whom the F of all texts so far is highest. Returns the numbers of `true_positives`,
+    # `false_positives` and `false_negatives`; and of each kind of an annotator's edit, how many
+    # were made, and how many there are.
+    totals = np.zeros(3, int)
+    found, there = collections.Counter(), collections.Counter()
+    for text, made, references in texts:
+        keys = {edit.of(text) for edit in made}
+        best = None
+        for edits in references:
+            wanted = {edit.of(text): edit.kind for edit in edits}
+            hits = keys & wanted.keys()
+            counts = np.array([len(hits), len(keys) - len(hits), len(wanted) - len(hits)])
+            rank = precision_recall_f(*(totals + counts))[f"f{BETA}"], counts[0], *-counts[1:]
+            if best is None or rank > best[0]:
+                best = rank, counts, hits, wanted
+        _, counts, hits, wanted = best
+        totals += counts
+        found.update(wanted[key] for key in hits)
+        there.update(wanted.values())
+    names = ("true_positives", "false_positives", "false_negatives")
+    by_kind = {kind: (found[kind], there[kind]) for kind in sorted(there)}
+    return dict(zip(names, totals.tolist(), strict=True)), by_kind
+
+
+def gleu(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    draws: int = 100,
+    seed: int = 0,
+) -> float:
+    """GLEU of corrected texts (Napoles et al., 2015, in the form without tuning of 2016).
+
+    BLEU's precision of n-grams, n up to 4, and brevity penalty, where an n-gram of the source that
+    no reference keeps counts against the text that keeps it. Not Wu et al.'s score of translations
+    of the same name, which knows no source.
+
+    Args:
+        sources: The texts with their mistakes.
+        hypotheses: Their corrections.
+        references: Of each text, the corrections of annotators, one at least.
+        draws: Where a text has several references, how many times one of them is drawn; the score
+            is the mean.
+        seed: Decides what is drawn.
+
+    Returns:
+        From 0 to 1; 1 where every hypothesis is its reference.
+
+    Example:
+    ```python
+    gleu(["He go to the school ."], ["He goes to the school ."], [["He goes to the school ."]])
+    ```
+    """
+    counts = [
+        [_gleu_counts(words_of(source), words_of(made), words_of(one)) for one in wanted]
+        for source, made, wanted in zip(sources, hypotheses, references, strict=True)
+    ]
+    if all(len(of_text) == 1 for of_text in counts):
+        return _gleu(np.sum([of_text[0] for of_text in counts], axis=0))
+    draw = np.random.default_rng(seed)
+    drawn = ([row[draw.integers(len(row))] for row in counts] for _ in range(draws))
+    return float(np.mean([_gleu(np.sum(rows, axis=0)) for rows in drawn]))
+
+
+def _gleu_counts(source: list[str], made: list[str], wanted: list[str]) -> np.ndarray:
+    """Lengths of hypothesis and reference; hits and n-grams of each order."""
+    counts = [len(made), len(wanted)]
+    for order in range(1, _ORDER + 1):
+        of_source, of_made, of_wanted = (_ngrams(x, order) for x in (source, made, wanted))
+        lost = collections.Counter({n: k for n, k in of_source.items() if n not in of_wanted})
+        hits = (of_made & of_wanted).total() - (of_made & lost).total()
+        counts += [max(hits, 0), max(len(made) + 1 - order, 0)]
+    return np.array(counts)
+
+
+def _ngrams(words: list[str], order: int) -> collections.Counter:
+    return collections.Counter(zip(*(words[i:] for i in range(order)), strict=False))
+
+
+def _gleu(counts: np.ndarray) -> float:
+    made, wanted, *rest = counts.tolist()
+    hits, totals = rest[::2], rest[1::2]
+    if not all(counts):
+        return 0.0
+    precision = sum(math.log(x / y) for x, y in zip(hits, totals, strict=True)) / _ORDER
+    return math.exp(min(0.0, 1 - wanted / made) + precision)

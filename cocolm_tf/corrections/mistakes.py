@@ -122,21 +122,12 @@ def parse_codespell(lines: Iterable[str]) -> dict[str, list[str]]:
     return dict(by_right)
 
 
-def passages(
-    documents: Iterable[str], longest: int, shortest: int = 4, limit: int = 0
-) -> Iterator[str]:
+def passages(documents: Iterable[str], longest: int, shortest: int = 4) -> Iterator[str]:
     """Cuts documents into passages of whole sentences, of `shortest` to `longest` words."""
     # Documents have a paragraph a line. A sentence of more than `longest` words is a passage of its
-    # own; shorter passages than `shortest` are left out. `limit` is their largest number, 0 for
-    # all.
-    count = 0
-    for document in documents:
-        for text in _passages_of(document, longest):
-            if len(text.split()) >= shortest:
-                yield text
-                count += 1
-                if count == limit:
-                    return
+    # own; shorter passages than `shortest` are left out.
+    texts = (text for document in documents for text in _passages_of(document, longest))
+    return (text for text in texts if len(text.split()) >= shortest)
 
 
 def _passages_of(document: str, longest: int) -> Iterator[str]:
@@ -308,10 +299,3 @@ def frequent_words(texts: Iterable[str], least: int = 3) -> set[str]:
     """The frequent words of texts, in lower case."""
     counts = collections.Counter(word.lower() for text in texts for word in _WORD.findall(text))
     return {word for word, count in counts.items() if count >= least}
-
-
-def spread(found: Sequence[str], count: int) -> list[str]:
-    """At most so many of a sequence's items, equally spaced."""
-    return (
-        [found[len(found) * i // count] for i in range(count)] if count < len(found) else [*found]
-    )

@@ -7,7 +7,6 @@ also has `prompts`: for each task a template and the label words.
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -180,20 +179,6 @@ _RANGES: config_file.Ranges = (
     (lambda value: 0 <= value <= 1, "in [0, 1]", ("optimizer.warmup_fraction",)),
     (lambda value: 0 < value <= 1, "in (0, 1]", ("optimizer.layer_decay",)),
 )
-# Keys of the configuration that prompts once had for themselves, and what replaces them.
-_FORMER = {
-    "learning_rates": "search.optimizer.learning_rate of the file, or optimizer.learning_rate",
-    "batch_size": "trainer.batch_size",
-    "steps": "trainer.steps",
-    "validation_interval": "trainer.validation_interval",
-    "weight_decay": "optimizer.weight_decay",
-    "dropout": "model.dropout",
-    "demonstrations": "prompt.demonstrations",
-    "draws": "prompt.draws",
-    "sequence_length": "data.sequence_length",
-    "precision": "runtime.precision",
-    "settings": "model, optimizer, trainer and prompt",
-}
 
 
 def load_finetuning_config(
@@ -226,22 +211,16 @@ def load_finetuning_config(
     grid = _section(values, "search", path)
     _section(values, "prompts", path)
     config = FinetuningConfig()
-    _override(config, values, path)
+    config_file.override(config, values, path)
     # All tasks are checked, so that a mistake in the file shows whatever the task is.
     for name, changes in tasks.items():
         changes = dict(changes) if isinstance(changes, dict) else changes
         own = _section(changes, "search", f"{path}: tasks.{name}")
-        trial = FinetuningConfig()
-        config_file.override(trial, changes, f"{path}: tasks.{name}")
+        config_file.override(FinetuningConfig(), changes, f"{path}: tasks.{name}")
         if name == task:
             config_file.override(config, changes, f"{path}: tasks.{name}")
             grid = own or grid
-    names = [path]
-    for one in [overrides] if isinstance(overrides, str) else overrides:
-        try:
-            names += config_file.apply_overrides(config, one)
-        except UserError as error:
-            raise _with_new_name(error) from error
+    names = [path, *config_file.apply_overrides(config, overrides)]
     check_finetuning_config(config, " ".join(names))
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
@@ -291,18 +270,3 @@ def _section(values: Any, key: str, path: str) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UserError(f"{path}: {key} takes keys and their values, not {section!r}.")
     return section
-
-
-def _override(config: FinetuningConfig, values: Any, name: str) -> None:
-    try:
-        config_file.override(config, values, name)
-    except UserError as error:
-        raise _with_new_name(error) from error
-
-
-def _with_new_name(error: UserError) -> UserError:
-    """Adds to an error what replaces a key of prompts' former configuration."""
-    found = re.search(r": (\w+) does not exist", str(error))
-    if found and found[1] in _FORMER:
-        return UserError(f"{error} What was {found[1]} is {_FORMER[found[1]]}.")
-    return error

@@ -21,7 +21,8 @@ from typing import Any
 from cocolm_tf import files
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import Grid, from_dict, with_values
-from cocolm_tf.finetuning.metrics import worth
+from cocolm_tf.finetuning.metrics import comparable
+from cocolm_tf.finetuning.predictions import PREDICTIONS_DIRECTORY
 from cocolm_tf.finetuning.report import summarize_runs, write_results
 from cocolm_tf.finetuning.tasks.task import METRICS_FILENAME, RESUMED_BY, STATE_FILENAME, Task
 from cocolm_tf.fingerprints import content_fingerprints, fingerprint
@@ -30,7 +31,7 @@ from cocolm_tf.jobs import RESULTS_FILENAME, Job, JobRunner, leave_devices, writ
 # Run in processes of its own and not imported here: only they may occupy the devices.
 MODULE = "cocolm_tf.finetuning.run"
 
-_PREDICTIONS, _SUBMISSION, _ENSEMBLE = "predictions", "submission", "ensemble"
+_SUBMISSION, _ENSEMBLE = "submission", "ensemble"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def run_experiment(
     ```
     """
     leave_devices()
-    title = experiment.task.check()
+    title, options = experiment.task.check(), options or {}
     task = dataclasses.replace(
         experiment.task,
         preset=files.absolute(experiment.task.preset),
@@ -110,7 +111,7 @@ def run_experiment(
         content_fingerprints=content_fingerprints(experiment.task.files_read()),
     )
     folder = os.path.join(output_dir, experiment.folder)
-    search = _Search(experiment, task, folder, title, options or {})
+    search = _Search(experiment, task, folder, title, options)
     with JobRunner(MODULE, at_once, search.cost + len(experiment.seeds)) as runner:
         tasks = search.run(runner)
         jobs = [
@@ -119,9 +120,9 @@ def run_experiment(
             )
             for one in tasks
         ]
-        search.hand_over(jobs)
+        search.move_checkpoints(jobs)
         found = runner.run_all(jobs)
-    search.clean()
+    search.remove_checkpoints()
     done = [(job, results) for job, results in zip(jobs, found, strict=True) if "score" in results]
     if not done:
         raise UserError(
@@ -142,12 +143,12 @@ def run_experiment(
         summary["ensemble"] = together | {"seeds": summary["seeds"]}
     write_json(summary, os.path.join(folder, RESULTS_FILENAME))
     if task.has_leaderboard and task.train_fraction == 1 and not task.from_scratch:
-        _submit(os.path.join(best_run, _PREDICTIONS), output_dir)
+        _submit(os.path.join(best_run, PREDICTIONS_DIRECTORY), output_dir)
     return write_results(output_dir)
 
 
-def _job(folder: str, task: Task, label: str, options: Mapping[str, Any] | None, until=0.0) -> Job:
-    return Job(folder, task.spec(), label, keeps=RESUMED_BY, until=until, options=options or {})
+def _job(folder: str, task: Task, label: str, options: Mapping[str, Any]) -> Job:
+    return Job(folder, task.spec(), label, keeps=RESUMED_BY, options=options)
 
 
 def _summary(
@@ -156,11 +157,10 @@ def _summary(
     done: Sequence[tuple[Job, Mapping[str, Any]]],
     output_dir: str,
 ) -> dict[str, Any]:
-    found = [results for _, results in done]
-    first = found[0]
-    best = max(range(len(done)), key=lambda n: worth(first["metric"], found[n]["score"]))
+    runs = [results for _, results in done]
+    first = runs[0]
+    best_job, best = max(done, key=lambda one: comparable(first["metric"], one[1]["score"]))
     shared = ("task", "metric", "parameters", "baseline", "data", "device", "versions")
-    measured = [part for part in ("dev", "test") if part in first]
     return {
         **{key: first[key] for key in (*shared, *task.shared_results) if key in first},
         **task.facts_of_experiment(),
@@ -169,14 +169,41 @@ def _summary(
         "train_fraction": task.train_fraction,
         "from_scratch": task.from_scratch,
         "train_rows": first["data"]["train"]["rows"],
-        **{part: summarize_runs([results[part] for results in found]) for part in measured},
+        **{
+            part: summarize_runs([run[part] for run in runs])
+            for part in ("dev", "test")
+            if part in first
+        },
         "seeds": [job.spec["seed"] for job, _ in done],
-        "best_seed": done[best][0].spec["seed"],
-        "best_run": files.relative(done[best][0].folder, output_dir),
-        "assessment": found[best].get("assessment", {}),
-        "examples_per_second": statistics.median(r["examples_per_second"] for r in found),
-        "seconds": sum(results["seconds"] for results in found),
+        "best_seed": best_job.spec["seed"],
+        "best_run": files.relative(best_job.folder, output_dir),
+        "assessment": best.get("assessment", {}),
+        "examples_per_second": statistics.median(run["examples_per_second"] for run in runs),
+        "seconds": sum(run["seconds"] for run in runs),
     }
+
+
+@dataclasses.dataclass
+class _Trial:
+    """A combination of values that a search tries, and how good it was so far."""
+
+    values: dict[str, Any]
+    job: Job
+    score: float | None = None
+    share: float = 0.0  # of a run, up to which it was trained; 0 where it diverged
+    gain: float = 0.0
+
+    def take(self, results: Mapping[str, Any], share: float) -> None:
+        """Takes the results of training up to a share of a run."""
+        self.score, self.share, self.gain = None, 0.0, -math.inf
+        if "score" in results:  # It did not diverge.
+            # In a resumed search the run may have been trained past this stage.
+            seen = results["epochs"][: math.ceil(share * results["evaluations"])]
+            metric = results["metric"]
+            self.score = max(
+                (one["score"] for one in seen), key=lambda one: comparable(metric, one)
+            )
+            self.share, self.gain = share, comparable(metric, self.score)
 
 
 class _Search:
@@ -194,27 +221,22 @@ class _Search:
         title: str,
         options: Mapping[str, Any],
     ) -> None:
-        self._experiment, self._task, self._options = experiment, task, options
-        grid = experiment.grid
-        seeds = list(experiment.seeds)
-        self._seeds = [] if not grid else seeds if experiment.search_each_seed else seeds[:1]
+        self._experiment, self._task = experiment, task
+        grid, seeds = experiment.grid, list(experiment.seeds)
         combinations = [
             dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
         ]
-        self._trials: dict[int, list[dict[str, Any]]] = {}
-        self._jobs: dict[int, list[Job]] = {}
-        for seed in self._seeds:
+        # By seed, of those that have a search.
+        self._trials: dict[int, list[_Trial]] = {}
+        for seed in (seeds if experiment.search_each_seed else seeds[:1]) if grid else ():
             name = f"seed_{seed}" if experiment.search_each_seed else ""
-            self._trials[seed] = [
-                {"values": values, "score": None, "share": 0.0} for values in combinations
-            ]
-            self._jobs[seed] = []
+            self._trials[seed] = []
             for values in combinations:
                 words = ",".join(f"{key.rpartition('.')[2]}={one}" for key, one in values.items())
-                trial = dataclasses.replace(self._with(values, seed), save_preset=False)
-                label = f"{title}, {name.replace('_', ' ')}{', ' if name else ''}{words}"
+                label = ", ".join(filter(None, [title, name.replace("_", " "), words]))
                 path = os.path.join(folder, "search", name, words)
-                self._jobs[seed].append(_job(path, trial, label, options))
+                trial = dataclasses.replace(self._with(values, seed), save_preset=False)
+                self._trials[seed].append(_Trial(values, _job(path, trial, label, options)))
         self._stages = _stages(
             len(combinations),
             min((_evaluations(self._with(values, 0)) for values in combinations), default=1),
@@ -224,101 +246,72 @@ class _Search:
     @property
     def cost(self) -> float:
         """What the search costs, in whole runs."""
-        if not self._seeds:
-            return 0.0
-        shares = [0.0, *(share for share, _ in self._stages)]
-        steps = zip(self._stages, shares, strict=False)
-        return round(
-            len(self._seeds) * sum(n * (share - before) for (share, n), before in steps), 2
-        )
+        before, cost = 0.0, 0.0
+        for share, count in self._stages:
+            cost += count * (share - before)
+            before = share
+        return round(len(self._trials) * cost, 2)
 
     def run(self, runner: JobRunner) -> list[Task]:
         """Searches, and returns the task of each seed with its best values."""
-        left = {seed: list(range(len(trials))) for seed, trials in self._trials.items()}
-        for share, count in self._stages if self._seeds else ():
-            for seed, numbers in left.items():
-                left[seed] = self._ranked(seed, numbers)[:count]
-            places = [(seed, number) for seed, numbers in left.items() for number in numbers]
-            jobs = [
-                dataclasses.replace(self._jobs[seed][number], until=share)
-                for seed, number in places
-            ]
-            for (seed, number), results in zip(places, runner.run_all(jobs), strict=True):
-                if "score" in results:
-                    # In a resumed search the run may have been trained past this stage.
-                    seen = results["epochs"][: math.ceil(share * results["evaluations"])]
-                    metric = results["metric"]
-                    score = max((one["score"] for one in seen), key=lambda s: worth(metric, s))
-                    found = {"score": score, "share": share, "worth": worth(metric, score)}
-                else:  # It diverged.
-                    found = {"score": None, "share": 0.0, "worth": -math.inf}
-                self._trials[seed][number] |= found
-        best = {seed: self._best(seed) for seed in self._seeds}
-        for seed in self._seeds:
-            told = f"seed {seed}: " if self._experiment.search_each_seed else ""
-            trials = self._trials[seed]
-            runner.say(f"{told}best of {len(trials)} combinations: {trials[best[seed]]['values']}")
-        return [self._task_of(seed, best) for seed in self._experiment.seeds]
+        left = dict(self._trials)
+        for share, count in self._stages if left else ():
+            left = {seed: _ranked(trials)[:count] for seed, trials in left.items()}
+            trials = [trial for trials in left.values() for trial in trials]
+            jobs = [dataclasses.replace(trial.job, until=share) for trial in trials]
+            for trial, results in zip(trials, runner.run_all(jobs), strict=True):
+                trial.take(results, share)
+        for seed, trials in self._trials.items():
+            which = f"seed {seed}: " if self._experiment.search_each_seed else ""
+            best = _ranked(trials)[0].values
+            runner.say(f"{which}best of {len(trials)} combinations: {best}")
+        return [self._task_of(seed) for seed in self._experiment.seeds]
 
-    def hand_over(self, jobs: Sequence[Job]) -> None:
+    def move_checkpoints(self, jobs: Sequence[Job]) -> None:
         """Moves the checkpoints of the best combinations to the runs, which resume from them."""
         for job in jobs:
-            seed = job.spec["seed"]
-            if seed not in self._seeds or job.results() is not None:
+            trials = self._trials.get(job.spec["seed"])
+            if not trials or job.results() is not None:
                 continue
-            source = self._jobs[seed][self._best(seed)].folder
+            source = _ranked(trials)[0].job.folder
             for name, move in ((STATE_FILENAME, files.rename), (METRICS_FILENAME, files.copy)):
                 if files.is_file(os.path.join(source, name)):
                     files.make_dirs(job.folder)
                     move(os.path.join(source, name), os.path.join(job.folder, name))
 
-    def clean(self) -> None:
+    def remove_checkpoints(self) -> None:
         """Removes the search's checkpoints, which nothing will resume from."""
-        for jobs in self._jobs.values():
-            for job in jobs:
-                files.remove(os.path.join(job.folder, STATE_FILENAME))
+        for trial in itertools.chain.from_iterable(self._trials.values()):
+            files.remove(os.path.join(trial.job.folder, STATE_FILENAME))
 
     def report(self) -> Any:
         """The values tried and their scores, by seed where each had a search; None without one."""
-        reports = {
-            str(seed): {
-                "best": self._trials[seed][self._best(seed)]["values"],
-                "trials": [
-                    {key: trial[key] for key in ("values", "score", "share")}
-                    for trial in (
-                        self._trials[seed][n]
-                        for n in self._ranked(seed, range(len(self._trials[seed])))
-                    )
-                ],
-            }
-            for seed in self._seeds
-        }
+        reports = {}
+        for seed, trials in self._trials.items():
+            ranked = [
+                {"values": trial.values, "score": trial.score, "share": trial.share}
+                for trial in _ranked(trials)
+            ]
+            reports[str(seed)] = {"best": ranked[0]["values"], "trials": ranked}
         if self._experiment.search_each_seed:
             return reports or None
         return next(iter(reports.values()), None)
 
-    def _ranked(self, seed: int, numbers: Sequence[int]) -> list[int]:
-        """Orders combinations: those trained furthest first, and of these the best first."""
-        trials = self._trials[seed]
-
-        def key(number: int) -> tuple[float, float]:
-            return -trials[number]["share"], -trials[number].get("worth", 0.0)
-
-        return sorted(numbers, key=key)
-
-    def _best(self, seed: int) -> int:
-        return self._ranked(seed, range(len(self._trials[seed])))[0]
-
-    def _task_of(self, seed: int, best: Mapping[int, int]) -> Task:
-        if not self._seeds:
+    def _task_of(self, seed: int) -> Task:
+        if not self._trials:
             return dataclasses.replace(self._task, seed=seed)
-        searched = seed if seed in best else self._seeds[0]
-        return self._with(self._trials[searched][best[searched]]["values"], seed)
+        trials = self._trials.get(seed) or next(iter(self._trials.values()))
+        return self._with(_ranked(trials)[0].values, seed)
 
     def _with(self, values: Mapping[str, Any], seed: int) -> Task:
         config = from_dict(self._task.config, "the configuration")
         config = with_values(config, dict(values), "the search").as_dict()
         return dataclasses.replace(self._task, config=config, seed=seed)
+
+
+def _ranked(trials: Sequence[_Trial]) -> list[_Trial]:
+    """Orders trials: those trained furthest first, and of these the best first."""
+    return sorted(trials, key=lambda trial: (-trial.share, -trial.gain))
 
 
 def _evaluations(task: Task) -> int:

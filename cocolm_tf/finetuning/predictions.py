@@ -29,6 +29,8 @@ FIGURES_DIRECTORY = "figures"
 _BINS = 10
 # How many errors are reported, and how many characters of their texts.
 _ERRORS, _CHARACTERS = 10, 120
+# How many of a regression's predictions are drawn.
+_POINTS = 500
 # The most classes that a confusion matrix is drawn of.
 _MOST_CLASSES = 30
 
@@ -74,7 +76,7 @@ def write_outputs(
     columns: dict[str, Sequence[Any]] = {"row": _rows(examples)}
     if examples.labels is not None:
         columns["label"] = _written(examples.labels, label_names, separator=separator)
-    columns["prediction"] = _written(decide(shares), label_names, "{:.6g}", separator)
+    columns["prediction"] = _written(decide(shares), label_names, ".6g", separator)
     if label_names is not None:
         for name, column in zip(label_names, shares.T, strict=True):
             columns[f"probability of {name}"] = [f"{share:.6g}" for share in column]
@@ -88,10 +90,9 @@ def write_outputs(
 
 def read_outputs(path: str, label_names: Sequence[str] | None) -> np.ndarray:
     """Reads the probabilities [N, classes], or numbers [N, 1], that `write_outputs` wrote."""
-    header, *rows = csv.reader(io.StringIO(files.read_text(path)))
     names = ["prediction"] if label_names is None else [f"probability of {n}" for n in label_names]
-    wanted = [header.index(name) for name in names]
-    return np.array([[float(row[place]) for place in wanted] for row in rows])
+    rows = csv.DictReader(io.StringIO(files.read_text(path)))
+    return np.array([[float(row[name]) for name in names] for row in rows])
 
 
 def assess(
@@ -108,84 +109,56 @@ def assess(
     # labels an example `names` and `classes` alone, and the errors with most wrong labels. Of a
     # regression also `points`, labels and predictions to draw.
     predictions, labels = decide(shares), examples.labels
-    texts = [
-        " / ".join(filter(None, pair)).replace("\n", " ")[:_CHARACTERS]
-        for pair in zip(examples.first, examples.second or [""] * len(examples), strict=True)
-    ]
-    rows = _rows(examples)
     if label_names is None:
-        worst = np.argsort(-np.abs(predictions - labels), kind="stable")[:_ERRORS]
+        points = np.stack([labels, predictions], axis=1)[:_POINTS].astype(float).tolist()
+        columns = {"label": labels.astype(float), "prediction": predictions.astype(float)}
         return {
-            "errors": [
-                {
-                    "row": int(rows[number]),
-                    "label": float(labels[number]),
-                    "prediction": float(predictions[number]),
-                    "text": texts[number],
-                }
-                for number in worst
-            ],
-            "points": [[float(a), float(b)] for a, b in zip(labels, predictions, strict=True)][
-                :500
-            ],
+            "errors": _errors(examples, np.abs(predictions - labels), columns),
+            "points": points,
         }
-    numbers = range(len(label_names))
+    numbers = list(range(len(label_names)))
     scores = metrics.precision_recall_fscore_support(
-        labels, predictions, labels=list(numbers), zero_division=0.0
+        labels, predictions, labels=numbers, zero_division=0.0
     )
     classes = {
-        name: {
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "rows": int(count),
-        }
-        for name, precision, recall, f1, count in zip(label_names, *scores, strict=True)
+        name: dict(zip(("precision", "recall", "f1", "rows"), of_class, strict=True))
+        for name, *of_class in zip(label_names, *(one.tolist() for one in scores), strict=True)
+    }
+    found = {"names": list(label_names), "classes": classes}
+    columns = {
+        "label": _written(labels, label_names, separator=", "),
+        "prediction": _written(predictions, label_names, separator=", "),
     }
     if labels.ndim == 2:
-        wrong = (predictions != labels).sum(axis=1)
-        worst = [number for number in np.argsort(-wrong, kind="stable")[:_ERRORS] if wrong[number]]
-        said, true = (
-            _written(values, label_names, separator=", ") for values in (predictions, labels)
-        )
-        return {
-            "names": list(label_names),
-            "classes": classes,
-            "errors": [
-                {
-                    "row": int(rows[number]),
-                    "label": true[number],
-                    "prediction": said[number],
-                    "text": texts[number],
-                }
-                for number in worst
-            ],
-        }
-    confidence = shares.max(axis=1)
-    is_right = predictions == labels
-    wrong = np.flatnonzero(~is_right)
-    surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:_ERRORS]
+        return found | {"errors": _errors(examples, (predictions != labels).sum(axis=1), columns)}
+    confidence, is_right = shares.max(axis=1), predictions == labels
     bins = _bins(confidence, is_right)
-    return {
-        "names": list(label_names),
-        "confusion": metrics.confusion_matrix(labels, predictions, labels=list(numbers)).tolist(),
-        "classes": classes,
-        "calibration_error": sum(
-            one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in bins
-        )
-        / len(labels),
+    gaps = (one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in bins)
+    columns["probability"] = confidence.astype(float)
+    return found | {
+        "confusion": metrics.confusion_matrix(labels, predictions, labels=numbers).tolist(),
+        "calibration_error": sum(gaps) / len(labels),
         "calibration": bins,
-        "errors": [
-            {
-                "row": int(rows[number]),
-                "label": label_names[labels[number]],
-                "prediction": label_names[predictions[number]],
-                "probability": float(confidence[number]),
-                "text": texts[number],
-            }
-            for number in surest
-        ],
+        "errors": _errors(examples, np.where(is_right, 0.0, confidence), columns),
     }
+
+
+def _errors(
+    examples: Examples, sizes: np.ndarray, columns: Mapping[str, Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """The rows whose errors, of these sizes, are the largest, with their values and their texts."""
+    found = []
+    for number in np.argsort(-sizes, kind="stable")[:_ERRORS]:
+        if sizes[number] > 0:
+            texts = [one[number] for one in (examples.first, examples.second) if one is not None]
+            found.append(
+                {
+                    "row": int(_rows(examples)[number]),
+                    **{name: values[number] for name, values in columns.items()},
+                    "text": " / ".join(filter(None, texts)).replace("\n", " ")[:_CHARACTERS],
+                }
+            )
+    return found
 
 
 def draw_assessment(folder: str, part: str, assessment: Mapping[str, Any]) -> list[str]:
@@ -202,16 +175,19 @@ def draw_assessment(folder: str, part: str, assessment: Mapping[str, Any]) -> li
             axes.plot([low, high], [low, high], color=figures.FAINT_INK, linewidth=0.8)
             drawn["numbers"] = figure
         elif "confusion" in assessment and len(assessment["names"]) <= _MOST_CLASSES:
-            names, counts = assessment["names"], np.array(assessment["confusion"])
+            counts = np.array(assessment["confusion"])
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             figure, axes = figures.new_figure(part, "predicted", "label")
-            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
             axes.grid(visible=False)
-            axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-            axes.set_yticks(range(len(names)), names)
-            for (row, column), count in np.ndenumerate(counts):
-                color = "white" if shares[row, column] > 0.6 else figures.INK
-                axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
+            display = metrics.ConfusionMatrixDisplay(shares, display_labels=assessment["names"])
+            display.plot(
+                ax=axes,
+                cmap="Blues",
+                colorbar=False,
+                values_format=".0%",
+                xticks_rotation=45,
+                im_kw={"vmin": 0, "vmax": 1},
+            )
             drawn["confusion"] = figure
         if "calibration" in assessment:
             figure, axes = figures.new_figure(part, "probability of the prediction", "right")
@@ -219,8 +195,7 @@ def draw_assessment(folder: str, part: str, assessment: Mapping[str, Any]) -> li
             bins = assessment["calibration"]
             said, right = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
             axes.plot(said, right, color=figures.BLUE, marker="o", linewidth=1.2)
-            axes.set_xlim(0, 1.02)
-            axes.set_ylim(0, 1.02)
+            axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
             drawn["calibration"] = figure
         files.make_dirs(folder)
         for name, figure in drawn.items():
@@ -229,7 +204,7 @@ def draw_assessment(folder: str, part: str, assessment: Mapping[str, Any]) -> li
     return [f"{part}_{name}.svg" for name in drawn]
 
 
-def leave_predictions(
+def save_predictions(
     folder: str,
     shares: Mapping[str, np.ndarray],
     data: TaskData,
@@ -267,11 +242,11 @@ def _rows(examples: Examples) -> np.ndarray:
 def _written(
     values: np.ndarray,
     names: Sequence[str] | None,
-    number: str = "{:.3f}",
+    number: str = ".3f",
     separator: str = "",
 ) -> list[str]:
     if names is None:
-        return [number.format(value) for value in values]
+        return [f"{value:{number}}" for value in values]
     if values.ndim == 2:
         return [separator.join(itertools.compress(names, row)) for row in values.tolist()]
     return [names[value] for value in values]

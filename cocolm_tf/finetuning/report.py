@@ -17,6 +17,7 @@ TABLE_FILENAME = "results.md"
 _PAPER_COLUMNS = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "RTE", "MRPC", "STS-B")
 _PAPER_METRICS = {"CoLA": "matthews", "STS-B": "spearman"}
 _GLUE_TITLES = {task.title for task in GLUE_TASKS.values()}
+_SPREAD = ("median", "min", "max", "mean", "std")
 _MISSING = "—"
 # A confusion matrix of more classes is in results.json alone.
 _MOST_CLASSES = 12
@@ -101,42 +102,33 @@ def _assessment(folder: str, assessment: dict[str, Any]) -> str:
     """The Markdown of scores by class, a confusion matrix, calibration, errors and figures."""
     parts = []
     if "classes" in assessment:
-        names = assessment["names"]
-        parts.append(
-            markdown_table(
-                ["Class", "Precision", "Recall", "F1", "Rows"],
-                [
-                    [name, *(_percent(of[key]) for key in ("precision", "recall", "f1"))]
-                    + [f"{of['rows']:,}"]
-                    for name, of in assessment["classes"].items()
-                ],
-            )
-        )
-        if "confusion" in assessment and len(names) <= _MOST_CLASSES:
-            header = ["Label", *(f"predicted {name}" for name in names)]
-            rows = zip(names, assessment["confusion"], strict=True)
-            parts.append(markdown_table(header, [[name, *map(str, row)] for name, row in rows]))
+        rows = [
+            [name, *(_percent(of[key]) for key in ("precision", "recall", "f1")), f"{of['rows']:,}"]
+            for name, of in assessment["classes"].items()
+        ]
+        parts.append(markdown_table(["Class", "Precision", "Recall", "F1", "Rows"], rows))
+    names = assessment.get("names", ())
+    if "confusion" in assessment and len(names) <= _MOST_CLASSES:
+        header = ["Label", *(f"predicted {name}" for name in names)]
+        rows = zip(names, assessment["confusion"], strict=True)
+        parts.append(markdown_table(header, [[name, *map(str, row)] for name, row in rows]))
     if "calibration_error" in assessment:
         parts.append(
             f"Expected calibration error: {100 * assessment['calibration_error']:.1f}, by how much "
             "probabilities and shares of right predictions differ on average, times 100."
         )
-    if assessment["errors"]:
+    if errors := assessment["errors"]:
+        what = "surest of" if "probability" in errors[0] else "furthest off with"
         keys = ("row", "label", "prediction", "probability", "text")
-        keys = [key for key in keys if key in assessment["errors"][0]]
-        what = "surest of" if "probability" in keys else "furthest off with"
-        parts.append(
-            f"The errors that the model was {what}:\n\n"
-            + markdown_table(
-                list(map(str.capitalize, keys)),
-                [[_cell_of(one[key]) for key in keys] for one in assessment["errors"]],
-            )
-        )
+        keys = [key for key in keys if key in errors[0]]
+        rows = [[_cell(error[key]) for key in keys] for error in errors]
+        table = markdown_table([key.capitalize() for key in keys], rows)
+        parts.append(f"The errors that the model was {what}:\n\n{table}")
     drawn = [f"![{os.path.basename(path)[:-4]}]({folder}/{path})" for path in assessment["figures"]]
-    return "\n\n".join([*parts, *([" ".join(drawn)] if drawn else [])])
+    return "\n\n".join(filter(None, [*parts, " ".join(drawn)]))
 
 
-def _cell_of(value: Any) -> str:
+def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -145,20 +137,19 @@ def _glue_table(experiments: Sequence[dict[str, Any]]) -> str:
     for experiment in experiments:
         if experiment["task"] in _GLUE_TITLES:
             rows.setdefault(_model_name(experiment), {})[experiment["task"]] = experiment
-    others = sorted(
-        {task for tasks in rows.values() for task in tasks if task not in _PAPER_COLUMNS}
-    )
+    others = sorted({task for tasks in rows.values() for task in tasks} - {*_PAPER_COLUMNS})
     titles = ["MNLI-(m/mm)" if task == "MNLI" else task for task in _PAPER_COLUMNS]
     lines = []
     for model, tasks in sorted(rows.items()):
-        parameters = next(iter(tasks.values()))["parameters"]
-        cells = [_cell(tasks.get(task)) for task in _PAPER_COLUMNS]
+        medians = {task: _medians(experiment) for task, experiment in tasks.items()}
+        cells = {task: "/".join(map(_percent, scores)) for task, scores in medians.items()}
         average = _MISSING
         if all(task in tasks for task in _PAPER_COLUMNS):
-            scores = [_medians(tasks[task])[0] for task in _PAPER_COLUMNS]
-            average = _percent(statistics.fmean(scores))
-        extra = [_cell(tasks.get(task)) for task in others]
-        lines.append([model, f"{parameters / 1e6:.3g}M", *cells, average, *extra])
+            average = _percent(statistics.fmean(medians[task][0] for task in _PAPER_COLUMNS))
+        parameters = next(iter(tasks.values()))["parameters"]
+        shown = [cells.get(task, _MISSING) for task in (*_PAPER_COLUMNS, *others)]
+        shown.insert(len(_PAPER_COLUMNS), average)
+        lines.append([model, f"{parameters / 1e6:.3g}M", *shown])
     return markdown_table(["Model", "Params", *titles, "AVG", *others], lines)
 
 
@@ -167,30 +158,18 @@ def _details(experiments: Sequence[dict[str, Any]]) -> str:
     header += ["Rows", "Learning rate, batch, epochs", "Examples/s"]
     lines = []
     ensembles = [_as_one_run(one) for one in experiments if one.get("ensemble")]
-    for experiment in sorted(
-        [*experiments, *ensembles], key=lambda one: (one["task"], _model_name(one))
-    ):
-        config = experiment["config"]
-        settings = (
-            f"{config['optimizer']['learning_rate']:g}, {config['trainer']['batch_size']}, "
-            f"{config['trainer']['epochs']}"
-        )
+    rows = sorted([*experiments, *ensembles], key=lambda one: (one["task"], _model_name(one)))
+    for experiment in rows:
+        trainer = experiment["config"]["trainer"]
+        rate = f"{experiment['config']['optimizer']['learning_rate']:g}"
+        diverged = len(experiment.get("diverged", ()))
         for name, metric, summary, guess in _scores(experiment, experiment["dev"]):
-            spread = ("median", "min", "max", "mean", "std")
-            diverged = len(experiment.get("diverged", ()))
-            lines.append(
-                [
-                    name,
-                    _model_name(experiment),
-                    metric,
-                    *(_shown(metric, summary[key]) for key in spread),
-                    guess,
-                    str(len(summary["values"])) + (f", {diverged} diverged" if diverged else ""),
-                    f"{experiment['train_rows']:,}",
-                    settings,
-                    f"{experiment['examples_per_second']:.1f}",
-                ]
-            )
+            spread = [_shown(metric, summary[key]) for key in _SPREAD]
+            runs = str(len(summary["values"])) + (f", {diverged} diverged" if diverged else "")
+            settings = f"{rate}, {trainer['batch_size']}, {trainer['epochs']}"
+            speed = f"{experiment['examples_per_second']:.1f}"
+            line = [name, _model_name(experiment), metric, *spread, guess, runs]
+            lines.append([*line, f"{experiment['train_rows']:,}", settings, speed])
     return markdown_table(header, lines)
 
 
@@ -210,22 +189,12 @@ def _prompts(experiments: Sequence[dict[str, Any]]) -> str:
     header += ["Template", "Label words"]
     lines = []
     for experiment in experiments:
+        words, template = ", ".join(experiment["label_words"]), f"`{experiment['template']}`"
         for name, metric, summary, guess in _scores(experiment, experiment["test"]):
-            lines.append(
-                [
-                    name,
-                    experiment["model"],
-                    metric,
-                    f"{_shown(metric, summary['mean'])} ({_shown(metric, summary['std'])})",
-                    _shown(metric, summary["min"]),
-                    _shown(metric, summary["max"]),
-                    guess,
-                    str(len(summary["values"])),
-                    str(experiment["shots"]),
-                    f"`{experiment['template']}`",
-                    ", ".join(experiment["label_words"]),
-                ]
-            )
+            shown = {key: _shown(metric, summary[key]) for key in _SPREAD}
+            line = [name, experiment["model"], metric, f"{shown['mean']} ({shown['std']})"]
+            line += [shown["min"], shown["max"], guess, str(len(summary["values"]))]
+            lines.append([*line, str(experiment["shots"]), template, words])
     return markdown_table(header, lines)
 
 
@@ -255,12 +224,6 @@ def _model_name(experiment: dict[str, Any]) -> str:
     if experiment.get("train_fraction", 1.0) < 1:
         name += f", {experiment['train_fraction']:.3g} of the training rows"
     return name
-
-
-def _cell(experiment: dict[str, Any] | None) -> str:
-    if experiment is None:
-        return _MISSING
-    return "/".join(map(_percent, _medians(experiment)))
 
 
 def _medians(experiment: dict[str, Any]) -> list[float]:

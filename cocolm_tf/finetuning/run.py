@@ -24,9 +24,8 @@ import tensorflow as tf
 
 from cocolm_tf import files
 from cocolm_tf.costs.accelerators import describe_device
-from cocolm_tf.finetuning.config import FinetuningConfig, TrainerConfig, from_dict
-from cocolm_tf.finetuning.metrics import worth
-from cocolm_tf.finetuning.optimization import build_optimizer
+from cocolm_tf.finetuning.config import OptimizerConfig, TrainerConfig, from_dict
+from cocolm_tf.finetuning.metrics import comparable
 from cocolm_tf.finetuning.tasks import task_of
 from cocolm_tf.finetuning.tasks.task import (
     METRICS_FILENAME,
@@ -35,9 +34,11 @@ from cocolm_tf.finetuning.tasks.task import (
     Prepared,
 )
 from cocolm_tf.jobs import UNTIL_KEY, Reporter, serve
+from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.training.distribution import make_strategy, per_replica_batch
 from cocolm_tf.training.model_card import write_model_card
 from cocolm_tf.training.monitoring import append_line, read_lines, write_lines
+from cocolm_tf.training.optimization import AdamW, WarmupDecay
 from cocolm_tf.versions import own_versions
 
 PRESET_DIRECTORY = "preset"
@@ -88,21 +89,25 @@ def run_task(
     """
     task = task_of(spec)
     config = from_dict(task.config, "the run's configuration")
-    with strategy_scope(distribution_strategy, tpu):
+    with contextlib.ExitStack() as stack:
+        if distribution_strategy != "one_device":
+            stack.enter_context(make_strategy(distribution_strategy, tpu).scope())
         trainer, strategy = config.trainer, tf.distribute.get_strategy()
         per_replica_batch(trainer.batch_size, trainer.micro_batches, strategy)
         prepared = task.prepare(config)
         reporter.say(prepared.summary)
         batches, steps, rows = prepared.training()
-        course = Course.of(config.trainer, steps, rows)
+        schedule = EvaluationSchedule.of(trainer, steps, rows)
         model = prepared.model
         model.compile(
-            build_optimizer(config.optimizer, course.steps, model, model.backbone),
+            build_optimizer(config.optimizer, schedule.steps, model, model.backbone),
             metrics=[],
-            **compile_settings(config),
+            jit_compile=config.runtime.jit_compile,
+            micro_batches=trainer.micro_batches,
+            steps_per_execution=trainer.steps_per_execution,
             **prepared.compile_arguments(),
         )
-        training = Training(prepared, course, config.trainer, folder, reporter, _identity(spec))
+        training = Training(prepared, schedule, trainer, folder, reporter, _identity(spec))
         training.run(batches, until)
         if training.best is None:
             return DIVERGED
@@ -120,28 +125,51 @@ def run_task(
             left = prepared.artifacts(folder)
             results |= left | {"headline": left.get("headline", results["headline"])}
             results["seconds"] = training.seconds
-            save_model(prepared, results, folder)
+            preset = os.path.join(folder, PRESET_DIRECTORY)
+            # The folder appears when it is complete.
+            with files.new_folder(preset, True, "config.json") as preset:
+                model.save_to_preset(preset)
+                write_model_card(preset, prepared.facts(results))
     if until:
         return results | {UNTIL_KEY: until}
     files.remove(os.path.join(folder, STATE_FILENAME))
     return results
 
 
-def strategy_scope(name: str, tpu: str) -> contextlib.AbstractContextManager[Any]:
-    """The scope of a distribution strategy; one device needs none."""
-    return contextlib.nullcontext() if name == "one_device" else make_strategy(name, tpu).scope()
+def build_optimizer(
+    config: OptimizerConfig, total_steps: int, model: keras.Model, backbone: CocoLMBackbone
+) -> AdamW:
+    """Builds the optimizer of an encoder with a head, for a run of so many steps."""
+    warmup_steps = math.ceil(config.warmup_fraction * total_steps)
+    optimizer = AdamW(
+        WarmupDecay(config.learning_rate, warmup_steps, total_steps),
+        weight_decay=config.weight_decay,
+        beta_1=config.beta_1,
+        beta_2=config.beta_2,
+        epsilon=config.epsilon,
+        global_clipnorm=config.clip_norm or None,
+    )
+    trainable = model.trainable_variables
+    optimizer.exclude_from_weight_decay(var_list=[v for v in trainable if len(v.shape) < 2])
+    if config.layer_decay < 1:
+        depths = layer_depths(backbone)
+        top = backbone.num_layers + 1
+        for variable in trainable:
+            below = top - depths.get(id(variable), top)
+            optimizer.scale_learning_rate([variable], config.layer_decay**below)
+    return optimizer
 
 
-def compile_settings(config: FinetuningConfig) -> dict[str, Any]:
-    """The arguments of `compile()` that a configuration decides."""
-    return {
-        "jit_compile": config.runtime.jit_compile,
-        "micro_batches": config.trainer.micro_batches,
-        "steps_per_execution": config.trainer.steps_per_execution,
-    }
+def layer_depths(backbone: CocoLMBackbone) -> dict[int, int]:
+    """The depth of each of an encoder's variables, by its `id`: 1 is the lowest layer's."""
+    # 0 is that of the embeddings and of the relative positions, which all layers share.
+    depths = {id(variable): 0 for variable in backbone.variables}
+    for number, block in enumerate(backbone.blocks, start=1):
+        depths |= {id(variable): number for variable in block.variables}
+    return depths
 
 
-class Course(NamedTuple):
+class EvaluationSchedule(NamedTuple):
     """How long a run is, and when it is measured."""
 
     steps: int  # Of the whole run
@@ -150,8 +178,8 @@ class Course(NamedTuple):
     rows_per_step: float  # Examples, on average
 
     @classmethod
-    def of(cls, trainer: TrainerConfig, steps_per_epoch: int, rows: int) -> "Course":
-        """The course that a configuration asks for, given an epoch's steps and examples."""
+    def of(cls, trainer: TrainerConfig, steps_per_epoch: int, rows: int) -> "EvaluationSchedule":
+        """The schedule that a configuration asks for, given an epoch's steps and examples."""
         loop = trainer.steps_per_execution
         steps = trainer.steps or trainer.epochs * steps_per_epoch
         interval = min(steps, trainer.validation_interval or steps_per_epoch)
@@ -205,7 +233,7 @@ class Training(keras.callbacks.Callback):
     def __init__(
         self,
         prepared: Prepared,
-        course: Course,
+        schedule: EvaluationSchedule,
         trainer: TrainerConfig,
         folder: str,
         reporter: Reporter,
@@ -215,14 +243,14 @@ class Training(keras.callbacks.Callback):
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.diverged = False
-        self._prepared, self._course, self._trainer = prepared, course, trainer
+        self._prepared, self._schedule, self._trainer = prepared, schedule, trainer
         self._reporter, self._identity = reporter, identity
-        self._state_path = os.path.join(folder, STATE_FILENAME)
-        self._log = StepLog(folder)
+        self._folder = folder
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
         self._weights: list[np.ndarray] = []
-        self._step = self._begun = 0  # steps done now, and at the last evaluation
+        self._step = self._interval_begin = 0  # steps done now, and at the last evaluation
         self._to_restore: dict[str, np.ndarray] | None = None
-        self._started = self._saved = self._evaluation_started = time.monotonic()
+        self._started = self._saved = self._interval_started = time.monotonic()
         self._seconds_before = 0.0
         self._logged = 0
         self._last_loss_read = 0.0
@@ -245,20 +273,20 @@ class Training(keras.callbacks.Callback):
             "best_epoch": best["epoch"],
             "best_step": best["step"],
             "epochs": self.history,
-            "evaluations": self._course.evaluations,
+            "evaluations": self._schedule.evaluations,
             # Of training alone, without the steps to the first evaluation, if there are others.
-            "examples_per_second": self._course.rows_per_step * steps / seconds,
+            "examples_per_second": self._schedule.rows_per_step * steps / seconds,
             "seconds": self.seconds,
         }
 
     def run(self, batches: tf.data.Dataset, until: float = 0.0) -> None:
         """Trains to the end, or until such a share of the measurements is made, and then saves."""
-        course, model = self._course, self._prepared.model
-        evaluations = math.ceil(until * course.evaluations) or course.evaluations
+        schedule, model = self._schedule, self._prepared.model
+        evaluations = math.ceil(until * schedule.evaluations) or schedule.evaluations
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._load()
-        for first, count, steps in course.rest(self._step, evaluations):
+        for first, count, steps in schedule.rest(self._step, evaluations):
             if self._is_over():
                 break
             model.fit(
@@ -287,17 +315,17 @@ class Training(keras.callbacks.Callback):
             for name, variable in self._variables().items():
                 variable.assign(self._to_restore[name])
             self._to_restore = None
-        self._begun = self._step
-        self._evaluation_started = time.monotonic()
+        self._interval_begin = self._step
+        self._interval_started = time.monotonic()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._step = self._begun + batch
+        self._step = self._interval_begin + batch
         if time.monotonic() - self._saved >= 60 * self._trainer.checkpoint_minutes:
             self._save()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         # Reading the loss makes the host wait for the devices, so it is not done at every step.
-        done, now = self._begun + batch + 1, time.monotonic()
+        done, now = self._interval_begin + batch + 1, time.monotonic()
         is_logged = done // self._trainer.log_interval > self._logged
         if not is_logged and now - self._last_loss_read < _SECONDS_BETWEEN_LOSS_READS:
             return
@@ -305,17 +333,17 @@ class Training(keras.callbacks.Callback):
         if is_logged:
             self._logged = done // self._trainer.log_interval
             rate = self._learning_rate(done)
-            self._log.write(done, "train", {"loss": loss, "learning_rate": rate}, self.seconds)
+            self._write_log(done, "train", {"loss": loss, "learning_rate": rate})
         score = f", dev {self.best['score']:.3f}" if self.best else ""
-        steps, epoch = self._course.steps, self._course.steps_per_epoch
+        steps, epoch = self._schedule.steps, self._schedule.steps_per_epoch
         self._reporter.progress(
             done / steps,
             f"epoch {-(-done // epoch)}/{-(-steps // epoch)}, loss {loss:.3f}{score}",
         )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        done = self._course.end(epoch)
-        self._timed.append((done - self._begun, time.monotonic() - self._evaluation_started))
+        done = self._schedule.end(epoch)
+        self._timed.append((done - self._interval_begin, time.monotonic() - self._interval_started))
         if len(self._timed) == 2:
             # The time to the first evaluation includes compiling.
             del self._timed[0]
@@ -327,7 +355,7 @@ class Training(keras.callbacks.Callback):
             self.model.stop_training = True
             return
         score = next(iter(scores.values()))[self._prepared.metric]
-        number = done / self._course.steps_per_epoch
+        number = done / self._schedule.steps_per_epoch
         entry = {
             "epoch": int(number) if number == int(number) else round(number, 3),
             "step": done,
@@ -337,14 +365,24 @@ class Training(keras.callbacks.Callback):
         }
         self.history.append(entry)
         flat = {f"{part}_{name}": v for part, of in scores.items() for name, v in of.items()}
-        self._log.write(done, "validation", flat, self.seconds)
-        if self.best is None or self._worth(entry) > self._worth(self.best):
+        self._write_log(done, "validation", flat)
+        if self.best is None or self._gain(entry) > self._gain(self.best):
             self.best = entry
             self._weights = [np.array(variable) for variable in self._trainable()]
-        self._reporter.progress(done / self._course.steps, f"dev {self.best['score']:.3f}")
+        self._reporter.progress(done / self._schedule.steps, f"dev {self.best['score']:.3f}")
         self.model.stop_training = self._is_over()
 
-    # --- When to stop, and checkpoints ---
+    # --- The log, when to stop, and checkpoints ---
+
+    def _write_log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Adds a line to `metrics.jsonl`, and its values to TensorBoard's files."""
+        # Training lines have the mean `loss` since the last measurement and the `learning_rate`;
+        # validation lines the metrics, as `dev_accuracy`.
+        if split not in self._writers:
+            path = os.path.join(self._folder, TENSORBOARD_DIRECTORY, split)
+            self._writers[split] = tf.summary.create_file_writer(path)
+        log = os.path.join(self._folder, METRICS_FILENAME)
+        append_line(log, self._writers[split], step, split, self.seconds, values)
 
     def _is_over(self) -> bool:
         """Whether it diverged, or `patience` measurements in a row were no better than the best."""
@@ -355,8 +393,8 @@ class Training(keras.callbacks.Callback):
         since = len(self.history) - 1 - self.history.index(self.best)
         return since >= self._trainer.patience
 
-    def _worth(self, entry: Mapping[str, Any]) -> float:
-        return worth(self._prepared.metric, entry["score"])
+    def _gain(self, entry: Mapping[str, Any]) -> float:
+        return comparable(self._prepared.metric, entry["score"])
 
     def _learning_rate(self, step: int) -> float:
         optimizer = self._prepared.model.optimizer
@@ -386,11 +424,11 @@ class Training(keras.callbacks.Callback):
             "timed": self._timed,
             "diverged": self.diverged,
         }
-        write_state(self._state_path, facts, arrays)
+        write_state(os.path.join(self._folder, STATE_FILENAME), facts, arrays)
         self._saved = time.monotonic()
 
     def _load(self) -> None:
-        facts, arrays = read_state(self._state_path)
+        facts, arrays = read_state(os.path.join(self._folder, STATE_FILENAME))
         if facts.get("identity") == self._identity:
             self._step, self.history = facts["step"], facts["history"]
             self.best = None if facts["best"] is None else self.history[facts["best"]]
@@ -400,31 +438,9 @@ class Training(keras.callbacks.Callback):
             self._weights = [arrays.pop(f"best_{number}") for number in range(len(best))]
             self._to_restore = arrays
         self._logged = self._step // self._trainer.log_interval
-        self._log.begin(self._step)
-
-
-class StepLog:
-    """Writes `metrics.jsonl` and TensorBoard's files, as pretraining does."""
-
-    # Training lines have the mean `loss` since the last measurement and the `learning_rate`;
-    # validation lines the metrics, as `dev_accuracy`.
-
-    def __init__(self, folder: str) -> None:
-        self._path = os.path.join(folder, METRICS_FILENAME)
-        self._directory = os.path.join(folder, TENSORBOARD_DIRECTORY)
-        self._writers: dict[str, tf.summary.SummaryWriter] = {}
-
-    def begin(self, step: int) -> None:
-        """Drops the lines after the step that the run resumes from."""
-        if files.is_file(self._path):
-            write_lines(self._path, read_lines(self._path), step)
-
-    def write(self, step: int, split: str, values: Mapping[str, float], seconds: float) -> None:
-        """Adds a line to the log, and its values to TensorBoard's files."""
-        if split not in self._writers:
-            path = os.path.join(self._directory, split)
-            self._writers[split] = tf.summary.create_file_writer(path)
-        append_line(self._path, self._writers[split], step, split, seconds, values)
+        log = os.path.join(self._folder, METRICS_FILENAME)
+        if files.is_file(log):  # It may have lines of steps after the checkpoint.
+            write_lines(log, read_lines(log), self._step)
 
 
 def write_state(path: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -446,13 +462,6 @@ def read_state(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with files.open_read(path) as file:
         arrays = dict(np.load(file))
     return json.loads(bytes(arrays.pop("facts"))), arrays
-
-
-def save_model(prepared: Prepared, results: Mapping[str, Any], folder: str) -> None:
-    """Saves the model as a preset with its card; the folder appears when it is complete."""
-    with files.new_folder(os.path.join(folder, PRESET_DIRECTORY), True, "config.json") as preset:
-        prepared.model.save_to_preset(preset)
-        write_model_card(preset, prepared.facts(results))
 
 
 def _identity(spec: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from benchmarks.alternation import (
 from cocolm_tf.costs.accelerators import describe_device
 from cocolm_tf.costs.step_benchmark import summarize
 from cocolm_tf.finetuning.config import from_dict
-from cocolm_tf.finetuning.optimization import build_optimizer
+from cocolm_tf.finetuning.run import build_optimizer
 from cocolm_tf.finetuning.tasks import task_of
 from cocolm_tf.finetuning.tasks.task import Prepared
 

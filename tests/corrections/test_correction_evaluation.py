@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from cocolm_tf.corrections.evaluation import Judgment, as_json, evaluate, report
+from cocolm_tf.corrections.evaluation import WordPredictions, as_json, evaluate, report
 from cocolm_tf.corrections.texts import Edit, MarkedText
 
 SPELLING, DOUBLING, MISSING = "spelling", "doubling", "M"
@@ -16,21 +16,23 @@ TEXTS = [
 ]
 
 
-def judgment(text: str, probabilities: list[float], corrections: list[list[str]]) -> Judgment:
+def words_of(
+    text: str, probabilities: list[float], corrections: list[list[str]]
+) -> WordPredictions:
     ends = np.cumsum([len(word) + 1 for word in text.split()]) - 1
     starts = ends - [len(word) for word in text.split()]
-    return Judgment(starts, ends, np.array(probabilities), corrections)
+    return WordPredictions(starts, ends, np.array(probabilities), corrections)
 
 
-JUDGED = [
-    judgment(TEXTS[0].text, [0.9, 0.1, 0.8, 0, 0, 0], [["the"], ["dog"], ["", "sat"], [], [], []]),
-    judgment(TEXTS[1].text, [0.0, 0.7, 0.2, 0.0], [["The"], ["cat"], [], ["there"]]),
-    judgment(TEXTS[2].text, [0.1, 0.2, 0.3], [["He"], ["goes"], ["away", "home"]]),
+PREDICTIONS = [
+    words_of(TEXTS[0].text, [0.9, 0.1, 0.8, 0, 0, 0], [["the"], ["dog"], ["", "sat"], [], [], []]),
+    words_of(TEXTS[1].text, [0.0, 0.7, 0.2, 0.0], [["The"], ["cat"], [], ["there"]]),
+    words_of(TEXTS[2].text, [0.1, 0.2, 0.3], [["He"], ["goes"], ["away", "home"]]),
 ]
 
 
 def test_scores_of_a_model_at_a_threshold():
-    found = evaluate(TEXTS, JUDGED, threshold=0.5)
+    found = evaluate(TEXTS, PREDICTIONS, threshold=0.5)
     assert (found["texts"], found["words"], found["wrong_words"]) == (3, 13, 3)
     assert found["detection"]["precision"] == pytest.approx(2 / 3)
     assert found["detection"]["recall"] == pytest.approx(2 / 3)
@@ -49,8 +51,8 @@ def test_scores_of_a_model_at_a_threshold():
 
 
 def test_a_perfect_model_has_perfect_scores():
-    texts, judged = TEXTS[:1] * 4, JUDGED[:1] * 4
-    found = evaluate(texts, judged)
+    texts, predictions = TEXTS[:1] * 4, PREDICTIONS[:1] * 4
+    found = evaluate(texts, predictions)
     assert found["texts"] == 2
     assert found["threshold"] == 0.8
     for part in ("detection", "correction", "edits"):
@@ -60,15 +62,15 @@ def test_a_perfect_model_has_perfect_scores():
 
 def test_without_a_mistake_there_is_nothing_to_score():
     with pytest.raises(ValueError, match="no wrong word to score"):
-        evaluate(TEXTS[1:2], JUDGED[1:2], threshold=0.5)
+        evaluate(TEXTS[1:2], PREDICTIONS[1:2], threshold=0.5)
     with pytest.raises(ValueError, match="to choose a threshold by"):
-        evaluate(TEXTS[1:2] * 2, JUDGED[1:2] * 2)
+        evaluate(TEXTS[1:2] * 2, PREDICTIONS[1:2] * 2)
     with pytest.raises(ValueError, match="give --threshold"):
-        evaluate(TEXTS[:1], JUDGED[:1])
+        evaluate(TEXTS[:1], PREDICTIONS[:1])
 
 
 def test_for_people_and_for_programs():
-    found = evaluate(TEXTS, JUDGED, threshold=0.5)
+    found = evaluate(TEXTS, PREDICTIONS, threshold=0.5)
     assert json.loads(as_json(found))["detection"]["precision"] == 0.66667
     lines = report(found).splitlines()
     assert lines[0].startswith("3 texts, 13 words, 3 of them wrong")

@@ -103,7 +103,7 @@ def test_passages_are_whole_sentences():
         "One is here. Two was there.",
         "Three ran away. Four is last.",
     ]
-    assert list(passages([document], longest=1, shortest=3, limit=2)) == [
+    assert list(passages([document], longest=1, shortest=3))[:2] == [
         "One is here.",
         "Two was there.",
     ]

@@ -3,15 +3,17 @@
 import os
 from pathlib import Path
 
-from cocolm_tf.corrections.evaluation import judge
+from cocolm_tf.corrections.evaluation import predict_corrections
 
 PRESET = Path(__file__).parents[2] / "presets" / "english-technical"
 
 
-def test_it_corrects_the_example_of_the_readme():
+def test_it_corrects_the_example_of_the_readme_and_leaves_good_text_alone():
     text = "The functon return an list of all the the names wich are used by there parent class."
-    (judged,) = judge(str(PRESET), [text])
-    found = [(text[e.start : e.end], e.correction) for e in judged.edits(text, threshold=0.5)]
+    good = "The function returns a list of all the names which are used by their parent class."
+    words, of_good = predict_corrections(str(PRESET), [text, good])
+    assert of_good.edits(good, threshold=0.5) == []
+    found = [(text[e.start : e.end], e.correction) for e in words.edits(text, threshold=0.5)]
     assert found == [
         ("functon", "function"),
         ("an", "a"),
@@ -19,12 +21,6 @@ def test_it_corrects_the_example_of_the_readme():
         ("wich", "which"),
         ("there", "their"),
     ]
-
-
-def test_it_leaves_good_text_alone():
-    text = "The function returns a list of all the names which are used by their parent class."
-    (judged,) = judge(str(PRESET), [text])
-    assert judged.edits(text, threshold=0.5) == []
 
 
 def test_it_is_as_small_as_its_card_says():

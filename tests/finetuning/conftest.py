@@ -1,5 +1,7 @@
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_presets import SEQUENCE_LENGTH, opinions, write_tiny_preset
@@ -8,6 +10,40 @@ from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifier,
     CocoLMTextClassifierPreprocessor,
 )
+from cocolm_tf.finetuning.run import run_task
+from cocolm_tf.finetuning.tasks.task import Task
+
+
+class Listener:
+    """A reporter of a run that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.heard: list[tuple[float, str]] = []
+
+    def progress(self, share: float, note: str = "") -> None:
+        self.heard.append((share, note))
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="session")
+def do_task():
+    """Runs a task, by its spec as JSON, in a folder; returns its results and what was told."""
+
+    def do_task(task: Task, folder: Path, **options: Any) -> tuple[dict[str, Any], Listener]:
+        listener = Listener()
+        results = run_task(json.loads(json.dumps(task.spec())), str(folder), listener, **options)
+        assert json.loads(json.dumps(results)) == results
+        return results, listener
+
+    return do_task
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
 
 
 @pytest.fixture(scope="session")

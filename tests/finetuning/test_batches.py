@@ -116,7 +116,7 @@ def test_the_order_is_the_seeds():
     assert not np.array_equal(order(0), order(1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(2, LIMIT), min_size=1, max_size=60), st.integers(1, 4), st.integers(1, 5)
 )
@@ -185,16 +185,16 @@ def test_tokenized_is_what_the_preprocessor_gives_without_padding(preprocessor):
         "a cat",
         "",
         "the red house on its hill and then some bird sang to a dog of rain",
-    ] * 500
-    second = ["a dog", "bird", "some bird sang"] * 500
+    ] * 400
+    second = ["a dog", "bird", "some bird sang"] * 400
     for examples in (Examples(first), Examples(first, second)):
         tokens = tokenized(preprocessor, examples)
         texts = first[:3] if examples.second is None else (first[:3], second[:3])
         expected = preprocessor(x=texts)
         mask = np.array(expected["padding_mask"])
-        np.testing.assert_array_equal(tokens.lengths, np.tile(mask.sum(1), 500))
+        np.testing.assert_array_equal(tokens.lengths, np.tile(mask.sum(1), 400))
         ends = np.cumsum(tokens.lengths)
-        for row in (0, 1, 2, 1497, 1498, 1499):
+        for row in (0, 1, 2, 1197, 1198, 1199):
             np.testing.assert_array_equal(
                 tokens.token_ids[ends[row] - tokens.lengths[row] : ends[row]],
                 np.array(expected["token_ids"])[row % 3][mask[row % 3]],

@@ -114,21 +114,3 @@ def test_mistakes_are_named(load, text: str, complaint: str):
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match="--config_file=/nowhere.yaml does not exist"):
         load_finetuning_config("/nowhere.yaml")
-
-
-@pytest.mark.parametrize(
-    ("former", "today"),
-    [
-        ("dropout=0", "model.dropout"),
-        ("steps=100", "trainer.steps"),
-        ("draws=2", "prompt.draws"),
-        ("learning_rates=[1e-4]", "search.optimizer.learning_rate"),
-        ("precision=mixed_bfloat16", "runtime.precision"),
-    ],
-)
-def test_what_prompts_called_otherwise_is_refused_with_its_name(load, former, today):
-    name = former.partition("=")[0]
-    with pytest.raises(UserError, match=f"{name} does not exist.*What was {name} is {today}"):
-        load("", overrides=[former])
-    with pytest.raises(UserError, match="What was settings is model, optimizer, trainer and"):
-        load("settings: {dropout: 0.0}")

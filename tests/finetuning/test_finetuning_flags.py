@@ -7,7 +7,6 @@ from absl import flags
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning import experiment as module
 from cocolm_tf.finetuning.flags import define_run_flags, run_from_flags, suitable_config
-from cocolm_tf.finetuning.tasks.classification import ClassificationTask
 
 CONFIGS = str(Path(__file__).parents[2] / "configs" / "finetune")
 
@@ -22,11 +21,9 @@ def run(tiny_preset, sst2_dir, tmp_path: Path):
         folders = [f"--preset={tiny_preset}", f"--output_dir={tmp_path / 'out'}"]
         values(["program", *folders, *arguments])
 
-        def make_task(**fields):
-            data = {"glue": {"task": "sst2", "data_dir": sst2_dir}}
-            return ClassificationTask(data=data, **fields)
-
-        return run_from_flags("sst2", make_task, CONFIGS, changes, values, **more)
+        arguments = {"data": {"glue": {"task": "sst2", "data_dir": sst2_dir}}}
+        more |= {"changes": changes, "flag_values": values}
+        return run_from_flags("sst2", "classification", arguments, **more)
 
     return run
 
@@ -107,4 +104,8 @@ def test_a_search_wants_a_grid(run, write):
     [(256, "small"), (768, "base_pp"), (1024, "large_pp"), (1536, "large_pp")],
 )
 def test_the_settings_suit_the_size(width, name):
-    assert suitable_config(width, CONFIGS) == os.path.join(CONFIGS, f"{name}.yaml")
+    assert (
+        suitable_config(width)
+        == suitable_config(width, CONFIGS)
+        == os.path.join(CONFIGS, f"{name}.yaml")
+    )

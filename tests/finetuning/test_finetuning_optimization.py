@@ -4,11 +4,12 @@ import tensorflow as tf
 
 from cocolm_tf.finetuning.config import OptimizerConfig
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
-from cocolm_tf.finetuning.optimization import build_optimizer, layer_depths
+from cocolm_tf.finetuning.run import build_optimizer, layer_depths
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def classifier(tiny_preset) -> CocoLMTextClassifier:
+    """Tests change its weights."""
     return CocoLMTextClassifier.from_preset(tiny_preset, num_classes=2)
 
 

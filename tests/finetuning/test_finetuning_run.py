@@ -7,16 +7,8 @@ import pytest
 import tensorflow as tf
 
 from cocolm_tf.finetuning.config import TrainerConfig
-from cocolm_tf.finetuning.run import Course, Training
+from cocolm_tf.finetuning.run import EvaluationSchedule, Training
 from cocolm_tf.finetuning.tasks.task import Prepared
-
-
-class Listener:
-    def __init__(self):
-        self.heard = []
-
-    def progress(self, share, note=""):
-        self.heard.append((share, note))
 
 
 class Line(Prepared):
@@ -30,7 +22,9 @@ class Line(Prepared):
         inputs = keras.Input((2,))
         outputs = keras.layers.Dense(1)(keras.layers.GaussianNoise(0.1)(inputs))
         self.model = keras.Model(inputs, outputs)
-        self.model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+        optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+        # A graph of a few steps would not earn back its tracing.
+        self.model.compile(optimizer, "mse", run_eagerly=True)
 
     def training(self):
         x = np.random.default_rng(0).normal(size=[6, 2]).astype(np.float32)
@@ -47,25 +41,26 @@ class Line(Prepared):
     def artifacts(self, folder):
         return {}
 
-    def facts(self, results):
+    def card(self, results):
         return {}
 
 
 @pytest.fixture
-def train(tmp_path: Path):
+def train(listener, tmp_path: Path):
     """Trains a line; gives what trained it, the line and what was told."""
 
     def train(scores=(0.2, 0.9, 0.9, 0.1), until=0.0, of=Line, callback=None, **trainer):
-        line, listener = of(list(scores)), Listener()
+        line = of(list(scores))
+        listener.heard.clear()
         config = TrainerConfig()
         config.override({"epochs": len(scores)} | trainer)
         batches, steps, rows = line.training()
-        course = Course.of(config, steps, rows)
-        training = Training(line, course, config, str(tmp_path), listener, "this run")
+        schedule = EvaluationSchedule.of(config, steps, rows)
+        training = Training(line, schedule, config, str(tmp_path), listener, "this run")
         if callback:
             callback(training)
         training.run(batches, until)
-        return training, line, listener.heard
+        return training, line, [*listener.heard]
 
     return train
 
@@ -127,11 +122,11 @@ def test_patience_ends_a_run_that_gets_no_better(train):
 def test_when_a_run_is_measured(trainer, evaluations):
     config = TrainerConfig()
     config.override(trainer)
-    course = Course.of(config, 3, 6)
-    assert [course.end(evaluation) for evaluation in range(course.evaluations)] == evaluations
-    for step in range(course.steps):
-        rest = list(course.rest(step, course.evaluations))
-        assert sum(count * steps for _, count, steps in rest) == course.steps - step
+    schedule = EvaluationSchedule.of(config, 3, 6)
+    assert [schedule.end(evaluation) for evaluation in range(schedule.evaluations)] == evaluations
+    for step in range(schedule.steps):
+        rest = list(schedule.rest(step, schedule.evaluations))
+        assert sum(count * steps for _, count, steps in rest) == schedule.steps - step
 
 
 def test_steps_between_measurements_may_be_any_number(train):
@@ -150,9 +145,9 @@ def stop_before(step: int):
         ordinary = training.on_train_batch_begin
 
         def begin(batch, logs=None):
-            training._saved -= 1e9 if training._begun + batch == step - 1 else 0
+            training._saved -= 1e9 if training._interval_begin + batch == step - 1 else 0
             ordinary(batch, logs)
-            if training._begun + batch == step:
+            if training._interval_begin + batch == step:
                 raise KeyboardInterrupt
 
         training.on_train_batch_begin = begin

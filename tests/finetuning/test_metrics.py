@@ -1,19 +1,27 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from cocolm_tf.data.examples import Examples, TaskData
 from cocolm_tf.data.glue import GLUE_TASKS
+from cocolm_tf.data.tags import chunks
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.metrics import (
     METRICS,
     best_thresholds,
+    comparable,
     evaluate,
     guesses,
     metrics_of,
+    nearest,
     predicted,
-    worth,
+    retrieval_scores,
+    search_scores,
+    span_scores,
+    span_scores_by_label,
 )
 
 
@@ -106,7 +114,9 @@ def test_another_metric_may_choose():
     assert metrics_of(task("mine", 2), "matthews") == ("matthews", "accuracy", "f1")
     assert metrics_of(task("mine", 3), "macro_f1") == ("macro_f1", "accuracy")
     assert metrics_of(task("mine", 1), "rmse")[0] == "rmse"
-    assert worth("rmse", 0.5) > worth("rmse", 0.7) and worth("f1", 0.5) < worth("f1", 0.7)
+    assert comparable("rmse", 0.5) > comparable("rmse", 0.7) and comparable("f1", 0.5) < comparable(
+        "f1", 0.7
+    )
 
 
 @pytest.mark.parametrize(("classes", "metric"), [(2, "bleu"), (3, "f1"), (2, "mae"), (1, "f1")])
@@ -135,13 +145,125 @@ def test_several_labels_are_scored_as_scikit_learn_has_it():
 
 def test_thresholds_are_best_for_f1():
     rng = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(10):
         labels = rng.integers(0, 2, [12, 3])
         labels[:, 2] = 0
         shares = rng.choice(np.linspace(0.1, 0.9, 9), [12, 3]).astype(np.float32)
         thresholds = best_thresholds(labels, shares)
         assert thresholds[2] == 0.5
         for truth, share, threshold in zip(labels.T[:2], shares.T, thresholds, strict=False):
-            cuts = np.linspace(0.0, 1.0, 101) + 1e-3
+            cuts = np.linspace(0.05, 0.95, 10)  # Below, between and above all that there are.
             found = max(METRICS["f1"](truth, share >= cut) for cut in cuts)
             assert METRICS["f1"](truth, share >= threshold) == pytest.approx(found)
+
+
+# --- Labeled spans ---
+
+
+LABELS = [chunks(["B-X", "I-X", "O", "B-Y"]), chunks(["O", "B-X", "O"])]
+
+
+def test_scores_by_hand():
+    # Right: one X of two, no Y; found too: one Y with a wrong bound, one Z.
+    found = [chunks(["B-X", "I-X", "B-Y", "I-Y"]), chunks(["O", "O", "B-Z"])]
+    scores = span_scores(LABELS, found)
+    assert scores["precision"] == pytest.approx(1 / 3)
+    assert scores["recall"] == pytest.approx(1 / 3)
+    assert scores["f1"] == pytest.approx(1 / 3)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0 + 0) / 3)
+    table = span_scores_by_label(LABELS, found)
+    assert table["X"] == {
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": pytest.approx(2 / 3),
+        "support": 2,
+    }
+    assert table["Z"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+
+
+def test_the_same_place_in_another_text_is_another_span():
+    assert span_scores(LABELS, LABELS[::-1])["f1"] == 0.0
+    assert span_scores(LABELS, LABELS) == dict.fromkeys(
+        ("f1", "precision", "recall", "macro_f1"), 1.0
+    )
+
+
+def test_nothing_to_find_is_zero():
+    assert span_scores([[], []], [[], []])["f1"] == 0.0
+    assert span_scores([[]], [chunks(["B-X"])])["macro_f1"] == 0.0
+    with pytest.raises(ValueError, match="2 texts, but predictions for 1"):
+        span_scores([[], []], [[]])
+
+
+def test_scores_are_those_of_seqeval():
+    seqeval = pytest.importorskip("seqeval.metrics")
+    true = [["B-X", "I-X", "O"], ["S-Y", "E-Y", "I-X", "O"]]
+    found = [["I-X", "I-X", "B-X"], ["S-Y", "B-Y", "I-X", "O"]]
+    scores = span_scores(*([chunks(tags) for tags in rows] for rows in (true, found)))
+    assert scores["f1"] == pytest.approx(seqeval.f1_score(true, found))
+    assert scores["macro_f1"] == pytest.approx(seqeval.f1_score(true, found, average="macro"))
+
+
+# --- Searches by vectors ---
+
+
+def test_known_rankings():
+    relevance = {"q1": {"a": 2, "b": 1}, "q2": {"c": 1}}
+    scores = retrieval_scores({"q1": ["b", "x", "a"], "q2": ["x", "y"]}, relevance, ranks=(1, 3))
+    best = 2 + 1 / np.log2(3)
+    assert scores == pytest.approx(
+        {
+            "ndcg@10": (1 + 2 / np.log2(4)) / best / 2,
+            "recall@1": 0.25,
+            "recall@3": 0.5,
+            "mrr@10": 0.5,
+        }
+    )
+
+
+def test_what_stands_behind_the_tenth_place_counts_for_recall_alone():
+    ranking = [*map(str, range(20))]
+    scores = retrieval_scores({"q": ranking}, {"q": {"10": 3}})
+    assert scores == {
+        "ndcg@10": 0,
+        "recall@1": 0,
+        "recall@10": 0,
+        "recall@100": 1,
+        "mrr@10": 0,
+    }
+
+
+@given(st.integers(0, 10_000), st.integers(2, 30))
+def test_ndcg_is_scikit_learns(seed, documents):
+    rng = np.random.default_rng(seed)
+    scores, grades = rng.normal(size=documents), rng.integers(0, 3, size=documents)
+    grades[rng.integers(documents)] = 1
+    ranking = [*map(str, np.argsort(-scores))]
+    relevance = {str(number): grade for number, grade in enumerate(grades.tolist()) if grade}
+    found = retrieval_scores({"q": ranking}, {"q": relevance})
+    assert found["ndcg@10"] == pytest.approx(sklearn_metrics.ndcg_score([grades], [scores], k=10))
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_nearest_is_a_stable_sort_of_all(seed, count):
+    rng = np.random.default_rng(seed)
+    # Few values, so that many inner products are equal.
+    queries, documents = (rng.integers(-1, 2, size=[rows, 3]).astype(float) for rows in (4, 9))
+    expected = np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(nearest(queries, documents, count), expected)
+
+
+def test_many_queries_are_searched_in_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    queries, documents = rng.normal(size=[7, 4]), rng.normal(size=[5, 4])
+    expected = nearest(queries, documents, 3)
+    monkeypatch.setattr("cocolm_tf.finetuning.metrics._SCORES_AT_ONCE", 12)
+    np.testing.assert_array_equal(nearest(queries, documents, 3), expected)
+
+
+def test_a_query_does_not_find_itself():
+    vectors = np.eye(3)
+    scores = search_scores(["a"], vectors[:1], ["a", "b", "c"], vectors, {"a": {"b": 1}})
+    assert scores["mrr@10"] == 1.0
+    scores = search_scores(["q"], vectors[:1], ["a", "b", "c"], vectors, {"q": {"b": 1}})
+    assert scores["mrr@10"] == 0.5

@@ -1,4 +1,4 @@
-"""The families of tasks that models are fine-tuned on, each in a module of its own."""
+"""The families of tasks that models are fine-tuned on."""
 
 import importlib
 from collections.abc import Mapping
@@ -7,19 +7,18 @@ from typing import Any
 from cocolm_tf.finetuning.tasks.task import FAMILY_KEY, Task
 
 FAMILIES = {
-    "classification": "ClassificationTask",
-    "question_answering": "QuestionAnsweringTask",
-    "prompting": "PromptingTask",
-    "embedding": "EmbeddingTask",
-    "superglue": "SuperGlueClassificationTask",
-    "tokens": "TokensTask",
+    "classification": ("classification", "ClassificationTask"),
+    "superglue": ("classification", "SuperGlueClassificationTask"),
+    "prompting": ("prompting", "PromptingTask"),
+    "question_answering": ("question_answering", "QuestionAnsweringTask"),
+    "tokens": ("tokens", "TokensTask"),
+    "embedding": ("embedding", "EmbeddingTask"),
 }
-"""The name of the class of each family, which the module of the family's name has."""
+"""The module and the name of the class of each family."""
 
 
 def task_of(spec: Mapping[str, Any]) -> Task:
     """Makes the task that `Task.spec()` was called on."""
     fields = dict(spec)
-    family = fields.pop(FAMILY_KEY)
-    module = importlib.import_module(f"{__name__}.{family}")
-    return getattr(module, FAMILIES[family])(**fields)
+    module, name = FAMILIES[fields.pop(FAMILY_KEY)]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)(**fields)

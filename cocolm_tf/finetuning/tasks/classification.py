@@ -1,4 +1,4 @@
-"""Classification and regression of texts: the tasks of GLUE and tables of one's own."""
+"""Classification and regression of texts: GLUE, SuperGLUE, and tables of one's own."""
 
 import dataclasses
 import functools
@@ -13,6 +13,15 @@ import tensorflow as tf
 from cocolm_tf import files
 from cocolm_tf.data.examples import Examples, TaskData, stratified
 from cocolm_tf.data.glue import glue_files, read_glue
+from cocolm_tf.data.superglue import (
+    SUPERGLUE_TASKS,
+    SuperGlueData,
+    chosen,
+    leaderboard_lines,
+    read_superglue,
+    superglue_files,
+    superglue_scores,
+)
 from cocolm_tf.data.table_task import read_table_task
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import (
@@ -23,67 +32,66 @@ from cocolm_tf.finetuning.batches import (
     training_batches,
 )
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.encoder import encoder_of, row_length
-from cocolm_tf.finetuning.metrics import best_thresholds, evaluate, guesses, metrics_of, predicted
+from cocolm_tf.finetuning.metrics import (
+    best_thresholds,
+    chosen_first,
+    evaluate,
+    guesses,
+    metrics_of,
+    predicted,
+)
 from cocolm_tf.finetuning.models.text_classifier import (
     CocoLMTextClassifier,
     CocoLMTextClassifierPreprocessor,
 )
 from cocolm_tf.finetuning.predictions import (
     OUTPUTS_DIRECTORY,
-    leave_predictions,
     probabilities,
     read_outputs,
+    save_predictions,
 )
 from cocolm_tf.finetuning.tasks.task import (
     Prepared,
     Scores,
     Task,
-    base_model,
-    best_epoch_line,
-    card_results,
-    settings_of,
-    shared_facts,
+    finite,
+    load_encoder,
+    part_lines,
+    score_text,
+    table_files,
 )
-from cocolm_tf.training.model_card import Facts
 
-_READERS = {"glue": read_glue, "table": read_table_task}
-_TABLES = ("train_file", "dev_file", "test_file")
-_HUB_TASK = "text-classification"
+# Of each kind of data: what reads it, the files that it reads, the Hub's name of the dataset.
+_KINDS = {
+    "glue": (read_glue, glue_files, "nyu-mll/glue"),
+    "superglue": (read_superglue, superglue_files, "aps/super_glue"),
+    "table": (read_table_task, table_files, ""),
+}
+
+_TEXTS, _PAIRS = '["A text."]', '(["A text."], ["Its second text."])'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextTask(Task):
     """A run on labeled texts, whatever the model."""
 
-    # `data` are the arguments of `read_glue` as `{"glue": {...}}`, or of `read_table_task` as
-    # `{"table": {...}}`.
+    # `data` is `{kind: arguments}`, the arguments of what reads that of `_KINDS`.
 
     data: dict[str, dict[str, Any]]
-    metric: str = ""
 
     @property
     def has_leaderboard(self) -> bool:
-        return "glue" in self.data
+        return "table" not in self.data
 
     def read(self) -> TaskData:
-        """Reads the examples."""
         ((kind, arguments),) = self.data.items()
-        return _READERS[kind](**arguments)
+        return _KINDS[kind][0](**arguments)
 
     def files_read(self) -> list[str]:
         ((kind, arguments),) = self.data.items()
-        if kind == "glue":
-            return glue_files(arguments["task"], arguments.get("data_dir"))
-        return [arguments[name] for name in _TABLES if arguments.get(name)]
-
-    def check(self) -> str:
-        data = self.read()
-        self.metrics_of(data)
-        return data.name
+        return _KINDS[kind][1](**arguments)
 
     def metrics_of(self, data: TaskData) -> tuple[str, ...]:
-        """The metrics, first the one to choose by."""
         return metrics_of(data, self.metric)
 
 
@@ -96,7 +104,6 @@ class ClassificationTask(TextTask):
             Datasets has the data; or `{"table": {...}}` with `train_file`, `dev_file`, `test_file`,
             `text_column`, `second_text_column`, `label_column`, `regression` and the like, the
             arguments of `cocolm_tf.data.table_task.read_table_task`.
-        metric: What chooses the best measurement; empty for the first that suits the task.
         class_weights: How much an example of each class counts: `balanced`, all classes alike
             whatever their numbers, or `NAME=WEIGHT,...`, 1 for those that are not named; empty for
             all examples alike.
@@ -123,7 +130,7 @@ class ClassificationTask(TextTask):
         weights_of_classes(self.class_weights, data)
         return data.name
 
-    def drawn(self, data: TaskData) -> np.ndarray:
+    def sample(self, data: TaskData) -> np.ndarray:
         """The numbers of the training examples to learn from, for a `train_fraction` below 1."""
         return stratified(data.train.labels, self.train_fraction, self.seed)
 
@@ -135,12 +142,12 @@ class ClassificationTask(TextTask):
         """Scores the predictions of a dev set by the task's metrics."""
         return evaluate(self.metrics_of(data), data.dev[part].labels, predictions)
 
-    def left(
+    def save_predictions(
         self, folder: str, shares: Mapping[str, np.ndarray], data: TaskData, decide: Any = None
     ) -> dict[str, Any]:
-        """Writes all files of predictions, see `leave_predictions`, and returns its assessment."""
+        """Writes all files of predictions, see `save_predictions`, and returns its assessment."""
         default = functools.partial(self.predicted, data, "")
-        return leave_predictions(folder, shares, data, decide or default)
+        return save_predictions(folder, shares, data, decide or default)
 
     def ensemble(self, runs: Sequence[str], folder: str) -> dict[str, Any]:
         data = self.read()
@@ -148,7 +155,7 @@ class ClassificationTask(TextTask):
         for part in (*data.dev, *data.test):
             paths = [os.path.join(run, OUTPUTS_DIRECTORY, f"{part}.csv") for run in runs]
             shares[part] = np.mean([read_outputs(path, data.label_names) for path in paths], axis=0)
-        assessment = self.left(folder, shares, data)
+        assessment = self.save_predictions(folder, shares, data)
         dev = {
             part: self.evaluated(data, part, self.predicted(data, part, shares[part]))
             for part in data.dev
@@ -159,16 +166,75 @@ class ClassificationTask(TextTask):
         return PreparedClassification(self, config)
 
 
+class SuperGlueClassificationTask(ClassificationTask):
+    """A run on a task of SuperGLUE, as the classification of texts.
+
+    Args:
+        data: `{"superglue": {"task": ..., "data_dir": ...}}`, the arguments of
+            `cocolm_tf.data.superglue.read_superglue`.
+        **kwargs: As for `ClassificationTask`.
+
+    Example:
+    ```python
+    data = {"superglue": {"task": "copa", "data_dir": "superglue"}}
+    SuperGlueClassificationTask(preset="runs/first/preset", config=config.as_dict(), data=data)
+    ```
+    """
+
+    family: ClassVar[str] = "superglue"
+
+    def metrics_of(self, data: TaskData) -> tuple[str, ...]:
+        return chosen_first(self.metric, data.metrics, data.name)
+
+    def sample(self, data: SuperGlueData) -> np.ndarray:
+        # Whole questions, as a question's candidates belong together.
+        rows = data.rows["train"]
+        if rows.num_groups == len(data.train):
+            return super().sample(data)
+        generator = np.random.default_rng(self.seed)
+        count = max(1, round(self.train_fraction * rows.num_groups))
+        kept = generator.permutation(rows.num_groups)[:count]
+        return np.flatnonzero(np.isin(rows.groups, kept))
+
+    def predicted(self, data: SuperGlueData, part: str, shares: np.ndarray) -> np.ndarray:
+        # Of a question's candidates, 1 for the one that is chosen.
+        if SUPERGLUE_TASKS[data.key].chooses:
+            return chosen(data.rows[part], shares[:, 1])
+        return super().predicted(data, part, shares)
+
+    def evaluated(
+        self, data: SuperGlueData, part: str, predictions: np.ndarray
+    ) -> dict[str, float]:
+        if SUPERGLUE_TASKS[data.key].chooses and not predictions.any():
+            # The baseline, which predicts that no candidate is right, takes the first one.
+            predictions = chosen(data.rows[part], np.zeros(len(predictions)))
+        scores = superglue_scores(data, part, data.dev[part].labels, predictions)
+        return {name: scores[name] for name in self.metrics_of(data)}
+
+    def save_predictions(
+        self, folder: str, shares: Mapping[str, np.ndarray], data: TaskData, decide: Any = None
+    ) -> dict[str, Any]:
+        def write(predictions: str, part: str, of_part: np.ndarray) -> None:
+            # In the leaderboard's format.
+            files.make_dirs(predictions)
+            found = self.predicted(data, part, of_part)
+            lines = leaderboard_lines(data.key, data.rows[part], found)
+            files.write_text(os.path.join(predictions, f"{part}.jsonl"), "".join(lines))
+
+        return save_predictions(folder, shares, data, write=write)
+
+
 class PreparedClassification(Prepared):
     """A text classifier that is ready to train."""
 
+    task: ClassificationTask
+
     def __init__(self, task: ClassificationTask, config: FinetuningConfig) -> None:
-        self._task, self._config = task, config
+        super().__init__(task, config)
         self._data = data = task.read()
-        self._metrics = task.metrics_of(data)
         self._train = data.train
         if task.train_fraction < 1:
-            self._train = data.train.select(task.drawn(data))
+            self._train = data.train.select(task.sample(data))
         # The numbers of a regression are learned as deviations from their mean.
         self._mean, self._scale = 0.0, 1.0
         if data.label_names is None:
@@ -180,7 +246,7 @@ class PreparedClassification(Prepared):
             name: tokenized(self.model.preprocessor, part)
             for name, part in {"train": self._train, **data.dev}.items()
         }
-        self.name, self.metric = data.name, self._metrics[0]
+        self.name, self.metric = data.name, task.metrics_of(data)[0]
         self.report = describe_data(data, self._train, self._tokens)
         self.summary = data_lines(data.name, self.report)
 
@@ -191,18 +257,20 @@ class PreparedClassification(Prepared):
         batches, steps = training_batches(
             self._tokens["train"],
             labels,
-            self._config.trainer.batch_size,
-            self._task.seed,
-            self._config.data.length_buckets,
+            *self.batching,
             None if self._weights is None else self._weights[self._train.labels],
         )
         return batches, steps, len(self._train)
 
     def compile_arguments(self) -> dict[str, Any]:
-        return smoothed_loss(self._config.trainer.label_smoothing, self._data)
+        return smoothed_loss(self.config.trainer.label_smoothing, self._data)
 
     def measure(self) -> Scores:
-        return {part: self._scores(part) for part in self._data.dev}
+        task, data, scores = self.task, self._data, {}
+        for part in data.dev:
+            shares = probabilities(finite(self._outputs(part)), data.multi_label)
+            scores[part] = task.evaluated(data, part, task.predicted(data, part, shares))
+        return scores
 
     def artifacts(self, folder: str) -> dict[str, Any]:
         data, train = self._data, self._train.labels
@@ -215,41 +283,28 @@ class PreparedClassification(Prepared):
             part: probabilities(self._outputs(part), data.multi_label)
             for part in (*data.dev, *data.test)
         }
-        tuned = self._tuned(shares) if data.multi_label and self._task.tune_thresholds else {}
+        tuned = self._tuned(shares) if data.multi_label and self.task.tune_thresholds else {}
         decide = self._assigned if data.multi_label else None
         return {
             **tuned,
-            "assessment": self._task.left(folder, shares, data, decide),
+            "assessment": self.task.save_predictions(folder, shares, data, decide),
             "baseline": {
-                part: self._task.evaluated(data, part, guesses(train, len(examples)))
+                part: self.task.evaluated(data, part, guesses(train, len(examples)))
                 for part, examples in data.dev.items()
             },
         }
 
-    def facts(self, results: Mapping[str, Any]) -> Facts:
-        task, data, rows = self._task, self._data, results["data"]
-        return Facts(
-            name=f"COCO-LM on {data.name}",
-            description=f"A COCO-LM text encoder, fine-tuned on {data.name} from {task.start}. "
-            + classes_line(data),
-            base_model=base_model(task),
-            usage=usage("CocoLMTextClassifier", data),
-            training_data=f"{rows['train']['rows']:,} rows of {rows['train']['source']}.",
-            settings=settings_of(task),
-            speed=f"{results['examples_per_second']:.1f} examples a second; "
-            + best_epoch_line(results),
-            evaluation_data=evaluation_lines(data, results["baseline"]),
-            results=card_results(_HUB_TASK, data.name, results["dev"]),
-            **facts_of_texts(task, data),
-            **shared_facts(results, self.model.backbone, "a classification head"),
-        )
+    def card(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        train = results["data"]["train"]
+        return card_of_texts(self.task, self._data, results["baseline"]) | {
+            "description": f"A COCO-LM text encoder, {self.origin}. {classes_line(self._data)}",
+            "head": "a classification head",
+            "training_data": f"{train['rows']:,} rows of {train['source']}.",
+        }
 
-    def _scores(self, part: str) -> dict[str, float]:
-        outputs, data = self._outputs(part), self._data
-        if not np.isfinite(outputs).all():
-            raise FloatingPointError
-        shares = probabilities(outputs, data.multi_label)
-        return self._task.evaluated(data, part, self._task.predicted(data, part, shares))
+    def _outputs(self, part: str) -> np.ndarray:
+        """The outputs [N, classes] for a part's examples, in their order."""
+        return predict_rows(self.model, self._tokens[part]) * self._scale + self._mean
 
     def _assigned(self, shares: np.ndarray) -> np.ndarray:
         """Which of several labels texts have, [N, classes], by the model's thresholds."""
@@ -262,14 +317,9 @@ class PreparedClassification(Prepared):
         part, examples = next(iter(data.dev.items()))
         self.model.thresholds = best_thresholds(examples.labels, shares[part])
         scores = {
-            part: self._task.evaluated(data, part, self._assigned(shares[part]))
-            for part in data.dev
+            part: self.task.evaluated(data, part, self._assigned(shares[part])) for part in data.dev
         }
         return {"thresholds": self.model.thresholds, "tuned": scores}
-
-    def _outputs(self, part: str) -> np.ndarray:
-        """The outputs [N, classes] for a part's examples, in their order."""
-        return predict_rows(self.model, self._tokens[part]) * self._scale + self._mean
 
     def _rescale(self) -> None:
         """Makes the model itself predict numbers in their own units, for whoever loads it."""
@@ -290,21 +340,22 @@ def weights_of_classes(
         raise UserError(f"--class_weights: {kind} no classes.")
     labels = data.train.labels if train_labels is None else train_labels
     counts = np.bincount(labels, minlength=data.num_classes)
-    weights = np.ones(data.num_classes)
     if text == "balanced":
         weights = 1 / np.maximum(counts, 1)
     else:
+        by_name = dict.fromkeys(data.label_names, 1.0)
         for part in text.split(","):
             name, _, weight = part.rpartition("=")
-            if name not in data.label_names:
+            if name not in by_name:
                 raise UserError(
                     f"--class_weights: {part!r} is none of balanced or CLASS=WEIGHT, where the "
                     f"class is one of {', '.join(data.label_names[:20])}."
                 )
             try:
-                weights[list(data.label_names).index(name)] = float(weight)
+                by_name[name] = float(weight)
             except ValueError:
-                weights[list(data.label_names).index(name)] = np.nan
+                by_name[name] = np.nan
+        weights = np.array([*by_name.values()])
         if not (np.isfinite(weights).all() and (weights >= 0).all() and (counts @ weights) > 0):
             raise UserError(f"--class_weights={text}: weights are numbers, 0 or more, not all 0.")
     return (weights * counts.sum() / (counts @ weights)).astype(np.float32)
@@ -316,17 +367,13 @@ def smoothed_loss(smoothing: float, data: TaskData) -> dict[str, Any]:
         return {}
     if data.label_names is None:
         raise UserError("trainer.label_smoothing: a regression has no classes.")
-
+    how = {"from_logits": True, "label_smoothing": smoothing}
     if data.multi_label:
-        return {
-            "loss": keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing)
-        }
+        return {"loss": keras.losses.BinaryCrossentropy(**how)}
 
     def loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         wanted = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), tf.int32), data.num_classes)
-        return keras.losses.categorical_crossentropy(
-            wanted, logits, from_logits=True, label_smoothing=smoothing
-        )
+        return keras.losses.categorical_crossentropy(wanted, logits, **how)
 
     return {"loss": loss}
 
@@ -334,15 +381,10 @@ def smoothed_loss(smoothing: float, data: TaskData) -> dict[str, Any]:
 def build_classifier(task: Task, config: FinetuningConfig, data: TaskData) -> CocoLMTextClassifier:
     """Puts a new head on the encoder of a task's preset."""
     with files.local_copy(task.preset) as preset:
-        backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
-        length = row_length(config.data.sequence_length, backbone)
+        backbone, length = load_encoder(task, config, preset)
         preprocessor = CocoLMTextClassifierPreprocessor.from_preset(preset, sequence_length=length)
     return CocoLMTextClassifier(
-        backbone,
-        data.num_classes,
-        preprocessor,
-        data.label_names,
-        multi_label=data.multi_label,
+        backbone, data.num_classes, preprocessor, data.label_names, multi_label=data.multi_label
     )
 
 
@@ -358,7 +400,7 @@ def describe_data(data: TaskData, train: Examples, tokens: Mapping[str, Tokens])
             "rows": len(examples),
             "source": examples.source,
             "left_out": list(examples.left_out),
-            "labels": _labels(examples, data),
+            "labels": None if examples.labels is None else _labels(examples.labels, data),
             "tokens": describe_lengths(tokens[name]) if name in tokens else None,
         }
         for name, examples in parts.items()
@@ -366,53 +408,44 @@ def describe_data(data: TaskData, train: Examples, tokens: Mapping[str, Tokens])
 
 
 def data_lines(name: str, report: Mapping[str, Any]) -> str:
-    """Lays out what `describe_data` returned, in lines for people."""
-    lines = [f"{name}:"]
-    for part, facts in report.items():
-        line = f"  {part}: {facts['rows']:,} rows of {facts['source']}"
-        if facts["labels"]:
-            line += f"; labels: {_label_text(facts['labels'], facts['rows'])}"
-        if facts["tokens"]:
-            lengths = facts["tokens"]
-            line += (
-                f"; tokens: median {lengths['median']}, 95% up to {lengths['percentile_95']}, "
-                f"longest {lengths['longest']}; {lengths['truncated']:,} truncated"
-            )
-        lines.append(line)
-        if facts["left_out"]:
-            lines.append(f"    left out: {'; '.join(facts['left_out'])}")
-    return "\n".join(lines)
+    """Lays out a report on parts with rows, in lines for people."""
+    lines = [part_lines(part, facts, f"{facts['rows']:,} rows") for part, facts in report.items()]
+    return "\n".join([f"{name}:", *lines])
 
 
-def _labels(examples: Examples, data: TaskData) -> dict[str, float] | None:
-    if examples.labels is None:
-        return None
+def _labels(labels: np.ndarray, data: TaskData) -> dict[str, float]:
     if data.label_names is None:
-        values = examples.labels
-        return {name: float(getattr(values, name)()) for name in ("mean", "min", "max")}
-    if data.multi_label:
-        counts = examples.labels.sum(axis=0)
-    else:
-        counts = np.bincount(examples.labels, minlength=data.num_classes)
-    return {name: int(count) for name, count in zip(data.label_names, counts, strict=True)}
+        return spread_of(labels)
+    one_hot = labels if data.multi_label else np.eye(data.num_classes, dtype=int)[labels]
+    return dict(zip(data.label_names, one_hot.sum(axis=0).tolist(), strict=True))
 
 
-def _label_text(labels: Mapping[str, float], rows: int) -> str:
-    if set(labels) == {"mean", "min", "max"}:
-        return f"mean {labels['mean']:.2f}, from {labels['min']:g} to {labels['max']:g}"
-    shown = [f"{name} {count:,} ({count / rows:.1%})" for name, count in labels.items()]
-    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+def spread_of(numbers: np.ndarray) -> dict[str, float]:
+    """The `mean`, `min` and `max` of numbers, for JSON."""
+    return {name: float(getattr(numbers, name)()) for name in ("mean", "min", "max")}
 
 
-def facts_of_texts(task: TextTask, data: TaskData) -> dict[str, Any]:
-    """The facts of the data that the model cards of all models of texts have."""
-    verb = "Rating" if data.label_names is None else "Classifying"
-    is_glue = "glue" in task.data
+def card_of_texts(task: TextTask, data: TaskData, baseline: Scores) -> dict[str, Any]:
+    """The fields of the model card that all models of labeled texts have."""
+    ((kind, _),) = task.data.items()
+    dataset = _KINDS[kind][2]
+    verb, guess = "Classifying", "commonest class"
+    if data.label_names is None:
+        verb, guess = "Rating", "mean"
+    elif data.multi_label:
+        guess = "labels of more than half"
+    measured = (
+        f"{part}: {len(examples):,} rows of {examples.source}"
+        for part, examples in data.dev.items()
+    )
+    is_pairs = data.train.second is not None
     return {
-        "pipeline_tag": _HUB_TASK,
-        "languages": ("en",) if is_glue else (),
-        "datasets": ("nyu-mll/glue",) if is_glue else (),
+        "call": f"predict({_PAIRS if is_pairs else _TEXTS})",
+        "languages": ("en",) if dataset else (),
+        "datasets": (dataset,) if dataset else (),
         "direct_use": f"{verb} texts like those of {data.name}.",
+        "evaluation_data": f"{'; '.join(measured)}. Always to predict the {guess} of the training "
+        f"rows scores {score_text(baseline)}.",
     }
 
 
@@ -422,33 +455,3 @@ def classes_line(data: TaskData) -> str:
         return "It predicts a number."
     several = ", of which a text has any number" if data.multi_label else ""
     return f"Its classes{several}: {', '.join(data.label_names)}."
-
-
-def usage(name: str, data: TaskData) -> str:
-    """Python code that loads a model of a class and calls it."""
-    is_pairs = data.train.second is not None
-    texts = '(["A text."], ["Its second text."])' if is_pairs else '["A text."]'
-    return (
-        f"from cocolm_tf import {name}\n\n"
-        f'classifier = {name}.from_preset("path/of/this/folder")\n'
-        f"classifier.predict({texts})"
-    )
-
-
-def evaluation_lines(data: TaskData, baseline: Scores) -> str:
-    """Sentences on what a model was measured on, and what a baseline scores there."""
-    evaluated = (
-        f"{part}: {len(examples):,} rows of {examples.source}"
-        for part, examples in data.dev.items()
-    )
-    scores = (
-        f"{metric} {value:.4f} ({part})"
-        for part, metrics in baseline.items()
-        for metric, value in metrics.items()
-    )
-    guess = "mean" if data.label_names is None else "commonest class"
-    guess = "labels of more than half" if data.multi_label else guess
-    return (
-        f"{'; '.join(evaluated)}. Always to predict the {guess} of the training rows scores "
-        f"{', '.join(scores)}."
-    )

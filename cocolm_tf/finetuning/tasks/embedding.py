@@ -26,8 +26,13 @@ from cocolm_tf.finetuning.batches import (
     tokenized,
 )
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.encoder import encoder_of, row_length
-from cocolm_tf.finetuning.metrics import evaluate
+from cocolm_tf.finetuning.metrics import (
+    RETRIEVAL_METRICS,
+    STS_METRICS,
+    chosen_first,
+    evaluate,
+    search_scores,
+)
 from cocolm_tf.finetuning.models.pair_batches import pair_batches
 from cocolm_tf.finetuning.models.text_embedder import (
     CocoLMTextEmbedder,
@@ -35,24 +40,16 @@ from cocolm_tf.finetuning.models.text_embedder import (
 )
 from cocolm_tf.finetuning.predictions import PREDICTIONS_DIRECTORY
 from cocolm_tf.finetuning.presets import backbone_config
-from cocolm_tf.finetuning.retrieval import RETRIEVAL_METRICS, search_scores
-from cocolm_tf.finetuning.tasks.classification import data_lines
+from cocolm_tf.finetuning.tasks.classification import data_lines, spread_of
 from cocolm_tf.finetuning.tasks.task import (
     Prepared,
     Scores,
     Task,
-    base_model,
-    best_epoch_line,
-    card_results,
-    settings_of,
-    shared_facts,
+    finite,
+    load_encoder,
+    score_text,
+    table_files,
 )
-from cocolm_tf.training.model_card import Facts
-
-STS_METRICS = ("spearman", "pearson")
-
-_HUB_TASK = "sentence-similarity"
-_FILES = ("train_file", "dev_file")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +59,6 @@ class EmbeddingData:
     name: str
     train: TextPairs
     dev: Mapping[str, TextPairs | Retrieval]
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The metrics of the first part; the first of them chooses the best measurement."""
-        first = next(iter(self.dev.values()))
-        return STS_METRICS if isinstance(first, TextPairs) else RETRIEVAL_METRICS
 
 
 def read_embedding_data(
@@ -143,7 +134,6 @@ class EmbeddingTask(Task):
         dimensions: The numbers of leading dimensions that vectors may be cut to; empty for all of
             the encoder's alone.
         temperature: Divides the cosines in the loss of in-batch negatives.
-        metric: What chooses the best measurement; empty for the first of the first part.
         **kwargs: As for `Task`.
 
     Example:
@@ -159,23 +149,23 @@ class EmbeddingTask(Task):
     pooling: str = "mean"
     dimensions: Sequence[int] = ()
     temperature: float = 0.05
-    metric: str = ""
 
     def read(self) -> EmbeddingData:
-        """Reads the data and checks `metric`."""
-        data = read_embedding_data(**self.data)
-        if self.metric and self.metric not in data.metrics:
-            raise UserError(f"--metric={self.metric} is none of {', '.join(data.metrics)}.")
-        return data
+        return read_embedding_data(**self.data)
+
+    def metrics_of(self, data: EmbeddingData) -> tuple[str, ...]:
+        # Of the first part.
+        is_pairs = isinstance(next(iter(data.dev.values())), TextPairs)
+        return chosen_first(self.metric, STS_METRICS if is_pairs else RETRIEVAL_METRICS, data.name)
 
     def check(self) -> str:
         width = backbone_config(self.preset)["hidden_dim"]
         if odd := [one for one in self.dimensions if not 0 < one <= width]:
             raise UserError(f"--dimensions={odd[0]}: vectors have 1 to {width} of them.")
-        return self.read().name
+        return super().check()
 
     def files_read(self) -> list[str]:
-        paths = [self.data[name] for name in _FILES if self.data.get(name)]
+        paths = table_files(**self.data)
         if folder := self.data.get("retrieval_dir"):
             paths += retrieval_files(folder, self.data.get("retrieval_part", "test"))
         return paths
@@ -187,8 +177,12 @@ class EmbeddingTask(Task):
 class PreparedEmbedding(Prepared):
     """A text embedder that is ready to train."""
 
+    hub_task = "sentence-similarity"
+    unit = "pairs"
+    task: EmbeddingTask
+
     def __init__(self, task: EmbeddingTask, config: FinetuningConfig) -> None:
-        self._task, self._config = task, config
+        super().__init__(task, config)
         self._data = data = task.read()
         self._train = data.train
         if task.train_fraction < 1:
@@ -203,7 +197,7 @@ class PreparedEmbedding(Prepared):
             # Each text once, however many rows have it.
             self._texts[part] = list(dict.fromkeys(_texts(one)))
             self._dev_tokens[part] = self._tokenized(self._texts[part])
-        self.name, self.metric = data.name, task.metric or data.metrics[0]
+        self.name, self.metric = data.name, task.metrics_of(data)[0]
         self.report = {"train": _description(self._train, _joined(self._columns))}
         for part, one in data.dev.items():
             self.report[part] = _description(one, self._dev_tokens[part])
@@ -212,15 +206,9 @@ class PreparedEmbedding(Prepared):
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
         # The baseline is what the encoder scores before it is fine-tuned.
-        if self._task.save_preset:
+        if self.task.save_preset:
             self._before = self.measure()
-        batches, steps = pair_batches(
-            self._columns,
-            self._train.scores,
-            self._config.trainer.batch_size,
-            self._task.seed,
-            self._config.data.length_buckets,
-        )
+        batches, steps = pair_batches(self._columns, self._train.scores, *self.batching)
         return batches, steps, len(self._train)
 
     def measure(self) -> Scores:
@@ -245,52 +233,37 @@ class PreparedEmbedding(Prepared):
                 _write_cosines(path, one, _cosines(one, of_text))
         return {"baseline": self._before}
 
-    def facts(self, results: Mapping[str, Any]) -> Facts:
-        task, rows = self._task, results["data"]
-        evaluated = (f"{part}: {rows[part]['rows']:,} of {rows[part]['source']}" for part in rows)
-        before = (
-            f"{metric} {value:.4f} ({part})"
-            for part, metrics in self._before.items()
-            for metric, value in metrics.items()
-        )
-        return Facts(
-            name=f"COCO-LM vectors of {self.name}",
-            description=f"A COCO-LM text encoder, fine-tuned on {self.name} from {task.start}, to "
-            "turn texts into vectors whose inner products say how similar they are. Vectors have "
+    def card(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        task, parts = self.task, results["data"]
+        measured = (f"{part}: {of['rows']:,} of {of['source']}" for part, of in parts.items())
+        return {
+            "name": f"COCO-LM vectors of {self.name}",
+            "description": f"A COCO-LM text encoder, {self.origin}, to turn texts into vectors "
+            "whose inner products say how similar they are. Vectors have "
             f"{' or '.join(map(str, self.model.dimensions))} dimensions.",
-            pipeline_tag=_HUB_TASK,
-            base_model=base_model(task),
-            direct_use="Comparing, searching and grouping texts like those it learned from.",
-            usage="from cocolm_tf import CocoLMTextEmbedder\n\n"
-            'embedder = CocoLMTextEmbedder.from_preset("path/of/this/folder")\n'
-            'embedder.encode_text(["A text."])',
-            training_data=f"{rows['train']['rows']:,} rows of {rows['train']['source']}.",
-            settings=settings_of(task)
-            | {key: getattr(task, key) for key in ("pooling", "dimensions", "temperature")},
-            speed=f"{results['examples_per_second']:.1f} pairs a second; "
-            + best_epoch_line(results),
-            evaluation_data=f"{'; '.join(evaluated)}. Before fine-tuning the encoder scored "
-            f"{', '.join(before)}.",
-            results=card_results(_HUB_TASK, self.name, results["dev"]),
-            **shared_facts(results, self.model.backbone, f"{task.pooling} pooling"),
-        )
+            "head": f"{task.pooling} pooling",
+            "direct_use": "Comparing, searching and grouping texts like those it learned from.",
+            "call": 'encode_text(["A text."])',
+            "training_data": f"{parts['train']['rows']:,} rows of {parts['train']['source']}.",
+            "settings": {
+                key: getattr(task, key) for key in ("pooling", "dimensions", "temperature")
+            },
+            "evaluation_data": f"{'; '.join(measured)}. Before fine-tuning the encoder scored "
+            f"{score_text(self._before)}.",
+        }
 
     def _tokenized(self, texts: Sequence[str]) -> Tokens:
         return tokenized(self.model.preprocessor, Examples(texts))
 
     def _vectors(self, part: str) -> np.ndarray:
         """The vectors [N, D] of a part's different texts."""
-        vectors = predict_rows(self.model, self._dev_tokens[part])
-        if not np.isfinite(vectors).all():
-            raise FloatingPointError
-        return vectors
+        return finite(predict_rows(self.model, self._dev_tokens[part]))
 
 
 def build_embedder(task: EmbeddingTask, config: FinetuningConfig) -> CocoLMTextEmbedder:
     """Builds an embedder on the encoder of a task's preset."""
     with files.local_copy(task.preset) as preset:
-        backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
-        length = row_length(config.data.sequence_length, backbone)
+        backbone, length = load_encoder(task, config, preset)
         preprocessor = CocoLMTextEmbedderPreprocessor.from_preset(preset, sequence_length=length)
     return CocoLMTextEmbedder(
         backbone, preprocessor, task.pooling, task.dimensions, task.temperature
@@ -334,18 +307,17 @@ def _joined(columns: Sequence[Tokens]) -> Tokens:
 
 def _description(part: TextPairs | Retrieval, tokens: Tokens) -> dict[str, Any]:
     """Summarizes a part, for JSON: its rows are pairs, or queries."""
-    is_pairs = isinstance(part, TextPairs)
-    scores = part.scores if is_pairs else None
-    labels = None
-    if scores is not None:
-        labels = {name: float(getattr(scores, name)()) for name in ("mean", "min", "max")}
-    return {
-        "rows": len(part) if is_pairs else len(part.queries),
-        "source": part.source if is_pairs else f"{part.source}, {len(part.documents):,} documents",
-        "left_out": [*part.left_out] if is_pairs else [],
-        "labels": labels,
-        "tokens": describe_lengths(tokens),
-    }
+    if not isinstance(part, TextPairs):
+        source = f"{part.source}, {len(part.documents):,} documents"
+        facts = {"rows": len(part.queries), "source": source, "left_out": [], "labels": None}
+    else:
+        facts = {
+            "rows": len(part),
+            "source": part.source,
+            "left_out": [*part.left_out],
+            "labels": None if part.scores is None else spread_of(part.scores),
+        }
+    return facts | {"tokens": describe_lengths(tokens)}
 
 
 def _write_cosines(path: str, pairs: TextPairs, cosines: np.ndarray) -> None:

@@ -13,44 +13,30 @@ from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import PREDICTION_BATCH, trimmed
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.encoder import encoder_of, row_length
-from cocolm_tf.finetuning.metrics import evaluate, guesses, metrics_of, predicted
+from cocolm_tf.finetuning.metrics import evaluate, guesses, predicted
 from cocolm_tf.finetuning.models.prompt_classifier import CocoLMPromptClassifier
 from cocolm_tf.finetuning.models.prompts import Template
-from cocolm_tf.finetuning.predictions import leave_predictions, probabilities
+from cocolm_tf.finetuning.predictions import probabilities, save_predictions
 from cocolm_tf.finetuning.tasks.classification import (
     TextTask,
+    card_of_texts,
     classes_line,
     describe_data,
-    evaluation_lines,
-    facts_of_texts,
     smoothed_loss,
-    usage,
 )
-from cocolm_tf.finetuning.tasks.task import (
-    Prepared,
-    Scores,
-    card_results,
-    settings_of,
-    shared_facts,
-)
+from cocolm_tf.finetuning.tasks.task import Prepared, Scores, finite, load_encoder
 from cocolm_tf.training import config_file
-from cocolm_tf.training.model_card import Facts
 
 # The classes of a regression: its lowest and its highest number.
 REGRESSION_LABELS = ("low", "high")
 
 # The name of the part by which the best measurement is chosen.
 _FEW = "few"
-_HUB_TASK = "text-classification"
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """The template and the label words of a task."""
-
-    template: str  # as for `CocoLMPromptClassifierPreprocessor`
-    words: Sequence[Sequence[str]]  # for each class the words that its label word is taken from
+Prompt = dict[str, Any]
+"""The `template` of a task, as for `CocoLMPromptClassifierPreprocessor`; and its `words`, for each
+class those that its label word is taken from."""
 
 
 def load_prompt(path: str, task: str, classes: Sequence[str], num_texts: int) -> Prompt:
@@ -109,7 +95,7 @@ def checked_prompt(
     found = Template(template)
     if found.num_texts != num_texts:
         raise UserError(f"{name} has {found.num_texts} text(s), the task {num_texts}.")
-    return Prompt(found.source, words)
+    return {"template": found.source, "words": words}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +107,6 @@ class PromptingTask(TextTask):
 
     Args:
         data: As for `ClassificationTask`.
-        metric: What chooses the best measurement; empty for the first that suits the task.
         template: As for `CocoLMPromptClassifierPreprocessor`.
         words: For each class the words that its label word is taken from, the first that is one
             token; of a regression for the lowest and the highest number.
@@ -154,7 +139,7 @@ class PromptingTask(TextTask):
         return False
 
     def read(self) -> TaskData:
-        """Reads the examples; a regression's bounds are those of its training labels."""
+        # A regression's bounds are those of its training labels.
         data = super().read()
         if data.label_names is not None or data.bounds:
             return data
@@ -163,7 +148,7 @@ class PromptingTask(TextTask):
 
     def check(self) -> str:
         data = self.read()
-        metrics_of(data, self.metric)
+        self.metrics_of(data)
         classes, texts = data.label_names or REGRESSION_LABELS, 1 + (data.train.second is not None)
         checked_prompt(self.template, self.words, texts, "the template")
         if len(self.words) != len(classes):
@@ -181,10 +166,12 @@ class PromptingTask(TextTask):
 class PreparedPrompting(Prepared):
     """A prompt classifier that is ready to train."""
 
+    task: PromptingTask
+
     def __init__(self, task: PromptingTask, config: FinetuningConfig) -> None:
-        self._task, self._config = task, config
+        super().__init__(task, config)
         self._data = data = task.read()
-        self._metrics = metrics_of(data, task.metric)
+        self._metrics = task.metrics_of(data)
         self._train, self._few = few_shot_split(data, task.shots, task.seed)
         self.model = build_prompt_classifier(task, config, data, self._train)
         tokenizer = self.model.preprocessor.tokenizer
@@ -198,12 +185,12 @@ class PreparedPrompting(Prepared):
         )
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
-        size = self._config.trainer.batch_size
-        batches = prompt_batches(self.model, self._train, size, self._task.seed)
+        size = self.config.trainer.batch_size
+        batches = prompt_batches(self.model, self._train, size, self.task.seed)
         return batches, -(-len(self._train) // size), len(self._train)
 
     def compile_arguments(self) -> dict[str, Any]:
-        return smoothed_loss(self._config.trainer.label_smoothing, self._data)
+        return smoothed_loss(self.config.trainer.label_smoothing, self._data)
 
     def measure(self) -> Scores:
         outputs = self._outputs(self._few)
@@ -211,53 +198,40 @@ class PreparedPrompting(Prepared):
 
     def artifacts(self, folder: str) -> dict[str, Any]:
         # The whole dev sets are measured here alone: nothing was chosen by them.
-        data = dataclasses.replace(self._data, test={})
+        data, test, baseline = dataclasses.replace(self._data, test={}), {}, {}
         outputs = {part: self._outputs(examples) for part, examples in data.dev.items()}
-        test = {
-            part: evaluate(self._metrics, examples.labels, predicted(outputs[part]))
-            for part, examples in data.dev.items()
-        }
-        first = next(iter(test.values()))[self.metric]
+        for part, examples in data.dev.items():
+            guessed = guesses(data.train.labels, len(examples))
+            test[part] = evaluate(self._metrics, examples.labels, predicted(outputs[part]))
+            baseline[part] = evaluate(self._metrics, examples.labels, guessed)
         shares = {part: probabilities(of_part) for part, of_part in outputs.items()}
+        first = next(iter(test.values()))[self.metric]
         return {
             "headline": f"{self.metric} {first:.4f} on the dev set",
             "test": test,
-            "assessment": leave_predictions(folder, shares, data),
-            "baseline": {
-                part: evaluate(
-                    self._metrics, examples.labels, guesses(data.train.labels, len(examples))
-                )
-                for part, examples in data.dev.items()
-            },
+            "assessment": save_predictions(folder, shares, data),
+            "baseline": baseline,
             "label_words": self._words,
         }
 
-    def facts(self, results: Mapping[str, Any]) -> Facts:
-        task, data = self._task, self._data
-        return Facts(
-            name=f"COCO-LM prompted for {data.name}",
-            description=f"A COCO-LM language model, fine-tuned by prompts on a few examples of "
+    def card(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        task, data = self.task, self._data
+        return card_of_texts(task, data, results["baseline"]) | {
+            "name": f"COCO-LM prompted for {data.name}",
+            "description": "A COCO-LM language model, fine-tuned by prompts on a few examples of "
             f"{data.name} from {task.preset}. {classes_line(data)}",
-            base_model=task.preset,
-            usage=usage("CocoLMPromptClassifier", data),
-            training_data=f"{task.shots} examples of each class of {data.train.source}, in the "
+            "head": "the language modeling head at the mask",
+            "training_data": f"{task.shots} examples of each class of {data.train.source}, in the "
             f"prompt `{task.template}` with the words {', '.join(results['label_words'])}.",
-            settings=settings_of(task),
-            speed=f"{results['examples_per_second']:.1f} examples a second; the best step on "
+            "speed": f"{results['examples_per_second']:.1f} examples a second; the best step on "
             f"{task.shots} further examples of each class is {results['best_step']}.",
-            evaluation_data=evaluation_lines(data, results["baseline"]),
-            results=card_results(_HUB_TASK, data.name, results["test"]),
-            **facts_of_texts(task, data),
-            **shared_facts(results, self.model.backbone, "the language modeling head at the mask"),
-        )
+            "results": self.card_results(results["test"]),
+        }
 
     def _outputs(self, examples: Examples) -> np.ndarray:
         """The model's outputs for texts, averaged over demonstrations as `predict()` does."""
         texts = tuple(filter(None, (examples.first, examples.second)))
-        outputs = self.model.predict(texts, batch_size=PREDICTION_BATCH, verbose=0)
-        if not np.isfinite(outputs).all():
-            raise FloatingPointError
-        return outputs
+        return finite(self.model.predict(texts, batch_size=PREDICTION_BATCH, verbose=0))
 
 
 def build_prompt_classifier(
@@ -272,13 +246,13 @@ def build_prompt_classifier(
             for number in range(len(task.words))
         ]
     with files.local_copy(task.preset) as preset:
-        backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
+        backbone, length = load_encoder(task, config, preset)
         return CocoLMPromptClassifier.from_preset(
             preset,
             template=task.template,
             label_words=task.words,
             demonstrations=demonstrations,
-            sequence_length=row_length(config.data.sequence_length, backbone),
+            sequence_length=length,
             seed=task.seed,
             backbone=backbone,
             label_names=data.label_names,

@@ -1,10 +1,9 @@
 """Questions on paragraphs: SQuAD 2.0 and 1.1, and other data in their format."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +21,7 @@ from cocolm_tf.data.squad import (
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import PREDICTION_BATCH, describe_lengths
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.encoder import encoder_of, row_length
+from cocolm_tf.finetuning.metrics import chosen_first
 from cocolm_tf.finetuning.models.answers import Prediction, collect_answers, probabilities
 from cocolm_tf.finetuning.models.question_answerer import (
     SEQUENCE_LENGTH,
@@ -35,31 +34,42 @@ from cocolm_tf.finetuning.models.question_windows import (
     reading_batches,
     window_rows,
 )
+from cocolm_tf.finetuning.predictions import PREDICTIONS_DIRECTORY
+from cocolm_tf.finetuning.presets import task_name
 from cocolm_tf.finetuning.tasks.task import (
     Prepared,
     Scores,
     Task,
-    base_model,
-    best_epoch_line,
-    settings_of,
-    shared_facts,
+    finite,
+    load_encoder,
+    part_lines,
 )
 from cocolm_tf.jobs import write_json
-from cocolm_tf.training.model_card import Facts, Result
 
-PREDICTIONS_DIRECTORY = "predictions"
 PREDICTIONS_FILENAME = "predictions.json"
 NULL_ODDS_FILENAME = "null_odds.json"
 N_BEST_FILENAME = "nbest_predictions.json"
 
 _TFDS_SPLITS = {"train": "train", "dev": "validation"}
-_HUB_TASK = "question-answering"
 _SCORES = ("exact", "f1", "total")
-_CURIOSITIES = {
+_WARNINGS = {
     "misplaced": "whose answer is not where the file says: not learned from",
     "without_window": "whose answer no window holds whole, so that none is learned",
     "inexact": "whose answer does not begin and end where tokens do",
 }
+
+
+class SquadData(NamedTuple):
+    """Questions to learn from, and questions to measure on."""
+
+    train: Sequence[Question]
+    dev: Sequence[Question]
+
+    @property
+    def name(self) -> str:
+        """The SQuAD that the questions are like: only 2.0 has unanswerable ones."""
+        is_1 = all(question.is_answerable for question in self.dev)
+        return "SQuAD 1.1" if is_1 else "SQuAD 2.0"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +83,6 @@ class QuestionAnsweringTask(Task):
         max_question_length: As for `CocoLMQuestionAnswererPreprocessor`.
         max_answer_length: As for `CocoLMQuestionAnswerer`.
         n_best: As for `CocoLMQuestionAnswerer`.
-        metric: What chooses the best measurement: `f1`, also where it is empty, or `exact`.
         **kwargs: As for `Task`.
 
     Example:
@@ -90,10 +99,21 @@ class QuestionAnsweringTask(Task):
     max_question_length: int | None = None
     max_answer_length: int | None = None
     n_best: int = 20
-    metric: str = ""
 
-    def read(self, part: str) -> list[Question]:
-        """Reads the questions of a part, `train` or `dev`."""
+    def read(self) -> SquadData:
+        return SquadData(*(self._read(part) for part in _TFDS_SPLITS))
+
+    def metrics_of(self, data: SquadData) -> tuple[str, ...]:
+        return chosen_first(self.metric, ("f1", "exact"), "questions")
+
+    def source(self, part: str) -> str:
+        """Where a part, `train` or `dev`, comes from, for people."""
+        return self.files[part] if self.files else f"{TFDS_NAME} ({_TFDS_SPLITS[part]})"
+
+    def files_read(self) -> list[str]:
+        return list(self.files.values())
+
+    def _read(self, part: str) -> list[Question]:
         if not self.files:
             return load_squad_from_tfds(_TFDS_SPLITS[part])
         questions = read_squad(self.files[part])
@@ -104,20 +124,6 @@ class QuestionAnsweringTask(Task):
             )
         return questions
 
-    def source(self, part: str) -> str:
-        """Where a part comes from, for people."""
-        return self.files[part] if self.files else f"{TFDS_NAME} ({_TFDS_SPLITS[part]})"
-
-    def files_read(self) -> list[str]:
-        return list(self.files.values())
-
-    def check(self) -> str:
-        if self.metric not in ("", "f1", "exact"):
-            raise UserError(f"--metric={self.metric}: that of questions is f1 or exact.")
-        for part in _TFDS_SPLITS:
-            self.read(part)
-        return "SQuAD"
-
     def prepare(self, config: FinetuningConfig) -> "PreparedQuestionAnswering":
         return PreparedQuestionAnswering(self, config)
 
@@ -125,11 +131,16 @@ class QuestionAnsweringTask(Task):
 class PreparedQuestionAnswering(Prepared):
     """A question answerer that is ready to train."""
 
+    hub_task = "question-answering"
+    unit = "windows"
+    task: QuestionAnsweringTask
+
     def __init__(self, task: QuestionAnsweringTask, config: FinetuningConfig) -> None:
-        self._task, self._config = task, config
+        super().__init__(task, config)
         if config.trainer.label_smoothing:
             raise UserError("trainer.label_smoothing is for classes, and questions have none.")
-        train, self._dev = task.read("train"), task.read("dev")
+        data = task.read()
+        train, self._dev = data
         if task.train_fraction < 1:
             answerable = np.int32([question.is_answerable for question in train])
             drawn = stratified(answerable, task.train_fraction, task.seed)
@@ -142,8 +153,8 @@ class PreparedQuestionAnswering(Prepared):
         dev_rows = _windows(self.model.preprocessor, self._dev)
         self._reading, order = reading_batches(dev_rows, PREDICTION_BATCH)
         self._questions = dev_rows.questions[order]
-        self.name = task_name(self._dev)
-        self.metric = task.metric or "f1"
+        self.name, self._metrics = data.name, task.metrics_of(data)
+        self.metric = self._metrics[0]
         self.report = {
             part: {
                 "rows": len(questions),
@@ -159,17 +170,12 @@ class PreparedQuestionAnswering(Prepared):
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
         # An example is a window.
-        batches, steps = learning_batches(
-            self._rows,
-            self._config.trainer.batch_size,
-            self._task.seed,
-            self._config.data.length_buckets,
-        )
+        batches, steps = learning_batches(self._rows, *self.batching)
         return batches, steps, len(self._rows)
 
     def measure(self) -> Scores:
         # With the threshold that is best for the dev set.
-        return {"dev": _shares(self._answered()[1])}
+        return {"dev": self._shares(self._answered()[1])}
 
     def artifacts(self, folder: str) -> dict[str, Any]:
         predictions, official = self._answered()
@@ -177,36 +183,31 @@ class PreparedQuestionAnswering(Prepared):
         nothing = {question.id: "" for question in self._dev}
         return {
             "headline": f"exact {official['exact']:.2f}, F1 {official['f1']:.2f}",
-            "baseline": {"dev": _shares(score_answers(self._dev, nothing))},
+            "baseline": {"dev": self._shares(score_answers(self._dev, nothing))},
             "official": official,
             "null_threshold": self.model.null_threshold,
         }
 
-    def facts(self, results: Mapping[str, Any]) -> Facts:
-        task, answerer, name = self._task, self.model, self.name
+    def card(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        answerer, name = self.model, self.name
         preprocessor = answerer.preprocessor
         train, dev = results["data"]["train"], results["data"]["dev"]
         silent = results["baseline"]["dev"]
-        return Facts(
-            name=f"COCO-LM on {name}",
-            description=f"A COCO-LM text encoder, fine-tuned on {name} from {task.start}. It "
-            "answers a question with a part of a text"
+        official = {key: x for key, x in results["official"].items() if not key.endswith("total")}
+        return {
+            "description": f"A COCO-LM text encoder, {self.origin}. It answers a question with a "
+            + "part of a text"
             + (", or says that the text has no answer." if name == "SQuAD 2.0" else "."),
-            pipeline_tag=_HUB_TASK,
-            base_model=base_model(task),
-            direct_use="Finding the part of a text that answers a question on it.",
-            limitations="It knows nothing but the text that it is given, and it was measured on "
+            "head": "a question answering head",
+            "direct_use": "Finding the part of a text that answers a question on it.",
+            "limitations": "It knows nothing but the text that it is given, and it was measured on "
             f"{name}'s kind of texts only. Answers of more than {answerer.max_answer_length} "
             "tokens are not found. The threshold above which a question counts as unanswerable "
             "was chosen on the data that it was measured on.",
-            usage="from cocolm_tf import CocoLMQuestionAnswerer\n\n"
-            'answerer = CocoLMQuestionAnswerer.from_preset("path/of/this/folder")\n'
-            '(prediction,) = answerer.predict((["A question?"], ["A text that answers it."]))\n'
-            "prediction.answer",
-            training_data=f"{train['questions']:,} questions of {train['source']}, "
+            "call": 'predict((["A question?"], ["A text that answers it."]))[0].answer',
+            "training_data": f"{train['questions']:,} questions of {train['source']}, "
             f"{train['unanswerable']:,} of them unanswerable, in {train['windows']:,} windows.",
-            settings=settings_of(task)
-            | {
+            "settings": {
                 "data.sequence_length": preprocessor.sequence_length,
                 "stride": preprocessor.stride,
                 "max_question_length": preprocessor.max_question_length,
@@ -214,26 +215,21 @@ class PreparedQuestionAnswering(Prepared):
                 "n_best": answerer.n_best,
                 "null_threshold": answerer.null_threshold,
             },
-            speed=f"{results['examples_per_second']:.1f} windows a second; "
-            + best_epoch_line(results),
-            evaluation_data=f"{dev['questions']:,} questions of {dev['source']}, "
+            "evaluation_data": f"{dev['questions']:,} questions of {dev['source']}, "
             f"{dev['unanswerable']:,} of them unanswerable. Always to answer nothing scores "
             f"{100 * silent['exact']:.2f} exact and {100 * silent['f1']:.2f} F1.",
-            results=[
-                Result(_HUB_TASK, f"{name} (dev)", metric, value)
-                for metric, value in results["official"].items()
-                if not metric.endswith("total")
-            ],
-            **shared_facts(results, answerer.backbone, "a question answering head"),
-        )
+            "results": self.card_results({"dev": official}),
+        }
+
+    def _shares(self, official: Mapping[str, float]) -> dict[str, float]:
+        return {name: official[name] / 100 for name in self._metrics}
 
     def _answered(self) -> tuple[list[Prediction], dict[str, float]]:
         """Answers the dev set with the threshold that is best for it, and scores the answers."""
         spans = self.model.spans_of(self._reading, len(self._questions), verbose=0)
         contexts = [question.context for question in self._dev]
         predictions = collect_answers(contexts, self._questions, spans, None, self.model.n_best)
-        if not np.isfinite([prediction.null_odds for prediction in predictions]).all():
-            raise FloatingPointError
+        finite(np.array([prediction.null_odds for prediction in predictions]))
         threshold = choose_null_threshold(self._dev, predictions)
         self.model.null_threshold = threshold
         predictions = [prediction.with_threshold(threshold) for prediction in predictions]
@@ -244,8 +240,7 @@ class PreparedQuestionAnswering(Prepared):
 def build_answerer(task: QuestionAnsweringTask, config: FinetuningConfig) -> CocoLMQuestionAnswerer:
     """Builds an answerer on a preset's encoder, with the preset's head if it has one."""
     with files.local_copy(task.preset) as preset:
-        backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
-        length = row_length(config.data.sequence_length, backbone, SEQUENCE_LENGTH)
+        backbone, length = load_encoder(task, config, preset, SEQUENCE_LENGTH)
         lengths = {"stride": task.stride, "max_question_length": task.max_question_length}
         try:
             answerer = CocoLMQuestionAnswerer(
@@ -258,14 +253,9 @@ def build_answerer(task: QuestionAnsweringTask, config: FinetuningConfig) -> Coc
             )
         except ValueError as error:  # where the lengths do not fit each other
             raise UserError(str(error)) from error
-        if not task.from_scratch and _is_answerer(preset):
+        if not task.from_scratch and task_name(preset) == "cocolm_tf>CocoLMQuestionAnswerer":
             answerer.load_task_weights(os.path.join(preset, "task.weights.h5"))
     return answerer
-
-
-def task_name(dev: Sequence[Question]) -> str:
-    """The SQuAD that questions are like: only 2.0 has unanswerable ones."""
-    return "SQuAD 1.1" if all(question.is_answerable for question in dev) else "SQuAD 2.0"
 
 
 def describe_questions(questions: Sequence[Question], rows: WindowRows) -> dict[str, Any]:
@@ -296,19 +286,12 @@ def question_lines(report: Mapping[str, Mapping[str, Any]]) -> str:
     """Lays out what `describe_questions` returned, and the `source`, in lines for people."""
     lines = []
     for name, part in report.items():
-        count, lengths = part["questions"], part["tokens"]
-        lines.append(
-            f"  {name}: {count:,} questions of {part['source']}, "
-            f"{part['unanswerable'] / count:.1%} unanswerable"
-        )
-        lines.append(
-            f"    {part['windows']:,} windows, {part['split']:,} questions in several; tokens: "
-            f"median {lengths['median']}, 95% up to {lengths['percentile_95']}, longest "
-            f"{lengths['longest']}; {lengths['truncated']:,} questions truncated"
-        )
-        for key, what in _CURIOSITIES.items():
-            if part[key]:
-                lines.append(f"    {part[key]:,} {what}")
+        notes = [
+            f"{part['unanswerable'] / part['questions']:.1%} unanswerable; {part['windows']:,} "
+            f"windows, {part['split']:,} questions in several",
+            *(f"{part[key]:,} {what}" for key, what in _WARNINGS.items() if part[key]),
+        ]
+        lines.append(part_lines(name, part, f"{part['questions']:,} questions", notes))
     return "\n".join(lines)
 
 
@@ -385,15 +368,3 @@ def _windows(
         [question.context for question in questions],
         [question.span or (0, 0) for question in questions],
     )
-
-
-def _shares(official: Mapping[str, float]) -> dict[str, float]:
-    return {name: official[name] / 100 for name in ("exact", "f1")}
-
-
-def _is_answerer(preset: str) -> bool:
-    path = os.path.join(preset, "task.json")
-    if not files.is_file(path):
-        return False
-    registered = json.loads(files.read_text(path)).get("registered_name")
-    return registered == "cocolm_tf>CocoLMQuestionAnswerer"

@@ -24,29 +24,24 @@ from cocolm_tf.data.tags import (
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.batches import describe_lengths
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.encoder import encoder_of, row_length
+from cocolm_tf.finetuning.metrics import chosen_first, span_scores, span_scores_by_label
 from cocolm_tf.finetuning.models.token_classifier import (
     CocoLMTokenClassifier,
     CocoLMTokenClassifierPreprocessor,
 )
 from cocolm_tf.finetuning.models.token_rows import TokenRows
-from cocolm_tf.finetuning.tag_metrics import span_scores, span_scores_by_label
+from cocolm_tf.finetuning.predictions import PREDICTIONS_DIRECTORY
 from cocolm_tf.finetuning.tasks.task import (
     Prepared,
     Scores,
     Task,
-    base_model,
-    best_epoch_line,
-    card_results,
-    settings_of,
-    shared_facts,
+    finite,
+    load_encoder,
+    part_lines,
+    score_text,
+    table_files,
 )
-from cocolm_tf.training.model_card import Facts
 
-PREDICTIONS_DIRECTORY = "predictions"
-
-_HUB_TASK = "token-classification"
-_FILES = ("train_file", "dev_file", "test_file")
 _OF_SPANS = ("f1", "precision", "recall", "macro_f1", "accuracy")
 _OF_WORDS = ("accuracy", "macro_f1")
 
@@ -60,8 +55,6 @@ class TokensTask(Task):
             `dev_file` and `test_file`.
         unit: What has a label in texts that come as strings, `word` or `token`; see
             `CocoLMTokenClassifierPreprocessor`.
-        metric: What chooses the best measurement; empty for F1, or for the accuracy where words
-            have labels of their own.
         **kwargs: As for `Task`.
 
     Example:
@@ -75,19 +68,17 @@ class TokensTask(Task):
 
     data: dict[str, Any]
     unit: str = "word"
-    metric: str = ""
 
     def read(self) -> TagTask:
-        """Reads the texts."""
         return read_tag_task(**self.data)
 
-    def files_read(self) -> list[str]:
-        return [self.data[name] for name in _FILES if self.data.get(name)]
+    def metrics_of(self, data: TagTask) -> tuple[str, ...]:
+        return chosen_first(
+            self.metric, _OF_WORDS if data.scheme == NO_SCHEME else _OF_SPANS, data.name
+        )
 
-    def check(self) -> str:
-        data = self.read()
-        metrics_of(data, self.metric)
-        return data.name
+    def files_read(self) -> list[str]:
+        return table_files(**self.data)
 
     def prepare(self, config: FinetuningConfig) -> "PreparedTokens":
         return PreparedTokens(self, config)
@@ -96,15 +87,20 @@ class TokensTask(Task):
 class PreparedTokens(Prepared):
     """A token classifier that is ready to train."""
 
+    hub_task = "token-classification"
+    unit = "windows"
+    task: TokensTask
+
     def __init__(self, task: TokensTask, config: FinetuningConfig) -> None:
+        super().__init__(task, config)
         if config.trainer.label_smoothing:
             raise UserError("trainer.label_smoothing must be 0: tags of words have none.")
-        self._task, self._config = task, config
         self._data = data = task.read()
-        self._metrics = metrics_of(data, task.metric)
+        self._metrics = task.metrics_of(data)
         train = data.train
         if task.train_fraction < 1:
-            has_spans = np.int32([_has_spans(labels) for labels in train.labels])
+            # Where words have labels of their own, all texts count alike.
+            has_spans = np.int32([any(one != "O" for one in labels) for labels in train.labels])
             train = train.select(stratified(has_spans, task.train_fraction, task.seed))
         self.model = build_token_classifier(task, config, data)
         self._parts: dict[str, TaggedTexts] = {"train": train, **data.dev}
@@ -112,18 +108,14 @@ class PreparedTokens(Prepared):
         self._labels: dict[str, np.ndarray] = {}
         self.report: dict[str, Any] = {}
         for part in list(self._parts):
-            self._lay_out(part)
+            self._tokenize(part)
         self.name, self.metric = data.name, self._metrics[0]
         self.summary = "\n".join([f"{data.name}:", *map(_part_line, self.report.items())])
 
     def training(self) -> tuple[tf.data.Dataset, int, int]:
         # An example is a window.
         batches, steps = self.model.learning_batches(
-            self._rows["train"],
-            self._labels["train"],
-            self._config.trainer.batch_size,
-            self._task.seed,
-            self._config.data.length_buckets,
+            self._rows["train"], self._labels["train"], *self.batching
         )
         return batches, steps, len(self._rows["train"].tokens)
 
@@ -138,7 +130,7 @@ class PreparedTokens(Prepared):
         data = self._data
         for part, texts in data.test.items():
             self._parts[part] = texts
-            self._lay_out(part)
+            self._tokenize(part)
         found: dict[str, Any] = {"baseline": {}, "by_label": {}, "test": {}}
         for part in (*data.dev, *data.test):
             logits = self._logits(part)
@@ -154,37 +146,23 @@ class PreparedTokens(Prepared):
                 found["by_label"][part] = span_scores_by_label(truth, spans)
         return {key: value for key, value in found.items() if value or key == "baseline"}
 
-    def facts(self, results: Mapping[str, Any]) -> Facts:
-        task, data, rows = self._task, self._data, results["data"]
-        labels = ", ".join(data.label_names)
-        guess = ", ".join(
-            f"{metric} {value:.4f} ({part})"
-            for part, scores in results["baseline"].items()
-            for metric, value in scores.items()
-        )
+    def card(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        data, train, dev = self._data, results["data"]["train"], results["data"]["dev"]
         what = "labels words" if data.scheme == NO_SCHEME else "finds labeled spans in texts"
-        return Facts(
-            name=f"COCO-LM on {data.name}",
-            description=f"A COCO-LM text encoder, fine-tuned on {data.name} from {task.start}. It "
-            f"{what}. Its labels: {labels}.",
-            pipeline_tag=_HUB_TASK,
-            base_model=base_model(task),
-            direct_use=f"Labeling texts like those of {data.name}.",
-            usage="from cocolm_tf import CocoLMTokenClassifier\n\n"
-            'tagger = CocoLMTokenClassifier.from_preset("path/of/this/folder")\n'
-            'tagger.predict(["A text."])',
-            training_data=f"{rows['train']['rows']:,} texts of {rows['train']['source']}, "
-            f"{rows['train']['units']:,} words.",
-            settings=settings_of(task) | {"scheme": data.scheme, "unit": task.unit},
-            speed=f"{results['examples_per_second']:.1f} windows a second; "
-            + best_epoch_line(results),
-            evaluation_data=f"{rows['dev']['rows']:,} texts of {rows['dev']['source']}. Always to "
-            f"say the commonest tag of the training words scores {guess}.",
-            results=card_results(_HUB_TASK, data.name, results["dev"]),
-            **shared_facts(results, self.model.backbone, "a token classification head"),
-        )
+        return {
+            "description": f"A COCO-LM text encoder, {self.origin}. It {what}. Its labels: "
+            f"{', '.join(data.label_names)}.",
+            "head": "a token classification head",
+            "direct_use": f"Labeling texts like those of {data.name}.",
+            "call": 'predict(["A text."])',
+            "training_data": f"{train['rows']:,} texts of {train['source']}, {train['units']:,} "
+            "words.",
+            "settings": {"scheme": data.scheme, "unit": self.task.unit},
+            "evaluation_data": f"{dev['rows']:,} texts of {dev['source']}. Always to say the "
+            f"commonest tag of the training words scores {score_text(results['baseline'])}.",
+        }
 
-    def _lay_out(self, part: str) -> None:
+    def _tokenize(self, part: str) -> None:
         """Makes the rows of a part, and the report on it."""
         texts = self._parts[part]
         if texts.labels is None:
@@ -194,13 +172,13 @@ class PreparedTokens(Prepared):
                 texts.texts, texts.labels
             )
         rows = self._rows[part]
-        spoken = rows.units[rows.units >= 0]
+        read = rows.units[rows.units >= 0]
         self.report[part] = {
             "rows": len(texts),
             "source": texts.source,
             "left_out": list(texts.left_out),
             "units": len(rows.starts),
-            "unread": len(rows.starts) - len(spoken),
+            "unread": len(rows.starts) - len(read),
             "windows": len(rows.tokens),
             "labels": self._label_counts(part),
             "inexact": self._inexact(part),
@@ -240,10 +218,7 @@ class PreparedTokens(Prepared):
         return [[span[place] for span in spans] for spans in by_text]
 
     def _logits(self, part: str) -> np.ndarray:
-        logits = self.model.unit_logits(self._rows[part])
-        if not np.isfinite(logits).all():
-            raise FloatingPointError
-        return logits
+        return finite(self.model.unit_logits(self._rows[part]))
 
     def _scores(self, part: str, logits: np.ndarray) -> dict[str, float]:
         labels, numbers = self._labels[part], logits.argmax(axis=1)
@@ -298,49 +273,25 @@ class PreparedTokens(Prepared):
         ]
 
 
-def metrics_of(data: TagTask, chosen: str = "") -> tuple[str, ...]:
-    """The metrics, first the one to choose by; `UserError` if there is no such metric."""
-    names = _OF_WORDS if data.scheme == NO_SCHEME else _OF_SPANS
-    if chosen and chosen not in names:
-        raise UserError(f"--metric={chosen}: that of {data.name} is one of {', '.join(names)}.")
-    return tuple(dict.fromkeys((chosen or names[0], *names)))
-
-
 def build_token_classifier(
     task: TokensTask, config: FinetuningConfig, data: TagTask
 ) -> CocoLMTokenClassifier:
     """Puts a new head on the encoder of a task's preset."""
     with files.local_copy(task.preset) as preset:
-        backbone = encoder_of(dataclasses.replace(task, preset=preset), config)
-        length = row_length(config.data.sequence_length, backbone)
+        backbone, length = load_encoder(task, config, preset)
         preprocessor = CocoLMTokenClassifierPreprocessor.from_preset(
             preset, sequence_length=length, unit=task.unit
         )
     return CocoLMTokenClassifier(backbone, data.label_names, preprocessor, data.scheme)
 
 
-def _has_spans(labels: Sequence[Any]) -> bool:
-    """Whether a text has a span; where words have labels of their own, all have."""
-    return any(label != "O" for label in labels)
-
-
 def _part_line(named: tuple[str, Mapping[str, Any]]) -> str:
     """Lines on a part, for people."""
     name, part = named
-    lengths = part["tokens"]
-    line = (
-        f"  {name}: {part['rows']:,} texts of {part['source']}, {part['units']:,} words, in "
-        f"{part['windows']:,} windows; tokens: median {lengths['median']}, 95% up to "
-        f"{lengths['percentile_95']}, longest {lengths['longest']}"
-    )
-    if part["labels"]:
-        shown = [f"{label} {count:,}" for label, count in part["labels"].items()]
-        more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
-        line += f"; labels: {', '.join(shown[:10])}{more}"
+    notes = []
     if part["unread"]:
-        line += f"\n    {part['unread']:,} words that the tokenizer cannot read"
+        notes.append(f"{part['unread']:,} words that the tokenizer cannot read")
     if part["inexact"]:
-        line += f"\n    {part['inexact']:,} spans that do not begin and end where words do"
-    if part["left_out"]:
-        line += f"\n    left out: {'; '.join(part['left_out'])}"
-    return line
+        notes.append(f"{part['inexact']:,} spans that do not begin and end where words do")
+    size = f"{part['units']:,} words in {part['windows']:,} windows and {part['rows']:,} texts"
+    return part_lines(name, part, size, notes, shares=False)

@@ -11,7 +11,7 @@ from cocolm_tf import (
     CocoLMTokenClassifierPreprocessor,
 )
 from cocolm_tf.data.tags import chunks
-from cocolm_tf.finetuning.tag_metrics import span_scores
+from cocolm_tf.finetuning.metrics import span_scores
 
 OPINIONS = (*GOOD, *BAD)
 

@@ -9,11 +9,10 @@ from tiny_presets import opinions
 from cocolm_tf import CocoLMTextEmbedder
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.finetuning.tasks.embedding import EmbeddingTask
-from cocolm_tf.jobs import Reporter
 
 FAST = {
+    "data": {"length_buckets": 1},
     "optimizer": {"learning_rate": 5e-3},
     "trainer": {"batch_size": 8, "epochs": 2, "micro_batches": 2},
 }
@@ -47,11 +46,10 @@ def make(tiny_preset, data_dir, data=None, **fields) -> EmbeddingTask:
     return EmbeddingTask(preset=tiny_preset, config=config.as_dict(), data=data, **fields)
 
 
-def test_similarities_from_a_table_to_a_preset(tiny_preset, data_dir, tmp_path):
+def test_similarities_from_a_table_to_a_preset(tiny_preset, data_dir, do_task, tmp_path):
     data = {"score_column": "score", "score_range": [0, 5], "dev_file": f"{data_dir}/dev.tsv"}
     task = make(tiny_preset, data_dir, data, dimensions=[16, 4], metric="pearson")
-    results = run_task(json.loads(json.dumps(task.spec())), str(tmp_path), Reporter())
-    assert json.loads(json.dumps(results)) == results
+    results, _ = do_task(task, tmp_path)
     assert set(results["dev"]) == set(results["baseline"]) == {"dev", "dev at 4 dimensions"}
     assert results["metric"] == "pearson"
     assert results["score"] == results["dev"]["dev"]["pearson"]
@@ -93,7 +91,7 @@ def test_pairs_are_measured_by_searches(tiny_preset, data_dir):
 
 def test_a_dev_set_is_split_off_and_rows_are_drawn(tiny_preset, data_dir):
     data = make(tiny_preset, data_dir, {"dev_fraction": 0.25}).read()
-    assert len(data.train) == 36 and data.metrics[0] == "ndcg@10"
+    assert len(data.train) == 36 and len(data.dev["dev"].queries) == 12
     task = make(tiny_preset, data_dir, {"dev_fraction": 0.25}, train_fraction=0.5)
     config = FinetuningConfig()
     assert task.prepare(config).report["train"]["rows"] == 18
@@ -102,7 +100,7 @@ def test_a_dev_set_is_split_off_and_rows_are_drawn(tiny_preset, data_dir):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"metric": "pearson"}, "--metric=pearson is none of ndcg@10, recall@1"),
+        ({"metric": "pearson"}, "--metric=pearson: that of opinions is one of ndcg@10, recall@1"),
         ({"dimensions": [99]}, "--dimensions=99: vectors have 1 to 16 of them"),
         ({"data": {"columns": ["first", "third"]}}, "no column 'third'"),
     ],

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from cocolm_tf.data.examples import Examples, TaskData, few_shot_split
 from cocolm_tf.data.glue import GLUE_TASKS
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig, load_finetuning_config
-from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.finetuning.tasks.prompting import (
     PromptingTask,
     build_prompt_classifier,
@@ -25,15 +23,15 @@ PROMPTS = str(Path(__file__).parents[3] / "configs" / "finetune" / "prompts.yaml
 @pytest.mark.parametrize("task", GLUE_TASKS)
 def test_every_task_of_glue_has_a_prompt(task: str):
     prompt = prompt_of_glue(PROMPTS, task)
-    assert len(prompt.words) == len(GLUE_TASKS[task].label_names or "01")
-    assert all(prompt.words) and "{mask}" in prompt.template
+    assert len(prompt["words"]) == len(GLUE_TASKS[task].label_names or "01")
+    assert all(prompt["words"]) and "{mask}" in prompt["template"]
 
 
 def test_the_words_are_lm_bffs_in_the_order_of_the_classes():
     prompt = prompt_of_glue(PROMPTS, "mnli")
-    assert [words[0] for words in prompt.words] == ["Yes", "Maybe", "No"]
+    assert [words[0] for words in prompt["words"]] == ["Yes", "Maybe", "No"]
     prompt = prompt_of_glue(PROMPTS, "sst2")
-    assert [words[0] for words in prompt.words] == ["terrible", "great"]
+    assert [words[0] for words in prompt["words"]] == ["terrible", "great"]
 
 
 def test_the_settings_are_lm_bffs_and_the_papers():
@@ -86,18 +84,9 @@ FAST = {
     "trainer": {"batch_size": 4, "steps": 20, "validation_interval": 10},
     "prompt": {"demonstrations": "none", "draws": 2},
 }
-RANDOM = {"demonstrations": "random"}
 
 
-class Listener:
-    def progress(self, share, note=""):
-        pass
-
-    def say(self, text):
-        self.said = text
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(tiny_preset, sst2_dir):
     def make(**changes) -> tuple[PromptingTask, FinetuningConfig]:
         config = FinetuningConfig()
@@ -116,11 +105,27 @@ def make(tiny_preset, sst2_dir):
     return make
 
 
-def test_a_run(make, tmp_path: Path):
+@pytest.fixture(scope="module")
+def build(make):
+    """Builds a classifier with demonstrations; also returns its training and its dev set."""
+
+    def build(**prompt) -> tuple[CocoLMPromptClassifier, Examples, Examples]:
+        task, config = make(prompt=prompt)
+        data = task.read()
+        train, dev = few_shot_split(data, task.shots, task.seed)
+        return build_prompt_classifier(task, config, data, train), train, dev
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def random(build) -> tuple[CocoLMPromptClassifier, Examples, Examples]:
+    return build(demonstrations="random", draws=3)
+
+
+def test_a_run(make, do_task, tmp_path: Path):
     task, _ = make()
-    listener = Listener()
-    results = run_task(json.loads(json.dumps(task.spec())), str(tmp_path), listener)
-    assert json.loads(json.dumps(results)) == results
+    results, listener = do_task(task, tmp_path)
     assert set(results["test"]["dev"]) == {"accuracy", "f1"}
     assert [evaluation["step"] for evaluation in results["epochs"]] == [10, 20]
     best = [evaluation["score"] for evaluation in results["epochs"]].index(results["score"])
@@ -130,7 +135,7 @@ def test_a_run(make, tmp_path: Path):
         results["baseline"]["dev"]["accuracy"]
     }
     assert results["label_words"] == ["▁bad", "▁good"] and results["data"]["dev"]["rows"] == 20
-    assert "16 examples to learn from" in listener.said
+    assert "16 examples to learn from" in listener.said[0]
     loaded = CocoLMPromptClassifier.from_preset(str(tmp_path / "preset"))
     dev = task.read().dev["dev"]
     found = loaded.predict(dev.first, verbose=0).argmax(1)
@@ -139,11 +144,8 @@ def test_a_run(make, tmp_path: Path):
     assert "8 examples of each class" in card and "`{first} {mask} .`" in card
 
 
-def test_every_epoch_has_every_example_and_other_demonstrations(make):
-    task, config = make(prompt=RANDOM)
-    data = task.read()
-    train, _ = few_shot_split(data, task.shots, task.seed)
-    classifier = build_prompt_classifier(task, config, data, train)
+def test_every_epoch_has_every_example_and_other_demonstrations(random):
+    classifier, train, _ = random
     batches = prompt_batches(classifier, train, batch_size=5, seed=0).take(8)
     rows = [
         tuple(ids)
@@ -161,11 +163,8 @@ def test_every_epoch_has_every_example_and_other_demonstrations(make):
     assert sorted(first) != sorted(second)
 
 
-def test_predictions_are_the_mean_over_draws_also_of_a_saved_preset(make, tmp_path):
-    task, config = make(prompt=RANDOM | {"draws": 3})
-    data = task.read()
-    train, dev = few_shot_split(data, task.shots, task.seed)
-    classifier = build_prompt_classifier(task, config, data, train)
+def test_predictions_are_the_mean_over_draws_also_of_a_saved_preset(random, tmp_path):
+    classifier, _, dev = random
     found = classifier.predict(dev.first, verbose=0)
     outputs = [classifier(classifier.preprocessor(list(dev.first), draw=draw)) for draw in range(3)]
     np.testing.assert_allclose(found, np.mean(outputs, axis=0), atol=1e-5)
@@ -175,26 +174,21 @@ def test_predictions_are_the_mean_over_draws_also_of_a_saved_preset(make, tmp_pa
     np.testing.assert_allclose(loaded.predict(dev.first, verbose=0), found, atol=1e-5)
 
 
-def test_demonstrations_are_among_the_half_that_is_most_like_a_text(make):
-    task, config = make(prompt={"demonstrations": "similar", "draws": 2})
-    data = task.read()
-    train, dev = few_shot_split(data, task.shots, task.seed)
-    classifier = build_prompt_classifier(task, config, data, train)
+def test_demonstrations_are_among_the_half_that_is_most_like_a_text(build):
+    classifier, train, dev = build(demonstrations="similar", draws=2)
     candidates = classifier.candidates((dev.first,))
     assert [one.shape for one in candidates] == [(16, 4), (16, 4)]
 
     def vectors(texts):
-        rows = [
-            classifier.preprocessor.tokenizer.pack([t], sequence_length=24)
-            for t in classifier.preprocessor.tokenizer(list(texts))
-        ]
-        found = [np.array(classifier.backbone(row))[0, 0] for row in rows]
-        return [one / np.linalg.norm(one) for one in found]
+        tokenizer = classifier.preprocessor.tokenizer
+        rows = tokenizer.pack(tokenizer(list(texts)), sequence_length=24)
+        found = np.array(classifier.backbone(rows))[:, 0]
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     of_texts = vectors(dev.first)
     for label, own in enumerate(candidates):
         examples = [example for (example,) in classifier.preprocessor.demonstrations[label]]
-        likeness = np.array(of_texts) @ np.array(vectors(examples)).T
+        likeness = of_texts @ vectors(examples).T
         for row, chosen in zip(likeness, own, strict=True):
             others = np.delete(row, chosen)
             assert row[chosen].min() >= others.max() - 1e-5
@@ -204,14 +198,13 @@ def test_demonstrations_are_among_the_half_that_is_most_like_a_text(make):
     pairs = zip(train.first, own, strict=True)
     assert all(text not in [demonstrations[number] for number in row] for text, row in pairs)
     # What is drawn is among them, whichever draw.
-    for draw in range(3):
-        one = classifier.preprocessor(
+    one, other = (
+        classifier.preprocessor(
             list(dev.first), draw=draw, candidates=[tf.constant(c[:, :1]) for c in candidates]
         )
-        other = classifier.preprocessor(
-            list(dev.first), draw=draw + 1, candidates=[tf.constant(c[:, :1]) for c in candidates]
-        )
-        np.testing.assert_array_equal(one["token_ids"], other["token_ids"])
+        for draw in range(2)
+    )
+    np.testing.assert_array_equal(one["token_ids"], other["token_ids"])
     assert np.isfinite(classifier.predict(dev.first, verbose=0)).all()
     x, _, _ = next(iter(prompt_batches(classifier, train, 4, seed=0)))
     assert x["token_ids"].shape[0] == 4
@@ -224,9 +217,9 @@ def test_a_length_that_the_model_has_not_is_refused(make):
         build_prompt_classifier(task, config, data, data.train)
 
 
-def test_a_run_that_diverges_says_so(make, tmp_path: Path):
-    task, _ = make(optimizer={"learning_rate": 1e30})
-    assert run_task(task.spec(), str(tmp_path), Listener())["diverged"] is True
+def test_a_run_that_diverges_says_so(make, do_task, tmp_path: Path):
+    task, _ = make(optimizer={"learning_rate": 1e30}, trainer={"steps": 4})
+    assert do_task(task, tmp_path)[0]["diverged"] is True
 
 
 TABLE = TaskData("T", ["1", "5"], Examples(["a", "b"], labels=np.int32([0, 1])), {}, {})
@@ -234,7 +227,7 @@ TABLE = TaskData("T", ["1", "5"], Examples(["a", "b"], labels=np.int32([0, 1])),
 
 def test_flags_give_the_prompt_of_a_table():
     prompt = prompt_of_table("{first} {mask}", ["5=good|great", "1=bad"], TABLE)
-    assert prompt.words == [["bad"], ["good", "great"]] and prompt.template == "{first} {mask}"
+    assert prompt == {"template": "{first} {mask}", "words": [["bad"], ["good", "great"]]}
 
 
 @pytest.mark.parametrize(

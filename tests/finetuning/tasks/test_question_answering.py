@@ -10,7 +10,6 @@ from cocolm_tf.data.squad import Answer, Question, to_official
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
 from cocolm_tf.finetuning.models.answers import Candidate, Prediction
-from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.finetuning.tasks.question_answering import (
     QuestionAnsweringTask,
     choose_null_threshold,
@@ -37,7 +36,7 @@ def run(write):
 
 def test_good_files_are_read(run):
     made = run(ANSWERED, ANSWERED)
-    assert made.check() == "SQuAD" and made.read("dev") == [ANSWERED]
+    assert made.check() == "SQuAD 1.1" and made.read().dev == [ANSWERED]
     assert made.source("dev") == made.files["dev"]
     of_tfds = QuestionAnsweringTask(preset="preset", config={})
     assert of_tfds.source("dev") == "squad/v2.0 (validation)"
@@ -53,14 +52,6 @@ def test_good_files_are_read(run):
 def test_files_without_answers_are_named(run, train, dev, complaint):
     with pytest.raises(UserError, match=complaint):
         run(train, dev).check()
-
-
-class Listener:
-    def progress(self, share, note=""):
-        pass
-
-    def say(self, text):
-        self.said = text
 
 
 def write_questions(path: Path, count: int) -> None:
@@ -81,8 +72,8 @@ def test_a_fraction_is_learned_from_and_guessing_is_told(tiny_preset, tmp_path: 
     for part, count in (("train", 40), ("dev", 10)):
         write_questions(Path(files[part]), count)
     config = FinetuningConfig()
-    config.override({"trainer": {"epochs": 1}, "data": {"sequence_length": 20}})
-    run = QuestionAnsweringTask(
+    config.override({"data": {"sequence_length": 20, "length_buckets": 1}})
+    task = QuestionAnsweringTask(
         preset=tiny_preset,
         config=config.as_dict(),
         files=files,
@@ -91,18 +82,14 @@ def test_a_fraction_is_learned_from_and_guessing_is_told(tiny_preset, tmp_path: 
         max_answer_length=4,
         train_fraction=0.25,
     )
-    listener = Listener()
-    results = run_task(json.loads(json.dumps(run.spec())), str(tmp_path), listener)
-    assert json.loads(json.dumps(results)) == results
-    train = results["data"]["train"]
+    prepared = task.prepare(config)
+    train = prepared.report["train"]
     assert (train["questions"], train["unanswerable"]) == (10, 5)
-    assert f"train: 10 questions of {files['train']}, 50.0% unanswerable" in listener.said
-    assert results["baseline"]["dev"] == {"exact": 0.5, "f1": 0.5}
+    assert f"train: 10 questions of {files['train']}; tokens: " in prepared.summary
+    assert "50.0% unanswerable" in prepared.summary
     # Never to answer is one of the thresholds that are tried.
-    assert results["score"] >= 0.5
-    card = (tmp_path / "preset" / "README.md").read_text()
-    assert "Always to answer nothing scores 50.00 exact and 50.00 F1." in card
-    assert "| train_fraction | 0.25 |" in card
+    assert prepared.measure()["dev"]["f1"] >= 0.5
+    assert prepared.artifacts(str(tmp_path))["baseline"]["dev"] == {"f1": 0.5, "exact": 0.5}
 
 
 def question(id: str, *answers: str) -> Question:

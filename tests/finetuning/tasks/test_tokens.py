@@ -10,15 +10,14 @@ from cocolm_tf import CocoLMTokenClassifier
 from cocolm_tf.data.tags import read_tagged_texts
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning.config import FinetuningConfig
-from cocolm_tf.finetuning.run import run_task
 from cocolm_tf.finetuning.tasks import task_of
 from cocolm_tf.finetuning.tasks.tokens import TokensTask
-from cocolm_tf.jobs import Reporter
 
 FAST = {
+    "data": {"length_buckets": 1},
     "model": {"dropout": 0.0},
     "optimizer": {"learning_rate": 1e-2},
-    "trainer": {"batch_size": 8, "epochs": 5},
+    "trainer": {"batch_size": 8, "epochs": 4},
 }
 
 
@@ -59,14 +58,13 @@ def spec_of(tiny_preset, inputs):
 
 
 @pytest.fixture(scope="module")
-def done(spec_of, tmp_path_factory) -> tuple[dict, Path]:
+def done(spec_of, do_task, tmp_path_factory) -> tuple[dict, Path]:
     folder = tmp_path_factory.mktemp("done")
-    return run_task(spec_of(), str(folder), Reporter()), folder
+    return do_task(task_of(spec_of()), folder)[0], folder
 
 
 def test_it_learns_measures_predicts_and_saves(done, inputs):
     results, folder = done
-    assert json.loads(json.dumps(results)) == results
     assert (results["task"], results["metric"]) == ("train", "f1")
     assert results["score"] == results["dev"]["dev"]["f1"] > 0.7
     assert set(results["dev"]["dev"]) == {"f1", "precision", "recall", "macro_f1", "accuracy"}
@@ -84,7 +82,7 @@ def test_it_learns_measures_predicts_and_saves(done, inputs):
     assert "Its labels: BAD, GOOD." in (folder / "preset" / "README.md").read_text()
 
 
-def test_texts_with_spans(spec_of, tmp_path: Path):
+def test_texts_with_spans(spec_of, do_task, tmp_path: Path):
     rows = [
         {"text": "a good cat", "spans": [[2, 6, "GOOD"]]},
         {"text": "an awful dog, rain", "spans": [[3, 8, "BAD"], [6 + 8, 15, "BAD"]]},
@@ -101,7 +99,7 @@ def test_texts_with_spans(spec_of, tmp_path: Path):
     assert "6 spans that do not begin and end where words do" in prepared.summary
     assert prepared.metric == "recall"
     (tmp_path / "run").mkdir()
-    results = run_task(spec, str(tmp_path / "run"), Reporter())
+    results, _ = do_task(task, tmp_path / "run")
     written = [
         json.loads(line)
         for line in (tmp_path / "run" / "predictions" / "dev.jsonl").read_text().splitlines()
