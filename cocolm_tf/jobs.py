@@ -225,7 +225,7 @@ class JobRunner:
             raise UserError(f"{job.label}: {mistake}")
         if process.exitcode == RESTARTABLE:
             raise RestartableError(
-                f"{job.label} was told to stop: start again with the same flags to resume."
+                f"{job.label} was stopped: start again with the same flags to resume."
             )
         if process.exitcode < 0:
             raise UserError(

@@ -5,7 +5,7 @@
     build_pretraining_data.py ... --runner=DirectRunner -- --direct_num_workers=4
 
 The text comes from --input, --tfds or --docstrings. The sequences are in random order; the same
-text and --seed give the same shards, whatever --num_workers is. A build that was ended goes on
+text and --seed give the same shards, whatever --num_workers is. A build that was stopped resumes
 where it was with the same flags.
 """
 
@@ -43,7 +43,7 @@ flags.DEFINE_enum(
     "break",
     "word",
     ["token", "word", "document"],
-    "Where a sequence may end though its document goes on: after any token, between words, or "
+    "Where a sequence may end though its document continues: after any token, between words, or "
     "between words with no second document in any sequence.",
 )
 flags.DEFINE_bool("compress", False, "Compress the shards with gzip.")

@@ -7,7 +7,7 @@ The first writes the file: the preparation of texts and BPE merges, with the sam
 --reverse the folder is written: of a tokenizer.json with a BPE model over characters in which words
 begin with "\u2581", as SentencePiece has them. Words get the same pieces; texts are prepared as for
 the released models: plain quotes and dashes, punctuation split off the words. What cannot be the
-same is told.
+same is reported.
 """
 
 import json

@@ -53,7 +53,7 @@ flags.DEFINE_list(
 flags.DEFINE_float(
     "temperature",
     0.05,
-    "Divides the cosines that are told apart; without scores.",
+    "Divides the cosines that are compared; without scores.",
     lower_bound=1e-6,
 )
 define_run_flags()

@@ -6,7 +6,7 @@
 The configuration is that of a run with a frozen auxiliary model (auxiliary.replacements=frozen,
 auxiliary.preset): what that would read and sample in each of its steps, at the temperature of the
 step, is written to --output_dir/train. pretrain.py trains on it with the same configuration and
-auxiliary.replacements=stored. A draw that was ended goes on with the same flags.
+auxiliary.replacements=stored. A draw that was stopped resumes with the same flags.
 """
 
 import functools

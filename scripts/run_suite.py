@@ -8,8 +8,8 @@ Suites: table3 and figure4 (the paper's), baselines, tasks, or a YAML file of yo
 configs/suites. All rows read the same tokens in the same order. OUT gets results.md, the table,
 from the first result on, results.json, and the pretrainings' curves.
 
-Exit status: as pretrain.py's. Ended at any moment, it goes on when started again with the same
-flags: what is finished is not done again, and a pretraining goes on from its checkpoint.
+Exit status: as pretrain.py's. Stopped at any moment, it resumes when started again with the same
+flags: what is finished is not run again, and a pretraining resumes from its checkpoint.
 """
 
 import os

@@ -128,7 +128,7 @@ def test_a_job_that_goes_on_finds_what_was_left(make, tmp_path: Path):
 
 
 def test_a_job_that_is_told_to_stop_stops_them_all(make, tmp_path: Path):
-    with runner() as jobs, pytest.raises(RestartableError, match="^job stopped was told to stop"):
+    with runner() as jobs, pytest.raises(RestartableError, match="^job stopped was stopped"):
         jobs.run_all([make("stopped"), make("after")])
     assert "stopped at step 3" in (tmp_path / "runs" / "stopped" / "log.txt").read_text()
 

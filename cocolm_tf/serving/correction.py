@@ -43,7 +43,7 @@ from cocolm_tf.tokenization.normalization import PUNCTUATION
 from cocolm_tf.tokenization.offsets import Characters, begins_word, whole_words_within
 from cocolm_tf.tokenization.segmenter import WORD_START
 
-# A word of more tokens is judged and gets no corrections: it is a number, a key or an address.
+# A word of more tokens is scored and gets no corrections: it is a number, a key or an address.
 MAX_TOKENS_TO_CORRECT = 32
 # What the LM head says of a token that should be nothing: of a correction that has fewer tokens, or
 # of a word that should go. Only fine-tuning on corrections teaches it.

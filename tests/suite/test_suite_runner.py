@@ -189,7 +189,7 @@ def test_several_processes_keep_to_what_needs_what(make, tmp_path: Path):
 def test_what_was_ended_goes_on_without_repeating(make, tmp_path: Path):
     out, plan = str(tmp_path / "out"), make(*ROWS)
     (tmp_path / "stop_finetuning_half_rte_seed_0").touch()
-    with pytest.raises(RestartableError, match="Half, RTE, seed 0 was told to stop: start again"):
+    with pytest.raises(RestartableError, match="Half, RTE, seed 0 was stopped: start again"):
         run_suite(plan, INPUTS, out)
     done = log(tmp_path, "end")
     assert "finetuning/half/cola/seed_0" in done and "finetuning/half/rte/seed_0" not in done
