@@ -90,7 +90,8 @@ def test_vectors_are_those_that_the_presets_embedder_learned(preset, tmp_path):
     np.testing.assert_allclose(found, model(model.preprocessor(texts)), atol=1e-5)
 
 
-CLASSIFIED = [*ODD_TEXTS, *random_texts(20, seed=5)]
+CLASSIFIED = [text.encode() if isinstance(text, str) else text for text in ODD_TEXTS]
+CLASSIFIED += random_texts(20, seed=5)
 PAIRS = (CLASSIFIED, CLASSIFIED[::-1])
 
 
