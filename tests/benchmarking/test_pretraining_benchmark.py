@@ -285,7 +285,7 @@ def test_a_size_is_measured_beside_its_double(config_file: Path):
         (benchmark_scaling, ["--factors=-1"], "--factors has '-1'"),
         (benchmark_scaling, ["--rounds=0"], "--rounds"),
     ],
-    ids=str,
+    ids=["config", "precision", "threads", "factor", "sign", "rounds"],
 )
 def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
     config_file: Path, program: Program, arguments: list[str], complaint: str
