@@ -61,6 +61,7 @@ _LOST = (
     tf.errors.UnavailableError,
     tf.errors.UnknownError,
 )
+_TPU_GONE = (tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.UnavailableError)
 
 
 def make_strategy(
@@ -318,6 +319,7 @@ class Workers:
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self._strategy = strategy
+        self._has_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
         self.count, self.index = 1, 0
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             resolver = strategy.cluster_resolver
@@ -355,17 +357,23 @@ class Workers:
 
     @contextlib.contextmanager
     def lost_worker_errors(self) -> Iterator[None]:
-        """Turns the errors of a lost worker into one that says so."""
+        """Turns the errors of a lost worker or TPU into one that says so."""
         try:
             yield
         except _LOST as error:
             if self.count == 1:
+                if self._has_tpu and isinstance(error, _TPU_GONE):
+                    raise RestartableError(
+                        "the TPU, or a store, does not answer any more: start again with the same "
+                        "flags to resume from the last checkpoint. (TensorFlow says: "
+                        f"{type(error).__name__})"
+                    ) from error
                 raise
             found = re.search(r"ollective ops is aborted by: (.+)", str(error))
             reason = found[1] if found else type(error).__name__
             raise RestartableError(
                 f"worker {self.index} of {self.count} has lost another one, whose own output says "
-                "why it ended: start all of them again with the same flags to go on from the last "
+                "why it ended: start all of them again with the same flags to resume from the last "
                 f"checkpoint. (TensorFlow says: {reason})"
             ) from error
 

@@ -1,1 +1,1 @@
-"""Other projects beside this one: what benchmark_peers.py and benchmark_data.py time."""
+"""What the benchmark programs measure, other projects beside this one, and how they take turns."""

@@ -44,6 +44,21 @@ def test_alone_an_error_is_no_loss():
         raise tf.errors.UnavailableError(None, None, "the store is down")
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (tf.errors.UnavailableError(None, None, "Socket closed"), RestartableError),
+        (tf.errors.InternalError(None, None, "does not compile"), tf.errors.InternalError),
+    ],
+)
+def test_a_tpu_that_is_gone_is_worth_another_start(error: Exception, expected: type):
+    workers = Workers(tf.distribute.get_strategy())
+    workers._has_tpu = True
+    with pytest.raises(expected, match="start again|does not compile"):
+        with workers.lost_worker_errors():
+            raise error
+
+
 # SIGTERM.
 
 
