@@ -26,10 +26,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from joblib import cpu_count
 from tqdm import tqdm
 
 from cocolm_tf import files
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import RestartableError, UserError, refusal
 from cocolm_tf.program import RESTARTABLE
 
@@ -353,7 +353,7 @@ def _take_share(slot: int, slots: int, strategy: str) -> None:
     if tf is None:
         return
     if slots > 1:
-        tf.config.threading.set_intra_op_parallelism_threads(max(1, cpu_count() // slots))
+        tf.config.threading.set_intra_op_parallelism_threads(max(1, available_cpus() // slots))
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         share = gpus[slot::slots] or [gpus[slot % len(gpus)]]

@@ -9,9 +9,9 @@ numbers as JSON.
 import json
 
 from absl import flags
-from joblib import cpu_count
 
 from cocolm_tf import program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data import source_flags
 from cocolm_tf.errors import UserError
 
@@ -31,7 +31,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_list(
     "num_workers",
-    ["0", "1", str(cpu_count())],
+    ["0", "1", str(available_cpus())],
     "The numbers of processes to build shards with, 0 for the program's own, and of threads for "
     "the other tokenizers.",
 )

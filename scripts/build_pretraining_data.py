@@ -12,9 +12,9 @@ where it was with the same flags.
 import time
 
 from absl import flags
-from joblib import cpu_count
 
 from cocolm_tf import files, program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data import source_flags
 
 FLAGS = flags.FLAGS
@@ -33,7 +33,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "num_workers",
-    cpu_count(),
+    available_cpus(),
     "The number of processes that tokenize, by default one for each CPU of the machine or "
     "container; 0 to tokenize in the program's own.",
     lower_bound=0,

@@ -6,6 +6,8 @@ OUT gets index.html, which needs no other file, and the plots as PNG files. The 
 going on; its models are demonstrated once it has ended.
 """
 
+import os
+
 from absl import flags
 
 from cocolm_tf import files, program
@@ -31,6 +33,10 @@ def main() -> str:
         raise UserError(f"--model_dir={FLAGS.model_dir} is not a folder.")
     files.check_writable(FLAGS.output_dir, "--output_dir")
     texts = FLAGS.text + _lines(FLAGS.text_file)
+    if not files.is_file(os.path.join(FLAGS.model_dir, "metrics.jsonl")):
+        raise UserError(
+            f"{FLAGS.model_dir} has no metrics.jsonl: give the --model_dir of a pretraining run."
+        )
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
     from cocolm_tf.analysis.run_report import write_report

@@ -10,9 +10,9 @@ convert_vocabulary.py makes a tokenizer.json of it for Hugging Face's tokenizers
 """
 
 from absl import flags
-from joblib import cpu_count
 
 from cocolm_tf import files, program
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.data import source_flags
 from cocolm_tf.errors import UserError
 
@@ -70,7 +70,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "num_workers",
-    cpu_count(),
+    available_cpus(),
     "The number of processes that count words, by default one for each CPU of the machine or "
     "container; 0 to count in the program's own.",
     lower_bound=0,

@@ -54,7 +54,7 @@ FORKS = """
 import json, os, resource, runpy, sys
 
 sys.path.insert(0, sys.argv.pop(1))
-import numpy, absl.app, joblib  # What takes a while and most need.
+import numpy, absl.app  # What takes a while and most need.
 
 for command in json.load(sys.stdin):
     reading, writing = os.pipe()

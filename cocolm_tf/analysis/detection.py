@@ -183,7 +183,6 @@ def detect_in_texts(
     limit = pretrainer.backbone.max_sequence_length - 2
     originals = [list(row) for row in tokenizer([text.original for text in texts])]
     corrupted = [list(row) for row in tokenizer([text.corrupted for text in texts])]
-    aligned = [align(*pair) for pair in zip(originals, corrupted, strict=True)]
 
     def packed_batches() -> Iterator[_Batch]:
         starts = range(0, len(texts), batch_size)
@@ -193,7 +192,8 @@ def detect_in_texts(
             packed = tokenizer.pack(rows, sequence_length=max(map(len, rows)) + 2)
             read = packed["token_ids"].numpy()
             original, is_replaced = read.copy(), np.zeros(read.shape, bool)
-            for number, (replaced, stood) in enumerate(aligned[chosen]):
+            pairs = zip(originals[chosen], corrupted[chosen], strict=True)
+            for number, (replaced, stood) in enumerate(align(*pair) for pair in pairs):
                 places = slice(1, 1 + len(rows[number]))
                 is_replaced[number, places] = replaced[:limit]
                 original[number, places] = stood[:limit]

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 
-import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
@@ -221,7 +220,7 @@ def mean_metrics(
     pretrainer: Pretrainer, batches: Iterable[dict[str, tf.Tensor]]
 ) -> dict[str, float]:
     """The means of the losses and measures of a pretrainer over batches."""
-    means: dict[str, keras.metrics.Mean] = {}
+    sums: dict[str, np.ndarray] = {}
 
     @tf.function(autograph=False)
     def measure(batch: dict[str, tf.Tensor]) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
@@ -231,5 +230,6 @@ def mean_metrics(
 
     for batch in batches:
         for name, (value, weight) in measure(batch).items():
-            means.setdefault(name, keras.metrics.Mean(name=name)).update_state(value, weight)
-    return {name: float(mean.result()) for name, mean in means.items()}
+            value, weight = float(value), float(weight)
+            sums[name] = sums.get(name, 0.0) + np.array([value * weight, weight])
+    return {name: float(total / (weight or 1.0)) for name, (total, weight) in sums.items()}

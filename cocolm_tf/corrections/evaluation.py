@@ -71,7 +71,7 @@ def predict_corrections(
     """
     parts = ServedPreset(preset)
     encoder = Encoder(InferenceEncoder(parts.backbone))
-    correct = Corrector(parts, encoder, Settings(num_corrections=max(_BEST))).graphs()["correct"]
+    correct = Corrector(parts, encoder, Settings(num_corrections=max(_BEST))).graph("correct")
     found: list[WordPredictions | None] = [None] * len(texts)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for first in tqdm(range(0, len(order), batch_size), desc="correcting", unit="batch"):

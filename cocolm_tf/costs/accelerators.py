@@ -10,7 +10,8 @@ import subprocess
 
 import numpy as np
 import tensorflow as tf
-from joblib import cpu_count
+
+from cocolm_tf.cpus import available_cpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,7 @@ def describe_device() -> str:
         with open("/proc/cpuinfo") as file:
             names = (line.partition(":")[2].strip() for line in file if "model name" in line)
             name = next(names, name)
-    return f"CPU, {name}, {cpu_count()} cores"
+    return f"CPU, {name}, {available_cpus()} cores"
 
 
 def power_limit(device_type: str, devices: int = 1) -> float | None:

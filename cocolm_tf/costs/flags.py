@@ -1,9 +1,9 @@
 """The flags that the programs share which count or measure what a configuration costs."""
 
 from absl import flags
-from joblib import cpu_count
 
 from cocolm_tf import files
+from cocolm_tf.cpus import available_cpus
 from cocolm_tf.errors import UserError
 
 # The flags are the key flags of the programs that define them, so that their --help shows them.
@@ -31,7 +31,7 @@ def define_rounds_flags() -> None:
     """Defines the flags of the programs that time several contenders in turn."""
     flags.DEFINE_integer("rounds", 5, "How often each is timed.", lower_bound=1)
     flags.DEFINE_integer(
-        "threads", cpu_count(), "The number of threads that each may use.", lower_bound=1
+        "threads", available_cpus(), "The number of threads that each may use.", lower_bound=1
     )
 
 

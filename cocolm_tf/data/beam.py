@@ -293,9 +293,9 @@ def _sorted_runs(
     paths, records, size = [], [], 0
 
     def write() -> None:
-        run = Run(os.path.join(folder, f"{len(paths)}.run"))
-        run.write(sorted(records), Counter({(*place, "sequences"): len(records)}))
-        paths.append(run.path)
+        path = os.path.join(folder, f"{len(paths)}.run")
+        Run.write(path, sorted(records), [], Counter({(*place, "sequences"): len(records)}))
+        paths.append(path)
         records.clear()
 
     for run in runs:

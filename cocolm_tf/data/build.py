@@ -38,7 +38,7 @@ from cocolm_tf.data.packing import (
     parts_of,
     text_size,
 )
-from cocolm_tf.data.processes import Workers
+from cocolm_tf.data.processes import PartRead, Workers
 from cocolm_tf.data.shards import (
     COUNTS,
     FILE_NAME,
@@ -124,7 +124,9 @@ def build_shards(
     print(manifest.counts)
     ```
     """
-    read = documents if isinstance(documents, Source) else None
+    is_source = isinstance(documents, Source)
+    if not is_source:
+        documents = _not_empty(documents)
     spill_dir = _spill_folder(output_dir, spill_dir)
     plan = Plan.of(
         documents,
@@ -146,19 +148,22 @@ def build_shards(
     with contextlib.ExitStack() as stack:
         if not files.is_remote(output_dir):
             stack.enter_context(files.made_folders(output_dir))
-        runs = stack.enter_context(Runs(spill_dir, plan.identity if read else None, plan.parts))
+        identity, read = (plan.identity, documents) if is_source else (None, None)
+        runs = stack.enter_context(Runs(spill_dir, identity, plan.parts))
         workers = stack.enter_context(Workers(_useful_workers(num_workers, plan.parts), read))
         duplicates = ""
         if deduplication is not None:
             duplicates = _find_duplicates(deduplication, plan.parts, runs.folder, workers)
-        counts = _spill(plan.recipe, documents, duplicates, runs, workers)
+        _spill(plan.recipe, documents, duplicates, runs, workers)
+        paths = runs.merge(workers)
+        counts = runs.counts()
         try:
             plan.check_filled(counts)
         except UserError:
             runs.remove()
             raise
         with plan.shard_folders():
-            write = functools.partial(_write_shard, runs.paths, runs.folder)
+            write = functools.partial(_write_shard, paths, runs.folder)
             written = dict(workers.map(write, *zip(*plan.paths.items(), strict=True)))
             manifest = plan.finish(written, counts)
         runs.remove()
@@ -339,7 +344,7 @@ def _find_duplicates(
         tqdm(desc="looking for duplicates", unit="B", unit_scale=True) as progress,
     ):
         for result in workers.over_chunks(parts, functools.partial(_chunk_keys, deduplication)):
-            if not isinstance(result, Counter):
+            if not isinstance(result, PartRead):
                 rows, size = result
                 index.add(rows)
                 progress.update(size)
@@ -362,25 +367,22 @@ def _spill(
     duplicates: str,
     runs: Runs,
     workers: Workers,
-) -> Counter[tuple[int, int, str]]:
-    """Writes a run of every chunk that has none; returns all counts: of chunks and of sources."""
+) -> None:
+    """Writes a run of every chunk that has none."""
     write = functools.partial(_write_run, recipe, runs.folder, duplicates)
     if isinstance(documents, Source):
-        results = workers.over_chunks(runs.parts, write, runs.done)
+        results = workers.over_chunks(runs.unread(), write, runs.done)
     else:
-        part = itertools.repeat(runs.parts[0])
+        part = itertools.repeat(Part(0, ()))
         results = workers.map(write, part, itertools.count(), chunks(documents))
-    counts: Counter[tuple[int, int, str]] = Counter()
     with tqdm(desc="building", unit="B", unit_scale=True) as progress:
         for result in results:
-            if isinstance(result, Counter):
-                counts.update({(*NO_SHARD, name): count for name, count in result.items()})
+            if isinstance(result, PartRead):
+                runs.add_read(result)
             else:
                 run, size = result
                 runs.add(run)
                 progress.update(size)
-    counts.update(runs.counts())
-    return counts
 
 
 def _write_run(
@@ -396,8 +398,7 @@ def _write_run(
         dropped = duplicates_in(np.load(duplicates, mmap_mode="r"), part.number, number)
     records, counts = chunk_sequences(recipe, part.number, number, documents, dropped)
     path = os.path.join(folder, f"{part.number:06d}-{number:06d}.run")
-    run = Run(path, part.number, number, part.stamp)
-    run.write(records, counts)
+    run = Run.write(path, records, [(part.number, number, part.stamp)], counts)
     return run, sum(map(text_size, documents))
 
 
@@ -434,6 +435,14 @@ def _check_ranges(recipe: Recipe, num_workers: int) -> None:
 def _is_pipe(name: str) -> bool:
     """Whether a part of a source can be read only once."""
     return not files.is_remote(name) and os.path.exists(name) and not os.path.isfile(name)
+
+
+def _not_empty(documents: Iterable[str]) -> Iterator[str]:
+    documents = iter(documents)
+    first = next(documents, None)
+    if first is None:
+        raise UserError("the input has no documents.")
+    return itertools.chain([first], documents)
 
 
 def _check_documents(source: Source, recipe: Recipe) -> None:

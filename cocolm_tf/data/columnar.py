@@ -62,8 +62,10 @@ def column_texts(path: str, kind: str, column: str, records: BadRecords) -> Iter
         for batch in batches:
             for value in batch.cast(pyarrow.large_binary()).to_pylist():
                 records.read += 1
-                text = (value or b"").decode("utf-8", "replace")
-                if value and text.encode() != value:
+                try:
+                    text = (value or b"").decode()
+                except UnicodeDecodeError:
+                    text = value.decode("utf-8", "replace")
                     records.add(f"{path}: row {records.read} of {column!r} is not UTF-8")
                 yield text
     records.finish()

@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
@@ -32,6 +33,15 @@ Task = Callable[[Source | None, HandOn], Iterator[Any]]
 
 # Queued tasks per process.
 _QUEUED_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class PartRead:
+    """The result of reading a part to its end; its chunks may not be done yet."""
+
+    part: Part
+    chunks: int  # their number
+    counts: Counter[str]  # of its source
 
 
 class Workers:
@@ -74,7 +84,7 @@ class Workers:
         function: ChunkFunction,
         done: Callable[[Part], Collection[int]] = lambda part: (),
     ) -> Iterator[Any]:
-        """Yields a function's results for every chunk as they end, and the counts of each part."""
+        """Yields a function's results for every chunk as they end, and a `PartRead` a part."""
         # The function is picklable. `done` gives the numbers of a part's chunks to leave out.
         return self._run(partial(_read, part, function, frozenset(done(part))) for part in parts)
 
@@ -111,7 +121,7 @@ class Workers:
                     yield value
                 elif kind == "done":
                     under_way -= 1
-                else:
+                elif kind == "handed on":
                     handed_on += value
 
 
@@ -127,13 +137,14 @@ def _call(
 def _read(
     part: Part, function: ChunkFunction, done: frozenset[int], source: Source, hand_on: HandOn
 ) -> Iterator[Any]:
-    """Reads a part; yields the results of those chunks that no other process takes, and counts."""
-    counts: Counter[str] = Counter()
+    """Reads a part; yields the results of those chunks that no other process takes."""
+    total, counts = 0, Counter()
     for number, chunk in enumerate(chunks(part.documents(source, counts))):
+        total = number + 1
         task = partial(_call, function, (part, number, chunk))
         if number not in done and not hand_on(task):
             yield from task(source, hand_on)
-    yield counts
+    yield PartRead(part, total, counts)
 
 
 def _work(tasks: multiprocessing.Queue, sender: Connection, source: Source | None) -> None:

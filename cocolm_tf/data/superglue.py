@@ -14,7 +14,7 @@ import os
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -157,24 +157,24 @@ def read_superglue(task: str, data_dir: str | None = None) -> SuperGlueData:
         raise UserError(f"--task is one of {', '.join(SUPERGLUE_TASKS)}, not {task!r}.")
     known = SUPERGLUE_TASKS[task]
     parts, rows = {}, {}
-    for name, title, file, config, split in _sets(task):
-        is_labeled = name in ("train", "dev")
+    for one in _sets(task):
+        is_labeled = one.name in ("train", "dev")
         if not data_dir:
-            source, found = _rows_of_tfds(config, split)
-        elif files.is_file(source := task_path(data_dir, title, file)):
+            source, found = _rows_of_tfds(one.config, one.split)
+        elif files.is_file(source := task_path(data_dir, one.title, one.file)):
             found = _rows_of_file(source, task)
         elif is_labeled:
             raise UserError(
-                f"--data_dir={data_dir} has no {os.path.join(title, file)}: it is the folder that "
-                "SuperGLUE's own folders lie in."
+                f"--data_dir={data_dir} has no {os.path.join(one.title, one.file)}: it is the "
+                "folder that SuperGLUE's own folders lie in."
             )
         else:
             continue
-        if title in known.extra_tests:
-            _, names = known.extra_tests[title]
+        if one.title in known.extra_tests:
+            _, names = known.extra_tests[one.title]
             for _, row in found:
                 row.update(zip(_PAIR, map(row.get, names), strict=True))
-        parts[name], rows[name] = _examples(task, source, found, is_labeled)
+        parts[one.name], rows[one.name] = _examples(task, source, found, is_labeled)
     return SuperGlueData(
         f"{known.title} (SuperGLUE)" if known.title == "RTE" else known.title,
         known.label_names,
@@ -191,19 +191,26 @@ def superglue_files(task: str, data_dir: str | None = None) -> list[str]:
     """The paths that `read_superglue` reads, those included that may be missing."""
     if not data_dir:
         return []
-    return [task_path(data_dir, title, file) for _, title, file, _, _ in _sets(task)]
+    return [task_path(data_dir, one.title, one.file) for one in _sets(task)]
 
 
-def _sets(task: str) -> list[tuple[str, str, str, str, str]]:
-    """Of each set its name, its folder, its file, its configuration and its split in TFDS."""
+class _Set(NamedTuple):
+    name: str
+    title: str  # of its folder
+    file: str
+    config: str  # of TFDS
+    split: str  # of TFDS
+
+
+def _sets(task: str) -> list[_Set]:
     known = SUPERGLUE_TASKS[task]
     title, config = known.title, known.tfds or task
     return [
-        ("train", title, "train.jsonl", config, "train"),
-        ("dev", title, "val.jsonl", config, "validation"),
-        (title, title, "test.jsonl", config, "test"),
+        _Set("train", title, "train.jsonl", config, "train"),
+        _Set("dev", title, "val.jsonl", config, "validation"),
+        _Set(title, title, "test.jsonl", config, "test"),
         *(
-            (extra, extra, f"{extra}.jsonl", config, "test")
+            _Set(extra, extra, f"{extra}.jsonl", config, "test")
             for extra, (config, _) in known.extra_tests.items()
         ),
     ]
@@ -424,7 +431,8 @@ def _candidates(task: str, row: Row) -> Iterator[tuple[Any, Row]]:
             candidate = {**row, "entity": entity, "label": int(entity in row["answers"])}
             yield (idx["passage"], idx["query"]), candidate
     else:
-        yield (idx["paragraph"], idx["question"]) if task == "multirc" else None, row
+        question = (idx["paragraph"], idx["question"]) if task == "multirc" else None
+        yield question, row
 
 
 def _label(known: SuperGlueTask, row: Row) -> int:

@@ -72,17 +72,23 @@ def read_table(
     else:
         cells = _tsv_cells(lines, separator) if kind == ".tsv" else _csv_cells(lines, separator)
         parsed = _named_rows(cells, path, columns, header, optional, delimiter is not None)
-    found = list(parsed)
-    rows = [(number, row) for number, row in found if isinstance(row, tuple)]
-    bad_rows = [(number, row) for number, row in found if isinstance(row, str)]
-    if not rows and bad_rows:
+    values, numbers, bad_rows, blank_lines, last = [], [], [], [], 0
+    for number, row in parsed:
+        if row is None:
+            blank_lines.append(number)
+            continue
+        last = number
+        if isinstance(row, str):
+            bad_rows.append((number, row))
+        else:
+            values.append(row)
+            numbers.append(number)
+    if not values and bad_rows:
         number, reason = bad_rows[0]
         raise UserError(f"{path}:{number} {reason}; there is no good row.")
-    if not rows:
+    if not values:
         raise UserError(f"{path} has no rows.")
-    last = max(number for number, row in found if row is not None)
-    blank_lines = [number for number, row in found if row is None and number < last]
-    numbers, values = map(list, zip(*rows, strict=True))
+    blank_lines = [number for number in blank_lines if number < last]
     return Table(path, values, numbers, bad_rows, blank_lines)
 
 

@@ -134,6 +134,8 @@ def chunks(tags: Sequence[str]) -> list[Chunk]:
 
 def tags_of_chunks(found: Iterable[Chunk], length: int, scheme: str) -> list[str]:
     """A tag for each of `length` words, from chunks that do not overlap."""
+    if scheme not in SCHEMES:
+        raise ValueError(f"{scheme!r} is none of {', '.join(SCHEMES)}")
     tags = [OUTSIDE] * length
     for start, end, label in found:
         prefixes = ["B", *"I" * (end - start - 1)]

@@ -149,15 +149,16 @@ def _errors(
     """The rows whose errors, of these sizes, are the largest, with their values and their texts."""
     found = []
     for number in np.argsort(-sizes, kind="stable")[:_ERRORS]:
-        if sizes[number] > 0:
-            texts = [one[number] for one in (examples.first, examples.second) if one is not None]
-            found.append(
-                {
-                    "row": int(_rows(examples)[number]),
-                    **{name: values[number] for name, values in columns.items()},
-                    "text": " / ".join(filter(None, texts)).replace("\n", " ")[:_CHARACTERS],
-                }
-            )
+        if sizes[number] == 0:
+            break
+        texts = [one[number] for one in (examples.first, examples.second) if one is not None]
+        found.append(
+            {
+                "row": int(_rows(examples)[number]),
+                **{name: values[number] for name, values in columns.items()},
+                "text": " / ".join(filter(None, texts)).replace("\n", " ")[:_CHARACTERS],
+            }
+        )
     return found
 
 
@@ -184,10 +185,14 @@ def draw_assessment(folder: str, part: str, assessment: Mapping[str, Any]) -> li
                 ax=axes,
                 cmap="Blues",
                 colorbar=False,
-                values_format=".0%",
+                include_values=False,
                 xticks_rotation=45,
                 im_kw={"vmin": 0, "vmax": 1},
             )
+            axes.set(xlabel="predicted", ylabel="label")
+            for (row, column), count in np.ndenumerate(counts):
+                color = "white" if shares[row, column] > 0.6 else figures.INK
+                axes.text(column, row, f"{count:,}", ha="center", va="center", color=color)
             drawn["confusion"] = figure
         if "calibration" in assessment:
             figure, axes = figures.new_figure(part, "probability of the prediction", "right")

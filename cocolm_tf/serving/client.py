@@ -136,7 +136,8 @@ class Export:
         for row in range(len(outputs["truncated"])):
             width = None if widths is None else int(widths[row])
             yield {
-                name: values[row, :width].tolist() if values.ndim > 1 else values[row].item()
+                # A slice, since an element of strings has no `item`.
+                name: values[row, :width].tolist() if values.ndim > 1 else values[row:][:1].item()
                 for name, values in columns.items()
             }
 

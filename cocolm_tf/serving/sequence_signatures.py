@@ -3,7 +3,9 @@
 import tensorflow as tf
 
 from cocolm_tf.finetuning.models.text_classifier import CocoLMTextClassifier
-from cocolm_tf.serving.signature import SignatureGroup, Tensors
+from cocolm_tf.serving.encoder import Encoder
+from cocolm_tf.serving.served_preset import ServedPreset
+from cocolm_tf.serving.signature import Settings, SignatureGroup, Tensors
 
 
 class Embedder(SignatureGroup):
@@ -17,6 +19,16 @@ class Embedder(SignatureGroup):
 
     names = ("embed", "embed_ids")
 
+    def __init__(
+        self, parts: ServedPreset, encoder: Encoder, settings: Settings | None = None
+    ) -> None:
+        super().__init__(parts, encoder, settings)
+        self._pooling, self._dimension = parts.embedding(
+            self.settings.pooling, self.settings.dimension
+        )
+        # Loaded here: within a graph its weights would be set by operations of that graph.
+        self._projection = parts.head("projection") if self._pooling == "projection" else None
+
     def embed(self, texts: tf.Tensor) -> Tensors:
         """Gives the vectors of texts [B] string."""
         return self._embed_rows(*self.reader.rows(texts))
@@ -26,16 +38,14 @@ class Embedder(SignatureGroup):
         return self._embed_rows(*self.reader.rows_of_ids(token_ids))
 
     def _embed_rows(self, rows: tf.RaggedTensor, is_truncated: tf.Tensor) -> Tensors:
-        settings = self.settings
-        pooling, dimension = self.parts.embedding(settings.pooling, settings.dimension)
-        if pooling == "mean":
+        if self._pooling == "mean":
             vectors = tf.reduce_mean(self.encoder.states(rows), axis=1)
         else:
             vectors = self.encoder.first_states(rows)
-        if pooling == "projection":
-            vectors = tf.cast(self.parts.head("projection")(vectors), tf.float32)
-        if dimension:
-            vectors = vectors[:, :dimension]
+        if self._projection is not None:
+            vectors = tf.cast(self._projection(vectors), tf.float32)
+        if self._dimension:
+            vectors = vectors[:, : self._dimension]
         return {"embeddings": tf.math.l2_normalize(vectors, axis=-1), "truncated": is_truncated}
 
 

@@ -86,8 +86,12 @@ class SignatureGroup:
         return self.encoder.model.max_sequence_length
 
     def graphs(self) -> dict[str, Callable[..., Any]]:
-        """The signatures as graphs, for batches of any size."""
-        return {name: _graph(getattr(self, name)) for name in self.names}
+        """The signatures as graphs."""
+        return {name: self.graph(name) for name in self.names}
+
+    def graph(self, name: str) -> Callable[..., Any]:
+        """A signature as a graph, for batches of any size."""
+        return _graph(getattr(self, name))
 
 
 def _graph(function: Callable[..., Tensors]) -> Callable[..., Any]:

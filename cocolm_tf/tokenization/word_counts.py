@@ -38,8 +38,8 @@ _PENDING_PER_WORKER = 2
 _MANY_PARTS = 32
 
 # What may be a contraction's ending; what follows it is for `normalize` to see.
-_PERHAPS_ENDING = re.compile("(?:[smdtSMDT]|ll|re|ve|LL|RE|VE)(?![0-9A-Za-z])")
-_TORN_CONTRACTION = re.compile(rf"['‘’´]\s+{_PERHAPS_ENDING.pattern}")
+_PERHAPS_ENDING = re.compile("(?:[smdt]|ll|re|ve)(?![0-9a-z])", re.IGNORECASE)
+_TORN_CONTRACTION = re.compile(rf"['‘’´]\s+{_PERHAPS_ENDING.pattern}", re.IGNORECASE)
 
 
 def count_words(texts: Iterable[str], lowercase: bool = False) -> collections.Counter[str]:
@@ -166,7 +166,9 @@ def _in_order(
 
 def _set_up_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent reports the interruption.
-    tf.config.set_visible_devices([], "GPU")
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.set_visible_devices([], "GPU")  # Counting would only occupy its memory.
 
 
 def _forget(

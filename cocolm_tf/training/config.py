@@ -360,9 +360,22 @@ def check_config(config: PretrainingConfig, name: str) -> None:
     for key, allowed in _CHOICES.items():
         section, field = key.split(".")
         config_file.check_choice(name, key, getattr(getattr(config, section), field), allowed)
-    for check in (_size_faults, _stage_faults, _trainer_faults, _decay_faults, _objective_faults):
-        for fault in check(config):
-            raise UserError(f"{name}: {fault}")
+    _refuse_first(name, _size_faults(config), _schedule_faults(config))
+    resolve_durations(config)
+    _refuse_first(
+        name,
+        _empty_stage_faults(config),
+        _runtime_faults(config),
+        _trainer_faults(config),
+        _decay_faults(config),
+        _objective_faults(config),
+    )
+
+
+def _refuse_first(name: str, *checks: Iterator[str]) -> None:
+    fault = next(itertools.chain.from_iterable(checks), None)
+    if fault:
+        raise UserError(f"{name}: {fault}")
 
 
 def save_config(config: PretrainingConfig, path: str) -> None:
@@ -414,14 +427,16 @@ def _size_faults(config: PretrainingConfig) -> Iterator[str]:
             yield f"model.{error}"
 
 
-def _stage_faults(config: PretrainingConfig) -> Iterator[str]:
-    """The faults of schedules; sets the steps of a run where they are given in tokens."""
-    data, trainer = config.data, config.trainer
-    schedules = {
-        "data.sequence_length_schedule": data.sequence_length_schedule,
-        "trainer.batch_size_schedule": trainer.batch_size_schedule,
+def _schedules(config: PretrainingConfig) -> dict[str, list[float]]:
+    return {
+        "data.sequence_length_schedule": config.data.sequence_length_schedule,
+        "trainer.batch_size_schedule": config.trainer.batch_size_schedule,
     }
-    for key, schedule in schedules.items():
+
+
+def _schedule_faults(config: PretrainingConfig) -> Iterator[str]:
+    data, trainer = config.data, config.trainer
+    for key, schedule in _schedules(config).items():
         for fault in schedule_faults(schedule, "size" if "size" in key else "length"):
             yield f"{key}={schedule}: {fault}"
     key = f"data.sequence_length_schedule={data.sequence_length_schedule}"
@@ -441,8 +456,11 @@ def _stage_faults(config: PretrainingConfig) -> Iterator[str]:
             f"trainer.batch_size_schedule={trainer.batch_size_schedule}: sizes must be from 1 to "
             f"trainer.batch_size={trainer.batch_size}."
         )
-    resolve_durations(config)
-    for key, schedule in schedules.items():
+
+
+def _empty_stage_faults(config: PretrainingConfig) -> Iterator[str]:
+    trainer = config.trainer
+    for key, schedule in _schedules(config).items():
         ends = [0, *stage_ends(schedule, trainer.train_steps, trainer.steps_per_loop)]
         if any(begin == end for begin, end in itertools.pairwise(ends)):
             yield (
@@ -451,10 +469,13 @@ def _stage_faults(config: PretrainingConfig) -> Iterator[str]:
             )
 
 
-def _trainer_faults(config: PretrainingConfig) -> Iterator[str]:
-    trainer = config.trainer
+def _runtime_faults(config: PretrainingConfig) -> Iterator[str]:
     if config.runtime.attention == "cudnn" and config.runtime.precision == "float32":
         yield "runtime.attention=cudnn needs a runtime.precision that is mixed."
+
+
+def _trainer_faults(config: PretrainingConfig) -> Iterator[str]:
+    trainer = config.trainer
     for key, of in (
         ("train_steps", "steps_per_loop"),
         ("log_interval", "steps_per_loop"),

@@ -4,7 +4,6 @@ import os
 import queue
 import time
 import types
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from data_stand_ins import Lists
 
 from cocolm_tf.data import processes
 from cocolm_tf.data.packing import Part, chunks, parts_of
-from cocolm_tf.data.processes import Workers
+from cocolm_tf.data.processes import PartRead, Workers
 from cocolm_tf.errors import UserError
 
 LISTS = Lists.of(["a", "b", "c"], [], ["d"])
@@ -28,7 +27,8 @@ def test_every_chunk_is_worked_on_once(monkeypatch: pytest.MonkeyPatch):
     with Workers(0, LISTS) as pool:
         results = list(pool.over_chunks(parts_of(LISTS), joined))
     assert [one for one in results if isinstance(one, str)] == ["0.0 a b", "0.1 c", "2.0 d"]
-    assert [one for one in results if not isinstance(one, str)] == [Counter()] * 3
+    reads = [one for one in results if isinstance(one, PartRead)]
+    assert [(one.part.number, one.chunks) for one in reads] == [(0, 2), (1, 0), (2, 1)]
 
 
 def test_what_is_done_is_left_out(monkeypatch: pytest.MonkeyPatch):
@@ -37,6 +37,7 @@ def test_what_is_done_is_left_out(monkeypatch: pytest.MonkeyPatch):
         done = {0: {0, 2}, 1: {0}, 2: ()}
         results = list(pool.over_chunks(parts_of(LISTS), joined, lambda part: done[part.number]))
     assert [one for one in results if isinstance(one, str)] == ["0.1 b", "2.0 d"]
+    assert results[1].chunks == 3
 
 
 def meet(folder: str, part: Part, number: int, documents: Sequence[str]) -> tuple[int, int]:

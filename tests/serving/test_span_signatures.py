@@ -117,6 +117,9 @@ def test_answers_are_the_models(load: Any, answerer: CocoLMQuestionAnswerer):
         assert found["answerable"][row] == (prediction.answer != "")
         compared += 1
     assert compared > 20
+    as_json = list(load("answerer").answers("answer", questions=asked, contexts=TEXTS))
+    assert [one["answers"] for one in as_json] == [text.decode() for text in found["answers"]]
+    assert [one["starts"] for one in as_json] == found["starts"].tolist()
     logits = load("answerer")("answer_ids", token_ids=[[0, 7, 2, 2, 8, 2, 1]])
     assert logits["start_logits"].shape == (1, 7)
     assert logits["start_logits"][0, 6] == logits["end_logits"][0, 6] == -1e4

@@ -14,6 +14,7 @@ from cocolm_tf.tokenization.word_counts import CUT, count_corpus, count_words
 @settings(max_examples=100)
 @given(st.lists(odd_texts(), min_size=1, max_size=30), st.booleans())
 @example(["dogs' s, the dogs’\u3000ll go", "he '\n' s", "``' s", "he ' s' t' LL-X", "''' s"], False)
+@example(["boys' Re-election, dogs' VE-x"], True)
 @example(["HE ' LL-X ΣΑΣ. a\x00B' S", "(x).", "x,", "x.'", "a..", "'s.", "\ud800a' \ud800"], True)
 def test_words_are_those_of_whole_texts(texts: list[str], lowercase: bool):
     """Although only what stands between spaces is prepared, once."""

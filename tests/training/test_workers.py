@@ -54,9 +54,9 @@ def test_alone_an_error_is_no_loss():
 def test_a_tpu_that_is_gone_is_worth_another_start(error: Exception, expected: type):
     workers = Workers(tf.distribute.get_strategy())
     workers._has_tpu = True
-    with pytest.raises(expected, match="start again|does not compile"):
-        with workers.lost_worker_errors():
-            raise error
+    message = "start again|does not compile"
+    with pytest.raises(expected, match=message), workers.lost_worker_errors():
+        raise error
 
 
 # SIGTERM.

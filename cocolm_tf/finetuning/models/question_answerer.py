@@ -205,6 +205,7 @@ class CocoLMQuestionAnswerer(raw_text_task(keras_hub.models.Task)):
     preprocessor_cls = CocoLMQuestionAnswererPreprocessor
     saved = ("max_answer_length", "n_best", "null_threshold")
     column_names = ("questions", "contexts")
+    keras_can_batch = False  # a long context is several rows
 
     def __init__(
         self,

@@ -166,6 +166,8 @@ def window_rows(
 ) -> WindowRows:
     """Makes the windows of questions, those of one question after those of another."""
     # `answers` are [N, 2], as for `CocoLMQuestionAnswerer.fit`; None where they are not known.
+    if len(questions) != len(contexts) or (answers is not None and len(answers) != len(questions)):
+        raise ValueError("there must be as many contexts, and answers, as questions.")
     answers = np.zeros([len(questions), 2], np.int32) if answers is None else np.asarray(answers)
     graph, limit = preprocessor.tokenizer.graph_module(), preprocessor.max_question_length
     parts: dict[str, list[np.ndarray]] = {}

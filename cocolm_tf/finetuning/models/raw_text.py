@@ -153,8 +153,8 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
         # What columns of texts are called, and how many there may be.
         column_names: Sequence[str] = ("first texts", "second texts")
         max_columns = 2
-        # Whether Keras can cut texts and labels into batches, as for a `validation_split`.
-        has_slices = True
+        # Whether a text is one row, so that Keras can make the batches.
+        keras_can_batch = True
 
         @classmethod
         def from_preset(
@@ -265,7 +265,8 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
 
             Texts are tokenized once and shuffled in every epoch, and those of like lengths share a
             batch. Where `shuffle` is off or there is a `validation_split`, Keras makes the batches;
-            those of a `tf.data.Dataset` are left as they are.
+            those of a `tf.data.Dataset` are left as they are. Where a text may be
+            several rows, as a long context, neither is taken.
 
             Args:
                 x: All texts, in the forms of the preprocessor: lists, arrays or columns of strings,
@@ -304,8 +305,12 @@ def raw_text_task(base: type[keras_hub.models.Task]) -> type[keras_hub.models.Ta
             texts = self.texts_of(x)
             if texts is not None:
                 labels, weights = self.checked_labels(texts, y, sample_weight)
-            by_keras = self.has_slices and (validation_split or not shuffle)
-            if texts is None or by_keras:
+            if texts is not None and not self.keras_can_batch and (validation_split or not shuffle):
+                raise ValueError(
+                    f"{type(self).__name__} takes neither shuffle=False nor a validation_split: "
+                    "give a tf.data.Dataset in an order of your own, or validation_data."
+                )
+            if texts is None or validation_split or not shuffle:
                 if texts is not None:
                     x, y = as_model_input(texts), labels
                 kwargs |= {"sample_weight": sample_weight, "class_weight": class_weight}

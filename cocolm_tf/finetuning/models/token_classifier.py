@@ -222,7 +222,7 @@ class CocoLMTokenClassifier(raw_text_task(keras_hub.models.Task)):
 
     preprocessor_cls = CocoLMTokenClassifierPreprocessor
     saved = ("label_names", "scheme", "dropout")
-    has_slices = False  # spans are aligned with the tokens of all texts
+    keras_can_batch = False  # spans are aligned with the tokens of all texts
 
     def __init__(
         self,

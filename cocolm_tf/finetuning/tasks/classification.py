@@ -416,8 +416,11 @@ def data_lines(name: str, report: Mapping[str, Any]) -> str:
 def _labels(labels: np.ndarray, data: TaskData) -> dict[str, float]:
     if data.label_names is None:
         return spread_of(labels)
-    one_hot = labels if data.multi_label else np.eye(data.num_classes, dtype=int)[labels]
-    return dict(zip(data.label_names, one_hot.sum(axis=0).tolist(), strict=True))
+    if data.multi_label:
+        counts = labels.sum(axis=0)
+    else:
+        counts = np.bincount(labels, minlength=data.num_classes)
+    return dict(zip(data.label_names, counts.tolist(), strict=True))
 
 
 def spread_of(numbers: np.ndarray) -> dict[str, float]:
