@@ -32,6 +32,8 @@ def weighted_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
 def masked_lm_loss(logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Cross entropy of the vocabulary softmax at the masked positions (paper, section 3.1).
 
+    The pretrainers average its terms, `label_cross_entropy`, computed a chunk of rows at a time.
+
     Args:
         logits: `[N, V]` float16, bfloat16 or float32, one row per masked position.
         labels: `[N]` int32, the original tokens.
@@ -92,6 +94,8 @@ def corrective_lm_loss(
     softmax, so the original token has the likelihood
     `(input == label) * p_copy + (1 - p_copy) * softmax(lm_logits)[label]`
     (paper, section 3.3, the LM loss below equation 2).
+
+    The pretrainers average its terms, `copy_or_label_cross_entropy`, a chunk of rows at a time.
 
     Args:
         lm_logits: `[N, V]` float16, bfloat16 or float32, one row per position to predict.
