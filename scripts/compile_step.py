@@ -71,22 +71,24 @@ def main() -> str:
             raise UserError(f"--{name}={FLAGS[name].value} does not exist: --measured needs it.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.costs import export
+    from cocolm_tf.costs import step_export
     from cocolm_tf.costs.formatting import format_result
 
     if FLAGS.measured:
         seconds = json.loads(Path(FLAGS.measured).read_text())
-        result = export.compare_with_measured(FLAGS.program, FLAGS.target, FLAGS.optimized, seconds)
+        result = step_export.compare_with_measured(
+            FLAGS.program, FLAGS.target, FLAGS.optimized, seconds
+        )
     else:
         # Looked for before the step is exported, which takes a while.
-        python = export.targets_python(FLAGS.targets_python) if FLAGS.target else ""
+        python = step_export.targets_python(FLAGS.targets_python) if FLAGS.target else ""
         with tempfile.TemporaryDirectory() as folder:
             path = FLAGS.program or str(Path(folder, "exported.step"))
             if FLAGS.config_file:
-                _export(path, "TPU" if FLAGS.target in export.TPUS else "GPU")
+                _export(path, "TPU" if FLAGS.target in step_export.TPUS else "GPU")
             if not FLAGS.target:
                 return path
-            result = export.compile_for(
+            result = step_export.compile_for(
                 path, FLAGS.target, _RUNNER, python, FLAGS.optimized, options=FLAGS.xla_option
             )
     result["groups"] = result.get("groups", [])[: FLAGS.rows]
@@ -98,7 +100,7 @@ def main() -> str:
 
 
 def _export(path: str, kind: str) -> None:
-    from cocolm_tf.costs.export import export_step, export_tokens
+    from cocolm_tf.costs.step_export import export_step, export_tokens
     from cocolm_tf.training.config import load_config
 
     config = load_config(FLAGS.config_file, FLAGS.params_override)

@@ -26,7 +26,7 @@ def main() -> str:
         raise UserError(f"--weights={FLAGS.weights}: there is no {FLAGS.weights}.jsonl.")
 
     # Imported once the flags are known, so that --help and mistakes in them answer at once.
-    from cocolm_tf.costs.export import import_weights
+    from cocolm_tf.costs.step_export import import_weights
 
     return import_weights(FLAGS.program, FLAGS.weights, FLAGS.vocabulary, FLAGS.model_dir)
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from programs import ROOT
 
-from cocolm_tf.costs.export import VARIABLE, stablehlo, write_program
+from cocolm_tf.costs.step_export import VARIABLE, stablehlo, write_program
 
 BATCHES = [{"y": tf.constant([1.0, 2.0, 4.0]), "by": tf.constant(scale)} for scale in (0.5, -0.25)]
 

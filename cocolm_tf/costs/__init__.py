@@ -8,10 +8,10 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "accelerators": ["ACCELERATORS", "Accelerator"],
         "compiled": ["compiled_costs"],
         "estimation": ["estimate"],
-        "export": ["compile_for", "export_step"],
         "flops": ["pretraining_flops"],
         "memory": ["step_memory"],
         "step_benchmark": ["benchmark"],
+        "step_export": ["compile_for", "export_step"],
         "workload": ["count_parameters"],
     },
 )

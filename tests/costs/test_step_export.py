@@ -12,10 +12,10 @@ import tensorflow as tf
 from exported_steps import BATCHES, export_toy, run_step_module
 from tensorflow.compiler.xla.service import hlo_pb2
 
-from cocolm_tf.costs import export
+from cocolm_tf.costs import step_export
 from cocolm_tf.costs.accelerators import ACCELERATORS
 from cocolm_tf.costs.compiled import kernels_of
-from cocolm_tf.costs.export import (
+from cocolm_tf.costs.step_export import (
     _from_tokens,
     _read_weights,
     compare_with_measured,
@@ -312,10 +312,10 @@ def test_a_compiler_that_refuses_is_told(tmp_path):
 
 def test_the_environment_is_what_is_given_or_named_or_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(export.VARIABLE, sys.executable)
+    monkeypatch.setenv(step_export.VARIABLE, sys.executable)
     assert targets_python() == sys.executable
     assert targets_python("/bin/sh") == "/bin/sh"
-    monkeypatch.delenv(export.VARIABLE)
+    monkeypatch.delenv(step_export.VARIABLE)
     with pytest.raises(UserError, match=r"\.venv-targets/bin/python is no interpreter.*make targ"):
         targets_python()
     with pytest.raises(UserError, match=r"/nowhere/python is no interpreter"):
@@ -323,7 +323,7 @@ def test_the_environment_is_what_is_given_or_named_or_made(tmp_path, monkeypatch
 
 
 def test_every_target_has_its_peaks():
-    assert set(export.TARGETS) <= set(ACCELERATORS)
+    assert set(step_export.TARGETS) <= set(ACCELERATORS)
 
 
 def test_measured_kernels_stand_beside_their_least_time(tmp_path, program):

@@ -2,7 +2,7 @@ import pytest
 from exported_steps import export_toy
 from programs import ROOT, Program
 
-from cocolm_tf.costs.export import TARGETS
+from cocolm_tf.costs.step_export import TARGETS
 
 compile_step = Program("compile_step.py")
 BASE = f"--config_file={ROOT / 'configs' / 'pretrain' / 'base.yaml'}"

@@ -10,7 +10,7 @@ import tensorflow as tf
 from exported_steps import BATCHES, ToyStep, export_toy, python_with_jax
 from programs import ROOT
 
-from cocolm_tf.costs.export import stablehlo, write_program
+from cocolm_tf.costs.step_export import stablehlo, write_program
 
 RUN_STEP = ROOT / "scripts" / "run_step.py"
 
