@@ -44,18 +44,22 @@ def flags(inputs: Path, output_dir: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_search_and_seeds_go_on_where_they_were_killed(inputs: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "is_killed", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["whole", "killed"]
+)
+def test_search_and_seeds(inputs: Path, tmp_path: Path, is_killed: bool):
     arguments = [*flags(inputs, tmp_path), "--search", "--seeds=2", "--processes=2"]
-    process = finetune_glue.start(*arguments, start_new_session=True)
-    search = tmp_path / "sst2" / "search"
-    deadline = time.monotonic() + 600
-    while not list(search.glob("*/results.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = {path: path.stat().st_mtime_ns for path in search.glob("*/results.json")}
-    assert not (tmp_path / "results.md").exists()
+    search, done = tmp_path / "sst2" / "search", {}
+    if is_killed:
+        process = finetune_glue.start(*arguments, start_new_session=True)
+        deadline = time.monotonic() + 600
+        while not list(search.glob("*/results.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done = {path: path.stat().st_mtime_ns for path in search.glob("*/results.json")}
+        assert not (tmp_path / "results.md").exists()
 
     finished = finetune_glue(*arguments)
     assert finished.returncode == 0, finished.stderr
