@@ -73,6 +73,7 @@ def _release_graphs() -> Iterator[None]:
     for name in [name for name in registered if name.startswith("CustomGradient")]:
         del registered[name]
     gc.collect()
+    gc.freeze()  # compiled functions stay, too
 
 
 @pytest.fixture
