@@ -455,7 +455,7 @@ def test_pretraining_in_micro_batches(likeliest_samples, options):
 @pytest.mark.parametrize("options", [{"auxiliary_dropout": 0.3}, ONLY_CONTRAST])
 def test_contrast_of_the_whole_batch_is_of_the_vectors_that_learn(options):
     """Each micro-batch is computed twice: with the same dropout and samples."""
-    options |= {"dropout": 0.3, "scl_over_micro_batches": True}
+    options = options | {"dropout": 0.3, "scl_over_micro_batches": True}
     batch, model = tensors(make_batch()), make_compiled(**options)
     model.micro_batches = 2
     totals, objective, views = model.denominators(batch), 0.0, []

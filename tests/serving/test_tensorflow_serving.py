@@ -258,7 +258,7 @@ def test_the_docs_curl_runs(server: Ports, snippet: str):
 
 def test_the_docs_have_all_kinds_of_snippets():
     assert len(snippets("python")) == 3
-    assert len(CURLS) == 4
+    assert len(CURLS) == 5
 
 
 def test_the_docs_configuration_is_one():
