@@ -1,8 +1,8 @@
-"""Counts the words of a corpus, as learning a vocabulary needs them.
+"""Counts the words of a corpus, as learning a vocabulary needs them, without TensorFlow.
 
-`normalize` never looks beyond a word, with one exception: an apostrophe that ends a word may belong
-to a contraction that the next one begins. So the strings between spaces are counted as they are,
-and of each batch only the different ones are prepared.
+`normalization.normalize` never looks beyond a word, with one exception: an apostrophe that ends a
+word may belong to a contraction that the next one begins. So the strings between spaces are counted
+as they are, which is fast, and only the different ones are prepared.
 """
 
 import collections
@@ -18,11 +18,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-import tensorflow as tf
 import tqdm
 
 from cocolm_tf.errors import UserError
-from cocolm_tf.tokenization.normalization import as_string_tensor, normalize
 
 # What all parts of a word but its first begin with: a code point that Unicode keeps for programs.
 CUT = "\ufdd0"
@@ -36,42 +34,55 @@ _BATCH_CHARACTERS = 8_000_000
 _PENDING_PER_WORKER = 2
 # From so many parts of a corpus on, none is large, and processes read them themselves.
 _MANY_PARTS = 32
+_MAX_REMEMBERED = 1 << 17
 
-# What may be a contraction's ending; what follows it is for `normalize` to see.
-_PERHAPS_ENDING = re.compile("(?:[smdt]|ll|re|ve)(?![0-9a-z])", re.IGNORECASE)
-_TORN_CONTRACTION = re.compile(rf"['‘’´]\s+{_PERHAPS_ENDING.pattern}", re.IGNORECASE)
+_NO_CHARACTER = re.compile(f"[\ud800-\udfff{CUT}]")
+# TensorFlow lowercases by Unicode 13, Python 3.11 by Unicode 14.
+_CAPITALS_OF_UNICODE_14 = re.compile("([\u2c2f\ua7c0\ua7d0\ua7d6\ua7d8\U00010570-\U00010595]+)")
+_QUOTES_AND_DASHES = str.maketrans("‘’´“”—–", "'''\"\"--")
+_ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+# Punctuation that only needs to be split off where it ends a word.
+_PLAIN_ENDS = ".,;:!?)"
+# Letters that Python 3.13 knows and TensorFlow does not: those of Unicode 15.1.
+NEWER_CHARACTERS = "[\U0002ebf0-\U0002ee5d]"
+_NO_LETTER = rf"(?!(?!{NEWER_CHARACTERS})\w)"
+_SHORT_ENDING, _ENDING, _UPPER_ENDING = (
+    f"({endings}){_NO_LETTER}" for endings in ("[smdtSMDT]", "ll|re|ve", "LL|RE|VE")
+)
+# Broader, as an underscore after them will be split off.
+_PERHAPS_ENDING = re.compile(rf"(?:[smdtSMDT]|ll|re|ve|LL|RE|VE)(?!(?!{NEWER_CHARACTERS})[^\W_])")
+_TORN_CONTRACTION = re.compile(rf"['‘’´]\s+{_PERHAPS_ENDING.pattern}")
 
 
 def count_words(texts: Iterable[str], lowercase: bool = False) -> collections.Counter[str]:
-    """Counts the words of texts as `normalize` prepares them."""
+    """Counts the words of texts as `normalization.normalize` prepares them."""
     # A pure function of the texts, so that a corpus can be counted in parts: the counts add up. A
     # word that is long, or has a character that the trainer does not take, is cut into parts; all
     # of them but the first begin with `CUT`.
     between_spaces = collections.Counter()
     for text in texts:
-        words = text.replace(CUT, "\ufffd").split()
+        if lowercase:
+            text = _lower(text)
+        words = text.split()
         between_spaces.update(_rejoined(words) if _TORN_CONTRACTION.search(text) else words)
-    with tf.device("cpu"):
-        prepared = normalize(as_string_tensor(list(between_spaces)), lowercase).numpy()
-    counts = collections.Counter()
-    get = counts.get
-    for text, count in zip(prepared, between_spaces.values(), strict=True):
-        for word in text.decode().split(" "):
-            for part in _cut(word):
-                counts[part] = get(part, 0) + count
-    return counts
-
-
-def _rejoined(words: list[str]) -> Iterator[str]:
-    """Yields words; those that a contraction may reach across as one, with a space between."""
-    unit = words[0]
-    for word in words[1:]:
-        if unit[-1] in "'‘’´" and _PERHAPS_ENDING.match(word):
-            unit = f"{unit} {word}"
+    # Preparing takes longer than counting, so words that need none or little are handled apart.
+    plain, other = {}, []
+    for word, count in between_spaces.items():
+        if word.isalnum() and len(word) <= _MAX_WORD_CHARACTERS:
+            plain[word] = count
         else:
-            yield unit
-            unit = word
-    yield unit
+            other.append((word, count))
+    counts = collections.Counter(plain)
+    get = counts.get
+    for word, count in other:
+        stripped = word.rstrip(_PLAIN_ENDS)
+        if stripped.isalnum() and len(word) <= _MAX_WORD_CHARACTERS:
+            parts = stripped, word[len(stripped) :]
+        else:
+            parts = _parts(word)
+        for part in parts:
+            counts[part] = get(part, 0) + count
+    return counts
 
 
 @runtime_checkable
@@ -145,7 +156,8 @@ def _in_order(
     pool = concurrent.futures.ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_set_up_process,
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # The parent reports the interruption.
     )
     try:
         pending = collections.deque()
@@ -164,13 +176,6 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _set_up_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent reports the interruption.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.set_visible_devices([], "GPU")  # Counting would only occupy its memory.
-
-
 def _forget(
     counts: collections.Counter[str], keep: int, forgotten: collections.Counter[str]
 ) -> None:
@@ -183,6 +188,58 @@ def _forget(
         count = counts.pop(word)
         for character in word.removeprefix(CUT):
             forgotten[character] += count
+
+
+def _lower(text: str) -> str:
+    """Lowercases as `normalization.lower` does."""
+    parts = _CAPITALS_OF_UNICODE_14.split(text.replace("\x00", "\ufffd"))
+    # At odd places is what separates the parts.
+    return "".join(part if index % 2 else part.lower() for index, part in enumerate(parts))
+
+
+def _rejoined(words: list[str]) -> Iterator[str]:
+    """Yields words; those that a contraction may reach across as one, with a space between."""
+    unit = words[0]
+    for word in words[1:]:
+        if unit[-1] in "'‘’´" and _PERHAPS_ENDING.match(word):
+            unit = f"{unit} {word}"
+        else:
+            yield unit
+            unit = word
+    yield unit
+
+
+@functools.lru_cache(_MAX_REMEMBERED)
+def _parts(unit: str) -> tuple[str, ...]:
+    """Prepares a string without spaces, and cuts it into words and parts of words."""
+    unit = _NO_CHARACTER.sub("\ufffd", unit).replace("``", '"').replace("''", '"')
+    unit = unit.translate(_QUOTES_AND_DASHES)
+    unit = " ".join(part for word in unit.split() for part in _without_edges(word))
+    if "' " in unit:
+        unit = re.sub(f"' {_SHORT_ENDING}", r"'\1", unit)
+        unit = re.sub(f"' {_ENDING}", r"'\1", unit)
+        unit = re.sub(f"' {_UPPER_ENDING}", r"'\1 ", unit)
+    return tuple(part for word in unit.split() for part in _cut(word))
+
+
+def _without_edges(word: str) -> list[str]:
+    """Splits off the punctuation that begins and ends a word, unless it is nothing else."""
+    if word.isalnum():
+        return [word]
+    start, end = 0, len(word)
+    while start < end and _is_punctuation(word[start]):
+        start += 1
+    if start == end:
+        return [word]
+    while _is_punctuation(word[end - 1]):
+        end -= 1
+    return [part for part in (word[:start], word[start:end], word[end:]) if part]
+
+
+def _is_punctuation(character: str) -> bool:
+    if character.isascii():
+        return character in _ASCII_PUNCTUATION
+    return unicodedata.category(character).startswith("P")
 
 
 def _cut(word: str) -> list[str]:

@@ -1,5 +1,8 @@
+"""Words are counted by rules in Python, and tokens made by rules in a graph: they must be one."""
+
 import collections
-import os
+import sys
+import unicodedata
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,18 +14,47 @@ from cocolm_tf.tokenization.normalization import as_string_tensor, normalize
 from cocolm_tf.tokenization.word_counts import CUT, count_corpus, count_words
 
 
-@settings(max_examples=100)
+def graph_words(texts: list[str], lowercase: bool = False) -> list[str]:
+    prepared = normalize(as_string_tensor(texts), lowercase).numpy()
+    return [word for text in prepared for word in text.decode().split()]
+
+
+def whole(counts: collections.Counter[str]) -> collections.Counter[str]:
+    """Of words that were cut only the first part."""
+    return collections.Counter({w: n for w, n in counts.items() if not w.startswith(CUT)})
+
+
+def check(texts: list[str], lowercase: bool) -> None:
+    expected = graph_words(texts, lowercase)
+    counts = count_words(texts, lowercase)
+    parts = (part for word in expected for part in word_counts._cut(word))
+    assert counts == collections.Counter(parts)
+    assert whole(counts).total() == len(expected)
+
+
+@settings(max_examples=300)
 @given(st.lists(odd_texts(), min_size=1, max_size=30), st.booleans())
 @example(["dogs' s, the dogs’\u3000ll go", "he '\n' s", "``' s", "he ' s' t' LL-X", "''' s"], False)
-@example(["boys' Re-election, dogs' VE-x"], True)
 @example(["HE ' LL-X ΣΑΣ. a\x00B' S", "(x).", "x,", "x.'", "a..", "'s.", "\ud800a' \ud800"], True)
-def test_words_are_those_of_whole_texts(texts: list[str], lowercase: bool):
-    """Although only what stands between spaces is prepared, once."""
-    prepared = normalize(as_string_tensor(texts), lowercase).numpy()
-    words = [word for text in prepared for word in text.decode().split()]
-    counts = count_words(texts, lowercase)
-    assert counts == collections.Counter(part for word in words for part in word_counts._cut(word))
-    assert sum(n for word, n in counts.items() if not word.startswith(CUT)) == len(words)
+def test_are_those_of_the_graph(texts: list[str], lowercase: bool):
+    check(texts, lowercase)
+
+
+@pytest.mark.parametrize(
+    ("template", "lowercase"), [("a{0}b {0}a. '{0}", False), ("a' s{0} (a{0}) {0}' d", True)]
+)
+def test_treats_every_character_as_the_graph_does(template: str, lowercase: bool):
+    characters = map(chr, range(sys.maxunicode + 1))
+    # Letters without case are many and all alike: some of them will do.
+    check(
+        [
+            template.format(character)
+            for character in characters
+            if (category := unicodedata.category(character)) not in ("Cs", "Cn", "Co")
+            and (category != "Lo" or ord(character) % 50 == 0)
+        ],
+        lowercase,
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,9 +72,15 @@ def test_cuts_where_no_piece_would_reach_across(word: str, parts: list[str]):
     assert count_words([word]) == collections.Counter(parts)
 
 
-def test_batches_do_not_change_them(corpus: list[str], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_batches_and_workers_do_not_change_them(
+    corpus: list[str], monkeypatch: pytest.MonkeyPatch, num_workers: int
+):
     monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 300)
-    assert count_corpus(iter(corpus), True, 1, 1_000) == (count_words(corpus, True), {})
+    counts, forgotten = count_corpus(iter(corpus), True, num_workers, 1_000)
+    assert counts == count_words(corpus, True)
+    assert list(counts) == list(count_corpus(corpus, True, 1, 1_000)[0])
+    assert not forgotten
 
 
 def test_forgets_the_rarest_and_of_equals_some_of_every_part(monkeypatch: pytest.MonkeyPatch):
@@ -58,8 +96,9 @@ def test_forgets_the_rarest_and_of_equals_some_of_every_part(monkeypatch: pytest
     )
 
 
-def test_a_worker_that_dies_is_reported(corpus: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_that_dies_is_told(corpus: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 300)
-    monkeypatch.setattr(word_counts, "_set_up_process", os.abort)
+    monkeypatch.setattr(word_counts.signal, "signal", word_counts.signal.raise_signal)
+    monkeypatch.setattr(word_counts.signal, "SIG_IGN", None)
     with pytest.raises(word_counts.UserError, match="--num_workers"):
         count_corpus(corpus, False, 2, 1_000)
