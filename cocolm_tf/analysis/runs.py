@@ -20,10 +20,10 @@ from cocolm_tf.modeling.pretrainer import CocoLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import Pretrainer, build_augmentation, build_pretrainer
 from cocolm_tf.training.config import PretrainingConfig, load_config
+from cocolm_tf.training.monitoring import METRICS_FILENAME
 from cocolm_tf.training.preset import BACKBONE_FILENAME, load_preset
 from cocolm_tf.training.stages import Total, tokens_per_step
 
-METRICS_FILENAME = "metrics.jsonl"
 TRAINING, VALIDATION = "train", "validation"
 # The horizontal axes for curves of runs, and their titles.
 X_AXES = {"steps": "step", "tokens": "tokens read", "flops": "model FLOPs", "hours": "hours"}

@@ -252,8 +252,7 @@ def _build(arguments: dict[str, Any], checkpoint: Checkpoint, **kwargs: Any) -> 
 
 def _load(entries: Iterable[Entry], checkpoint: Checkpoint) -> None:
     for entry in entries:
-        shapes = {name: tensor.shape for name, tensor in entry.tensors().items()}
-        entry.assign([checkpoint.take(name, shape) for name, shape in shapes.items()])
+        entry.assign([checkpoint.take(name, entry.shape) for name in entry.names])
 
 
 def _differs(name: str, original: str, checkpoint: Checkpoint) -> bool:

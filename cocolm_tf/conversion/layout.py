@@ -7,6 +7,7 @@ names of them: the released classes have no place for either, and ignore them.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -143,6 +144,14 @@ class Entry:
     # Whether a tensor's rows are a variable's columns, as of a kernel. A kernel of a single output
     # may be a vector here; there it is a matrix of one row.
     transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of each tensor."""
+        shapes = [tuple(variable.shape) for variable in self.variables]
+        if self.transposed:
+            shapes = [(math.prod(rest), width) for width, *rest in shapes]
+        return sum(shape[0] for shape in shapes) // len(self.names), *shapes[0][1:]
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The tensors with the numbers of the variables, by name."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import pytest
 import tensorflow as tf
-from runs import assert_same_run, metrics
+from pretraining_runs import assert_same_run, metrics
 
 from cocolm_tf.errors import RestartableError, UserError
 

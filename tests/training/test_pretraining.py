@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from runs import assert_same_run, metrics, weights
+from pretraining_runs import assert_same_run, metrics, weights
 
 from cocolm_tf import files
 from cocolm_tf.costs.flops import pretraining_flops

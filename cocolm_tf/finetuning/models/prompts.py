@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -244,9 +244,10 @@ class CocoLMPromptClassifierPreprocessor(TextPreprocessor, keras_hub.models.Prep
             for label, own in enumerate(candidates or [None] * len(ids)):
                 filled.append((ids[label], self._drawn(label, texts, draw, own)))
         size, room = tf.shape(texts[0])[0], self.room
+        words = {part.words: self._ids_of(part.words) for part in self._fixed() if part.words}
         rows: list[Any] = [tf.fill([size, 1], START_TOKEN_ID)]
         for word, own in filled:
-            rows += [*self._filled(own, word, room), tf.fill([size, 1], END_TOKEN_ID)]
+            rows += [*self._filled(own, word, room, words), tf.fill([size, 1], END_TOKEN_ID)]
         packed = tf.concat(rows, axis=1)
         features = {
             "token_ids": packed.to_tensor(PAD_TOKEN_ID, shape=[None, self.sequence_length]),
@@ -279,7 +280,7 @@ class CocoLMPromptClassifierPreprocessor(TextPreprocessor, keras_hub.models.Prep
         return [tf.gather(tf.constant(column), number) for column in zip(*examples, strict=True)]
 
     def _filled(
-        self, texts: Sequence[tf.Tensor], word: int, room: int
+        self, texts: Sequence[tf.Tensor], word: int, room: int, words: Mapping[str, list[int]]
     ) -> list[tf.RaggedTensor | tf.Tensor]:
         """The tokens of a template's parts, filled with texts and the mask or a label word."""
         parts, graph = self.template.parts, self.tokenizer.graph_module()
@@ -290,7 +291,7 @@ class CocoLMPromptClassifierPreprocessor(TextPreprocessor, keras_hub.models.Prep
         def tokens(part: Part) -> tf.RaggedTensor | tf.Tensor:
             if part.text is not None:
                 return ids[part.text]
-            own = [word] if part.is_mask else self._ids_of(part.words)
+            own = [word] if part.is_mask else words[part.words]
             return tf.tile(tf.constant([own]), [size, 1])
 
         return list(map(tokens, parts))
