@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from cocolm_tf.analysis.inputs import ALL, MinimalPair
 from cocolm_tf.errors import UserError
-from cocolm_tf.modeling.corruption import replace_tokens
-from cocolm_tf.modeling.masked_lm import MaskedLMPretrainer, gather_positions
+from cocolm_tf.modeling.corruption import gather_positions, replace_tokens
+from cocolm_tf.modeling.masked_lm import MaskedLMPretrainer
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import Pretrainer
 

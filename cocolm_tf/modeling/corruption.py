@@ -4,6 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from cocolm_tf.modeling.transformer import indices_of
 from cocolm_tf.ops.elementwise import random_bits
 from cocolm_tf.ops.fusion import fused, shape_of
 
@@ -19,6 +20,11 @@ def check_sampling(sampling: str, dropout: float) -> None:
         raise ValueError("sampling='zero_dropout' needs an auxiliary model without dropout.")
 
 
+def gather_positions(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Gathers `x` [B, S] or [B, S, H] at `positions` [B, M]: [B * M] or [B * M, H]."""
+    return tf.gather_nd(x, tf.reshape(indices_of(positions), [-1, 2]))
+
+
 def replace_tokens(
     token_ids: tf.Tensor,
     positions: tf.Tensor,
@@ -28,13 +34,13 @@ def replace_tokens(
     """Writes `replacements` at `positions` [B, M]: `token_ids` [B, S] but for those."""
     # Replacements are [B * M] int32, or a scalar for every position. Positions of weight 0 are left
     # alone; the others are distinct within a sequence.
-    if weights is not None:
-        kept = tf.reshape(tf.gather(token_ids, positions, batch_dims=1), [-1])
+    indices = tf.reshape(indices_of(positions), [-1, 2])
+    if weights is None:
+        replacements = tf.broadcast_to(replacements, shape_of(indices)[:1])
+    else:
+        kept = tf.gather_nd(token_ids, indices)
         replacements = tf.where(tf.reshape(weights, [-1]) > 0, replacements, kept)
-    rows = tf.repeat(tf.range(tf.shape(positions)[0]), tf.shape(positions)[1])
-    indices = tf.stack([rows, tf.reshape(positions, [-1])], axis=1)
-    updates = tf.broadcast_to(replacements, tf.shape(rows))
-    return tf.tensor_scatter_nd_update(token_ids, indices, updates)
+    return tf.tensor_scatter_nd_update(token_ids, indices, replacements)
 
 
 def sample_tokens(

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from cocolm_tf.losses import label_cross_entropy, weighted_mean
 from cocolm_tf.modeling.backbone import CocoLMBackbone
-from cocolm_tf.modeling.corruption import replace_tokens, sample_tokens
+from cocolm_tf.modeling.corruption import gather_positions, replace_tokens, sample_tokens
 from cocolm_tf.modeling.heads import MaskedLMHead, build_head
 from cocolm_tf.modeling.measures import Measures, share, top_tokens
 from cocolm_tf.modeling.training_step import Batch, TrainingStep
@@ -101,12 +101,6 @@ class MaskedLanguageModel(keras.Model):
     ) -> tf.Tensor:
         states = self.backbone.states_at(inputs, positions, training)
         return tf.reshape(states, [-1, self.backbone.hidden_dim])
-
-
-def gather_positions(x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    """Gathers `x` [B, S] or [B, S, H] at `positions` [B, M]: [B * M] or [B * M, H]."""
-    taken = tf.gather(x, positions, batch_dims=1)
-    return tf.reshape(taken, tf.concat([[-1], tf.shape(x)[2:]], 0))
 
 
 def score_labels(

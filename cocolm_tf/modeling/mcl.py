@@ -16,10 +16,11 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.corruption import (
     SamplingTemperature,
     check_sampling,
+    gather_positions,
     replace_tokens,
 )
 from cocolm_tf.modeling.heads import CopyHead, build_head
-from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, gather_positions
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel
 from cocolm_tf.modeling.measures import Measures, detection_measures, share
 from cocolm_tf.modeling.training_step import Batch, Losses, TrainingStep
 

@@ -18,11 +18,12 @@ from cocolm_tf.modeling.backbone import CocoLMBackbone
 from cocolm_tf.modeling.corruption import (
     SamplingTemperature,
     check_sampling,
+    gather_positions,
     random_tokens,
     replace_tokens,
 )
 from cocolm_tf.modeling.heads import CopyHead, TiedProjection, Transform, build_head
-from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, gather_positions, score_labels
+from cocolm_tf.modeling.masked_lm import MaskedLanguageModel, score_labels
 from cocolm_tf.modeling.measures import (
     Measures,
     corrective_lm_measures,

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from cocolm_tf.ops.attention import attention
 from cocolm_tf.ops.elementwise import add_bias, dropout, exact_gelu, residual_norm
-from cocolm_tf.ops.fusion import Gradient, barrier
+from cocolm_tf.ops.fusion import Gradient, barrier, shape_of
 
 REMATERIALIZE = ("none", "attention", "block")
 RESIDUAL_INITS = ("none", "layer", "total")
@@ -203,6 +203,13 @@ def _diagonals(values: tf.Tensor, length: tf.Tensor | int) -> tf.Tensor:
 # --- The block ---
 
 
+def indices_of(positions: tf.Tensor) -> tf.Tensor:
+    """The indices [B, M, 2] in a batch [B, S, ...] of each sequence's positions [B, M]."""
+    # `tf.gather` and its gradient take 60 operations for what takes `tf.gather_nd` six.
+    rows = tf.expand_dims(tf.range(shape_of(positions)[0]), 1)
+    return tf.stack([tf.broadcast_to(rows, shape_of(positions)), positions], axis=-1)
+
+
 class TransformerBlock(keras.layers.Layer):
     """Self-attention and a feed-forward network, with LayerNorm after each residual sum."""
 
@@ -276,7 +283,7 @@ class TransformerBlock(keras.layers.Layer):
         probability_seed, attention_seed, output_seed = seeds
         queried, everything = x, _as_rows(x)
         if positions is not None:
-            queried = tf.gather(x, positions, batch_dims=1)
+            queried = tf.gather_nd(x, indices_of(positions))
             if relative.shape[2] != 1:
                 relative = tf.gather(relative[0], positions, axis=1)  # [heads, B, M, S]
                 relative = tf.transpose(relative, [1, 0, 2, 3])

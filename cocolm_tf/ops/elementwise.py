@@ -38,22 +38,24 @@ def random_bits(shape: Shape, seed: tf.Tensor, start: tf.Tensor | int = 0) -> tf
     low, high = tf.unstack(tf.cast(seed, tf.uint32))
     # Two keys, each of which depends on all of the seed. The one that enters between the rounds
     # keeps the bits of one seed from being those of another, moved along.
-    first = _hash(low + _hash(high, 0), 0)
+    first = _hash(low + _hash(high))
     second = _hash(high, first)
     golden_ratio = tf.constant(_GOLDEN_RATIO, tf.uint32)
     origin = tf.cast(start, tf.uint32) * golden_ratio + first
     return _hash(_progression(shape, origin, golden_ratio), second)
 
 
-def _hash(x: tf.Tensor, key: tf.Tensor | int) -> tf.Tensor:
-    x = _xor_shifted(x, 16) * tf.constant(_FIRST_FACTOR, tf.uint32)
-    x = tf.bitwise.bitwise_xor(x, tf.cast(key, tf.uint32))
-    x = _xor_shifted(x, 15) * tf.constant(_SECOND_FACTOR, tf.uint32)
-    return _xor_shifted(x, 15)
+def _hash(x: tf.Tensor, key: tf.Tensor | None = None) -> tf.Tensor:
+    fifteen = tf.constant(15, tf.uint32)
+    x = _xor_shifted(x, tf.constant(16, tf.uint32)) * tf.constant(_FIRST_FACTOR, tf.uint32)
+    if key is not None:
+        x = tf.bitwise.bitwise_xor(x, key)
+    x = _xor_shifted(x, fifteen) * tf.constant(_SECOND_FACTOR, tf.uint32)
+    return _xor_shifted(x, fifteen)
 
 
-def _xor_shifted(x: tf.Tensor, bits: int) -> tf.Tensor:
-    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(bits, tf.uint32)))
+def _xor_shifted(x: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    return tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, bits))
 
 
 def _progression(shape: Shape, origin: tf.Tensor, step: tf.Tensor) -> tf.Tensor:

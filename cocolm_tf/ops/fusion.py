@@ -131,8 +131,10 @@ def column_sum(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     if device_kind() != "CPU" or x.dtype == tf.float16:
         axes = list(range(x.shape.rank - 1))
         return tf.cast(tf.reduce_sum(tf.cast(x, tf.float32), axes), dtype)
-    rows = tf.reshape(x, [-1, x.shape[-1] or tf.shape(x)[-1]])
-    return tf.cast(tf.matmul(tf.ones([1, tf.shape(rows)[0]], x.dtype), rows)[0], dtype)
+    width = x.shape[-1] or tf.shape(x)[-1]
+    rows = x if x.shape.rank == 2 else tf.reshape(x, [-1, width])
+    ones = tf.ones([1, shape_of(rows)[0]], x.dtype)
+    return tf.cast(tf.reshape(tf.matmul(ones, rows), [width]), dtype)
 
 
 def sums_of_squares(tensors: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -153,11 +153,16 @@ class AdamW(keras.optimizers.AdamW):
     def _settings(self, learning_rate: tf.Tensor, scale: tf.Tensor) -> dict[str, tf.Tensor]:
         """The values that all variables share in this step."""
         step = tf.cast(self.iterations + 1, tf.float32)
+        accepted = tf.cast(scale > 0, tf.float32)
         return {
-            "learning_rate": learning_rate,
+            "scale": scale,
+            "learning_rate": learning_rate * accepted,
+            # With both betas 1 the moments stay as they are.
+            "beta_1": 1 - (1 - self.beta_1) * accepted,
+            "beta_2": 1 - (1 - self.beta_2) * accepted,
             "beta_1_power": tf.pow(self.beta_1, step),
             "beta_2_power": tf.pow(self.beta_2, step),
-            "scale": scale,
+            "epsilon": tf.constant(self.epsilon),
         }
 
     def _options(self, variable: keras.Variable | tf.Variable) -> dict[str, float]:
@@ -200,12 +205,11 @@ class AdamW(keras.optimizers.AdamW):
         weight_decay: float,
         rate_factor: float,
     ) -> None:
-        scale = settings["scale"]
-        accepted = tf.cast(scale > 0, tf.float32)
-        rate = settings["learning_rate"] * accepted * rate_factor
+        rate = settings["learning_rate"]
+        if rate_factor != 1:
+            rate *= rate_factor
         if weight_decay:
             variable.assign_sub(variable * (weight_decay * rate))
-        # With both betas 1 the moments stay as they are.
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=momentum.handle,
@@ -213,10 +217,10 @@ class AdamW(keras.optimizers.AdamW):
             beta1_power=settings["beta_1_power"],
             beta2_power=settings["beta_2_power"],
             lr=rate,
-            beta1=1 - (1 - self.beta_1) * accepted,
-            beta2=1 - (1 - self.beta_2) * accepted,
-            epsilon=self.epsilon,
-            grad=tf.math.multiply_no_nan(gradient, scale),
+            beta1=settings["beta_1"],
+            beta2=settings["beta_2"],
+            epsilon=settings["epsilon"],
+            grad=tf.math.multiply_no_nan(gradient, settings["scale"]),
         )
 
 
@@ -309,21 +313,20 @@ class ShardedAdamW(AdamW):
     ) -> tf.Tensor:
         """This replica's part of the variable after the step, and its moments' update in place."""
         # Number by number what `_update_one` does.
-        index, scale = self._get_variable_index(variable), settings["scale"]
+        index = self._get_variable_index(variable)
         momentum, velocity = self._momentums[index].value, self._velocities[index].value
-        accepted = tf.cast(scale > 0, tf.float32)
-        rate = settings["learning_rate"] * accepted * rate_factor
+        rate = settings["learning_rate"] * rate_factor
         size = _part_size(variable, self._replicas)
         value = _part(tf.convert_to_tensor(variable.value), replica, size, self._replicas)
         gradient = _part(gradient, replica, size, self._replicas)
-        gradient = tf.math.multiply_no_nan(gradient, scale)
-        first = momentum + (gradient - momentum) * ((1 - self.beta_1) * accepted)
-        second = velocity + (gradient**2 - velocity) * ((1 - self.beta_2) * accepted)
+        gradient = tf.math.multiply_no_nan(gradient, settings["scale"])
+        first = momentum + (gradient - momentum) * (1 - settings["beta_1"])
+        second = velocity + (gradient**2 - velocity) * (1 - settings["beta_2"])
         momentum.assign(first)
         velocity.assign(second)
         correction = tf.sqrt(1 - settings["beta_2_power"]) / (1 - settings["beta_1_power"])
         value -= value * (weight_decay * rate)
-        return value - rate * correction * first / (tf.sqrt(second) + self.epsilon)
+        return value - rate * correction * first / (tf.sqrt(second) + settings["epsilon"])
 
     def _assign_everywhere(
         self, strategy: tf.distribute.Strategy, variables: list[tf.Variable], values: list[Any]

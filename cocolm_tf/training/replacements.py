@@ -33,7 +33,7 @@ from cocolm_tf.errors import UserError
 from cocolm_tf.fingerprints import fingerprint
 from cocolm_tf.modeling.corruption import SamplingTemperature, replace_tokens, sample_tokens
 from cocolm_tf.modeling.masked_lm import MaskedLanguageModel
-from cocolm_tf.modeling.training_step import Batch, generator_state
+from cocolm_tf.modeling.training_step import Batch, generator_states
 from cocolm_tf.tokenization.tokenizer import CocoLMTokenizer
 from cocolm_tf.training.build import build_auxiliary, sampling_temperature
 from cocolm_tf.training.config import PretrainingConfig
@@ -170,7 +170,7 @@ def _drawer(
     @tf.function(autograph=False, jit_compile=jit_compile)
     def draw(batch: Batch, step: tf.Tensor, micro_batch: tf.Tensor) -> tf.Tensor:
         # The first of the pretrainer's generators, on its first replica.
-        seed = generator_state(0, config.runtime.seed, step, 0, micro_batch)
+        seed = next(generator_states(config.runtime.seed, step, 0, micro_batch))
         temperature = schedule.at(step) if schedule else 1.0
         return sample_replacements(
             auxiliary, batch, mask_token_id, seed, temperature, config.runtime.logit_chunk_rows

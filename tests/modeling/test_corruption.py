@@ -5,9 +5,25 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cocolm_tf.modeling.corruption import random_tokens, replace_tokens, sample_tokens
+from cocolm_tf.modeling.corruption import (
+    gather_positions,
+    random_tokens,
+    replace_tokens,
+    sample_tokens,
+)
 
 SEED = tf.constant([1, 2])
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 3), st.integers(1, 6), st.integers(0, 4), st.sampled_from([(), (1,), (3,)]))
+def test_gathers_row_by_row(sequences, length, slots, width):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(sequences, length, *width)).astype(np.float32)
+    positions = rng.integers(0, length, (sequences, slots)).astype(np.int32)
+    expected = [x[b, position] for b in range(sequences) for position in positions[b]]
+    gathered = gather_positions(tf.constant(x), tf.constant(positions))
+    np.testing.assert_array_equal(gathered, np.reshape(expected, [-1, *width]))
 
 
 @settings(max_examples=15)
