@@ -139,6 +139,8 @@ class Corrector(SignatureGroup):
         tsv = tf.strings.reduce_join(lines, axis=1, separator="\n")
         return {"tsv": tsv, "truncated": is_truncated}
 
+    # A function, so that a SavedModel holds it once for both signatures.
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")], autograph=False)
     def _find_corrections(self, texts: tf.Tensor) -> tuple[dict[str, tf.RaggedTensor], tf.Tensor]:
         """The outputs of `correct`, [B, (W), ...] each; and whether the texts were too long."""
         (texts,), is_cut = self.reader.texts(texts)

@@ -249,7 +249,8 @@ class Encoder:
         """All hidden states [B, (N), H] float32 of ids [B, (N)], special tokens included."""
         order, states = self._encoded(ids, first_only=False)
         lengths = tf.gather(ids.row_lengths(), order)
-        return tf.gather(tf.RaggedTensor.from_row_lengths(states, lengths), tf.argsort(order))
+        states = tf.RaggedTensor.from_row_lengths(states, lengths, validate=False)
+        return tf.gather(states, tf.argsort(order))
 
     @tf.function(input_signature=[_ROWS], autograph=False)
     def first_states(self, ids: tf.RaggedTensor) -> tf.Tensor:

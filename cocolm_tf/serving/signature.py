@@ -189,10 +189,8 @@ class Reader:
 
 def by_text(values: Tensors, rows: tf.Tensor, num_texts: tf.Tensor) -> dict[str, tf.RaggedTensor]:
     """Results [N, ...] of words or spans as [B, (N), ...], by the texts `rows` [N] they are of."""
-    return {
-        name: tf.RaggedTensor.from_value_rowids(value, rows, num_texts)
-        for name, value in values.items()
-    }
+    by_row = tf.RaggedTensor.from_value_rowids(rows, rows, num_texts, validate=False)
+    return {name: by_row.with_values(value) for name, value in values.items()}
 
 
 def dense_rows(

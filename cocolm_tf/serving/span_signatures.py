@@ -65,7 +65,7 @@ class Answerer(SignatureGroup):
         # Of a question's windows the first with the best span, and the surest one.
         num_questions = tf.size(questions, tf.int64)
         by_question = tf.RaggedTensor.from_value_rowids(
-            scores, tf.cast(windows.rows, tf.int64), num_questions
+            scores, tf.cast(windows.rows, tf.int64), num_questions, validate=False
         )
         # One more column, since a batch without questions has none to take the maximum of.
         of_windows = tf.pad(

@@ -121,8 +121,6 @@ class TokenizerGraph(tf.Module):
         # tokenizer drops it before punctuation and at the end of a text.
         next_is_punctuation = tf.concat([tf.gather(is_punctuation, positions), [True]], 0)[1:]
         droppable = next_is_punctuation | (is_last[1:] > 0)
-        keep = rows.with_flat_values(~(tf.gather(is_space, positions) & droppable))
-        return (
-            tf.ragged.boolean_mask(rows, keep),
-            tf.ragged.boolean_mask(rows.with_flat_values(by_word.value_rowids()), keep),
-        )
+        is_kept = ~(tf.gather(is_space, positions) & droppable)
+        kept = tf.ragged.boolean_mask(rows, rows.with_flat_values(is_kept))
+        return kept, kept.with_flat_values(tf.boolean_mask(by_word.value_rowids(), is_kept))

@@ -64,7 +64,12 @@ def whole_words_within(
     is_truncated = is_cut | (lengths > limit)
     kept = tf.where(is_truncated, last_end, lengths)
     is_kept = position < kept[:, tf.newaxis]
-    return TokenOffsets(*(tf.ragged.boolean_mask(part, is_kept) for part in tokens)), is_truncated
+    ids = tf.ragged.boolean_mask(tokens.ids, is_kept)
+    places = (
+        ids.with_flat_values(tf.boolean_mask(part.flat_values, is_kept.flat_values))
+        for part in tokens[1:]
+    )
+    return TokenOffsets(ids, *places), is_truncated
 
 
 def character_offsets(texts: tf.Tensor, lowercase: bool) -> tuple[tf.Tensor, tf.Tensor]:

@@ -54,7 +54,8 @@ def pack_ragged(
         ends = tf.cast(is_pair, tf.int64)
         limits = tf.where(is_pair, limits, sequence_length - 2)
         second_limits = tf.where(is_pair, second_limits, 0)
-    between = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(ends)], END_TOKEN_ID), ends)
+    between = tf.fill([tf.reduce_sum(ends)], END_TOKEN_ID)
+    between = tf.RaggedTensor.from_row_lengths(between, ends, validate=False)
     first, second = _truncated(first, limits), _truncated(second, second_limits)
     return tf.concat([start, first, end, between, second, between], axis=1)
 

@@ -76,7 +76,8 @@ def lay_out_windows(
 
     def places(of_context: tf.RaggedTensor) -> tf.Tensor:
         places = tf.ragged.map_flat_values(tf.gather, of_context.flat_values, taken)
-        empty = tf.RaggedTensor.from_row_lengths(tf.fill([tf.reduce_sum(before)], NOWHERE), before)
+        empty = tf.fill([tf.reduce_sum(before)], NOWHERE)
+        empty = tf.RaggedTensor.from_row_lengths(empty, before, validate=False)
         return tf.concat([empty, places], axis=1).to_tensor(NOWHERE, shape=[None, sequence_length])
 
     first_token, last_token = (tf.gather(x, rows) for x in _answer_tokens(context, answers))
