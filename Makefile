@@ -116,7 +116,7 @@ $(TRY)/1/saved_model.pb: presets/english-technical/config.json | $(VENV)/.instal
 
 # --- Development ---
 
-PYTEST = $(VENV)/bin/pytest --quiet --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+PYTEST = $(VENV)/bin/pytest --quiet --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
   -m "$(MARKS)"
 
 test: MARKS := not exhaustive

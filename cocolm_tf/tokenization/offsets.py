@@ -54,20 +54,17 @@ def whole_words_within(
 ) -> tuple[TokenOffsets, tf.Tensor]:
     """The words that are whole within the first `limit` tokens; and [B], whether there are more."""
     # Of texts that are cut, [B], the last word may not be whole.
-    lengths = tokens.ids.row_lengths()
+    lengths, rows = tokens.ids.row_lengths(), tokens.ids.value_rowids()
     limits = tf.where(is_cut, tf.minimum(lengths - 1, limit), limit)
-    position = tf.ragged.range(lengths)
-    is_end = begins_word(tokens) & (position <= limits[:, tf.newaxis]).flat_values
-    last_end = tf.math.unsorted_segment_max(
-        tf.where(is_end, position.flat_values, 0), position.value_rowids(), tokens.ids.nrows()
-    )
+    position = tf.ragged.range(lengths).flat_values
+    is_end = begins_word(tokens) & (position <= tf.gather(limits, rows))
+    last_end = tf.math.unsorted_segment_max(tf.where(is_end, position, 0), rows, tokens.ids.nrows())
     is_truncated = is_cut | (lengths > limit)
     kept = tf.where(is_truncated, last_end, lengths)
-    is_kept = position < kept[:, tf.newaxis]
-    ids = tf.ragged.boolean_mask(tokens.ids, is_kept)
+    is_kept = position < tf.gather(kept, rows)
+    ids = tf.ragged.boolean_mask(tokens.ids, tokens.ids.with_flat_values(is_kept))
     places = (
-        ids.with_flat_values(tf.boolean_mask(part.flat_values, is_kept.flat_values))
-        for part in tokens[1:]
+        ids.with_flat_values(tf.boolean_mask(part.flat_values, is_kept)) for part in tokens[1:]
     )
     return TokenOffsets(ids, *places), is_truncated
 
