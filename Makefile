@@ -11,7 +11,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || \
   command -v python3 || echo python3.11)
 VENV := .venv
-# TensorFlow and Keras are quiet; the programs tell what they do.
+# TensorFlow and Keras are quiet; the programs print what they do.
 RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
 .PHONY: help install targets quickstart try test test-fast test-all lint format clean

@@ -156,7 +156,7 @@ def test_a_failure_leaves_what_was_there(folder: str):
     assert files.list_dir(folder) == ["output"]
 
 
-def test_a_folder_is_replaced_only_if_told(folder: str):
+def test_a_folder_is_replaced_only_if_asked(folder: str):
     path = files.join(folder, "output")
     files.make_dirs(path)
     files.write_text(files.join(path, "old"), "")

@@ -83,7 +83,7 @@ def begun(tmp_path: Path) -> list[str]:
     return (tmp_path / "runs" / "begun").read_text().split()
 
 
-def test_results_come_in_order_and_are_told(make, tmp_path: Path, capfd):
+def test_results_come_in_order_and_are_printed(make, tmp_path: Path, capfd):
     with runner() as jobs:
         results = jobs.run_all([make("a"), make("b", number=5)])
     assert [result["square"] for result in results] == [9, 25]
@@ -112,7 +112,7 @@ def test_what_was_ended_halfway_is_done_anew(make, tmp_path: Path):
     assert not (tmp_path / "runs" / "a" / "left.over").exists()
 
 
-def test_a_job_that_goes_on_finds_what_was_left(make, tmp_path: Path):
+def test_a_resumed_job_finds_what_was_left(make, tmp_path: Path):
     for changes in ({}, {"resumes": True}):
         job = dataclasses.replace(make("a"), **changes)
         with runner() as jobs:
@@ -185,7 +185,7 @@ def test_one_that_diverged_gives_way_to_other_settings(make, tmp_path: Path):
         ("broken", RuntimeError, "(?s)log.txt ends:.*ValueError: a defect"),
     ],
 )
-def test_what_goes_wrong_in_a_process_is_told(make, name, kind, complaint):
+def test_what_goes_wrong_in_a_process_is_reported(make, name, kind, complaint):
     with runner() as jobs, pytest.raises(kind, match=complaint):
         jobs.run_all([make(name), make("after")])
 

@@ -106,7 +106,7 @@ def answers(given: dict[str, Path]) -> dict[tuple[str, str], tuple[int, str]]:
 
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_an_output_that_cannot_be_written_is_told(answers, given, name: str, output: str):
+def test_an_output_that_cannot_be_written_is_reported(answers, given, name: str, output: str):
     status, said = answers[name, output]
     path, complaint = (text.format(**given) for text in OUTPUTS[output])
     assert status == 1, said

@@ -202,7 +202,7 @@ def test_no_damage_is_let_pass_where_characters_have_several_bytes(file):
         list(text_lines(path, "utf-16-le", BadRecords(path, 1.0)))
 
 
-def test_utf_16_without_a_mark_is_told(file):
+def test_utf_16_without_a_mark_is_reported(file):
     for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
         path = file(("Plain café.\n" * 20).encode(encoding))
         with pytest.raises(

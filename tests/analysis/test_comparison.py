@@ -124,7 +124,7 @@ def test_only_what_was_given_is_shown(model_dir: Path, tmp_path: Path, monkeypat
     assert not (tmp_path / "out" / "cosines.csv").exists()
 
 
-def test_an_output_that_is_no_folder_is_told(tmp_path: Path):
+def test_an_output_that_is_no_folder_is_reported(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output_dir="):
         write_comparison(str(tmp_path / "file"), Findings())

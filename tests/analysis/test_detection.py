@@ -87,7 +87,7 @@ def data(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("corruption", ["auxiliary", "random"])
-def test_every_token_that_can_be_masked_is_judged(loaded, data: str, corruption: str):
+def test_every_token_that_can_be_masked_is_scored(loaded, data: str, corruption: str):
     tokens = detect(*loaded, data, corruption, batches=2, batch_size=3).tokens
     # All 24 positions are filled, <s> and </s> among them.
     assert len(tokens) <= 2 * 3 * 22

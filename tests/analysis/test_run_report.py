@@ -124,7 +124,7 @@ def test_short_sentences_get_a_mask_too(loaded: Loaded):
     assert [token.is_target for token in sentence] == [True]
 
 
-def test_mistakes_are_judged_as_replacements(loaded: Loaded, monkeypatch: pytest.MonkeyPatch):
+def test_mistakes_count_as_replacements(loaded: Loaded, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_report, "SENTENCES", (TEXT,))
     monkeypatch.setattr(
         run_report,
@@ -174,7 +174,7 @@ def test_objectives_without_parts(config: PretrainingConfig, preset: Path):
     assert "replaced" in shown.plain_text()
 
 
-def test_an_objective_without_a_copy_head_is_told(config: PretrainingConfig, preset: Path):
+def test_an_objective_without_a_copy_head_is_reported(config: PretrainingConfig, preset: Path):
     pretrainer = build(config, objective={"copy_weight": 0.0, "use_copy": False})
     with pytest.raises(UserError, match="no copy head"):
         demonstrate(pretrainer, CocoLMTokenizer.from_preset(str(preset)), [TEXT])
@@ -235,7 +235,7 @@ def test_a_finished_run_is_reported_with_its_demonstration(
     assert files.read_bytes(f"{there}/report/{images[0]}") == (output / images[0]).read_bytes()
 
 
-def test_a_run_that_goes_on_has_no_demonstration_yet(model_dir: Path, tmp_path: Path):
+def test_a_run_that_has_not_ended_has_no_demonstration_yet(model_dir: Path, tmp_path: Path):
     output = tmp_path / "out"
     output.mkdir()
     (output / "index.html").write_text("old")

@@ -144,7 +144,7 @@ def test_documents_are_batched_and_built_as_they_are(tmp_path: Path):
     ],
     ids=str,
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     corpus: Path, arguments: list[str], complaint: str
 ):
     (said,) = benchmark_data.mistakes_before_tensorflow(f"--input={corpus}", *arguments)

@@ -135,7 +135,7 @@ def test_contenders_have_the_configurations_they_are_named_for(
 
 
 @pytest.mark.usefixtures("timed")
-def test_a_peer_that_is_not_installed_is_told_and_left_out(
+def test_a_peer_that_is_not_installed_is_reported_and_left_out(
     tiny: PretrainingConfig, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(module.PEERS, "absent", {})
@@ -245,7 +245,7 @@ def test_sizes_that_there_cannot_be_are_the_users_mistake(
         module.scaled(tiny, axis, factor)
 
 
-def test_an_impossible_size_is_told_before_anything_is_timed(
+def test_an_impossible_size_is_reported_before_anything_is_timed(
     tiny: PretrainingConfig, timed_layers: list[str]
 ):
     with pytest.raises(UserError):
@@ -287,7 +287,7 @@ def test_a_size_is_measured_beside_its_double(config_file: Path):
     ],
     ids=["config", "precision", "threads", "factor", "sign", "rounds"],
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     config_file: Path, program: Program, arguments: list[str], complaint: str
 ):
     (said,) = program.mistakes_before_tensorflow(f"--config_file={config_file}", *arguments)

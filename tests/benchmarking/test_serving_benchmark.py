@@ -91,7 +91,7 @@ def test_an_export_and_onnx_answer_in_turn(tmp_path: Path):
     ],
     ids=str,
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     arguments: list[str], complaint: str
 ):
     (said,) = benchmark_serving.mistakes_before_tensorflow(*arguments)

@@ -104,7 +104,7 @@ def test_other_spellings(tmp_path: Path, rename: tuple[str, str]):
     assert_is_the_models(tmp_path / "preset")
 
 
-def test_without_relative_positions_and_configuration_the_heads_must_be_told(tmp_path: Path):
+def test_without_relative_positions_and_configuration_the_heads_must_be_given(tmp_path: Path):
     sizes = released.config(rel_pos_bins=0)
     tensors = released.fairseq_encoder(released.random_tensors(released.encoder_shapes(sizes)))
     official = write(tmp_path / "official", tensors, sizes=None)

@@ -91,7 +91,7 @@ def test_m2(tmp_path: Path):
         ("\n", "has no texts"),
     ],
 )
-def test_what_is_no_m2_is_told_by_its_line(tmp_path: Path, content: str, said: str):
+def test_what_is_no_m2_is_reported_by_its_line(tmp_path: Path, content: str, said: str):
     (tmp_path / "some.m2").write_text(content)
     with pytest.raises(UserError, match=said):
         read_m2(str(tmp_path / "some.m2"))

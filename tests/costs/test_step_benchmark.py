@@ -106,7 +106,7 @@ def test_sizes_that_do_not_fit_are_the_users_mistake(changes: dict, complaint: s
     assert "\n" not in str(raised.value)
 
 
-def test_too_little_memory_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch):
+def test_too_little_memory_is_reported_with_what_to_do(monkeypatch: pytest.MonkeyPatch):
     def exhausted(*arguments):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 

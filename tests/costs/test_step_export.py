@@ -303,7 +303,7 @@ def test_what_the_compiler_says_becomes_a_bound(program, runner):
     assert json.loads(json.dumps(result)) == result
 
 
-def test_a_compiler_that_refuses_is_told(tmp_path):
+def test_a_compiler_that_refuses_is_reported(tmp_path):
     runner = tmp_path / "runner.py"
     runner.write_text("import sys\nsys.exit('no such instruction')\n")
     with pytest.raises(UserError, match=r"a\.step was not compiled for v5e: .* status 1"):

@@ -295,7 +295,7 @@ class Ended(Lists):
             yield document
 
 
-def test_an_ended_build_goes_on(make_dataset, tmp_path: Path, monkeypatch, small_chunks, capsys):
+def test_an_ended_build_resumes(make_dataset, tmp_path: Path, monkeypatch, small_chunks, capsys):
     lists = [some_documents(40)[start::3] for start in range(3)]
     expected = make_dataset(Lists.of(*lists), output_dir=str(tmp_path / "whole"))
     asked = []

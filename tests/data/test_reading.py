@@ -215,7 +215,7 @@ def test_a_file_with_too_few_records_is_named(own_shards: list[Path]):
     assert complaint(own_shards).startswith(f"{own_shards[5]} ends after 2 records, ")
 
 
-def test_a_file_that_is_back_is_a_reason_to_go_on(own_shards: list[Path]):
+def test_a_file_that_is_back_is_a_reason_to_continue(own_shards: list[Path]):
     """What a network lost for a moment is no mistake: status 75, and the run goes on."""
     with (
         pytest.raises(RestartableError, match="could not be read .* start again with the same"),

@@ -198,7 +198,7 @@ def test_the_stages_of_a_search(combinations, evaluations, reduction, stages):
     ]
 
 
-def test_a_search_goes_on_with_the_best_of_each_stage(run, tmp_path: Path):
+def test_a_search_continues_with_the_best_of_each_stage(run, tmp_path: Path):
     rates = [1e-5, 2e-5, 3e-5, 4e-5]
     # The first looks best after half of its epochs only.
     scores = {1e-5: [0.9, 0.1], 2e-5: [0.7, 0.8], 3e-5: [0.6, 0.95], 4e-5: [0.5, 0.99]}
@@ -259,7 +259,7 @@ def test_each_split_has_a_search_of_its_own(run, tmp_path: Path):
     assert "| accuracy | 63.0 (2.0) | 61.0 | 65.0 | 50.0 | 2 | 16 |" in Path(path).read_text()
 
 
-def test_too_few_examples_are_told_before_anything_is_written(run, tmp_path: Path):
+def test_too_few_examples_are_reported_before_anything_is_written(run, tmp_path: Path):
     how = {"template": "{first} {mask}", "words": [["bad"], ["good"]], "shots": 90}
     with pytest.raises(UserError, match="too few to draw 90 to learn from"):
         run(of=PromptingTask, **how)
@@ -297,7 +297,7 @@ def test_only_tasks_of_glue_have_a_leaderboard(kind):
     assert task.has_leaderboard == (kind == "glue")
 
 
-def test_seeds_that_diverged_are_counted_and_the_others_go_on(run, tmp_path: Path):
+def test_seeds_that_diverged_are_counted_and_the_others_continue(run, tmp_path: Path):
     page = run(lambda spec: None if spec["seed"] == 1 else 0.5, seeds=range(3))
     found = results(tmp_path)
     assert (found["seeds"], found["diverged"]) == ([0, 2], [1])
@@ -311,7 +311,7 @@ def test_seeds_that_all_diverged_are_a_mistake(run, tmp_path: Path):
     assert not (tmp_path / "sst2" / "results.json").exists()
 
 
-def test_a_mistake_in_the_data_is_told_before_anything_is_written(tmp_path):
+def test_a_mistake_in_the_data_is_reported_before_anything_is_written(tmp_path):
     data = {"glue": {"task": "rte", "data_dir": str(tmp_path)}}
     experiment = Experiment("rte", ClassificationTask(preset="x", config={}, data=data))
     with pytest.raises(UserError, match="has no RTE/train.tsv"):

@@ -88,7 +88,7 @@ def test_seeds_of_their_own_have_searches_of_their_own(run, monkeypatch):
         ("--tpu=local", "--tpu goes with --distribution_strategy=tpu"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(run, tmp_path, argument, complaint):
+def test_mistakes_are_reported_before_anything_is_written(run, tmp_path, argument, complaint):
     with pytest.raises(UserError, match=complaint):
         run(argument)
     assert not (tmp_path / "out").exists()

@@ -156,7 +156,7 @@ def stop_before(step: int):
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])
-def test_a_run_goes_on_within_an_epoch_as_if_nothing_had_happened(train, tmp_path, step):
+def test_a_run_resumes_within_an_epoch_as_if_nothing_had_happened(train, tmp_path, step):
     whole, line, _ = train(log_interval=1)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert not (tmp_path / "state.npz").exists()
@@ -179,7 +179,7 @@ def test_a_run_goes_on_within_an_epoch_as_if_nothing_had_happened(train, tmp_pat
     assert sorted(without_seconds(found), key=order) == sorted(without_seconds(lines), key=order)
 
 
-def test_a_run_that_was_paused_goes_on_to_its_end(train):
+def test_a_run_that_was_paused_resumes_to_its_end(train):
     whole, line, _ = train()
     paused, _, _ = train(until=0.5)
     assert len(paused.history) == 2
@@ -194,7 +194,7 @@ def test_a_run_that_was_paused_goes_on_to_its_end(train):
     np.testing.assert_array_equal(kernel(done._prepared), line.weights[1])
 
 
-def test_no_run_goes_on_with_the_checkpoint_of_another(train):
+def test_no_run_resumes_with_the_checkpoint_of_another(train):
     def rename(training: Training) -> None:
         training._identity = "another run"
 

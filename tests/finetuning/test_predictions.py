@@ -143,7 +143,7 @@ def test_all_is_left_beside_a_preset(tmp_path, examples, shares):
     assert set(found) == {"dev"} and set(found["dev"]["figures"]) == drawn
 
 
-def test_numbers_are_drawn_too_and_the_furthest_off_are_told(tmp_path):
+def test_numbers_are_drawn_too_and_the_furthest_off_are_listed(tmp_path):
     labels = np.float32([0, 1, 2])
     numbers = Examples(["a", "b", "c"], None, labels)
     found = assess(np.float32([[0.1], [1.0], [5.0]]), numbers, None)

@@ -80,7 +80,7 @@ def test_a_preset_and_runs_are_analyzed(model_dir: Path, tmp_path: Path):
     ],
     ids=str,
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], complaint: str
 ):
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ TWO = ["--preset=a", "--preset=b", "--output_dir=soup"]
         (["--preset=a", "--preset=b", "--output_dir=a"], "--output_dir=a is one of the presets."),
     ],
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     arguments: list[str], complaint: str
 ):
     (said,) = average_presets.mistakes_before_tensorflow(*arguments)

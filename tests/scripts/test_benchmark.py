@@ -77,7 +77,7 @@ def test_a_step_that_is_not_compiled_cannot_be_counted(config_file: Path):
     ],
     ids=str,
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     config_file: Path, arguments: list[str], complaint: str
 ):
     (said,) = benchmark.mistakes_before_tensorflow(f"--config_file={config_file}", *arguments)

@@ -21,7 +21,7 @@ BASE = f"--config_file={ROOT / 'configs' / 'pretrain' / 'base.yaml'}"
     ],
     ids=str,
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(arguments, complaint):
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(arguments, complaint):
     (said,) = compile_step.mistakes_before_tensorflow(*arguments)
     assert complaint in said
 

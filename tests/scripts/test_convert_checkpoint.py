@@ -85,6 +85,6 @@ def test_help_is_instant():
         (["--official=.", "--preset=/usr"], "/usr is not empty"),
     ],
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(arguments, complaint: str):
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(arguments, complaint: str):
     (said,) = convert_checkpoint.mistakes_before_tensorflow(*arguments)
     assert complaint in said

@@ -48,7 +48,7 @@ def test_overrides_and_shares_count():
     ],
     ids=str,
 )
-def test_a_mistake_is_told_in_a_line(arguments: list[str], complaint: str):
+def test_a_mistake_is_reported_in_a_line(arguments: list[str], complaint: str):
     (said,) = estimate.mistakes(*arguments)
     assert complaint in said
 

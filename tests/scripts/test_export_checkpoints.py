@@ -12,7 +12,7 @@ export_checkpoints = Program("export_checkpoints.py")
         (["--model_dir=.", "--step=x"], "--step"),
     ],
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     arguments: list[str], complaint: str
 ):
     (said,) = export_checkpoints.mistakes_before_tensorflow(*arguments)

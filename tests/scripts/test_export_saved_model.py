@@ -57,7 +57,7 @@ def test_versions_are_written_and_asked(tmp_path: Path):
     ],
     ids=str,
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     tmp_path: Path, flags: list[str], complaint: str
 ):
     given = [f"--preset={tmp_path}", "--signature=embed", f"--output_dir={tmp_path / 'out'}"]

@@ -102,7 +102,7 @@ def test_help_is_instant():
         ("--config_file=/nowhere.yaml", "error: --config_file=/nowhere.yaml does not exist."),
     ],
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     inputs: Path, tmp_path: Path, change: str, complaint: str
 ):
     (said,) = finetune_glue.mistakes_before_tensorflow(*flags(inputs, tmp_path / "out"), change)

@@ -17,5 +17,5 @@ VOCABULARY, RUN = "--vocabulary=vocabulary", "--model_dir=run"
     ],
     ids=["none", "program", "weights"],
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(arguments, complaint):
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(arguments, complaint):
     assert complaint in import_weights.mistakes_before_tensorflow(*arguments)[-1]

@@ -121,7 +121,7 @@ def test_help_is_instant():
         ("--profile_steps=5", "--profile_steps=5: must be the first and the last step"),
     ],
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     inputs: Path, tmp_path: Path, change: str, complaint: str
 ):
     (said,) = pretrain.mistakes_before_tensorflow(*flags(inputs, tmp_path / "run"), change)

@@ -29,7 +29,7 @@ def test_help_shows_the_flags():
     ],
     ids=str,
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], complaint: str
 ):
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")

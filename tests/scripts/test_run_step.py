@@ -107,7 +107,7 @@ def test_it_trains_on_every_sequence_once_an_epoch(tmp_path: Path):
     assert (result["steps"], result["skipped_steps"]) == (3, 997)
 
 
-def test_a_file_that_is_no_program_is_told_in_a_line(tmp_path: Path):
+def test_a_file_that_is_no_program_is_reported_in_a_line(tmp_path: Path):
     path = tmp_path / "no.step"
     path.write_text("words")
     done = run(sys.executable, str(path))

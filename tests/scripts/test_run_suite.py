@@ -162,7 +162,7 @@ def test_help_is_instant():
         ("--distribution_strategy=tpu", "--distribution_strategy=tpu and --tpu=ADDRESS go"),
     ],
 )
-def test_a_mistake_in_the_flags_is_told_before_tensorflow_starts(
+def test_a_mistake_in_the_flags_is_reported_before_tensorflow_starts(
     inputs: Path, tmp_path: Path, change: str, complaint: str
 ):
     (said,) = run_suite.mistakes_before_tensorflow(*flags(inputs, tmp_path / "out"), change)

@@ -41,7 +41,7 @@ def test_every_line_is_answered_as_it_is_alone(export: Export, texts: Path, tmp_
     assert sorted(tmp_path.iterdir()) == [texts, output]
 
 
-def test_what_was_ended_goes_on(
+def test_what_was_ended_resumes(
     export: Export, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole, output = tmp_path / "whole.jsonl", tmp_path / "vectors.jsonl"

@@ -56,7 +56,7 @@ def test_no_texts_and_no_spans(signatures):
     assert ask(signatures.tag_tsv, ["", "  "])["tsv"].tolist() == [b"", b""]
 
 
-def test_words_are_not_cut_and_what_is_unread_is_told(tagger):
+def test_words_are_not_cut_and_what_is_unread_is_reported(tagger):
     text = "The cat sat on the mat, and the dog didn't like it."
     (ids,) = tagger.preprocessor.tokenizer([text])
     found = ask(signatures_of(Tagger, tagger, max_tokens=len(ids) - 1).tag, [text, "The cat"])

@@ -114,14 +114,16 @@ def test_a_suite_of_ones_own_names_files_by_their_path_from_it(tmp_path: Path):
         ("rows: {a: {preset: .}, b: {auxiliary_of: a}}", "rows.b.auxiliary_of: a is no pretrained"),
     ],
 )
-def test_what_is_wrong_in_a_suite_is_told_with_its_place(tmp_path: Path, text: str, complaint: str):
+def test_what_is_wrong_in_a_suite_is_reported_with_its_place(
+    tmp_path: Path, text: str, complaint: str
+):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=complaint) as told:
         load_suite(str(tmp_path / "mine.yaml"), SUITES)
     assert "mine.yaml: " in str(told.value)
 
 
-def test_a_suite_that_is_not_there_is_told_with_those_that_are():
+def test_a_suite_that_is_not_there_is_reported_with_those_that_are():
     with pytest.raises(
         UserError, match="one of baselines, fast_electra, figure4, mcl, table3, tasks or"
     ):
@@ -260,7 +262,7 @@ def test_crops_cost_what_they_keep(tiny: str):
         ((Row("a", "a", changes=("model.depth=2",)),), "model.depth does not exist"),
     ],
 )
-def test_what_cannot_be_pretrained_is_told_before_anything_is(tiny: str, rows, complaint: str):
+def test_what_cannot_be_pretrained_is_reported_before_anything_is(tiny: str, rows, complaint: str):
     with pytest.raises(UserError, match=complaint):
         configs_of(Suite("mine", rows), tiny)
 

@@ -186,7 +186,7 @@ def test_several_processes_keep_to_what_needs_what(make, tmp_path: Path):
         assert lines.index("end pretraining/whole") < begun
 
 
-def test_what_was_ended_goes_on_without_repeating(make, tmp_path: Path):
+def test_what_was_ended_resumes_without_repeating(make, tmp_path: Path):
     out, plan = str(tmp_path / "out"), make(*ROWS)
     (tmp_path / "stop_finetuning_half_rte_seed_0").touch()
     with pytest.raises(RestartableError, match="Half, RTE, seed 0 was stopped: start again"):
@@ -206,7 +206,7 @@ def test_what_was_ended_goes_on_without_repeating(make, tmp_path: Path):
     assert (tmp_path / "out" / "pretraining" / "half" / "run" / "left").exists()
 
 
-def test_sigterm_ends_it_at_once_to_go_on_later(make, tmp_path: Path):
+def test_sigterm_ends_it_at_once_to_be_resumed(make, tmp_path: Path):
     out, plan = str(tmp_path / "out"), make(*ROWS)
     (tmp_path / "terminate_finetuning_whole_rte_seed_0").touch()
     with pytest.raises(RestartableError, match="stopped by SIGTERM.*start again"):

@@ -96,7 +96,7 @@ def test_forgets_the_rarest_and_of_equals_some_of_every_part(monkeypatch: pytest
     )
 
 
-def test_a_worker_that_dies_is_told(corpus: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_that_dies_is_reported(corpus: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(word_counts, "_BATCH_CHARACTERS", 300)
     monkeypatch.setattr(word_counts.signal, "signal", word_counts.signal.raise_signal)
     monkeypatch.setattr(word_counts.signal, "SIG_IGN", None)

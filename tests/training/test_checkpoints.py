@@ -135,7 +135,7 @@ def test_what_is_saved_is_the_moment_of_saving(tmp_path: Path, monkeypatch):
         np.testing.assert_array_equal(restored, saved)
 
 
-def test_metrics_go_on_when_asked(tmp_path: Path):
+def test_metrics_resume_when_asked(tmp_path: Path):
     model = TwoLayers()
     meter = model.metrics[0]
     meter.update_state(3.0)
@@ -175,7 +175,7 @@ def test_tensorflow_finds_the_latest(tmp_path: Path):
     assert "metrics/loss/0" in names
 
 
-def test_the_latest_are_kept_also_by_the_run_that_goes_on(tmp_path: Path):
+def test_the_latest_are_kept_also_by_the_run_that_resumes(tmp_path: Path):
     model = TwoLayers()
     for first, last in ((1, 4), (5, 6)):
         checkpoints = Checkpoints(str(tmp_path), model, keep=2)
@@ -475,7 +475,7 @@ def test_a_full_disk_leaves_the_older_ones_whole(run: Path, limit_file_size):
     assert restore(run, TwoLayers()) == 6
 
 
-def test_a_failed_save_is_told_at_the_next_look(tmp_path: Path, limit_file_size):
+def test_a_failed_save_is_reported_at_the_next_look(tmp_path: Path, limit_file_size):
     checkpoints = Checkpoints(str(tmp_path), TwoLayers(), keep=3)
     checkpoints.check()
     limit_file_size(100)

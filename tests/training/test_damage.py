@@ -84,7 +84,7 @@ def test_damaged_shards_are_skipped_and_counted_when_asked(
     assert metrics(tmp_path / "run")[-1]["step"] == 10
 
 
-def test_nothing_left_to_read_is_told(refused, tiny, data: Path):
+def test_nothing_left_to_read_is_reported(refused, tiny, data: Path):
     for number in range(3):
         shard_of(data, 0).unlink()
         assert len(list(data.glob("*.tfrecord"))) == 2 - number

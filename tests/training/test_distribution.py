@@ -70,7 +70,7 @@ def test_one_device_is_one_device_whatever_the_name(monkeypatch: pytest.MonkeyPa
         ("/dev/accel1", "/dev/accel1 is there: a TPU takes .*=tpu --tpu=local"),
     ],
 )
-def test_an_accelerator_that_goes_unused_is_told(
+def test_an_accelerator_that_goes_unused_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, there: str, advice: str
 ):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
@@ -137,7 +137,7 @@ def tf_config(**changes) -> str:
         (tf_config(cluster={"worker": [HOSTS[0]] * 2}), "an address stands twice in ['host0:2222'"),
     ],
 )
-def test_a_wrong_tf_config_is_told(monkeypatch: pytest.MonkeyPatch, text: str, complaint: str):
+def test_a_wrong_tf_config_is_reported(monkeypatch: pytest.MonkeyPatch, text: str, complaint: str):
     """At once, where TensorFlow would wait for ever."""
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError) as caught:
@@ -147,7 +147,7 @@ def test_a_wrong_tf_config_is_told(monkeypatch: pytest.MonkeyPatch, text: str, c
     assert complaint in message and "\n" not in message
 
 
-def test_a_missing_tf_config_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_tf_config_is_reported(monkeypatch: pytest.MonkeyPatch):
     """Where TensorFlow would train each host by itself."""
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(UserError, match="and is not set"):
@@ -217,7 +217,7 @@ def test_a_worker_that_comes_late_is_waited_for():
         meeting.result()
 
 
-def test_a_port_that_another_program_has_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_a_port_that_another_program_has_is_reported(monkeypatch: pytest.MonkeyPatch):
     with listening() as taken:
         workers = [f"localhost:{taken}", "localhost:1"]  # one alone would listen to nobody
         monkeypatch.setenv("TF_CONFIG", tf_config(cluster={"worker": workers}))
@@ -243,7 +243,7 @@ def listening() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("form", ["grpc://127.0.0.1:{}", "127.0.0.1:{}"])
-def test_a_tpu_that_is_not_there_is_told(form: str):
+def test_a_tpu_that_is_not_there_is_reported(form: str):
     with listening() as port:
         pass
     address = form.format(port)
@@ -253,13 +253,13 @@ def test_a_tpu_that_is_not_there_is_told(form: str):
     assert str(caught.value).startswith(complaint)
 
 
-def test_an_address_without_sense_is_told():
+def test_an_address_without_sense_is_reported():
     with pytest.raises(UserError, match="--tpu=grpc://host:99999999: Port out of range"):
         make_strategy("tpu", "host:99999999")
 
 
 @pytest.mark.parametrize("there", ["", "/dev/accel0"])
-def test_a_machine_without_tpu_is_told(monkeypatch: pytest.MonkeyPatch, there: str):
+def test_a_machine_without_tpu_is_reported(monkeypatch: pytest.MonkeyPatch, there: str):
     monkeypatch.setattr(module.glob, "glob", lambda pattern: [there] * bool(there))
     with pytest.raises(UserError) as caught:
         make_strategy("tpu", "local")
@@ -270,7 +270,7 @@ def test_a_machine_without_tpu_is_told(monkeypatch: pytest.MonkeyPatch, there: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_a_name_that_nobody_knows_is_reported(monkeypatch: pytest.MonkeyPatch):
     def look_up(name: str, tpu_address: str) -> None:
         raise OSError("Name or service not known")
 

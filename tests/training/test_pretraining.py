@@ -101,7 +101,7 @@ def start_and_kill(pretrain_on, *arguments, step: int, **given) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+def test_an_interrupted_run_resumes_as_if_it_had_not_been(
     finished, corpus, pretrain_on, to_store, tmp_path: Path, is_remote: bool
 ):
     model_dir, given = str(tmp_path / "run"), {}
@@ -135,7 +135,7 @@ def test_a_validation_that_was_lost_is_made_up_for(finished, pretrain_on, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_told_to_stop_goes_on_from_that_very_step(tiny, pretrain_on, tmp_path: Path):
+def test_a_stopped_run_resumes_from_that_very_step(tiny, pretrain_on, tmp_path: Path):
     """With no checkpoint due before, in the midst of a log interval."""
     config = tiny(trainer={"log_interval": 5, "checkpoint_interval": 10, "validation_interval": 8})
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -170,7 +170,7 @@ def test_a_finished_run_only_writes_its_preset_again(finished, pretrain_on, tmp_
 
 
 @pytest.mark.slow
-def test_a_schedule_of_lengths_over_a_mixture_goes_on_exactly(
+def test_a_schedule_of_lengths_over_a_mixture_resumes_exactly(
     tiny, pretrain_on, corpus, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     """Stopped before and after the switch, with batches of as many tokens on either side."""
@@ -211,7 +211,7 @@ def test_a_schedule_of_lengths_over_a_mixture_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_ramps_averages_and_durations_in_tokens_go_on_exactly(
+def test_ramps_averages_and_durations_in_tokens_resume_exactly(
     tiny, pretrain_on, corpus, tmp_path: Path
 ):
     """Stopped in either stage of a batch size; the last step decays."""
@@ -305,7 +305,7 @@ def test_a_finished_runs_auxiliary_model_can_be_frozen(finished, tiny, pretrain_
 
 
 @pytest.mark.slow
-def test_mcl_takes_its_courses_and_goes_on_after_an_interruption(tiny, pretrain_on, tmp_path: Path):
+def test_mcl_takes_its_courses_and_resumes_after_an_interruption(tiny, pretrain_on, tmp_path: Path):
     config = tiny(objective={"name": "mcl"}, trainer={"train_steps": 6})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pretrain_on(config, whole, validation_data="")
@@ -572,7 +572,7 @@ def test_other_data_than_a_run_was_begun_with_is_refused(
 
 
 @pytest.mark.slow
-def test_what_may_change_is_told_recorded_and_in_the_card(
+def test_what_may_change_is_printed_recorded_and_in_the_card(
     finished, tiny, pretrain_on, tmp_path: Path, capfd
 ):
     model_dir = tmp_path / "run"

@@ -226,7 +226,7 @@ def test_data_without_replacements_is_refused(config, corpus):
         opened(stored(config), corpus, corpus.train)
 
 
-def test_an_ended_draw_goes_on(config, corpus, draw, drawn: Path, tmp_path, monkeypatch):
+def test_an_ended_draw_resumes(config, corpus, draw, drawn: Path, tmp_path, monkeypatch):
     write, begun = module.write_shard, []
 
     def once(path: str, *arguments: Any) -> tuple[int, str]:

@@ -148,7 +148,7 @@ def test_what_the_chief_has_arrives_to_the_bit(dtype: type, shape: tuple[int, ..
         assert value.tobytes() == chiefs.tobytes()
 
 
-def test_a_loss_is_told_in_one_line():
+def test_a_loss_is_reported_in_one_line():
     said = "Graph execution error:\n\nCollective ops is aborted by: worker 1 is gone\nThe error"
     with pytest.raises(RestartableError) as caught, Together(0, np.int32(0)).lost_worker_errors():
         raise tf.errors.UnavailableError(None, None, said)

@@ -131,7 +131,7 @@ def test_long_texts_are_cut_and_the_mask_stays(make, tokenizer):
     assert len(row(long)) == 24 and tokenizer.mask_token_id in row(long)
 
 
-def test_too_little_room_is_told(make):
+def test_too_little_room_is_reported(make):
     with pytest.raises(UserError, match="20 tokens have no room for 3 times the template"):
         _ = make(demonstrations=[BAD, GOOD], sequence_length=20).room
 

@@ -210,7 +210,7 @@ DATA = TaskData("T", ("a", "b=c"), Examples(["x"] * 4, labels=np.int32([0, 0, 0,
     ("text", "weights"),
     [("", None), ("balanced", [2 / 3, 2]), ("b=c=3", [2 / 3, 2]), ("a=0", [0, 4]), ("a=1", [1, 1])],
 )
-def test_classes_count_as_they_are_told(text, weights):
+def test_classes_count_as_asked(text, weights):
     found = weights_of_classes(text, DATA)
     assert (found is None) == (weights is None)
     if weights:

@@ -105,7 +105,7 @@ def test_a_dev_set_is_split_off_and_rows_are_drawn(tiny_preset, data_dir):
         ({"data": {"columns": ["first", "third"]}}, "no column 'third'"),
     ],
 )
-def test_what_cannot_be_is_told(tiny_preset, data_dir, fields, complaint):
+def test_what_cannot_be_is_refused(tiny_preset, data_dir, fields, complaint):
     task = make(tiny_preset, data_dir, **fields)
     with pytest.raises(UserError, match=complaint):
         task.check()

@@ -67,7 +67,7 @@ def write_questions(path: Path, count: int) -> None:
     path.write_text(json.dumps({"data": to_official(questions)}))
 
 
-def test_a_fraction_is_learned_from_and_guessing_is_told(tiny_preset, tmp_path: Path):
+def test_a_fraction_is_learned_from_and_guessing_is_reported(tiny_preset, tmp_path: Path):
     files = {part: str(tmp_path / f"{part}.json") for part in ("train", "dev")}
     for part, count in (("train", 40), ("dev", 10)):
         write_questions(Path(files[part]), count)

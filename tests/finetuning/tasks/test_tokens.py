@@ -129,7 +129,7 @@ def test_part_of_the_training_texts(spec_of):
     assert prepared.report["train"]["rows"] == 30
 
 
-def test_outputs_that_are_not_finite_are_told(spec_of):
+def test_outputs_that_are_not_finite_are_reported(spec_of):
     prepared = task_of(spec_of()).prepare(FinetuningConfig())
     prepared.model.tag_logits.bias.assign(np.full(5, np.nan))
     with pytest.raises(FloatingPointError):
