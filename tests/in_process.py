@@ -7,7 +7,7 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,27 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 def call(name: str, *arguments: str) -> str | None:
     """Calls the `main` of a file in `scripts/` with flags, and returns what it does."""
-    before = set(flags.FLAGS)
     spec = importlib.util.spec_from_file_location(f"scripts_{name[:-3]}", SCRIPTS / name)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        with flagsaver.flagsaver():
-            flags.FLAGS([name, *arguments])
+        with given_flags(lambda: spec.loader.exec_module(module), *arguments):
             return module.main()
+    finally:
+        del sys.modules[spec.name]
+
+
+@contextlib.contextmanager
+def given_flags(define: Callable[[], None], *arguments: str) -> Iterator[None]:
+    """Flags that a function defines, with values from the command line; they are gone after it."""
+    before = set(flags.FLAGS)
+    try:
+        define()
+        with flagsaver.flagsaver():
+            flags.FLAGS(["program", *arguments])
+            yield
     finally:
         for flag in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, flag)
-        del sys.modules[spec.name]
 
 
 @contextlib.contextmanager

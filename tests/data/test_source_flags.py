@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from in_process import given_flags
 
 from cocolm_tf.data.cleaning import Cleaning, Deduplication
 from cocolm_tf.data.source_flags import (
@@ -12,16 +13,23 @@ from cocolm_tf.data.source_flags import (
     define_source_flags,
     source_from_flags,
 )
-from cocolm_tf.data.sources import DocstringSource, TfdsSource
+from cocolm_tf.data.sources import DocstringSource, Source, TfdsSource
 from cocolm_tf.errors import UserError
 
 
-def parsed(*arguments: str) -> flags.FlagValues:
-    values = flags.FlagValues()
-    for define in (define_source_flags, define_cleaning_flags, define_runner_flag):
-        define(values)
-    values(["program", *arguments])
-    return values
+def define_flags() -> None:
+    define_source_flags()
+    define_cleaning_flags()
+
+
+def source_of(*arguments: str) -> Source:
+    with given_flags(define_flags, *arguments):
+        return source_from_flags()
+
+
+def cleaning_of(*arguments: str) -> tuple[Cleaning | None, Deduplication | None]:
+    with given_flags(define_flags, *arguments):
+        return cleaning_from_flags()
 
 
 @pytest.mark.parametrize(
@@ -37,7 +45,7 @@ def parsed(*arguments: str) -> flags.FlagValues:
 )
 def test_contradictions_are_refused(arguments: list[str], complaint: str):
     with pytest.raises(UserError, match=complaint):
-        source_from_flags(parsed(*arguments))
+        source_of(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -64,50 +72,50 @@ def test_the_description_has_what_decides_the_text(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").touch()
-    assert source_from_flags(parsed(*arguments)).describe() == source
+    assert source_of(*arguments).describe() == source
 
 
 def test_text_files(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n")
-    assert list(source_from_flags(parsed(f"--input={path}"))) == ["one\ntwo"]
+    assert list(source_of(f"--input={path}")) == ["one\ntwo"]
     arguments = [f"--input={path}", "--one_document_per_line"]
-    assert list(source_from_flags(parsed(*arguments))) == ["one", "two"]
+    assert list(source_of(*arguments)) == ["one", "two"]
 
 
 def test_json_lines(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "one"}\n')
     arguments = [f"--input={path}", "--jsonl_field=body"]
-    assert list(source_from_flags(parsed(*arguments))) == ["one"]
+    assert list(source_of(*arguments)) == ["one"]
 
 
 def test_another_encoding_and_damage(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"caf\xe9\n")
-    assert list(source_from_flags(parsed(f"--input={path}", "--encoding=cp1252"))) == ["café"]
-    found = source_from_flags(parsed(f"--input={path}", "--max_bad_share=1"))
+    assert list(source_of(f"--input={path}", "--encoding=cp1252")) == ["café"]
+    found = source_of(f"--input={path}", "--max_bad_share=1")
     assert list(found) == ["caf\ufffd"]
     with pytest.raises(UserError, match="--encoding=cp1252, say; --max_bad_share"):
-        list(source_from_flags(parsed(f"--input={path}")))
+        list(source_of(f"--input={path}"))
 
 
 def test_the_other_sources(monkeypatch: pytest.MonkeyPatch):
-    source = source_from_flags(parsed("--docstrings"))
+    source = source_of("--docstrings")
     assert isinstance(source, DocstringSource) and source.describe() == {"docstrings": True}
     monkeypatch.setattr(TfdsSource, "find", lambda *args, **kwargs: (args, kwargs))
     arguments = ["--tfds=a/b", "--tfds_field=c", "--tfds_split=d"]
-    found = source_from_flags(parsed(*arguments))
+    found = source_of(*arguments)
     assert found == (("a/b",), {"field": "c", "split": "d"})
     source = TfdsSource((), *found[0], **found[1])
     assert source.describe() == {"tfds": "a/b", "tfds_field": "c", "tfds_split": "d"}
 
 
 def test_cleaning_is_off_unless_asked_for():
-    assert cleaning_from_flags(parsed()) == (None, None)
+    assert cleaning_of() == (None, None)
     arguments = ["--min_words=2", "--max_words=9", "--min_letter_share=0.5"]
-    cleaning, deduplication = cleaning_from_flags(
-        parsed(*arguments, "--max_repeated_lines=0.3", "--deduplicate=exact")
+    cleaning, deduplication = cleaning_of(
+        *arguments, "--max_repeated_lines=0.3", "--deduplicate=exact"
     )
     assert cleaning == Cleaning(2, 9, 0.5, 0.3)
     assert deduplication == Deduplication("exact", cleaning=cleaning)
@@ -117,7 +125,7 @@ def test_cleaning_is_off_unless_asked_for():
 def test_near_duplicates_have_a_threshold_and_n_grams():
     pytest.importorskip("datasketch", reason="finds near duplicates")
     arguments = ["--deduplicate=near", "--deduplicate_threshold=0.7", "--deduplicate_ngram=3"]
-    cleaning, deduplication = cleaning_from_flags(parsed(*arguments))
+    cleaning, deduplication = cleaning_of(*arguments)
     assert (cleaning, deduplication) == (None, Deduplication("near", 0.7, 3))
     assert deduplication.describe() == {
         "deduplicate": "near",
@@ -139,11 +147,12 @@ def test_near_duplicates_have_a_threshold_and_n_grams():
 )
 def test_contradictions_of_cleaning_are_refused(arguments: list[str], complaint: str):
     with pytest.raises(UserError, match=complaint):
-        cleaning_from_flags(parsed(*arguments))
+        cleaning_of(*arguments)
 
 
 def test_what_comes_after_the_flags_is_for_beam():
-    assert parsed().runner == "local"
+    with given_flags(define_runner_flag):
+        assert flags.FLAGS.runner == "local"
     check_runner("local", [])
     check_runner("DirectRunner", ["--direct_num_workers=4"])
     with pytest.raises(UserError, match="argument 'again': flags are written --name=value.$"):

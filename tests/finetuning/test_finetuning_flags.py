@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
-from absl import flags
+from in_process import given_flags
 
 from cocolm_tf.errors import UserError
 from cocolm_tf.finetuning import experiment as module
@@ -16,14 +16,10 @@ def run(tiny_preset, sst2_dir, tmp_path: Path):
     """Runs what flags ask for; takes more of them, and `changes`."""
 
     def run(*arguments: str, changes=None, **more) -> str:
-        values = flags.FlagValues()
-        define_run_flags(values)
         folders = [f"--preset={tiny_preset}", f"--output_dir={tmp_path / 'out'}"]
-        values(["program", *folders, *arguments])
-
-        arguments = {"data": {"glue": {"task": "sst2", "data_dir": sst2_dir}}}
-        more |= {"changes": changes, "flag_values": values}
-        return run_from_flags("sst2", "classification", arguments, **more)
+        data = {"data": {"glue": {"task": "sst2", "data_dir": sst2_dir}}}
+        with given_flags(define_run_flags, *folders, *arguments):
+            return run_from_flags("sst2", "classification", data, changes=changes, **more)
 
     return run
 
