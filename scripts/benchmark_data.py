@@ -42,7 +42,7 @@ def main() -> str:
     num_workers = sorted({_count(text) for text in FLAGS.num_workers})
     if not num_workers:
         raise UserError("--num_workers is empty: give the numbers of processes, as in 0,1,2.")
-    source = source_flags.source_from_flags(FLAGS)
+    source = source_flags.source_from_flags()
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
     from benchmarks.data import DataSizes, measure_data

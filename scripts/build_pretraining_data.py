@@ -68,8 +68,8 @@ flags.DEFINE_string(
 def main(*beam_options: str) -> str:
     source_flags.check_runner(FLAGS.runner, beam_options)
     files.check_writable(FLAGS.output_dir, "--output_dir")
-    cleaning, deduplication = source_flags.cleaning_from_flags(FLAGS)
-    source = source_flags.source_from_flags(FLAGS)
+    cleaning, deduplication = source_flags.cleaning_from_flags()
+    source = source_flags.source_from_flags()
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
     from cocolm_tf.data.build import build_shards

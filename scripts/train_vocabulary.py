@@ -83,7 +83,7 @@ def main(*beam_options: str) -> str:
     if FLAGS.runner != source_flags.LOCAL and FLAGS.sample_bytes is not None:
         raise UserError(f"--sample_bytes goes with --runner={source_flags.LOCAL}.")
     files.check_output_folder(FLAGS.output_dir, FLAGS.overwrite, "--output_dir")
-    source = source_flags.source_from_flags(FLAGS)
+    source = source_flags.source_from_flags()
 
     # TensorFlow takes seconds to import: mistakes in the flags should not wait for it.
     from cocolm_tf.tokenization.vocabulary import learn_vocabulary, train_vocabulary
