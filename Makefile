@@ -21,6 +21,7 @@ help:
 
 # --- Installation: docs/install.md ---
 
+comma := ,
 NVIDIA := $(wildcard /dev/nvidia[0-9]* /dev/dxg)
 TPU := $(wildcard /dev/accel[0-9]*)
 PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check
@@ -37,14 +38,18 @@ $(VENV)/bin/python:
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
+FOR_TPU = $(if $(TPU),$(PIP) --no-deps --force-reinstall tensorflow-tpu==2.20.0 libtpu==0.0.21)
+
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.$(if $(NVIDIA),[gpu])'
-	$(if $(TPU),$(PIP) --no-deps --force-reinstall tensorflow-tpu==2.20.0 libtpu==0.0.21)
+	$(FOR_TPU)
 	@touch $@
 
-$(VENV)/.installed-for-tests: $(VENV)/.installed
-	$(PIP) --editable '.[test]'
-	@touch $@
+# In one go: pip takes half a minute to find that most of it is there.
+$(VENV)/.installed-for-tests: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[$(if $(NVIDIA),gpu$(comma))test]'
+	$(FOR_TPU)
+	@touch $(VENV)/.installed $@
 
 # XLA's compilers want other versions of packages than TensorFlow: an environment of their own.
 TARGETS := .venv-targets
