@@ -20,9 +20,9 @@ SEED = tf.constant([1, 2])
 def test_gathers_row_by_row(sequences, length, slots, width):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(sequences, length, *width)).astype(np.float32)
-    positions = rng.integers(0, length, (sequences, slots)).astype(np.int32)
+    positions = rng.integers(0, length, (sequences, slots))  # int64, as NumPy makes them
     expected = [x[b, position] for b in range(sequences) for position in positions[b]]
-    gathered = gather_positions(tf.constant(x), tf.constant(positions))
+    gathered = gather_positions(tf.constant(x), positions)
     np.testing.assert_array_equal(gathered, np.reshape(expected, [-1, *width]))
 
 

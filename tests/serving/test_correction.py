@@ -29,7 +29,7 @@ COUNT = 3
 
 
 def correct(corrector: Corrector, texts: list[str]) -> dict[str, np.ndarray]:
-    """The answers of `correct`, without a graph."""
+    """The answers of `correct`, as arrays."""
     return {name: x.numpy() for name, x in corrector.correct(tf.constant(texts)).items()}
 
 
