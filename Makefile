@@ -121,6 +121,7 @@ $(TRY)/1/saved_model.pb: presets/english-technical/config.json | $(VENV)/.instal
 
 # --- Development ---
 
+# Three on two CPUs, as tests wait for processes of their own; they take 14 GB.
 PYTEST = $(VENV)/bin/pytest --quiet --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
   -m "$(MARKS)"
 
